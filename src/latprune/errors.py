@@ -1,0 +1,107 @@
+"""The error tree: each error names what went wrong, the value, the rule, and what to do, and carries its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = [
+    "BudgetInfeasibleError",
+    "CaptureError",
+    "CheckpointError",
+    "EngineError",
+    "FileFormatError",
+    "InvalidArgumentError",
+    "LatpruneError",
+    "MissingExtraError",
+    "OverBudgetError",
+    "SolverNotApplicableError",
+    "SurgeryError",
+    "TableError",
+]
+
+
+class LatpruneError(Exception):
+    """Base of every error that latprune raises on purpose. ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InvalidArgumentError(LatpruneError, ValueError):
+    """An argument breaks its rule; the message names the argument, its value and the rule."""
+
+    exit_code = 2
+
+
+class FileFormatError(LatpruneError, ValueError):
+    """A file cannot be read as its format; ``path`` is the place inside the file (e.g. ``costs[0].terms[3].table``)."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.path = path
+
+
+class MissingExtraError(LatpruneError, ImportError):
+    """An optional dependency is not installed; ``extra`` is the extra that brings it."""
+
+    exit_code = 5
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"package '{package}' is not installed; install it with: pip install 'latprune[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
+class CaptureError(LatpruneError):
+    """A model cannot be captured; the message names the operation or module and what to do."""
+
+    exit_code = 2
+
+
+class SurgeryError(LatpruneError):
+    """A selection cannot be cut, or the pruned network is not equal to the masked one."""
+
+
+class EngineError(LatpruneError):
+    """An inference engine could not convert or run a network."""
+
+
+class TableError(LatpruneError):
+    """A latency table lacks an entry or does not fit the network it is asked about."""
+
+    exit_code = 2
+
+
+class CheckpointError(LatpruneError):
+    """A saved result does not fit the model it is loaded into."""
+
+    exit_code = 2
+
+
+class SolverNotApplicableError(LatpruneError):
+    """A solver cannot take this problem (for instance a knapsack with pairwise costs)."""
+
+    exit_code = 5
+
+
+class BudgetInfeasibleError(LatpruneError):
+    """No choice of widths and blocks meets the limits. ``floor`` maps each resource to the lowest value it can reach."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, limit: Mapping[str, float], floor: Mapping[str, float]) -> None:
+        super().__init__(message)
+        self.limit = dict(limit)
+        self.floor = dict(floor)
+
+
+class OverBudgetError(LatpruneError):
+    """The delivered network measured over its budget."""
+
+    exit_code = 6
+
+    def __init__(self, message: str, *, budget_ms: float, measured_ms: float) -> None:
+        super().__init__(message)
+        self.budget_ms = budget_ms
+        self.measured_ms = measured_ms

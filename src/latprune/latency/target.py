@@ -1,0 +1,47 @@
+"""The target: the engine that will run the network, and the conditions it will run under."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from latprune.errors import InvalidArgumentError
+
+__all__ = ["PRECISIONS", "Target"]
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Engine, device and conditions of every measurement; recorded in every table and result.
+
+    Attributes:
+        engine: Registered name of the engine: ``openvino``, ``onnxruntime``, ``torch``.
+        device: Device in the engine's own words: ``cpu``, ``cuda:0``, ``GPU.0``, an execution provider.
+        threads: Threads that one inference may use; pinned.
+        batch: Batch size; the example inputs' first dimension is brought to it.
+        precision: ``fp32``, ``bf16`` or ``fp16``: what the engine computes in.
+    """
+
+    engine: str = "openvino"
+    device: str = "cpu"
+    threads: int = 1
+    batch: int = 1
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise InvalidArgumentError(f"threads (={self.threads}) must be at least 1")
+        if self.batch < 1:
+            raise InvalidArgumentError(f"batch (={self.batch}) must be at least 1")
+        if self.precision not in PRECISIONS:
+            raise InvalidArgumentError(f"precision (={self.precision!r}) must be one of {', '.join(PRECISIONS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The target as a JSON object."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One line for people: ``openvino on cpu, 1 thread, batch 1, fp32``."""
+        return f"{self.engine} on {self.device}, {self.threads} thread{'s' * (self.threads > 1)}, batch {self.batch}, {self.precision}"
