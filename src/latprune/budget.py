@@ -1,0 +1,103 @@
+"""Budgets: what the pruned network may cost, as people write it and as a limit in the resource's own unit."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from latprune.errors import InvalidArgumentError
+
+__all__ = ["Budget"]
+
+Resource = Literal["latency", "flops", "params"]
+Unit = Literal["%", "ms", "/s", "count"]
+
+_EXAMPLES = "'50%', '8.5ms', '2000/s', 'flops=45%', 'flops=1.2G', 'params=1.2M' or 'params=60%'"
+_NUMBER = r"(?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)"
+_LATENCY = re.compile(rf"{_NUMBER}\s*(?P<unit>%|ms|us|s|/s)")
+_COUNT = re.compile(rf"(?P<resource>flops|params)\s*=\s*{_NUMBER}\s*(?P<unit>%|[kKMGT]?)")
+_TO_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_SCALE = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """An upper limit on one resource.
+
+    Attributes:
+        resource: ``latency`` (measured on the target), ``flops`` (multiply-adds per inference) or ``params``.
+        value: The number.
+        unit: ``%`` of the dense network, ``ms``, ``/s`` (inferences a second at the target's batch size) or ``count``.
+        text: The budget as it was written.
+
+    Example:
+        >>> Budget.parse("50%").limit(dense=8.0, batch=1)
+        4.0
+        >>> Budget.parse("2000/s").limit(dense=8.0, batch=4)
+        2.0
+    """
+
+    resource: Resource
+    value: float
+    unit: Unit
+    text: str
+
+    @classmethod
+    def parse(cls, text: str | Budget) -> Budget:
+        """Read a budget such as ``"50%"``, ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"`` or ``"params=1.2M"``.
+
+        Raises:
+            InvalidArgumentError: The text is not a budget, is not positive, or is a percentage above 100.
+        """
+        if isinstance(text, Budget):
+            return text
+        stripped = text.strip()
+        if match := _LATENCY.fullmatch(stripped):
+            number, unit = float(match["number"]), match["unit"]
+            if unit in _TO_MS:
+                budget = cls(resource="latency", value=number * _TO_MS[unit], unit="ms", text=stripped)
+            else:
+                budget = cls(resource="latency", value=number, unit="%" if unit == "%" else "/s", text=stripped)
+        elif match := _COUNT.fullmatch(stripped):
+            number, unit = float(match["number"]), match["unit"]
+            resource: Resource = "flops" if match["resource"] == "flops" else "params"
+            if unit == "%":
+                budget = cls(resource=resource, value=number, unit="%", text=stripped)
+            else:
+                budget = cls(resource=resource, value=number * _SCALE[unit], unit="count", text=stripped)
+        else:
+            raise InvalidArgumentError(f"budget (={text!r}) is not a budget; write {_EXAMPLES}")
+        if not math.isfinite(budget.value) or budget.value <= 0:
+            raise InvalidArgumentError(f"budget (={text!r}) must be positive; write {_EXAMPLES}")
+        if budget.unit == "%" and budget.value > 100:
+            raise InvalidArgumentError(
+                f"budget (={text!r}) is above the dense network; a percentage must be at most 100%, and 100% leaves the network as it is"
+            )
+        return budget
+
+    def limit(self, *, dense: float, batch: int = 1) -> float:
+        """The limit in the resource's unit: milliseconds per inference of one batch, multiply-adds, or parameters.
+
+        Args:
+            dense: The dense network's value in the same unit.
+            batch: Batch size, which turns a throughput into a latency.
+
+        Raises:
+            InvalidArgumentError: The limit lies above the dense network's own value, so there is nothing to prune.
+        """
+        if self.unit == "%":
+            return dense * self.value / 100.0
+        limit = 1e3 * batch / self.value if self.unit == "/s" else self.value
+        if limit > dense:
+            unit = "ms" if self.resource == "latency" else ("multiply-adds" if self.resource == "flops" else "parameters")
+            raise InvalidArgumentError(
+                f"budget (={self.text!r}, that is {limit:.6g} {unit}) is above the dense network's {dense:.6g} {unit}; "
+                "the network already meets it: choose a smaller budget"
+            )
+        return limit
+
+    def to_dict(self) -> dict[str, Any]:
+        """The budget as a JSON object."""
+        return {"text": self.text, "resource": self.resource, "value": self.value, "unit": self.unit}
