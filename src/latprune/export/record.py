@@ -1,0 +1,345 @@
+"""The shape of ``result.json``: everything a pruning run found out, as plain validated data.
+
+A :class:`ResultRecord` is what ``prune()`` fills, what a checkpoint stores beside the weights, and what the report draws. It imports no
+torch, so that a report can be made, or a result read, on a machine without it. Latencies are in milliseconds for one inference of the
+target's batch, accuracies are fractions in ``[0, 1]``, ``macs`` are multiply-adds of one inference (called FLOPs in the papers).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from latprune.errors import FileFormatError
+
+__all__ = [
+    "RECORD_FORMAT",
+    "RECORD_VERSION",
+    "AccuracyRecord",
+    "BudgetRecord",
+    "CorrectionRecord",
+    "EqualityRecord",
+    "GroupRecord",
+    "InputRecord",
+    "LatencyRecord",
+    "MethodRecord",
+    "ModelRecord",
+    "NetworkRecord",
+    "ProvenanceRecord",
+    "ResultRecord",
+    "StageRecord",
+    "TargetRecord",
+    "VerificationRecord",
+]
+
+RECORD_FORMAT = "latprune/result"
+RECORD_VERSION = 1
+
+
+class _Record(BaseModel):
+    """Frozen, closed (an unknown key is an error), finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def _mapping(value: Any) -> Any:
+    """Take objects of the library (``Target``, ``Budget``, ``Measurement``) through their own ``to_dict``."""
+    return value.to_dict() if hasattr(value, "to_dict") and not isinstance(value, (dict, BaseModel)) else value
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Milliseconds = Annotated[float, Field(ge=0.0)]
+
+
+class InputRecord(_Record):
+    """One example input. ``name`` is set where the model takes it as a keyword."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    name: str | None = None
+
+
+class ModelRecord(_Record):
+    """What was pruned.
+
+    Attributes:
+        name: A name for people.
+        constructor: ``package.module:callable`` that builds the dense model, where it is known.
+        arguments: Keyword arguments of the constructor.
+        inputs: Example inputs.
+        tensors: Dense parameters and buffers, name -> shape; a checkpoint is only loaded into a model that has exactly these.
+    """
+
+    name: str
+    constructor: str | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    inputs: tuple[InputRecord, ...] = ()
+    tensors: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+
+
+class MethodRecord(_Record):
+    """Pruning method and the options it ran with (JSON values)."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TargetRecord(_Record):
+    """The engine and the conditions of all measurements."""
+
+    engine: str
+    device: str
+    threads: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    precision: str
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"{self.engine} on {self.device}, {self.threads} thread{'s' * (self.threads > 1)}, batch {self.batch}, {self.precision}"
+
+
+class BudgetRecord(_Record):
+    """The budget as written and the limit it came to, in the resource's own unit (ms, multiply-adds, parameters)."""
+
+    text: str
+    resource: Literal["latency", "flops", "params"]
+    value: float
+    unit: Literal["%", "ms", "/s", "count"]
+    limit: float | None = Field(default=None, gt=0)
+
+
+class LatencyRecord(_Record):
+    """A measured latency.
+
+    Attributes:
+        median_ms: Median over ``runs``.
+        low_ms: Lower end of the median's 95 % interval.
+        high_ms: Upper end of it.
+        spread_ms: Interquartile range of the single runs.
+        runs: Timed runs.
+        ratio: Latency relative to the reference measured in turns with it (the dense network), with its 95 % interval.
+        ratio_low: Lower end.
+        ratio_high: Upper end.
+        tight: Whether the interval became as tight as asked for within the time allowed.
+    """
+
+    median_ms: Milliseconds
+    low_ms: Milliseconds
+    high_ms: Milliseconds
+    spread_ms: Milliseconds
+    runs: int = Field(ge=1)
+    ratio: float | None = Field(default=None, gt=0)
+    ratio_low: float | None = Field(default=None, gt=0)
+    ratio_high: float | None = Field(default=None, gt=0)
+    tight: bool = True
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low_ms <= self.median_ms <= self.high_ms:
+            raise ValueError(f"median_ms (={self.median_ms}) must lie in its interval [{self.low_ms}, {self.high_ms}]")
+        return self
+
+
+class NetworkRecord(_Record):
+    """One network: the dense one or the pruned one."""
+
+    parameters: int = Field(ge=0)
+    macs: float = Field(ge=0)
+    latency: Annotated[LatencyRecord | None, BeforeValidator(_mapping)] = None
+    accuracy: Fraction | None = None
+
+
+class AccuracyRecord(_Record):
+    """Accuracy at one moment of the run: ``stage`` names it (``dense``, ``pruned``, ``fine-tuned``), ``epoch`` where there is one."""
+
+    stage: str
+    accuracy: Fraction
+    epoch: float | None = None
+
+
+class StageRecord(_Record):
+    """Seconds of one stage of the run (``trace``, ``measure``, ``score``, ``solve``, ``surgery``, ``fine-tune``, ``verify``)."""
+
+    name: str
+    seconds: float = Field(ge=0)
+
+
+class GroupRecord(_Record):
+    """A channel group's width (units per row) before and after. ``blocks``: removable blocks around all its layers, outermost first."""
+
+    name: str
+    dense: int = Field(ge=1)
+    kept: int = Field(ge=0)
+    kind: str = "channels"
+    rows: int = Field(default=1, ge=1)
+    blocks: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _within(self) -> Self:
+        if self.kept > self.dense:
+            raise ValueError(f"kept (={self.kept}) must be at most dense (={self.dense})")
+        return self
+
+
+class CorrectionRecord(_Record):
+    """One round of measure and correct: what was predicted, what was measured, and the limit that the problem was solved for."""
+
+    iteration: int = Field(ge=0)
+    predicted_ms: Milliseconds
+    measured_ms: Milliseconds
+    limit_ms: Milliseconds
+
+
+class EqualityRecord(_Record):
+    """The run-time check that the pruned network equals the masked one."""
+
+    max_abs_error: float = Field(ge=0)
+    max_rel_error: float = Field(ge=0)
+
+
+class VerificationRecord(_Record):
+    """A later measurement of the saved result in a process of its own (``latprune verify``)."""
+
+    created: str
+    target: Annotated[TargetRecord, BeforeValidator(_mapping)]
+    dense: Annotated[LatencyRecord | None, BeforeValidator(_mapping)] = None
+    pruned: Annotated[LatencyRecord, BeforeValidator(_mapping)]
+    accuracy: Fraction | None = None
+    met: bool
+
+
+class ProvenanceRecord(_Record):
+    """Where the result comes from. ``versions``: package -> version. ``weights_sha256`` is set when the result is saved."""
+
+    created: str
+    versions: dict[str, str] = Field(default_factory=dict)
+    platform: str = ""
+    processor: str = ""
+    seed: int | None = None
+    command: str | None = None
+    weights_sha256: str | None = None
+
+
+class ResultRecord(_Record):
+    """Everything a pruning run found out.
+
+    Attributes:
+        dense: The dense network; its latency is the one measured in turns with the pruned network's at the end.
+        pruned: The delivered network; its latency is a fresh measurement that was not used for choosing.
+        groups: Width of every channel group, in the order of the network.
+        blocks: Names of all removable blocks, in the order of the network.
+        blocks_removed: Names of those that were removed.
+        edits: Architecture edits (``latprune.surgery.ArchitectureEdits.to_dict()``), in the order in which they were made.
+        problem: The problem that was solved last (``latprune/problem``), if the method solves one.
+        solution: Its solution (``latprune/solution``).
+        predicted_ms: Latency that the tables predicted for the delivered network.
+        corrections: Rounds of measure, correct and solve again.
+        accuracies: Accuracies through the run, in order of time.
+        stages: Seconds of each stage.
+        equality: Largest difference between pruned and masked network.
+        notes: Remarks for people, for instance why the result lies further below the budget than usual.
+        verifications: Later measurements in processes of their own.
+    """
+
+    format: Literal["latprune/result"] = RECORD_FORMAT
+    version: Literal[1] = RECORD_VERSION
+    model: ModelRecord
+    method: MethodRecord
+    target: Annotated[TargetRecord, BeforeValidator(_mapping)]
+    budget: Annotated[BudgetRecord, BeforeValidator(_mapping)]
+    dense: NetworkRecord
+    pruned: NetworkRecord
+    groups: tuple[GroupRecord, ...] = ()
+    blocks: tuple[str, ...] = ()
+    blocks_removed: tuple[str, ...] = ()
+    edits: tuple[Annotated[dict[str, Any], BeforeValidator(_mapping)], ...] = ()
+    problem: dict[str, Any] | None = None
+    solution: dict[str, Any] | None = None
+    predicted_ms: Milliseconds | None = None
+    corrections: tuple[CorrectionRecord, ...] = ()
+    accuracies: tuple[AccuracyRecord, ...] = ()
+    stages: tuple[StageRecord, ...] = ()
+    equality: EqualityRecord | None = None
+    notes: tuple[str, ...] = ()
+    verifications: tuple[VerificationRecord, ...] = ()
+    provenance: ProvenanceRecord
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        unknown = sorted(set(self.blocks_removed) - set(self.blocks))
+        if unknown:
+            raise ValueError(f"blocks_removed names blocks that the network does not have: {', '.join(unknown)}")
+        return self
+
+    @classmethod
+    def from_dict(cls, data: Any) -> ResultRecord:
+        """Read a record from parsed JSON.
+
+        Raises:
+            FileFormatError: Not a result, of an unknown version, or a value breaks its rule; names the place inside the file.
+        """
+        if not isinstance(data, dict) or data.get("format") != RECORD_FORMAT:
+            found = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise FileFormatError(f"is {found!r}, not a pruning result; expected format {RECORD_FORMAT!r}", path="format")
+        if data.get("version") != RECORD_VERSION:
+            raise FileFormatError(
+                f"version {data.get('version')!r} is not known to this latprune (it reads version {RECORD_VERSION}); install a newer latprune",
+                path="version",
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise FileFormatError(_sentence(first["msg"], first.get("input")), path=_place(first["loc"])) from error
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ResultRecord:
+        """Read a record from JSON text; raises as :meth:`from_dict`."""
+        try:
+            data = json.loads(text)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise FileFormatError(f"is not JSON: {error}") from error
+        return cls.from_dict(data)
+
+    @classmethod
+    def read(cls, path: str | Path) -> ResultRecord:
+        """Read a ``result.json`` file; raises as :meth:`from_dict`."""
+        return cls.from_json(Path(path).read_bytes())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as a JSON object."""
+        return self.model_dump(mode="json")
+
+    def to_json(self) -> str:
+        """The record as JSON text, one level indented, ending in a newline."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+
+    @property
+    def budget_share(self) -> float | None:
+        """Value of the budgeted resource over its limit: at most 1 when the budget is met; None where either is unknown."""
+        limit = self.budget.limit
+        if limit is None:
+            return None
+        if self.budget.resource == "latency":
+            value = self.pruned.latency.median_ms if self.pruned.latency is not None else math.nan
+        else:
+            value = self.pruned.macs if self.budget.resource == "flops" else float(self.pruned.parameters)
+        return None if math.isnan(value) else value / limit
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """``("groups", 3, "kept")`` as ``groups[3].kept``."""
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{part}"
+    return text
+
+
+def _sentence(message: str, value: Any) -> str:
+    """The validator's message with the offending value, unless that is a whole section."""
+    message = message.removeprefix("Value error, ")
+    return message if isinstance(value, (dict, list, tuple)) else f"{message} (is {value!r})"
