@@ -1,0 +1,50 @@
+"""Reference models and data loaders for the demo, the tests and the benchmarks."""
+
+from latprune.zoo.cifar_resnet import CifarBlock, CifarResNet, PadShortcut, ResNet18Cifar, cifar_resnet, cifar_resnet18
+from latprune.zoo.concat import C2f, DenseNetwork, DetectionNeck, UNet, dense_network, detection_neck, unet
+from latprune.zoo.digits import digits, digits_resnet
+from latprune.zoo.imagenet import VGG, BottleneckResNet, MobileNetV2, mobilenet_v2, resnet50, vgg16
+from latprune.zoo.images import cifar10, image_classes, load_image_set
+from latprune.zoo.loading import (
+    CIFAR10_NORMALISATION,
+    DIGITS_NORMALISATION,
+    IMAGENET_NORMALISATION,
+    Augmentation,
+    ImageLoader,
+    Normalisation,
+    augment,
+)
+
+__all__ = [
+    "CIFAR10_NORMALISATION",
+    "DIGITS_NORMALISATION",
+    "IMAGENET_NORMALISATION",
+    "VGG",
+    "Augmentation",
+    "BottleneckResNet",
+    "C2f",
+    "CifarBlock",
+    "CifarResNet",
+    "DenseNetwork",
+    "DetectionNeck",
+    "ImageLoader",
+    "MobileNetV2",
+    "Normalisation",
+    "PadShortcut",
+    "ResNet18Cifar",
+    "UNet",
+    "augment",
+    "cifar10",
+    "cifar_resnet",
+    "cifar_resnet18",
+    "dense_network",
+    "detection_neck",
+    "digits",
+    "digits_resnet",
+    "image_classes",
+    "load_image_set",
+    "mobilenet_v2",
+    "resnet50",
+    "unet",
+    "vgg16",
+]

@@ -1,0 +1,185 @@
+"""Batches of images held in memory: order and augmentation follow from the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from latprune.errors import InvalidArgumentError
+
+__all__ = [
+    "CIFAR10_NORMALISATION",
+    "DIGITS_NORMALISATION",
+    "IMAGENET_NORMALISATION",
+    "Augmentation",
+    "ImageLoader",
+    "Normalisation",
+    "augment",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Normalisation:
+    """``(x / 255 - mean) / std`` per channel, for uint8 images."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise InvalidArgumentError(f"mean (={self.mean}) and std (={self.std}) must have the same length")
+        if min(self.std) <= 0:
+            raise InvalidArgumentError(f"std (={self.std}) must be positive")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """``(n, c, h, w)`` uint8 -> the same shape, float32."""
+        mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
+        return images.float().div_(255.0).sub_(mean).div_(std)
+
+
+IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""ImageNet's constants; the pretrained CIFAR-10 networks were trained with them too."""
+CIFAR10_NORMALISATION = Normalisation(mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+"""The constants of SP-LAMP's CIFAR-10 recipe."""
+DIGITS_NORMALISATION = Normalisation(mean=(0.3054,), std=(0.3237,))
+"""Mean and standard deviation of scikit-learn's digits, four times enlarged, on the scale 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """Random crop after zero padding, and horizontal flip (He et al. 2016).
+
+    Attributes:
+        padding: Zero pixels added on each side before a crop of the original size.
+        flip: Mirror left to right with probability one half (not for digits).
+    """
+
+    padding: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise InvalidArgumentError(f"padding (={self.padding}) must be at least 0")
+
+
+def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Crop and flip each image of a batch independently.
+
+    Args:
+        images: ``(n, c, h, w)`` before normalisation, so that the padding is black.
+        augmentation: What to do.
+        generator: CPU generator; the same state gives the same result on every device.
+
+    Returns:
+        A new tensor of the same shape and type.
+    """
+    count, channels, height, width = images.shape
+    pad = augmentation.padding
+    top = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)
+    left = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator)
+    rows = top + torch.arange(height)
+    columns = left + torch.arange(width)
+    if augmentation.flip:
+        mirrored = torch.rand((count, 1), generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, (pad, pad, pad, pad))
+    place = (rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]).reshape(count, 1, -1).to(images.device)
+    taken = padded.reshape(count, channels, -1).gather(2, place.expand(-1, channels, -1))
+    return taken.reshape(images.shape)
+
+
+class ImageLoader:
+    """Iterates over normalised batches ``(images, labels)`` of a set held in memory.
+
+    Each batch depends only on ``seed``, the epoch and its index, so that a resumed run sees the same data: call :meth:`set_epoch` (without
+    it the epoch advances by itself after each complete pass) and start at a later batch with :meth:`batches`.
+
+    Args:
+        images: ``(n, h, w, c)`` uint8 array.
+        labels: ``(n,)`` integer array.
+        batch_size: Images per batch.
+        normalisation: Applied to each batch.
+        shuffle: New order each epoch.
+        augmentation: Random crop and flip; None for evaluation.
+        seed: Of order and augmentation.
+        drop_last: Leave out a last batch that is not full.
+
+    Example:
+        >>> images, labels = np.zeros((10, 8, 8, 3), np.uint8), np.arange(10)
+        >>> loader = ImageLoader(images, labels, batch_size=4, normalisation=IMAGENET_NORMALISATION)
+        >>> [tuple(x.shape) for x, y in loader]
+        [(4, 3, 8, 8), (4, 3, 8, 8), (2, 3, 8, 8)]
+    """
+
+    def __init__(
+        self,
+        images: npt.NDArray[np.uint8],
+        labels: npt.NDArray[np.int64],
+        *,
+        batch_size: int,
+        normalisation: Normalisation,
+        shuffle: bool = False,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        if images.ndim != 4 or images.dtype != np.uint8:
+            raise InvalidArgumentError(f"images (={images.dtype} array of shape {images.shape}) must be uint8 of shape (n, h, w, c)")
+        if images.shape[3] != len(normalisation.mean):
+            raise InvalidArgumentError(
+                f"images (={images.shape[3]} channels) must have as many channels as normalisation (={len(normalisation.mean)})"
+            )
+        if len(images) != len(labels):
+            raise InvalidArgumentError(f"labels (={len(labels)} entries) must be as many as images (={len(images)})")
+        if batch_size < 1:
+            raise InvalidArgumentError(f"batch_size (={batch_size}) must be at least 1")
+        self.images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        self.labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
+        self.batch_size = batch_size
+        self.normalisation = normalisation
+        self.shuffle = shuffle
+        self.augmentation = augmentation
+        self.seed = seed
+        self.drop_last = drop_last
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and augmentation the next pass uses."""
+        if epoch < 0:
+            raise InvalidArgumentError(f"epoch (={epoch}) must be at least 0")
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        full, rest = divmod(len(self.labels), self.batch_size)
+        return full + (1 if rest and not self.drop_last else 0)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the current epoch from index ``start`` on, without preparing the earlier ones."""
+        epoch = self.epoch
+        if self.shuffle:
+            order = torch.randperm(len(self.labels), generator=_generator(self.seed, epoch, 0))
+        else:
+            order = torch.arange(len(self.labels))
+        for index in range(start, len(self)):
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            images = self.images[chosen]
+            if self.augmentation is not None:
+                images = augment(images, self.augmentation, _generator(self.seed, epoch, index + 1))
+            yield self.normalisation(images), self.labels[chosen]
+        self.epoch = epoch + 1
+
+
+def _generator(seed: int, epoch: int, stream: int) -> torch.Generator:
+    mixed = np.random.SeedSequence((seed & 0xFFFFFFFF, epoch, stream)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
