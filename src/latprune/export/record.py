@@ -36,8 +36,8 @@ __all__ = [
     "VerificationRecord",
 ]
 
-RECORD_FORMAT = "latprune/result"
-RECORD_VERSION = 1
+RECORD_FORMAT: Literal["latprune/result"] = "latprune/result"
+RECORD_VERSION: Literal[1] = 1
 
 
 class _Record(BaseModel):
@@ -287,7 +287,7 @@ class ResultRecord(_Record):
             raise FileFormatError(f"is {found!r}, not a pruning result; expected format {RECORD_FORMAT!r}", path="format")
         if data.get("version") != RECORD_VERSION:
             raise FileFormatError(
-                f"version {data.get('version')!r} is not known to this latprune (it reads version {RECORD_VERSION}); install a newer latprune",
+                f"version {data.get('version')!r} is not known (this latprune reads version {RECORD_VERSION}); install a newer one",
                 path="version",
             )
         try:

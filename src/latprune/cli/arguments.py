@@ -1,0 +1,44 @@
+"""Arguments that several commands share; imports argparse alone."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["add_model_arguments", "add_target_arguments"]
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add ``--model``, ``--model-arg``, ``--weights`` and ``--input``."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        required=required,
+        metavar="MODULE:CALLABLE",
+        help="callable that builds the model, as package.module:callable or path/to/file.py:callable",
+    )
+    group.add_argument(
+        "--model-arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keyword argument of the callable; VALUE is read as JSON, or as text where it is not JSON; may be repeated",
+    )
+    group.add_argument("--weights", metavar="FILE", help="weights to load into the model, a .safetensors file")
+    group.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        required=required,
+        metavar="[NAME=]SHAPE[:DTYPE[:HIGH]]",
+        help="an example input, as 1x3x224x224 or ids=1x128:int64:30522 (integers below 30522); repeat for several inputs in order",
+    )
+
+
+def add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--engine``, ``--device``, ``--threads``, ``--batch`` and ``--precision``."""
+    group = parser.add_argument_group("target")
+    group.add_argument("--engine", default="openvino", help="engine that will run the network (default: %(default)s)")
+    group.add_argument("--device", default="cpu", help="device in the engine's words (default: %(default)s)")
+    group.add_argument("--threads", type=int, default=1, help="threads of one inference (default: %(default)s)")
+    group.add_argument("--batch", type=int, help="batch size (default: the first dimension of the first input)")
+    group.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default: %(default)s)")

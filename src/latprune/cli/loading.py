@@ -1,0 +1,231 @@
+"""From command-line text to objects: models, weights, example inputs, hooks and targets."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latprune.errors import CheckpointError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from latprune.latency.target import Target
+
+    ExampleInputs = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
+
+__all__ = [
+    "InputSpec",
+    "example_inputs",
+    "load_callable",
+    "load_model",
+    "load_weights",
+    "parse_arguments",
+    "parse_input",
+    "target_from",
+]
+
+_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*)(?::(?P<high>\d+))?)?")
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
+_PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
+
+
+def load_callable(spec: str, *, argument: str = "--model") -> Callable[..., Any]:
+    """Import ``package.module:callable`` or ``path/to/file.py:callable``; the current folder counts as importable.
+
+    Raises:
+        InvalidArgumentError: The text has another form, the module or the attribute does not exist, or it cannot be called.
+    """
+    place, separator, attribute = spec.rpartition(":")
+    if not separator or not place or not attribute:
+        raise InvalidArgumentError(f"{argument} (={spec!r}) must have the form package.module:callable or path/to/file.py:callable")
+    module = _import_file(place, spec, argument) if place.endswith(".py") else _import_module(place, spec, argument)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise InvalidArgumentError(f"{argument} (={spec!r}): '{place}' has no '{attribute}'")
+        found = getattr(found, part)
+    if not callable(found):
+        raise InvalidArgumentError(f"{argument} (={spec!r}) is a {type(found).__name__}; it must be callable")
+    return found  # type: ignore[no-any-return]
+
+
+def _import_module(name: str, spec: str, argument: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise InvalidArgumentError(f"{argument} (={spec!r}): there is no module '{error.name}' here or installed") from error
+        raise InvalidArgumentError(f"{argument} (={spec!r}): '{name}' needs the module '{error.name}', which is not installed") from error
+
+
+def _import_file(place: str, spec: str, argument: str) -> Any:
+    path = Path(place).resolve()
+    if not path.is_file():
+        raise InvalidArgumentError(f"{argument} (={spec!r}): there is no file '{place}'")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules.setdefault(path.stem, module)
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def parse_arguments(pairs: Sequence[str], *, argument: str = "--model-arg") -> dict[str, Any]:
+    """Read ``["depth=56", "shortcut=A"]`` as ``{"depth": 56, "shortcut": "A"}``: each value as JSON, or as text where it is not JSON.
+
+    Raises:
+        InvalidArgumentError: An entry has no ``=``, a name that is no Python name, or a name that was given before.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key.isidentifier():
+            raise InvalidArgumentError(f"{argument} (={pair!r}) must have the form KEY=VALUE")
+        if key in found:
+            raise InvalidArgumentError(f"{argument} (={pair!r}): '{key}' was given twice")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """One example input: ``shape``, ``dtype`` (torch's name), ``high`` (integers are drawn below it), ``name`` where it is a keyword."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    high: int = 2
+    name: str | None = None
+
+
+def parse_input(text: str) -> InputSpec:
+    """Read ``[NAME=]SHAPE[:DTYPE[:HIGH]]``, for instance ``1x3x224x224`` or ``ids=1x128:int64:30522``.
+
+    Raises:
+        InvalidArgumentError: The text has another form, a size is 0, or the dtype is unknown.
+    """
+    match = _INPUT.fullmatch(text)
+    if match is None:
+        raise InvalidArgumentError(f"--input (={text!r}) must have the form [NAME=]SHAPE[:DTYPE[:HIGH]], for instance 1x3x224x224")
+    shape = tuple(int(size) for size in match["shape"].split("x"))
+    dtype, high = match["dtype"] or "float32", int(match["high"] or 2)
+    if 0 in shape:
+        raise InvalidArgumentError(f"--input (={text!r}): every size must be at least 1")
+    if dtype not in _DTYPES:
+        raise InvalidArgumentError(f"--input (={text!r}): dtype {dtype!r} must be one of {', '.join(_DTYPES)}")
+    if high < 1:
+        raise InvalidArgumentError(f"--input (={text!r}): integers are drawn below {high}, which must be at least 1")
+    return InputSpec(shape=shape, dtype=dtype, high=high, name=match["name"])
+
+
+def example_inputs(specs: Sequence[str], *, batch: int | None = None, seed: int = 0) -> ExampleInputs:
+    """Random inputs for ``specs`` (texts of :func:`parse_input`): standard normal floats, integers in ``[0, high)``.
+
+    Args:
+        specs: One text per input; all named (keyword inputs) or none.
+        batch: Brings the first dimension of every input to it; None leaves the shapes as given.
+        seed: Seed of the values.
+
+    Returns:
+        The tensor for one unnamed input, a tuple for several, a dict for named ones.
+    """
+    import torch
+
+    if not specs:
+        raise InvalidArgumentError("--input is missing; give the shape of an example input, for instance --input 1x3x224x224")
+    parsed = [parse_input(text) for text in specs]
+    named = [spec.name for spec in parsed if spec.name is not None]
+    if named and len(named) != len(parsed):
+        raise InvalidArgumentError("--input: name all inputs (NAME=SHAPE) or none")
+    if len(set(named)) != len(named):
+        raise InvalidArgumentError(f"--input: a name was given twice among {', '.join(named)}")
+    generator = torch.Generator().manual_seed(seed)
+    tensors = []
+    for spec in parsed:
+        shape = spec.shape if batch is None else (batch, *spec.shape[1:])
+        dtype = getattr(torch, spec.dtype)
+        if dtype.is_floating_point:
+            tensors.append(torch.randn(shape, generator=generator).to(dtype))
+        else:
+            tensors.append(torch.randint(0, spec.high, shape, generator=generator).to(dtype))
+    if named:
+        return dict(zip(named, tensors, strict=True))
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a safetensors file into ``model``; every tensor must find its place.
+
+    Raises:
+        InvalidArgumentError: The file does not exist or is a pickled checkpoint, which is never opened.
+        CheckpointError: The file is damaged, or its tensors are not the model's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidArgumentError(f"--weights (={str(path)!r}): there is no such file")
+    if path.suffix != ".safetensors":
+        kind = "a pickled checkpoint, which can run code when it is opened" if path.suffix in _PICKLED else "not a .safetensors file"
+        raise InvalidArgumentError(
+            f"--weights (={str(path)!r}) is {kind}; where you trust it, convert it once with: "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'weights.safetensors')"
+        )
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"--weights (={str(path)!r}) cannot be read as safetensors: {error}") from error
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"--weights (={str(path)!r}) do not fit the model: {error}") from error
+
+
+def load_model(spec: str, arguments: Sequence[str] = (), weights: str | Path | None = None) -> nn.Module:
+    """Build the model that ``spec`` names with ``arguments`` (texts ``KEY=VALUE``), load ``weights``, and put it in evaluation mode.
+
+    Raises:
+        InvalidArgumentError: The callable cannot be found, refuses the arguments, or returns something other than a module.
+        CheckpointError: The weights do not fit.
+    """
+    from torch import nn
+
+    build = load_callable(spec)
+    keywords = parse_arguments(arguments)
+    try:
+        inspect.signature(build).bind(**keywords)
+    except TypeError as error:
+        raise InvalidArgumentError(f"--model (={spec!r}) cannot be called with the arguments {keywords}: {error}") from error
+    model = build(**keywords)
+    if not isinstance(model, nn.Module):
+        raise InvalidArgumentError(f"--model (={spec!r}) returned a {type(model).__name__}; it must return a torch.nn.Module")
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def target_from(args: argparse.Namespace) -> Target:
+    """The target that the shared arguments describe; without ``--batch`` the first size of the first input counts."""
+    from latprune.latency.target import Target
+
+    batch = args.batch
+    if batch is None:
+        batch = parse_input(args.input[0]).shape[0] if getattr(args, "input", None) else 1
+    return Target(engine=args.engine, device=args.device, threads=args.threads, batch=batch, precision=args.precision)
