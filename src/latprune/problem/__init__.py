@@ -1,0 +1,23 @@
+"""The factor graph of a pruning problem, its file format, and the evaluation of any assignment."""
+
+from latprune.problem.evaluation import BatchEvaluation, Evaluation, Evaluator
+from latprune.problem.rules import ProblemError
+from latprune.problem.solution import Solution, relative_gap
+from latprune.problem.types import Axis, Problem, Resource, Sum, SumMember, Term, Variable, is_satisfied
+
+__all__ = [
+    "Axis",
+    "BatchEvaluation",
+    "Evaluation",
+    "Evaluator",
+    "Problem",
+    "ProblemError",
+    "Resource",
+    "Solution",
+    "Sum",
+    "SumMember",
+    "Term",
+    "Variable",
+    "is_satisfied",
+    "relative_gap",
+]
