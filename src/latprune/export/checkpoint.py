@@ -1,0 +1,231 @@
+"""The checkpoint of a pruned network: ``model.safetensors`` and ``result.json``, in a folder or a ``.zip`` file.
+
+No pickle: loading runs no code from the file. The weights are the pruned network's; ``result.json``
+(:class:`~latprune.export.record.ResultRecord`) holds the architecture edits that bring a freshly built dense model to the pruned shape, so
+reloading needs the user's model constructor alone.
+
+Saving over an older checkpoint is one step for a reader: the new ``result.json`` is staged as ``result.json.next``, the weights are
+swapped, then ``result.json.next`` becomes ``result.json``. A crash between the swaps is recognised by the weights' SHA-256 and finished by
+the next load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError, LatpruneError
+from latprune.export.record import ResultRecord
+from latprune.storage import decode_tensors, encode_tensors, sha256_hex, stage_file, sync_folder, write_atomic
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["SavedResult", "load_result", "restore", "save_result", "tensor_shapes", "update_record"]
+
+WEIGHTS = "model.safetensors"
+RECORD = "result.json"
+_NEXT = "result.json.next"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SavedResult:
+    """A checkpoint that was read: its record and the pruned network's tensors (name -> tensor, on the CPU)."""
+
+    path: Path
+    record: ResultRecord
+    tensors: Mapping[str, torch.Tensor]
+
+    def restore(self, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+        """The pruned network, from a freshly built dense ``model`` (changed in place) or its constructor; see :func:`restore`."""
+        return _apply(model, self)
+
+
+def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what ``model.state_dict()`` holds: what a checkpoint knows a dense architecture by."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> ResultRecord:
+    """Save a pruned network and its record.
+
+    Args:
+        path: A folder (made if missing; other files in it stay), or a file name that ends in ``.zip``.
+        model: The pruned network.
+        record: What the run found out; its ``provenance.weights_sha256`` is set here.
+
+    Returns:
+        The record as saved.
+
+    Raises:
+        InvalidArgumentError: ``path`` is an existing plain file, or the state dict holds something other than dense tensors.
+        OSError: The place cannot be written; an older checkpoint there is untouched.
+
+    Example:
+        >>> save_result("pruned", model, record)  # doctest: +SKIP
+    """
+    path = Path(path)
+    weights = encode_tensors(model.state_dict())
+    provenance = record.provenance.model_copy(update={"weights_sha256": sha256_hex(weights)})
+    record = record.model_copy(update={"provenance": provenance})
+    text = record.to_json().encode("utf-8")
+    if path.suffix == ".zip":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, _zip(weights, text))
+        return record
+    if path.exists() and not path.is_dir():
+        raise InvalidArgumentError(f"path (={str(path)!r}) is a file; give a folder, or a name that ends in .zip")
+    path.mkdir(parents=True, exist_ok=True)
+    staged = stage_file(path / WEIGHTS, weights)
+    write_atomic(path / _NEXT, text)
+    staged.replace(path / WEIGHTS)
+    with contextlib.suppress(FileNotFoundError):  # a reader between the two swaps has finished the second one
+        (path / _NEXT).replace(path / RECORD)
+    sync_folder(path)
+    return record
+
+
+def update_record(path: str | Path, record: ResultRecord) -> None:
+    """Replace the record of a saved checkpoint, keeping its weights (``latprune verify`` appends its measurement this way).
+
+    Raises:
+        CheckpointError: ``record`` belongs to other weights.
+    """
+    path = Path(path)
+    weights, _ = _read(path)
+    if record.provenance.weights_sha256 != sha256_hex(weights):
+        raise CheckpointError(f"the record belongs to other weights than those in {path}")
+    text = record.to_json().encode("utf-8")
+    if path.suffix == ".zip":
+        write_atomic(path, _zip(weights, text))
+    else:
+        write_atomic(path / RECORD, text)
+
+
+def load_result(path: str | Path) -> SavedResult:
+    """Read a checkpoint and check it against its own digest. Runs no code from it.
+
+    Raises:
+        CheckpointError: There is no checkpoint, a part is missing or damaged, or the weights are not those of the record.
+        FileFormatError: ``result.json`` breaks its format; names the place.
+    """
+    path = Path(path)
+    weights, text = _read(path)
+    record = ResultRecord.from_json(text)
+    expected, found = record.provenance.weights_sha256, sha256_hex(weights)
+    if expected is not None and expected != found:
+        raise CheckpointError(
+            f"{path}: {WEIGHTS} has SHA-256 {found[:12]}..., but {RECORD} expects {expected[:12]}...; the file was changed"
+        )
+    return SavedResult(path=path, record=record, tensors=decode_tensors(weights, source=f"{path}/{WEIGHTS}"))
+
+
+def restore(model: nn.Module | Callable[[], nn.Module], path: str | Path) -> nn.Module:
+    """Reload a pruned network: build the dense model, replay the edits, load the weights.
+
+    Args:
+        model: A freshly built dense model (changed in place), or a callable without arguments that builds one.
+        path: Folder or ``.zip`` file written by :func:`save_result`.
+
+    Returns:
+        The pruned network in evaluation mode.
+
+    Raises:
+        CheckpointError: As :func:`load_result`, or the model is of another architecture; says what differs.
+
+    Example:
+        >>> net = restore(lambda: resnet50(), "pruned")  # doctest: +SKIP
+    """
+    return load_result(path).restore(model)
+
+
+def _apply(model: nn.Module | Callable[[], nn.Module], saved: SavedResult) -> nn.Module:
+    import torch.nn
+
+    from latprune.surgery import ArchitectureEdits, replay
+
+    built = model if isinstance(model, torch.nn.Module) else model()
+    if not isinstance(built, torch.nn.Module):
+        raise InvalidArgumentError(f"model must be a torch.nn.Module or build one; it built a {type(built).__name__}")
+    record = saved.record
+    if record.model.tensors:
+        _compare(record.model.tensors, tensor_shapes(built), f"{saved.path} was made from another architecture: the dense model")
+    for index, edit in enumerate(record.edits):
+        try:
+            replay(built, ArchitectureEdits.from_dict(edit))
+        except CheckpointError:
+            raise
+        except (LatpruneError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{saved.path}: edits[{index}] cannot be replayed on this model: {error}") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items()}
+    _compare(shapes, tensor_shapes(built), f"{saved.path} does not fit the model: after its edits, the model")
+    built.load_state_dict(dict(saved.tensors), strict=True)
+    return built.eval()
+
+
+def _compare(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], subject: str) -> None:
+    """Raise a CheckpointError that names the first differences between the shapes the file expects and those of the model."""
+    missing = [name for name in expected if name not in found]
+    extra = [name for name in found if name not in expected]
+    resized = [name for name in expected if name in found and tuple(expected[name]) != found[name]]
+    if not (missing or extra or resized):
+        return
+    parts = []
+    if resized:
+        name = resized[0]
+        parts.append(f"has '{name}' of shape {found[name]} where the file has {tuple(expected[name])}{_more(resized)}")
+    if missing:
+        parts.append(f"lacks '{missing[0]}'{_more(missing)}")
+    if extra:
+        parts.append(f"has '{extra[0]}', which the file does not know{_more(extra)}")
+    raise CheckpointError(f"{subject} {'; it '.join(parts)}. Build the model exactly as it was built before pruning.")
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _zip(weights: bytes, text: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(WEIGHTS, weights)
+        archive.writestr(RECORD, text)
+    return buffer.getvalue()
+
+
+def _read(path: Path) -> tuple[bytes, bytes]:
+    """The weights and the record of a checkpoint, finishing an interrupted save where its new weights are already in place."""
+    if path.is_file():
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return archive.read(WEIGHTS), archive.read(RECORD)
+        except (zipfile.BadZipFile, KeyError, OSError) as error:
+            raise CheckpointError(f"{path} is not a checkpoint written by latprune: {error}") from error
+    if not path.is_dir():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        weights = (path / WEIGHTS).read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is not a checkpoint: it has no {WEIGHTS}") from error
+    if (path / _NEXT).is_file() and _describes(path / _NEXT, weights):
+        os.replace(path / _NEXT, path / RECORD)
+    try:
+        return weights, (path / RECORD).read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is not a checkpoint: it has no {RECORD}") from error
+
+
+def _describes(staged: Path, weights: bytes) -> bool:
+    """Whether a staged record is whole and belongs to ``weights``."""
+    try:
+        record = ResultRecord.read(staged)
+    except FileFormatError:
+        return False
+    return record.provenance.weights_sha256 == sha256_hex(weights)

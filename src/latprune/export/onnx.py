@@ -1,0 +1,257 @@
+"""ONNX export, checked: the written file must give the PyTorch model's outputs in the runtimes that are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from latprune.errors import EngineError, MissingExtraError
+from latprune.export.signature import Inputs, call, inputs_as_numpy, named_inputs
+from latprune.storage import write_atomic
+
+__all__ = ["OnnxExport", "check_onnx", "export_onnx"]
+
+OPSET = 18
+
+Arrays = Sequence[npt.NDArray[Any]]
+Runtime = Callable[[bytes, Mapping[str, npt.NDArray[Any]]], Arrays]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxExport:
+    """What was written.
+
+    Attributes:
+        path: The ONNX file.
+        opset: Opset of the default domain.
+        exporter: ``torchscript`` (fast, follows one run) or ``dynamo`` (``torch.export``).
+        reason: Why the fast exporter was not used; empty where it was.
+        errors: Runtime -> largest difference from PyTorch's outputs, relative to the larger of 1 and the largest output.
+        seconds: Time of export and check.
+    """
+
+    path: Path
+    opset: int
+    exporter: str
+    reason: str
+    errors: Mapping[str, float]
+    seconds: float
+
+
+def export_onnx(
+    model: nn.Module,
+    example_inputs: Inputs,
+    path: str | Path,
+    *,
+    opset: int = OPSET,
+    dynamic_batch: bool = False,
+    tolerance: float = 1e-4,
+) -> OnnxExport:
+    """Write ``model`` as ONNX and check it in the installed runtimes.
+
+    The TorchScript exporter goes first: it takes a fraction of the time of the ``torch.export`` one. Where it fails, or its file does not
+    give the model's outputs, the ``torch.export`` one is used and the reason is in the answer.
+
+    Args:
+        model: The network; exported in evaluation mode, and left in the mode it came in.
+        example_inputs: A tensor, a tuple, or a dict of keyword inputs.
+        path: File to write; replaced in one step, and only by a file that passed the check.
+        opset: ONNX opset.
+        dynamic_batch: Leave the first dimension of inputs and outputs open; the check then also runs twice the batch.
+        tolerance: Largest difference allowed, relative to the larger of 1 and the largest output.
+
+    Raises:
+        MissingExtraError: ``onnx`` is not installed.
+        EngineError: No exporter gives a file whose outputs are the model's; says what each did.
+
+    Example:
+        >>> export_onnx(net, torch.randn(1, 3, 224, 224), "net.onnx").errors  # doctest: +SKIP
+        {'onnxruntime': 2.4e-06, 'openvino': 3.1e-06}
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtraError("onnx", "onnx")
+    started = time.perf_counter()
+    failures: list[str] = []
+    training = model.training
+    model.eval()
+    try:
+        for exporter, convert in (("torchscript", _torchscript), ("dynamo", _dynamo)):
+            try:
+                data = convert(model, example_inputs, opset, dynamic_batch)
+                errors = _check(data, model, example_inputs, dynamic_batch, tolerance)
+            except MissingExtraError:
+                raise
+            except Exception as error:  # exporters raise whatever the model's code and their own raise
+                failures.append(f"{exporter}: {_first_line(error)}")
+                continue
+            path = Path(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, data)
+            return OnnxExport(
+                path=path,
+                opset=opset,
+                exporter=exporter,
+                reason="; ".join(failures),
+                errors=errors,
+                seconds=time.perf_counter() - started,
+            )
+    finally:
+        model.train(training)
+    raise EngineError(f"the model cannot be exported to ONNX ({'; '.join(failures)})")
+
+
+def check_onnx(
+    path: str | Path, model: nn.Module, example_inputs: Inputs, *, tolerance: float = 1e-4, dynamic_batch: bool = False
+) -> dict[str, float]:
+    """Compare an ONNX file with ``model`` in every installed runtime.
+
+    Returns:
+        Runtime -> largest difference, relative to the larger of 1 and the largest output. Empty where no runtime is installed.
+
+    Raises:
+        EngineError: A runtime cannot run the file, or an output differs by more than ``tolerance``.
+    """
+    training = model.training
+    model.eval()
+    try:
+        return _check(Path(path).read_bytes(), model, example_inputs, dynamic_batch, tolerance)
+    finally:
+        model.train(training)
+
+
+def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic_batch: bool, tolerance: float) -> dict[str, float]:
+    named = named_inputs(model, example_inputs)
+    cases: list[tuple[str, Inputs]] = [("", example_inputs)]
+    if dynamic_batch:
+        cases.append((" at twice the batch", _doubled(example_inputs)))
+    errors: dict[str, float] = {}
+    for case, inputs in cases:
+        expected = [tensor.detach().cpu().float().numpy() for tensor in call(model, inputs)]
+        arrays = inputs_as_numpy(named if inputs is example_inputs else named_inputs(model, inputs))
+        for name, run in _runtimes().items():
+            found = run(data, arrays)
+            if len(found) != len(expected):
+                raise EngineError(f"{name} gives {len(found)} outputs{case}, PyTorch {len(expected)}")
+            error = max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+            if not error <= tolerance:
+                raise EngineError(f"{name} differs from PyTorch by {error:.2e}{case} (allowed {tolerance:.0e})")
+            errors[name] = max(error, errors.get(name, 0.0))
+    return errors
+
+
+def _difference(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
+    if expected.shape != found.shape:
+        raise EngineError(f"an output has shape {found.shape}, in PyTorch {expected.shape}")
+    if expected.size == 0:
+        return 0.0
+    scale = max(1.0, float(np.abs(expected).max()))
+    return float(np.abs(expected - found.astype(np.float32)).max()) / scale
+
+
+def _doubled(inputs: Inputs) -> Inputs:
+    if isinstance(inputs, torch.Tensor):
+        return torch.cat([inputs, inputs.flip(0)])
+    if isinstance(inputs, Mapping):
+        return {name: torch.cat([value, value.flip(0)]) for name, value in inputs.items()}
+    return tuple(torch.cat([value, value.flip(0)]) for value in inputs)
+
+
+def _split(model: nn.Module, inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor], list[str]]:
+    names = list(named_inputs(model, inputs))
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs), names
+    return ((inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)), {}, names
+
+
+def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
+    count = len(call(model, inputs))
+    return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
+
+
+def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bool) -> bytes:
+    positional, keywords, names = _split(model, inputs)
+    outputs = _output_names(model, inputs)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # deprecation of the exporter and tracer warnings: the result is checked numerically instead
+        torch.onnx.export(
+            model,
+            positional,
+            buffer,  # type: ignore[arg-type]
+            kwargs=keywords,
+            dynamo=False,
+            opset_version=opset,
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes={name: {0: "batch"} for name in (*names, *outputs)} if dynamic_batch else None,
+        )
+    return buffer.getvalue()
+
+
+def _dynamo(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bool) -> bytes:
+    if importlib.util.find_spec("onnxscript") is None:
+        raise MissingExtraError("onnxscript", "onnx")
+    positional, keywords, names = _split(model, inputs)
+    shapes: Any = None
+    if dynamic_batch:
+        batch = torch.export.Dim("batch")
+        shapes = {name: {0: batch} for name in names} if keywords else tuple({0: batch} for _ in positional)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            positional,
+            kwargs=keywords,
+            dynamo=True,
+            opset_version=opset,
+            input_names=names,
+            output_names=_output_names(model, inputs),
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _runtimes() -> dict[str, Runtime]:
+    known: dict[str, Runtime] = {"onnxruntime": _run_onnxruntime, "openvino": _run_openvino}
+    return {name: run for name, run in known.items() if importlib.util.find_spec(name) is not None}
+
+
+def _run_onnxruntime(data: bytes, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    taken = {item.name for item in session.get_inputs()}
+    return [np.asarray(value) for value in session.run(None, {name: value for name, value in inputs.items() if name in taken})]
+
+
+def _run_openvino(data: bytes, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+    import openvino
+
+    core = openvino.Core()
+    # Single precision by name: on some processors the default is bf16, which is no test of the export.
+    compiled = core.compile_model(core.read_model(data), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    taken = {name for port in compiled.inputs for name in port.get_names()}
+    result = compiled({name: value for name, value in inputs.items() if name in taken})
+    return [np.asarray(result[port]) for port in compiled.outputs]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
