@@ -113,34 +113,44 @@ class BudgetRecord(_Record):
 
 
 class LatencyRecord(_Record):
-    """A measured latency.
+    """A measured latency: the fields of :class:`latprune.latency.Measurement`.
 
     Attributes:
-        median_ms: Median over ``runs``.
-        low_ms: Lower end of the median's 95 % interval.
-        high_ms: Upper end of it.
-        spread_ms: Interquartile range of the single runs.
-        runs: Timed runs.
-        ratio: Latency relative to the reference measured in turns with it (the dense network), with its 95 % interval.
-        ratio_low: Lower end.
-        ratio_high: Upper end.
-        tight: Whether the interval became as tight as asked for within the time allowed.
+        ms: Median latency of one inference, milliseconds.
+        low: Lower end of the 95 % interval of ``ms``.
+        high: Upper end of it.
+        runs: Inferences that were timed and counted.
+        name: What the network was called among those measured together.
+        ratio: Latency relative to ``reference``, measured in turns with it.
+        ratio_low: Lower end of the 95 % interval of ``ratio``.
+        ratio_high: Upper end of it.
+        reference: Name of the reference.
+        spread: Interquartile range of single runs over their median.
+        rounds: Rounds of the interleaved measurement.
+        drift: Relative change of the level during the measurement.
+        converged: Whether the interval became as tight as ``tolerance`` asks within the time allowed.
+        tolerance: Relative half-width of the 95 % interval that was asked for.
     """
 
-    median_ms: Milliseconds
-    low_ms: Milliseconds
-    high_ms: Milliseconds
-    spread_ms: Milliseconds
+    ms: float = Field(gt=0)
+    low: Milliseconds
+    high: Milliseconds
     runs: int = Field(ge=1)
+    name: str = ""
     ratio: float | None = Field(default=None, gt=0)
     ratio_low: float | None = Field(default=None, gt=0)
     ratio_high: float | None = Field(default=None, gt=0)
-    tight: bool = True
+    reference: str | None = None
+    spread: float | None = Field(default=None, ge=0)
+    rounds: int | None = Field(default=None, ge=1)
+    drift: float | None = None
+    converged: bool = True
+    tolerance: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if not self.low_ms <= self.median_ms <= self.high_ms:
-            raise ValueError(f"median_ms (={self.median_ms}) must lie in its interval [{self.low_ms}, {self.high_ms}]")
+        if not self.low <= self.ms <= self.high:
+            raise ValueError(f"ms (={self.ms}) must lie in its interval [{self.low}, {self.high}]")
         return self
 
 
@@ -325,7 +335,7 @@ class ResultRecord(_Record):
         if limit is None:
             return None
         if self.budget.resource == "latency":
-            value = self.pruned.latency.median_ms if self.pruned.latency is not None else math.nan
+            value = self.pruned.latency.ms if self.pruned.latency is not None else math.nan
         else:
             value = self.pruned.macs if self.budget.resource == "flops" else float(self.pruned.parameters)
         return None if math.isnan(value) else value / limit
