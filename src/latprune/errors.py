@@ -17,6 +17,7 @@ __all__ = [
     "SolverNotApplicableError",
     "SurgeryError",
     "TableError",
+    "TrainingError",
 ]
 
 
@@ -77,6 +78,16 @@ class CheckpointError(LatpruneError):
     """A saved result does not fit the model it is loaded into."""
 
     exit_code = 2
+
+
+class TrainingError(LatpruneError):
+    """Training cannot go on: the loss is no longer a finite number. Carries the place (``epoch``, ``step``) and the learning rate."""
+
+    def __init__(self, message: str, *, epoch: int, step: int, learning_rate: float) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+        self.step = step
+        self.learning_rate = learning_rate
 
 
 class SolverNotApplicableError(LatpruneError):
