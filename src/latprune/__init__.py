@@ -1,3 +1,77 @@
-"""latprune: prune a PyTorch model to a latency budget on the engine that will run it."""
+"""latprune: prune a PyTorch model to a latency budget on the engine that will run it.
+
+Example:
+    >>> import latprune
+    >>> result = latprune.prune(model, x, budget="50%", target=latprune.Target(engine="openvino"), data=batches)  # doctest: +SKIP
+    >>> result.save("pruned")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from latprune.budget import Budget
+    from latprune.export import load_result, restore
+    from latprune.graph import ModelGraph, trace
+    from latprune.latency import LatencyTables, Store, Target, build_tables, measure
+    from latprune.methods import MDP, SPLAMP, RandomChoice, Uniform
+    from latprune.pipeline import FitContext, prune
+    from latprune.problem import Problem, Solution
+    from latprune.pruner import Pruner
+    from latprune.result import Result
+    from latprune.verification import verify
+
+__all__ = [
+    "MDP",
+    "SPLAMP",
+    "Budget",
+    "FitContext",
+    "LatencyTables",
+    "ModelGraph",
+    "Problem",
+    "Pruner",
+    "RandomChoice",
+    "Result",
+    "Solution",
+    "Store",
+    "Target",
+    "Uniform",
+    "build_tables",
+    "load_result",
+    "measure",
+    "prune",
+    "restore",
+    "trace",
+    "verify",
+]
+
+_HOMES = {
+    "latprune.budget": ("Budget",),
+    "latprune.export": ("load_result", "restore"),
+    "latprune.graph": ("ModelGraph", "trace"),
+    "latprune.latency": ("LatencyTables", "Store", "Target", "build_tables", "measure"),
+    "latprune.methods": ("MDP", "SPLAMP", "RandomChoice", "Uniform"),
+    "latprune.pipeline": ("FitContext", "prune"),
+    "latprune.problem": ("Problem", "Solution"),
+    "latprune.pruner": ("Pruner",),
+    "latprune.result": ("Result",),
+    "latprune.verification": ("verify",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded at first use: `latprune --help` and reading a result must not wait for torch.
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'latprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -330,12 +330,19 @@ class ResultRecord(_Record):
 
     @property
     def budget_share(self) -> float | None:
-        """Value of the budgeted resource over its limit: at most 1 when the budget is met; None where either is unknown."""
+        """Value of the budgeted resource over its limit: at most 1 when the budget is met; None where either is unknown.
+
+        A percentage of the dense latency is judged by the ratio measured in turns, so that the machine's drift since the dense network was
+        first measured does not count.
+        """
         limit = self.budget.limit
         if limit is None:
             return None
         if self.budget.resource == "latency":
-            value = self.pruned.latency.ms if self.pruned.latency is not None else math.nan
+            latency = self.pruned.latency
+            if latency is not None and latency.ratio is not None and self.budget.unit == "%":
+                return latency.ratio * 100.0 / self.budget.value
+            value = latency.ms if latency is not None else math.nan
         else:
             value = self.pruned.macs if self.budget.resource == "flops" else float(self.pruned.parameters)
         return None if math.isnan(value) else value / limit

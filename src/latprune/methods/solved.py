@@ -1,0 +1,42 @@
+"""A proposer that solves one pruning problem for whatever limit is asked of it."""
+
+from __future__ import annotations
+
+
+from latprune.errors import BudgetInfeasibleError, LatpruneError
+from latprune.methods.assemble import proposal_of
+from latprune.methods.base import Proposal, Proposer, StageContext
+from latprune.problem import Problem, Solution
+from latprune.solve import solve
+
+__all__ = ["SolvedProposer"]
+
+
+class SolvedProposer(Proposer):
+    """Solves the same problem again under each limit."""
+
+    def __init__(self, context: StageContext, problem: Problem, solver: str) -> None:
+        """Keep the problem, whose first resource is the budget's."""
+        self._context = context
+        self._problem = problem
+        self._solver = solver
+
+    def propose(self, limit: float) -> Proposal:
+        """Solve for ``limit``; see the base class."""
+        row = self._problem.costs[0]
+        problem = self._problem.replace_limits({row.name: limit})
+        solution: Solution = solve(problem, solver=self._solver, time_limit=self._context.time_limit)
+        if solution.status == "infeasible":
+            floor = dict(solution.floor or {})
+            raise BudgetInfeasibleError(
+                f"no choice of widths and blocks brings {row.name} to {limit:.6g} {row.unit}; "
+                f"the lowest that can be reached is {floor.get(row.name, float('nan')):.6g} {row.unit}",
+                limit={row.name: limit},
+                floor=floor,
+            )
+        if solution.assignment is None:
+            raise LatpruneError(
+                f"solver {self._solver!r} stopped after {solution.seconds:.1f} s with status {solution.status!r} and no answer; "
+                "raise time_limit or choose another solver"
+            )
+        return proposal_of(self._context, problem, solution)

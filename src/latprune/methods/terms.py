@@ -1,0 +1,201 @@
+"""Cost terms: what a kernel costs as a table over the widths and blocks that it depends on (MDP eq. 7, bilayer latency)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from latprune.graph.types import Kernel, Piece, WidthAxis
+from latprune.problem import Axis, Sum, SumMember, Term
+
+__all__ = ["block_variable", "cost_terms", "product_terms"]
+
+FloatArray = npt.NDArray[np.float64]
+SizeTable = Callable[..., FloatArray]
+"""``table(*axis_sizes)``: one integer array per axis -> the cost on their grid."""
+
+_MAX_SCOPE = 3
+_MAX_DIRECT_ENTRIES = 200_000
+
+
+def block_variable(block: str) -> str:
+    """Name of the variable that says whether ``block`` is kept (1) or removed (0)."""
+    return f"block:{block}"
+
+
+def cost_terms(
+    kernel: Kernel,
+    table: SizeTable,
+    choices: Mapping[str, Sequence[int]],
+    removable: Iterable[str],
+) -> tuple[list[Term], float]:
+    """One kernel's cost as terms of a pruning problem.
+
+    The scope is the kernel's groups themselves where these are at most three; else each axis that adds up several groups (a concat, a
+    padded shortcut) becomes a sum-of-widths axis.
+
+    Args:
+        kernel: The kernel; its axes say how sizes follow from widths.
+        table: Cost on the grid of axis sizes, in the order of ``kernel.axes``.
+        choices: Widths on offer per group.
+        removable: Blocks that have a variable; a kernel inside others is not gated by them.
+
+    Returns:
+        The terms, gated by the removable blocks that the kernel lies in, and what the kernel costs whatever is chosen.
+    """
+    gates = set(removable)
+    axes = tuple(_simplify(axis, set(kernel.blocks), gates) for axis in kernel.axes)
+    return _terms(kernel.name, axes, table, choices, _gate(kernel.blocks, gates))
+
+
+def product_terms(
+    name: str,
+    axes: Sequence[WidthAxis],
+    coefficient: float,
+    choices: Mapping[str, Sequence[int]],
+    removable: Iterable[str],
+    blocks: Sequence[str] = (),
+) -> tuple[list[Term], float]:
+    """Terms whose cost is ``coefficient * prod(axis sizes)``: multiply-adds of a kernel, parameters of a tensor."""
+    gates = set(removable)
+    simple = tuple(_simplify(axis, set(blocks), gates) for axis in axes)
+
+    def grid(*sizes: npt.NDArray[np.int64]) -> FloatArray:
+        out = np.array(coefficient, dtype=np.float64)
+        for axis in sizes:
+            out = np.multiply.outer(out, axis.astype(np.float64))
+        return out
+
+    return _terms(name, simple, grid, choices, _gate(blocks, gates))
+
+
+def _gate(blocks: Sequence[str], removable: set[str]) -> tuple[str, ...]:
+    return tuple(block_variable(block) for block in blocks if block in removable)
+
+
+def _simplify(axis: WidthAxis, enclosing: set[str], removable: set[str]) -> WidthAxis:
+    # A piece gated by a block that the kernel itself lies in is always there when the kernel runs.
+    pieces = tuple(
+        Piece(groups=p.groups, factor=p.factor, blocks=tuple(b for b in p.blocks if b in removable and b not in enclosing))
+        for p in axis.pieces
+    )
+    return WidthAxis(pieces=pieces, constant=axis.constant)
+
+
+def _terms(
+    name: str, axes: Sequence[WidthAxis], table: SizeTable, choices: Mapping[str, Sequence[int]], gate: tuple[str, ...]
+) -> tuple[list[Term], float]:
+    groups = tuple(dict.fromkeys(g for axis in axes for g in axis.groups))
+    gated = any(piece.blocks for axis in axes for piece in axis.pieces)
+    entries = math.prod(len(choices[g]) for g in groups)
+    if not groups:
+        fixed = float(table(*(np.array([axis.constant], dtype=np.int64) for axis in axes)).item())
+        # A term needs an axis: a kernel of fixed size inside a block reads that block.
+        return ([Term(name=name, over=gate[:1], gate=gate[1:], table=np.array([0.0, fixed]))], 0.0) if gate else ([], fixed)
+    if len(groups) <= _MAX_SCOPE and not gated and entries <= _MAX_DIRECT_ENTRIES:
+        return [_direct(name, axes, groups, table, choices, gate)], 0.0
+    if any(len(piece.groups) > 1 for axis in axes for piece in axis.pieces):
+        return _by_product_piece(name, axes, table, choices, gate)
+    return [_summed(name, axes, table, choices, gate)], 0.0
+
+
+def _direct(
+    name: str,
+    axes: Sequence[WidthAxis],
+    groups: tuple[str, ...],
+    table: SizeTable,
+    choices: Mapping[str, Sequence[int]],
+    gate: tuple[str, ...],
+) -> Term:
+    shape = tuple(len(choices[g]) for g in groups)
+    grids = np.meshgrid(*(np.asarray(choices[g], dtype=np.int64) for g in groups), indexing="ij")
+    widths = dict(zip(groups, grids, strict=True))
+    columns = []
+    for axis in axes:
+        size = np.full(shape, axis.constant, dtype=np.int64)
+        for piece in axis.pieces:
+            size += piece.factor * np.prod([widths[g] for g in piece.groups], axis=0, dtype=np.int64)
+        columns.append(size)
+    # Each axis is read once at its distinct sizes; the grid of widths then indexes that small table.
+    distinct = [np.unique(column, return_inverse=True) for column in columns]
+    values = table(*(sizes for sizes, _ in distinct))
+    return Term(name=name, over=groups, gate=gate, table=values[tuple(inverse.reshape(shape) for _, inverse in distinct)])
+
+
+def _summed(
+    name: str, axes: Sequence[WidthAxis], table: SizeTable, choices: Mapping[str, Sequence[int]], gate: tuple[str, ...]
+) -> Term:
+    over: list[Axis] = []
+    sizes: list[npt.NDArray[np.int64]] = []
+    for axis in axes:
+        if not axis.pieces:
+            sizes.append(np.array([axis.constant], dtype=np.int64))
+            continue
+        if len(axis.pieces) == 1 and not axis.pieces[0].blocks:
+            piece = axis.pieces[0]
+            over.append(piece.groups[0])
+            sizes.append(axis.constant + piece.factor * np.asarray(choices[piece.groups[0]], dtype=np.int64))
+            continue
+        unit = math.gcd(*(piece.factor for piece in axis.pieces))
+        members = tuple(
+            SumMember(name=piece.groups[0], gate=tuple(block_variable(b) for b in piece.blocks))
+            for piece in axis.pieces
+            for _ in range(piece.factor // unit)
+        )
+        totals = _reachable(axis.pieces, unit, choices)
+        over.append(Sum(members=members, at=tuple(int(t) for t in totals)))
+        sizes.append(axis.constant + unit * totals)
+    # An operand that is absent altogether (every gated piece removed) still leaves a kernel of size 1 to price.
+    values = table(*(np.maximum(size, 1) for size in sizes))
+    keep = tuple(slice(None) if axis.pieces else 0 for axis in axes)
+    return Term(name=name, over=tuple(over), gate=gate, table=np.ascontiguousarray(values[keep], dtype=np.float64))
+
+
+def _reachable(pieces: Iterable[Piece], unit: int, choices: Mapping[str, Sequence[int]]) -> npt.NDArray[np.int64]:
+    repeats: dict[tuple[str, tuple[str, ...]], int] = {}
+    for piece in pieces:
+        key = (piece.groups[0], piece.blocks)
+        repeats[key] = repeats.get(key, 0) + piece.factor // unit
+    totals = np.zeros(1, dtype=np.int64)
+    for (group, blocks), count in repeats.items():
+        options = count * np.asarray(choices[group], dtype=np.int64)
+        if blocks:
+            options = np.concatenate([np.zeros(1, dtype=np.int64), options])
+        totals = np.unique(np.add.outer(totals, options))
+    return totals
+
+
+def _by_product_piece(
+    name: str, axes: Sequence[WidthAxis], table: SizeTable, choices: Mapping[str, Sequence[int]], gate: tuple[str, ...]
+) -> tuple[list[Term], float]:
+    """A fused projection (q, k and v in one linear layer) priced piece by piece, each in proportion to its share of the dense size."""
+    dense = [axis.constant + sum(p.factor * math.prod(max(choices[g]) for g in p.groups) for p in axis.pieces) for axis in axes]
+    terms: list[Term] = []
+    constant = 0.0
+    split = [
+        [(WidthAxis(pieces=(p,)), p.factor * math.prod(max(choices[g]) for g in p.groups)) for p in axis.pieces]
+        + ([(WidthAxis(constant=axis.constant), axis.constant)] if axis.constant else [])
+        if any(len(p.groups) > 1 for p in axis.pieces) and len(axis.pieces) > 1
+        else [(axis, total)]
+        for axis, total in zip(axes, dense, strict=True)
+    ]
+    for index, parts in enumerate(product(*split)):
+        scale = [total / max(part[1], 1) for part, total in zip(parts, dense, strict=True)]
+        share = math.prod(1.0 / s for s in scale)
+
+        def scaled(*sizes: npt.NDArray[np.int64], scale: list[float] = scale, share: float = share) -> FloatArray:
+            whole = (np.maximum(np.rint(s * f).astype(np.int64), 1) for s, f in zip(sizes, scale, strict=True))
+            return share * table(*whole)
+
+        part_axes = [part for part, _ in parts]
+        groups = {g for axis in part_axes for g in axis.groups}
+        if len(groups) > _MAX_SCOPE:
+            raise ValueError(f"kernel {name!r} depends on more than {_MAX_SCOPE} widths at once: {sorted(groups)}")
+        more, fixed = _terms(f"{name}[{index}]", part_axes, scaled, choices, gate)
+        terms += more
+        constant += fixed
+    return terms, constant

@@ -1,0 +1,539 @@
+"""The pruner: prunes a model stage by stage, driven by ``prune()`` or by a training loop of the user's own."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from latprune.budget import Budget
+from latprune.correction import LimitSearch
+from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError
+from latprune.graph import ModelGraph, trace
+from latprune.importance import GradientAccumulator, LossFunction, accumulator_for, cross_entropy_loss, needs_data
+from latprune.importance import score as score_importance
+from latprune.latency import (
+    CompiledNetwork,
+    LatencyTables,
+    Measurement,
+    Store,
+    Target,
+    build_tables,
+    get_engine,
+    measure,
+)
+from latprune.methods import Method, Proposal, Proposer, StageContext, get_method, selection_of
+from latprune.surgery import ArchitectureEdits, EqualityReport, check_equal, replay
+from latprune.stage import StageReport
+from latprune.surgery import prune as cut
+
+if TYPE_CHECKING:
+    from latprune.importance import Importance
+
+__all__ = ["Pruner", "StageReport"]
+
+Progress = Callable[[str], None]
+STATE_VERSION = 1
+MAX_CANDIDATES = 10
+
+
+@dataclass(slots=True)
+class _Stage:
+    """The stage at hand: its graph and, once asked for, its scores."""
+
+    graph: ModelGraph
+    importance: Importance | None = None
+    accumulator: GradientAccumulator | None = None
+
+
+class Pruner:
+    """Prunes ``model`` in place to a budget, one stage per :meth:`step`.
+
+    Between steps the caller trains as it likes; parameters are new objects after a step, so optimizers are built anew. A method whose
+    importance needs gradients takes them from the caller's own backward passes (:meth:`accumulate`) or from batches given to
+    :meth:`step`.
+
+    Args:
+        model: The model; it keeps its class, only smaller layers (and removed blocks) are put in place.
+        example_inputs: A tensor, a tuple of positional or a mapping of keyword inputs.
+        budget: For instance ``"50%"``, ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``.
+        target: Engine and conditions of all measurements.
+        method: A method's name or object.
+        keep: Modules or globs to leave whole.
+        blocks_keep: Blocks (module names or globs) that must stay.
+        min_widths: Group name or glob -> smallest width.
+        tables: Latency tables measured earlier (perhaps elsewhere); None builds them.
+        store: Where measurements are kept between runs; None uses the default store.
+        solver: Solver's name; None leaves it to the method.
+        time_limit: Seconds that one solve may take.
+        seed: Seed of everything random.
+        slack: The delivered network is accepted within ``[1 - slack, 1]`` of the budget.
+        measure_latency: Also measure latency where the budget is on multiply-adds or parameters.
+        progress: Called with one line of text as the work goes on.
+
+    Example:
+        >>> pruner = Pruner(model, x, budget="50%", method="sp_lamp")  # doctest: +SKIP
+        >>> while not pruner.done:  # doctest: +SKIP
+        ...     pruner.step()
+        ...     train(model)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        budget: str | Budget,
+        target: Target | None = None,
+        method: str | Method = "mdp",
+        keep: Iterable[str] = (),
+        blocks_keep: Iterable[str] = (),
+        min_widths: Mapping[str, int] | None = None,
+        tables: LatencyTables | None = None,
+        store: Store | None = None,
+        solver: str | None = None,
+        time_limit: float | None = 60.0,
+        seed: int = 0,
+        slack: float = 0.03,
+        measure_latency: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model = model
+        self.budget = Budget.parse(budget)
+        self.target = target or Target()
+        self.method = get_method(method)
+        self.example_inputs = example_inputs
+        self.seed = seed
+        self.solver = solver
+        self.time_limit = time_limit
+        self.slack = slack
+        self.measure_latency = measure_latency or self.budget.resource == "latency"
+        self.stages_seconds: dict[str, float] = {}
+        self.reports: list[StageReport] = []
+        self.edits: list[ArchitectureEdits] = []
+        self._keep = tuple(keep)
+        self._blocks_keep = tuple(blocks_keep)
+        self._min_widths = dict(min_widths or {})
+        self._store = store
+        self._tables = tables
+        self._progress = progress or (lambda text: None)
+        self._stages_done = 0
+        _check_finite(model)
+        self._engine = get_engine(self.target.engine)
+        self._stage: _Stage | None = None
+        self.dense_graph = self._traced().graph
+        self.dense_tensors = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        self.dense_model = copy.deepcopy(model).eval()
+        self._dense_network: CompiledNetwork | None = None
+        self.dense_measurement: Measurement | None = None
+
+    # -- progress and time ---------------------------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether all stages are through."""
+        return self._stages_done >= self.method.stages
+
+    @property
+    def stage(self) -> int:
+        """Stages that are through."""
+        return self._stages_done
+
+    @property
+    def graph(self) -> ModelGraph:
+        """Graph of the network as it is now."""
+        return self._traced().graph
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages_seconds[name] = self.stages_seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def _traced(self) -> _Stage:
+        if self._stage is None:
+            with self.timed("trace"):
+                graph = trace(
+                    self.model, self.example_inputs, keep=self._keep, blocks_keep=self._blocks_keep, min_widths=self._min_widths or None
+                )
+            if not graph.groups and not any(block.removable for block in graph.blocks.values()):
+                raise InvalidArgumentError("nothing in this model can be pruned; `latprune inspect` lists the reason for each layer")
+            self._stage = _Stage(graph=graph)
+        return self._stage
+
+    # -- importance ----------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the method's importance is computed from gradients, so that :meth:`accumulate` or batches are needed before a step."""
+        return self.method.importance is not None and needs_data(self.method.importance)
+
+    def accumulate(self) -> None:
+        """Add the gradients that the model's parameters hold now to the importance of this stage; call it after ``loss.backward()``."""
+        stage = self._traced()
+        if stage.accumulator is None:
+            stage.accumulator = accumulator_for(self.model, stage.graph, self.method.importance)
+        stage.accumulator.update()
+
+    def _score(self, data: Iterable[Any] | None, loss: LossFunction) -> Importance | None:
+        stage = self._traced()
+        config = self.method.importance
+        if config is None:
+            return None
+        with self.timed("score"):
+            if stage.accumulator is not None:
+                return stage.accumulator.importance()
+            return score_importance(self.model, stage.graph, config, data, loss=loss)
+
+    # -- latency -------------------------------------------------------------------------------------------------------------------------
+
+    def _compiled_dense(self) -> CompiledNetwork:
+        if self._dense_network is None:
+            self._dense_network = self._engine.compile(self.dense_model, self.example_inputs, self.target)
+        return self._dense_network
+
+    def _measure(self, network: nn.Module, *, tolerance: float = 0.005, max_seconds: float = 30.0) -> Measurement:
+        """Measure ``network`` in turns with the dense network; the first call also fixes the dense latency that a percentage refers to."""
+        with self._engine.compile(network.eval(), self.example_inputs, self.target) as compiled:
+            found = measure(
+                {"dense": self._compiled_dense(), "pruned": compiled},
+                reference="dense",
+                tolerance=tolerance,
+                max_seconds=max_seconds,
+                seed=self.seed,
+            )
+        self.dense_measurement = found["dense"]
+        return found["pruned"]
+
+    def _value(self, measurement: Measurement) -> float:
+        """The measured latency as the budget counts it: a percentage by the ratio within one run, so that drift of the machine cancels."""
+        if self.budget.unit == "%":
+            assert measurement.ratio is not None
+            return measurement.ratio * self._dense_value()
+        return measurement.ms
+
+    def _dense_value(self) -> float:
+        """The dense network's value of the budgeted resource."""
+        if self.budget.resource == "flops":
+            return self.dense_graph.macs(self.dense_graph.dense_widths())
+        if self.budget.resource == "params":
+            return float(self.dense_graph.parameters(self.dense_graph.dense_widths()))
+        if self._dense_ms is None:
+            with self.timed("measure dense"):
+                self._progress("measuring the dense network")
+                found = measure({"dense": self._compiled_dense()}, tolerance=0.005, max_seconds=15.0, seed=self.seed)
+            self._dense_ms = found["dense"].ms
+        return self._dense_ms
+
+    _dense_ms: float | None = None
+
+    @property
+    def limit(self) -> float:
+        """The budget's limit in its resource's unit."""
+        return self.budget.limit(dense=self._dense_value(), batch=self.target.batch)
+
+    def tables(self) -> LatencyTables:
+        """Latency tables of the dense network; built at first use."""
+        if self._tables is None:
+            with self.timed("tables"):
+                self._tables = build_tables(
+                    self.dense_model,
+                    self.dense_graph,
+                    self.example_inputs,
+                    self.target,
+                    store=self._store,
+                    progress=self._progress,
+                    seed=self.seed,
+                )
+        return self._tables
+
+    def _choices(self, graph: ModelGraph) -> dict[str, tuple[int, ...]]:
+        offered: dict[str, tuple[int, ...]] = {}
+        for name, group in graph.groups.items():
+            steps: Sequence[int] = self.tables().choices(name) if self.budget.resource == "latency" else range(1, group.columns + 1)
+            offered[name] = tuple(sorted({w for w in steps if group.min_width <= w < group.columns} | {group.columns}))
+        return offered
+
+    # -- the stage -----------------------------------------------------------------------------------------------------------------------
+
+    def step(self, data: Iterable[Any] | None = None, *, loss: LossFunction = cross_entropy_loss) -> StageReport:
+        """Do the next stage: score, build the problem, solve, check, cut the model in place.
+
+        Args:
+            data: Batches for an importance that needs gradients, unless they were accumulated already.
+            loss: Scalar loss of ``(model, batch)``.
+
+        Returns:
+            What was done. The model is changed only if everything went well.
+
+        Raises:
+            BudgetInfeasibleError: The limit cannot be met; the error carries the lowest value, measured.
+            LatpruneError: All stages are through already.
+        """
+        if self.done:
+            raise LatpruneError(f"all {self.method.stages} stages are through; make a new Pruner to prune further")
+        training = self.model.training
+        self.model.eval()
+        try:
+            report = self._do_stage(data, loss)
+        finally:
+            self.model.train(training)
+        self._stages_done += 1
+        self._stage = None
+        self.reports.append(report)
+        return report
+
+    def _do_stage(self, data: Iterable[Any] | None, loss: LossFunction) -> StageReport:
+        number = self._stages_done + 1
+        last = number == self.method.stages
+        stage = self._traced()
+        dense = self._dense_value()
+        limit = self.method.stage_limit(stage=number, dense=dense, limit=self.limit)
+        latency = self.budget.resource == "latency"
+        if latency:
+            self.tables()
+        self._progress(f"stage {number} of {self.method.stages}: scoring")
+        importance = self._score(data, loss)
+        current = self._current_value(number)
+        context = self._context(stage.graph, importance)
+        proposer = self.method.prepare(context)
+        search = LimitSearch(budget=limit, start=current, start_predicted=context.dense, slack=self.slack)
+        ranking = self.method.rank(context)
+        if latency:
+            found = self._search(proposer, search, stage.graph, ranking, last=last)
+        else:
+            with self.timed("solve"):
+                proposal = proposer.propose(limit)
+            found = _Candidate(proposal=proposal, network=self._cut_copy(stage.graph, ranking, proposal), measured=None, note="")
+        with self.timed("check"):
+            equality = self._check(stage.graph, ranking, found)
+        with self.timed("surgery"):
+            edits = cut(self.model, stage.graph, selection_of(stage.graph, ranking, found.proposal))
+        self.edits.append(edits)
+        proposal = found.proposal
+        return StageReport(
+            stage=number,
+            limit=limit,
+            widths=dict(proposal.widths),
+            removed_blocks=proposal.removed_blocks,
+            predicted=proposal.predicted,
+            problem=proposal.problem.to_dict() if proposal.problem is not None else None,
+            solution=proposal.solution.to_dict() if proposal.solution is not None else None,
+            measured=found.measured,
+            rounds=tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
+            equality=(equality.max_abs_error, equality.max_rel_error),
+            note=found.note,
+        )
+
+    def _current_value(self, number: int) -> float:
+        if number == 1 or self.budget.resource != "latency":
+            return self._dense_value()
+        with self.timed("measure candidates"):
+            return self._value(self._measure(self.model))
+
+    def _context(self, graph: ModelGraph, importance: Importance | None) -> StageContext:
+        context = StageContext(
+            graph=graph,
+            importance=importance,
+            tables=self._tables if self.budget.resource == "latency" else None,
+            resource=self.budget.resource,
+            choices=self._choices(graph),
+            dense=0.0,
+            solver=self.solver,
+            time_limit=self.time_limit,
+            seed=self.seed,
+            measure_widths=lambda widths: self._measure_widths(graph, widths),
+        )
+        return replace(context, dense=context.predict(graph.dense_widths()))
+
+    def _cut_copy(self, graph: ModelGraph, ranking: Mapping[str, Any], proposal: Proposal) -> nn.Module:
+        network = copy.deepcopy(self.model)
+        cut(network, graph, selection_of(graph, ranking, proposal))
+        return network
+
+    def _measure_widths(self, graph: ModelGraph, widths: Mapping[str, int]) -> float:
+        ranking = {name: torch.arange(group.units, 0, -1).numpy() for name, group in graph.groups.items()}
+        network = self._cut_copy(graph, ranking, Proposal(widths=widths, removed_blocks=(), predicted=0.0))
+        return self._value(self._measure(network, tolerance=0.01, max_seconds=5.0))
+
+    def _search(
+        self, proposer: Proposer, search: LimitSearch, graph: ModelGraph, ranking: Mapping[str, Any], *, last: bool
+    ) -> _Candidate:
+        """Propose, cut a copy, measure, correct; until a candidate is under the limit and close to it."""
+        best: _Candidate | None = None
+        seen: dict[Any, float] = {}
+        for number in range(1, MAX_CANDIDATES + 1):
+            predicted_limit = search.next_limit()
+            try:
+                with self.timed("solve"):
+                    proposal = proposer.propose(predicted_limit)
+            except BudgetInfeasibleError as error:
+                if best is not None:
+                    break
+                raise self._infeasible(error, proposer, graph, ranking, search) from error
+            if proposal.key in seen:
+                # The same network again: no choice lies between the limits tried so far.
+                search.record(predicted_limit, proposal.predicted, seen[proposal.key])
+                if best is not None and number > 3:
+                    break
+                continue
+            with self.timed("measure candidates"):
+                network = self._cut_copy(graph, ranking, proposal)
+                measured = self._measure(network)
+            value = self._value(measured)
+            seen[proposal.key] = value
+            search.record(predicted_limit, proposal.predicted, value)
+            self._progress(f"candidate {number}: predicted {proposal.predicted:.3f} ms, measured {value:.3f} ms, limit {search.budget:.3f} ms")
+            candidate = _Candidate(proposal=proposal, network=network, measured=measured, note="")
+            if not last:
+                # The next stage starts from what this one measures; only the last has to meet its limit.
+                return candidate
+            uncertainty = value * _half_width(measured)
+            if search.accepts(value, uncertainty=uncertainty) and self._confirmed(candidate, search):
+                return candidate
+            if search.rounds[-1].measured + uncertainty <= search.budget and (best is None or value > self._value_of(best)):
+                best = candidate
+        if best is None:
+            raise BudgetInfeasibleError(
+                f"no candidate of {len(search.rounds)} was measured under the limit of {search.budget:.4g} ms; the lowest was "
+                f"{min(r.measured for r in search.rounds):.4g} ms. Raise the budget, or measure on a quieter machine",
+                limit={"latency": search.budget},
+                floor={"latency": min(r.measured for r in search.rounds)},
+            )
+        share = self._value_of(best) / search.budget
+        best.note = f"the delivered network lies at {share:.1%} of the budget: no choice of widths on offer was measured closer below it"
+        return best
+
+    def _confirmed(self, candidate: _Candidate, search: LimitSearch) -> bool:
+        """Convert and measure an accepted candidate once more: luck that made it pass would show in the final measurement."""
+        with self.timed("measure candidates"):
+            again = self._measure(candidate.network)
+        value = self._value(again)
+        if value <= search.budget:
+            return True
+        last = search.rounds.pop()
+        search.record(last.limit, last.predicted, max(value, last.measured))
+        return False
+
+    def _value_of(self, candidate: _Candidate) -> float:
+        assert candidate.measured is not None
+        return self._value(candidate.measured)
+
+    def _infeasible(
+        self, error: BudgetInfeasibleError, proposer: Proposer, graph: ModelGraph, ranking: Mapping[str, Any], search: LimitSearch
+    ) -> BudgetInfeasibleError:
+        """The same error with the lowest latency measured instead of predicted."""
+        floor = error.floor.get("latency")
+        if floor is None:
+            return error
+        proposal = proposer.propose(floor + 1e-6 * abs(floor))
+        measured = self._value(self._measure(self._cut_copy(graph, ranking, proposal)))
+        return BudgetInfeasibleError(
+            f"budget {self.budget.text!r} ({search.budget:.4g} ms) cannot be met: the smallest network that the constraints allow was measured "
+            f"at {measured:.4g} ms ({100 * measured / self._dense_value():.1f}% of dense). Raise the budget, or allow more "
+            "(fewer keep=, blocks_keep= and min_widths=, more widths on offer)",
+            limit={"latency": search.budget},
+            floor={"latency": measured},
+        )
+
+    def _check(self, graph: ModelGraph, ranking: Mapping[str, Any], found: _Candidate) -> EqualityReport:
+        """Compare the cut copy with the masked network on random inputs before the user's model is touched."""
+        selection = selection_of(graph, ranking, found.proposal)
+        return check_equal(found.network, self.model, graph, selection, self.example_inputs, seed=self.seed)
+
+    # -- the end -------------------------------------------------------------------------------------------------------------------------
+
+    def final_measurement(self) -> tuple[Measurement, Measurement]:
+        """Measure dense and pruned network afresh, both converted and compiled anew: ``(dense, pruned)``."""
+        with self.timed("final measurement"):
+            self._close_dense()
+            pruned = self._measure(self.model, tolerance=0.004, max_seconds=40.0)
+        assert self.dense_measurement is not None
+        return self.dense_measurement, pruned
+
+    def _close_dense(self) -> None:
+        if self._dense_network is not None:
+            self._dense_network.close()
+            self._dense_network = None
+
+    def close(self) -> None:
+        """Free the engine's copy of the dense network."""
+        self._close_dense()
+
+    # -- state ---------------------------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pruner's progress as a JSON object; the model's weights are saved apart, like any model's.
+
+        Accumulated gradients of a stage that is not through are not part of it.
+        """
+        return {
+            "version": STATE_VERSION,
+            "method": self.method.name,
+            "stages": self.method.stages,
+            "budget": self.budget.to_dict(),
+            "target": self.target.to_dict(),
+            "stages_done": self._stages_done,
+            "dense_ms": self._dense_ms,
+            "seconds": dict(self.stages_seconds),
+            "edits": [edits.to_dict() for edits in self.edits],
+            "reports": [report.to_dict() for report in self.reports],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring a freshly built pruner (and its dense model) to a saved state; then load the model's weights.
+
+        Raises:
+            CheckpointError: The state belongs to another method, budget or target, or to another version.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise CheckpointError(f"pruner state has version {state.get('version')!r}; this release reads version {STATE_VERSION}")
+        own = self.state_dict()
+        for key in ("method", "stages", "budget", "target"):
+            if state[key] != own[key]:
+                raise CheckpointError(
+                    f"the saved run has {key} {state[key]!r}, this one {own[key]!r}; use the same settings, or another output folder"
+                )
+        if self._stages_done:
+            raise CheckpointError(f"this pruner is at stage {self._stages_done}; load a state into a new one")
+        for entry in state["edits"]:
+            edits = ArchitectureEdits.from_dict(entry)
+            replay(self.model, edits)
+            self.edits.append(edits)
+        self.reports = [StageReport.from_dict(entry) for entry in state["reports"]]
+        self._stages_done = int(state["stages_done"])
+        self._dense_ms = state["dense_ms"]
+        self.stages_seconds = {name: float(value) for name, value in state["seconds"].items()}
+        self._stage = None
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """A proposal, cut out of a copy of the model and measured."""
+
+    proposal: Proposal
+    network: nn.Module
+    measured: Measurement | None
+    note: str
+
+
+def _half_width(measurement: Measurement) -> float:
+    """Relative half-width of the interval of the ratio (or of the latency where there is no reference)."""
+    if measurement.ratio is not None and measurement.ratio_low is not None and measurement.ratio_high is not None:
+        return (measurement.ratio_high - measurement.ratio_low) / (2 * measurement.ratio)
+    return (measurement.high - measurement.low) / (2 * measurement.ms)
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise InvalidArgumentError(f"tensor {name!r} holds {count} NaN or infinite values; load sound weights before pruning")

@@ -1,0 +1,91 @@
+"""The result of a run: the pruned module, what is known about it, and how it saves, exports and reports itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from latprune.export import ResultRecord, save_result
+from latprune.problem import Problem, Solution
+
+__all__ = ["Result"]
+
+
+@dataclass(slots=True)
+class Result:
+    """What :func:`latprune.prune` returns.
+
+    Attributes:
+        model: The pruned module: the user's own, changed in place.
+        record: Everything that was found out, as plain data (``result.json``).
+        example_inputs: The inputs that it was traced and measured with.
+
+    Example:
+        >>> result = latprune.prune(model, x, budget="50%")  # doctest: +SKIP
+        >>> result.latency_ms, result.dense_latency_ms  # doctest: +SKIP
+        (3.91, 7.94)
+    """
+
+    model: nn.Module
+    record: ResultRecord
+    example_inputs: Any
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Median latency of the pruned network in the final, fresh measurement; None where none was made."""
+        return self.record.pruned.latency.ms if self.record.pruned.latency is not None else None
+
+    @property
+    def dense_latency_ms(self) -> float | None:
+        """Median latency of the dense network, measured in turns with the pruned one."""
+        return self.record.dense.latency.ms if self.record.dense.latency is not None else None
+
+    @property
+    def latency_ratio(self) -> float | None:
+        """Pruned over dense latency, the median over rounds that measured both."""
+        return self.record.pruned.latency.ratio if self.record.pruned.latency is not None else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Accuracy of the delivered network, if an evaluation was given."""
+        return self.record.pruned.accuracy
+
+    @property
+    def dense_accuracy(self) -> float | None:
+        """Accuracy of the dense network, if an evaluation was given."""
+        return self.record.dense.accuracy
+
+    @property
+    def problem(self) -> Problem | None:
+        """The pruning problem that was solved last."""
+        return Problem.from_dict(self.record.problem) if self.record.problem is not None else None
+
+    @property
+    def solution(self) -> Solution | None:
+        """The solver's answer to it."""
+        return Solution.from_dict(self.record.solution) if self.record.solution is not None else None
+
+    def save(self, path: str | Path) -> None:
+        """Save as safetensors and JSON, a folder or a ``.zip``; :func:`latprune.load` brings it back."""
+        self.record = save_result(path, self.model, self.record)
+
+    def export_onnx(self, path: str | Path) -> None:
+        """Export the pruned network to ONNX; the file is checked against the module before this returns."""
+        from latprune.export import export_onnx
+
+        export_onnx(self.model, self.example_inputs, path)
+
+    def report(self, path: str | Path) -> None:
+        """Write a self-contained HTML page."""
+        from latprune.report import write_html
+
+        write_html(self.record, path)
+
+    def __str__(self) -> str:
+        """The before/after table."""
+        from latprune.report import summary_text
+
+        return summary_text(self.record)

@@ -1,0 +1,97 @@
+"""``verify()``: rebuild a saved result, in a process of its own, and measure it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latprune.errors import CheckpointError, InvalidArgumentError
+from latprune.export import load_result, update_record
+from latprune.export.record import InputRecord, LatencyRecord, ResultRecord, VerificationRecord
+from latprune.latency import Target, get_engine, measure
+
+__all__ = ["example_inputs_of", "verify"]
+
+
+def verify(
+    path: str | Path,
+    model: Callable[[], nn.Module],
+    *,
+    example_inputs: Any = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    tolerance: float = 0.04,
+    save: bool = True,
+) -> VerificationRecord:
+    """Rebuild the dense and the pruned network from a saved result and measure both in turns on the result's target.
+
+    Args:
+        path: Folder or ``.zip`` of a saved result.
+        model: Builds the dense model; called twice.
+        example_inputs: Inputs to run; random ones of the recorded shapes by default.
+        evaluate: Accuracy of a model, to be measured again too.
+        tolerance: Share of the budget that the measurement may lie above it: two processes on one machine differ by a few percent, in
+            where their memory lies and in what else runs.
+        save: Append the outcome to the result's record.
+
+    Returns:
+        What was measured, and whether the budget is met.
+
+    Raises:
+        CheckpointError: The result is damaged, or ``model`` builds another architecture.
+    """
+    if tolerance < 0:
+        raise InvalidArgumentError(f"tolerance (={tolerance}) must be at least 0")
+    saved = load_result(path)
+    record = saved.record
+    inputs = example_inputs if example_inputs is not None else example_inputs_of(record)
+    pruned = saved.restore(model).eval()
+    target = Target(**record.target.model_dump())
+    engine = get_engine(target.engine)
+    with engine.compile(model().eval(), inputs, target) as dense_network, engine.compile(pruned, inputs, target) as pruned_network:
+        found = measure({"dense": dense_network, "pruned": pruned_network}, reference="dense", tolerance=0.005, max_seconds=40.0)
+    outcome = VerificationRecord(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        target=record.target,
+        dense=LatencyRecord(**found["dense"].to_dict()),
+        pruned=LatencyRecord(**found["pruned"].to_dict()),
+        accuracy=evaluate(pruned) if evaluate is not None else None,
+        met=_met(record, found["pruned"].ms, found["pruned"].ratio, tolerance),
+    )
+    if save:
+        update_record(path, record.model_copy(update={"verifications": (*record.verifications, outcome)}))
+    return outcome
+
+
+def _met(record: ResultRecord, ms: float, ratio: float | None, tolerance: float) -> bool:
+    budget = record.budget
+    if budget.resource != "latency":
+        share = record.budget_share
+        return share is not None and share <= 1.0
+    if budget.unit == "%" and ratio is not None:
+        return ratio <= budget.value / 100.0 * (1.0 + tolerance)
+    if budget.limit is None:
+        raise CheckpointError("the result's record holds no limit for its budget; it was not finished")
+    return ms <= budget.limit * (1.0 + tolerance)
+
+
+def example_inputs_of(record: ResultRecord) -> Any:
+    """Random inputs of the recorded shapes: normal floats, zeros for other types."""
+    if not record.model.inputs:
+        raise InvalidArgumentError("the result records no example inputs; give example_inputs")
+    generator = torch.Generator().manual_seed(0)
+    tensors = [_tensor(entry, generator) for entry in record.model.inputs]
+    if record.model.inputs[0].name is not None:
+        return {str(entry.name): tensor for entry, tensor in zip(record.model.inputs, tensors, strict=True)}
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def _tensor(entry: InputRecord, generator: torch.Generator) -> torch.Tensor:
+    dtype = getattr(torch, entry.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(entry.shape, generator=generator).to(dtype)
+    return torch.zeros(entry.shape, dtype=dtype)
