@@ -1,0 +1,34 @@
+"""One criterion per file: a score for each unit of each channel group."""
+
+from latprune.importance.contract import CriterionContract
+from latprune.importance.core import GroupedModel, Importance, cross_entropy_loss, register, registered, score
+from latprune.importance.gradients import GradientAccumulator
+from latprune.importance.hessian import HessianAccumulator, HessianConfig
+from latprune.importance.lamp import LampConfig, lamp_scores
+from latprune.importance.magnitude import MagnitudeConfig
+from latprune.importance.ranking import best_units, layer_importance, rank_units
+from latprune.importance.sp_lamp import SpLampConfig, sp_lamp_products
+from latprune.importance.taylor import TaylorAccumulator, TaylorConfig
+
+__all__ = [
+    "CriterionContract",
+    "GradientAccumulator",
+    "GroupedModel",
+    "HessianAccumulator",
+    "HessianConfig",
+    "Importance",
+    "LampConfig",
+    "MagnitudeConfig",
+    "SpLampConfig",
+    "TaylorAccumulator",
+    "TaylorConfig",
+    "best_units",
+    "cross_entropy_loss",
+    "lamp_scores",
+    "layer_importance",
+    "rank_units",
+    "register",
+    "registered",
+    "score",
+    "sp_lamp_products",
+]

@@ -51,7 +51,7 @@ def digits(*, upscale: int = 4, test_share: float = 0.2, seed: int = 0) -> tuple
     return (images[~held_out], labels[~held_out]), (images[held_out], labels[held_out])
 
 
-def digits_resnet(blocks: int = 2, widths: tuple[int, int, int] = (32, 64, 128), num_classes: int = 10) -> CifarResNet:
+def digits_resnet(blocks: int = 3, widths: tuple[int, int, int] = (48, 96, 192), num_classes: int = 10) -> CifarResNet:
     """A residual network for the enlarged digits: one input channel, three stages of ``blocks`` blocks, convolution shortcuts.
 
     Args:

@@ -26,7 +26,7 @@ Labels = npt.NDArray[np.int64]
 
 def _open(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as archive:
             missing = [key for key in _KEYS if key not in archive]
             if missing:
                 raise FileFormatError(

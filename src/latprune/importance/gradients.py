@@ -1,0 +1,211 @@
+"""Accumulating weight-times-gradient terms over batches: the base of the Taylor and the Hessian-aware scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph.types import ChannelGroup, Member
+from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores
+from latprune.importance.tensors import check_finite, combine, named_tensors, sum_per_unit
+
+__all__ = ["GradientAccumulator", "Layer", "accumulate"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """The tensors of one kernel whose terms are summed with their signs, and the blocks that the kernel lies in."""
+
+    kernel: str
+    blocks: Blocks
+    members: tuple[Member, ...]
+
+
+def by_kernel(members: Iterable[Member]) -> tuple[Layer, ...]:
+    """Collect members by the kernel that owns them, in their order."""
+    collected: dict[tuple[str, Blocks], list[Member]] = {}
+    for member in members:
+        collected.setdefault((member.kernel, member.blocks), []).append(member)
+    return tuple(Layer(kernel=kernel, blocks=blocks, members=tuple(found)) for (kernel, blocks), found in collected.items())
+
+
+class GradientAccumulator(ABC):
+    """Sums the scores of batches, fed by anybody's backward passes.
+
+    Call :meth:`update` after each ``loss.backward()`` and before the gradients are zeroed; :meth:`importance` gives the mean so far. The
+    gradients are those of the mean loss of a batch (undo a loss scaler first). Not thread-safe. The result depends only on the weights and
+    gradients seen: the sums are float64 and in a fixed order.
+
+    Args:
+        model: The traced model; its parameters are read at each update.
+        graph: Its traced graph.
+
+    Example:
+        >>> accumulator = TaylorAccumulator(model, graph, TaylorConfig())  # doctest: +SKIP
+        >>> for batch in data:  # doctest: +SKIP
+        ...     optimizer.zero_grad()
+        ...     loss(model, batch).backward()
+        ...     accumulator.update()
+        ...     optimizer.step()
+        >>> importance = accumulator.importance()  # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, graph: GroupedModel) -> None:
+        self.model = model
+        self.graph = graph
+        tensors = named_tensors(model)
+        self.layers: dict[str, tuple[Layer, ...]] = {name: self.layers_of(group, tensors) for name, group in graph.groups.items()}
+        names = (member.tensor for layers in self.layers.values() for layer in layers for member in layer.members)
+        self.parameters: tuple[str, ...] = tuple(dict.fromkeys(names))
+        self.batches = 0
+        self._groups = {name: np.zeros(group.units) for name, group in graph.groups.items()}
+        self._layers = {name: [np.zeros(graph.groups[name].units) for _ in layers] for name, layers in self.layers.items()}
+
+    @abstractmethod
+    def layers_of(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> tuple[Layer, ...]:
+        """The layers whose terms score a group; parameters only."""
+
+    @abstractmethod
+    def magnitude(self, terms: Scores) -> Scores:
+        """What a batch's signed sum adds to the score: at least 0, the same shape."""
+
+    def update(self, gradients: Mapping[str, Tensor | None] | None = None) -> None:
+        """Add one batch.
+
+        Args:
+            gradients: Gradient by parameter name; None reads ``.grad``. A parameter without one took no part in the loss: it counts as 0.
+
+        Raises:
+            InvalidArgumentError: No parameter has a gradient; a weight or a gradient is NaN or infinite (named).
+        """
+        tensors = named_tensors(self.model)
+        products: dict[str, Tensor] = {}
+        seen = False
+        for name in self.parameters:
+            weight = tensors[name]
+            gradient = weight.grad if gradients is None else gradients.get(name)
+            if gradient is None:
+                products[name] = torch.zeros_like(weight, dtype=torch.float64)
+                continue
+            seen = True
+            check_finite(weight.detach(), name)
+            check_finite(gradient, name, "the gradient of parameter")
+            products[name] = weight.detach().double() * gradient.detach().double()
+        if self.parameters and not seen:
+            raise InvalidArgumentError(
+                "no parameter of the channel groups has a gradient: call update() after backward(), before zero_grad()"
+            )
+        for name, layers in self.layers.items():
+            units = self.graph.groups[name].units
+            total = np.zeros(units)
+            for index, layer in enumerate(layers):
+                terms = np.zeros(units)
+                for member in layer.members:
+                    terms += sum_per_unit(products[member.tensor], member, units)
+                self._layers[name][index] += self.magnitude(terms)
+                total += terms
+            self._groups[name] += self.magnitude(total)
+        self.batches += 1
+
+    def importance(self) -> Importance:
+        """The mean score over the batches so far."""
+        if not self.batches:
+            raise InvalidArgumentError("the accumulator has seen no batch; call update() after at least one backward pass")
+        units = {name: total / self.batches for name, total in self._groups.items()}
+        return combine(units, self.split(self._layers))
+
+    def split(self, contributions: Mapping[str, list[Scores]]) -> dict[str, list[tuple[Blocks, Scores]]]:
+        """The layers' summed scores with the blocks that they hang on."""
+        return {
+            name: [(layer.blocks, values) for layer, values in zip(self.layers[name], found, strict=True)]
+            for name, found in contributions.items()
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums so far, as tensors (for safetensors); :meth:`load_state_dict` continues from them exactly."""
+        state = {"batches": torch.tensor(self.batches, dtype=torch.int64)}
+        for name, total in self._groups.items():
+            rows = [total, *self._layers[name]]
+            state[f"group.{name}"] = torch.from_numpy(np.stack(rows))  # (1 + layers, units)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a saved state of the same model and graph."""
+        expected = {"batches"} | {f"group.{name}" for name in self._groups}
+        if set(state) != expected:
+            raise InvalidArgumentError(f"the accumulator's state names {sorted(set(state) ^ expected)[:4]} do not fit the graph's groups")
+        for name, total in self._groups.items():
+            rows = state[f"group.{name}"].double().cpu().numpy()
+            if rows.shape != (1 + len(self.layers[name]), total.size):
+                raise InvalidArgumentError(f"the accumulator's state of group '{name}' has shape {rows.shape}; the graph has changed")
+            self._groups[name] = rows[0].copy()
+            self._layers[name] = [row.copy() for row in rows[1:]]
+        self.batches = int(state["batches"])
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    model.eval()
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module, training in modes:
+            module.training = training
+
+
+def accumulate(
+    accumulator: GradientAccumulator,
+    data: Iterable[Any] | None,
+    loss: LossFunction,
+    *,
+    batches: int | None,
+    progress: Callable[[int], None] | None = None,
+) -> Importance:
+    """Run batches through the model in evaluation mode (norms use their running statistics) and score them.
+
+    The model's gradients, buffers, modes and ``requires_grad`` flags are left as they were.
+
+    Args:
+        accumulator: Where the batches go.
+        data: Batches for ``loss``.
+        loss: Scalar loss of the model on one batch.
+        batches: Stop after so many; None takes all.
+        progress: Called with the number of batches done.
+
+    Raises:
+        InvalidArgumentError: ``data`` is missing or empty; a weight, a buffer or the loss is NaN or infinite.
+    """
+    if data is None:
+        raise InvalidArgumentError("data (=None) must be batches: this criterion needs gradients of the loss")
+    model = accumulator.model
+    tensors = named_tensors(model)
+    parameters = [(name, tensors[name]) for name in accumulator.parameters]
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            check_finite(tensor.detach(), name, "parameter" if isinstance(tensor, nn.Parameter) else "buffer")
+    with _evaluation_mode(model, [tensor for _, tensor in parameters if isinstance(tensor, nn.Parameter)]), torch.enable_grad():
+        for index, batch in enumerate(data):
+            if batches is not None and index >= batches:
+                break
+            value = loss(model, batch)
+            if not bool(torch.isfinite(value)):
+                raise InvalidArgumentError(f"the loss of batch {index} is {value.item()}; importance needs a finite loss")
+            found = torch.autograd.grad(value, [tensor for _, tensor in parameters], allow_unused=True) if parameters else ()
+            accumulator.update({name: gradient for (name, _), gradient in zip(parameters, found, strict=True)})
+            if progress is not None:
+                progress(index + 1)
+    return accumulator.importance()

@@ -1,0 +1,56 @@
+"""Hessian-aware importance for transformers: squared first-order terms (Yang et al. 2023; the 2025 version of MDP)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph.types import ChannelGroup
+from latprune.importance.core import GroupedModel, Importance, LossFunction, Scores, register
+from latprune.importance.gradients import GradientAccumulator, Layer, accumulate, by_kernel
+
+__all__ = ["HessianAccumulator", "HessianConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HessianConfig:
+    """Hessian-aware importance of each unit: head, query-key dimension, value dimension, MLP neuron, embedding dimension, channel.
+
+    Attributes:
+        batches: Score so many batches of the data; None takes all.
+    """
+
+    batches: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batches is not None and self.batches < 1:
+            raise InvalidArgumentError(f"batches (={self.batches}) must be at least 1")
+
+
+class HessianAccumulator(GradientAccumulator):
+    """``I = mean over batches of (sum of w * g_w over all parameters that go with the unit)^2``.
+
+    The square of the first-order term stands for the second-order one (the empirical Fisher information in place of the Hessian). Every
+    parameter that the unit's removal removes takes part: producing filters, biases, norms and the slices that read it.
+    """
+
+    def layers_of(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> tuple[Layer, ...]:
+        """Every kernel with a parameter of the group."""
+        return by_kernel(member for member in group.members if isinstance(tensors.get(member.tensor), nn.Parameter))
+
+    def magnitude(self, terms: Scores) -> Scores:
+        """The square."""
+        return np.square(terms)
+
+
+@register(HessianConfig)
+def score_hessian(
+    model: nn.Module, graph: GroupedModel, config: HessianConfig, data: Iterable[Any] | None, loss: LossFunction
+) -> Importance:
+    """Score with the model in evaluation mode; a layer's share is in proportion to its own squared term."""
+    return accumulate(HessianAccumulator(model, graph), data, loss, batches=config.batches)

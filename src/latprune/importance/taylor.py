@@ -1,0 +1,87 @@
+"""First-order Taylor importance on norm layers (Molchanov et al. 2019; HALP; MDP eq. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph.types import ChannelGroup, Role
+from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
+from latprune.importance.gradients import GradientAccumulator, Layer, accumulate, by_kernel
+
+__all__ = ["TaylorAccumulator", "TaylorConfig"]
+
+SPLITS = ("per_layer", "per_group")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaylorConfig:
+    """Taylor importance of each unit.
+
+    Attributes:
+        split: ``per_layer`` (MDP): the group's score is split over its layers in proportion to their ``|i_l|``, so that removing a block
+            removes only that block's share. ``per_group`` (HALP): the score is one piece; it hangs on the blocks that hold all its layers.
+        batches: Score so many batches of the data; None takes all.
+    """
+
+    split: str = "per_layer"
+    batches: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise InvalidArgumentError(f"split (={self.split!r}) must be one of {', '.join(SPLITS)}")
+        if self.batches is not None and self.batches < 1:
+            raise InvalidArgumentError(f"batches (={self.batches}) must be at least 1")
+
+
+class TaylorAccumulator(GradientAccumulator):
+    """``I = mean over batches of | sum over the group's norm layers of (g_gamma * gamma + g_beta * beta) |``.
+
+    The absolute value is taken within each batch: averaged signed gradients nearly cancel on a trained network and rank otherwise. The
+    signed terms of a group's layers are summed before it, as HALP does. A group without norm layers is scored on the filters that make it,
+    ``| sum w * g_w |`` with the bias among the weights.
+    """
+
+    def __init__(self, model: nn.Module, graph: GroupedModel, config: TaylorConfig) -> None:
+        super().__init__(model, graph)
+        self.config = config
+
+    def layers_of(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> tuple[Layer, ...]:
+        """The group's norm layers, else its producers, else every parameter that carries its channels."""
+        for roles in ((Role.NORM,), (Role.PRODUCER, Role.BIAS), (Role.DEPTHWISE, Role.OTHER), (Role.CONSUMER,)):
+            found = [m for m in group.members if m.role in roles and isinstance(tensors.get(m.tensor), nn.Parameter)]
+            if found:
+                return by_kernel(found)
+        return ()
+
+    def magnitude(self, terms: Scores) -> Scores:
+        """The absolute value."""
+        return np.abs(terms)
+
+    def split(self, contributions: Mapping[str, list[Scores]]) -> dict[str, list[tuple[Blocks, Scores]]]:
+        """Per layer, or one share on the blocks that all layers have in common."""
+        parts = super().split(contributions)
+        if self.config.split == "per_layer":
+            return parts
+        return {name: [(_common([blocks for blocks, _ in found]), np.ones_like(self._groups[name]))] for name, found in parts.items()}
+
+
+def _common(chains: list[Blocks]) -> Blocks:
+    """The outermost blocks that all chains share."""
+    shared: list[str] = []
+    for level in zip(*chains, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return tuple(shared)
+
+
+@register(TaylorConfig)
+def score_taylor(model: nn.Module, graph: GroupedModel, config: TaylorConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
+    """Score with the model in evaluation mode; feed a :class:`TaylorAccumulator` from a training loop for scores of a training epoch."""
+    return accumulate(TaylorAccumulator(model, graph, config), data, loss, batches=config.batches)

@@ -1,0 +1,91 @@
+"""Reading a model's tensors by the places that a channel group holds in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph.types import Member
+from latprune.importance.core import Blocks, Importance, Scores
+
+__all__ = ["check_finite", "combine", "named_tensors", "squared_norms", "sum_per_unit"]
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones under each of their names."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    return tensors
+
+
+def tensor_of(tensors: Mapping[str, Tensor], member: Member) -> Tensor:
+    """The tensor of a member; an error in words where the graph belongs to another model."""
+    if member.tensor not in tensors:
+        raise InvalidArgumentError(f"the model has no tensor '{member.tensor}' that the graph names; trace this model, not another one")
+    tensor = tensors[member.tensor]
+    if member.dim >= tensor.ndim or (member.positions.size and int(member.positions[-1]) >= tensor.shape[member.dim]):
+        raise InvalidArgumentError(
+            f"tensor '{member.tensor}' has shape {tuple(tensor.shape)}, too small for the graph's positions on dimension {member.dim}; "
+            "trace the model as it is now"
+        )
+    return tensor
+
+
+def check_finite(tensor: Tensor, name: str, what: str = "parameter") -> None:
+    """Raise where a tensor holds NaN or infinite values."""
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise InvalidArgumentError(
+            f"{what} '{name}' holds {bad} NaN or infinite value(s) of {tensor.numel()}; importance needs finite ones"
+        )
+
+
+def sum_per_unit(values: Tensor, member: Member, units: int) -> Scores:
+    """Sum a tensor over everything that belongs to each unit.
+
+    Args:
+        values: Shape of the member's tensor.
+        member: Where the group's channels stand in it.
+        units: Number of units of the group.
+
+    Returns:
+        ``(units,)`` float64; 0 for a unit that has no place in the tensor.
+    """
+    others = [dim for dim in range(values.ndim) if dim != member.dim]
+    along = values.double().sum(dim=others) if others else values.double()  # (size of the dimension,)
+    picked = along.cpu().numpy()[member.positions]  # (n,)
+    return np.bincount(member.units, weights=picked, minlength=units).astype(np.float64)
+
+
+def squared_norms(tensors: Mapping[str, Tensor], member: Member, units: int) -> Scores:
+    """``(units,)``: squared Frobenius norm of each unit's part of the member's tensor."""
+    tensor = tensor_of(tensors, member).detach()
+    check_finite(tensor, member.tensor)
+    return sum_per_unit(tensor.double().square(), member, units)
+
+
+def combine(groups: Mapping[str, Scores], parts: Mapping[str, Iterable[tuple[Blocks, Scores]]]) -> Importance:
+    """Split each group's score over its layers in proportion to what each contributes (MDP's split).
+
+    Args:
+        groups: Group -> ``(units,)`` score.
+        parts: Group -> ``(blocks, contribution (units,))`` of each layer, at least 0. A unit to which no layer contributes is split evenly.
+
+    Returns:
+        The scores with their shares; layers on the same blocks are one share.
+    """
+    shares: dict[tuple[str, Blocks], Scores] = {}
+    for name, total in groups.items():
+        layers = list(parts[name]) or [((), np.ones_like(total))]
+        contributions = np.stack([contribution for _, contribution in layers])  # (layers, units)
+        peak = contributions.max(axis=0)
+        scaled = np.divide(contributions, peak, out=np.ones_like(contributions), where=peak > 0)  # keeps tiny contributions from underflow
+        fractions = scaled / scaled.sum(axis=0)
+        for (blocks, _), fraction in zip(layers, fractions, strict=True):
+            key = (name, blocks)
+            shares[key] = shares.get(key, np.zeros_like(total)) + fraction * total
+    return Importance(units=dict(groups), shares=shares)
