@@ -23,14 +23,15 @@ from latprune.latency import (
     LatencyTables,
     Measurement,
     Store,
+    TableProgress,
     Target,
     build_tables,
     get_engine,
     measure,
 )
 from latprune.methods import Method, Proposal, Proposer, StageContext, get_method, selection_of
-from latprune.surgery import ArchitectureEdits, EqualityReport, check_equal, replay
 from latprune.stage import StageReport
+from latprune.surgery import ArchitectureEdits, EqualityReport, check_equal, replay
 from latprune.surgery import prune as cut
 
 if TYPE_CHECKING:
@@ -250,10 +251,15 @@ class Pruner:
                     self.example_inputs,
                     self.target,
                     store=self._store,
-                    progress=self._progress,
+                    progress=self._table_progress,
                     seed=self.seed,
                 )
         return self._tables
+
+    def _table_progress(self, progress: TableProgress) -> None:
+        if progress.networks % 8 == 0:
+            error = f", mean error {progress.residual.mean_absolute:.1%}" if progress.residual is not None else ""
+            self._progress(f"latency tables: {progress.networks} networks measured in {progress.seconds:.0f} s{error}")
 
     def _choices(self, graph: ModelGraph) -> dict[str, tuple[int, ...]]:
         offered: dict[str, tuple[int, ...]] = {}
@@ -364,9 +370,7 @@ class Pruner:
         network = self._cut_copy(graph, ranking, Proposal(widths=widths, removed_blocks=(), predicted=0.0))
         return self._value(self._measure(network, tolerance=0.01, max_seconds=5.0))
 
-    def _search(
-        self, proposer: Proposer, search: LimitSearch, graph: ModelGraph, ranking: Mapping[str, Any], *, last: bool
-    ) -> _Candidate:
+    def _search(self, proposer: Proposer, search: LimitSearch, graph: ModelGraph, ranking: Mapping[str, Any], *, last: bool) -> _Candidate:
         """Propose, cut a copy, measure, correct; until a candidate is under the limit and close to it."""
         best: _Candidate | None = None
         seen: dict[Any, float] = {}
@@ -391,7 +395,9 @@ class Pruner:
             value = self._value(measured)
             seen[proposal.key] = value
             search.record(predicted_limit, proposal.predicted, value)
-            self._progress(f"candidate {number}: predicted {proposal.predicted:.3f} ms, measured {value:.3f} ms, limit {search.budget:.3f} ms")
+            self._progress(
+                f"candidate {number}: predicted {proposal.predicted:.3f} ms, measured {value:.3f} ms, limit {search.budget:.3f} ms"
+            )
             candidate = _Candidate(proposal=proposal, network=network, measured=measured, note="")
             if not last:
                 # The next stage starts from what this one measures; only the last has to meet its limit.

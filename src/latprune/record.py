@@ -84,7 +84,8 @@ def build_record(
         accuracies=tuple(accuracies),
         stages=tuple(StageRecord(name=stage, seconds=seconds) for stage, seconds in pruner.stages_seconds.items()),
         equality=EqualityRecord(
-            max_abs_error=max(report.equality[0] for report in pruner.reports), max_rel_error=max(report.equality[1] for report in pruner.reports)
+            max_abs_error=max(report.equality[0] for report in pruner.reports),
+            max_rel_error=max(report.equality[1] for report in pruner.reports),
         )
         if pruner.reports
         else None,

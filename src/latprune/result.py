@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from latprune.export import ResultRecord, save_result
+from latprune.export import OnnxExport, ResultRecord, load_result, save_result
 from latprune.problem import Problem, Solution
 
 __all__ = ["Result"]
@@ -72,11 +72,16 @@ class Result:
         """Save as safetensors and JSON, a folder or a ``.zip``; :func:`latprune.load` brings it back."""
         self.record = save_result(path, self.model, self.record)
 
-    def export_onnx(self, path: str | Path) -> None:
-        """Export the pruned network to ONNX; the file is checked against the module before this returns."""
+    @classmethod
+    def load(cls, path: str | Path, *, model: nn.Module, example_inputs: Any) -> Result:
+        """Read a saved record back for a network that is already in memory (after ``latprune verify`` added to it, say)."""
+        return cls(model=model, record=load_result(path).record, example_inputs=example_inputs)
+
+    def export_onnx(self, path: str | Path) -> OnnxExport:
+        """Export the pruned network to ONNX; the file is checked against the module in the installed runtimes before this returns."""
         from latprune.export import export_onnx
 
-        export_onnx(self.model, self.example_inputs, path)
+        return export_onnx(self.model, self.example_inputs, path)
 
     def report(self, path: str | Path) -> None:
         """Write a self-contained HTML page."""

@@ -116,7 +116,9 @@ class Method(ABC):
         found: dict[str, Any] = {}
         for entry in fields(self):
             value = getattr(self, entry.name)
-            found[entry.name] = {"type": type(value).__name__, **asdict(value)} if is_dataclass(value) and not isinstance(value, type) else value
+            found[entry.name] = (
+                {"type": type(value).__name__, **asdict(value)} if is_dataclass(value) and not isinstance(value, type) else value
+            )
         return found
 
     @property
@@ -186,5 +188,3 @@ def selection_of(graph: ModelGraph, ranking: Mapping[str, np.ndarray], proposal:
             continue
         kept[name] = best_units(group, np.asarray(ranking[name], dtype=np.float64), width)
     return Selection(kept=kept, removed_blocks=frozenset(proposal.removed_blocks))
-
-

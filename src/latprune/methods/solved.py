@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from latprune.errors import BudgetInfeasibleError, LatpruneError
 from latprune.methods.assemble import proposal_of
 from latprune.methods.base import Proposal, Proposer, StageContext

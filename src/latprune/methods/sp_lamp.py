@@ -85,8 +85,6 @@ def contributions(context: StageContext, *, whole_network: bool = False) -> dict
     return {name: _differences(value, dense, name, context.choices[name], current) for name in context.graph.groups}
 
 
-def _differences(
-    value: object, dense: Mapping[str, int], name: str, choices: Sequence[int], current: float
-) -> npt.NDArray[np.float64]:
+def _differences(value: object, dense: Mapping[str, int], name: str, choices: Sequence[int], current: float) -> npt.NDArray[np.float64]:
     assert callable(value)
     return np.array([0.0 if width == dense[name] else value({**dense, name: width}) - current for width in choices])

@@ -126,9 +126,7 @@ def _direct(
     return Term(name=name, over=groups, gate=gate, table=values[tuple(inverse.reshape(shape) for _, inverse in distinct)])
 
 
-def _summed(
-    name: str, axes: Sequence[WidthAxis], table: SizeTable, choices: Mapping[str, Sequence[int]], gate: tuple[str, ...]
-) -> Term:
+def _summed(name: str, axes: Sequence[WidthAxis], table: SizeTable, choices: Mapping[str, Sequence[int]], gate: tuple[str, ...]) -> Term:
     over: list[Axis] = []
     sizes: list[npt.NDArray[np.int64]] = []
     for axis in axes:

@@ -1,5 +1,6 @@
 """Reference models and data loaders for the demo, the tests and the benchmarks."""
 
+from latprune.zoo.batches import cifar10_test, cifar10_train, digits_test, digits_train
 from latprune.zoo.cifar_resnet import CifarBlock, CifarResNet, PadShortcut, ResNet18Cifar, cifar_resnet, cifar_resnet18
 from latprune.zoo.concat import C2f, DenseNetwork, DetectionNeck, UNet, dense_network, detection_neck, unet
 from latprune.zoo.digits import digits, digits_resnet
@@ -35,12 +36,16 @@ __all__ = [
     "UNet",
     "augment",
     "cifar10",
+    "cifar10_test",
+    "cifar10_train",
     "cifar_resnet",
     "cifar_resnet18",
     "dense_network",
     "detection_neck",
     "digits",
     "digits_resnet",
+    "digits_test",
+    "digits_train",
     "image_classes",
     "load_image_set",
     "mobilenet_v2",

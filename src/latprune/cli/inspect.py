@@ -1,0 +1,52 @@
+"""``latprune inspect``: what can be pruned, and why the rest cannot."""
+
+from __future__ import annotations
+
+import argparse
+
+from latprune.cli.arguments import add_model_arguments
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+examples:
+  latprune inspect --model torchvision.models:resnet50 --input 1x3x224x224
+  latprune inspect --model nets.py:net --input 1x3x32x32 --keep 'head.*' --json
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="show channel groups, blocks, and what cannot be pruned and why",
+        description="Trace a model and show its channel groups, its removable blocks, and the reason for everything kept whole.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--keep", action="append", default=[], metavar="GLOB", help="modules to leave whole; may be repeated")
+    parser.add_argument("--blocks-keep", action="append", default=[], metavar="GLOB", help="blocks that must stay; may be repeated")
+    parser.add_argument("--min-width", action="append", default=[], metavar="GROUP=N", help="smallest width of a group; may be repeated")
+    parser.add_argument("--within", metavar="MODULE", help="prune a sub-module with the inputs that it sees in a run of the whole")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from latprune.cli.loading import example_inputs, load_model
+    from latprune.cli.prune import _min_widths
+    from latprune.graph import trace
+
+    model = load_model(args.model, args.model_arg, args.weights)
+    graph = trace(
+        model,
+        example_inputs(args.input),
+        keep=args.keep,
+        blocks_keep=args.blocks_keep,
+        min_widths=_min_widths(args.min_width) or None,
+        within=args.within,
+    )
+    print(graph.to_json() if args.json else graph.describe())
+    return 0

@@ -1,0 +1,76 @@
+"""``latprune verify``: rebuild a saved result and measure it again."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+examples:
+  latprune verify pruned/result
+  latprune verify pruned/result --model nets.py:net
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="measure a saved result again, in a new process",
+        description="Rebuild the dense and the pruned network from a saved result, measure both in turns, and judge the budget.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("result", metavar="RESULT", help="folder or .zip of a saved result")
+    parser.add_argument("--model", metavar="MODULE:CALLABLE", help="builds the dense model (default: as recorded in the result)")
+    parser.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of it; may be repeated")
+    parser.add_argument("--evaluate", metavar="MODULE:CALLABLE", help="evaluate(model) -> accuracy")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.04,
+        help="share of the budget that this measurement may lie above it, for the noise between processes (default: %(default)s)",
+    )
+    parser.add_argument("--no-save", action="store_true", help="do not append the outcome to the result")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from latprune.cli.loading import load_callable, load_model, parse_arguments
+    from latprune.errors import InvalidArgumentError, OverBudgetError
+    from latprune.export import load_result
+    from latprune.verification import verify
+
+    record = load_result(args.result).record
+    spec = args.model or record.model.constructor
+    if spec is None:
+        raise InvalidArgumentError("the result does not record how to build its model; give --model MODULE:CALLABLE")
+    arguments = parse_arguments(args.model_arg) if args.model or args.model_arg else dict(record.model.arguments)
+    texts = args.model_arg if args.model or args.model_arg else [f"{key}={_as_text(value)}" for key, value in arguments.items()]
+    evaluate = load_callable(args.evaluate, argument="--evaluate") if args.evaluate else None
+    outcome = verify(args.result, lambda: load_model(spec, texts), evaluate=evaluate, tolerance=args.tolerance, save=not args.no_save)
+    pruned = outcome.pruned
+    print(f"target   {outcome.target}")
+    if outcome.dense is not None:
+        print(f"dense    {outcome.dense.ms:.3f} ms  [{outcome.dense.low:.3f}, {outcome.dense.high:.3f}]")
+    print(f"pruned   {pruned.ms:.3f} ms  [{pruned.low:.3f}, {pruned.high:.3f}]")
+    if pruned.ratio is not None and pruned.ratio_low is not None and pruned.ratio_high is not None:
+        print(f"ratio    {pruned.ratio:.2%}  [{pruned.ratio_low:.2%}, {pruned.ratio_high:.2%}]  (95 % interval, measured in turns)")
+    if outcome.accuracy is not None:
+        print(f"accuracy {outcome.accuracy:.2%}")
+    print(f"budget   {record.budget.text}: {'met' if outcome.met else 'NOT met'} (tolerance {args.tolerance:.0%})")
+    if not outcome.met:
+        raise OverBudgetError(
+            f"budget {record.budget.text!r} is not met: measured {pruned.ms:.3f} ms",
+            budget_ms=record.budget.limit or 0.0,
+            measured_ms=pruned.ms,
+        )
+    return 0
+
+
+def _as_text(value: object) -> str:
+    import json
+
+    return json.dumps(value)

@@ -1,0 +1,60 @@
+"""The ready-made ``fit`` function of ``prune()``: fine-tuning by a recipe, checkpointed in the run's folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from latprune.pipeline import Fit, FitContext
+    from latprune.train import Batches, Recipe, TrainProgress
+
+__all__ = ["fit_with", "training_threads"]
+
+
+@contextmanager
+def training_threads(threads: int | None = None) -> Iterator[None]:
+    """Let PyTorch use ``threads`` threads (all cores by default) for a while: measuring pins one, training wants all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fit_with(
+    data: Batches,
+    recipe: Recipe,
+    *,
+    evaluate: Any = None,
+    threads: int | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+) -> Fit:
+    """A ``fit`` function for :func:`latprune.prune` that fine-tunes by ``recipe`` after each stage.
+
+    Args:
+        data: Training batches.
+        recipe: How to train; with a distillation the dense network teaches.
+        evaluate: Evaluates after each epoch: a function of the model, or batches.
+        threads: Threads of PyTorch while training; all cores by default.
+        progress: Called after each optimizer step.
+
+    Example:
+        >>> fit = fit_with(loader, Recipe(epochs=3, learning_rate=0.02), evaluate=test_loader)  # doctest: +SKIP
+        >>> result = latprune.prune(model, x, budget="50%", data=loader, fit=fit)  # doctest: +SKIP
+    """
+    from latprune.train import finetune
+
+    def fit(model: nn.Module, context: FitContext) -> list[tuple[float, float]]:
+        teacher = context.dense if recipe.distillation is not None else None
+        with training_threads(threads):
+            report = finetune(model, data, recipe, evaluate=evaluate, teacher=teacher, checkpoint_dir=context.folder, progress=progress)
+        return [(float(entry.epoch + 1), entry.accuracy) for entry in report.epochs if entry.accuracy is not None]
+
+    return fit
