@@ -1,0 +1,125 @@
+"""What training asks of data: a sized iterable of ``(inputs, targets)``, taken up again at any batch of any epoch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.train.random_state import RandomState
+
+__all__ = ["Batches", "batches_of_epoch", "forward", "logits_of", "move", "shard", "split_batch"]
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """Data for training: iterates over ``(inputs, targets)`` pairs, the same number in each epoch.
+
+    A ``torch.utils.data.DataLoader`` is one. Where the object has ``set_epoch(epoch)`` it is told the epoch; where it has
+    ``batches(start)`` that is asked for the rest of an epoch instead of skipping the batches that were trained on already.
+    """
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """One epoch's batches."""
+
+
+def batches_of_epoch(data: Batches, *, epoch: int, start: int, seed: int) -> Generator[Any, None, None]:
+    """The batches of ``epoch`` from index ``start`` on, the same ones in every run.
+
+    Random generators of the process (torch, numpy, random) are seeded by ``(seed, epoch)`` while the data works and put back while the
+    model works, so that order and augmentation do not depend on what the model draws, nor on where a run was interrupted.
+    """
+    if hasattr(data, "set_epoch"):
+        data.set_epoch(epoch)
+    elif hasattr(getattr(data, "sampler", None), "set_epoch"):
+        data.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    model_state = RandomState.capture()
+    RandomState.seed(seed, epoch)
+    try:
+        iterator = iter(data.batches(start)) if hasattr(data, "batches") else itertools.islice(iter(data), start, None)
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            data_state = RandomState.capture()
+            model_state.restore()
+            try:
+                yield batch
+            finally:
+                model_state = RandomState.capture()
+            data_state.restore()
+    finally:
+        model_state.restore()
+
+
+def split_batch(batch: Any) -> tuple[Any, torch.Tensor]:
+    """``(inputs, targets)`` of a batch: a pair, or a mapping whose ``labels`` are the targets.
+
+    Raises:
+        InvalidArgumentError: The batch is neither.
+    """
+    if isinstance(batch, Mapping):
+        if "labels" not in batch:
+            raise InvalidArgumentError(f"a batch is a mapping with the keys {', '.join(map(str, batch))}; it must hold 'labels'")
+        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise InvalidArgumentError(f"a batch is a {type(batch).__name__}; it must be a pair (inputs, targets), or a mapping with 'labels'")
+
+
+def move(value: Any, device: torch.device) -> Any:
+    """Tensors in nested tuples, lists and mappings brought to ``device``."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: move(item, device) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(move(item, device) for item in value)
+    return value
+
+
+def shard(value: Any, rank: int, processes: int) -> Any:
+    """The share of one process in a batch: every ``processes``-th example along the first dimension."""
+    if processes == 1:
+        return value
+    if isinstance(value, torch.Tensor):
+        return value[rank::processes]
+    if isinstance(value, Mapping):
+        return {name: shard(item, rank, processes) for name, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(shard(item, rank, processes) for item in value)
+    return value
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """Call ``model`` with a tensor, a tuple of positional inputs, or a mapping of keyword inputs."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """The class scores ``(batch, classes, ...)`` in a model's output: a tensor, ``.logits``, ``["logits"]`` or the first of a tuple.
+
+    Raises:
+        InvalidArgumentError: The output is none of these.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(getattr(output, "logits", None), torch.Tensor):
+        return output.logits  # type: ignore[no-any-return]
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), torch.Tensor):
+        return output["logits"]  # type: ignore[no-any-return]
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], torch.Tensor):
+        return output[0]
+    raise InvalidArgumentError(f"the model's output is a {type(output).__name__} without logits; give a loss of your own")

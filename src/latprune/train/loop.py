@@ -1,0 +1,129 @@
+"""The fine-tuning loop over Accelerate: one function, resumable to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from latprune.errors import InvalidArgumentError, MissingExtraError
+from latprune.train.batches import Batches
+from latprune.train.evaluation import evaluate as evaluate_accuracy
+from latprune.train.progress import TrainProgress
+from latprune.train.random_state import RandomState
+from latprune.train.recipe import Recipe
+from latprune.train.run import Evaluate, Hooks, Loss, Run, Saving, TrainReport
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["finetune"]
+
+
+def finetune(
+    model: nn.Module,
+    data: Batches,
+    recipe: Recipe,
+    *,
+    evaluate: Evaluate | Sequence[Any] | Batches | None = None,
+    teacher: nn.Module | None = None,
+    loss: Loss | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = True,
+    checkpoint_seconds: float = 60.0,
+    time_limit: float | None = None,
+    progress: Callable[[TrainProgress], None] | None = None,
+    accelerator: Accelerator | None = None,
+) -> TrainReport:
+    """Fine-tune ``model`` in place.
+
+    With ``checkpoint_dir`` the run can be killed at any moment and called again with the same arguments: it goes on from the last
+    checkpoint and ends with the same weights as an uninterrupted run, to the bit (where the device's kernels are deterministic). The
+    learning rate is a function of the step, the data's order one of ``recipe.seed`` and the epoch.
+
+    Args:
+        model: The network; its training mode is put back at the end.
+        data: Sized iterable of ``(inputs, targets)`` batches or of mappings with ``labels``, such as a ``DataLoader``; see
+            :class:`~latprune.train.batches.Batches`. With several processes each trains on its share of every batch.
+        recipe: Epochs, learning rate, optimizer, schedule and the rest.
+        evaluate: Called as ``evaluate(model) -> accuracy`` after each epoch, or data for :func:`~latprune.train.evaluation.evaluate`.
+        teacher: The dense network, for ``recipe.distillation``.
+        loss: ``loss(model, batch) -> scalar`` in place of the classification loss, for other tasks.
+        after_step: Called with the model after each optimizer step; staged methods hold masked weights at zero with it.
+        checkpoint_dir: Folder for checkpoints; None writes none.
+        resume: Take up the run found in ``checkpoint_dir``; False starts again.
+        checkpoint_seconds: Seconds between checkpoints; one is also written after each epoch.
+        time_limit: Stop after this many seconds of this call, with a checkpoint.
+        progress: Called after each step.
+        accelerator: Your own; by default one for this process's device.
+
+    Returns:
+        The report of the whole run, resumed parts included.
+
+    Raises:
+        MissingExtraError: Accelerate is not installed.
+        InvalidArgumentError: Arguments do not go together, or the data is not what it says.
+        CheckpointError: ``checkpoint_dir`` holds a run of another model or recipe.
+        TrainingError: The loss is not a finite number any more; the last checkpoint is from before.
+
+    Example:
+        >>> recipe = Recipe(epochs=3, learning_rate=0.01, weight_decay=5e-4)
+        >>> report = finetune(model, loader, recipe, evaluate=test_loader, checkpoint_dir="run")  # doctest: +SKIP
+    """
+    if accelerator is None:
+        try:
+            from accelerate import Accelerator
+        except ImportError as error:
+            raise MissingExtraError("accelerate", "train") from error
+        # Mixed precision is the loop's own autocast: Accelerate's would leave a patched forward on the user's module.
+        accelerator = Accelerator(mixed_precision="no")
+    _check_arguments(data, recipe, teacher, loss, checkpoint_seconds, time_limit)
+    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    modes = {module: module.training for module in model.modules()}
+    before = RandomState.capture()
+    hooks = Hooks(
+        evaluate=_evaluation(evaluate, recipe),
+        teacher=teacher.to(accelerator.device).eval() if teacher is not None else None,
+        loss=loss,
+        after_step=after_step,
+        progress=progress,
+    )
+    saving = Saving(folder=Path(checkpoint_dir), every=checkpoint_seconds) if checkpoint_dir is not None else None
+    try:
+        run = Run(model, data, recipe, accelerator, hooks, saving)
+        if resume:
+            run.resume()
+        return run.train(time_limit)
+    finally:
+        before.restore()
+        model.to(home)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _check_arguments(
+    data: Batches, recipe: Recipe, teacher: nn.Module | None, loss: Loss | None, checkpoint_seconds: float, time_limit: float | None
+) -> None:
+    if not hasattr(data, "__len__") or len(data) < 1:
+        raise InvalidArgumentError("data must have a length (batches per epoch) of at least 1")
+    if recipe.distillation is not None and teacher is None:
+        raise InvalidArgumentError("recipe.distillation needs teacher=, the dense network")
+    if recipe.distillation is not None and loss is not None:
+        raise InvalidArgumentError("recipe.distillation mixes with the classification loss; it cannot go with a loss of your own")
+    if teacher is not None and recipe.distillation is None:
+        raise InvalidArgumentError("teacher was given, but recipe.distillation is None; set it, for instance to Distillation()")
+    if not checkpoint_seconds >= 0.0:
+        raise InvalidArgumentError(f"checkpoint_seconds (={checkpoint_seconds}) must be at least 0")
+    if time_limit is not None and not time_limit > 0.0:
+        raise InvalidArgumentError(f"time_limit (={time_limit}) must be positive, or None")
+
+
+def _evaluation(evaluate: Evaluate | Sequence[Any] | Batches | None, recipe: Recipe) -> Evaluate | None:
+    if evaluate is None or callable(evaluate):
+        return evaluate
+    batches = evaluate
+    return lambda model: evaluate_accuracy(model, batches, precision=recipe.precision)

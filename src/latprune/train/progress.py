@@ -1,0 +1,75 @@
+"""What a training run tells while it runs, and how that looks on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TextIO
+
+__all__ = ["ProgressPrinter", "TrainProgress", "format_seconds"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainProgress:
+    """One moment of a training run.
+
+    Attributes:
+        epoch: Epoch, counted from 0.
+        epochs: Epochs of the run.
+        step: Optimizer steps done.
+        steps: Optimizer steps of the run.
+        loss: Mean loss of the epoch so far.
+        learning_rate: Of the last step.
+        examples_per_second: Over this process's part of the run.
+        seconds_left: Estimate for the rest of the run.
+        accuracy: Evaluated accuracy, at the end of an epoch where there is an evaluation.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    examples_per_second: float
+    seconds_left: float
+    accuracy: float | None = None
+
+
+def format_seconds(seconds: float) -> str:
+    """``75.2`` as ``1:15``; hours as ``2:03:10``."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class ProgressPrinter:
+    """Prints a line every ``every`` seconds and at the end of each epoch: a ``progress`` callback.
+
+    Example:
+        >>> finetune(model, data, recipe, progress=ProgressPrinter())  # doctest: +SKIP
+    """
+
+    def __init__(self, every: float = 10.0, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.every = every
+        self.stream = stream
+        self.clock = clock
+        self._last = -float("inf")
+
+    def __call__(self, progress: TrainProgress) -> None:
+        """Print ``progress`` if it is time to."""
+        now = self.clock()
+        if progress.accuracy is None and now - self._last < self.every:
+            return
+        self._last = now
+        accuracy = f"  accuracy {progress.accuracy:.2%}" if progress.accuracy is not None else ""
+        print(
+            f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}  step {progress.step}/{progress.steps}  "
+            f"loss {progress.loss:.4f}  lr {progress.learning_rate:.2e}  {progress.examples_per_second:.0f} examples/s  "
+            f"{format_seconds(progress.seconds_left)} left{accuracy}",
+            file=self.stream or sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,205 @@
+"""Recipes: everything that decides a fine-tuning run apart from the model and the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from latprune.errors import InvalidArgumentError
+
+__all__ = ["SGD", "AdamW", "Constant", "Cosine", "Distillation", "Linear", "Optimizer", "Recipe", "Schedule", "Steps"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.momentum < 1.0:
+            raise InvalidArgumentError(f"momentum (={self.momentum}) must lie in [0, 1)")
+        if self.nesterov and self.momentum == 0.0:
+            raise InvalidArgumentError("nesterov (=True) needs a momentum above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0.0 <= value < 1.0:
+                raise InvalidArgumentError(f"{name} (={value}) must lie in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """The learning rate stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cosine:
+    """Half a cosine from the learning rate down to ``final`` times it, updated every step."""
+
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.final <= 1.0:
+            raise InvalidArgumentError(f"final (={self.final}) must lie in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """A straight line from the learning rate down to ``final`` times it, updated every step."""
+
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.final <= 1.0:
+            raise InvalidArgumentError(f"final (={self.final}) must lie in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """The learning rate is multiplied by ``gamma`` at the start of each epoch in ``milestones`` (counted from 0)."""
+
+    milestones: tuple[int, ...]
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
+            raise InvalidArgumentError(f"milestones (={self.milestones}) must increase and begin at 1 or later")
+        if not 0.0 < self.gamma <= 1.0:
+            raise InvalidArgumentError(f"gamma (={self.gamma}) must lie in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distillation:
+    """Knowledge distillation from the dense network (Hinton et al. 2015).
+
+    ``loss = (1 - weight) * cross_entropy + weight * T^2 * KL(teacher / T || student / T)`` with ``T = temperature``.
+    """
+
+    temperature: float = 4.0
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0.0:
+            raise InvalidArgumentError(f"temperature (={self.temperature}) must be positive")
+        if not 0.0 < self.weight <= 1.0:
+            raise InvalidArgumentError(f"weight (={self.weight}) must lie in (0, 1]")
+
+
+Optimizer = SGD | AdamW
+Schedule = Constant | Cosine | Linear | Steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        epochs: Passes over the data.
+        learning_rate: Peak learning rate.
+        optimizer: ``SGD(...)`` or ``AdamW(...)``.
+        schedule: ``Constant()``, ``Cosine()``, ``Linear()`` or ``Steps(...)``; begins after the warm-up.
+        warmup_epochs: Epochs (fractions allowed) in which the learning rate rises in a straight line to its peak.
+        weight_decay: Weight decay.
+        decay_norm_and_bias: Whether vectors (norm scales and shifts, biases) decay too.
+        label_smoothing: Share of the target spread over all classes.
+        precision: ``fp32``, or ``bf16`` for automatic mixed precision.
+        distillation: Learn from the dense network as well; None does not.
+        max_gradient_norm: Clip the norm of all gradients together; None does not.
+        batch_size: Batch size that the recipe was made for; for whoever builds the data loader.
+        seed: Seed of dropout and everything else random in the model; the data's order has its own.
+        notes: What the recipe's source leaves open and what was chosen here.
+    """
+
+    epochs: int
+    learning_rate: float
+    optimizer: Optimizer = field(default_factory=SGD)
+    schedule: Schedule = field(default_factory=Cosine)
+    warmup_epochs: float = 0.0
+    weight_decay: float = 0.0
+    decay_norm_and_bias: bool = True
+    label_smoothing: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    distillation: Distillation | None = None
+    max_gradient_norm: float | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InvalidArgumentError(f"epochs (={self.epochs}) must be at least 1")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise InvalidArgumentError(f"learning_rate (={self.learning_rate}) must be a positive number")
+        if not 0.0 <= self.warmup_epochs < self.epochs:
+            raise InvalidArgumentError(f"warmup_epochs (={self.warmup_epochs}) must lie in [0, epochs) with epochs (={self.epochs})")
+        if not self.weight_decay >= 0.0:
+            raise InvalidArgumentError(f"weight_decay (={self.weight_decay}) must be at least 0")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise InvalidArgumentError(f"label_smoothing (={self.label_smoothing}) must lie in [0, 1)")
+        if self.precision not in ("fp32", "bf16"):
+            raise InvalidArgumentError(f"precision (={self.precision!r}) must be fp32 or bf16")
+        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0.0:
+            raise InvalidArgumentError(f"max_gradient_norm (={self.max_gradient_norm}) must be positive, or None")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise InvalidArgumentError(f"batch_size (={self.batch_size}) must be at least 1, or None")
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """The same recipe squeezed or stretched to ``epochs``: warm-up and milestones keep their share of the run."""
+        share = epochs / self.epochs
+        schedule = self.schedule
+        if isinstance(schedule, Steps):
+            moved = sorted({max(1, round(milestone * share)) for milestone in schedule.milestones})
+            schedule = replace(schedule, milestones=tuple(moved))
+        return replace(self, epochs=epochs, warmup_epochs=self.warmup_epochs * share, schedule=schedule)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as a JSON object; optimizer and schedule carry their ``type``."""
+        data = asdict(self)
+        data["optimizer"] = {"type": type(self.optimizer).__name__, **data["optimizer"]}
+        data["schedule"] = {"type": type(self.schedule).__name__, **data["schedule"]}
+        data["notes"] = list(self.notes)
+        if "milestones" in data["schedule"]:
+            data["schedule"]["milestones"] = list(data["schedule"]["milestones"])
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Recipe:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            InvalidArgumentError: A key or type is unknown, or a value breaks its rule.
+        """
+        values = dict(data)
+        try:
+            values["optimizer"] = _typed(values.get("optimizer", {"type": "SGD"}), {"SGD": SGD, "AdamW": AdamW}, "optimizer")
+            kinds = {"Constant": Constant, "Cosine": Cosine, "Linear": Linear, "Steps": Steps}
+            values["schedule"] = _typed(values.get("schedule", {"type": "Cosine"}), kinds, "schedule")
+            if values.get("distillation") is not None:
+                values["distillation"] = Distillation(**values["distillation"])
+            values["notes"] = tuple(values.get("notes", ()))
+            return cls(**values)
+        except TypeError as error:
+            raise InvalidArgumentError(f"recipe: {error}") from error
+
+
+def _typed(data: Mapping[str, Any], kinds: Mapping[str, type], argument: str) -> Any:
+    values = dict(data)
+    kind = values.pop("type", None)
+    if kind not in kinds:
+        raise InvalidArgumentError(f"{argument} type (={kind!r}) must be one of {', '.join(kinds)}")
+    if "milestones" in values:
+        values["milestones"] = tuple(values["milestones"])
+    return kinds[kind](**values)

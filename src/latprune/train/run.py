@@ -1,0 +1,303 @@
+"""One fine-tuning run: where it stands, its steps, its checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
+from latprune.train.batches import Batches, batches_of_epoch, forward, logits_of, move, shard, split_batch
+from latprune.train.loss import classification_loss
+from latprune.train.optimizer import build_optimizer
+from latprune.train.progress import TrainProgress
+from latprune.train.random_state import RandomState
+from latprune.train.recipe import Recipe
+from latprune.train.schedule import learning_rate
+from latprune.train.state import EpochRecord, Position, load_state, read_record, save_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["Evaluate", "Hooks", "Loss", "Run", "Saving", "TrainReport"]
+
+Loss = Callable[[nn.Module, Any], torch.Tensor]
+Evaluate = Callable[[nn.Module], float]
+
+_LOOK_EVERY = 50
+"""Steps between looks at the loss on a GPU, where each look waits for the device; on a CPU every step is looked at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReport:
+    """How a fine-tuning run went.
+
+    Attributes:
+        epochs: One record per finished epoch: loss, accuracies, learning rate, seconds.
+        steps: Optimizer steps done, over all resumed parts.
+        seconds: Training time, over all resumed parts.
+        finished: Whether the recipe ran to its end.
+        stopped: Why it did not: ``time limit``; empty where it did.
+        resumed_from: Step at which this call took up an earlier run; None where it began at the start.
+    """
+
+    epochs: tuple[EpochRecord, ...]
+    steps: int
+    seconds: float
+    finished: bool
+    stopped: str = ""
+    resumed_from: int | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Evaluated accuracy after the last finished epoch, if there was an evaluation."""
+        return self.epochs[-1].accuracy if self.epochs else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What the caller of :func:`~latprune.train.finetune` gave besides model, data and recipe."""
+
+    evaluate: Evaluate | None = None
+    teacher: nn.Module | None = None
+    loss: Loss | None = None
+    after_step: Callable[[nn.Module], None] | None = None
+    progress: Callable[[TrainProgress], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """Where checkpoints go, and the seconds between them."""
+
+    folder: Path
+    every: float
+
+
+class Run:
+    """The prepared model and optimizer, and where the run stands."""
+
+    def __init__(
+        self, model: nn.Module, data: Batches, recipe: Recipe, accelerator: Accelerator, hooks: Hooks, saving: Saving | None
+    ) -> None:
+        self.model = model
+        self.data = data
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.hooks = hooks
+        self.saving = saving
+        self.steps_per_epoch = len(data)
+        self.steps = recipe.epochs * self.steps_per_epoch
+        self.position = Position(epoch=0, batch=0)
+        self.history: tuple[EpochRecord, ...] = ()
+        self.resumed_from: int | None = None
+        model.to(accelerator.device)
+        self.wrapped, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+        # Sums since the last look, on the device: loss times examples, correct ones.
+        self.sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        self.unseen = 0
+        self.trained = 0
+        self.started = self.last_look = self.last_save = time.monotonic()
+        RandomState.seed(recipe.seed, 0)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.position.epoch * self.steps_per_epoch + self.position.batch
+
+    def resume(self) -> None:
+        """Take up the run in the checkpoint folder, if there is one.
+
+        Raises:
+            CheckpointError: It is a run of another recipe, data or model.
+        """
+        record = read_record(self.saving.folder) if self.saving is not None else None
+        if record is None or self.saving is None:
+            return
+        remedy = "give another checkpoint_dir, or resume=False to start again"
+        mine = self.recipe.to_dict()
+        if record.recipe != mine:
+            changed = sorted(key for key in mine.keys() | record.recipe.keys() if record.recipe.get(key) != mine.get(key))
+            raise CheckpointError(f"{self.saving.folder} holds a run with another recipe (in {', '.join(changed)}); {remedy}")
+        if record.steps_per_epoch != self.steps_per_epoch:
+            raise CheckpointError(
+                f"{self.saving.folder} holds a run with {record.steps_per_epoch} batches per epoch, "
+                f"and the data has {self.steps_per_epoch}; {remedy}"
+            )
+        load_state(self.saving.folder, record, model=self.model, optimizer=self.optimizer).restore()
+        self.position, self.history = record.position, record.history
+        self.resumed_from = self.step
+
+    def train(self, time_limit: float | None) -> TrainReport:
+        """Train to the end of the recipe or to the time limit (seconds)."""
+        deadline = self.started + time_limit if time_limit is not None else math.inf
+        while self.position.epoch < self.recipe.epochs and self._train_epoch(deadline):
+            self._end_epoch()
+        finished = self.position.epoch == self.recipe.epochs
+        return TrainReport(
+            epochs=self.history,
+            steps=self.step,
+            seconds=self.position.seconds,
+            finished=finished,
+            stopped="" if finished else "time limit",
+            resumed_from=self.resumed_from,
+        )
+
+    def _train_epoch(self, deadline: float) -> bool:
+        """Train the rest of the current epoch; False where the deadline stopped it."""
+        epoch = self.position.epoch
+        self.wrapped.train()
+        batches = batches_of_epoch(self.data, epoch=epoch, start=self.position.batch, seed=self.recipe.seed)
+        try:
+            while self.position.batch < self.steps_per_epoch:
+                batch = next(batches, None)
+                if batch is None:
+                    raise InvalidArgumentError(
+                        f"data ended after {self.position.batch} batches of epoch {epoch + 1}, but its length is {self.steps_per_epoch}"
+                    )
+                self._train_step(batch)
+                now = time.monotonic()
+                last = self.position.batch == self.steps_per_epoch
+                save = self.saving is not None and not last and (now - self.last_save >= self.saving.every or now >= deadline)
+                if save or last or self.accelerator.device.type == "cpu" or self.step % _LOOK_EVERY == 0:
+                    self._look()
+                if save:
+                    self._save()
+                if now >= deadline and not last:
+                    self._look()
+                    return False
+        finally:
+            batches.close()
+        return True
+
+    def _train_step(self, batch: Any) -> None:
+        recipe, hooks, device = self.recipe, self.hooks, self.accelerator.device
+        batch = move(shard(batch, self.accelerator.process_index, self.accelerator.num_processes), device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, self.step, self.steps_per_epoch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            if hooks.loss is not None:
+                loss, correct, examples = hooks.loss(self.wrapped, batch), None, _first_size(batch)
+            else:
+                loss, correct, examples = self._classify(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        if recipe.max_gradient_norm is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.max_gradient_norm)
+        self.optimizer.step()
+        if hooks.after_step is not None:
+            hooks.after_step(self.model)
+        self.sums[0] += loss.detach().double() * examples
+        if correct is not None:
+            self.sums[1] += correct
+        self.unseen += examples
+        self.trained += examples
+        self.position = self.position.model_copy(update={"batch": self.position.batch + 1})
+
+    def _classify(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None, int]:
+        inputs, targets = split_batch(batch)
+        logits = logits_of(forward(self.wrapped, inputs))
+        taught = None
+        if self.hooks.teacher is not None:
+            with torch.no_grad():
+                taught = logits_of(forward(self.hooks.teacher, inputs))
+        loss = classification_loss(
+            logits, targets, label_smoothing=self.recipe.label_smoothing, distillation=self.recipe.distillation, teacher_logits=taught
+        )
+        if targets.is_floating_point():  # class probabilities (mixup): no one class is right
+            return loss, None, len(targets)
+        right = (logits.detach().argmax(dim=1) == targets).double()
+        return loss, right.reshape(len(targets), -1).mean(dim=1).sum(), len(targets)
+
+    def _look(self) -> None:
+        """Bring the sums from the device into the position, check the loss, and tell the progress."""
+        now = time.monotonic()
+        loss, correct = (float(value) for value in self.sums)
+        self.sums.zero_()
+        position = self.position
+        self.position = position.model_copy(
+            update={
+                "loss_sum": position.loss_sum + loss,
+                "correct": position.correct + correct,
+                "counted": position.counted + self.unseen,
+                "seconds": position.seconds + now - self.last_look,
+                "epoch_seconds": position.epoch_seconds + now - self.last_look,
+            }
+        )
+        self.unseen, self.last_look = 0, now
+        rate = learning_rate(self.recipe, self.step - 1, self.steps_per_epoch)
+        if not math.isfinite(self.position.loss_sum):
+            raise TrainingError(
+                f"the loss is not a finite number any more at epoch {position.epoch + 1}, step {self.step} (learning rate {rate:.3g}); "
+                "use a smaller learning_rate, a warm-up or max_gradient_norm, and check the data for NaN",
+                epoch=position.epoch,
+                step=self.step,
+                learning_rate=rate,
+            )
+        if self.hooks.progress is not None and self.accelerator.is_main_process:
+            self.hooks.progress(self._progress(rate))
+
+    def _progress(self, rate: float) -> TrainProgress:
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        here = self.step - (self.resumed_from or 0)
+        return TrainProgress(
+            epoch=self.position.epoch,
+            epochs=self.recipe.epochs,
+            step=self.step,
+            steps=self.steps,
+            loss=self.position.loss_sum / max(self.position.counted, 1),
+            learning_rate=rate,
+            examples_per_second=self.trained / elapsed,
+            seconds_left=(self.steps - self.step) * elapsed / max(here, 1),
+        )
+
+    def _end_epoch(self) -> None:
+        """Evaluate, write the epoch into the history, and go to the next one."""
+        rate = learning_rate(self.recipe, self.step - 1, self.steps_per_epoch)
+        progress = self._progress(rate)
+        accuracy = float(self.hooks.evaluate(self.model)) if self.hooks.evaluate is not None else None
+        done = self.position
+        self.history += (
+            EpochRecord(
+                epoch=done.epoch,
+                loss=done.loss_sum / done.counted,
+                train_accuracy=done.correct / done.counted if self.hooks.loss is None else None,
+                accuracy=accuracy,
+                learning_rate=rate,
+                seconds=done.epoch_seconds,
+            ),
+        )
+        self.position = Position(epoch=done.epoch + 1, batch=0, seconds=done.seconds)
+        self.last_look = time.monotonic()
+        if self.saving is not None:
+            self._save()
+        if accuracy is not None and self.hooks.progress is not None and self.accelerator.is_main_process:
+            self.hooks.progress(replace(progress, accuracy=accuracy))
+
+    def _save(self) -> None:
+        assert self.saving is not None
+        if self.accelerator.is_main_process:
+            save_state(
+                self.saving.folder,
+                model=self.model,
+                optimizer=self.optimizer,
+                recipe=self.recipe.to_dict(),
+                steps_per_epoch=self.steps_per_epoch,
+                position=self.position,
+                history=self.history,
+                finished=self.position.epoch == self.recipe.epochs,
+            )
+        self.last_save = time.monotonic()
+
+
+def _first_size(batch: Any) -> int:
+    """Examples in a batch: the first dimension of its first tensor, 1 where there is none."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch) if batch.ndim else 1
+    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
+    return next((_first_size(value) for value in values), 1)

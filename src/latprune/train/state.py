@@ -1,0 +1,186 @@
+"""Training checkpoints: safetensors and JSON, written so that a kill at any moment leaves the last whole one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from latprune.errors import CheckpointError, FileFormatError
+from latprune.storage import decode_tensors, encode_tensors, sha256_hex, write_atomic
+from latprune.train.random_state import RandomState
+
+__all__ = ["EpochRecord", "Position", "TrainRecord", "load_state", "read_record", "save_state"]
+
+RECORD = "train.json"
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EpochRecord(_Closed):
+    """What one epoch gave: mean loss, training accuracy and evaluated accuracy where known, learning rate at its end, seconds."""
+
+    epoch: int
+    loss: float
+    train_accuracy: float | None = None
+    accuracy: float | None = None
+    learning_rate: float
+    seconds: float
+
+
+class Position(_Closed):
+    """Where the run stands: the next batch to train on, and the sums of the epoch so far."""
+
+    epoch: int = Field(ge=0)
+    batch: int = Field(ge=0)
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    counted: int = 0
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+
+
+class TrainRecord(_Closed):
+    """The JSON half of a training checkpoint."""
+
+    format: Literal["latprune/train"] = "latprune/train"
+    version: Literal[1] = 1
+    tensors: str
+    sha256: str
+    recipe: dict[str, Any]
+    steps_per_epoch: int = Field(ge=1)
+    position: Position
+    history: tuple[EpochRecord, ...] = ()
+    optimizer: dict[str, Any]
+    random: dict[str, Any]
+    finished: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """An optimizer's state split into tensors (by parameter index and key) and the rest."""
+
+    tensors: dict[str, torch.Tensor]
+    rest: dict[str, Any]
+
+
+def _split_optimizer(state: Mapping[str, Any]) -> _Parts:
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                scalars.setdefault(str(index), {})[key] = value
+    return _Parts(tensors=tensors, rest={"param_groups": state["param_groups"], "state": scalars})
+
+
+def _join_optimizer(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest["state"].items()}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    return {"state": state, "param_groups": rest["param_groups"]}
+
+
+def save_state(
+    folder: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Mapping[str, Any],
+    steps_per_epoch: int,
+    position: Position,
+    history: tuple[EpochRecord, ...],
+    finished: bool,
+) -> None:
+    """Write a checkpoint into ``folder``; the new ``train.json`` commits it, and older tensors are removed after that.
+
+    Raises:
+        OSError: The folder cannot be written or the disk is full; the last checkpoint is untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = _split_optimizer(optimizer.state_dict())
+    random = RandomState.capture()
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= parts.tensors
+    tensors |= {f"random.{name}": value for name, value in random.tensors().items()}
+    data = encode_tensors(tensors)
+    digest = sha256_hex(data)
+    name = f"state-{digest[:16]}.safetensors"
+    write_atomic(folder / name, data)
+    record = TrainRecord(
+        tensors=name,
+        sha256=digest,
+        recipe=dict(recipe),
+        steps_per_epoch=steps_per_epoch,
+        position=position,
+        history=history,
+        optimizer=parts.rest,
+        random=random.scalars(),
+        finished=finished,
+    )
+    write_atomic(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+    for old in (*folder.glob("state-*.safetensors"), *folder.glob(".*.tmp")):
+        if old.name != name:
+            old.unlink(missing_ok=True)
+
+
+def read_record(folder: Path) -> TrainRecord | None:
+    """The record of the checkpoint in ``folder``, or None where there is none.
+
+    Raises:
+        FileFormatError: ``train.json`` breaks its format.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        return TrainRecord.model_validate(json.loads(path.read_bytes()))
+    except json.JSONDecodeError as error:
+        raise FileFormatError(f"{path} is not JSON: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise FileFormatError(f"{first['msg']} in {path}", path=".".join(map(str, first["loc"]))) from error
+
+
+def load_state(folder: Path, record: TrainRecord, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> RandomState:
+    """Put a checkpoint's tensors into ``model`` and ``optimizer``.
+
+    Returns:
+        The random generators' state, to be restored by the caller when training goes on.
+
+    Raises:
+        CheckpointError: The tensors are missing, damaged, or of another model.
+    """
+    path = folder / record.tensors
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}, which {folder / RECORD} names, is not there") from error
+    if sha256_hex(data) != record.sha256:
+        raise CheckpointError(f"{path} is not the file that {folder / RECORD} was written with; delete the folder to start again")
+    sections: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+    for name, tensor in decode_tensors(data, source=str(path)).items():
+        section, _, rest = name.partition(".")
+        sections[section][rest] = tensor
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in sections["model"].items()}
+    if expected != found:
+        names = [name for name in (*expected, *found) if expected.get(name) != found.get(name)]
+        raise CheckpointError(
+            f"{folder} holds the training of another model: '{names[0]}' is {found.get(names[0], 'absent')} there and "
+            f"{expected.get(names[0], 'absent')} here; give another checkpoint_dir, or resume=False to start again"
+        )
+    model.load_state_dict(sections["model"])
+    optimizer.load_state_dict(_join_optimizer(sections["optimizer"], record.optimizer))
+    return RandomState.load(sections["random"], record.random)
