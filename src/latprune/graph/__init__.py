@@ -1,0 +1,37 @@
+"""Tracing: channel groups, kernels, removable blocks and reasons, from one recorded run of a model."""
+
+from latprune.graph.model_graph import ModelGraph
+from latprune.graph.recorder import Step, capture_conditions, register_rule
+from latprune.graph.trace import ExampleInputs, call_with, trace
+from latprune.graph.types import (
+    Block,
+    Call,
+    ChannelGroup,
+    Kernel,
+    KeptWhole,
+    Member,
+    Piece,
+    Role,
+    Selection,
+    WidthAxis,
+)
+
+__all__ = [
+    "Block",
+    "Call",
+    "ChannelGroup",
+    "ExampleInputs",
+    "Kernel",
+    "KeptWhole",
+    "Member",
+    "ModelGraph",
+    "Piece",
+    "Role",
+    "Selection",
+    "Step",
+    "WidthAxis",
+    "call_with",
+    "capture_conditions",
+    "register_rule",
+    "trace",
+]

@@ -63,6 +63,8 @@ class Member:
         role: What the dimension does with the channels.
         kernel: Name of the kernel that owns the tensor (a norm layer is a kernel of its own).
         blocks: Removable blocks that the kernel lies in, outermost first.
+        within: For an input dimension of a grouped convolution: the range ``(start, stop)`` of dimension 0 for which ``positions`` hold (each
+            group of output filters reads its own input channels); None where the whole tensor is meant.
     """
 
     tensor: str
@@ -72,6 +74,7 @@ class Member:
     role: Role
     kernel: str
     blocks: tuple[str, ...] = ()
+    within: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -175,6 +178,8 @@ class Call:
         fields: One entry per tensor argument (flattened in order): an int64 array of the tensor's rank, of size 1 on each dimension that
             carries no channels, holding the *coordinate class* of each place (-1: carries none); None where the whole tensor carries none.
         output_fields: The same for each tensor result.
+        all_fields: For each tensor argument all of its fields: a weight has one for each dimension, an activation mostly one (``fields`` then
+            holds it; of several, ``fields`` holds the one that varies along the most dimensions).
         blocks: Removable blocks that the call lies in, outermost first.
         joins: Name of the block whose branch joins its shortcut here -> index (among the tensor arguments) of the branch's operand.
     """
@@ -186,6 +191,7 @@ class Call:
     output_fields: tuple[IntArray | None, ...]
     blocks: tuple[str, ...] = ()
     joins: Mapping[str, int] = field(default_factory=dict)
+    all_fields: tuple[tuple[IntArray, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

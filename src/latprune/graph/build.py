@@ -1,0 +1,482 @@
+"""From a recording and its grouping to a :class:`ModelGraph`: names, members, axes, calls and the plan for surgery."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from latprune.graph.blocks import Branch
+from latprune.graph.grouping import Grouping, RawGroup
+from latprune.graph.model_graph import ModelGraph
+from latprune.graph.recorder import KernelDraft, Node, Recording
+from latprune.graph.types import Block, Call, ChannelGroup, Kernel, KeptWhole, Member, Piece, Role, WidthAxis
+
+__all__ = ["build"]
+
+IntArray = npt.NDArray[np.int64]
+_ROLES = {r.value: r for r in Role}
+
+
+class _Builder:
+    def __init__(self, model: nn.Module, recording: Recording, grouping: Grouping, branches: list[Branch]) -> None:
+        self.model = model
+        self.recording = recording
+        self.grouping = grouping
+        self.branches = branches
+        self.leaves = {path for path, m in model.named_modules() if not any(True for _ in m.children())}
+        self.node_blocks = self._node_blocks()
+        self.kernel_names = self._kernel_names()
+        self.users = self._users()
+        self.group_names: dict[int, str] = {}
+        self.columns = [g.cells.shape[1] for g in grouping.groups]
+
+    # -- blocks and kernels ----------------------------------------------------------------------------------------
+
+    def _node_blocks(self) -> dict[int, tuple[str, ...]]:
+        inside: dict[int, list[tuple[int, str]]] = {}
+        for b in self.branches:
+            for n in b.nodes | {b.join} | b.dropped_tail:
+                inside.setdefault(n, []).append((-len(b.nodes), b.name))
+        removable = {b.name for b in self.branches}
+        return {n: tuple(name for _, name in sorted(found) if name in removable) for n, found in inside.items()}
+
+    def _kernel_names(self) -> dict[int, str]:
+        names: dict[int, str] = {}
+        counts: dict[str, int] = {}
+        for node in self.recording.nodes:
+            draft = node.kernel
+            if draft is None:
+                continue
+            if draft.weight is not None:
+                owner, _, leaf = draft.weight.rpartition(".")
+                base = owner if leaf == "weight" and owner else draft.weight
+            elif node.module in self.leaves and node.module:
+                base = node.module
+            else:
+                base = f"{node.module}/{node.op.split('.')[1].rstrip('_')}"
+            counts[base] = counts.get(base, 0) + 1
+            names[node.index] = base if counts[base] == 1 else f"{base}#{counts[base]}"
+        return names
+
+    def _users(self) -> dict[str, list[int]]:
+        """For each parameter or buffer the computing nodes that read it (views of it included)."""
+        users: dict[str, list[int]] = {}
+        for node in self.recording.nodes:
+            for info in node.inputs:
+                if info.name is not None and (node.kernel is not None or any(i.dynamic for i in node.inputs)):
+                    users.setdefault(info.name, []).append(node.index)
+        return users
+
+    def _tensor_blocks(self, name: str) -> tuple[str, ...]:
+        users = self.users.get(name)
+        if not users:
+            return ()
+        chains = [self.node_blocks.get(n, ()) for n in users]
+        common = [b for b in chains[0] if all(b in c for c in chains)]
+        return tuple(common)
+
+    # -- groups ----------------------------------------------------------------------------------------------------
+
+    def _first_producer(self) -> dict[int, tuple[int, str]]:
+        """For each group the node (and kernel) that produces its channels first."""
+        first: dict[int, tuple[int, str]] = {}
+        grouping = self.grouping
+        own = self._all_groups()
+        for r in self.recording.space.ranges:
+            if r.kind != "tensor":
+                continue
+            roles = self.recording.roles.get((r.tensor, r.dim), [])
+            producing = [n for role, n in roles if role in ("producer", "depthwise")]
+            if not producing:
+                producing = [n for _, n in roles] or self.users.get(r.tensor, [])[:1]
+                if not producing:
+                    continue
+                rank = 1 << 40
+            else:
+                rank = 0
+            node = min(producing)
+            for slot in own:
+                for g in np.unique(slot[grouping.roots[r.start : r.stop]]).tolist():
+                    if g >= 0:
+                        entry = (rank + node, self.kernel_names.get(node, r.tensor))
+                        if g not in first or entry < first[g]:
+                            first[g] = entry
+        return first
+
+    def _all_groups(self) -> list[IntArray]:
+        """Group indices of each class, the ones that stay whole included."""
+        whole = np.full(self.grouping.roots.size, -1, dtype=np.int64)
+        for k, g in enumerate(self.grouping.groups):
+            whole[g.cells.reshape(-1)] = k
+        return [whole, *(s[0] for s in self.grouping.slots[1:])]
+
+    def name_groups(self) -> list[int]:
+        """Name every group and return the prunable ones in execution order."""
+        first = self._first_producer()
+        order = sorted(first, key=lambda g: (first[g][0] & ((1 << 40) - 1), self.grouping.groups[g].level, g))
+        taken: dict[str, int] = {}
+        for g in order:
+            base = first[g][1]
+            if self.grouping.groups[g].level > 0:
+                base = f"{base}:{self._coarse_kind(g)}"
+            taken[base] = taken.get(base, 0) + 1
+            self.group_names[g] = base if taken[base] == 1 else f"{base}#{taken[base]}"
+        return [g for g in order if not self.grouping.groups[g].reason and self.grouping.groups[g].cells.size > 1]
+
+    def _coarse_kind(self, g: int) -> str:
+        labels = self.grouping.groups[g].cells.reshape(-1)
+        names = {self._range_name(int(c)) for c in labels[:1]}
+        return "groups" if any("convolution" in n for n in names) else "heads"
+
+    def _range_name(self, label: int) -> str:
+        for r in self.recording.space.ranges:
+            if r.start <= label < r.stop:
+                return r.tensor
+        return ""
+
+    def _kind(self, group: RawGroup) -> str:
+        if group.level > 0:
+            return "heads"
+        return "channels" if group.cells.shape[0] == 1 else "columns"
+
+    def members(self, prunable: set[int]) -> dict[int, list[Member]]:
+        """Tensor dimensions that carry each prunable group."""
+        found: dict[int, list[Member]] = {g: [] for g in prunable}
+        roots = self.grouping.roots
+        for r in self.recording.space.ranges:
+            if r.kind != "tensor":
+                continue
+            if r.tensor in self.recording.grouped and r.dim == 1:
+                self._grouped_members(r.tensor, found)
+                continue
+            classes = roots[r.start : r.stop]
+            for group_of, unit_of in self.grouping.slots:
+                here = group_of[classes]
+                for g in np.unique(here).tolist():
+                    if g >= 0 and g in prunable:
+                        at = np.flatnonzero(here == g)
+                        found[g].append(self._member(r.tensor, r.dim, at, unit_of[classes][at]))
+        return found
+
+    def _member(self, tensor: str, dim: int, positions: IntArray, units: IntArray, within: tuple[int, int] | None = None) -> Member:
+        roles = self.recording.roles.get((tensor, dim), [])
+        users = self.users.get(tensor, [])
+        node = roles[0][1] if roles else next((n for n in users if n in self.kernel_names), users[0] if users else -1)
+        kernel = self.kernel_names.get(node, "")
+        return Member(
+            tensor=tensor,
+            dim=dim,
+            positions=positions,
+            units=units,
+            role=_ROLES[roles[0][0]] if roles else Role.OTHER,
+            kernel=kernel,
+            blocks=self._tensor_blocks(tensor),
+            within=within,
+        )
+
+    def _grouped_members(self, tensor: str, found: dict[int, list[Member]]) -> None:
+        rows = self.grouping.roots[self.recording.grouped[tensor].numpy()]
+        per_out = self.recording.tensor_shapes[tensor][0] // rows.shape[0]
+        for k, classes in enumerate(rows):
+            for group_of, unit_of in self.grouping.slots[:1]:
+                here = group_of[classes]
+                for g in np.unique(here).tolist():
+                    if g >= 0 and g in found:
+                        at = np.flatnonzero(here == g)
+                        found[g].append(self._member(tensor, 1, at, unit_of[classes][at], (k * per_out, (k + 1) * per_out)))
+
+    # -- axes ------------------------------------------------------------------------------------------------------
+
+    def axis(self, labels: torch.Tensor | IntArray | int, *, exact: bool) -> WidthAxis:
+        """The size of a dimension that carries ``labels``.
+
+        Args:
+            labels: Label of each place, or a constant size.
+            exact: Raise where the size is no sum of products of widths; else such places count as a constant.
+        """
+        if isinstance(labels, int):
+            return WidthAxis(constant=labels)
+        flat = (labels.numpy() if isinstance(labels, torch.Tensor) else labels).reshape(-1)
+        classes = self.grouping.roots[flat]
+        slots = self.grouping.slots
+        stacked = np.sort(np.stack([s[0][classes] for s in slots], axis=1), axis=1) if len(slots) > 1 else slots[0][0][classes][:, None]
+        if len(slots) == 1:
+            values, first, counts = np.unique(stacked[:, 0], return_index=True, return_counts=True)
+            combos: list[tuple[int, ...]] = [(v,) for v in values.tolist()]
+        else:
+            rows, first, counts = np.unique(stacked, axis=0, return_index=True, return_counts=True)
+            combos = [tuple(v) for v in rows.tolist()]
+        constant = 0
+        pieces: list[tuple[int, Piece]] = []
+        for combo, at, count in zip(combos, first.tolist(), counts.tolist(), strict=True):
+            groups = [g for g in combo if g >= 0]
+            if not groups:
+                constant += count
+                continue
+            dense = math.prod(self.columns[g] for g in groups)
+            if count % dense:
+                if exact:
+                    raise AssertionError(f"{count} places for widths of {dense}")
+                constant += count
+                continue
+            names = tuple(self.group_names[g] for g in sorted(groups, key=lambda g: -self.grouping.groups[g].level))
+            pieces.append((at, Piece(groups=names, factor=count // dense)))
+        return WidthAxis(pieces=tuple(p for _, p in sorted(pieces, key=lambda x: x[0])), constant=constant)
+
+    def tensor_axes(self) -> dict[str, tuple[WidthAxis, ...]]:
+        """Axes of every parameter and buffer."""
+        result: dict[str, tuple[WidthAxis, ...]] = {}
+        for kind in (self.model.named_parameters, self.model.named_buffers):
+            for name, tensor in kind():
+                labels = self.recording.tensor_labels.get(name, [])
+                axes = []
+                for dim, size in enumerate(tensor.shape):
+                    vector = labels[dim] if dim < len(labels) else None
+                    if vector is None:
+                        axes.append(WidthAxis(constant=size))
+                    elif dim == 1 and name in self.recording.grouped:
+                        axes.append(self._grouped_axis(name))
+                    else:
+                        axes.append(self.axis(vector, exact=True))
+                result[name] = tuple(axes)
+        return result
+
+    def _grouped_axis(self, name: str) -> WidthAxis:
+        """Input channels of one group of a grouped convolution: widths without the group's own coarse unit."""
+        rows = self.recording.grouped[name].numpy()
+        classes = self.grouping.roots[rows[0]]
+        own = self.grouping.slots[0][0][classes]
+        values, counts = np.unique(own, return_counts=True)
+        pieces = []
+        constant = 0
+        for g, count in zip(values.tolist(), counts.tolist(), strict=True):
+            if g < 0:
+                constant += count
+            else:
+                pieces.append(Piece(groups=(self.group_names[g],), factor=count // self.columns[g]))
+        return WidthAxis(pieces=tuple(pieces), constant=constant)
+
+    def kernels(self) -> dict[str, Kernel]:
+        """All kernels in execution order."""
+        result: dict[str, Kernel] = {}
+        for node in self.recording.nodes:
+            draft = node.kernel
+            if draft is None:
+                continue
+            name = self.kernel_names[node.index]
+            axes = self._kernel_axes(draft)
+            result[name] = Kernel(
+                name=name,
+                kind=draft.kind,
+                module=(draft.weight.rpartition(".")[0] if draft.weight else node.module),
+                axes=axes,
+                blocks=self.node_blocks.get(node.index, ()),
+                macs=draft.macs,
+                attributes=draft.attributes,
+            )
+        return result
+
+    def _kernel_axes(self, draft: KernelDraft) -> tuple[WidthAxis, ...]:
+        if draft.weight in self.recording.grouped and draft.kind == "conv":
+            return (self._grouped_axis(str(draft.weight)), self.axis(draft.axes[1], exact=False))
+        return tuple(self.axis(a, exact=False) for a in draft.axes)
+
+    # -- calls -----------------------------------------------------------------------------------------------------
+
+    def calls(self) -> tuple[tuple[Call, ...], tuple[tuple[tuple[str, int], ...], ...]]:
+        """The recorded sequence with class arrays, and the units of each class."""
+        roots = self.grouping.roots
+        keys: dict[tuple[tuple[str, int], ...], int] = {}
+        number = np.full(roots.size, -1, dtype=np.int64)
+        memberships: list[tuple[tuple[str, int], ...]] = []
+        involved = np.zeros(roots.size, dtype=bool)
+        for group_of, _ in self.grouping.slots:
+            involved |= group_of >= 0
+        involved &= roots == np.arange(roots.size)
+        for c in np.flatnonzero(involved).tolist():
+            units = tuple((self.group_names[int(g[c])], int(u[c])) for g, u in reversed(self.grouping.slots) if g[c] >= 0)
+            if units not in keys:
+                keys[units] = len(memberships)
+                memberships.append(units)
+            number[c] = keys[units]
+        cache: dict[int, IntArray | None] = {}
+        alive: list[torch.Tensor] = []
+
+        def array(f: torch.Tensor) -> IntArray | None:
+            if id(f) not in cache:
+                values = number[roots[f.numpy()]]
+                cache[id(f)] = None if (values < 0).all() else values
+                alive.append(f)
+            return cache[id(f)]
+
+        def arrays(fields: tuple[torch.Tensor, ...]) -> tuple[IntArray, ...]:
+            return tuple(a for a in (array(f) for f in fields) if a is not None)
+
+        joins: dict[int, dict[str, int]] = {}
+        for b in self.branches:
+            if not b.reason:
+                joins.setdefault(b.join, {})[b.name] = b.operand
+        result = []
+        for node in self.recording.nodes:
+            every = tuple(arrays(f) for f in node.in_fields)
+            out = tuple(arrays(i.fields) for i in node.outputs)
+            result.append(
+                Call(
+                    index=node.index,
+                    op=node.op,
+                    module=node.module,
+                    fields=tuple(_widest(e) for e in every),
+                    output_fields=tuple(_widest(e) for e in out),
+                    all_fields=every,
+                    blocks=self.node_blocks.get(node.index, ()),
+                    joins=joins.get(node.index, {}),
+                )
+            )
+        return tuple(result), tuple(memberships)
+
+    # -- reasons ---------------------------------------------------------------------------------------------------
+
+    def kept_whole(self) -> tuple[KeptWhole, ...]:
+        """Groups that stay whole, with reasons."""
+        own = self._all_groups()[0]
+        shares: dict[int, float] = {}
+        carried: dict[int, bool] = {}
+        parameters = dict(self.model.named_parameters())
+        for r in self.recording.space.ranges:
+            if r.kind != "tensor" or r.tensor not in parameters:
+                continue
+            relevant = any(role in ("producer", "consumer", "depthwise") for role, _ in self.recording.roles.get((r.tensor, r.dim), ()))
+            here = own[self.grouping.roots[r.start : r.stop]]
+            values, counts = np.unique(here, return_counts=True)
+            for g, count in zip(values.tolist(), counts.tolist(), strict=True):
+                if g >= 0:
+                    shares[g] = shares.get(g, 0.0) + parameters[r.tensor].numel() * count / (r.stop - r.start)
+                    carried[g] = carried.get(g, False) or relevant
+        result = []
+        for g, name in self.group_names.items():
+            raw = self.grouping.groups[g]
+            why = raw.reason
+            if not why and raw.cells.size == 1:
+                why = "a single unit: the whole dimension would go"
+            if why and (carried.get(g) or raw.level > 0):
+                result.append(KeptWhole(what=name, channels=int(raw.cells.size), parameters=round(shares.get(g, 0.0)), reason=why))
+        return tuple(result)
+
+
+def _widest(fields: tuple[IntArray, ...]) -> IntArray | None:
+    """The field that varies along the most dimensions."""
+    return max(fields, key=lambda f: sum(n > 1 for n in f.shape), default=None)
+
+
+def build(
+    model: nn.Module,
+    recording: Recording,
+    grouping: Grouping,
+    branches: list[Branch],
+    *,
+    min_widths: Mapping[str, int],
+    blocks_kept: Mapping[str, str],
+) -> ModelGraph:
+    """Assemble the public graph."""
+    b = _Builder(model, recording, grouping, branches)
+    order = b.name_groups()
+    members = b.members(set(order))
+    groups: dict[str, ChannelGroup] = {}
+    for g in order:
+        raw = grouping.groups[g]
+        name = b.group_names[g]
+        rows, columns = raw.cells.shape
+        groups[name] = ChannelGroup(
+            name=name,
+            rows=rows,
+            columns=columns,
+            min_width=max(1, min(columns, min_widths.get(name, 1))),
+            kind=b._kind(raw),
+            members=tuple(members[g]),
+        )
+    kernels = b.kernels()
+    calls, class_units = b.calls()
+    blocks = {}
+    for br in branches:
+        why = br.reason or blocks_kept.get(br.name, "")
+        blocks[br.name] = Block(
+            name=br.name,
+            kernels=tuple(k.name for k in kernels.values() if br.name in k.blocks),
+            parents=br.parents,
+            shortcut=br.shortcut,
+            removable=not why,
+            reason=why,
+        )
+    tensor_axes = b.tensor_axes()
+    plan: dict[str, Any] = {
+        "parameters": [name for name, _ in model.named_parameters()],
+        "aliases": dict(recording.aliases),
+        "realisations": {br.name: br.realisation for br in branches if br.realisation is not None},
+        "grouped": {n: tuple(rows.shape) for n, rows in recording.grouped.items()},
+        "tensors": _tensor_units(b),
+        "pads": _pads(b),
+        "attributes": [],
+    }
+    return ModelGraph(
+        groups=groups,
+        kernels=kernels,
+        blocks=blocks,
+        kept_whole=b.kept_whole(),
+        tensor_axes=tensor_axes,
+        calls=calls,
+        class_units=class_units,
+        tensor_blocks={name: b._tensor_blocks(name) for name in tensor_axes},
+        plan=plan,
+    )
+
+
+Units = list[tuple[str, IntArray]]
+
+
+def _units(b: _Builder, labels: IntArray) -> Units:
+    """Memberships of a vector of labels: for each slot and group ``(group name, unit of each place or -1)``."""
+    classes = b.grouping.roots[labels]
+    found: Units = []
+    for group_of, unit_of in b.grouping.slots:
+        here = group_of[classes]
+        for g in np.unique(here).tolist():
+            if g >= 0:
+                found.append((b.group_names[g], np.where(here == g, unit_of[classes], -1)))
+    return found
+
+
+def _tensor_units(b: _Builder) -> dict[str, dict[int, Units]]:
+    """For each tensor and dimension that can shrink: the units of its places (``(rows, places)`` for a grouped convolution's inputs)."""
+    result: dict[str, dict[int, Units]] = {}
+    for name, labels in b.recording.tensor_labels.items():
+        for dim, vector in enumerate(labels):
+            if vector is None:
+                continue
+            flat = vector.numpy()
+            if dim == 1 and name in b.recording.grouped:
+                flat = b.recording.grouped[name].numpy()
+            units = _units(b, flat)
+            if units:
+                result.setdefault(name, {})[dim] = units
+    return result
+
+
+def _pads(b: _Builder) -> list[dict[str, Any]]:
+    found = []
+    for entry in b.recording.pads.values():
+        for side in ("before", "after"):
+            attribute, labels = entry[side]
+            if attribute is not None:
+                found.append({"module": entry["module"], "attribute": attribute, "units": _units(b, labels.numpy())})
+    return found
+
+
+def node_table(nodes: list[Node]) -> str:
+    """The recorded nodes as lines, for debugging a rule."""
+    return "\n".join(f"{n.index:4d} {n.op:45s} {n.module}" for n in nodes)

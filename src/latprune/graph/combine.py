@@ -1,0 +1,98 @@
+"""Where an operation computes: how the fields of its operands meet, and what a reduction leaves of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from latprune.graph.fields import align, varying
+from latprune.graph.labels import LabelSpace
+
+__all__ = ["meet", "reduce"]
+
+Fields = tuple[torch.Tensor, ...]
+
+
+def meet(space: LabelSpace, operands: Sequence[tuple[Fields, tuple[int, ...]]], rank: int, place: str) -> Fields:
+    """Fields of the place-by-place combination of ``operands`` (fields and shape each), broadcast to ``rank`` dimensions.
+
+    Fields that vary along the same dimensions are united; where one varies along a part of the other's dimensions, each of its places meets
+    several finer ones. A field that meets values without labels along one of its dimensions is frozen. Fields of one operand are never
+    compared with each other.
+    """
+    merged: list[torch.Tensor] = []
+    merged_shape = [1] * rank
+    for fields, shape in operands:
+        wide = [1] * (rank - len(shape)) + list(shape)
+        merged = _meet_two(space, merged, merged_shape, [align(f, rank) for f in fields], wide, place)
+        merged_shape = [max(a, b) for a, b in zip(merged_shape, wide, strict=True)]
+    return tuple(merged)
+
+
+def _meet_two(
+    space: LabelSpace, left: list[torch.Tensor], left_shape: list[int], right: list[torch.Tensor], right_shape: list[int], place: str
+) -> list[torch.Tensor]:
+    if not left and not right:
+        return []
+    right_dims = [varying(g) for g in right]
+    taken = [False] * len(right)
+    kept: list[torch.Tensor] = []
+    loose: list[tuple[torch.Tensor, tuple[int, ...]]] = []
+    for f in left:
+        dims = varying(f)
+        if dims in right_dims:
+            at = right_dims.index(dims)
+            space.unite(f, right[at])
+            taken[at] = True
+            kept.append(f)
+        else:
+            loose.append((f, dims))
+    spare = [(right[k], right_dims[k]) for k in range(len(right)) if not taken[k]]
+    covered_right = {d for dims in right_dims for d in dims}
+    covered_left = {d for f in left for d in varying(f)}
+    for f, dims in loose:
+        finer = [g for g, other in spare if set(dims) < set(other)]
+        coarser = [g for g, other in spare if set(other) < set(dims)]
+        if not _blank(dims, right_shape, covered_right):
+            space.freeze(f, f"meets values that carry no channels in {place}")
+            continue
+        for g in finer:
+            _link(space, f, g, left_shape, right_shape)
+        for g in coarser:
+            _link(space, g, f, right_shape, left_shape)
+        if not finer:
+            kept.append(f)
+    for g, dims in spare:
+        if not _blank(dims, left_shape, covered_left):
+            space.freeze(g, f"meets values that carry no channels in {place}")
+            continue
+        if not any(set(dims) < set(other) for _, other in loose):
+            kept.append(g)
+    return kept
+
+
+def _link(space: LabelSpace, coarse: torch.Tensor, fine: torch.Tensor, coarse_shape: list[int], fine_shape: list[int]) -> None:
+    """``coarse`` meets ``fine``: a bundle where its tensor has size 1 along the missing dimensions."""
+    space.bundle(coarse, fine)
+
+
+def _blank(dims: Sequence[int], shape: Sequence[int], covered: set[int]) -> bool:
+    """Whether a tensor of ``shape`` has, along each of ``dims``, size 1 or labels."""
+    return all(shape[d] == 1 or d in covered for d in dims)
+
+
+def reduce(space: LabelSpace, fields: Fields, dims: Sequence[int], rank: int, keepdim: bool, place: str) -> Fields:
+    """Fields after a reduction over ``dims``: gone where all their dimensions go, coarse where some stay."""
+    gone = {d % rank for d in dims} if rank else set()
+    result: list[torch.Tensor] = []
+    for f in fields:
+        own = set(varying(f))
+        if own <= gone:
+            continue
+        if own & gone:
+            f = space.reduce(f, tuple(sorted(own & gone)), place)
+        if not keepdim:
+            f = f.reshape([n for d, n in enumerate(f.shape) if d not in gone])
+        result.append(f)
+    return tuple(result)

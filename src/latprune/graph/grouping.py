@@ -1,0 +1,383 @@
+"""From the facts of a recording to channel groups: classes, cells, ties, and who belongs to which unit.
+
+A *class* is a connected component of labels. Classes that stand on the same tensor dimensions, under the same coarse classes and in the same
+rows of every grid are exchangeable: they form a *cell*. Cells that a grid sets against each other keep equal counts: they are the rows of one
+group. Coarse classes (heads, groups of a convolution) are grouped in the same way, after the classes that they stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from latprune.graph.labels import LabelSpace, connected
+from latprune.graph.recorder import Recording
+
+__all__ = ["Grouping", "RawGroup", "solve"]
+
+IntArray = npt.NDArray[np.int64]
+HashArray = npt.NDArray[np.uint64]
+
+
+@dataclass(slots=True, eq=False)
+class RawGroup:
+    """A group before it has a name: ``cells`` holds ``(rows, columns)`` classes; ``reason`` is set where it must stay whole."""
+
+    cells: IntArray
+    level: int
+    reason: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Grouping:
+    """The solved facts.
+
+    Attributes:
+        roots: ``(labels,)`` class of each label.
+        groups: All groups, the ones that stay whole included.
+        slots: For each class up to ``len(slots)`` memberships: pairs of ``(labels,)`` arrays (group index or -1, unit).
+    """
+
+    roots: IntArray
+    groups: list[RawGroup]
+    slots: list[tuple[IntArray, IntArray]]
+    frozen_reason: dict[int, str]
+
+
+def _mix(values: IntArray | int, salt: int) -> HashArray:
+    """64-bit hash of integers (splitmix64 finaliser)."""
+    z = np.atleast_1d(np.asarray(values)).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        z = z * np.uint64(0x9E3779B97F4A7C15) + np.uint64((salt * 0xD1B54A32D192ED03 + 0x632BE59BD9B4E019) & 0xFFFFFFFFFFFFFFFF)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+def _accumulate(target: HashArray, classes: IntArray, marks: IntArray, salt: int) -> None:
+    """XOR into ``target[class]`` one hash for each distinct mark and how often it occurs with the class."""
+    if classes.size == 0:
+        return
+    order = np.lexsort((marks, classes))
+    c, m = classes[order], marks[order]
+    new = np.ones(c.size, dtype=bool)
+    new[1:] = (c[1:] != c[:-1]) | (m[1:] != m[:-1])
+    starts = np.flatnonzero(new)
+    counts = np.diff(np.append(starts, c.size))
+    with np.errstate(over="ignore"):
+        hashes = _mix(m[starts], salt) * (2 * counts.astype(np.uint64) + np.uint64(1))
+    first = c[starts]
+    edge = np.flatnonzero(np.append(True, first[1:] != first[:-1]))
+    target[first[edge]] ^= np.bitwise_xor.reduceat(hashes, edge)
+
+
+def _edges(space: LabelSpace, roots: IntArray) -> tuple[IntArray, IntArray]:
+    """Distinct pairs (coarse class, fine class)."""
+    if not space.bundles:
+        empty = np.zeros(0, dtype=np.int64)
+        return empty, empty
+    coarse = roots[np.concatenate([b[0] for b in space.bundles])]
+    fine = roots[np.concatenate([b[1] for b in space.bundles])]
+    key = np.unique(coarse * np.int64(roots.size) + fine)
+    return key // roots.size, key % roots.size
+
+
+def _classes(space: LabelSpace) -> tuple[IntArray, IntArray, IntArray]:
+    """Classes and bundle edges; coarse classes that stand for the same fine ones are one class."""
+    pairs = list(space.pairs)
+    while True:
+        roots = connected(space.size, pairs)
+        coarse, fine = _edges(space, roots)
+        if coarse.size == 0:
+            return roots, coarse, fine
+        digest = np.zeros(space.size, dtype=np.uint64)
+        _accumulate(digest, coarse, fine, 1)
+        parents, counts = np.unique(coarse, return_counts=True)
+        extra: list[tuple[IntArray, IntArray]] = []
+        single = parents[counts == 1]
+        lone = np.isin(coarse, single) & (coarse != fine)
+        if lone.any():
+            extra.append((coarse[lone], fine[lone]))
+        _, first, inverse = np.unique(digest[parents], return_index=True, return_inverse=True)
+        same = parents[first][inverse]
+        differ = same != parents
+        if differ.any():
+            extra.append((parents[differ], same[differ]))
+        if not extra:
+            return roots, coarse, fine
+        pairs += extra
+
+
+def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -> Grouping:
+    """Group the classes of a recording; ``extra_frozen`` maps further labels to the reason why they stay."""
+    space = recording.space
+    roots, coarse, fine = _classes(space)
+    size = space.size
+    reason: dict[int, str] = {}
+    for labels, why in space.frozen:
+        for root in np.unique(roots[labels]).tolist():
+            reason.setdefault(root, why)
+    for label, why in (extra_frozen or {}).items():
+        reason.setdefault(int(roots[label]), why)
+    looped = coarse == fine
+    for root in np.unique(coarse[looped]).tolist():
+        reason.setdefault(root, "channels depend on their own summary")
+    coarse, fine = coarse[~looped], fine[~looped]
+    level = _levels(size, coarse, fine)
+    for root in _unproduced(recording, roots, level).tolist():
+        reason.setdefault(root, "no layer produces these channels")
+    frozen = np.zeros(size, dtype=bool)
+    frozen[list(reason)] = True
+    _spread_frozen(frozen, reason, coarse, fine, level)
+
+    own = np.zeros(size, dtype=np.uint64)
+    _tensor_marks(recording, roots, own)
+    grids, rows_hash = _grids(space, roots)
+    ancestors = np.zeros(size, dtype=np.uint64)
+    live = ~frozen[coarse]
+    _accumulate(ancestors, fine[live], coarse[live], 3)
+    has_ancestor = np.zeros(size, dtype=bool)
+    has_ancestor[fine[live]] = True
+
+    is_class = roots == np.arange(size)
+    groups: list[RawGroup] = []
+    group_of = np.full(size, -1, dtype=np.int64)
+    unit_of = np.zeros(size, dtype=np.int64)
+    below = np.zeros(size, dtype=np.uint64)
+    for depth in range(int(level.max(initial=0)) + 1):
+        members = np.flatnonzero(is_class & (level == depth))
+        if depth:
+            here = level[coarse] == depth
+            pick = _unique_pairs(coarse[here], (own ^ below)[fine[here]])
+            np.bitwise_xor.at(below, pick[0], pick[1])
+        key = own ^ rows_hash ^ ancestors ^ below
+        key[frozen] ^= np.uint64(0xABCDEF0123456789)
+        _form(depth, members, key, grids, frozen, reason, has_ancestor, groups, group_of, unit_of)
+    slots = _slots(size, groups, group_of, unit_of, coarse, fine, grids)
+    return Grouping(roots=roots, groups=groups, slots=slots, frozen_reason=reason)
+
+
+def _unique_pairs(classes: IntArray, hashes: HashArray) -> tuple[IntArray, HashArray]:
+    order = np.lexsort((hashes, classes))
+    c, h = classes[order], hashes[order]
+    new = np.ones(c.size, dtype=bool)
+    new[1:] = (c[1:] != c[:-1]) | (h[1:] != h[:-1])
+    return c[new], _mix(h[new].astype(np.int64), 7)
+
+
+def _levels(size: int, coarse: IntArray, fine: IntArray) -> IntArray:
+    """Longest chain of bundles below each class."""
+    level = np.zeros(size, dtype=np.int64)
+    for _ in range(64):
+        wanted = level[fine] + 1
+        before = level.copy()
+        np.maximum.at(level, coarse, wanted)
+        if np.array_equal(before, level):
+            return level
+    level[:] = np.minimum(level, 1)
+    return level
+
+
+def _spread_frozen(frozen: npt.NDArray[np.bool_], reason: dict[int, str], coarse: IntArray, fine: IntArray, level: IntArray) -> None:
+    """A coarse class stays where one of its fine classes stays."""
+    for _ in range(int(level.max(initial=0)) + 1):
+        hit = frozen[fine] & ~frozen[coarse]
+        if not hit.any():
+            return
+        for c, f in zip(coarse[hit].tolist(), fine[hit].tolist(), strict=True):
+            reason.setdefault(c, reason.get(f, "a part of it stays"))
+        frozen[coarse[hit]] = True
+
+
+def _tensor_marks(recording: Recording, roots: IntArray, own: HashArray) -> None:
+    classes: list[IntArray] = []
+    marks: list[IntArray] = []
+    index: dict[tuple[str, int], int] = {}
+    for k, r in enumerate(recording.space.ranges):
+        if r.kind in ("tensor", "pad"):
+            index[(r.tensor, r.dim)] = k
+            if r.kind == "tensor" and r.tensor in recording.grouped and r.dim == 1:
+                continue
+            classes.append(roots[r.start : r.stop])
+            marks.append(np.full(r.stop - r.start, k, dtype=np.int64))
+    for name, rows in recording.grouped.items():
+        if (name, 1) in index:
+            flat = roots[rows.reshape(-1).numpy()]
+            classes.append(flat)
+            marks.append(np.full(flat.size, index[(name, 1)], dtype=np.int64))
+    if classes:
+        _accumulate(own, np.concatenate(classes), np.concatenate(marks), 2)
+
+
+def _unproduced(recording: Recording, roots: IntArray, level: IntArray) -> IntArray:
+    """Classes that no contraction produces (and that are no summary of finer ones)."""
+    produced = np.zeros(roots.size, dtype=bool)
+    for r in recording.space.ranges:
+        if r.kind == "tensor" and any(role == "producer" for role, _ in recording.roles.get((r.tensor, r.dim), ())):
+            produced[roots[r.start : r.stop]] = True
+    classes = np.unique(roots)
+    return classes[~produced[classes] & (level[classes] == 0)]
+
+
+def _grids(space: LabelSpace, roots: IntArray) -> tuple[list[tuple[IntArray, str]], HashArray]:
+    """Distinct grids over classes, and for each class a hash of the rows that it stands in."""
+    hashes = np.zeros(roots.size, dtype=np.uint64)
+    seen: set[bytes] = set()
+    grids: list[tuple[IntArray, str]] = []
+    for g in space.grids:
+        rows = roots[g.rows]
+        if (rows == rows[:1]).all():
+            continue
+        ordered = np.sort(rows, axis=1)
+        if (ordered == ordered[:1]).all():
+            continue
+        key = rows.tobytes() + str(rows.shape).encode()
+        if key in seen:
+            continue
+        seen.add(key)
+        marks = np.broadcast_to((np.arange(rows.shape[0]) + len(seen) * 1_000_003)[:, None], rows.shape)
+        _accumulate(hashes, rows.reshape(-1), marks.reshape(-1), 11)
+        grids.append((rows, g.why))
+    return grids, hashes
+
+
+def _form(
+    depth: int,
+    members: IntArray,
+    key: HashArray,
+    grids: list[tuple[IntArray, str]],
+    frozen: npt.NDArray[np.bool_],
+    reason: dict[int, str],
+    has_ancestor: npt.NDArray[np.bool_],
+    groups: list[RawGroup],
+    group_of: IntArray,
+    unit_of: IntArray,
+) -> None:
+    """Form the groups of one level: cells by key, tied by grids."""
+    if members.size == 0:
+        return
+    _, first, inverse = np.unique(key[members], return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    cell_of = np.full(key.size, -1, dtype=np.int64)
+    cell_of[members] = rank[inverse]
+    order = np.argsort(rank[inverse], kind="stable")
+    bounds = np.flatnonzero(np.diff(rank[inverse][order], prepend=-1))
+    cells = np.split(members[order], bounds[1:])
+    parent = list(range(len(cells)))
+    bad: dict[int, str] = {}
+
+    def find(a: int) -> int:
+        while parent[a] != a:
+            parent[a] = parent[parent[a]]
+            a = parent[a]
+        return a
+
+    for rows, why in grids:
+        grid_cells = cell_of[rows]
+        if (grid_cells < 0).all():
+            continue
+        if (grid_cells < 0).any():
+            for c in np.unique(grid_cells[grid_cells >= 0]).tolist():
+                bad.setdefault(c, f"coarse and fine channels mixed in {why}")
+            continue
+        lists = [_runs(r) for r in grid_cells]
+        if any(x[1] != lists[0][1] for x in lists):
+            for c in np.unique(grid_cells).tolist():
+                bad.setdefault(c, f"equal parts cut by {why} carry different channels")
+            continue
+        for other in lists[1:]:
+            for a, b in zip(lists[0][0], other[0], strict=True):
+                ra, rb = find(a), find(b)
+                if ra != rb:
+                    parent[max(ra, rb)] = min(ra, rb)
+    tied: dict[int, list[int]] = {}
+    for c in range(len(cells)):
+        tied.setdefault(find(c), []).append(c)
+    for parts in tied.values():
+        sizes = {cells[c].size for c in parts}
+        why = next((bad[c] for c in parts if c in bad), "")
+        for c in parts:
+            if frozen[cells[c][0]]:
+                why = why or reason.get(int(cells[c][0]), "stays")
+        if len(sizes) > 1:
+            why = why or "parts that must stay equal have different sizes"
+            for c in parts:
+                _add(groups, cells[c][None, :], depth, why, group_of, unit_of)
+            continue
+        grid = np.stack([cells[c] for c in parts])
+        if not why and grid.shape[1] == 1 and depth == 0 and has_ancestor[grid].all():
+            continue
+        _add(groups, grid, depth, why, group_of, unit_of)
+
+
+def _runs(cells: IntArray) -> tuple[list[int], list[int]]:
+    """Cells in order of first place, and how many places each takes."""
+    values, first, counts = np.unique(cells, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return values[order].tolist(), counts[order].tolist()
+
+
+def _add(groups: list[RawGroup], grid: IntArray, depth: int, why: str, group_of: IntArray, unit_of: IntArray) -> None:
+    flat = grid.reshape(-1)
+    group_of[flat] = len(groups)
+    unit_of[flat] = np.arange(flat.size)
+    groups.append(RawGroup(cells=grid, level=depth, reason=why))
+
+
+def _slots(
+    size: int,
+    groups: list[RawGroup],
+    group_of: IntArray,
+    unit_of: IntArray,
+    coarse: IntArray,
+    fine: IntArray,
+    grids: list[tuple[IntArray, str]],
+) -> list[tuple[IntArray, IntArray]]:
+    """Memberships of every class: its own unit and the units of all coarser classes above it."""
+    above: dict[int, set[int]] = {}
+    for c, f in zip(coarse.tolist(), fine.tolist(), strict=True):
+        if group_of[c] >= 0:
+            above.setdefault(f, set()).add(c)
+    # Coarser classes of coarser classes count too.
+    changed = True
+    while changed:
+        changed = False
+        for parents in above.values():
+            more = set().union(*(above.get(p, set()) for p in parents)) - parents
+            if more:
+                parents |= more
+                changed = True
+    _check_coarse(groups, group_of, unit_of, above, grids)
+    slots = [(group_of.copy(), unit_of.copy())]
+    for f, parents in above.items():
+        for depth, c in enumerate(sorted(parents), start=1):
+            if depth == len(slots):
+                slots.append((np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.int64)))
+            slots[depth][0][f] = group_of[c]
+            slots[depth][1][f] = unit_of[c]
+    alive = np.array([not g.reason for g in groups] + [False])
+    return [(np.where(alive[g], g, -1), u) for g, u in slots]
+
+
+def _check_coarse(
+    groups: list[RawGroup], group_of: IntArray, unit_of: IntArray, above: dict[int, set[int]], grids: list[tuple[IntArray, str]]
+) -> None:
+    """A coarse unit may go only if every grid stays a grid: equal losses in all rows, or whole rows."""
+    for rows, why in grids:
+        counts: dict[tuple[int, int], IntArray] = {}
+        for r, row in enumerate(rows):
+            for cls in row.tolist():
+                for c in above.get(cls, ()):
+                    at = (int(group_of[c]), int(unit_of[c]))
+                    counts.setdefault(at, np.zeros(rows.shape[0], dtype=np.int64))[r] += 1
+        for (g, _), n in counts.items():
+            whole = ((n == 0) | (n == rows.shape[1])).all()
+            if not whole and (n != n[0]).any() and not groups[g].reason:
+                groups[g].reason = f"its parts are not spread evenly over the equal parts cut by {why}"
+    for parents in above.values():
+        of = [int(group_of[c]) for c in parents]
+        for g in {g for g in of if of.count(g) > 1}:
+            groups[g].reason = groups[g].reason or "one channel lies in several of its parts"

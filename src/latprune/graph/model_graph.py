@@ -1,0 +1,153 @@
+"""The traced model: groups, kernels, blocks and reasons, with the sizes and costs that any choice of widths gives."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph.types import Block, Call, ChannelGroup, Kernel, KeptWhole, Selection, WidthAxis
+
+__all__ = ["ModelGraph"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModelGraph:
+    """What :func:`latprune.graph.trace` returns.
+
+    Attributes:
+        groups: Channel groups by name, in execution order; only those that can be pruned.
+        kernels: Kernels by name, in execution order.
+        blocks: Residual branches by name, in execution order; ``removable`` says whether a branch may go.
+        kept_whole: What cannot be pruned, with reasons.
+        tensor_axes: For each parameter and buffer, the size of each dimension as a function of the widths.
+        calls: The recorded sequence of operations.
+        class_units: For each coordinate class its memberships ``(group name, unit)``; a class is kept iff all its units are kept.
+        tensor_blocks: For each parameter and buffer the blocks that it goes with.
+        plan: What surgery needs: how each removable block, padding amount and module attribute is edited.
+    """
+
+    groups: Mapping[str, ChannelGroup]
+    kernels: Mapping[str, Kernel]
+    blocks: Mapping[str, Block]
+    kept_whole: tuple[KeptWhole, ...]
+    tensor_axes: Mapping[str, tuple[WidthAxis, ...]]
+    calls: tuple[Call, ...]
+    class_units: tuple[tuple[tuple[str, int], ...], ...]
+    tensor_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+
+    def dense_widths(self) -> dict[str, int]:
+        """Every group at its full width."""
+        return {name: g.columns for name, g in self.groups.items()}
+
+    def full_selection(self) -> Selection:
+        """Everything kept."""
+        return Selection(kept={name: np.arange(g.units, dtype=np.int64) for name, g in self.groups.items()})
+
+    def validate(self, widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> None:
+        """Check that ``widths`` names every group within its bounds and that the blocks exist and may go.
+
+        Raises:
+            InvalidArgumentError: A name is unknown or missing, or a width is out of bounds.
+        """
+        for name, g in self.groups.items():
+            if name not in widths:
+                raise InvalidArgumentError(f"widths lacks group '{name}'")
+            if not 1 <= widths[name] <= g.columns:
+                raise InvalidArgumentError(f"widths['{name}'] (={widths[name]}) must be from 1 to {g.columns}")
+        for name in removed_blocks:
+            if name not in self.blocks:
+                raise InvalidArgumentError(f"removed_blocks names '{name}', which is no block of this model")
+            if not self.blocks[name].removable:
+                raise InvalidArgumentError(f"block '{name}' cannot be removed: {self.blocks[name].reason}")
+
+    def macs(self, widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> float:
+        """Multiply-adds of one inference of the example batch."""
+        removed = frozenset(removed_blocks)
+        total = 0.0
+        for kernel in self.kernels.values():
+            if kernel.macs and removed.isdisjoint(kernel.blocks):
+                total += kernel.macs * math.prod(axis.size(widths, removed) for axis in kernel.axes)
+        return total
+
+    def parameters(self, widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> int:
+        """Number of parameters (tied ones counted once)."""
+        removed = frozenset(removed_blocks)
+        total = 0
+        for name in self.plan["parameters"]:
+            if removed.isdisjoint(self.tensor_blocks.get(name, ())):
+                total += math.prod(axis.size(widths, removed) for axis in self.tensor_axes[name])
+        return total
+
+    def to_json(self) -> str:
+        """Groups, kernels, blocks and reasons as JSON (what ``latprune inspect --json`` prints)."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain objects."""
+        return {
+            "format": "latprune/graph",
+            "version": 1,
+            "groups": [
+                {
+                    "name": g.name,
+                    "kind": g.kind,
+                    "rows": g.rows,
+                    "columns": g.columns,
+                    "min_width": g.min_width,
+                    "members": [
+                        {
+                            "tensor": m.tensor,
+                            "dim": m.dim,
+                            "role": str(m.role),
+                            "kernel": m.kernel,
+                            "places": int(m.positions.size),
+                            "blocks": list(m.blocks),
+                        }
+                        for m in g.members
+                    ],
+                }
+                for g in self.groups.values()
+            ],
+            "kernels": [
+                {
+                    "name": k.name,
+                    "kind": k.kind,
+                    "module": k.module,
+                    "axes": [_axis_dict(a) for a in k.axes],
+                    "blocks": list(k.blocks),
+                    "macs": k.macs,
+                    "attributes": dict(k.attributes),
+                }
+                for k in self.kernels.values()
+            ],
+            "blocks": [
+                {
+                    "name": b.name,
+                    "shortcut": b.shortcut,
+                    "parents": list(b.parents),
+                    "removable": b.removable,
+                    "reason": b.reason,
+                    "kernels": list(b.kernels),
+                }
+                for b in self.blocks.values()
+            ],
+            "kept_whole": [{"what": k.what, "channels": k.channels, "parameters": k.parameters, "reason": k.reason} for k in self.kept_whole],
+        }
+
+    def describe(self) -> str:
+        """A readable tree: groups with their members and sizes, blocks, and the reason for everything that stays whole."""
+        from latprune.graph.describe import describe
+
+        return describe(self)
+
+
+def _axis_dict(axis: WidthAxis) -> dict[str, Any]:
+    pieces = [{"groups": list(p.groups), "factor": p.factor, "blocks": list(p.blocks)} for p in axis.pieces]
+    return {"constant": axis.constant, "pieces": pieces}

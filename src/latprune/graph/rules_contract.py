@@ -1,0 +1,297 @@
+"""Rules for contractions: what they consume, what they produce."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from latprune.graph.combine import meet, reduce
+from latprune.graph.fields import varying
+from latprune.graph.recorder import Fields, Info, KernelDraft, Step, register_rule
+
+__all__: list[str] = []
+
+
+def _one(fields: Fields, dim: int) -> torch.Tensor | None:
+    for f in fields:
+        if dim in varying(f):
+            return f
+    return None
+
+
+def _axis(fields: Fields, dim: int, size: int) -> torch.Tensor | int:
+    f = _one(fields, dim)
+    return size if f is None else f.reshape(-1)
+
+
+def _spread(step: Step, fields: Fields, keep: int) -> Fields:
+    """Fields along ``keep`` alone: labels that also vary along other dimensions are united over those."""
+    result = []
+    for f in fields:
+        dims = varying(f)
+        if keep in dims and len(dims) > 1:
+            first = f
+            for d in dims:
+                if d != keep:
+                    first = first.narrow(d, 0, 1)
+            step.space.unite(f, first.expand_as(f))
+            result.append(first)
+        else:
+            result.append(f)
+    return tuple(result)
+
+
+def reads_unlabelled(step: Step, source: Info) -> str:
+    """Why the input channels of a layer stay."""
+    if source.node == -2:
+        return "reads the network's input"
+    return f"reads values that carry no channels in {step.place}"
+
+
+def _freeze_reader(step: Step, f: torch.Tensor | None, source: torch.Tensor) -> None:
+    if f is not None:
+        step.space.freeze(f, reads_unlabelled(step, step.info(source)))
+
+
+@register_rule("aten::convolution", "aten::_convolution", "aten::conv2d", "aten::conv1d", "aten::conv3d", "aten::mkldnn_convolution")
+def convolution(step: Step) -> Fields:
+    """Convolutions of any rank, transposed, grouped and depthwise."""
+    x, weight, bias = step.args[0], step.args[1], step.args[2]
+    stride, padding, dilation, transposed = step.args[3], step.args[4], step.args[5], step.args[6]
+    groups = step.args[8]
+    out: torch.Tensor = step.out
+    channels_in, channels_out = x.shape[1], out.shape[1]
+    x_fields = _spread(step, step.fields(x), 1)
+    for f in x_fields:
+        if 1 not in varying(f):
+            step.freeze([f], f"channels vary along the image in {step.place}")
+    fin = _one(x_fields, 1)
+    w_fields = step.fields(weight)
+    w0, w1 = _one(w_fields, 0), _one(w_fields, 1)
+    bias_field = _one(step.fields(bias), 0) if bias is not None else None
+    rank = out.dim()
+    shape_out = [1, channels_out] + [1] * (rank - 2)
+    name = step.info(weight).name
+    kernel_size = list(weight.shape[2:])
+    macs = float(out.numel()) * (channels_in // groups) * math.prod(kernel_size)
+    if transposed:
+        macs = float(x.numel()) * (channels_out // groups) * math.prod(kernel_size)
+    kind = "conv"
+    produced: torch.Tensor | None
+    in_axis: torch.Tensor | int
+    if groups == 1:
+        consumer, producer = (w0, w1) if transposed else (w1, w0)
+        if consumer is not None and fin is not None:
+            step.space.unite(fin.reshape(-1), consumer.reshape(-1))
+            step.role(consumer, "consumer")
+        elif consumer is not None:
+            _freeze_reader(step, consumer, x)
+        elif fin is not None:
+            step.freeze([fin], f"weights carry no channels in {step.place}")
+        produced = producer.reshape(shape_out) if producer is not None else None
+        if producer is not None:
+            step.role(producer, "producer")
+        in_axis = fin.reshape(-1) if fin is not None else channels_in
+        axes: list[torch.Tensor | int] = [in_axis, produced.reshape(-1) if produced is not None else channels_out]
+    elif groups == channels_in and not transposed and w0 is not None:
+        kind = "depthwise"
+        per = channels_out // groups
+        if fin is None:
+            step.space.freeze(w0, reads_unlabelled(step, step.info(x)))
+        else:
+            step.space.unite(fin.reshape(groups, 1).expand(groups, per), w0.reshape(groups, per))
+        step.role(w0, "depthwise")
+        produced = w0.reshape(shape_out)
+        axes = [produced.reshape(-1)]
+    else:
+        produced, axes = _grouped(step, x, weight, fin, w0, w1, groups, transposed, shape_out)
+    if bias_field is not None and produced is not None:
+        step.space.unite(produced.reshape(-1), bias_field.reshape(-1))
+        step.role(bias_field, "bias")
+    dense = math.prod(a if isinstance(a, int) else a.numel() for a in axes)
+    step.kernel = KernelDraft(
+        kind,
+        name,
+        axes,
+        macs / dense,
+        {
+            "kernel_size": kernel_size,
+            "stride": list(stride),
+            "padding": list(padding),
+            "dilation": list(dilation),
+            "groups": groups,
+            "transposed": bool(transposed),
+            "bias": bias is not None,
+            "input_shape": list(x.shape),
+            "output_shape": list(out.shape),
+        },
+    )
+    return () if produced is None else (produced,)
+
+
+def _grouped(
+    step: Step,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    fin: torch.Tensor | None,
+    w0: torch.Tensor | None,
+    w1: torch.Tensor | None,
+    groups: int,
+    transposed: bool,
+    shape_out: list[int],
+) -> tuple[torch.Tensor | None, list[torch.Tensor | int]]:
+    """Grouped convolution: each group reads its own input channels; groups go whole or keep equal counts inside."""
+    name = step.info(weight).name
+    if fin is None or w0 is None or transposed or name is None:
+        reason = f"a grouped convolution {'transposed or ' if transposed else ''}over derived or unlabelled values in {step.place}"
+        for f in (fin, w0, w1):
+            if f is not None:
+                step.space.freeze(f, reason)
+        produced = None if w0 is None or transposed else w0.reshape(shape_out)
+        return produced, [x.shape[1] // groups, shape_out[1]]
+    per_in, per_out = x.shape[1] // groups, shape_out[1] // groups
+    rows_in, rows_out = fin.reshape(groups, per_in), w0.reshape(groups, per_out)
+    coarse = step.space.fresh(groups, "bundle", step.place)
+    step.space.bundle(coarse.reshape(groups, 1), rows_in)
+    step.space.bundle(coarse.reshape(groups, 1), rows_out)
+    if per_in > 1:
+        step.space.grid(rows_in, step.place)
+    if per_out > 1:
+        step.space.grid(rows_out, step.place)
+    step.recorder.grouped[name] = rows_in
+    step.role(w0, "producer")
+    if w1 is not None:
+        step.role(w1, "consumer")
+    axes: list[torch.Tensor | int] = [rows_in[0] if per_in > 1 else 1, w0.reshape(-1)]
+    return w0.reshape(shape_out), axes
+
+
+@register_rule("aten::addmm", "aten::mm", "aten::linear", "aten::matmul", "aten::mv", "aten::addmv")
+def matrix_product(step: Step) -> Fields:
+    """``[bias +] A @ B`` in two dimensions."""
+    bias, a, b = (step.args[0], step.args[1], step.args[2]) if "add" in step.func._schema.name else (None, step.args[0], step.args[1])
+    if a.dim() != 2 or b.dim() not in (1, 2):
+        for t in (a, b):
+            step.freeze(step.fields(t), f"no rule for these ranks in {step.place}")
+        return ()
+    return _contract(step, a, b if b.dim() == 2 else b.reshape(-1, 1), bias, batched=False)
+
+
+@register_rule("aten::bmm", "aten::baddbmm")
+def batched_product(step: Step) -> Fields:
+    """``[c +] A @ B`` for each place of the batch (heads merged into it stay visible in the labels)."""
+    if "badd" in step.func._schema.name:
+        return _contract(step, step.args[1], step.args[2], step.args[0], batched=True)
+    return _contract(step, step.args[0], step.args[1], None, batched=True)
+
+
+def _contract(step: Step, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, *, batched: bool) -> Fields:
+    k = a.dim() - 1
+    rank = a.dim() + 1
+    info_a, info_b = step.info(a), step.info(b)
+    fields_a, fields_b = info_a.fields, info_b.fields
+    if not batched:
+        fields_a, fields_b = _spread(step, fields_a, 1), _spread(step, fields_b, 0)
+    wide_a = tuple(f.unsqueeze(-1) for f in fields_a)
+    wide_b = tuple(f.unsqueeze(-3) for f in fields_b)
+    for fields, other, info, dim in ((wide_a, wide_b, info_b, k), (wide_b, wide_a, info_a, k)):
+        f = _one(fields, dim)
+        if f is not None and _one(other, dim) is None and a.shape[-1] > 1:
+            reason = reads_unlabelled(step, info)
+            step.space.freeze(f, reason)
+    met = meet(step.space, [(wide_a, (*a.shape, 1)), (wide_b, (*b.shape[:-2], 1, *b.shape[-2:]))], rank, step.place)
+    result = reduce(step.space, met, (k,), rank, False, step.place)
+    weight = info_b if info_b.name is not None and not info_b.dynamic else info_a if info_a.name is not None and not info_a.dynamic else None
+    if weight is not None:
+        first = weight is info_a
+        inner = _one(weight.fields, 1 if first else k - 1)
+        outer = _one(weight.fields, 0 if first else k)
+        if inner is not None:
+            step.role(inner, "consumer")
+        if outer is not None:
+            step.role(outer, "producer")
+    if bias is not None:
+        result = meet(step.space, [(result, tuple(step.out.shape)), (step.fields(bias), tuple(bias.shape))], step.out.dim(), step.place)
+        for f in step.fields(bias):
+            if not step.info(bias).dynamic:
+                step.role(f, "bias")
+    step.kernel = _product_kernel(step, a, b, wide_a, wide_b, weight, k, bias is not None)
+    return result
+
+
+def _product_kernel(
+    step: Step, a: torch.Tensor, b: torch.Tensor, wide_a: Fields, wide_b: Fields, weight: Info | None, k: int, bias: bool
+) -> KernelDraft:
+    macs = float(a.numel()) * b.shape[-1]
+    inner = _axis(wide_a, k, a.shape[-1])
+    if isinstance(inner, int):
+        inner = _axis(wide_b, k, a.shape[-1])
+    if weight is not None:
+        flipped = weight is step.info(a)
+        outer = _axis(wide_a, k - 1, a.shape[-2]) if flipped else _axis(wide_b, k + 1, b.shape[-1])
+        axes: list[torch.Tensor | int] = [inner, outer]
+        kind = "linear"
+    else:
+        outer = _axis(wide_b, k + 1, b.shape[-1])
+        axes = [inner if not isinstance(inner, int) else outer]
+        kind = "matmul"
+    dense = math.prod(n if isinstance(n, int) else n.numel() for n in axes)
+    attributes: dict[str, Any] = {"input_shape": list(a.shape), "output_shape": list(step.out.shape), "bias": bias}
+    return KernelDraft(kind, weight.name if weight is not None else None, axes, macs / max(dense, 1), attributes)
+
+
+@register_rule(
+    "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention", "aten::scaled_dot_product_attention",
+    "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention", "aten::_scaled_dot_product_fused_attention_overrideable",
+)  # fmt: skip
+def attention(step: Step) -> Any:
+    """Scaled dot-product attention, ``(batch, heads, tokens, head_dim)`` each."""
+    q, key, value = step.args[:3]
+    rank = q.dim()
+    place = step.place
+    fields = []
+    for t in (q, key, value):
+        kept = []
+        for f in step.fields(t):
+            if f.shape[rank - 2] > 1:
+                step.freeze([f], f"labels vary along the tokens in {place}")
+            else:
+                kept.append(f)
+        fields.append(tuple(kept))
+    shapes = [tuple(1 if d == rank - 2 else n for d, n in enumerate(t.shape)) for t in (q, key, value)]
+    met = meet(step.space, [(fields[0], shapes[0]), (fields[1], shapes[1])], rank, place)
+    scores = reduce(step.space, met, (rank - 1,), rank, True, place)
+    result = meet(step.space, [(scores, (*shapes[0][:-1], 1)), (fields[2], shapes[2])], rank, place)
+    mask = step.kwargs.get("attn_mask")
+    if mask is not None and step.fields(mask):
+        meet(step.space, [(scores, (*shapes[0][:-1], 1)), (step.fields(mask), tuple(mask.shape))], rank, place)
+    inner = _axis(fields[0], rank - 1, q.shape[-1])
+    outer = _axis(fields[2], rank - 1, value.shape[-1])
+    dense_in = inner if isinstance(inner, int) else inner.numel()
+    dense_out = outer if isinstance(outer, int) else outer.numel()
+    tokens = float(q.numel() // q.shape[-1]) * key.shape[-2]
+    total = tokens * (q.shape[-1] + value.shape[-1])
+    step.kernel = KernelDraft(
+        "attention",
+        None,
+        [inner, outer],
+        total / (dense_in * dense_out),
+        {"input_shape": list(q.shape), "key_shape": list(key.shape), "output_shape": list(q.shape[:-1]) + [value.shape[-1]]},
+    )
+    return [result]
+
+
+@register_rule("aten::embedding")
+def embedding(step: Step) -> Fields:
+    """A table looked up by row: the columns are produced, the rows are the vocabulary and stay."""
+    weight, index = step.args[0], step.args[1]
+    rows, columns = _one(step.fields(weight), 0), _one(step.fields(weight), 1)
+    if rows is not None:
+        step.freeze([rows], "the rows of an embedding are its vocabulary")
+    if columns is None:
+        return ()
+    step.role(columns, "producer")
+    step.kernel = KernelDraft("embedding", step.info(weight).name, [columns.reshape(-1)], 0.0, {"output_shape": list(step.out.shape)})
+    return (columns.reshape([1] * index.dim() + [-1]),)

@@ -1,0 +1,319 @@
+"""Rules for pure data movement: the operation itself runs on the labels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from latprune.graph.fields import align, compact, move, reshape, segments, varying
+from latprune.graph.recorder import Fields, Step, register_rule
+
+__all__: list[str] = []
+
+
+@register_rule(
+    "aten::clone", "aten::contiguous", "aten::detach", "aten::alias", "aten::lift_fresh", "aten::_to_copy", "aten::positive",
+    "aten::zeros_like", "aten::ones_like", "aten::empty_like", "aten::full_like", "aten::rand_like", "aten::randn_like",
+    "aten::fill", "aten::zero", "aten::bernoulli",
+)  # fmt: skip
+def same(step: Step) -> Fields:
+    """The result has the fields of the first argument."""
+    return step.fields(step.args[0])
+
+
+@register_rule("aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias")
+def view(step: Step) -> Fields:
+    """Reshape by aligned runs of dimensions; a labelled dimension cut into parts states equal counts for the parts."""
+    source: torch.Tensor = step.args[0]
+    old, new = tuple(source.shape), tuple(step.out.shape)
+    result = []
+    for f in step.fields(source):
+        moved = reshape(f, old, new)
+        _state_cuts(step, f, old, new)
+        result.append(moved)
+    return tuple(result)
+
+
+def _state_cuts(step: Step, field: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> None:
+    if math.prod(old) == 0:
+        return
+    for left, right in segments(old, new):
+        if all(field.shape[d] == 1 for d in left):
+            continue
+        sizes = [new[d] for d in right if new[d] > 1]
+        if len(sizes) < 2:
+            continue
+        local = field.expand([old[d] if d in left else field.shape[d] for d in range(len(old))])
+        others = [d for d in range(len(old)) if d not in left]
+        flat = local.permute(*others, *left).reshape(-1, *sizes)
+        for depth in range(1, len(sizes)):
+            rows = flat.reshape(-1, math.prod(sizes[depth:]))
+            if bool((rows != rows[:, :1]).any()):
+                step.space.grid(_distinct(rows), step.place)
+
+
+def _distinct(rows: torch.Tensor) -> torch.Tensor:
+    """Rows without repeats, order kept (batch and window dimensions repeat the same labels)."""
+    first: dict[int, int] = {}
+    head = rows[:, 0].tolist()
+    for k, value in enumerate(head):
+        first.setdefault(value, k)
+    return rows[list(first.values())]
+
+
+@register_rule("aten::expand", "aten::broadcast_to")
+def expand(step: Step) -> Fields:
+    """New leading dimensions; labels do not vary along expanded ones."""
+    return tuple(align(f, step.out.dim()) for f in step.fields(step.args[0]))
+
+
+@register_rule(
+    "aten::permute", "aten::transpose", "aten::t", "aten::unsqueeze", "aten::movedim", "aten::flip", "aten::roll", "aten::numpy_T", "aten::swapaxes",
+)  # fmt: skip
+def same_on_compact(step: Step) -> Fields:
+    """Operations that act alike on a field with size-1 dimensions."""
+    return tuple(step.func(f, *step.args[1:], **step.kwargs) for f in step.fields(step.args[0]))
+
+
+@register_rule("aten::squeeze")
+def squeeze(step: Step) -> Fields:
+    """Drop the dimensions that the tensor (not the field) loses."""
+    source: torch.Tensor = step.args[0]
+    if len(step.args) > 1:
+        dims = step.args[1] if isinstance(step.args[1], (list, tuple)) else [step.args[1]]
+        gone = {d % source.dim() for d in dims if source.shape[d] == 1}
+    else:
+        gone = {d for d, n in enumerate(source.shape) if n == 1}
+    return tuple(f.reshape([n for d, n in enumerate(f.shape) if d not in gone]) for f in step.fields(source))
+
+
+@register_rule("aten::slice", "aten::narrow")
+def slice_(step: Step) -> Fields:
+    """A slice; along a labelled dimension the same slice of the labels."""
+    source: torch.Tensor = step.args[0]
+    dim = (step.argument(1, "dim", 0) or 0) % source.dim()
+    result = []
+    for f in step.fields(source):
+        if f.shape[dim] == 1:
+            result.append(f)
+        else:
+            result.append(_picked(step, compact(step.func(f, *step.args[1:], **step.kwargs)), f))
+    return tuple(result)
+
+
+def _picked(step: Step, part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """A single place picked out of labelled ones by a fixed index must stay."""
+    if part.numel() == 1:
+        step.space.freeze(part, f"one channel is picked by its index in {step.place}")
+    return part
+
+
+@register_rule("aten::select")
+def select(step: Step) -> Fields:
+    """One place of a dimension; along a labelled dimension that place must stay."""
+    source: torch.Tensor = step.args[0]
+    dim = step.args[1] % source.dim()
+    result = []
+    for f in step.fields(source):
+        if f.shape[dim] == 1:
+            result.append(f.squeeze(dim))
+        else:
+            result.append(_picked(step, compact(f.select(dim, step.args[2])), f))
+    return tuple(result)
+
+
+@register_rule("aten::cat", "aten::concat")
+def cat(step: Step) -> Fields:
+    """Labels stand one after the other along the joined dimension and are united along all others."""
+    tensors = [t for t in step.args[0] if t.numel() or t.dim() > 1]
+    return _join(step, tensors, step.argument(1, "dim", 0) % step.out.dim())
+
+
+@register_rule("aten::stack")
+def stack(step: Step) -> Fields:
+    """As ``cat`` along a new dimension."""
+    dim = step.argument(1, "dim", 0) % step.out.dim()
+    shaped = [(tuple(f.unsqueeze(dim) for f in step.fields(t)), (*t.shape[:dim], 1, *t.shape[dim:])) for t in step.args[0]]
+    return _join_fields(step, shaped, dim)
+
+
+def _join(step: Step, tensors: list[torch.Tensor], dim: int) -> Fields:
+    return _join_fields(step, [(step.fields(t), tuple(t.shape)) for t in tensors], dim)
+
+
+def _join_fields(step: Step, parts: list[tuple[Fields, tuple[int, ...]]], dim: int) -> Fields:
+    """One field along the joined dimension (if any part is labelled there), one united field for each other set of dimensions."""
+    from latprune.graph.combine import meet
+
+    rank = len(parts[0][1])
+    along = [[f for f in fields if dim in varying(f)] for fields, _ in parts]
+    across = [tuple(f for f in fields if dim not in varying(f)) for fields, _ in parts]
+    shapes = [tuple(1 if d == dim else n for d, n in enumerate(shape)) for _, shape in parts]
+    result: list[torch.Tensor] = []
+    if not any(along):
+        distinct = {tuple(f.reshape(-1).tolist()) for fs in across for f in fs if f.numel() < 4096}
+        if len(distinct) > 1 and _repeats(parts, dim):
+            joint = _joined(step, parts, dim)
+            if joint is not None:
+                return (joint,)
+        return meet(step.space, list(zip(across, shapes, strict=True)), rank, step.place)
+    joint = _joined(step, parts, dim)
+    if joint is not None:
+        result.append(joint)
+    return tuple(result)
+
+
+def _repeats(parts: list[tuple[Fields, tuple[int, ...]]], dim: int) -> bool:
+    return False
+
+
+def _joined(step: Step, parts: list[tuple[Fields, tuple[int, ...]]], dim: int) -> torch.Tensor | None:
+    """The labels of all parts along ``dim``, or None (frozen) where a part carries none or the parts vary along different dimensions."""
+    pieces = []
+    for fields, shape in parts:
+        if shape[dim] == 0:
+            continue
+        best = [f for f in fields if dim in varying(f)]
+        if not best and shape[dim] == 1 and fields:
+            best = list(fields)
+        if len(best) != 1:
+            # A part without labels: its places along the joined dimension stay, and are their own.
+            if best:
+                step.freeze(best, f"several labellings meet in {step.place}")
+            fixed = step.space.fresh(shape[dim], "fixed", step.place)
+            step.space.freeze(fixed, f"joined with values that carry no channels in {step.place}")
+            pieces.append(fixed.reshape([shape[d] if d == dim else 1 for d in range(len(shape))]))
+            continue
+        for f in fields:
+            if f is not best[0]:
+                step.freeze([f], f"several labellings meet in {step.place}")
+        pieces.append(best[0].expand([shape[d] if d == dim else best[0].shape[d] for d in range(len(shape))]))
+    rank = len(parts[0][1])
+    wide = [max(p.shape[d] for p in pieces) for d in range(rank)]
+    grown = [p.expand([p.shape[d] if d == dim else wide[d] for d in range(rank)]) for p in pieces]
+    return torch.cat(grown, dim)
+
+
+def _each(step: Step, results: list[list[torch.Tensor]], count: int) -> list[Fields]:
+    return [tuple(r[k] for r in results) for k in range(count)]
+
+
+@register_rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split")
+def split(step: Step) -> list[Fields]:
+    """Parts; equal parts of a labelled dimension state equal counts."""
+    source: torch.Tensor = step.args[0]
+    dim = step.argument(2, "dim", 0) % source.dim()
+    results = []
+    for f in step.fields(source):
+        if f.shape[dim] == 1:
+            results.append([f] * len(step.out))
+            continue
+        parts = list(step.func(f, *step.args[1:], **step.kwargs))
+        if len({p.shape[dim] for p in parts}) == 1 and len(parts) > 1:
+            rows = torch.stack([p.movedim(dim, -1) for p in parts], 0).reshape(len(parts), -1)
+            step.space.grid(rows, step.place)
+        results.append([_picked(step, compact(p), f) for p in parts])
+    return _each(step, results, len(step.out))
+
+
+@register_rule("aten::unbind")
+def unbind(step: Step) -> list[Fields]:
+    """One result for each place of a dimension."""
+    source: torch.Tensor = step.args[0]
+    dim = step.argument(1, "dim", 0) % source.dim()
+    results = []
+    for f in step.fields(source):
+        if f.shape[dim] == 1:
+            results.append([f.squeeze(dim)] * len(step.out))
+        else:
+            results.append([_picked(step, compact(p), f) for p in f.unbind(dim)])
+    return _each(step, results, len(step.out))
+
+
+def _rerun(step: Step, source: torch.Tensor) -> Fields:
+    rest: tuple[Any, ...] = step.args[1:]
+    return tuple(_picked(step, move(f, source.shape, lambda g: step.func(g, *rest, **step.kwargs)), f) for f in step.fields(source))
+
+
+@register_rule(
+    "aten::index", "aten::index_select", "aten::gather", "aten::repeat", "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::tile",
+    "aten::channel_shuffle", "aten::native_channel_shuffle", "aten::unfold", "aten::diagonal", "aten::repeat_interleave", "aten::rot90",
+)  # fmt: skip
+def rerun(step: Step) -> Fields:
+    """The same operation on the expanded labels."""
+    if any(step.fields(t) for t in _tensors(step.args[1:])):
+        for t in _tensors(step.args[1:]):
+            step.freeze(step.fields(t), f"used as an index in {step.place}")
+    return _rerun(step, step.args[0])
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    found = []
+    for v in values:
+        if isinstance(v, torch.Tensor):
+            found.append(v)
+        elif isinstance(v, (list, tuple)):
+            found += [t for t in v if isinstance(t, torch.Tensor)]
+    return found
+
+
+@register_rule("aten::as_strided")
+def as_strided(step: Step) -> Fields:
+    """Kept where it only restates the strides of the same shape (global pooling in channels-last does)."""
+    source: torch.Tensor = step.args[0]
+    if tuple(source.shape) == tuple(step.out.shape):
+        return step.fields(source)
+    step.freeze(step.fields(source), f"memory reinterpreted by {step.place}")
+    return ()
+
+
+@register_rule("aten::constant_pad_nd")
+def constant_pad(step: Step) -> Fields:
+    """Padding; zero channels added to a labelled dimension are labels of their own, editable where a module attribute holds the amount."""
+    source: torch.Tensor = step.args[0]
+    pad = list(step.args[1])
+    rank = source.dim()
+    amounts = [(0, 0)] * rank
+    for k in range(len(pad) // 2):
+        amounts[rank - 1 - k] = (pad[2 * k], pad[2 * k + 1])
+    value = step.argument(2, "value", 0)
+    result = []
+    for f in step.fields(source):
+        for dim in varying(f):
+            before, after = amounts[dim]
+            if before == 0 and after == 0:
+                continue
+            if before < 0 or after < 0:
+                f = f.narrow(dim, max(-before, 0), f.shape[dim] - max(-before, 0) - max(-after, 0))
+            if before > 0 or after > 0:
+                f = _with_pads(step, f, dim, max(before, 0), max(after, 0), value, pad)
+        result.append(f)
+    return tuple(result)
+
+
+def _with_pads(step: Step, field: torch.Tensor, dim: int, before: int, after: int, value: float, pad: list[int]) -> torch.Tensor:
+    where = step.recorder.module_path
+    count = sum(1 for name in step.recorder.pads if name == where or name.startswith(where + "#"))
+    name = where if not count else f"{where}#{count + 1}"
+    labels = step.space.fresh(before + after, "pad", f"pad:{name}")
+    shape = [before + after if d == dim else 1 for d in range(field.dim())]
+    wide = labels.reshape(shape)
+    at = 2 * (field.dim() - 1 - dim)
+    sources = step.recorder.pad_sources(at, before, after)
+    if value != 0:
+        step.space.freeze(labels, f"padded with {value} (only zero padding can follow) in {step.place}")
+    elif len(varying(field)) != 1:
+        step.space.freeze(labels, f"channels padded jointly with other dimensions in {step.place}")
+    elif sources is None:
+        step.space.freeze(labels, f"the amount of zero channels is fixed in the code of '{where}', not a module attribute, in {step.place}")
+    else:
+        step.recorder.pads[name] = {"module": where, "before": (sources[0], labels[:before]), "after": (sources[1], labels[before:])}
+    left, right = wide.narrow(dim, 0, before), wide.narrow(dim, before, after)
+    grown = list(field.shape)
+    grown[dim] = before
+    left = left.expand(grown)
+    grown[dim] = after
+    right = right.expand(grown)
+    return torch.cat([left, field, right], dim)

@@ -1,0 +1,173 @@
+"""The front door of the graph room: one recorded run to channel groups, kernels, blocks and reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+import latprune.graph.rules_compute
+import latprune.graph.rules_contract
+import latprune.graph.rules_movement  # noqa: F401
+from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
+from latprune.graph.blocks import find_branches
+from latprune.graph.build import build
+from latprune.graph.grouping import solve
+from latprune.graph.model_graph import ModelGraph
+from latprune.graph.provenance import CallWatcher, planted
+from latprune.graph.recorder import Info, Recorder, Recording, capture_conditions, flatten_tensors
+
+__all__ = ["ExampleInputs", "call_with", "record", "trace"]
+
+ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+def call_with(model: nn.Module, example_inputs: ExampleInputs) -> Any:
+    """Call ``model`` with a tensor, a tuple or list of positional inputs, or a mapping of keyword inputs."""
+    if isinstance(example_inputs, torch.Tensor):
+        return model(example_inputs)
+    if isinstance(example_inputs, Mapping):
+        return model(**example_inputs)
+    return model(*example_inputs)
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    keep: Sequence[str] = (),
+    blocks_keep: Sequence[str] = (),
+    min_widths: Mapping[str, int] | None = None,
+    within: str | None = None,
+) -> ModelGraph:
+    """Trace ``model`` in one real run and return its channel groups, kernels, removable blocks and reasons.
+
+    The model runs once in evaluation mode, without gradients; its training flags, parameters and buffers are left as they were.
+
+    Args:
+        model: The model.
+        example_inputs: One batch of inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
+        keep: Paths or globs of modules that are left whole.
+        blocks_keep: Names or globs of blocks that stay.
+        min_widths: Smallest width by group name or glob.
+        within: Path of a sub-module: only what lies inside it is pruned, with the inputs that it sees in the run of the whole model.
+
+    Raises:
+        CaptureError: The model does not run on the inputs, or cannot be followed.
+        InvalidArgumentError: A path or glob matches nothing.
+
+    Example:
+        >>> graph = latprune.graph.trace(model, torch.randn(1, 3, 224, 224), keep=["fc"])
+        >>> print(graph.describe())
+    """
+    paths = [path for path, _ in model.named_modules()]
+    for pattern in keep:
+        if not any(_matches(path, pattern) for path in paths):
+            raise InvalidArgumentError(f"keep names '{pattern}', which matches no module of the model")
+    if within is not None and within not in paths:
+        raise InvalidArgumentError(f"within (='{within}') is no module of the model")
+    recording = record(model, example_inputs)
+    frozen = _kept(recording, keep, within)
+    branches = find_branches(recording)
+    grouping = solve(recording, frozen)
+    kept_blocks: dict[str, str] = {}
+    for branch in branches:
+        for pattern in blocks_keep:
+            if branch.name == pattern or fnmatchcase(branch.name, pattern):
+                kept_blocks[branch.name] = f"named in blocks_keep ('{pattern}')"
+        for pattern in keep:
+            if _matches(branch.name.split("#")[0], pattern):
+                kept_blocks[branch.name] = f"named in keep ('{pattern}')"
+        if within is not None and not _inside(branch.name.split("#")[0], within):
+            kept_blocks[branch.name] = f"lies outside within='{within}'"
+    for pattern in blocks_keep:
+        if not any(b.name == pattern or fnmatchcase(b.name, pattern) for b in branches):
+            raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {[b.name for b in branches]}")
+    graph = build(model, recording, grouping, branches, min_widths={}, blocks_kept=kept_blocks)
+    return _with_min_widths(graph, min_widths or {})
+
+
+def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelGraph:
+    from dataclasses import replace
+
+    groups = dict(graph.groups)
+    for pattern, width in min_widths.items():
+        hits = [n for n in groups if n == pattern or fnmatchcase(n, pattern)]
+        if not hits:
+            raise InvalidArgumentError(f"min_widths names '{pattern}', which matches no channel group; groups: {list(groups)}")
+        for name in hits:
+            if not 1 <= width <= groups[name].columns:
+                raise InvalidArgumentError(f"min_widths['{pattern}'] (={width}) must be from 1 to {groups[name].columns} for group '{name}'")
+            groups[name] = replace(groups[name], min_width=width)
+    return replace(graph, groups=groups)
+
+
+def record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
+    """Run ``model`` once under the recorder.
+
+    Raises:
+        CaptureError: The model does not run on the inputs.
+    """
+    watcher = CallWatcher()
+    training = [m for m in model.modules() if m.training]
+    recorder = Recorder(model, watcher)
+    try:
+        for m in training:
+            m.training = False
+        inputs: list[Info] = []
+        for t in flatten_tensors(example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs)):
+            info = Info(fields=(), node=-2, output=len(inputs), shape=tuple(t.shape), dynamic=True)
+            recorder.set(t, info)
+            inputs.append(info)
+        with ExitStack() as stack:
+            stack.enter_context(capture_conditions())
+            stack.enter_context(planted(model))
+            stack.enter_context(recorder.watch_modules())
+            stack.enter_context(watcher)
+            stack.enter_context(recorder)
+            try:
+                output = call_with(model, example_inputs)
+            except LatpruneError:
+                raise
+            except Exception as error:
+                raise CaptureError(
+                    f"the model does not run on the example inputs: {type(error).__name__}: {error} (in module '{recorder.module_path}')"
+                ) from error
+    finally:
+        for m in training:
+            m.training = True
+    outputs = [recorder.info(t) for t in flatten_tensors(output)]
+    for info in outputs:
+        for f in info.fields:
+            recorder.space.freeze(f, "the network's output")
+    return recorder.recording(inputs, outputs)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Whether a module is, or lies inside, what ``pattern`` names."""
+    parts = path.split(".")
+    return any(fnmatchcase(".".join(parts[:k]), pattern) for k in range(1, len(parts) + 1)) if path else pattern == ""
+
+
+def _inside(path: str, within: str) -> bool:
+    return within == "" or path == within or path.startswith(f"{within}.")
+
+
+def _kept(recording: Recording, keep: Sequence[str], within: str | None) -> dict[int, str]:
+    """Labels that stay because the user says so."""
+    frozen: dict[int, str] = {}
+    for r in recording.space.ranges:
+        if r.kind != "tensor":
+            continue
+        owner = r.tensor.rpartition(".")[0]
+        why = next((f"named in keep ('{p}')" for p in keep if _matches(owner, p) or _matches(r.tensor, p)), "")
+        if not why and within is not None and not _inside(owner, within):
+            why = f"lies outside within='{within}'"
+        if why:
+            for label in range(r.start, r.stop):
+                frozen[label] = why
+    return frozen
