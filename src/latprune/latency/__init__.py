@@ -1,0 +1,55 @@
+"""Latency on the engine that will run the network: engines, the measuring protocol, tables and the store."""
+
+from __future__ import annotations
+
+from latprune.latency.build import TableProgress, build_tables, target_context
+from latprune.latency.design import DesignPoint, design_points
+from latprune.latency.engines import (
+    CompiledNetwork,
+    Engine,
+    KernelTime,
+    available_engines,
+    get_engine,
+    register_engine,
+)
+from latprune.latency.machine import machine_name
+from latprune.latency.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
+from latprune.latency.signature import kernel_signature, network_fingerprint
+from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Store, default_store_path
+from latprune.latency.surface import SizeSurface, fit_surface
+from latprune.latency.tables import KernelTable, LatencyTables, Residual, TableStats
+from latprune.latency.target import PRECISIONS, Target
+
+__all__ = [
+    "PRECISIONS",
+    "CompiledNetwork",
+    "ContextInfo",
+    "DesignPoint",
+    "Engine",
+    "FixedRunsMeasurement",
+    "KernelSample",
+    "KernelTable",
+    "KernelTime",
+    "LatencyTables",
+    "Measurement",
+    "NetworkSample",
+    "Residual",
+    "SizeSurface",
+    "Store",
+    "TableProgress",
+    "TableStats",
+    "Target",
+    "available_engines",
+    "build_tables",
+    "default_store_path",
+    "design_points",
+    "fit_surface",
+    "get_engine",
+    "kernel_signature",
+    "machine_name",
+    "measure",
+    "measure_fixed_runs",
+    "network_fingerprint",
+    "register_engine",
+    "target_context",
+]

@@ -1,0 +1,23 @@
+"""Engine adapters: one file each behind one contract."""
+
+from __future__ import annotations
+
+from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime, available_engines, get_engine, register_engine
+from latprune.latency.engines.onnxruntime import OnnxRuntimeEngine
+from latprune.latency.engines.openvino import OpenVinoEngine
+from latprune.latency.engines.torch_eager import TorchEngine
+
+__all__ = [
+    "CompiledNetwork",
+    "Engine",
+    "KernelTime",
+    "OnnxRuntimeEngine",
+    "OpenVinoEngine",
+    "TorchEngine",
+    "available_engines",
+    "get_engine",
+    "register_engine",
+]
+
+for _engine in (TorchEngine, OnnxRuntimeEngine, OpenVinoEngine):
+    register_engine(_engine.name, _engine)

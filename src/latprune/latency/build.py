@@ -1,0 +1,188 @@
+"""Building the latency tables of a model on a target: measure, fit, check on the next networks, until the check is good enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.latency.design import design_points
+from latprune.latency.engines import get_engine
+from latprune.latency.fitting import fit_tables, predicted_and_measured
+from latprune.latency.machine import machine_name
+from latprune.latency.sampling import NetworkSampler
+from latprune.latency.signature import network_fingerprint
+from latprune.latency.store import ContextInfo, NetworkSample, Store
+from latprune.latency.tables import LatencyTables, Residual, TableStats
+from latprune.latency.target import Target
+
+if TYPE_CHECKING:
+    from latprune.graph import ModelGraph
+
+__all__ = ["TableProgress", "build_tables", "target_context"]
+
+_BATCH = 16
+_FIRST_FIT = 32
+_ENOUGH = 0.015
+_NO_BETTER = 0.93
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableProgress:
+    """Where a build stands: networks measured (stored ones included) of at most ``limit``, seconds, and the last check's residual."""
+
+    networks: int
+    limit: int
+    seconds: float
+    residual: Residual | None
+
+
+def target_context(target: Target) -> ContextInfo:
+    """The conditions of measurements made here and now on ``target``."""
+    return ContextInfo(target=target, version=get_engine(target.engine).version(), machine=machine_name())
+
+
+def build_tables(
+    model: nn.Module,
+    graph: ModelGraph,
+    example_inputs: Any,
+    target: Target,
+    *,
+    store: Store | None = None,
+    progress: Callable[[TableProgress], None] | None = None,
+    seed: int = 0,
+    time_limit: float | None = None,
+    max_networks: int = 128,
+    extend: bool = False,
+) -> LatencyTables:
+    """Latency tables of ``model`` on ``target``, from in-place profiles of width-varied networks.
+
+    Networks are measured in batches. Each batch is first predicted from the tables fitted to all before it, which gives an honest residual,
+    and then joins the fit; batches go on until the mean error is at most 1.5 %, no longer falls, or a limit is reached. Every
+    network is written to the store when it has been measured, so an interrupted build goes on where it stopped, and a store that holds
+    enough networks of this structure (same engine version, device, threads, batch, precision, machine) answers without running the engine.
+
+    Args:
+        model: The dense model; it is left as it is.
+        graph: Its trace.
+        example_inputs: What the network is run on.
+        target: Engine and conditions.
+        store: Where samples are read and written; None keeps nothing.
+        progress: Called after each network.
+        seed: Seed of the design; the same seed gives the same networks.
+        time_limit: Seconds for measuring; at least two batches are always measured.
+        max_networks: Networks at most.
+        extend: Measure up to ``max_networks`` even where the residual is good.
+
+    Returns:
+        The tables; their ``residual`` comes from networks that had no part in the fit that predicted them.
+
+    Raises:
+        EngineError: The engine cannot convert or run the model.
+        MissingExtraError: The engine is not installed.
+
+    Example:
+        >>> graph = latprune.graph.trace(model, x)
+        >>> tables = build_tables(model, graph, x, Target(engine="openvino"), store=Store())
+        >>> tables.predict({"layer1.0.conv1": 32}, ["layer3.2"])
+    """
+    if max_networks < _FIRST_FIT + _BATCH:
+        raise InvalidArgumentError(f"max_networks (={max_networks}) must be at least {_FIRST_FIT + _BATCH}")
+    start = time.perf_counter()
+    context = target_context(target)
+    fingerprint = network_fingerprint(list(graph.kernels.values()), example_inputs, target)
+    samples = store.networks(context, fingerprint) if store is not None else []
+    builder = _Builder(graph, context, samples)
+    sampler: NetworkSampler | None = None
+    try:
+        points = design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=seed)
+        for _ in samples:
+            next(points)
+        while not builder.done(max_networks, extend):
+            if time_limit is not None and len(builder.samples) >= _FIRST_FIT + _BATCH and time.perf_counter() - start > time_limit:
+                break
+            if sampler is None:
+                sampler = NetworkSampler(model, graph, example_inputs, target, get_engine(target.engine))
+            sample = sampler.sample(next(points))
+            if store is not None:
+                store.add(context, [sample])
+            builder.add(sample)
+            if progress is not None:
+                progress(
+                    TableProgress(
+                        networks=len(builder.samples), limit=max_networks, seconds=time.perf_counter() - start, residual=builder.residual
+                    )
+                )
+    finally:
+        if sampler is not None:
+            sampler.close()
+    measured = len(builder.samples) - len(samples)
+    tables = builder.tables(measured=measured, runs=sampler.runs if sampler is not None else 0)
+    return dataclasses.replace(tables, stats=dataclasses.replace(tables.stats, seconds=time.perf_counter() - start))
+
+
+class _Builder:
+    """Samples so far, and the checks made on the way."""
+
+    def __init__(self, graph: ModelGraph, context: ContextInfo, samples: list[NetworkSample]) -> None:
+        self._graph = graph
+        self._context = context
+        self.samples = list(samples)
+        self._checked: list[tuple[float, float]] = []
+        self._history: list[float] = []
+        self._next = _FIRST_FIT
+        self._pending: LatencyTables | None = None
+        self._settled = False
+        self.residual: Residual | None = None
+        self._advance()
+
+    def add(self, sample: NetworkSample) -> None:
+        self.samples.append(sample)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Do the fits and checks that the samples allow. Stored samples go through the same steps as new ones."""
+        while len(self.samples) >= self._next:
+            known = self.samples[: self._next]
+            if self._pending is not None:
+                fresh = known[-_BATCH:]
+                predicted, measured = predicted_and_measured(self._pending, fresh)
+                self._checked = (self._checked + list(zip(predicted.tolist(), measured.tolist(), strict=True)))[-2 * _BATCH :]
+                latest = Residual.of(predicted, measured)
+                self.residual = Residual.of([pair[0] for pair in self._checked], [pair[1] for pair in self._checked])
+                self._history.append(latest.mean_absolute)
+                stalled = len(self._history) >= 3 and min(self._history[-2:]) > _NO_BETTER * min(self._history[:-2])
+                self._settled = latest.mean_absolute <= _ENOUGH or stalled
+            self._next += _BATCH
+            if len(self.samples) >= self._next or not self._settled:
+                self._pending = self._fit(known, TableStats(**_EMPTY))
+
+    def _fit(self, samples: list[NetworkSample], stats: TableStats) -> LatencyTables:
+        residual = self.residual if self.residual is not None else Residual.of([], [])
+        return fit_tables(
+            samples, list(self._graph.kernels.values()), list(self._graph.groups.values()), self._context, residual=residual, stats=stats
+        )
+
+    def done(self, limit: int, extend: bool) -> bool:
+        return len(self.samples) >= limit or (self._settled and not extend)
+
+    def tables(self, *, measured: int, runs: int) -> LatencyTables:
+        """Tables from all the samples."""
+        return self._fit(self.samples, TableStats(**{**_EMPTY, "measured_networks": measured, "engine_runs": runs}))
+
+
+_EMPTY: dict[str, Any] = {
+    "seconds": 0.0,
+    "networks": 0,
+    "measured_networks": 0,
+    "engine_runs": 0,
+    "kernels": 0,
+    "surfaces": 0,
+    "shared_entries": 0,
+    "positions_differing": 0,
+}

@@ -1,0 +1,169 @@
+"""The contract of an engine adapter: convert a module, run it, say what each kernel costs, and where each kernel came from."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.latency.target import Target
+
+__all__ = ["CompiledNetwork", "Engine", "KernelTime", "available_engines", "get_engine", "register_engine"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelTime:
+    """What one step of the engine's own schedule costs.
+
+    Attributes:
+        name: The engine's name for it (unique within a network).
+        op: The engine's kind of operation (``Convolution``, ``Conv``, ``Reorder``, a module's class).
+        path: Path of the module that the step computes, or None where the engine made it up (a layout reorder).
+        order: Place in the engine's execution order.
+        ms: Mean time of one execution in milliseconds, without the runs that were disturbed where the engine lets us see single runs.
+        runs: Executions behind ``ms``.
+    """
+
+    name: str
+    op: str
+    path: str | None
+    order: int
+    ms: float
+    runs: int
+
+
+class CompiledNetwork(ABC):
+    """A network that an engine holds ready to run, on fixed inputs.
+
+    Not thread-safe: one network is run by one thread. It is a context manager; ``close`` frees what the engine holds and may be called
+    twice.
+    """
+
+    def __init__(self, target: Target, conversion: str, seconds: float) -> None:
+        self.target = target
+        self.conversion = conversion
+        """Route by which the module reached the engine, in words (``torchscript -> onnx -> openvino``)."""
+        self.seconds = seconds
+        """Seconds that conversion and compilation took."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Do one inference on the example inputs and wait for its end. Raises EngineError where the engine fails."""
+
+    @abstractmethod
+    def outputs(self) -> list[npt.NDArray[np.floating[Any]]]:
+        """Run once and return the outputs, flattened in order, as float arrays of the PyTorch outputs' shapes."""
+
+    @abstractmethod
+    def profile(self, runs: int) -> list[KernelTime]:
+        """Run ``runs`` times and return the time of every step of these runs, in execution order.
+
+        The network must have been compiled with ``profile=True``. Raises EngineError where the engine has no profile.
+        """
+
+    def timed_run(self) -> float:
+        """Milliseconds of one inference by the wall clock (or the device's own events), input already on the device."""
+        start = time.perf_counter_ns()
+        self.run()
+        return (time.perf_counter_ns() - start) * 1e-6
+
+    def close(self) -> None:  # noqa: B027 - an engine that holds nothing has nothing to free
+        """Free what the engine holds; the network cannot be run afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Engine(ABC):
+    """An inference engine. Adapters are stateless: every condition of a run is in the target.
+
+    Contract (``latprune.latency.testing.EngineContract`` checks it): ``compile`` never changes the module or its training flags, its
+    outputs equal PyTorch's to the precision of the target, every parametrised contraction that runs shows up in the profile with its
+    module's path, times are milliseconds, and anything the engine cannot do raises EngineError (MissingExtraError where a package is not
+    installed).
+    """
+
+    name: ClassVar[str]
+    """Name in ``Target.engine``."""
+    fuses: ClassVar[str]
+    """How the engine fuses, in words."""
+    profiles_kernels: ClassVar[bool]
+    """Whether ``profile`` works."""
+    pins: ClassVar[str]
+    """What the adapter pins so that two measurements compare, in words."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """Version of the engine; raises MissingExtraError where it is not installed."""
+
+    @abstractmethod
+    def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
+        """Convert ``model`` (as in eval mode) and hold it ready for ``example_inputs`` brought to ``target.batch``.
+
+        Args:
+            model: Module to run; it is left as it is.
+            example_inputs: Tensor, tuple of positional arguments, or mapping of keyword arguments.
+            target: Conditions of the run.
+            profile: Compile so that ``profile`` works (some engines run a little slower then).
+
+        Raises:
+            EngineError: Conversion failed, or the engine cannot meet the target (device, precision).
+            MissingExtraError: The engine is not installed.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """What the adapter states about itself, as a JSON object."""
+        return {
+            "name": self.name,
+            "version": self.version(),
+            "fuses": self.fuses,
+            "profiles_kernels": self.profiles_kernels,
+            "pins": self.pins,
+        }
+
+
+_FACTORIES: dict[str, Callable[[], Engine]] = {}
+
+
+def register_engine(name: str, factory: Callable[[], Engine]) -> None:
+    """Make ``Target(engine=name)`` known; ``factory`` is called at each use. Raises InvalidArgumentError where the name is taken."""
+    if name in _FACTORIES:
+        raise InvalidArgumentError(f"engine name (={name!r}) is already registered; choose another name")
+    _FACTORIES[name] = factory
+
+
+def get_engine(name: str) -> Engine:
+    """The adapter registered under ``name``. Raises InvalidArgumentError for an unknown name."""
+    try:
+        return _FACTORIES[name]()
+    except KeyError:
+        raise InvalidArgumentError(
+            f"engine (={name!r}) must be one of {', '.join(sorted(_FACTORIES))}; add one with register_engine"
+        ) from None
+
+
+def available_engines() -> Mapping[str, str | None]:
+    """Registered names -> version, or None where the engine is not installed."""
+    found: dict[str, str | None] = {}
+    for name in sorted(_FACTORIES):
+        try:
+            found[name] = get_engine(name).version()
+        except ImportError:
+            found[name] = None
+    return found
+
+
+def ordered_paths(names: Sequence[str]) -> list[str]:
+    """Module paths longest first, so that the innermost of several matches is found first."""
+    return sorted(names, key=lambda name: (-len(name), name))

@@ -1,0 +1,146 @@
+"""OpenVINO: CPU by default, any other device by its name."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from latprune.errors import EngineError, MissingExtraError
+from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
+from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
+from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
+from latprune.latency.target import Target
+
+__all__ = ["OpenVinoEngine"]
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+def _module() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise MissingExtraError("openvino", "openvino") from None
+    return openvino
+
+
+class OpenVinoEngine(Engine):
+    """OpenVINO through its Python runtime; the network reaches it as ONNX, which keeps the module paths and is read fast."""
+
+    name = "openvino"
+    fuses = "convolution and matmul with norm, activation, addition and element-wise chains; layout reorders where kernels disagree"
+    profiles_kernels = True
+    pins = "threads, one stream, execution precision (bf16 would be the default on some CPUs), no core pinning, no model cache"
+
+    def version(self) -> str:
+        """Version and build of the openvino package."""
+        return str(_module().get_version())
+
+    def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
+        """See ``Engine.compile``."""
+        openvino = _module()
+        start = time.perf_counter()
+        # The network stays fp32; the hint makes the plugin compute in the target's precision, as it would in deployment.
+        inputs = prepare_inputs(example_inputs, target, cast=False)
+        exported = export_onnx(evaluation_copy(model, target, cast=False), inputs)
+        core = openvino.Core()
+        device = target.device.upper() if target.device.lower() in ("cpu", "gpu", "npu") else target.device
+        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[target.precision], "PERF_COUNT": profile, "NUM_STREAMS": 1}
+        if device == "CPU":
+            config |= {"INFERENCE_NUM_THREADS": target.threads, "ENABLE_CPU_PINNING": False}
+        try:
+            compiled = core.compile_model(core.read_model(io.BytesIO(exported.data)), device, config)
+        except Exception as error:
+            raise EngineError(f"openvino could not compile the network for {device}: {error}") from error
+        arrays = [tensor.cpu().numpy() for tensor in inputs.tensors]
+        return _OpenVinoNetwork(compiled, exported, arrays, target, profile, start)
+
+
+def _chunks(runs: int) -> list[int]:
+    """``runs`` in pieces of five, the last one with what is left."""
+    return [5] * (runs // 5) + ([runs % 5] if runs % 5 else [])
+
+
+class _OpenVinoNetwork(CompiledNetwork):
+    def __init__(
+        self, compiled: Any, exported: OnnxNetwork, arrays: list[npt.NDArray[Any]], target: Target, profile: bool, start: float
+    ) -> None:
+        self._compiled = compiled
+        self._exported = exported
+        self._arrays = arrays
+        self._profiled = profile
+        self._request: Any = compiled.create_infer_request()
+        self._done = 0
+        openvino = _module()
+        for index, array in enumerate(arrays):
+            self._request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+        super().__init__(target, f"{exported.conversion} -> openvino", time.perf_counter() - start)
+
+    def _open(self) -> Any:
+        if self._request is None:
+            raise EngineError("the network is closed")
+        return self._request
+
+    def run(self) -> None:
+        self._open().infer()
+        self._done += 1
+
+    def outputs(self) -> list[npt.NDArray[np.floating[Any]]]:
+        self.run()
+        request = self._open()
+        return [np.array(request.get_output_tensor(index).data, dtype=np.float64) for index in range(len(self._compiled.outputs))]
+
+    def _totals(self) -> dict[str, tuple[str, float]]:
+        """Step -> (kind, microseconds spent in it since compilation). The plugin reports the floored mean over all runs so far."""
+        totals = {}
+        for info in self._open().get_profiling_info():
+            if info.status.name == "EXECUTED" and info.node_type not in ("Parameter", "Result", "Constant", "Input", "Output"):
+                # Both the single runs and their mean are floored to whole microseconds; each floor costs half a microsecond on average.
+                mean = info.real_time.total_seconds() * 1e6 + 1.0
+                totals[info.node_name] = (info.node_type, mean * self._done)
+        return totals
+
+    def profile(self, runs: int) -> list[KernelTime]:
+        if not self._profiled:
+            raise EngineError("this network was compiled without profile=True")
+        if not self._done:
+            for _ in range(max(3, runs // 8)):
+                self.run()
+        # The plugin only tells sums since compilation, so an interrupted run cannot be taken out afterwards. Short chunks can: the wall
+        # clock tells which of them were interrupted, and only the others' differences are added up.
+        marks = [self._totals()]
+        walls = []
+        for length in _chunks(runs):
+            start = time.perf_counter_ns()
+            for _ in range(length):
+                self.run()
+            walls.append((time.perf_counter_ns() - start) / length)
+            marks.append(self._totals())
+        lengths = np.asarray(_chunks(runs))
+        limit = 1.03 * float(np.quantile(walls, 0.3))
+        clean = [index for index, wall in enumerate(walls) if wall <= limit]
+        counted = int(lengths[clean].sum())
+        result = []
+        for order, (name, (kind, _)) in enumerate(marks[-1].items()):
+            spent = sum(marks[index + 1][name][1] - marks[index].get(name, (kind, 0.0))[1] for index in clean) / counted
+            result.append(KernelTime(name=name, op=kind, path=self._path(name), order=order, ms=max(0.0, spent) * 1e-3, runs=counted))
+        return result
+
+    def _path(self, step: str) -> str | None:
+        """Module of a step: steps carry the ONNX node's name, some with a suffix for the part that was split off (``/WithoutBiases``)."""
+        name = step
+        while name:
+            if name in self._exported.paths:
+                return self._exported.paths[name]
+            name, _, _ = name.rpartition("/")
+        return None
+
+    def close(self) -> None:
+        self._request = None
+        self._compiled = None
+        self._arrays = []

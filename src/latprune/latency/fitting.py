@@ -1,0 +1,214 @@
+"""From samples of width-varied networks to calibrated tables."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from latprune.errors import TableError
+from latprune.graph.types import ChannelGroup, Kernel
+from latprune.latency.store import ContextInfo, KernelSample, NetworkSample
+from latprune.latency.surface import SizeSurface, fit_surface
+from latprune.latency.tables import LatencyTables, Residual, TableStats, kernel_entry
+
+__all__ = ["Fit", "fit_kernels", "fit_tables", "predicted_and_measured"]
+
+FloatArray = npt.NDArray[np.float64]
+
+_DIFFERS = 0.02
+"""Relative difference below which two positions of equal kernels are taken as one even where the samples could tell them apart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fit:
+    """Surfaces of all the kernels, before the calibration.
+
+    Attributes:
+        surfaces: Surface key -> surface.
+        keys: Kernel name -> surface key.
+        factors: Kernel name -> its position's factor; 1 where its samples agree with its equals'.
+        shared: Kernels that share a surface with others unchanged.
+        differing: Kernels with a factor of their own.
+    """
+
+    surfaces: Mapping[str, SizeSurface]
+    keys: Mapping[str, str]
+    factors: Mapping[str, float]
+    shared: int
+    differing: int
+
+
+def dense_level(samples: Sequence[NetworkSample]) -> float:
+    """Latency of the dense network over all samples: the median of what the reference took beside each."""
+    return float(np.median([sample.reference_ms for sample in samples]))
+
+
+def fit_kernels(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], widths: Mapping[str, int]) -> Fit:
+    """One surface per signature, from the in-place samples of all the positions that have it.
+
+    Each sample is brought to the common speed of the machine by the reference beside it. A position whose samples differ from the others'
+    (mean residual beyond 2 standard errors and 2 %) gets a factor; the surface is then fitted again to what the factors leave.
+    """
+    level = dense_level(samples)
+    by_signature: dict[str, list[tuple[KernelSample, float]]] = defaultdict(list)
+    for network in samples:
+        for sample in network.kernels:
+            by_signature[sample.signature].append((sample, sample.ms * level / network.reference_ms))
+    names = {kernel.name: kernel for kernel in kernels}
+    surfaces: dict[str, SizeSurface] = {}
+    keys: dict[str, str] = {}
+    factors: dict[str, float] = {}
+    shared = differing = 0
+    for signature, rows in by_signature.items():
+        key = hashlib.sha256(signature.encode()).hexdigest()[:16]
+        positions = [row.kernel for row, _ in rows]
+        known = [name for name in dict.fromkeys(positions) if name in names]
+        if not known:
+            continue
+        sizes = np.asarray([row.sizes for row, _ in rows], dtype=np.int64).reshape(len(rows), -1)
+        times = np.maximum(np.asarray([ms for _, ms in rows]), 1e-6)
+        dense = [axis.size(widths) for axis in names[known[0]].axes]
+        if any([axis.size(widths) for axis in names[name].axes] != dense for name in known):
+            dense = list(np.max([[axis.size(widths) for axis in names[name].axes] for name in known], axis=0))
+        surface = fit_surface(sizes, times, dense=dense)
+        own: dict[str, float] = {}
+        distinct = list(dict.fromkeys(positions))
+        if len(distinct) > 1:
+            own = _position_factors(surface, sizes, times, positions, distinct)
+            if own:
+                surface = fit_surface(sizes, times / np.asarray([own.get(name, 1.0) for name in positions]), dense=dense)
+        surfaces[key] = surface
+        for name in known:
+            keys[name] = key
+            factors[name] = own.get(name, 1.0)
+        differing += sum(name in own for name in known)
+        if len(known) > 1:
+            shared += sum(name not in own for name in known) - (0 if any(name in own for name in known) else 1)
+    return Fit(surfaces=surfaces, keys=keys, factors=factors, shared=shared, differing=differing)
+
+
+def _position_factors(
+    surface: SizeSurface, sizes: npt.NDArray[np.int64], times: FloatArray, positions: Sequence[str], distinct: Sequence[str]
+) -> dict[str, float]:
+    """Factors of the positions that stand out from the surface."""
+    residual = np.log(times / surface.at(sizes))
+    where = np.asarray(positions)
+    found = {}
+    for name in distinct:
+        own = residual[where == name]
+        if len(own) < 4:
+            continue
+        centre = float(np.median(own))
+        error = 1.2533 * 1.4826 * float(np.median(np.abs(own - centre))) / np.sqrt(len(own))
+        if abs(centre) > max(2.0 * error, _DIFFERS):
+            # The share of the difference that is not sampling noise.
+            found[name] = float(np.exp(centre * centre**2 / (centre**2 + error**2)))
+    return found
+
+
+def fit_tables(
+    samples: Sequence[NetworkSample],
+    kernels: Sequence[Kernel],
+    groups: Sequence[ChannelGroup],
+    context: ContextInfo,
+    *,
+    residual: Residual,
+    stats: TableStats,
+) -> LatencyTables:
+    """Calibrated tables from measured networks.
+
+    End to end, a network takes ``constant + sum over its kernels of (factor * surface + overhead)``. The constant, the overhead of one
+    more kernel, a common factor and a small factor per surface are the maximum of a posterior: priors say that the profile is nearly
+    right, the measured networks say where it is not.
+    """
+    widths = {group.name: group.columns for group in groups}
+    if len(samples) < 2:
+        raise TableError(f"tables need at least 2 measured networks, but there are {len(samples)}")
+    fit = fit_kernels(samples, kernels, widths)
+    ordered = [kernel for kernel in kernels if kernel.name in fit.keys]
+    level = dense_level(samples)
+    index = {key: column for column, key in enumerate(fit.surfaces)}
+    rows, targets = [], []
+    for network in samples:
+        if network.ms is None:
+            continue
+        parts = np.zeros(len(index))
+        removed = set(network.removed)
+        count = 0
+        for kernel in ordered:
+            if removed.isdisjoint(kernel.blocks):
+                sizes = np.maximum([axis.size(network.widths, removed) for axis in kernel.axes], 1)
+                parts[index[fit.keys[kernel.name]]] += fit.factors[kernel.name] * float(fit.surfaces[fit.keys[kernel.name]].at(sizes)[0])
+                count += 1
+        rows.append(np.concatenate([[1.0, float(count)], parts]))
+        targets.append(network.ms * level / network.reference_ms)
+    constant, overhead, scales = _calibrate(np.asarray(rows), np.asarray(targets))
+    entries = {
+        kernel.name: kernel_entry(
+            kernel, fit.keys[kernel.name], fit.factors[kernel.name] * float(scales[index[fit.keys[kernel.name]]]), overhead, widths
+        )
+        for kernel in ordered
+    }
+    return LatencyTables(
+        target=context.target,
+        version=context.version,
+        machine=context.machine,
+        fingerprint=samples[0].fingerprint,
+        entries=entries,
+        surfaces=fit.surfaces,
+        widths=widths,
+        min_widths={group.name: group.min_width for group in groups},
+        constant_ms=constant,
+        dense_ms=level,
+        residual=residual,
+        stats=TableStats(
+            seconds=stats.seconds,
+            networks=len(samples),
+            measured_networks=stats.measured_networks,
+            engine_runs=stats.engine_runs,
+            kernels=len(entries),
+            surfaces=len(fit.surfaces),
+            shared_entries=fit.shared,
+            positions_differing=fit.differing,
+        ),
+    )
+
+
+def _calibrate(rows: FloatArray, targets: FloatArray) -> tuple[float, float, FloatArray]:
+    """Constant, overhead per kernel, and factor per surface from ``rows`` (constant, count, milliseconds per surface) and measured
+    milliseconds.
+
+    Parameters are deviations from (constant 0, overhead 0, factor 1) with normal priors; relative errors of about 1.5 % with outliers
+    weighted down.
+    """
+    surfaces = rows.shape[1] - 2
+    totals = rows[:, 2:].sum(axis=1)
+    # Columns: constant, overhead, common factor, one deviation per surface.
+    matrix = np.concatenate([rows[:, :2], totals[:, None], rows[:, 2:]], axis=1) / targets[:, None]
+    goal = 1.0 - totals / targets
+    typical = float(np.median(totals / np.maximum(rows[:, 1], 1.0)))
+    deviation = np.concatenate([[0.1 * float(np.median(targets)), 0.1 * typical, 0.15], np.full(surfaces, 0.03)])
+    noise = 0.015
+    weights = np.ones(len(goal))
+    solution = np.zeros(matrix.shape[1])
+    for _ in range(5):
+        weighted = matrix * weights[:, None]
+        precision = weighted.T @ matrix / noise**2 + np.diag(deviation**-2.0)
+        solution = np.linalg.solve(precision, weighted.T @ goal / noise**2)
+        error = np.abs(goal - matrix @ solution)
+        cut = max(2.0 * float(np.median(error)), 1e-4)
+        weights = np.minimum(1.0, cut / np.maximum(error, 1e-12))
+    return float(solution[0]), float(solution[1]), 1.0 + solution[2] + solution[3:]
+
+
+def predicted_and_measured(tables: LatencyTables, samples: Sequence[NetworkSample]) -> tuple[FloatArray, FloatArray]:
+    """Predictions for measured networks, and the measurements brought to the tables' speed: ``(n,)`` milliseconds each."""
+    timed = [sample for sample in samples if sample.ms is not None]
+    predicted = np.asarray([tables.predict(sample.widths, sample.removed) for sample in timed])
+    measured = np.asarray([(sample.ms or 0.0) * tables.dense_ms / sample.reference_ms for sample in timed])
+    return predicted, measured

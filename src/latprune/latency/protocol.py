@@ -1,0 +1,223 @@
+"""The measuring protocol: interleaved rounds, warm-up until stable, medians with intervals, a stop rule that says when it was not met."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from latprune.errors import InvalidArgumentError
+from latprune.latency.engines.base import CompiledNetwork
+from latprune.latency.statistics import median_interval, relative_drift
+
+__all__ = ["FixedRunsMeasurement", "Measurement", "measure", "measure_fixed_runs", "warm_up"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """Latency of one network, measured beside others.
+
+    Attributes:
+        name: Key of the network.
+        ms: Median latency of one inference, milliseconds: the median over rounds of each round's median.
+        low: Lower end of the 95 % interval of ``ms``.
+        high: Upper end of it.
+        ratio: Median over rounds of latency / reference's latency in the same round; 1 where it is the reference; None without one.
+        ratio_low: Lower end of the 95 % interval of ``ratio``.
+        ratio_high: Upper end of it.
+        reference: Name of the reference, or None.
+        spread: Interquartile range of single runs over their median.
+        runs: Inferences that were timed and counted.
+        rounds: Rounds, each of which visits every network.
+        drift: Relative change of the level from the first third of the rounds to the last.
+        converged: Whether the interval reached ``tolerance`` before time ran out.
+        tolerance: Half-width of the 95 % interval, relative, that was asked for.
+    """
+
+    name: str
+    ms: float
+    low: float
+    high: float
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
+    reference: str | None
+    spread: float
+    runs: int
+    rounds: int
+    drift: float
+    converged: bool
+    tolerance: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measurement as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
+        """A measurement from its JSON object; raises InvalidArgumentError on unknown or missing keys."""
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise InvalidArgumentError(f"measurement: {error}") from error
+
+    def __str__(self) -> str:
+        """One line for people."""
+        text = f"{self.name}: {self.ms:.3f} ms [{self.low:.3f}, {self.high:.3f}]"
+        if self.ratio is not None and self.name != self.reference:
+            text += f", {self.ratio:.4f} [{self.ratio_low:.4f}, {self.ratio_high:.4f}] of {self.reference}"
+        return text if self.converged else f"{text} (not within {self.tolerance:.1%})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedRunsMeasurement:
+    """SP-LAMP's own figures: mean and standard deviation, milliseconds, over the last ``kept`` of ``runs`` inferences at ``batch``."""
+
+    mean: float
+    deviation: float
+    runs: int
+    kept: int
+    batch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measurement as a JSON object."""
+        return asdict(self)
+
+
+def warm_up(network: CompiledNetwork, *, block: int = 5, tolerance: float = 0.05, max_seconds: float = 3.0) -> float:
+    """Run until two blocks in a row have medians within ``tolerance`` (or ``max_seconds`` passed); returns the last one, in milliseconds."""
+    end = time.perf_counter() + max_seconds
+    previous = float("inf")
+    while True:
+        current = float(np.median([network.timed_run() for _ in range(block)]))
+        if abs(current - previous) <= tolerance * current or time.perf_counter() > end:
+            return current
+        previous = current
+
+
+def measure(
+    networks: Mapping[str, CompiledNetwork],
+    *,
+    reference: str | None = None,
+    tolerance: float = 0.01,
+    min_rounds: int = 15,
+    max_rounds: int = 400,
+    max_seconds: float = 60.0,
+    block_ms: float = 25.0,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, Measurement]:
+    """Measure networks beside each other, so that what disturbs the machine disturbs all of them alike.
+
+    Each round visits every network once, in a random order, for a block of runs of about ``block_ms``. The first run of a block brings the
+    network back into the caches and is not counted. Latency is the median over rounds of the blocks' medians; the ratio to the reference is
+    taken within each round, so slow changes of the machine's speed cancel. Rounds go on until every 95 % interval (of the ratio where there
+    is a reference, else of the latency) is within ``tolerance`` on both sides, at least ``min_rounds``, or until time or rounds run out:
+    then ``converged`` is False.
+
+    Args:
+        networks: Name -> compiled network.
+        reference: Name of the network that ratios refer to; must be among ``networks``.
+        tolerance: Relative half-width of the 95 % interval to reach.
+        min_rounds: Rounds at least; six are the least that give a 95 % interval of a median.
+        max_rounds: Rounds at most.
+        max_seconds: Seconds at most, warm-up not counted; ``min_rounds`` are always done.
+        block_ms: Time one block should take, milliseconds; at least three counted runs are always made.
+        seed: Seed of the order within rounds.
+        progress: Called after each round with the share of the allowed time that has passed.
+
+    Returns:
+        Name -> Measurement, in the order of ``networks``.
+
+    Example:
+        >>> with engine.compile(dense, x, target) as a, engine.compile(pruned, x, target) as b:
+        ...     print(measure({"dense": a, "pruned": b}, reference="dense")["pruned"].ratio)
+    """
+    if not networks:
+        raise InvalidArgumentError("networks must hold at least one network")
+    if reference is not None and reference not in networks:
+        raise InvalidArgumentError(f"reference (={reference!r}) must be one of {', '.join(networks)}")
+    if not 0 < tolerance < 1:
+        raise InvalidArgumentError(f"tolerance (={tolerance}) must lie between 0 and 1")
+    if min_rounds < 1 or max_rounds < min_rounds:
+        raise InvalidArgumentError(f"min_rounds (={min_rounds}) must be at least 1 and at most max_rounds (={max_rounds})")
+    blocks = {name: int(np.clip(round(block_ms / max(warm_up(network), 1e-6)), 3, 200)) for name, network in networks.items()}
+    names = list(networks)
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    singles: dict[str, list[float]] = {name: [] for name in names}
+    random = np.random.default_rng(seed)
+    start = time.perf_counter()
+    next_check = min_rounds
+    converged = dict.fromkeys(names, False)
+    for done in range(1, max_rounds + 1):
+        for index in random.permutation(len(names)):
+            name = names[index]
+            network = networks[name]
+            network.run()
+            times = [network.timed_run() for _ in range(blocks[name])]
+            medians[name].append(float(np.median(times)))
+            singles[name] += times
+        elapsed = time.perf_counter() - start
+        if progress is not None:
+            progress(min(1.0, elapsed / max_seconds))
+        if done < min_rounds:
+            continue
+        out_of_time = elapsed > max_seconds or done == max_rounds
+        if done >= next_check or out_of_time:
+            # Looking only at growing intervals keeps repeated looks from stopping on luck.
+            next_check = int(done * 1.15) + 1
+            for name in names:
+                _, low, high = median_interval(_series(medians, name, reference))
+                centre = float(np.median(_series(medians, name, reference)))
+                converged[name] = max(high - centre, centre - low) <= tolerance * centre
+            if all(converged.values()) or out_of_time:
+                break
+    return {name: _summarise(name, medians, singles[name], reference, converged[name], tolerance) for name in names}
+
+
+def _series(medians: Mapping[str, list[float]], name: str, reference: str | None) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What has to be pinned down: the ratio per round where there is a reference, else the latency per round."""
+    values = np.asarray(medians[name])
+    return values if reference is None or name == reference else values / np.asarray(medians[reference])
+
+
+def _summarise(
+    name: str, medians: Mapping[str, list[float]], singles: list[float], reference: str | None, converged: bool, tolerance: float
+) -> Measurement:
+    ms, low, high = median_interval(medians[name])
+    ratio: tuple[float | None, float | None, float | None] = (None, None, None)
+    if reference is not None:
+        ratio = (1.0, 1.0, 1.0) if name == reference else median_interval(_series(medians, name, reference))
+    quartiles = np.quantile(singles, [0.25, 0.5, 0.75])
+    return Measurement(
+        name=name,
+        ms=ms,
+        low=low,
+        high=high,
+        ratio=ratio[0],
+        ratio_low=ratio[1],
+        ratio_high=ratio[2],
+        reference=reference,
+        spread=float((quartiles[2] - quartiles[0]) / quartiles[1]),
+        runs=len(singles),
+        rounds=len(medians[name]),
+        drift=relative_drift(medians[name]),
+        converged=converged,
+        tolerance=tolerance,
+    )
+
+
+def measure_fixed_runs(network: CompiledNetwork, *, runs: int = 3000, keep: int = 2500) -> FixedRunsMeasurement:
+    """SP-LAMP's protocol (section 4): ``runs`` inferences in a row, mean and standard deviation over the last ``keep``.
+
+    It has no reference beside it, so it holds only on a machine that does nothing else.
+    """
+    if not 1 <= keep <= runs:
+        raise InvalidArgumentError(f"keep (={keep}) must lie between 1 and runs (={runs})")
+    times = np.asarray([network.timed_run() for _ in range(runs)])[-keep:]
+    return FixedRunsMeasurement(
+        mean=float(times.mean()), deviation=float(times.std(ddof=1)) if keep > 1 else 0.0, runs=runs, kept=keep, batch=network.target.batch
+    )

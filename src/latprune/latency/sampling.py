@@ -1,0 +1,140 @@
+"""Measuring one width-varied network: prune a copy, convert it, time it beside the dense network, and take its profile."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from latprune.errors import EngineError
+from latprune.graph.types import Selection
+from latprune.latency.design import DesignPoint, pick_units
+from latprune.latency.engines import CompiledNetwork, Engine
+from latprune.latency.machine import clock_information
+from latprune.latency.matching import MatchedProfile, match_profile
+from latprune.latency.protocol import warm_up
+from latprune.latency.signature import kernel_signature, network_fingerprint
+from latprune.latency.store import KernelSample, NetworkSample
+from latprune.latency.target import Target
+
+if TYPE_CHECKING:
+    from latprune.graph import ModelGraph
+
+__all__ = ["NetworkSampler", "selection_for"]
+
+
+def selection_for(graph: ModelGraph, point: DesignPoint) -> Selection:
+    """The selection that keeps the first units of each row at the point's widths."""
+    kept = {name: pick_units(group, point.widths.get(name, group.columns)) for name, group in graph.groups.items()}
+    return Selection(kept=kept, removed_blocks=frozenset(point.removed))
+
+
+class NetworkSampler:
+    """Takes samples of width-varied copies of one model on one target. The dense network stays compiled beside them as the reference.
+
+    Args:
+        model: The dense model; it is never changed.
+        graph: Its trace.
+        example_inputs: Inputs to run.
+        target: Conditions.
+        engine: The target's engine.
+    """
+
+    def __init__(self, model: nn.Module, graph: ModelGraph, example_inputs: Any, target: Target, engine: Engine) -> None:
+        self._model = model
+        self._graph = graph
+        self._kernels = list(graph.kernels.values())
+        self._inputs = example_inputs
+        self._target = target
+        self._engine = engine
+        self.fingerprint = network_fingerprint(self._kernels, example_inputs, target)
+        self.runs = 0
+        """Inferences made so far."""
+        self._widths = graph.dense_widths()
+        self._reference = engine.compile(model, example_inputs, target)
+        self._reference_ms = warm_up(self._reference)
+        with engine.compile(model, example_inputs, target, profile=True) as network:
+            profile = match_profile(network.profile(self._profile_runs(self._reference_ms)), self._kernels)
+        if not profile.shares:
+            raise EngineError(
+                f"{engine.name}: no step of its profile could be matched to a kernel of the model; the profile names no known module"
+            )
+        self.signatures = {
+            kernel.name: kernel_signature(kernel, profile.shares[kernel.name].attached)
+            for kernel in self._kernels
+            if kernel.name in profile.shares
+        }
+        """Kernel name -> signature, for the kernels that the engine spends time on."""
+
+    def sample(self, point: DesignPoint) -> NetworkSample:
+        """Measure one network. Raises SurgeryError or EngineError where it cannot be made or run."""
+        from latprune.surgery import prune
+
+        pruned = copy.deepcopy(self._model)
+        prune(pruned, self._graph, selection_for(self._graph, point))
+        with self._engine.compile(pruned, self._inputs, self._target, profile=True) as network:
+            del pruned
+            ms, reference_ms, spread, runs = self._time(network)
+            profile = self._profile(network, point.removed, ms)
+        gc.collect(0)
+        widths = {**self._widths, **point.widths}
+        axes = {kernel.name: kernel.axes for kernel in self._kernels}
+        return NetworkSample(
+            fingerprint=self.fingerprint,
+            widths=widths,
+            removed=tuple(sorted(point.removed)),
+            ms=ms,
+            reference_ms=reference_ms,
+            kernels=tuple(
+                KernelSample(
+                    kernel=name,
+                    signature=self.signatures[name],
+                    sizes=tuple(axis.size(widths, point.removed) for axis in axes[name]),
+                    ms=share.ms,
+                )
+                for name, share in profile.shares.items()
+                if name in self.signatures
+            ),
+            runs=runs,
+            spread=spread,
+            created=time.time(),
+            extra=clock_information(),
+        )
+
+    def _time(self, network: CompiledNetwork, rounds: int = 6) -> tuple[float, float, float, int]:
+        """(latency, reference's latency, spread, runs): medians over short rounds that alternate between the two."""
+        expected = warm_up(network, max_seconds=1.0)
+        blocks = (
+            (self._reference, int(np.clip(round(8.0 / self._reference_ms), 2, 30))),
+            (network, int(np.clip(round(8.0 / max(expected, 1e-3)), 2, 30))),
+        )
+        medians: tuple[list[float], list[float]] = ([], [])
+        for _ in range(rounds):
+            for values, (held, count) in zip(medians, blocks, strict=True):
+                held.run()
+                values.append(float(np.median([held.timed_run() for _ in range(count)])))
+        reference = np.asarray(medians[0])
+        ratio = float(np.median(np.asarray(medians[1]) / reference))
+        level = float(np.median(reference))
+        quartiles = np.quantile(reference, [0.25, 0.75])
+        runs = rounds * (blocks[0][1] + blocks[1][1] + 2)
+        self.runs += runs
+        return ratio * level, level, float((quartiles[1] - quartiles[0]) / level), runs
+
+    def _profile(self, network: CompiledNetwork, removed: Iterable[str], ms: float) -> MatchedProfile:
+        count = self._profile_runs(ms)
+        self.runs += count
+        return match_profile(network.profile(count), self._kernels, removed)
+
+    @staticmethod
+    def _profile_runs(ms: float) -> int:
+        return int(np.clip(round(250.0 / max(ms, 1e-3)), 15, 60))
+
+    def close(self) -> None:
+        """Free the reference."""
+        self._reference.close()

@@ -1,0 +1,353 @@
+"""The store of latency samples: one SQLite file that several processes may write at once and that outlives a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from latprune.errors import FileFormatError, InvalidArgumentError, LatpruneError
+from latprune.latency.target import Target
+
+__all__ = ["SCHEMA_VERSION", "ContextInfo", "KernelSample", "NetworkSample", "Store", "default_store_path"]
+
+SCHEMA_VERSION = 2
+
+_SCHEMA = """
+CREATE TABLE context (
+    id INTEGER PRIMARY KEY, engine TEXT NOT NULL, version TEXT NOT NULL, device TEXT NOT NULL, threads INTEGER NOT NULL,
+    batch INTEGER NOT NULL, precision TEXT NOT NULL, machine TEXT NOT NULL,
+    UNIQUE (engine, version, device, threads, batch, precision, machine)
+);
+CREATE TABLE network (
+    id INTEGER PRIMARY KEY, context INTEGER NOT NULL REFERENCES context(id), fingerprint TEXT NOT NULL, widths TEXT NOT NULL,
+    removed TEXT NOT NULL, ms REAL, reference_ms REAL NOT NULL, created REAL NOT NULL, runs INTEGER NOT NULL, spread REAL NOT NULL,
+    extra TEXT NOT NULL DEFAULT '{}'
+);
+CREATE INDEX network_by_fingerprint ON network (context, fingerprint);
+CREATE TABLE signature (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
+CREATE TABLE sample (
+    network INTEGER NOT NULL REFERENCES network(id) ON DELETE CASCADE, kernel TEXT NOT NULL, signature INTEGER NOT NULL REFERENCES
+    signature(id), sizes TEXT NOT NULL, ms REAL NOT NULL, PRIMARY KEY (network, kernel)
+) WITHOUT ROWID;
+CREATE INDEX sample_by_signature ON sample (signature);
+"""
+
+_MIGRATIONS = {1: "ALTER TABLE network ADD COLUMN extra TEXT NOT NULL DEFAULT '{}'"}
+"""Schema version -> statements that lead to the next one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextInfo:
+    """Conditions that samples were taken under; samples of different conditions are never mixed.
+
+    Attributes:
+        target: Engine, device, threads, batch, precision.
+        version: The engine's version.
+        machine: What identifies the machine's processor.
+    """
+
+    target: Target
+    version: str
+    machine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSample:
+    """One kernel inside one measured network.
+
+    Attributes:
+        kernel: Name of the kernel.
+        signature: Its signature (``kernel_signature``).
+        sizes: Axis sizes it ran at.
+        ms: Time of one execution in milliseconds, as the engine's profile has it.
+    """
+
+    kernel: str
+    signature: str
+    sizes: tuple[int, ...]
+    ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSample:
+    """One measured network: its widths, what all of it took, and what its kernels took.
+
+    Attributes:
+        fingerprint: Structure that the widths refer to (``network_fingerprint``).
+        widths: Group name -> width.
+        removed: Removed blocks, sorted.
+        ms: End-to-end latency, milliseconds, or None where only the profile was taken.
+        reference_ms: End-to-end latency of the dense network measured beside it, milliseconds.
+        kernels: The samples of its kernels.
+        runs: Inferences behind it.
+        spread: Interquartile range over median of the reference's runs: how quiet the machine was.
+        created: Seconds since the epoch.
+        extra: Anything else worth keeping (clock information).
+    """
+
+    fingerprint: str
+    widths: Mapping[str, int]
+    removed: tuple[str, ...]
+    ms: float | None
+    reference_ms: float
+    kernels: tuple[KernelSample, ...]
+    runs: int
+    spread: float
+    created: float
+    extra: Mapping[str, Any]
+
+
+def default_store_path() -> Path:
+    """``$LATPRUNE_CACHE/latency.sqlite`` if set, else the user's cache directory."""
+    override = os.environ.get("LATPRUNE_CACHE")
+    if override:
+        return Path(override).expanduser() / "latency.sqlite"
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return base / "latprune" / "latency.sqlite"
+
+
+class Store:
+    """Latency samples on disk.
+
+    Each network's samples are written in one transaction, so a killed process leaves whole networks or nothing. Writers wait for each other
+    (up to ``timeout`` seconds). A connection belongs to the thread that made it. Usable as a context manager.
+
+    Args:
+        path: File to open or create; by default ``default_store_path()``. ``":memory:"`` keeps it in memory.
+        timeout: Seconds to wait for another writer.
+
+    Raises:
+        FileFormatError: The file is damaged, is no latprune store, or was written by a newer version.
+        LatpruneError: The file cannot be created or opened.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, timeout: float = 60.0) -> None:
+        self.path = default_store_path() if path is None else Path(path)
+        try:
+            if str(self.path) != ":memory:":
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(str(self.path), timeout=timeout, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise LatpruneError(
+                f"store {self.path} cannot be opened: {error}; set LATPRUNE_CACHE to a folder that can be written"
+            ) from error
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        try:
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            # FULL makes a commit survive loss of power as well; a commit per measured network is rare enough to afford it.
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.execute("PRAGMA foreign_keys=ON")
+            with self._transaction():
+                version = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+                tables = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+                if version == 0 and not tables:
+                    for statement in _SCHEMA.split(";"):
+                        if statement.strip():
+                            self._connection.execute(statement)
+                    self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                    return
+                if version == 0 or not {"context", "network", "sample", "signature"} <= tables:
+                    raise FileFormatError(f"{self.path} is a database, but not a latprune store; choose another file")
+                if version > SCHEMA_VERSION:
+                    raise FileFormatError(
+                        f"store {self.path} has schema {version}, newer than {SCHEMA_VERSION}; update latprune or use another file"
+                    )
+                for step in range(version, SCHEMA_VERSION):
+                    self._connection.execute(_MIGRATIONS[step])
+                self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        except sqlite3.DatabaseError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: sqlite3.Error) -> LatpruneError:
+        text = str(error)
+        if "full" in text:
+            return LatpruneError(
+                f"store {self.path}: no space left on the disk ({text}); what was written before is intact. Free space and run again"
+            )
+        if "locked" in text:
+            return LatpruneError(f"store {self.path}: another process holds it ({text}); try again or raise timeout")
+        if "readonly" in text or "unable to open" in text:
+            return LatpruneError(f"store {self.path} cannot be written ({text}); set LATPRUNE_CACHE to a folder that can be")
+        return FileFormatError(f"store {self.path} is damaged ({text}); move it away and measure again, or restore a copy")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    def check(self) -> None:
+        """Read the whole file and verify it; raises FileFormatError naming what is damaged."""
+        try:
+            rows = [row[0] for row in self._connection.execute("PRAGMA integrity_check")]
+        except sqlite3.DatabaseError as error:
+            raise self._explain(error) from error
+        if rows != ["ok"]:
+            raise FileFormatError(f"store {self.path} is damaged ({rows[0]}); move it away and measure again, or restore a copy")
+
+    def add(self, context: ContextInfo, networks: Iterable[NetworkSample]) -> int:
+        """Write networks, each in a transaction of its own; returns how many were written."""
+        written = 0
+        try:
+            for network in networks:
+                with self._transaction():
+                    self._insert(context, network)
+                written += 1
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+        return written
+
+    def _insert(self, context: ContextInfo, network: NetworkSample) -> None:
+        key = _context_key(context)
+        self._connection.execute(
+            "INSERT OR IGNORE INTO context (engine, version, device, threads, batch, precision, machine) VALUES (?,?,?,?,?,?,?)", key
+        )
+        context_id = self._connection.execute(_FIND_CONTEXT, key).fetchone()[0]
+        cursor = self._connection.execute(
+            "INSERT INTO network (context, fingerprint, widths, removed, ms, reference_ms, created, runs, spread, extra)"
+            " VALUES (?,?,?,?,?,?,?,?,?,?)",
+            (
+                context_id,
+                network.fingerprint,
+                json.dumps(dict(network.widths), sort_keys=True),
+                json.dumps(sorted(network.removed)),
+                network.ms,
+                network.reference_ms,
+                network.created,
+                network.runs,
+                network.spread,
+                json.dumps(dict(network.extra), sort_keys=True),
+            ),
+        )
+        signatures: dict[str, int] = {}
+        for sample in network.kernels:
+            if sample.signature not in signatures:
+                self._connection.execute("INSERT OR IGNORE INTO signature (body) VALUES (?)", (sample.signature,))
+                found = self._connection.execute("SELECT id FROM signature WHERE body=?", (sample.signature,)).fetchone()
+                signatures[sample.signature] = int(found[0])
+        self._connection.executemany(
+            "INSERT INTO sample (network, kernel, signature, sizes, ms) VALUES (?,?,?,?,?)",
+            [
+                (cursor.lastrowid, sample.kernel, signatures[sample.signature], ",".join(map(str, sample.sizes)), sample.ms)
+                for sample in network.kernels
+            ],
+        )
+
+    def networks(self, context: ContextInfo | None = None, fingerprint: str | None = None) -> list[NetworkSample]:
+        """Measured networks in the order they were written: of one context, of one structure, or all."""
+        rows = self._query(_SELECT_NETWORKS, context, fingerprint)
+        ids = [row[0] for row in rows]
+        kernels: dict[int, list[KernelSample]] = {identifier: [] for identifier in ids}
+        bodies = dict(self._execute("SELECT id, body FROM signature", ()))
+        for start in range(0, len(ids), 500):
+            part = ids[start : start + 500]
+            marks = ",".join("?" * len(part))
+            for row in self._execute(f"SELECT network, kernel, signature, sizes, ms FROM sample WHERE network IN ({marks})", part):
+                sizes = tuple(int(size) for size in row[3].split(",")) if row[3] else ()
+                kernels[row[0]].append(KernelSample(kernel=row[1], signature=bodies[row[2]], sizes=sizes, ms=row[4]))
+        return [
+            NetworkSample(
+                fingerprint=row[1],
+                widths=json.loads(row[2]),
+                removed=tuple(json.loads(row[3])),
+                ms=row[4],
+                reference_ms=row[5],
+                created=row[6],
+                runs=row[7],
+                spread=row[8],
+                extra=json.loads(row[9]),
+                kernels=tuple(kernels[row[0]]),
+            )
+            for row in rows
+        ]
+
+    def contexts(self) -> list[tuple[ContextInfo, dict[str, int]]]:
+        """Conditions in the store, each with its number of ``networks`` and ``structures``."""
+        found = []
+        for row in self._execute(
+            "SELECT c.engine, c.device, c.threads, c.batch, c.precision, c.version, c.machine, count(n.id), count(DISTINCT n.fingerprint)"
+            " FROM context c LEFT JOIN network n ON n.context = c.id GROUP BY c.id ORDER BY c.id",
+            (),
+        ):
+            target = Target(engine=row[0], device=row[1], threads=row[2], batch=row[3], precision=row[4])
+            found.append((ContextInfo(target=target, version=row[5], machine=row[6]), {"networks": row[7], "structures": row[8]}))
+        return found
+
+    def remove(self, context: ContextInfo, fingerprint: str | None = None) -> int:
+        """Delete the networks of a context (of one structure); returns how many went."""
+        rows = self._query(_SELECT_NETWORKS, context, fingerprint)
+        try:
+            with self._transaction():
+                self._connection.executemany("DELETE FROM network WHERE id=?", [(row[0],) for row in rows])
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+        return len(rows)
+
+    def _query(self, select: str, context: ContextInfo | None, fingerprint: str | None) -> list[tuple[Any, ...]]:
+        conditions: list[str] = []
+        values: list[Any] = []
+        if context is not None:
+            conditions.append(f"context IN ({_FIND_CONTEXT})")
+            values += _context_key(context)
+        if fingerprint is not None:
+            conditions.append("fingerprint=?")
+            values.append(fingerprint)
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        return self._execute(f"{select}{where} ORDER BY id", values)
+
+    def _execute(self, statement: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        try:
+            return self._connection.execute(statement, tuple(values)).fetchall()
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+
+    def close(self) -> None:
+        """Close the connection; may be called twice."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+_FIND_CONTEXT = "SELECT id FROM context WHERE engine=? AND version=? AND device=? AND threads=? AND batch=? AND precision=? AND machine=?"
+_SELECT_NETWORKS = "SELECT id, fingerprint, widths, removed, ms, reference_ms, created, runs, spread, extra FROM network"
+
+
+def _context_key(context: ContextInfo) -> tuple[Any, ...]:
+    target = context.target
+    if not context.version:
+        raise InvalidArgumentError("version (='') must name the engine's version")
+    return (target.engine, context.version, target.device, target.threads, target.batch, target.precision, context.machine)
+
+
+def now() -> float:
+    """Seconds since the epoch, for ``NetworkSample.created``."""
+    return time.time()
