@@ -55,6 +55,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data.add_argument("--recipe", help="fine-tuning recipe by name, for instance sp-lamp-cifar10")
     data.add_argument("--epochs", type=int, help="epochs of fine-tuning after each stage (needs --data); none by default")
     data.add_argument("--learning-rate", type=float, help="peak learning rate (default: the recipe's, else 0.02)")
+    data.add_argument("--train-precision", choices=["fp32", "bf16"], default="fp32", help="bf16: mixed precision (default: %(default)s)")
+    data.add_argument("--distill", action="store_true", help="let the dense network teach while fine-tuning")
     data.add_argument("--train-threads", type=int, help="threads of fine-tuning and evaluation (default: all cores)")
     data.add_argument("--fit", metavar="MODULE:CALLABLE", help="fit(model, context) of your own instead of --epochs")
     data.add_argument("--evaluate", metavar="MODULE:CALLABLE", help="evaluate(model) -> accuracy of your own instead of --test-data")
@@ -171,12 +173,13 @@ def _fit(args: argparse.Namespace, batches: Any, keywords: dict[str, Any]) -> Fi
     if batches is None:
         raise InvalidArgumentError("--epochs and --recipe need --data to train on")
     from latprune.finetuning import fit_with
-    from latprune.train import ProgressPrinter, Recipe, recipe
+    from latprune.train import Distillation, ProgressPrinter, Recipe, recipe
 
     chosen = recipe(args.recipe) if args.recipe else Recipe(epochs=args.epochs, learning_rate=args.learning_rate or 0.02, weight_decay=5e-4)
     if args.recipe and args.epochs is not None:
         chosen = chosen.with_epochs(args.epochs)
     if args.learning_rate is not None:
         chosen = replace(chosen, learning_rate=args.learning_rate)
+    chosen = replace(chosen, precision=args.train_precision, distillation=Distillation() if args.distill else chosen.distillation)
     progress = None if args.quiet else ProgressPrinter()
     return fit_with(batches, chosen, evaluate=_evaluate(args, keywords), threads=args.train_threads, progress=progress)
