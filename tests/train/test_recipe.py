@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latprune.errors import InvalidArgumentError
+from latprune.train import RECIPES, SGD, AdamW, Constant, Cosine, Distillation, Linear, Recipe, Steps, learning_rate, recipe
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_named_recipes_survive_json(name: str) -> None:
+    chosen = recipe(name)
+    assert Recipe.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+
+
+def test_every_part_survives_json() -> None:
+    chosen = Recipe(
+        epochs=5,
+        learning_rate=1e-3,
+        optimizer=AdamW(beta1=0.8),
+        schedule=Steps(milestones=(2, 4), gamma=0.5),
+        distillation=Distillation(temperature=2.0, weight=0.3),
+        max_gradient_norm=1.0,
+        precision="bf16",
+        notes=("a", "b"),
+    )
+    assert Recipe.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+
+
+def test_the_papers_values_are_as_published() -> None:
+    halp, mdp = recipe("halp-imagenet"), recipe("mdp-imagenet")
+    assert (halp.learning_rate, halp.optimizer, halp.weight_decay, halp.warmup_epochs) == (1.024, SGD(momentum=0.875), 3.05e-5, 8)
+    assert (halp.batch_size, halp.epochs, halp.label_smoothing, halp.decay_norm_and_bias) == (1024, 90, 0.1, False)
+    assert isinstance(halp.schedule, Cosine) and isinstance(mdp.schedule, Linear) and mdp.warmup_epochs == 16
+    base, tune = recipe("sp-lamp-cifar10-base"), recipe("sp-lamp-cifar10")
+    assert base.schedule == Steps(milestones=(120, 180), gamma=0.1) and (base.epochs, base.batch_size, base.learning_rate) == (240, 64, 0.1)
+    assert (tune.epochs, tune.batch_size, tune.learning_rate, tune.weight_decay) == (200, 128, 0.01, 5e-4)
+    assert all(chosen.notes for chosen in RECIPES.values())
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"recipe \(='mdq'\) must be one of .*mdp-imagenet"):
+        recipe("mdq")
+    with pytest.raises(InvalidArgumentError, match=r"schedule type \(='Sawtooth'\)"):
+        Recipe.from_dict({"epochs": 1, "learning_rate": 0.1, "schedule": {"type": "Sawtooth"}})
+    with pytest.raises(InvalidArgumentError, match="epoch_count"):
+        Recipe.from_dict({"epoch_count": 1, "learning_rate": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, r"epochs \(=0\)"),
+        ({"learning_rate": -1.0}, r"learning_rate \(=-1.0\)"),
+        ({"learning_rate": math.nan}, r"learning_rate \(=nan\)"),
+        ({"warmup_epochs": 3.0}, r"warmup_epochs \(=3.0\)"),
+        ({"weight_decay": -0.1}, r"weight_decay \(=-0.1\)"),
+        ({"label_smoothing": 1.0}, r"label_smoothing \(=1.0\)"),
+        ({"precision": "fp16"}, r"precision \(='fp16'\)"),
+        ({"max_gradient_norm": 0.0}, r"max_gradient_norm \(=0.0\)"),
+        ({"batch_size": 0}, r"batch_size \(=0\)"),
+    ],
+)
+def test_values_break_their_rule_out_loud(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        Recipe(**({"epochs": 3, "learning_rate": 0.1} | values))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SGD(momentum=1.0), "momentum"),
+        (lambda: SGD(momentum=0.0, nesterov=True), "nesterov"),
+        (lambda: AdamW(beta2=1.5), "beta2"),
+        (lambda: Steps(milestones=(4, 2)), "milestones"),
+        (lambda: Steps(milestones=(1,), gamma=0.0), "gamma"),
+        (lambda: Cosine(final=2.0), "final"),
+        (lambda: Linear(final=-1.0), "final"),
+        (lambda: Distillation(temperature=0.0), "temperature"),
+        (lambda: Distillation(weight=0.0), "weight"),
+    ],
+)
+def test_parts_break_their_rule_out_loud(build: object, message: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        build()  # type: ignore[operator]
+
+
+def test_with_epochs_keeps_the_shares() -> None:
+    short = recipe("sp-lamp-cifar10-base").with_epochs(24)
+    assert short.epochs == 24 and short.schedule == Steps(milestones=(12, 18), gamma=0.1)
+    assert recipe("halp-imagenet").with_epochs(45).warmup_epochs == pytest.approx(4.0)
+
+
+def test_the_steps_schedule_drops_at_its_milestones() -> None:
+    chosen = Recipe(epochs=6, learning_rate=1.0, schedule=Steps(milestones=(2, 4)))
+    rates = [learning_rate(chosen, epoch * 10, 10) for epoch in range(6)]
+    assert rates == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_cosine_passes_its_middle_and_warm_up_reaches_the_peak() -> None:
+    chosen = Recipe(epochs=11, learning_rate=2.0, schedule=Cosine(final=0.5), warmup_epochs=1)
+    assert [learning_rate(chosen, step, 4) for step in range(4)] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+    assert learning_rate(chosen, 4, 4) == pytest.approx(2.0)
+    assert learning_rate(chosen, 24, 4) == pytest.approx(1.5)  # half-way between the peak and half of it
+
+
+@given(
+    epochs=st.integers(1, 20),
+    steps=st.integers(1, 30),
+    warmup=st.floats(0, 0.9),
+    schedule=st.sampled_from([Constant(), Cosine(), Linear(), Linear(final=0.2), Steps(milestones=(1, 3))]),
+)
+def test_the_rate_never_rises_after_the_warm_up_and_stays_positive(
+    epochs: int, steps: int, warmup: float, schedule: Constant | Cosine | Linear | Steps
+) -> None:
+    chosen = Recipe(epochs=epochs, learning_rate=0.1, schedule=schedule, warmup_epochs=warmup * epochs)
+    rates = [learning_rate(chosen, step, steps) for step in range(epochs * steps)]
+    peak = round(chosen.warmup_epochs * steps)
+    assert all(0 < rate <= 0.1 * (1 + 1e-12) for rate in rates)
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in zip(rates[peak:], rates[peak + 1 :], strict=False))
+    with pytest.raises(InvalidArgumentError):
+        learning_rate(chosen, epochs * steps, steps)
+
+
+def test_replace_is_checked_too() -> None:
+    with pytest.raises(InvalidArgumentError, match="epochs"):
+        replace(recipe("halp-imagenet"), epochs=5)
