@@ -1,0 +1,157 @@
+"""Carrying edits out, in place, on a model: the one place where tensors are cut and modules replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from latprune.errors import CheckpointError
+from latprune.graph import ModelGraph, Selection
+from latprune.surgery.edits import ArchitectureEdits, EditStep, TensorEdit
+from latprune.surgery.plan import plan_step
+from latprune.surgery.removed import RemovedBranch
+
+__all__ = ["prune", "replay"]
+
+
+def prune(model: nn.Module, graph: ModelGraph, selection: Selection) -> ArchitectureEdits:
+    """Remove channels and blocks from ``model``, in place and physically.
+
+    Parameters are replaced by smaller ones (same dtype, device, memory format, ``requires_grad``; a gradient that is there is cut alike), so an
+    optimizer has to be built anew afterwards. Tied parameters stay tied. The model's training flags stay.
+
+    Args:
+        model: The model that ``graph`` was traced from.
+        graph: Its traced graph.
+        selection: Units to keep and blocks to remove.
+
+    Returns:
+        The edits, for :func:`replay` and for saving.
+
+    Raises:
+        InvalidArgumentError: The selection does not fit the graph.
+        SurgeryError: The model does not fit the graph.
+
+    Example:
+        >>> graph = latprune.graph.trace(model, x)
+        >>> kept = {name: np.arange(g.units // 2) for name, g in graph.groups.items() if g.rows == 1}
+        >>> edits = latprune.surgery.prune(model, graph, Selection(kept=kept))
+    """
+    step = plan_step(model, graph, selection)
+    _apply(model, step)
+    return ArchitectureEdits(steps=(step,))
+
+
+def replay(model: nn.Module, edits: ArchitectureEdits) -> nn.Module:
+    """Bring a freshly constructed dense ``model`` to the pruned architecture, in place, and return it.
+
+    Afterwards ``model.load_state_dict(state, strict=True)`` takes the pruned weights.
+
+    Raises:
+        CheckpointError: The model is of another architecture than the edits.
+    """
+    for step in edits.steps:
+        _check(model, step)
+        _apply(model, step)
+    return model
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _check(model: nn.Module, step: EditStep) -> None:
+    tensors = _tensors(model)
+    for t in step.tensors:
+        if t.name not in tensors:
+            raise CheckpointError(f"the edits are of another architecture: this model has no tensor '{t.name}'")
+        if tuple(tensors[t.name].shape) != t.shape:
+            raise CheckpointError(
+                f"the edits are of another architecture: tensor '{t.name}' has shape {tuple(tensors[t.name].shape)}, the edits expect {t.shape}"
+            )
+    modules = dict(model.named_modules())
+    for a in step.attributes:
+        if a.module not in modules or not hasattr(modules[a.module], a.name):
+            raise CheckpointError(f"the edits are of another architecture: module '{a.module}' has no attribute '{a.name}'")
+        found: Any = getattr(modules[a.module], a.name)
+        found = tuple(found) if isinstance(found, (tuple, list)) else found
+        if found != a.before:
+            raise CheckpointError(f"the edits are of another architecture: '{a.module}.{a.name}' is {found}, the edits expect {a.before}")
+    for b in step.blocks:
+        if b.module not in modules:
+            raise CheckpointError(f"the edits are of another architecture: this model has no module '{b.module}'")
+
+
+def _apply(model: nn.Module, step: EditStep) -> None:
+    tensors = _tensors(model)
+    places = _places(model)
+    for edit in step.tensors:
+        old = tensors[edit.name]
+        new = _replacement(old, edit)
+        for holder, name in places[id(old)]:
+            holder[name] = new
+    modules = dict(model.named_modules())
+    for a in step.attributes:
+        module = modules[a.module]
+        value: Any = a.after
+        if isinstance(value, tuple) and isinstance(getattr(module, a.name), list):
+            value = list(value)
+        setattr(module, a.name, value)
+    for b in step.blocks:
+        parent, _, leaf = b.module.rpartition(".")
+        stand_in = RemovedBranch(modules[b.module], argument=b.argument, shortcut=b.shortcut, tail=b.tail)
+        for holder in _holders(model, modules[b.module]):
+            holder[0]._modules[holder[1]] = stand_in
+
+
+def _holders(model: nn.Module, child: nn.Module) -> list[tuple[nn.Module, str]]:
+    return [(m, name) for m in model.modules() for name, c in m._modules.items() if c is child]
+
+
+def _places(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str]]]:
+    """For each parameter and buffer every place that holds it (tied tensors have several)."""
+    found: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for module in model.modules():
+        for holder in _registries(module):
+            for name, tensor in holder.items():
+                if tensor is not None:
+                    found.setdefault(id(tensor), []).append((holder, name))
+    return found
+
+
+def _registries(module: nn.Module) -> Iterator[dict[str, Any]]:
+    yield module._parameters
+    yield module._buffers
+
+
+def _replacement(old: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    data = _cut(old.detach(), edit)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(data, requires_grad=old.requires_grad)
+        new.__dict__.update({k: v for k, v in old.__dict__.items() if k not in new.__dict__})
+        if old.grad is not None:
+            new.grad = _cut(old.grad, edit)
+        return new
+    return data
+
+
+def _cut(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
+    """A smaller copy in the same memory format."""
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+    out = tensor
+    if edit.grouped is not None:
+        rows = set(edit.keep.get(0, range(edit.shape[0])))
+        parts = []
+        for start, stop, columns in edit.grouped:
+            kept = torch.tensor([r for r in range(start, stop) if r in rows], dtype=torch.int64, device=tensor.device)
+            parts.append(tensor.index_select(0, kept).index_select(1, torch.tensor(columns, dtype=torch.int64, device=tensor.device)))
+        out = torch.cat(parts, 0)
+    for dim, kept in edit.keep.items():
+        if edit.grouped is not None and dim == 0:
+            continue
+        out = out.index_select(dim, torch.tensor(kept, dtype=torch.int64, device=tensor.device))
+    out = out.clone()
+    return out.contiguous(memory_format=torch.channels_last) if channels_last else out.contiguous()

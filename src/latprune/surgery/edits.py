@@ -1,0 +1,212 @@
+"""Architecture edits as data: what surgery changed, in a versioned JSON form that replays on a freshly constructed model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from latprune.errors import FileFormatError
+
+__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "EditStep", "TensorEdit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEdit:
+    """A parameter or buffer that is sliced.
+
+    Attributes:
+        name: Canonical name.
+        shape: Shape before.
+        keep: Dimension -> kept positions, increasing.
+        grouped: For the weight of a grouped convolution: for each kept group ``(first row, stop row, kept input columns)`` of the dense weight.
+            The rows to keep are those of ``keep[0]``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    keep: Mapping[int, tuple[int, ...]]
+    grouped: tuple[tuple[int, int, tuple[int, ...]], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeEdit:
+    """An attribute of a module that is set: ``before`` -> ``after`` (integers or lists of integers)."""
+
+    module: str
+    name: str
+    before: int | tuple[int, ...]
+    after: int | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockEdit:
+    """A residual branch that is removed: ``module`` is replaced by its shortcut and what follows the sum.
+
+    Attributes:
+        name: Name of the block.
+        module: Path of the module that is replaced.
+        argument: Which of its tensor arguments (flattened in order) enters the shortcut.
+        shortcut: Paths, relative to the module, of the children that make the shortcut, in order.
+        tail: What follows the sum: ``{"module": path}`` or ``{"op": name, "args": [...]}``.
+    """
+
+    name: str
+    module: str
+    argument: int = 0
+    shortcut: tuple[str, ...] = ()
+    tail: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditStep:
+    """The edits of one call of :func:`latprune.surgery.prune`, in the order tensors, attributes, blocks."""
+
+    tensors: tuple[TensorEdit, ...] = ()
+    attributes: tuple[AttributeEdit, ...] = ()
+    blocks: tuple[BlockEdit, ...] = ()
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _TensorModel(_Strict):
+    name: str
+    shape: list[int]
+    keep: dict[str, int] = Field(default_factory=dict)
+    grouped: list[tuple[int, int, int]] | None = None
+
+
+class _AttributeModel(_Strict):
+    module: str
+    name: str
+    before: int | list[int]
+    after: int | list[int]
+
+
+class _TailModel(_Strict):
+    module: str | None = None
+    op: str | None = None
+    args: list[int | float | str | bool] = Field(default_factory=list)
+
+
+class _BlockModel(_Strict):
+    name: str
+    module: str
+    argument: int = Field(ge=0)
+    shortcut: list[str]
+    tail: list[_TailModel]
+
+
+class _StepModel(_Strict):
+    index_sets: list[list[int]]
+    tensors: list[_TensorModel]
+    attributes: list[_AttributeModel]
+    blocks: list[_BlockModel]
+
+
+class _EditsModel(_Strict):
+    format: Literal["latprune/edits"]
+    version: Literal[1]
+    steps: list[_StepModel]
+
+
+def _plain(value: int | tuple[int, ...]) -> int | list[int]:
+    return value if isinstance(value, int) else list(value)
+
+
+def _frozen(value: int | list[int]) -> int | tuple[int, ...]:
+    return value if isinstance(value, int) else tuple(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchitectureEdits:
+    """All edits from the dense model to the pruned one: one step for each pruning."""
+
+    steps: tuple[EditStep, ...] = field(default=())
+
+    def then(self, later: ArchitectureEdits) -> ArchitectureEdits:
+        """These edits followed by ``later`` (a staged method prunes, traces again and prunes again)."""
+        return ArchitectureEdits(steps=self.steps + later.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; equal index sets are stored once."""
+        return {"format": "latprune/edits", "version": 1, "steps": [_step_to_dict(s) for s in self.steps]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ArchitectureEdits:
+        """Read the JSON form.
+
+        Raises:
+            FileFormatError: A value is missing, unknown or of the wrong kind; the error names its path.
+        """
+        try:
+            model = _EditsModel.model_validate(data, strict=False)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise FileFormatError(first["msg"], path="edits." + ".".join(str(p) for p in first["loc"])) from error
+        return cls(steps=tuple(_step_from_model(s, f"edits.steps.{k}") for k, s in enumerate(model.steps)))
+
+
+def _step_to_dict(step: EditStep) -> dict[str, Any]:
+    sets: dict[tuple[int, ...], int] = {}
+
+    def number(indices: tuple[int, ...]) -> int:
+        return sets.setdefault(tuple(indices), len(sets))
+
+    tensors = []
+    for t in step.tensors:
+        entry: dict[str, Any] = {"name": t.name, "shape": list(t.shape), "keep": {str(d): number(k) for d, k in t.keep.items()}}
+        if t.grouped is not None:
+            entry["grouped"] = [[start, stop, number(columns)] for start, stop, columns in t.grouped]
+        tensors.append(entry)
+    attributes = [{"module": a.module, "name": a.name, "before": _plain(a.before), "after": _plain(a.after)} for a in step.attributes]
+    blocks = [
+        {"name": b.name, "module": b.module, "argument": b.argument, "shortcut": list(b.shortcut), "tail": [dict(t) for t in b.tail]}
+        for b in step.blocks
+    ]
+    return {"index_sets": [list(s) for s in sets], "tensors": tensors, "attributes": attributes, "blocks": blocks}
+
+
+def _step_from_model(step: _StepModel, path: str) -> EditStep:
+    sets: list[tuple[int, ...]] = []
+    for k, values in enumerate(step.index_sets):
+        if any(b <= a for a, b in zip(values, values[1:], strict=False)) or (values and values[0] < 0):
+            raise FileFormatError("indices must increase and be at least 0", path=f"{path}.index_sets.{k}")
+        sets.append(tuple(values))
+
+    def lookup(number: int, where: str) -> tuple[int, ...]:
+        if not 0 <= number < len(sets):
+            raise FileFormatError(f"index set {number} does not exist", path=where)
+        return sets[number]
+
+    tensors = []
+    for k, t in enumerate(step.tensors):
+        where = f"{path}.tensors.{k}"
+        keep: dict[int, tuple[int, ...]] = {}
+        for text, number in t.keep.items():
+            if not text.isdigit() or int(text) >= len(t.shape):
+                raise FileFormatError(f"dimension '{text}' does not exist", path=f"{where}.keep")
+            indices = lookup(number, f"{where}.keep.{text}")
+            if not indices or indices[-1] >= t.shape[int(text)]:
+                raise FileFormatError(f"indices must be some of 0..{t.shape[int(text)] - 1}", path=f"{where}.keep.{text}")
+            keep[int(text)] = indices
+        grouped = None
+        if t.grouped is not None:
+            grouped = tuple((a, b, lookup(n, f"{where}.grouped")) for a, b, n in t.grouped)
+        tensors.append(TensorEdit(name=t.name, shape=tuple(t.shape), keep=keep, grouped=grouped))
+    attributes = tuple(
+        AttributeEdit(module=a.module, name=a.name, before=_frozen(a.before), after=_frozen(a.after)) for a in step.attributes
+    )
+    blocks = []
+    for k, b in enumerate(step.blocks):
+        tail: list[Mapping[str, Any]] = []
+        for s in b.tail:
+            if (s.module is None) == (s.op is None):
+                raise FileFormatError("needs either 'module' or 'op'", path=f"{path}.blocks.{k}.tail")
+            tail.append({"module": s.module} if s.module is not None else {"op": s.op, "args": list(s.args)})
+        blocks.append(BlockEdit(name=b.name, module=b.module, argument=b.argument, shortcut=tuple(b.shortcut), tail=tuple(tail)))
+    return EditStep(tensors=tuple(tensors), attributes=attributes, blocks=tuple(blocks))

@@ -1,0 +1,197 @@
+"""From a traced model and a selection to edits: which positions of which tensors stay, and what follows from that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from latprune.errors import InvalidArgumentError, SurgeryError
+from latprune.graph import ModelGraph, Selection
+from latprune.surgery.edits import AttributeEdit, BlockEdit, EditStep, TensorEdit
+
+__all__ = ["plan_step"]
+
+IntArray = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+def _masks(graph: ModelGraph, selection: Selection) -> dict[str, Mask]:
+    """For each group which units stay.
+
+    Raises:
+        InvalidArgumentError: A group is unknown, or its units break the rules of a selection.
+    """
+    masks: dict[str, Mask] = {}
+    for name in selection.kept:
+        if name not in graph.groups:
+            raise InvalidArgumentError(f"selection.kept names '{name}', which is no channel group of this model")
+    for name, group in graph.groups.items():
+        mask = np.ones(group.units, dtype=bool)
+        if name in selection.kept:
+            kept = np.asarray(selection.kept[name], dtype=np.int64)
+            if kept.ndim != 1 or kept.size == 0 or (np.diff(kept) <= 0).any() or kept[0] < 0 or kept[-1] >= group.units:
+                raise InvalidArgumentError(f"selection.kept['{name}'] must hold increasing unit indices from 0 to {group.units - 1}")
+            mask[:] = False
+            mask[kept] = True
+            counts = mask.reshape(group.rows, group.columns).sum(axis=1)
+            if (counts != counts[0]).any():
+                raise InvalidArgumentError(f"selection.kept['{name}'] must keep the same number of units in each of the {group.rows} rows")
+            if counts[0] < group.min_width:
+                raise InvalidArgumentError(
+                    f"selection.kept['{name}'] keeps {counts[0]} units in a row; at least {group.min_width} (min_width) are needed"
+                )
+        masks[name] = mask
+    for block in selection.removed_blocks:
+        if block not in graph.blocks:
+            raise InvalidArgumentError(f"selection.removed_blocks names '{block}', which is no block of this model")
+        if not graph.blocks[block].removable:
+            raise InvalidArgumentError(f"block '{block}' cannot be removed: {graph.blocks[block].reason}")
+    return masks
+
+
+def _places(units: list[tuple[str, IntArray]], masks: Mapping[str, Mask]) -> Mask:
+    """Which places stay: those whose units all stay."""
+    keep: Mask | None = None
+    for name, unit in units:
+        here = masks[name][unit] | (unit < 0)
+        keep = here if keep is None else keep & here
+    if keep is None:
+        raise SurgeryError("a tensor dimension without units cannot be cut")
+    return keep
+
+
+def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection) -> EditStep:
+    """The edits that bring ``model`` to ``selection``.
+
+    Raises:
+        InvalidArgumentError: The selection does not fit the graph.
+        SurgeryError: The model does not fit the graph.
+    """
+    masks = _masks(graph, selection)
+    removed = selection.removed_blocks
+    gone = _gone(graph, removed)
+    shapes = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    tensors: list[TensorEdit] = []
+    new_shapes: dict[str, tuple[int, ...]] = {}
+    grouped_counts: dict[str, int] = {}
+    for name, dims in graph.plan["tensors"].items():
+        if name not in shapes:
+            raise SurgeryError(f"tensor '{name}' of the traced model does not exist in this one; trace the model that is to be pruned")
+        if any(name == g or name.startswith(f"{g}.") for g in gone):
+            continue
+        edit = _tensor_edit(name, shapes[name], dims, masks, graph, grouped_counts)
+        if edit is not None:
+            tensors.append(edit)
+            new_shapes[name] = _shape_after(edit)
+    attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts)
+    attributes += _pad_attributes(model, graph, masks, gone)
+    blocks = [_block_edit(graph, name) for name in graph.blocks if name in removed and not set(graph.blocks[name].parents) & removed]
+    return EditStep(tensors=tuple(tensors), attributes=tuple(attributes), blocks=tuple(blocks))
+
+
+def _gone(graph: ModelGraph, removed: frozenset[str]) -> set[str]:
+    """Prefixes of tensors that go with removed blocks: the tensors themselves, by name."""
+    return {name for name, blocks in graph.tensor_blocks.items() if removed & set(blocks)}
+
+
+def _tensor_edit(
+    name: str,
+    shape: tuple[int, ...],
+    dims: Mapping[int, list[tuple[str, IntArray]]],
+    masks: Mapping[str, Mask],
+    graph: ModelGraph,
+    grouped_counts: dict[str, int],
+) -> TensorEdit | None:
+    keep: dict[int, tuple[int, ...]] = {}
+    grouped: tuple[tuple[int, int, tuple[int, ...]], ...] | None = None
+    for dim, units in dims.items():
+        places = _places(units, masks)
+        if places.ndim == 2:
+            rows = graph.plan["grouped"][name][0]
+            per_row = shape[0] // rows
+            alive = [k for k in range(rows) if places[k].any()]
+            grouped_counts[name] = len(alive)
+            if not places.all():
+                grouped = tuple((k * per_row, (k + 1) * per_row, tuple(np.flatnonzero(places[k]).tolist())) for k in alive)
+            continue
+        if places.shape[0] != shape[dim]:
+            raise SurgeryError(f"tensor '{name}' has {shape[dim]} places along dimension {dim}; the traced model had {places.shape[0]}")
+        if not places.any():
+            raise SurgeryError(f"the selection would empty dimension {dim} of '{name}'")
+        if not places.all():
+            keep[dim] = tuple(np.flatnonzero(places).tolist())
+    if not keep and grouped is None:
+        return None
+    return TensorEdit(name=name, shape=shape, keep=keep, grouped=grouped)
+
+
+def _shape_after(edit: TensorEdit) -> tuple[int, ...]:
+    shape = [len(edit.keep[d]) if d in edit.keep else n for d, n in enumerate(edit.shape)]
+    if edit.grouped is not None:
+        shape[1] = len(edit.grouped[0][2])
+    return tuple(shape)
+
+
+def _layer_attributes(
+    model: nn.Module, tensors: list[TensorEdit], shapes: Mapping[str, tuple[int, ...]], grouped_counts: Mapping[str, int]
+) -> list[AttributeEdit]:
+    """The sizes that PyTorch's own layers keep beside their weights."""
+    edits: list[AttributeEdit] = []
+    for edit in tensors:
+        path, _, leaf = edit.name.rpartition(".")
+        module = model.get_submodule(path)
+        after = shapes[edit.name]
+        wanted: dict[str, int | tuple[int, ...]] = {}
+        if isinstance(module, nn.modules.conv._ConvNd) and leaf == "weight":
+            groups = module.groups
+            if edit.name in grouped_counts:
+                groups = grouped_counts[edit.name]
+            elif module.groups == module.in_channels and module.groups > 1:
+                groups = after[0] * module.in_channels // module.out_channels
+            first, second = after[0], after[1] * groups
+            wanted = {"groups": groups}
+            wanted |= {"in_channels": first, "out_channels": second} if module.transposed else {"out_channels": first, "in_channels": second}
+        elif isinstance(module, nn.Linear) and leaf == "weight":
+            wanted = {"out_features": after[0], "in_features": after[1]}
+        elif isinstance(module, (nn.modules.batchnorm._NormBase)) and leaf in ("weight", "running_mean"):
+            wanted = {"num_features": after[0]}
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and leaf == "weight":
+            wanted = {"normalized_shape": tuple(after)}
+        elif isinstance(module, nn.GroupNorm) and leaf == "weight":
+            wanted = {"num_channels": after[0]}
+            if module.num_groups == module.num_channels:
+                wanted["num_groups"] = after[0]
+        elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and leaf == "weight":
+            wanted = {"num_embeddings": after[0], "embedding_dim": after[1]}
+        elif isinstance(module, nn.PReLU) and leaf == "weight":
+            wanted = {"num_parameters": after[0]}
+        for name, value in wanted.items():
+            before: Any = getattr(module, name)
+            before = tuple(before) if isinstance(before, (tuple, list)) else int(before)
+            if before != value and not any(e.module == path and e.name == name for e in edits):
+                edits.append(AttributeEdit(module=path, name=name, before=before, after=value))
+    return edits
+
+
+def _pad_attributes(model: nn.Module, graph: ModelGraph, masks: Mapping[str, Mask], gone: set[str]) -> list[AttributeEdit]:
+    """Amounts of zero channels that module attributes hold."""
+    edits = []
+    for pad in graph.plan["pads"]:
+        if not pad["units"]:
+            continue
+        before = int(getattr(model.get_submodule(pad["module"]), pad["attribute"]))
+        after = int(_places(pad["units"], masks).sum())
+        if before != after:
+            edits.append(AttributeEdit(module=pad["module"], name=pad["attribute"], before=before, after=after))
+    return edits
+
+
+def _block_edit(graph: ModelGraph, name: str) -> BlockEdit:
+    plan = graph.plan["realisations"][name]
+    return BlockEdit(
+        name=name, module=plan.module, argument=plan.argument, shortcut=tuple(plan.shortcut), tail=tuple(dict(t) for t in plan.tail)
+    )

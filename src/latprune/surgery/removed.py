@@ -1,0 +1,87 @@
+"""What stands in the place of a removed residual branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from latprune.errors import SurgeryError
+from latprune.graph.recorder import flatten_tensors
+
+__all__ = ["ACTIVATIONS", "RemovedBranch"]
+
+ACTIVATIONS: Mapping[str, Callable[..., torch.Tensor]] = {
+    "relu": torch.relu,
+    "gelu": lambda x, approximate="none": F.gelu(x, approximate=approximate),
+    "silu": F.silu,
+    "hardtanh": lambda x, low=-1.0, high=1.0: F.hardtanh(x, low, high),
+    "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "leaky_relu": lambda x, slope=0.01: F.leaky_relu(x, slope),
+    "elu": lambda x, alpha=1.0, *rest: F.elu(x, alpha),
+    "mish": F.mish,
+    "softplus": lambda x, beta=1.0, threshold=20.0: F.softplus(x, beta, threshold),
+}
+"""Activations that may follow a sum, by operator name."""
+
+
+class RemovedBranch(nn.Module):
+    """The shortcut of a residual block, and what follows the sum, without the branch.
+
+    The modules that stay keep the names that they had, so that the keys of a state dict stay the user's own.
+
+    Args:
+        original: The module whose branch goes.
+        argument: Which of its tensor arguments (flattened in order) enters the shortcut.
+        shortcut: Paths of the children that make the shortcut, in order.
+        tail: What follows the sum: ``{"module": path}`` or ``{"op": name, "args": [...]}``.
+
+    Raises:
+        SurgeryError: A path does not exist or an activation is unknown.
+    """
+
+    def __init__(self, original: nn.Module, *, argument: int, shortcut: Sequence[str], tail: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        self.argument = argument
+        self.steps: list[tuple[str, str, tuple[Any, ...]]] = []
+        for path in shortcut:
+            self._take(original, path)
+            self.steps.append(("module", path, ()))
+        for step in tail:
+            if "module" in step:
+                self._take(original, str(step["module"]))
+                self.steps.append(("module", str(step["module"]), ()))
+            elif step["op"] in ACTIVATIONS:
+                self.steps.append(("op", str(step["op"]), tuple(step.get("args", ()))))
+            else:
+                raise SurgeryError(f"activation '{step['op']}' after a removed block is unknown; known: {', '.join(ACTIVATIONS)}")
+        self.train(original.training)
+
+    def _take(self, original: nn.Module, path: str) -> None:
+        """Register the child at ``path`` under the same path."""
+        holder: nn.Module = self
+        names = path.split(".")
+        for name in names[:-1]:
+            if name not in holder._modules:
+                holder.add_module(name, nn.Module())
+            holder = holder.get_submodule(name)
+        try:
+            holder.add_module(names[-1], original.get_submodule(path))
+        except AttributeError as error:
+            raise SurgeryError(f"module '{path}' of a removed block's shortcut does not exist") from error
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The shortcut's tensor of whatever the original module was called with."""
+        x = flatten_tensors((args, kwargs))[self.argument] if kwargs or self.argument or not isinstance(args[0], torch.Tensor) else args[0]
+        for kind, name, extra in self.steps:
+            x = self.get_submodule(name)(x) if kind == "module" else ACTIVATIONS[name](x, *extra)
+        return x
+
+    def extra_repr(self) -> str:
+        """The steps, for ``print(model)``."""
+        return " -> ".join(["input", *(name for _, name, _ in self.steps)])
