@@ -200,7 +200,7 @@ def _realise(branch: Branch, recording: Recording, flow: _Flow, consumers: dict[
         holder = nodes[branch.join].module
         branch.reason = f"the sum is written in the forward of '{holder}', which computes more than this branch"
         return
-    call = max(spans, key=lambda c: (c.start, -c.stop))
+    call = max(reversed(spans), key=lambda c: (c.start, -c.stop))  # of equal spans the innermost: it was entered last
     if sum(1 for c in calls if c.path == call.path) > 1:
         branch.reason = f"module '{call.path}' is called several times"
         return
