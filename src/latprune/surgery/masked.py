@@ -1,0 +1,348 @@
+"""The masked executor: the user's dense model, run as if the removed channels and blocks were not there.
+
+It follows the recorded sequence of operations and hides what is removed from every operation that reads it, so it needs no index into any
+weight. Surgery is checked against it; the two share nothing but the labels of the recording.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.graph.types import Call, ChannelGroup, Selection
+from latprune.surgery.masked_rules import find_masked_rule
+
+__all__ = ["MaskedModel", "RecordedModel", "keep_mask", "masked"]
+
+IntArray = npt.NDArray[np.int64]
+
+
+class RecordedModel(Protocol):
+    """What the executor reads of a traced model; :class:`latprune.graph.ModelGraph` has it."""
+
+    @property
+    def groups(self) -> Mapping[str, ChannelGroup]:
+        """Channel groups by name."""
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The recorded operations, in order."""
+
+    @property
+    def class_units(self) -> tuple[tuple[tuple[str, int], ...], ...]:
+        """Coordinate class -> the units that it belongs to."""
+
+
+def masked(model: nn.Module, graph: RecordedModel, selection: Selection) -> MaskedModel:
+    """The dense ``model`` with everything hidden that ``selection`` removes; it computes what the pruned network must compute.
+
+    A removed coordinate reads as 0 wherever it is read, after norm and activation; a removed block contributes exactly 0 where it joins its
+    shortcut; norms, means and softmax over a pruned dimension use the kept coordinates only; attention keeps the dense scale.
+
+    Args:
+        model: The dense model that was traced, unchanged since. It is not modified.
+        graph: Its traced graph.
+        selection: Kept units and removed blocks.
+
+    Returns:
+        A callable with the signature of the model's ``forward``.
+
+    Raises:
+        InvalidArgumentError: The selection names an unknown group, unit or block.
+    """
+    return MaskedModel(model, graph, selection)
+
+
+class MaskedModel:
+    """See :func:`masked`. Runs in evaluation mode and without gradients, with inputs shaped like the traced example's."""
+
+    def __init__(self, model: nn.Module, graph: RecordedModel, selection: Selection) -> None:
+        self.model = model
+        self.selection = selection
+        self._calls = graph.calls
+        self._kept = _kept_classes(graph, selection)
+        self._removed = selection.removed_blocks
+        joins = {block for call in graph.calls for block in call.joins}
+        unknown = sorted(self._removed - joins)
+        if unknown:
+            raise InvalidArgumentError(
+                f"removed_blocks (={unknown}) must be blocks that join a shortcut in the recorded run: {sorted(joins)}"
+            )
+        self._masks: dict[int, Tensor | None] = {}
+        self._last = max((call.index for call in graph.calls if self._concerns(call)), default=-1)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Outputs as the dense model gives them; removed coordinates of an output read as 0."""
+        return self.run(args, kwargs)[0]
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[int, Tensor]]:
+        """Run once.
+
+        Returns:
+            The outputs, and for those of their tensors that carry removed coordinates (by ``id``) the mask of what is kept,
+            broadcastable to the tensor.
+
+        Raises:
+            CaptureError: The run performs other operations than the recorded one did.
+        """
+        follower = _Follower(self)
+        with _conditions(self.model), follower:
+            output = self.model(*args, **kwargs)
+        follower.finish()
+        masks = {}
+        for tensor in tensors_in(output):
+            mask = follower.mask_of(tensor)
+            if mask is not None:
+                tensor.copy_(torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype)))
+                masks[id(tensor)] = mask
+        return output, masks
+
+    def with_model(self, model: nn.Module) -> MaskedModel:
+        """The same masks over another instance of the same model (a copy in another type, on another device)."""
+        other = copy.copy(self)
+        other.model = model
+        return other
+
+    def mask(self, fields: tuple[IntArray, ...]) -> Tensor | None:
+        """Which places of a tensor with these fields are kept, broadcastable to it; None where all are."""
+        combined: Tensor | None = None
+        for field in fields:
+            if id(field) not in self._masks:
+                self._masks[id(field)] = keep_mask(field, self._kept)
+            mask = self._masks[id(field)]
+            if mask is not None:
+                combined = mask if combined is None else combined & mask
+        return combined
+
+    def call(self, index: int) -> Call | None:
+        """The recorded operation at a place of the sequence."""
+        return self._calls[index] if index < len(self._calls) else None
+
+    @property
+    def recorded(self) -> int:
+        """Number of recorded operations."""
+        return len(self._calls)
+
+    @property
+    def last(self) -> int:
+        """Place of the last operation that removed channels or blocks concern; what comes after it may take any course."""
+        return self._last
+
+    def removes(self, block: str) -> bool:
+        """Whether a block is removed."""
+        return block in self._removed
+
+    def _concerns(self, call: Call) -> bool:
+        outputs = (() if field is None else (field,) for field in call.output_fields)
+        return not self._removed.isdisjoint(call.joins) or any(self.mask(fields) is not None for fields in (*call.all_fields, *outputs))
+
+
+def keep_mask(field: IntArray, kept: npt.NDArray[np.bool_]) -> Tensor | None:
+    """Boolean tensor of the field's shape: True where the coordinate class is kept (-1 always is); None where all are."""
+    keep = np.where(field < 0, True, kept[np.maximum(field, 0)]) if kept.size else np.ones(field.shape, dtype=bool)
+    return None if bool(keep.all()) else torch.from_numpy(np.ascontiguousarray(keep))
+
+
+def _kept_classes(graph: RecordedModel, selection: Selection) -> npt.NDArray[np.bool_]:
+    """``(classes,)``: a class is kept when every unit that it belongs to is."""
+    kept_units: dict[str, npt.NDArray[np.bool_]] = {}
+    for name, units in selection.kept.items():
+        if name not in graph.groups:
+            raise InvalidArgumentError(f"kept names the group {name!r}, which the graph does not have")
+        group = graph.groups[name]
+        if units.size and (int(units.min()) < 0 or int(units.max()) >= group.units):
+            raise InvalidArgumentError(f"kept[{name!r}] holds unit {int(units.max())}; the group has {group.units} units")
+        mask = np.zeros(group.units, dtype=bool)
+        mask[units] = True
+        kept_units[name] = mask
+    kept = np.ones(len(graph.class_units), dtype=bool)
+    for index, memberships in enumerate(graph.class_units):
+        kept[index] = all(bool(kept_units[name][unit]) for name, unit in memberships if name in kept_units)
+    return kept
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors in a nest of tuples, lists, mappings and objects with attributes, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    if value is None or isinstance(value, (str, bytes, int, float, bool, type, nn.Module)) or not hasattr(value, "__dict__"):
+        return []
+    return [tensor for item in vars(value).values() for tensor in tensors_in(item)]
+
+
+@contextmanager
+def _conditions(model: nn.Module) -> Iterator[None]:
+    """The conditions under which the recorded run was made: evaluation mode, no gradients, no fused encoder layers."""
+    modes = [(module, module.training) for module in model.modules()]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, training in modes:
+            module.training = training
+
+
+def _shape_fits(field: IntArray, tensor: Tensor) -> bool:
+    return field.ndim == tensor.ndim and all(extent in (1, size) for extent, size in zip(field.shape, tensor.shape, strict=True))
+
+
+class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Steps through the recorded calls beside a real run and hides what is removed from each operation."""
+
+    def __init__(self, owner: MaskedModel) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owner = owner
+        self.place = 0
+        self._produced: dict[int, tuple[weakref.ref[Tensor], tuple[IntArray, ...]]] = {}
+        self._stored = {id(tensor) for tensor in (*owner.model.parameters(), *owner.model.buffers())}
+
+    def finish(self) -> None:
+        """Check that the run did not end early."""
+        if self.place <= self.owner.last:
+            missing = self.owner.call(self.place)
+            raise CaptureError(
+                f"the model stopped after {self.place} of {self.owner.recorded} recorded operations (next was "
+                f"{missing.op if missing else '?'}): it took another course than when it was traced; trace it with the inputs that it is "
+                "checked with"
+            )
+
+    def mask_of(self, tensor: Tensor) -> Tensor | None:
+        """Kept places of a tensor of this run, by the operation that made it."""
+        known = self._produced.get(id(tensor))
+        return self.owner.mask(known[1]) if known is not None and known[0]() is tensor else None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        """Run one operation on what is left of its arguments."""
+        options = dict(kwargs or {})
+        place, self.place = self.place, self.place + 1
+        if place > self.owner.last:
+            return func(*args, **options)
+        call = self._expect(place, func)
+        operands = _operands(args, options)
+        self._check_shapes(call, operands)
+        masks = [self.owner.mask(fields) for fields in call.all_fields]
+        gone = {index for block, index in call.joins.items() if self.owner.removes(block)}
+        if not gone and all(mask is None for mask in masks):
+            return self._note(call, func(*args, **options))
+        hidden = [_hide(tensor, mask, index in gone) for index, (tensor, mask) in enumerate(zip(operands, masks, strict=True))]
+        replaced_args, replaced_options = _replace(args, options, iter(hidden))
+        rule = find_masked_rule(func)
+        if rule is None:
+            output = func(*replaced_args, **replaced_options)
+        else:
+            output = rule(func, replaced_args, replaced_options, masks)
+        if func._schema.is_mutable:
+            output = self._write_back(func, args, options, operands, hidden, output)
+        return self._note(call, output)
+
+    def _expect(self, place: int, func: Any) -> Call:
+        call = self.owner.call(place)
+        if call is None or call.op != str(func):
+            recorded = f"{call.op} in '{call.module}'" if call is not None else "the end"
+            raise CaptureError(
+                f"operation {place} of the model is {func}, but the recorded run had {recorded}; the model takes another course than "
+                "when it was traced (training mode, other input shapes, or a path that depends on the data)"
+            )
+        return call
+
+    @staticmethod
+    def _check_shapes(call: Call, operands: list[Tensor]) -> None:
+        where = f"operation {call.index} ({call.op} in '{call.module}')"
+        if len(call.all_fields) != len(operands):
+            raise CaptureError(f"{where} has {len(operands)} tensors, {len(call.all_fields)} when it was traced")
+        for index, (fields, tensor) in enumerate(zip(call.all_fields, operands, strict=True)):
+            for field in fields:
+                if not _shape_fits(field, tensor):
+                    raise CaptureError(
+                        f"tensor {index} of {where} has shape {tuple(tensor.shape)}, but its channels lay on {field.shape} when it was "
+                        "traced; run it with inputs of the same shapes"
+                    )
+
+    def _write_back(
+        self, func: Any, args: tuple[Any, ...], options: dict[str, Any], operands: list[Tensor], hidden: list[Tensor], output: Any
+    ) -> Any:
+        """An operation that writes into its arguments wrote into hidden copies: bring the result to the real ones."""
+        written = _written(func, args, options)
+        results = {id(replaced): real for real, replaced in zip(operands, hidden, strict=True) if id(real) in written}
+        for real, replaced in zip(operands, hidden, strict=True):
+            if id(real) in written and replaced is not real:
+                if id(real) in self._stored:
+                    raise CaptureError(
+                        f"{func} writes into a parameter or buffer that carries pruned channels; the model changes as it runs"
+                    )
+                real.copy_(replaced)
+        if isinstance(output, Tensor):
+            return results.get(id(output), output)
+        if isinstance(output, (tuple, list)):
+            return type(output)(results.get(id(item), item) for item in output)
+        return output
+
+    def _note(self, call: Call, output: Any) -> Any:
+        """Remember the labels of the results, for the outputs of the model."""
+        outputs = [output] if isinstance(output, Tensor) else tensors_in(output)
+        for tensor, field in zip(outputs, call.output_fields, strict=False):
+            self._produced[id(tensor)] = (weakref.ref(tensor), () if field is None else (field,))
+        return output
+
+
+def _operands(args: tuple[Any, ...], options: Mapping[str, Any]) -> list[Tensor]:
+    """The tensor arguments, flattened in order."""
+    found: list[Tensor] = []
+    for value in (*args, *options.values()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found.extend(item for item in value if isinstance(item, Tensor))
+    return found
+
+
+def _replace(args: tuple[Any, ...], options: Mapping[str, Any], tensors: Iterator[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with their tensors exchanged, in the order of :func:`_operands`."""
+
+    def exchanged(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return next(tensors)
+        if isinstance(value, (list, tuple)):
+            return type(value)(next(tensors) if isinstance(item, Tensor) else item for item in value)
+        return value
+
+    replaced = tuple(exchanged(value) for value in args)
+    return replaced, {name: exchanged(value) for name, value in options.items()}
+
+
+def _hide(tensor: Tensor, mask: Tensor | None, gone: bool) -> Tensor:
+    """The tensor with removed places at 0 (all of them where the whole operand is gone); itself where nothing is removed."""
+    if gone:
+        return torch.zeros_like(tensor)
+    if mask is None:
+        return tensor
+    return torch.where(mask.to(tensor.device), tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+
+
+def _written(func: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> set[int]:
+    """Ids of the tensors that an operation writes into."""
+    written: set[int] = set()
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[position] if position < len(args) else options.get(argument.name)
+        written.update(id(tensor) for tensor in ([value] if isinstance(value, Tensor) else tensors_in(value)))
+    return written

@@ -1,0 +1,210 @@
+"""Is the pruned network equal to the masked one? Asked before any result is returned."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latprune.errors import CaptureError, SurgeryError
+from latprune.surgery.masked import MaskedModel, tensors_in
+
+__all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare", "random_inputs"]
+
+TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest relative error by the type that was computed in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EqualityReport:
+    """How far the pruned network's outputs are from the masked network's.
+
+    Attributes:
+        max_abs: Largest absolute difference of any output value.
+        max_rel: Largest difference of an output tensor relative to that tensor's largest magnitude.
+        tolerance: Largest ``max_rel`` that counts as equal.
+        dtype: What was computed in.
+        outputs: Number of output tensors compared.
+        problem: Why they cannot be compared (other shapes, NaN), empty where they could.
+    """
+
+    max_abs: float
+    max_rel: float
+    tolerance: float
+    dtype: str
+    outputs: int
+    problem: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """Whether the two count as equal."""
+        return not self.problem and self.max_rel <= self.tolerance
+
+    def __str__(self) -> str:
+        if self.problem:
+            return self.problem
+        return f"largest difference {self.max_abs:.3g}, relative {self.max_rel:.3g} (allowed {self.tolerance:.3g}, {self.dtype})"
+
+
+def random_inputs(inputs: Any, seed: int) -> Any:
+    """Inputs of the same shapes with floating-point values drawn anew (mean and spread of the given ones); other values are kept."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if not value.is_floating_point() or value.numel() < 2:
+                return value
+            spread = value.float().std().item() or 1.0
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            return (noise * spread + value.double().mean().item()).to(value)
+        if isinstance(value, Mapping):
+            return {name: drawn(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(drawn(item) for item in value)
+        return value
+
+    return drawn(inputs)
+
+
+def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple):
+        return inputs, {}
+    return (inputs,), {}
+
+
+def _in_double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {name: _in_double(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_in_double(item) for item in value)
+    return value
+
+
+def _kept(tensor: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """The kept coordinates of a masked output in the pruned output's shape; None where they do not fit it."""
+    if mask is None:
+        return tensor if tensor.shape == shape else None
+    values = tensor[mask.to(tensor.device).expand(tensor.shape)]
+    return values.reshape(shape) if values.numel() == shape.numel() else None
+
+
+def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: float | None = None) -> EqualityReport:
+    """Run both once on the same inputs, in the type that they are in, and compare every output tensor in its kept coordinates.
+
+    Args:
+        pruned: The pruned network; runs in evaluation mode, its mode is restored.
+        masked: The masked dense network.
+        inputs: Tensor, tuple of positional or mapping of keyword inputs.
+        tolerance: Largest relative error; None takes the one of the outputs' type in :data:`TOLERANCES`.
+    """
+    args, kwargs = _as_call(inputs)
+    modes = [(module, module.training) for module in pruned.modules()]
+    pruned.eval()
+    try:
+        with torch.no_grad():
+            got = tensors_in(pruned(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+    finally:
+        for module, training in modes:
+            module.training = training
+    output, masks = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
+    wanted = tensors_in(output)
+    floats = [tensor.dtype for tensor in wanted if tensor.is_floating_point()]
+    dtype = max(floats, key=lambda kind: TOLERANCES.get(kind, 0.0), default=torch.float32)
+    allowed = TOLERANCES.get(dtype, 1e-4) if tolerance is None else tolerance
+    name = str(dtype).removeprefix("torch.")
+    largest, relative = 0.0, 0.0
+
+    def report(problem: str) -> EqualityReport:
+        return EqualityReport(max_abs=largest, max_rel=relative, tolerance=allowed, dtype=name, outputs=len(wanted), problem=problem)
+
+    if len(got) != len(wanted):
+        return report(f"the pruned network returns {len(got)} tensors, the masked one {len(wanted)}")
+    if not wanted:
+        return report("the network returns no tensor, so there is nothing to compare")
+    for index, (mine, theirs) in enumerate(zip(got, wanted, strict=True)):
+        expected = _kept(theirs, masks.get(id(theirs)), mine.shape)
+        if expected is None:
+            return report(f"output {index} has shape {tuple(mine.shape)}, the masked one {tuple(theirs.shape)}")
+        if not mine.is_floating_point():
+            if not torch.equal(mine, expected):
+                return report(f"output {index} ({mine.dtype}) differs")
+            continue
+        if not bool(torch.isfinite(expected).all()):
+            return report(f"output {index} of the masked network holds NaN or infinite values; check the model with other inputs")
+        if not bool(torch.isfinite(mine).all()):
+            return report(f"output {index} of the pruned network holds NaN or infinite values")
+        if mine.numel():
+            difference = float((mine.double() - expected.double()).abs().max())
+            largest = max(largest, difference)
+            relative = max(relative, difference / max(float(expected.double().abs().max()), torch.finfo(expected.dtype).tiny))
+    return report("")
+
+
+def check_equal(
+    pruned: nn.Module,
+    masked: MaskedModel,
+    inputs: Any,
+    *,
+    trials: int = 2,
+    seed: int = 0,
+    tolerance: float | None = None,
+    double: bool = True,
+) -> EqualityReport:
+    """Compare on the given inputs and on random ones; an error where they differ.
+
+    Args:
+        pruned: The pruned network.
+        masked: The masked dense network (:func:`latprune.surgery.masked`).
+        inputs: Example inputs as they were traced.
+        trials: Runs: the first on ``inputs``, the others on random values of the same shapes.
+        seed: Of the random values.
+        tolerance: Largest relative error; None takes the one of the type that is computed in.
+        double: Compute in float64 copies of both networks, which tells rounding from mistakes; a model that takes another course in
+            float64 is compared in its own type (the report says which).
+
+    Returns:
+        The report of the worst trial.
+
+    Raises:
+        SurgeryError: The two differ, or the pruned network fails to run.
+        CaptureError: The dense model takes another course than when it was traced.
+    """
+    if double:
+        try:
+            return _check(
+                copy.deepcopy(pruned).double(),
+                masked.with_model(copy.deepcopy(masked.model).double()),
+                _in_double(inputs),
+                trials,
+                seed,
+                tolerance,
+            )
+        except CaptureError:
+            pass
+    return _check(pruned, masked, inputs, trials, seed, tolerance)
+
+
+def _check(pruned: nn.Module, masked: MaskedModel, inputs: Any, trials: int, seed: int, tolerance: float | None) -> EqualityReport:
+    worst: EqualityReport | None = None
+    for trial in range(max(trials, 1)):
+        values = inputs if trial == 0 else random_inputs(inputs, seed + trial)
+        try:
+            report = compare(pruned, masked, values, tolerance=tolerance)
+        except CaptureError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise SurgeryError(f"the pruned network does not run: {error}") from error
+        if not report.equal:
+            raise SurgeryError(f"the pruned network is not equal to the masked one: {report}")
+        if worst is None or report.max_rel > worst.max_rel:
+            worst = report
+    assert worst is not None
+    return worst
