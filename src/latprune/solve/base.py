@@ -1,0 +1,164 @@
+"""What every solver promises, the registry of solvers, and the clock that stops them."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import numpy as np
+
+from latprune.errors import InvalidArgumentError, LatpruneError
+from latprune.problem import Problem, Solution, relative_gap
+from latprune.problem.solution import OPTIMAL_GAP
+from latprune.problem.types import IntArray
+from latprune.solve.canonical import canonical
+
+__all__ = ["Control", "SolveInterrupted", "Solver", "SolverError", "answer", "register", "solver_names", "solver_named"]
+
+
+class SolverError(LatpruneError):
+    """A solver failed: it crashed, or returned an answer that its own tables contradict."""
+
+
+class SolveInterrupted(KeyboardInterrupt):
+    """The user pressed Ctrl-C; ``solution`` is the best answer so far (status ``feasible`` or ``limit``)."""
+
+    def __init__(self, solution: Solution) -> None:
+        super().__init__("interrupted")
+        self.solution = solution
+
+
+class Control:
+    """When to stop, and whom to tell: shared by a solver and everything that it calls.
+
+    Attributes:
+        gap: Relative gap at which an answer is good enough.
+        deadline: ``time.monotonic()`` at which to stop; infinite without a limit.
+    """
+
+    def __init__(
+        self, *, time_limit: float | None = None, gap: float = 0.0, progress: Callable[[float | None, float | None], None] | None = None
+    ) -> None:
+        if time_limit is not None and not time_limit > 0:
+            raise InvalidArgumentError(f"time_limit (={time_limit}) must be a positive number of seconds, or None")
+        if not 0 <= gap < math.inf:
+            raise InvalidArgumentError(f"gap (={gap}) must be a relative gap of at least 0")
+        self.gap = gap
+        self.started = time.monotonic()
+        self.deadline = math.inf if time_limit is None else self.started + time_limit
+        self._progress = progress
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline, at least 0."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def expired(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() >= self.deadline
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def report(self, gain: float | None, bound: float | None) -> None:
+        """Tell the caller the best gain and bound so far."""
+        if self._progress is not None:
+            self._progress(gain, bound)
+
+
+class Solver(ABC):
+    """A way of solving a :class:`~latprune.problem.Problem`; its fields are its options.
+
+    Contract: :meth:`run` is deterministic, does not change the problem, and returns a :class:`~latprune.problem.Solution` whose gain and
+    costs were recomputed from the tables (:func:`answer` does it). ``bound`` is a proven upper bound or None. ``infeasible`` is returned
+    only where proven, with the floor. On Ctrl-C it raises :class:`SolveInterrupted` with the best answer so far; past
+    ``control.deadline`` it returns it.
+    Raises SolverNotApplicableError for a problem that it cannot take, MissingExtraError, or SolverError where it failed.
+    """
+
+    name: ClassVar[str]
+    proves: ClassVar[bool] = True
+    """Whether its answers carry a bound."""
+
+    @abstractmethod
+    def run(self, problem: Problem, control: Control) -> Solution:
+        """Solve ``problem``."""
+
+
+_REGISTRY: dict[str, type[Solver]] = {}
+
+
+def register(solver: type[Solver]) -> type[Solver]:
+    """Make a solver known by its name (a class decorator; the class must be constructible without arguments)."""
+    _REGISTRY[solver.name] = solver
+    return solver
+
+
+def solver_names() -> tuple[str, ...]:
+    """Names that :func:`~latprune.solve.solve` accepts."""
+    return tuple(_REGISTRY)
+
+
+def solver_named(name: str) -> Solver:
+    """The solver of that name with its default options."""
+    if name not in _REGISTRY:
+        raise InvalidArgumentError(f"solver (={name!r}) must be one of {', '.join(_REGISTRY)}")
+    return _REGISTRY[name]()
+
+
+def answer(
+    problem: Problem,
+    indices: IntArray | None,
+    *,
+    solver: str,
+    control: Control,
+    bound: float | None,
+    proven: bool = True,
+    notes: tuple[str, ...] = (),
+) -> Solution:
+    """The solution at ``indices`` (positions into the choices of each variable), re-evaluated from the raw tables.
+
+    Args:
+        problem: The problem.
+        indices: ``(len(variables),)``, or None where nothing feasible was found.
+        solver: Name to report.
+        control: The clock.
+        bound: Proven upper bound, or None.
+        proven: False where the solver rounds, so that even a closed gap is only ``feasible``.
+        notes: Remarks.
+
+    Raises:
+        SolverError: The assignment breaks a limit.
+    """
+    if indices is None:
+        return Solution(solver=solver, status="limit", bound=bound, seconds=control.seconds, notes=notes)
+    row = canonical(problem, np.asarray(indices, dtype=np.int64))
+    found = problem.evaluate_many(row[None, :])
+    gain = float(found.gain[0])
+    costs = {name: float(values[0]) for name, values in found.costs.items()}
+    if not found.satisfied[0]:
+        raise SolverError(f"solver {solver!r} returned an answer that breaks a limit: its costs are {costs}")
+    if bound is not None:
+        # The bound and the gain are sums of the same numbers in two orders.
+        bound = max(bound, gain)
+        if relative_gap(gain, bound) < 1e-12:  # type: ignore[operator]
+            bound = gain
+    gap = relative_gap(gain, bound)
+    status = "optimal" if proven and gap is not None and gap <= OPTIMAL_GAP else "feasible"
+    return Solution(
+        solver=solver,
+        status=status,
+        assignment=problem.evaluator.assignment(row),
+        gain=gain,
+        bound=bound,
+        gap=gap,
+        costs=costs,
+        seconds=control.seconds,
+        notes=notes,
+    )
