@@ -31,7 +31,7 @@ from latprune.latency import (
 )
 from latprune.methods import Method, Proposal, Proposer, StageContext, get_method, selection_of
 from latprune.stage import StageReport
-from latprune.surgery import ArchitectureEdits, EqualityReport, check_equal, replay
+from latprune.surgery import ArchitectureEdits, EqualityReport, check_equal, masked, replay
 from latprune.surgery import prune as cut
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class Pruner:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds of a ``with`` block to the stage called ``name``."""
         start = time.perf_counter()
         try:
             yield
@@ -335,7 +336,7 @@ class Pruner:
             solution=proposal.solution.to_dict() if proposal.solution is not None else None,
             measured=found.measured,
             rounds=tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
-            equality=(equality.max_abs_error, equality.max_rel_error),
+            equality=(equality.max_abs, equality.max_rel),
             note=found.note,
         )
 
@@ -443,8 +444,8 @@ class Pruner:
         proposal = proposer.propose(floor + 1e-6 * abs(floor))
         measured = self._value(self._measure(self._cut_copy(graph, ranking, proposal)))
         return BudgetInfeasibleError(
-            f"budget {self.budget.text!r} ({search.budget:.4g} ms) cannot be met: the smallest network that the constraints allow was measured "
-            f"at {measured:.4g} ms ({100 * measured / self._dense_value():.1f}% of dense). Raise the budget, or allow more "
+            f"budget {self.budget.text!r} ({search.budget:.4g} ms) cannot be met: the smallest network that the constraints allow was "
+            f"measured at {measured:.4g} ms ({100 * measured / self._dense_value():.1f}% of dense). Raise the budget, or allow more "
             "(fewer keep=, blocks_keep= and min_widths=, more widths on offer)",
             limit={"latency": search.budget},
             floor={"latency": measured},
@@ -453,7 +454,7 @@ class Pruner:
     def _check(self, graph: ModelGraph, ranking: Mapping[str, Any], found: _Candidate) -> EqualityReport:
         """Compare the cut copy with the masked network on random inputs before the user's model is touched."""
         selection = selection_of(graph, ranking, found.proposal)
-        return check_equal(found.network, self.model, graph, selection, self.example_inputs, seed=self.seed)
+        return check_equal(found.network, masked(self.model, graph, selection), self.example_inputs, seed=self.seed)
 
     # -- the end -------------------------------------------------------------------------------------------------------------------------
 

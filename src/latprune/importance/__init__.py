@@ -1,7 +1,8 @@
 """One criterion per file: a score for each unit of each channel group."""
 
+from latprune.importance.accumulating import accumulator_for, needs_data
 from latprune.importance.contract import CriterionContract
-from latprune.importance.core import GroupedModel, Importance, cross_entropy_loss, register, registered, score
+from latprune.importance.core import GroupedModel, Importance, LossFunction, cross_entropy_loss, register, registered, score
 from latprune.importance.gradients import GradientAccumulator
 from latprune.importance.hessian import HessianAccumulator, HessianConfig
 from latprune.importance.lamp import LampConfig, lamp_scores
@@ -18,14 +19,17 @@ __all__ = [
     "HessianConfig",
     "Importance",
     "LampConfig",
+    "LossFunction",
     "MagnitudeConfig",
     "SpLampConfig",
     "TaylorAccumulator",
     "TaylorConfig",
+    "accumulator_for",
     "best_units",
     "cross_entropy_loss",
     "lamp_scores",
     "layer_importance",
+    "needs_data",
     "rank_units",
     "register",
     "registered",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from latprune.errors import BudgetInfeasibleError, LatpruneError
+from latprune.errors import LatpruneError
 from latprune.methods.assemble import proposal_of
 from latprune.methods.base import Proposal, Proposer, StageContext
 from latprune.problem import Problem, Solution
-from latprune.solve import solve
+from latprune.solve import require_answer, solve
 
 __all__ = ["SolvedProposer"]
 
@@ -25,14 +25,7 @@ class SolvedProposer(Proposer):
         row = self._problem.costs[0]
         problem = self._problem.replace_limits({row.name: limit})
         solution: Solution = solve(problem, solver=self._solver, time_limit=self._context.time_limit)
-        if solution.status == "infeasible":
-            floor = dict(solution.floor or {})
-            raise BudgetInfeasibleError(
-                f"no choice of widths and blocks brings {row.name} to {limit:.6g} {row.unit}; "
-                f"the lowest that can be reached is {floor.get(row.name, float('nan')):.6g} {row.unit}",
-                limit={row.name: limit},
-                floor=floor,
-            )
+        require_answer(problem, solution)
         if solution.assignment is None:
             raise LatpruneError(
                 f"solver {self._solver!r} stopped after {solution.seconds:.1f} s with status {solution.status!r} and no answer; "

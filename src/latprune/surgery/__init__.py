@@ -2,15 +2,21 @@
 
 from latprune.surgery.apply import prune, replay
 from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, EditStep, TensorEdit
+from latprune.surgery.masked import MaskedModel, masked
 from latprune.surgery.removed import RemovedBranch
+from latprune.surgery.verify import EqualityReport, check_equal
 
 __all__ = [
     "ArchitectureEdits",
     "AttributeEdit",
     "BlockEdit",
     "EditStep",
+    "EqualityReport",
+    "MaskedModel",
     "RemovedBranch",
     "TensorEdit",
+    "check_equal",
+    "masked",
     "prune",
     "replay",
 ]
