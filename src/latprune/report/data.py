@@ -1,0 +1,278 @@
+"""What a report shows, computed from a record: no drawing here, so that tests can check the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from latprune.export.record import LatencyRecord, NetworkRecord, ResultRecord
+from latprune.report import formatting as fmt
+
+__all__ = [
+    "AccuracyPoint",
+    "ComparisonRow",
+    "LatencyBars",
+    "ReportData",
+    "SolverFacts",
+    "Verdict",
+    "WidthRow",
+    "compute_accuracies",
+    "compute_comparison",
+    "compute_latency",
+    "compute_report",
+    "compute_solver",
+    "compute_verdict",
+    "compute_widths",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRow:
+    """One line of the before/after table; ``detail_*`` are the smaller remarks below the values."""
+
+    label: str
+    dense: str
+    pruned: str
+    change: str
+    detail_dense: str = ""
+    detail_pruned: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidthRow:
+    """Width of one channel group before and after; ``removed`` where it went with its block."""
+
+    name: str
+    kind: str
+    dense: int
+    kept: int
+    removed: bool
+
+    @property
+    def share(self) -> float:
+        """Kept over dense."""
+        return self.kept / self.dense
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether the budget is met: ``met``, ``over``, or ``unknown`` where nothing was measured; ``share`` is the value over the limit."""
+
+    outcome: Literal["met", "over", "unknown"]
+    share: float | None
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyBars:
+    """Latencies to draw side by side, milliseconds; ``limit`` where the budget is on latency."""
+
+    dense: LatencyRecord
+    pruned: LatencyRecord
+    limit: float | None
+    predicted: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyPoint:
+    """One accuracy in order of time; ``label`` names the moment."""
+
+    label: str
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverFacts:
+    """What the solver said: its name, ``optimal`` or another status, gain, bound, gap and seconds where it gave them."""
+
+    name: str
+    status: str
+    gain: float | None
+    bound: float | None
+    gap: float | None
+    seconds: float | None
+    variables: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """Everything a report shows."""
+
+    title: str
+    target: str
+    verdict: Verdict
+    comparison: tuple[ComparisonRow, ...]
+    latency: LatencyBars | None
+    widths: tuple[WidthRow, ...]
+    blocks_removed: tuple[str, ...]
+    blocks: int
+    accuracies: tuple[AccuracyPoint, ...]
+    solver: SolverFacts | None
+    record: ResultRecord
+
+
+def compute_report(record: ResultRecord) -> ReportData:
+    """All that a report of ``record`` shows."""
+    return ReportData(
+        title=f"{record.model.name}, {record.method.name.upper().replace('_', '-')}, budget {record.budget.text}",
+        target=str(record.target),
+        verdict=compute_verdict(record),
+        comparison=compute_comparison(record),
+        latency=compute_latency(record),
+        widths=compute_widths(record),
+        blocks_removed=record.blocks_removed,
+        blocks=len(record.blocks),
+        accuracies=compute_accuracies(record),
+        solver=compute_solver(record),
+        record=record,
+    )
+
+
+def compute_verdict(record: ResultRecord) -> Verdict:
+    """Whether the delivered network is at or under its budget, in words."""
+    share, limit = record.budget_share, record.budget.limit
+    if share is None or limit is None:
+        return Verdict(outcome="unknown", share=None, text=f"Budget {record.budget.text}: not measured")
+    value, room = _amount(record, share * limit), abs(1.0 - share)
+    if share <= 1.0:
+        text = f"Budget met: {value} of {_amount(record, limit)}, {fmt.percent(room)} below it"
+        return Verdict(outcome="met", share=share, text=text)
+    return Verdict(outcome="over", share=share, text=f"Over budget: {value}, {fmt.percent(room)} above {_amount(record, limit)}")
+
+
+def _amount(record: ResultRecord, value: float) -> str:
+    """A value of the budgeted resource with its unit."""
+    match record.budget.resource:
+        case "latency":
+            return fmt.milliseconds(value)
+        case "flops":
+            return f"{fmt.count(value)} multiply-adds"
+        case "params":
+            return f"{fmt.count(value)} parameters"
+
+
+def compute_comparison(record: ResultRecord) -> tuple[ComparisonRow, ...]:
+    """Rows of the before/after table; what is not known (an accuracy, a latency) has no row."""
+    dense, pruned = record.dense, record.pruned
+    rows = []
+    if dense.accuracy is not None or pruned.accuracy is not None:
+        rows.append(_accuracy_row(dense, pruned))
+    if dense.latency is not None and pruned.latency is not None:
+        rows.append(_latency_row(dense.latency, pruned.latency))
+        before, after = (record.target.batch * 1e3 / latency.ms for latency in (dense.latency, pruned.latency))
+        rows.append(
+            ComparisonRow(
+                label="Throughput", dense=f"{fmt.count(before)}/s", pruned=f"{fmt.count(after)}/s", change=f"{after / before:.2f}× as fast"
+            )
+        )
+    rows.append(
+        ComparisonRow(
+            label="Parameters",
+            dense=fmt.count(dense.parameters),
+            pruned=fmt.count(pruned.parameters),
+            change=fmt.change(dense.parameters, pruned.parameters),
+        )
+    )
+    rows.append(
+        ComparisonRow(
+            label="FLOPs (multiply-adds)",
+            dense=fmt.count(dense.macs),
+            pruned=fmt.count(pruned.macs),
+            change=fmt.change(dense.macs, pruned.macs),
+        )
+    )
+    if record.groups:
+        before, after = (float(sum(values)) for values in zip(*((g.dense * g.rows, g.kept * g.rows) for g in record.groups), strict=True))
+        rows.append(
+            ComparisonRow(label="Channels, all groups", dense=f"{before:.0f}", pruned=f"{after:.0f}", change=fmt.change(before, after))
+        )
+    if record.blocks:
+        left = len(record.blocks) - len(record.blocks_removed)
+        rows.append(
+            ComparisonRow(
+                label="Removable blocks", dense=str(len(record.blocks)), pruned=str(left), change=f"{len(record.blocks_removed)} removed"
+            )
+        )
+    return tuple(rows)
+
+
+def _accuracy_row(dense: NetworkRecord, pruned: NetworkRecord) -> ComparisonRow:
+    both = dense.accuracy is not None and pruned.accuracy is not None
+    return ComparisonRow(
+        label="Accuracy",
+        dense=fmt.percent(dense.accuracy, 2) if dense.accuracy is not None else "–",
+        pruned=fmt.percent(pruned.accuracy, 2) if pruned.accuracy is not None else "–",
+        change=fmt.points(pruned.accuracy - dense.accuracy) if both and dense.accuracy is not None and pruned.accuracy is not None else "",
+    )
+
+
+def _latency_row(dense: LatencyRecord, pruned: LatencyRecord) -> ComparisonRow:
+    ratio = pruned.ratio if pruned.ratio is not None else pruned.ms / dense.ms
+    return ComparisonRow(
+        label="Latency, median",
+        dense=fmt.milliseconds(dense.ms),
+        pruned=fmt.milliseconds(pruned.ms),
+        change=f"{fmt.percent(ratio)} of dense",
+        detail_dense=_latency_detail(dense),
+        detail_pruned=_latency_detail(pruned),
+    )
+
+
+def _latency_detail(latency: LatencyRecord) -> str:
+    text = f"95 %: {fmt.interval(latency.low, latency.high)}"
+    return f"{text}, spread {fmt.percent(latency.spread)}" if latency.spread is not None else text
+
+
+def compute_latency(record: ResultRecord) -> LatencyBars | None:
+    """The two latencies and the limit, or None where they were not measured."""
+    if record.dense.latency is None or record.pruned.latency is None:
+        return None
+    return LatencyBars(
+        dense=record.dense.latency,
+        pruned=record.pruned.latency,
+        limit=record.budget.limit if record.budget.resource == "latency" else None,
+        predicted=record.predicted_ms,
+    )
+
+
+def compute_widths(record: ResultRecord) -> tuple[WidthRow, ...]:
+    """One row per channel group in the order of the network; widths count all rows of a group."""
+    removed = set(record.blocks_removed)
+    return tuple(
+        WidthRow(
+            name=group.name,
+            kind=group.kind,
+            dense=group.dense * group.rows,
+            kept=group.kept * group.rows,
+            removed=not removed.isdisjoint(group.blocks),
+        )
+        for group in record.groups
+    )
+
+
+def compute_accuracies(record: ResultRecord) -> tuple[AccuracyPoint, ...]:
+    """Accuracies in order of time, with a label such as ``fine-tuned, epoch 2``."""
+    return tuple(
+        AccuracyPoint(
+            label=point.stage if point.epoch is None else f"{point.stage}, epoch {point.epoch:g}",
+            accuracy=point.accuracy,
+        )
+        for point in record.accuracies
+    )
+
+
+def compute_solver(record: ResultRecord) -> SolverFacts | None:
+    """What the solution section says, or None where the method solved nothing."""
+    solution = record.solution
+    if solution is None:
+        return None
+    variables = record.problem.get("variables") if record.problem is not None else None
+    return SolverFacts(
+        name=str(solution.get("solver", "")),
+        status=str(solution.get("status", "")),
+        gain=solution.get("gain"),
+        bound=solution.get("bound"),
+        gap=solution.get("gap"),
+        seconds=solution.get("seconds"),
+        variables=len(variables) if isinstance(variables, list) else None,
+    )

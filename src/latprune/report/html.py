@@ -1,0 +1,250 @@
+"""One self-contained HTML page: no script, no network, no font to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+
+from latprune.export.record import ResultRecord
+from latprune.report import formatting as fmt
+from latprune.report.data import ReportData, compute_report
+from latprune.report.style import STYLE
+from latprune.report.svg import accuracy_svg, latency_svg
+from latprune.storage import write_atomic
+
+__all__ = ["html_page", "write_html"]
+
+
+def write_html(record: ResultRecord, path: str | Path) -> Path:
+    """Write the report of ``record`` as one HTML file that needs nothing else; replaced in one step.
+
+    Args:
+        record: A result, from ``prune()`` or read with :meth:`ResultRecord.read`.
+        path: File to write; its folder is made.
+
+    Returns:
+        The path written.
+
+    Example:
+        >>> write_html(ResultRecord.read("pruned/result.json"), "report.html")  # doctest: +SKIP
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, html_page(record))
+    return path
+
+
+def html_page(record: ResultRecord) -> str:
+    """The report of ``record`` as HTML text."""
+    data = compute_report(record)
+    sections = (
+        _header(data),
+        _tiles(data),
+        _comparison(data),
+        _figures(data),
+        _widths(data),
+        _blocks(data),
+        _solving(data),
+        _running(data),
+        _provenance(data),
+    )
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(data.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _card(title: str, content: str) -> str:
+    return f'<section class="card"><h2>{escape(title)}</h2>{content}</section>'
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of cells that are HTML already; the first cell of each row names it."""
+    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    body = ""
+    for first, *rest in rows:
+        body += f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts if value) + "</dl>"
+
+
+def _header(data: ReportData) -> str:
+    mark = {"met": "✓ ", "over": "✗ ", "unknown": ""}[data.verdict.outcome]
+    return (
+        f"<header><h1>{escape(data.title)}</h1><p>Measured on {escape(data.target)}</p>"
+        f'<p class="verdict {data.verdict.outcome}">{mark}{escape(data.verdict.text)}</p></header>'
+    )
+
+
+def _tiles(data: ReportData) -> str:
+    tiles = ""
+    for row in data.comparison:
+        if row.label.startswith(("Accuracy", "Latency", "Parameters", "FLOPs")):
+            name = row.label.partition(",")[0].partition(" (")[0]
+            origin = f"from {row.dense}" + (f", {row.change}" if row.change else "")
+            tiles += (
+                f'<div class="tile"><div class="name">{escape(name)}</div><div class="value">{escape(row.pruned)}</div>'
+                f'<div class="from">{escape(origin)}</div></div>'
+            )
+    return f'<div class="tiles">{tiles}</div>'
+
+
+def _comparison(data: ReportData) -> str:
+    def cell(value: str, detail: str) -> str:
+        return escape(value) + (f"<small>{escape(detail)}</small>" if detail else "")
+
+    rows = [
+        (escape(row.label), cell(row.dense, row.detail_dense), cell(row.pruned, row.detail_pruned), escape(row.change))
+        for row in data.comparison
+    ]
+    return _card("Before and after", _table(("", "dense", "pruned", "change"), rows))
+
+
+def _figures(data: ReportData) -> str:
+    cards = ""
+    if data.latency is not None:
+        caption = "Whiskers: 95 % interval of the median; both networks measured in turns."
+        if data.latency.predicted is not None:
+            caption += " Triangle: predicted from the tables."
+        cards += _card("Latency", f'{latency_svg(data.latency)}<p class="legend" style="margin:8px 0 0">{caption}</p>')
+    if data.accuracies:
+        cards += _card("Accuracy through the run", accuracy_svg(data.accuracies))
+    return f'<div class="pair">{cards}</div>' if cards else ""
+
+
+def _widths(data: ReportData) -> str:
+    if not data.widths:
+        return ""
+    widest = max(row.dense for row in data.widths)
+    rows = ""
+    for row in data.widths:
+        gone = " gone" if row.removed else ""
+        full, kept = 100.0 * row.dense / widest, 0.0 if row.removed else 100.0 * row.share
+        number = "removed" if row.removed else f"{row.kept} of {row.dense}"
+        rows += (
+            f'<div class="name{gone}">{escape(row.name)}</div>'
+            f'<div class="track"><div class="full" style="width:{full:.2f}%"><div class="fill" style="width:{kept:.2f}%"></div></div></div>'
+            f'<div class="number{gone}">{number}</div>'
+        )
+    legend = (
+        '<p class="legend"><i style="background:var(--kept)"></i>kept<i style="background:var(--dense)"></i>removed; '
+        "bars are as long as the dense width</p>"
+    )
+    return _card("Widths per layer", f'{legend}<div class="widths">{rows}</div>')
+
+
+def _blocks(data: ReportData) -> str:
+    if not data.blocks:
+        return ""
+    title = f"Blocks removed: {len(data.blocks_removed)} of {data.blocks} removable"
+    if not data.blocks_removed:
+        return _card(title, "<p>All blocks stayed.</p>")
+    return _card(title, '<ul class="chips">' + "".join(f"<li>{escape(name)}</li>" for name in data.blocks_removed) + "</ul>")
+
+
+def _solving(data: ReportData) -> str:
+    record, cards = data.record, ""
+    if data.solver is not None:
+        solver = data.solver
+        facts = [
+            ("Solver", solver.name),
+            ("Status", solver.status),
+            ("Gap", f"{solver.gap:.3g}" if solver.gap is not None else "no bound"),
+            ("Gain", f"{solver.gain:.6g}" if solver.gain is not None else ""),
+            ("Upper bound", f"{solver.bound:.6g}" if solver.bound is not None else ""),
+            ("Variables", str(solver.variables) if solver.variables is not None else ""),
+            ("Time", fmt.seconds(solver.seconds) if solver.seconds is not None else ""),
+        ]
+        cards += _card("Solver", _facts(facts))
+    rows = [
+        (
+            str(item.iteration),
+            fmt.milliseconds(item.limit_ms),
+            fmt.milliseconds(item.predicted_ms),
+            fmt.milliseconds(item.measured_ms),
+            fmt.change(item.predicted_ms, item.measured_ms),
+        )
+        for item in record.corrections
+    ]
+    if data.latency is not None and data.latency.predicted is not None:
+        final = data.latency.pruned.ms
+        rows.append(
+            (
+                "final",
+                fmt.milliseconds(data.latency.limit) if data.latency.limit is not None else "–",
+                fmt.milliseconds(data.latency.predicted),
+                fmt.milliseconds(final),
+                fmt.change(data.latency.predicted, final),
+            )
+        )
+    if rows:
+        cards += _card("Predicted and measured", _table(("round", "limit", "predicted", "measured", "error"), rows))
+    return f'<div class="pair">{cards}</div>' if cards else ""
+
+
+def _running(data: ReportData) -> str:
+    record, cards = data.record, ""
+    if record.stages:
+        longest = max(max(stage.seconds for stage in record.stages), 1e-9)
+        total = sum(stage.seconds for stage in record.stages)
+        rows = "".join(
+            f"<div>{escape(stage.name)}</div>"
+            f'<div class="track"><div class="fill" style="width:{100 * stage.seconds / longest:.1f}%"></div></div>'
+            f'<div class="number">{fmt.seconds(stage.seconds)}</div>'
+            for stage in record.stages
+        )
+        cards += _card(f"Time of each stage, {fmt.seconds(total)} in all", f'<div class="stages">{rows}</div>')
+    checks = []
+    if record.equality is not None:
+        checks.append(
+            (
+                "Pruned network against masked network",
+                f"largest difference {record.equality.max_abs_error:.1e} ({record.equality.max_rel_error:.1e} relative)",
+            )
+        )
+    for check in record.verifications:
+        ratio = f", {fmt.percent(check.pruned.ratio)} of dense" if check.pruned.ratio is not None else ""
+        outcome = "budget met" if check.met else "over budget"
+        checks.append((f"Verified {check.created}", f"{fmt.milliseconds(check.pruned.ms)}{ratio}: {outcome}"))
+    if checks:
+        cards += _card("Checks", _facts(checks))
+    if record.notes:
+        cards += _card("Notes", '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in record.notes) + "</ul>")
+    return f'<div class="pair">{cards}</div>' if cards else ""
+
+
+def _provenance(data: ReportData) -> str:
+    record = data.record
+    source, latency = record.provenance, record.pruned.latency
+    measured = ""
+    if latency is not None:
+        measured = f"{latency.runs} runs" + (f" in {latency.rounds} rounds" if latency.rounds is not None else "")
+        measured += "" if latency.converged else "; the interval did not become as tight as asked for"
+    inputs = ", ".join(
+        f"{item.name}: {fmt.shape(item.shape)} {item.dtype}" if item.name else f"{fmt.shape(item.shape)} {item.dtype}"
+        for item in record.model.inputs
+    )
+    options = ", ".join(f"{name}={value}" for name, value in record.method.options.items())
+    facts = [
+        ("Target", str(record.target)),
+        ("Measurement", measured),
+        ("Model", record.model.constructor or record.model.name),
+        ("Inputs", inputs),
+        ("Method", record.method.name + (f" ({options})" if options else "")),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in source.versions.items())),
+        ("Machine", " · ".join(text for text in (source.processor, source.platform) if text)),
+        ("Seed", str(source.seed) if source.seed is not None else ""),
+        ("Command", source.command or ""),
+        ("Weights, SHA-256", source.weights_sha256 or ""),
+    ]
+    when = escape(source.created)
+    return _card("Target and provenance", _facts(facts)) + f"<footer>Made by latprune, {when}. FLOPs are multiply-adds.</footer>"
