@@ -32,7 +32,7 @@ from support.synthetic_residual import Graph, batches, residual
         SpLampConfig(fold_norm=True),
         SpLampConfig(fold_norm=False),
         TaylorConfig(),
-        TaylorConfig(split="per_group"),
+        TaylorConfig(reduction="per_group"),
         HessianConfig(),
     ],
     ids=repr,

@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from latprune.errors import InvalidArgumentError
-from latprune.importance import HessianAccumulator, HessianConfig, TaylorAccumulator, TaylorConfig, score
+from latprune.importance import (
+    HessianAccumulator,
+    HessianConfig,
+    SpLampConfig,
+    TaylorAccumulator,
+    TaylorConfig,
+    accumulator_for,
+    needs_data,
+    score,
+)
 from support.synthetic_residual import Graph, batches, residual
 
 
@@ -37,7 +46,7 @@ def test_taylor_sums_signed_terms_of_a_group_and_splits_by_layer() -> None:
     total = np.mean([np.abs(a + b) for a, b in per_batch], axis=0)
     stem = np.mean([np.abs(a) for a, _ in per_batch], axis=0)
     block = np.mean([np.abs(b) for _, b in per_batch], axis=0)
-    got = score(model, graph, TaylorConfig(split="per_layer"), data)
+    got = score(model, graph, TaylorConfig(reduction="per_layer"), data)
     np.testing.assert_allclose(got.units["stem"], total, rtol=1e-5)
     np.testing.assert_allclose(got.shares[("stem", ())], total * stem / (stem + block), rtol=1e-5)
     np.testing.assert_allclose(got.shares[("stem", ("block",))], total * block / (stem + block), rtol=1e-5)
@@ -45,7 +54,7 @@ def test_taylor_sums_signed_terms_of_a_group_and_splits_by_layer() -> None:
 
 def test_per_group_hangs_on_the_blocks_that_all_layers_share() -> None:
     model, graph = residual()
-    got = score(model, graph, TaylorConfig(split="per_group"), batches())
+    got = score(model, graph, TaylorConfig(reduction="per_group"), batches())
     assert set(got.shares) == {("stem", ()), ("conv1", ("block",))}
 
 
@@ -130,8 +139,8 @@ def test_misuse_is_named() -> None:
         TaylorAccumulator(model, graph, TaylorConfig()).update()
     with pytest.raises(InvalidArgumentError, match="loss of batch 0 is nan"):
         score(model, graph, TaylorConfig(), batches(1), loss=lambda net, batch: net(batch[0]).sum() * float("nan"))
-    with pytest.raises(InvalidArgumentError, match="split"):
-        TaylorConfig(split="both")
+    with pytest.raises(InvalidArgumentError, match="reduction"):
+        TaylorConfig(reduction="both")
     with pytest.raises(InvalidArgumentError, match="batches"):
         HessianConfig(batches=0)
 
@@ -151,3 +160,12 @@ def test_batches_limits_the_data() -> None:
     got = score(model, graph, TaylorConfig(batches=2), batches(5))
     expected = score(model, graph, TaylorConfig(), batches(2))
     np.testing.assert_array_equal(got.units["conv1"], expected.units["conv1"])
+
+
+def test_the_configuration_chooses_the_accumulator() -> None:
+    model, graph = residual()
+    assert isinstance(accumulator_for(model, graph, TaylorConfig()), TaylorAccumulator)
+    assert isinstance(accumulator_for(model, graph, HessianConfig()), HessianAccumulator)
+    assert needs_data(TaylorConfig()) and needs_data(HessianConfig()) and not needs_data(SpLampConfig())
+    with pytest.raises(InvalidArgumentError, match="without gradients"):
+        accumulator_for(model, graph, SpLampConfig())

@@ -1,8 +1,17 @@
 """One criterion per file: a score for each unit of each channel group."""
 
-from latprune.importance.accumulating import accumulator_for, needs_data
 from latprune.importance.contract import CriterionContract
-from latprune.importance.core import GroupedModel, Importance, LossFunction, cross_entropy_loss, register, registered, score
+from latprune.importance.core import (
+    GroupedModel,
+    Importance,
+    LossFunction,
+    accumulator_for,
+    cross_entropy_loss,
+    needs_data,
+    register,
+    registered,
+    score,
+)
 from latprune.importance.gradients import GradientAccumulator
 from latprune.importance.hessian import HessianAccumulator, HessianConfig
 from latprune.importance.lamp import LampConfig, lamp_scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,22 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import ChannelGroup, Kernel
 
-__all__ = ["Blocks", "GroupedModel", "Importance", "LossFunction", "Scores", "cross_entropy_loss", "register", "registered", "score"]
+if TYPE_CHECKING:
+    from latprune.importance.gradients import GradientAccumulator
+
+__all__ = [
+    "Blocks",
+    "GroupedModel",
+    "Importance",
+    "LossFunction",
+    "Scores",
+    "accumulator_for",
+    "cross_entropy_loss",
+    "needs_data",
+    "register",
+    "registered",
+    "score",
+]
 
 Scores = npt.NDArray[np.float64]
 """``(units,)``: one number for each unit of a group, larger is more important."""
@@ -69,21 +84,32 @@ class Importance:
 
 
 ConfigT = TypeVar("ConfigT")
-Criterion = Callable[[nn.Module, GroupedModel, Any, Iterable[Any] | None, LossFunction], Importance]
+Criterion = Callable[[nn.Module, GroupedModel, ConfigT, Iterable[Any] | None, LossFunction], Importance]
+AccumulatorFactory = Callable[[nn.Module, GroupedModel, ConfigT], "GradientAccumulator"]
 
-_CRITERIA: dict[type, Criterion] = {}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    criterion: Criterion[Any]
+    accumulator: AccumulatorFactory[Any] | None
+    needs_data: bool
+
+
+_CRITERIA: dict[type, _Entry] = {}
 
 
 def register(
-    config_type: type[ConfigT],
-) -> Callable[
-    [Callable[[nn.Module, GroupedModel, ConfigT, Iterable[Any] | None, LossFunction], Importance]],
-    Callable[[nn.Module, GroupedModel, ConfigT, Iterable[Any] | None, LossFunction], Importance],
-]:
+    config_type: type[ConfigT], *, accumulator: AccumulatorFactory[ConfigT] | None = None, needs_data: bool | None = None
+) -> Callable[[Criterion[ConfigT]], Criterion[ConfigT]]:
     """Make a function the criterion of a configuration type.
 
     The function takes ``(model, graph, config, data, loss)`` and returns an :class:`Importance`; it leaves the model as it found it and
     gives the same scores for the same input.
+
+    Args:
+        config_type: Type of the configurations; a subclass's configuration is taken too.
+        accumulator: Builds ``(model, graph, config) -> GradientAccumulator`` where the criterion can be fed by a caller's backward passes.
+        needs_data: Whether the criterion needs batches; None: when it has an accumulator.
 
     Example:
         >>> @dataclass(frozen=True)
@@ -95,13 +121,37 @@ def register(
         ...     return Importance(units=units, shares={(name, ()): values for name, values in units.items()})
     """
 
-    def decorate(
-        criterion: Callable[[nn.Module, GroupedModel, ConfigT, Iterable[Any] | None, LossFunction], Importance],
-    ) -> Callable[[nn.Module, GroupedModel, ConfigT, Iterable[Any] | None, LossFunction], Importance]:
-        _CRITERIA[config_type] = criterion
+    def decorate(criterion: Criterion[ConfigT]) -> Criterion[ConfigT]:
+        needed = accumulator is not None if needs_data is None else needs_data
+        _CRITERIA[config_type] = _Entry(criterion=criterion, accumulator=accumulator, needs_data=needed)
         return criterion
 
     return decorate
+
+
+def _entry(config: object) -> _Entry:
+    for config_type in type(config).__mro__:
+        if config_type in _CRITERIA:
+            return _CRITERIA[config_type]
+    known = ", ".join(sorted(entry.__name__ for entry in _CRITERIA))
+    raise InvalidArgumentError(f"config (={config!r}) must be the configuration of a registered criterion: {known}")
+
+
+def needs_data(config: object) -> bool:
+    """Whether the criterion of ``config`` needs batches (gradients of the loss)."""
+    return _entry(config).needs_data
+
+
+def accumulator_for(model: nn.Module, graph: GroupedModel, config: object) -> GradientAccumulator:
+    """An accumulator of the criterion of ``config``, to be fed by the caller's own backward passes.
+
+    Raises:
+        InvalidArgumentError: The criterion takes no gradients.
+    """
+    entry = _entry(config)
+    if entry.accumulator is None:
+        raise InvalidArgumentError(f"config (={config!r}) scores without gradients: there is nothing to accumulate, call score()")
+    return entry.accumulator(model, graph, config)
 
 
 def registered() -> tuple[type, ...]:
@@ -141,8 +191,4 @@ def score(
         >>> importance.units["layer1.0.conv1"].max()  # doctest: +SKIP
         1.0
     """
-    for config_type in type(config).__mro__:
-        if config_type in _CRITERIA:
-            return _CRITERIA[config_type](model, graph, config, data, loss)
-    known = ", ".join(sorted(entry.__name__ for entry in _CRITERIA))
-    raise InvalidArgumentError(f"config (={config!r}) must be the configuration of a registered criterion: {known}")
+    return _entry(config).criterion(model, graph, config, data, loss)

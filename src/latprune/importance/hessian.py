@@ -39,6 +39,10 @@ class HessianAccumulator(GradientAccumulator):
     parameter that the unit's removal removes takes part: producing filters, biases, norms and the slices that read it.
     """
 
+    def __init__(self, model: nn.Module, graph: GroupedModel, config: HessianConfig | None = None) -> None:
+        super().__init__(model, graph)
+        self.config = config if config is not None else HessianConfig()
+
     def layers_of(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> tuple[Layer, ...]:
         """Every kernel with a parameter of the group."""
         return by_kernel(member for member in group.members if isinstance(tensors.get(member.tensor), nn.Parameter))
@@ -48,9 +52,9 @@ class HessianAccumulator(GradientAccumulator):
         return np.square(terms)
 
 
-@register(HessianConfig)
+@register(HessianConfig, accumulator=HessianAccumulator)
 def score_hessian(
     model: nn.Module, graph: GroupedModel, config: HessianConfig, data: Iterable[Any] | None, loss: LossFunction
 ) -> Importance:
     """Score with the model in evaluation mode; a layer's share is in proportion to its own squared term."""
-    return accumulate(HessianAccumulator(model, graph), data, loss, batches=config.batches)
+    return accumulate(HessianAccumulator(model, graph, config), data, loss, batches=config.batches)

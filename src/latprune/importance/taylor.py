@@ -16,7 +16,7 @@ from latprune.importance.gradients import GradientAccumulator, Layer, accumulate
 
 __all__ = ["TaylorAccumulator", "TaylorConfig"]
 
-SPLITS = ("per_layer", "per_group")
+REDUCTIONS = ("per_layer", "per_group")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,17 +24,18 @@ class TaylorConfig:
     """Taylor importance of each unit.
 
     Attributes:
-        split: ``per_layer`` (MDP): the group's score is split over its layers in proportion to their ``|i_l|``, so that removing a block
-            removes only that block's share. ``per_group`` (HALP): the score is one piece; it hangs on the blocks that hold all its layers.
+        reduction: ``per_layer`` (MDP): the group's score is split over its layers in proportion to their ``|i_l|``, so that removing a
+            block removes only that block's share. ``per_group`` (HALP): the score is one piece; it hangs on the blocks that hold all its
+            layers.
         batches: Score so many batches of the data; None takes all.
     """
 
-    split: str = "per_layer"
+    reduction: str = "per_layer"
     batches: int | None = None
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise InvalidArgumentError(f"split (={self.split!r}) must be one of {', '.join(SPLITS)}")
+        if self.reduction not in REDUCTIONS:
+            raise InvalidArgumentError(f"reduction (={self.reduction!r}) must be one of {', '.join(REDUCTIONS)}")
         if self.batches is not None and self.batches < 1:
             raise InvalidArgumentError(f"batches (={self.batches}) must be at least 1")
 
@@ -66,7 +67,7 @@ class TaylorAccumulator(GradientAccumulator):
     def split(self, contributions: Mapping[str, list[Scores]]) -> dict[str, list[tuple[Blocks, Scores]]]:
         """Per layer, or one share on the blocks that all layers have in common."""
         parts = super().split(contributions)
-        if self.config.split == "per_layer":
+        if self.config.reduction == "per_layer":
             return parts
         return {name: [(_common([blocks for blocks, _ in found]), np.ones_like(self._groups[name]))] for name, found in parts.items()}
 
@@ -81,7 +82,7 @@ def _common(chains: list[Blocks]) -> Blocks:
     return tuple(shared)
 
 
-@register(TaylorConfig)
+@register(TaylorConfig, accumulator=TaylorAccumulator)
 def score_taylor(model: nn.Module, graph: GroupedModel, config: TaylorConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
     """Score with the model in evaluation mode; feed a :class:`TaylorAccumulator` from a training loop for scores of a training epoch."""
     return accumulate(TaylorAccumulator(model, graph, config), data, loss, batches=config.batches)

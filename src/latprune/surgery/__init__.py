@@ -3,8 +3,9 @@
 from latprune.surgery.apply import prune, replay
 from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, EditStep, TensorEdit
 from latprune.surgery.masked import MaskedModel, masked
+from latprune.surgery.masked_rules import register_masked_rule
 from latprune.surgery.removed import RemovedBranch
-from latprune.surgery.verify import EqualityReport, check_equal
+from latprune.surgery.verify import EqualityReport, check_equal, compare, random_inputs
 
 __all__ = [
     "ArchitectureEdits",
@@ -16,7 +17,10 @@ __all__ = [
     "RemovedBranch",
     "TensorEdit",
     "check_equal",
+    "compare",
     "masked",
     "prune",
+    "random_inputs",
+    "register_masked_rule",
     "replay",
 ]
