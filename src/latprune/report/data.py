@@ -34,8 +34,8 @@ class ComparisonRow:
     dense: str
     pruned: str
     change: str
-    detail_dense: str = ""
-    detail_pruned: str = ""
+    detail_dense: tuple[str, ...] = ()
+    detail_pruned: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,9 +218,9 @@ def _latency_row(dense: LatencyRecord, pruned: LatencyRecord) -> ComparisonRow:
     )
 
 
-def _latency_detail(latency: LatencyRecord) -> str:
-    text = f"95 %: {fmt.interval(latency.low, latency.high)}"
-    return f"{text}, spread {fmt.percent(latency.spread)}" if latency.spread is not None else text
+def _latency_detail(latency: LatencyRecord) -> tuple[str, ...]:
+    interval = f"95 %: {fmt.interval(latency.low, latency.high)}"
+    return (interval, f"spread {fmt.percent(latency.spread)}") if latency.spread is not None else (interval,)
 
 
 def compute_latency(record: ResultRecord) -> LatencyBars | None:

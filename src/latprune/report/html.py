@@ -99,8 +99,8 @@ def _tiles(data: ReportData) -> str:
 
 
 def _comparison(data: ReportData) -> str:
-    def cell(value: str, detail: str) -> str:
-        return escape(value) + (f"<small>{escape(detail)}</small>" if detail else "")
+    def cell(value: str, details: tuple[str, ...]) -> str:
+        return escape(value) + "".join(f"<small>{escape(detail)}</small>" for detail in details)
 
     rows = [
         (escape(row.label), cell(row.dense, row.detail_dense), cell(row.pruned, row.detail_pruned), escape(row.change))

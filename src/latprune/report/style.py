@@ -40,9 +40,9 @@ th, td { text-align: right; padding: 7px 0 7px 14px; border-top: 1px solid var(-
 thead th { border-top: 0; color: var(--soft); font-weight: 500; font-size: .85rem; padding-top: 0; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody th { font-weight: 500; }
-td small { display: block; color: var(--soft); }
+td small { display: block; color: var(--soft); white-space: nowrap; }
 .scroll { overflow-x: auto; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 6px 18px; margin: 0; }
+dl { display: grid; grid-template-columns: fit-content(46%) 1fr; gap: 6px 18px; margin: 0; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .figure { display: block; width: 100%; height: auto; font-size: 13px; }
@@ -84,8 +84,8 @@ footer { color: var(--soft); font-size: .85rem; margin-top: 24px; }
   .tiles { grid-template-columns: 1fr 1fr; gap: 10px; }
   .tile { padding: 10px 12px; }
   .tile .value { font-size: 1.25rem; }
-  .figure { font-size: 17px; }
-  .figure .tick { font-size: 16px; }
+  .figure { font-size: 15px; }
+  .figure .tick { font-size: 14px; }
   th, td { padding-left: 8px; font-size: .9rem; }
   td small { font-size: .78rem; }
   .widths { grid-template-columns: minmax(0, 9.5rem) minmax(50px, 1fr) max-content; gap: 5px 8px; }

@@ -9,7 +9,7 @@ from latprune.report.data import AccuracyPoint, LatencyBars
 
 __all__ = ["accuracy_svg", "latency_svg", "nice_ticks"]
 
-_WIDTH = 640
+_WIDTH = 480
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -34,7 +34,7 @@ def _floor_log10(value: float) -> int:
 def latency_svg(bars: LatencyBars) -> str:
     """Dense and pruned latency as horizontal bars with their 95 % intervals, the budget as a line, the prediction as a mark."""
     left, right, top, row = 74, 24, 34, 46
-    height = top + 2 * row + 34
+    height = top + 2 * row + 40
     values = [bars.dense.high, bars.pruned.high, bars.limit or 0.0, bars.predicted or 0.0]
     scale = (_WIDTH - left - right) / (max(values) * 1.02)
 
@@ -72,13 +72,14 @@ def latency_svg(bars: LatencyBars) -> str:
 
 def accuracy_svg(points: tuple[AccuracyPoint, ...]) -> str:
     """Accuracy through the run, one dot per evaluation."""
-    left, right, top, bottom, height = 56, 24, 26, 58, 250
+    left, right, top, bottom, height = 52, 14, 30, 62, 230
     values = [point.accuracy for point in points]
     low, high = min(values), max(values)
     pad = max((high - low) * 0.12, 0.005)
     low, high = max(0.0, low - pad), min(1.0, high + pad)
-    step = (_WIDTH - left - right) / max(len(points) - 1, 1)
-    inset = 0.0 if len(points) > 1 else (_WIDTH - left - right) / 2
+    inset = 30.0 if len(points) > 1 else (_WIDTH - left - right) / 2
+    step = (_WIDTH - left - right - 2 * inset) / max(len(points) - 1, 1)
+    digits = 2 if len(points) <= 4 else 1
 
     def x(index: int) -> float:
         return left + inset + index * step
@@ -96,19 +97,21 @@ def accuracy_svg(points: tuple[AccuracyPoint, ...]) -> str:
     every = max(1, -(-len(points) // 6))
     last = len(points) - 1
     for index, point in enumerate(points):
-        cx, cy = x(index), y(point.accuracy)
+        value = point.accuracy
+        cx, cy = x(index), y(value)
         title = f"{escape(point.label)}: {fmt.percent(point.accuracy, 2)}"
         parts.append(f'<circle class="dot" cx="{cx:.1f}" cy="{cy:.1f}" r="4.5"><title>{title}</title></circle>')
         if index % every and index != last:
             continue
         if index != last and last - index < every:
             continue
-        anchor = "start" if index == 0 and last else "end" if index == last and last else "middle"
-        above = cy - 10 if cy > top + 12 else cy + 20
-        parts.append(f'<text class="value" x="{cx:.1f}" y="{above:.1f}" text-anchor="{anchor}">{fmt.percent(point.accuracy, 2)}</text>')
+        neighbours = [points[other].accuracy for other in (index - 1, index + 1) if 0 <= other <= last]
+        valley = bool(neighbours) and all(point.accuracy < other for other in neighbours)
+        above = cy + 20 if valley or cy <= top + 8 else cy - 10
+        parts.append(f'<text class="value" x="{cx:.1f}" y="{above:.1f}" text-anchor="middle">{fmt.percent(value, digits)}</text>')
         stage, _, rest = point.label.partition(", ")
-        parts.append(f'<text class="tick" x="{cx:.1f}" y="{height - bottom + 22}" text-anchor="{anchor}">{escape(stage)}</text>')
+        parts.append(f'<text class="tick" x="{cx:.1f}" y="{height - bottom + 22}" text-anchor="middle">{escape(stage)}</text>')
         if rest:
-            parts.append(f'<text class="tick" x="{cx:.1f}" y="{height - bottom + 38}" text-anchor="{anchor}">{escape(rest)}</text>')
+            parts.append(f'<text class="tick" x="{cx:.1f}" y="{height - bottom + 38}" text-anchor="middle">{escape(rest)}</text>')
     parts.append("</svg>")
     return "".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from latprune.export.record import ResultRecord
@@ -59,8 +60,8 @@ def _comparison(data: ReportData, console: Console) -> None:
     table.add_column("change", justify="right")
     for row in data.comparison:
         table.add_row(row.label, row.dense, row.pruned, row.change)
-        if row.detail_dense or row.detail_pruned:
-            table.add_row("", f"[dim]{row.detail_dense}[/dim]", f"[dim]{row.detail_pruned}[/dim]", "")
+        for before, after in zip_longest(row.detail_dense, row.detail_pruned, fillvalue=""):
+            table.add_row("", f"[dim]{before}[/dim]", f"[dim]{after}[/dim]", "")
     console.print(table)
     console.print(f"{_MARK[data.verdict.outcome]} {escape(data.verdict.text)}", highlight=False)
 
