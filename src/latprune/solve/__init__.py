@@ -1,12 +1,14 @@
 """Solvers for :class:`latprune.problem.Problem`: one per file, one vocabulary of results."""
 
 from latprune.solve.base import Control, SolveInterrupted, Solver, SolverError, register, solver_named, solver_names
+from latprune.solve.exact import Exact
 from latprune.solve.front import require_answer, solve
 from latprune.solve.group_knapsack import GroupKnapsack, Knapsack
 from latprune.solve.highs import Highs
 
 __all__ = [
     "Control",
+    "Exact",
     "GroupKnapsack",
     "Highs",
     "Knapsack",

@@ -56,7 +56,6 @@ class Control:
         """Seconds until the deadline, at least 0."""
         return max(0.0, self.deadline - time.monotonic())
 
-    @property
     def expired(self) -> bool:
         """Whether the deadline has passed."""
         return time.monotonic() >= self.deadline

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from latprune.problem.types import FloatArray, IntArray
 from latprune.solve.factors import FactorGraph
 from latprune.solve.plan import Layout, MaxStep, Plan, SumStep
 
 __all__ = ["Forward", "Marginals", "backward", "forward", "laid_out", "states_of", "weigh"]
+
+Numbers = TypeVar("Numbers", bound=npt.NDArray[Any])
 
 CHUNK = 1 << 15
 """Entries of a joint table worked on at a time: 256 kB, which stays in a core's cache."""
@@ -59,15 +63,15 @@ class Marginals:
     states: list[FloatArray | None]
 
 
-def laid_out(table: FloatArray, layout: Layout, *, absent: float = 0.0) -> FloatArray:
+def laid_out(table: Numbers, layout: Layout, *, absent: float = 0.0) -> Numbers:
     """``table`` on the axes of a joint table, ``absent`` where one of its gates is closed."""
-    placed = table.transpose(layout.transpose).reshape(layout.shape)
+    placed: Any = table.transpose(layout.transpose).reshape(layout.shape)
     if not layout.opened:
-        return placed
+        return placed  # type: ignore[no-any-return]
     shape = [2 if d in layout.opened else n for d, n in enumerate(layout.shape)]
-    full = np.full(shape, absent, dtype=table.dtype)
+    full: Any = np.full(shape, absent, dtype=table.dtype)
     full[tuple(slice(1, 2) if d in layout.opened else slice(None) for d in range(len(shape)))] = placed
-    return full
+    return full  # type: ignore[no-any-return]
 
 
 def _chunks(shape: Sequence[int]) -> list[slice]:

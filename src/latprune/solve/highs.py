@@ -127,7 +127,7 @@ def solve_milp(
     if not len(model.objective):
         fits = bool(np.all(graph.budgets >= 0))
         return MilpResult(states=np.zeros(0, dtype=np.int64) if fits else None, bound=model.offset, infeasible=not fits)
-    if control.expired:
+    if control.expired():
         return MilpResult(states=start, bound=math.inf)
     for row in range(len(model.row_upper) - len(graph.resources), len(model.row_upper)):
         upper = model.row_upper[row]
@@ -158,7 +158,7 @@ def solve_milp(
             if accept is not None and not accept(states):
                 _cut_off(h, model, x)
                 states = None
-                if not stopped and not control.expired:
+                if not stopped and not control.expired():
                     continue
         return MilpResult(states=states, bound=best_bound, interrupted=interrupted, nodes=nodes)
     return MilpResult(states=None, bound=best_bound, nodes=nodes)

@@ -77,7 +77,7 @@ def _run(
     taken: list[list[IntArray]] = []
     kept: list[IntArray] = []
     for bundle in classes.bundles:
-        if control.expired:
+        if control.expired():
             return np.full(units + 1, -math.inf), [], []
         absent, present, residuals = _residuals(bundle)
         here = _shifted(f, int(_weights(np.array([present]), unit, units, up=up)[0]), bundle.present[1])

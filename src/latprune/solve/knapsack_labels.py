@@ -138,7 +138,7 @@ def _search(classes: Classes, multiplier: float, room: float, control: Control) 
         origin = np.arange(len(cost))
         chosen: IntArray = np.zeros((len(cost), len(options)), dtype=np.int64)
         for k, (values, costs) in enumerate(zip(options, bundle.costs, strict=True)):
-            if control.expired:
+            if control.expired():
                 return None, False
             short = values.max() - values
             usable = np.flatnonzero(short <= room)

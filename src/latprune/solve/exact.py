@@ -1,0 +1,83 @@
+"""The structure solver: exact, on the raw costs, by elimination over the group graph."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from latprune.errors import InvalidArgumentError
+from latprune.problem import Problem, Solution
+from latprune.solve.base import Control, SolveInterrupted, Solver, answer, register
+from latprune.solve.branch import BranchAndBound, TooDense
+from latprune.solve.factors import FactorGraph, compile_problem
+from latprune.solve.floor import infeasible
+from latprune.solve.highs import accepts, solve_milp
+
+__all__ = ["Exact"]
+
+
+@register
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exact(Solver):
+    """Lagrangian bound by bucket elimination, reduction, Pareto labels; branch and bound where they grow too many.
+
+    1. ``D(l) = l B + max_x (gain - l cost)`` is minimised over ``l``; each evaluation is exact dynamic programming over the group graph,
+    whose
+       width is small for networks.
+    2. A backward pass gives the best value reachable through every state; a state below the incumbent is fixed out.
+    3. With a guess just under the bound, labels (cost, gain) run through the same elimination order; the best feasible one at or above the
+    guess
+       is optimal, otherwise the guess is lowered.
+    4. Over ``label_cap`` labels the part is split on the variable that most decides, best bound first.
+
+    No cost is rounded. Where the graph is too dense for elimination, or more than one resource has a limit, the problem is handed over to
+    HiGHS, and ``solver`` says ``exact+highs``.
+
+    Attributes:
+        max_table: Entries of the largest table that elimination may build.
+        label_cap: Most labels at a time.
+    """
+
+    name: ClassVar[str] = "exact"
+    max_table: int = 50_000_000
+    label_cap: int = 400_000
+
+    def __post_init__(self) -> None:
+        for field, value in (("max_table", self.max_table), ("label_cap", self.label_cap)):
+            if value < 1:
+                raise InvalidArgumentError(f"{field} (={value}) must be at least 1")
+
+    def run(self, problem: Problem, control: Control) -> Solution:
+        """Solve ``problem``."""
+        graph = compile_problem(problem)
+        if len(graph.resources) > 1:
+            return self._hand_over(problem, graph, control, f"{len(graph.resources)} resources have limits")
+        search = BranchAndBound(graph=graph, control=control, max_table=self.max_table, label_cap=self.label_cap)
+        try:
+            search.run()
+        except KeyboardInterrupt:
+            raise SolveInterrupted(self._solution(problem, search, control)) from None
+        except TooDense:
+            return self._hand_over(problem, graph, control, "the group graph is too dense for elimination")
+        if search.infeasible:
+            return infeasible(problem, solver=self.name, control=control)
+        return self._solution(problem, search, control)
+
+    def _solution(self, problem: Problem, search: BranchAndBound, control: Control) -> Solution:
+        notes = (f"{search.nodes} nodes, {search.searches} label searches, at most {search.most_labels} labels",)
+        states = None if search.states is None else search.states[: search.graph.own]
+        bound = search.bound if math.isfinite(search.bound) else None
+        return answer(problem, states, solver=self.name, control=control, bound=bound, notes=notes)
+
+    def _hand_over(self, problem: Problem, graph: FactorGraph, control: Control, reason: str) -> Solution:
+        name = f"{self.name}+highs"
+        result = solve_milp(graph, control, accept=accepts(problem, graph))
+        if result.infeasible:
+            return infeasible(problem, solver=name, control=control, notes=(reason,))
+        states = None if result.states is None else result.states[: graph.own]
+        bound = result.bound if math.isfinite(result.bound) else None
+        solution = answer(problem, states, solver=name, control=control, bound=bound, notes=(f"handed over to HiGHS: {reason}",))
+        if result.interrupted:
+            raise SolveInterrupted(solution)
+        return solution
