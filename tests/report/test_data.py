@@ -52,10 +52,14 @@ def test_the_ratio_is_the_interleaved_one_where_there_is_one() -> None:
 @pytest.mark.parametrize(
     ("budget", "outcome", "words"),
     [
-        ({"text": "50%", "resource": "latency", "value": 50.0, "unit": "%", "limit": 1.6}, "met", "1.57 ms of 1.60 ms, 1.9 % below"),
-        ({"text": "1.5ms", "resource": "latency", "value": 1.5, "unit": "ms", "limit": 1.5}, "over", "1.57 ms, 4.7 % above 1.50 ms"),
+        (
+            {"text": "50%", "resource": "latency", "value": 50.0, "unit": "%", "limit": 1.6},
+            "met",
+            "49.1 % of the dense latency, 1.9 % below the 50 % asked for",
+        ),
+        ({"text": "1.5ms", "resource": "latency", "value": 1.5, "unit": "ms", "limit": 1.5}, "over", "1.57 ms, 4.7 % above the 1.50 ms"),
         ({"text": "flops=50%", "resource": "flops", "value": 50.0, "unit": "%", "limit": 6.0e7}, "over", "60.1M multiply-adds"),
-        ({"text": "params=0.5M", "resource": "params", "value": 5e5, "unit": "count", "limit": 5e5}, "met", "412.3K parameters of 500.0K"),
+        ({"text": "params=0.5M", "resource": "params", "value": 5e5, "unit": "count", "limit": 5e5}, "met", "17.5 % below the 500.0K"),
         ({"text": "50%", "resource": "latency", "value": 50.0, "unit": "%", "limit": None}, "unknown", "not measured"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["add_model_arguments", "add_target_arguments"]
+__all__ = ["add_model_arguments", "add_recorded_model_arguments", "add_target_arguments"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -32,6 +32,16 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = Tru
         metavar="[NAME=]SHAPE[:DTYPE[:HIGH]]",
         help="an example input, as 1x3x224x224 or ids=1x128:int64:30522 (integers below 30522); repeat for several inputs in order",
     )
+
+
+def add_recorded_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``, ``--model-arg`` and ``--trust-recorded-model`` for commands that rebuild a saved result."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", metavar="MODULE:CALLABLE", help="builds the dense model (default: as recorded, for the library's reference models)"
+    )
+    group.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of it; may be repeated")
+    group.add_argument("--trust-recorded-model", action="store_true", help="run the constructor that the result records, whatever it is")
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:

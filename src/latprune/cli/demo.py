@@ -18,8 +18,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "demo",
         help="train, prune, verify, export and report a small network",
-        description="Train a small residual network on scikit-learn's handwritten digits, prune it to half of its measured latency, fine-tune, "
-        "verify in a new process, export ONNX and write a report.",
+        description="Train a small residual network on scikit-learn's handwritten digits, prune it to half of its measured latency, "
+        "fine-tune, verify in a new process, export ONNX and write a report.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

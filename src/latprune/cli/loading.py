@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from latprune.export.record import ResultRecord
     from latprune.latency.target import Target
 
     ExampleInputs = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
@@ -32,6 +33,8 @@ __all__ = [
     "load_weights",
     "parse_arguments",
     "parse_input",
+    "recorded_constructor",
+    "recorded_inputs",
     "target_from",
 ]
 
@@ -219,6 +222,52 @@ def load_model(spec: str, arguments: Sequence[str] = (), weights: str | Path | N
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
+
+
+def recorded_constructor(
+    record: ResultRecord, spec: str | None, arguments: Sequence[str], *, trust: bool = False
+) -> Callable[[], nn.Module]:
+    """What builds the dense model of a saved result: ``spec`` where it is given, else the constructor that the result records.
+
+    A file must not decide what code runs, so a recorded constructor is taken unasked only where it is one of this library's reference
+    models.
+
+    Args:
+        record: The saved result.
+        spec: ``--model`` of the command line, or None.
+        arguments: ``--model-arg`` of the command line; without ``--model`` they replace the recorded arguments.
+        trust: Whether the user said that the recorded constructor may be run.
+
+    Raises:
+        InvalidArgumentError: There is no constructor, or the recorded one is not to be run unasked.
+    """
+    if spec is not None:
+        return lambda: load_model(spec, arguments)
+    recorded = record.model.constructor
+    if recorded is None:
+        raise InvalidArgumentError("the result does not record how to build its model; give --model MODULE:CALLABLE")
+    if not trust and not _is_reference_model(recorded):
+        raise InvalidArgumentError(
+            f"the result names {recorded!r} as the constructor of its model, and running it means running code that a file chose; "
+            f"give --model {recorded} if that is what you want, or --trust-recorded-model"
+        )
+    texts = arguments or [f"{key}={json.dumps(value)}" for key, value in record.model.arguments.items()]
+    return lambda: load_model(recorded, texts)
+
+
+def _is_reference_model(spec: str) -> bool:
+    """Whether ``spec`` names a model class or function of :mod:`latprune.zoo`."""
+    import latprune.zoo
+
+    module, _, name = spec.partition(":")
+    return module == "latprune.zoo" and name in latprune.zoo.__all__
+
+
+def recorded_inputs(record: ResultRecord, specs: Sequence[str]) -> ExampleInputs:
+    """Example inputs for a saved result: those of ``specs`` (``--input``) where given, else random ones of the recorded shapes."""
+    from latprune.verification import example_inputs_of
+
+    return example_inputs(specs) if specs else example_inputs_of(record)
 
 
 def target_from(args: argparse.Namespace) -> Target:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from latprune.cli.arguments import add_recorded_model_arguments
+
 __all__ = ["add_parser", "run"]
 
 _EPILOG = """\
@@ -23,8 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("result", metavar="RESULT", help="folder or .zip of a saved result")
-    parser.add_argument("--model", metavar="MODULE:CALLABLE", help="builds the dense model (default: as recorded in the result)")
-    parser.add_argument("--model-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of it; may be repeated")
+    add_recorded_model_arguments(parser)
     parser.add_argument("--evaluate", metavar="MODULE:CALLABLE", help="evaluate(model) -> accuracy")
     parser.add_argument(
         "--tolerance",
@@ -38,19 +39,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from latprune.cli.loading import load_callable, load_model, parse_arguments
-    from latprune.errors import InvalidArgumentError, OverBudgetError
+    from latprune.cli.loading import load_callable, recorded_constructor
+    from latprune.errors import OverBudgetError
     from latprune.export import load_result
     from latprune.verification import verify
 
     record = load_result(args.result).record
-    spec = args.model or record.model.constructor
-    if spec is None:
-        raise InvalidArgumentError("the result does not record how to build its model; give --model MODULE:CALLABLE")
-    arguments = parse_arguments(args.model_arg) if args.model or args.model_arg else dict(record.model.arguments)
-    texts = args.model_arg if args.model or args.model_arg else [f"{key}={_as_text(value)}" for key, value in arguments.items()]
+    build = recorded_constructor(record, args.model, args.model_arg, trust=args.trust_recorded_model)
     evaluate = load_callable(args.evaluate, argument="--evaluate") if args.evaluate else None
-    outcome = verify(args.result, lambda: load_model(spec, texts), evaluate=evaluate, tolerance=args.tolerance, save=not args.no_save)
+    outcome = verify(args.result, build, evaluate=evaluate, tolerance=args.tolerance, save=not args.no_save)
     pruned = outcome.pruned
     print(f"target   {outcome.target}")
     if outcome.dense is not None:
@@ -68,9 +65,3 @@ def run(args: argparse.Namespace) -> int:
             measured_ms=pruned.ms,
         )
     return 0
-
-
-def _as_text(value: object) -> str:
-    import json
-
-    return json.dumps(value)

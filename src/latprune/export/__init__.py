@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from latprune.export.record import ResultRecord
 
 if TYPE_CHECKING:
-    from latprune.export.checkpoint import SavedResult, load_result, restore, save_result, tensor_shapes, update_record
+    from latprune.export.checkpoint import SavedResult, load_result, read_record, restore, save_result, tensor_shapes, update_record
     from latprune.export.onnx import OnnxExport, check_onnx, export_onnx
     from latprune.export.program import export_program
     from latprune.export.provenance import current_provenance
@@ -25,6 +25,7 @@ __all__ = [
     "export_onnx",
     "export_program",
     "load_result",
+    "read_record",
     "restore",
     "save_result",
     "tensor_shapes",
@@ -39,6 +40,7 @@ _HOMES = {
     "export_onnx": "onnx",
     "export_program": "program",
     "load_result": "checkpoint",
+    "read_record": "checkpoint",
     "restore": "checkpoint",
     "save_result": "checkpoint",
     "tensor_shapes": "checkpoint",

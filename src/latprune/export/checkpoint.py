@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["SavedResult", "load_result", "restore", "save_result", "tensor_shapes", "update_record"]
+__all__ = ["SavedResult", "load_result", "read_record", "restore", "save_result", "tensor_shapes", "update_record"]
 
 WEIGHTS = "model.safetensors"
 RECORD = "result.json"
@@ -125,6 +125,16 @@ def load_result(path: str | Path) -> SavedResult:
             f"{path}: {WEIGHTS} has SHA-256 {found[:12]}..., but {RECORD} expects {expected[:12]}...; the file was changed"
         )
     return SavedResult(path=path, record=record, tensors=decode_tensors(weights, source=f"{path}/{WEIGHTS}"))
+
+
+def read_record(path: str | Path) -> ResultRecord:
+    """The record alone, of a checkpoint (folder or ``.zip``) or of a ``result.json`` by itself; raises as :func:`load_result`."""
+    path = Path(path)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise CheckpointError(f"there is no file {path}")
+        return ResultRecord.read(path)
+    return load_result(path).record
 
 
 def restore(model: nn.Module | Callable[[], nn.Module], path: str | Path) -> nn.Module:

@@ -58,8 +58,8 @@ Milliseconds = Annotated[float, Field(ge=0.0)]
 class InputRecord(_Record):
     """One example input. ``name`` is set where the model takes it as a keyword."""
 
-    shape: tuple[int, ...]
-    dtype: str = "float32"
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    dtype: Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"] = "float32"
     name: str | None = None
 
 
@@ -107,7 +107,7 @@ class BudgetRecord(_Record):
 
     text: str
     resource: Literal["latency", "flops", "params"]
-    value: float
+    value: float = Field(gt=0)
     unit: Literal["%", "ms", "/s", "count"]
     limit: float | None = Field(default=None, gt=0)
 

@@ -133,11 +133,15 @@ def compute_verdict(record: ResultRecord) -> Verdict:
     share, limit = record.budget_share, record.budget.limit
     if share is None or limit is None:
         return Verdict(outcome="unknown", share=None, text=f"Budget {record.budget.text}: not measured")
-    value, room = _amount(record, share * limit), abs(1.0 - share)
-    if share <= 1.0:
-        text = f"Budget met: {value} of {_amount(record, limit)}, {fmt.percent(room)} below it"
-        return Verdict(outcome="met", share=share, text=text)
-    return Verdict(outcome="over", share=share, text=f"Over budget: {value}, {fmt.percent(room)} above {_amount(record, limit)}")
+    outcome: Literal["met", "over"] = "met" if share <= 1.0 else "over"
+    latency = record.pruned.latency
+    if record.budget.resource == "latency" and record.budget.unit == "%" and latency is not None and latency.ratio is not None:
+        found, asked = f"{fmt.percent(latency.ratio)} of the dense latency", f"{record.budget.value:g} %"
+    else:
+        found, asked = _amount(record, share * limit), _amount(record, limit)
+    heading, side = ("Budget met", "below") if outcome == "met" else ("Over budget", "above")
+    text = f"{heading}: {found}, {fmt.percent(abs(1.0 - share))} {side} the {asked} asked for"
+    return Verdict(outcome=outcome, share=share, text=text)
 
 
 def _amount(record: ResultRecord, value: float) -> str:

@@ -16,7 +16,8 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round values (1, 2 or 5 times a power of ten apart) that lie in ``[low, high]``."""
     span = max(high - low, 1e-12)
     power = 10.0 ** _floor_log10(span / count)
-    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= count)
+    # A step as long as the whole span may have no multiple inside, so half of the span is the longest.
+    step = next((power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= max(count, 3)), power * 10)
     first = -(-low // step)
     ticks = []
     while first * step <= high + step * 1e-9:

@@ -1,0 +1,63 @@
+"""``latprune export``: a saved result as ONNX or as a ``torch.export`` program."""
+
+from __future__ import annotations
+
+import argparse
+
+from latprune.cli.arguments import add_recorded_model_arguments
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+examples:
+  latprune export pruned/result --model nets.py:net -o net.onnx
+  latprune export pruned/result --model nets.py:net --dynamic-batch -o net.onnx
+  latprune export pruned/result --model nets.py:net -o net.pt2
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write a saved result as ONNX or as a torch.export program",
+        description="Reload a saved result and write it as ONNX (.onnx) or as a torch.export program (.pt2), checked against PyTorch.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("result", metavar="RESULT", help="folder or .zip of a saved result")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write; its ending chooses the format: .onnx or .pt2")
+    add_recorded_model_arguments(parser)
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="[NAME=]SHAPE[:DTYPE[:HIGH]]",
+        help="example input (default: as recorded in the result); may be repeated",
+    )
+    parser.add_argument("--opset", type=int, help="ONNX opset (default: %(default)s)", default=18)
+    parser.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open (ONNX)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from pathlib import Path
+
+    from latprune.cli.loading import recorded_constructor, recorded_inputs
+    from latprune.errors import InvalidArgumentError
+    from latprune.export import export_onnx, export_program, load_result
+
+    output = Path(args.output)
+    if output.suffix not in (".onnx", ".pt2"):
+        raise InvalidArgumentError(f"--output (={args.output!r}) must end in .onnx or .pt2")
+    saved = load_result(args.result)
+    model = saved.restore(recorded_constructor(saved.record, args.model, args.model_arg, trust=args.trust_recorded_model))
+    inputs = recorded_inputs(saved.record, args.input)
+    if output.suffix == ".pt2":
+        print(f"wrote {export_program(model, inputs, output)}")
+        return 0
+    written = export_onnx(model, inputs, output, opset=args.opset, dynamic_batch=args.dynamic_batch)
+    checks = ", ".join(f"{name} within {error:.1e}" for name, error in written.errors.items()) or "no runtime installed to check it with"
+    print(f"wrote {written.path}: opset {written.opset}, {written.exporter} exporter; {checks}")
+    return 0
