@@ -130,6 +130,7 @@ class LatencyRecord(_Record):
         drift: Relative change of the level during the measurement.
         converged: Whether the interval became as tight as ``tolerance`` asks within the time allowed.
         tolerance: Relative half-width of the 95 % interval that was asked for.
+        interrupted: Share of runs during which another process took the processor.
     """
 
     ms: float = Field(gt=0)
@@ -146,6 +147,7 @@ class LatencyRecord(_Record):
     drift: float | None = None
     converged: bool = True
     tolerance: float | None = Field(default=None, gt=0)
+    interrupted: float | None = Field(default=None, ge=0, le=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
