@@ -15,6 +15,7 @@ from latprune.graph.blocks import Branch
 from latprune.graph.grouping import Grouping, RawGroup
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.recorder import KernelDraft, Node, Recording
+from latprune.graph.sizes import Polynomial, Settled
 from latprune.graph.types import Block, Call, ChannelGroup, Kernel, KeptWhole, Member, Piece, Role, WidthAxis
 
 __all__ = ["build"]
@@ -229,6 +230,13 @@ class _Builder:
             pieces.append((at, Piece(groups=names, factor=count // dense)))
         return WidthAxis(pieces=tuple(p for _, p in sorted(pieces, key=lambda x: x[0])), constant=constant)
 
+    def polynomial_axis(self, polynomial: Polynomial) -> WidthAxis:
+        """A polynomial with whole coefficients as a width axis."""
+        pieces = tuple(
+            Piece(groups=tuple(self.group_names[g] for g in groups), factor=int(factor)) for groups, factor in polynomial.items() if groups
+        )
+        return WidthAxis(pieces=pieces, constant=int(polynomial.get((), 0)))
+
     def tensor_axes(self) -> dict[str, tuple[WidthAxis, ...]]:
         """Axes of every parameter and buffer."""
         result: dict[str, tuple[WidthAxis, ...]] = {}
@@ -377,13 +385,14 @@ def _widest(fields: tuple[IntArray, ...]) -> IntArray | None:
 def build(
     model: nn.Module,
     recording: Recording,
-    grouping: Grouping,
+    settled: Settled,
     branches: list[Branch],
     *,
     min_widths: Mapping[str, int],
     blocks_kept: Mapping[str, str],
 ) -> ModelGraph:
     """Assemble the public graph."""
+    grouping = settled.grouping
     b = _Builder(model, recording, grouping, branches)
     order = b.name_groups()
     members = b.members(set(order))
@@ -421,7 +430,7 @@ def build(
         "grouped": {n: tuple(rows.shape) for n, rows in recording.grouped.items()},
         "tensors": _tensor_units(b),
         "pads": _pads(b),
-        "attributes": [],
+        "attributes": [{"module": m, "attribute": a, "axis": b.polynomial_axis(p)} for (m, a), p in settled.attributes.items()],
     }
     return ModelGraph(
         groups=groups,

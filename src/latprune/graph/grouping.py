@@ -352,14 +352,30 @@ def _slots(
                 changed = True
     _check_coarse(groups, group_of, unit_of, above, grids)
     slots = [(group_of.copy(), unit_of.copy())]
+    at = _slot_of_group(above, group_of)
     for f, parents in above.items():
-        for depth, c in enumerate(sorted(parents), start=1):
-            if depth == len(slots):
+        for c in parents:
+            depth = at[int(group_of[c])]
+            while depth >= len(slots):
                 slots.append((np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.int64)))
             slots[depth][0][f] = group_of[c]
             slots[depth][1][f] = unit_of[c]
     alive = np.array([not g.reason for g in groups] + [False])
     return [(np.where(alive[g], g, -1), u) for g, u in slots]
+
+
+def _slot_of_group(above: dict[int, set[int]], group_of: IntArray) -> dict[int, int]:
+    """A slot (from 1) for each coarse group, so that groups which share a class differ and a group always has the same one."""
+    together = {frozenset(int(group_of[c]) for c in parents) for parents in above.values()}
+    clash: dict[int, set[int]] = {}
+    for groups in together:
+        for g in groups:
+            clash.setdefault(g, set()).update(groups - {g})
+    slot: dict[int, int] = {}
+    for g in sorted(clash):
+        taken = {slot[o] for o in clash[g] if o in slot}
+        slot[g] = next(k for k in range(1, len(clash) + 2) if k not in taken)
+    return slot
 
 
 def _check_coarse(

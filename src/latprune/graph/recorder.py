@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 
 from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.graph.labels import LabelSpace
-from latprune.graph.provenance import CallWatcher, expression
+from latprune.graph.provenance import CallWatcher, Expression, TracedInt, expression, leaves
 
 __all__ = ["Info", "ModuleCall", "Node", "Recorder", "Recording", "Step", "capture_conditions", "find_rule", "register_rule"]
 
@@ -132,6 +133,23 @@ class ModuleCall:
     parent: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SizeLeaf:
+    """A size that the forward read or stated: labels ``(outer, n, inner)``, the size being counted along ``n``; ``value`` is ``n``."""
+
+    labels: torch.Tensor
+    value: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Equation:
+    """``left`` (what the forward states) must equal ``right`` (what the labels give); ``place`` names the operation."""
+
+    left: Expression
+    right: Expression
+    place: str
+
+
 @dataclass(slots=True, eq=False)
 class Recording:
     """Everything that one run left behind."""
@@ -147,6 +165,10 @@ class Recording:
     roles: dict[tuple[str, int], list[tuple[str, int]]]
     grouped: dict[str, torch.Tensor]
     pads: dict[str, dict[str, Any]]
+    sizes: list[SizeLeaf]
+    equations: list[Equation]
+    used_as_numbers: set[Expression]
+    attribute_values: dict[tuple[str, str], int]
 
 
 class Step:
@@ -218,6 +240,7 @@ class Recorder(TorchDispatchMode):
         self.nodes: list[Node] = []
         self.module_calls: list[ModuleCall] = []
         self._infos: dict[int, tuple[weakref.ref[torch.Tensor], Info]] = {}
+        self._paused = False
         self._stack: list[int] = []
         self.module_path = ""
         self.tensor_labels: dict[str, list[torch.Tensor | None]] = {}
@@ -225,6 +248,17 @@ class Recorder(TorchDispatchMode):
         self.roles: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self.grouped: dict[str, torch.Tensor] = {}
         self.pads: dict[str, dict[str, Any]] = {}
+        self.sizes: list[SizeLeaf] = []
+        self.equations: list[Equation] = []
+        self._keep_alive: list[torch.Tensor] = []
+        self._size_cache: dict[tuple[int, int], int] = {}
+        watcher.trace_sizes = self.trace_sizes
+        self.attribute_values = {
+            (path, name): value
+            for path, module in model.named_modules()
+            for name, value in module.__dict__.items()
+            if type(value) is int and not name.startswith("_")
+        }
         self._names: dict[int, str] = {}
         self._own: dict[int, torch.Tensor] = {}
         self.aliases: dict[str, str] = {}
@@ -308,6 +342,75 @@ class Recorder(TorchDispatchMode):
             return None
         return names[0], names[1]
 
+    # -- sizes -----------------------------------------------------------------------------------------------------
+
+    def size_leaf(self, labels: torch.Tensor) -> Expression:
+        """An expression for the size counted along the middle dimension of ``labels`` ``(outer, n, inner)``."""
+        self.sizes.append(SizeLeaf(labels=labels, value=labels.shape[1]))
+        return ("size", len(self.sizes) - 1)
+
+    def dimension_leaf(self, field: torch.Tensor, dim: int) -> Expression:
+        """The size of one dimension of a tensor with ``field``; cached."""
+        key = (id(field), dim)
+        if key not in self._size_cache:
+            before = math.prod(field.shape[:dim])
+            leaf = self.size_leaf(field.reshape(before, field.shape[dim], -1))
+            self._size_cache[key] = leaf[1]
+            self._keep_alive.append(field)
+        return ("size", self._size_cache[key])
+
+    def trace_sizes(self, tensor: torch.Tensor) -> tuple[int, ...] | None:
+        """The shape of a tensor with traced integers for its labelled dimensions; None where it has none."""
+        found = self._infos.get(id(tensor))
+        if found is None or found[0]() is not tensor or not found[1].fields:
+            return None
+        info = found[1]
+        shape: list[int] = list(info.shape)
+        self._paused = True
+        for f in info.fields:
+            for dim in range(f.dim()):
+                if f.shape[dim] > 1 and not isinstance(shape[dim], TracedInt):
+                    shape[dim] = TracedInt(shape[dim], self.dimension_leaf(f, dim), self.watcher.used)
+        self._paused = False
+        return tuple(shape)
+
+    def state_size(self, stated: Any, labels: torch.Tensor | None, size: int, place: str) -> None:
+        """State that an integer given by the forward is the size along the middle dimension of ``labels``.
+
+        Args:
+            stated: The integer, traced or plain.
+            labels: ``(outer, n, inner)``, or None for a dimension without labels.
+            size: The size in the recorded run.
+            place: Name of the operation.
+        """
+        left = expression(stated)
+        if labels is None:
+            if any(leaf[0] == "attr" for leaf in leaves(left)):
+                self.equations.append(Equation(left=left, right=("const", size), place=place))
+            return
+        self.equations.append(Equation(left=left, right=self.size_leaf(labels), place=place))
+
+    def state_expression(self, left: Expression, labels: torch.Tensor, place: str) -> None:
+        """State that ``left`` is the size along the middle dimension of ``labels``."""
+        self.equations.append(Equation(left=left, right=self.size_leaf(labels), place=place))
+
+    def attention_width(self) -> tuple[Expression, int, int] | None:
+        """Inside ``multi_head_attention_forward``: the size of its queries' last dimension, the number of heads, and that size's value.
+
+        The function derives every size of its views from these two.
+        """
+        call = self.watcher.arguments("multi_head_attention_forward")
+        if call is None:
+            return None
+        args, kwargs = call
+        query: torch.Tensor = args[0] if args else kwargs["query"]
+        heads = int(args[4] if len(args) > 4 else kwargs["num_heads"])
+        size = query.shape[-1]
+        info = self.info(query)
+        along = [f for f in info.fields if f.shape[-1] > 1]
+        expr: Expression = self.dimension_leaf(along[0], along[0].dim() - 1) if along else ("const", size)
+        return expr, heads, size
+
     # -- modules ---------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -349,6 +452,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         tensors = _flat(args, kwargs)
         infos = [self.info(t) for t in tensors]
         mutable = func._schema.is_mutable
@@ -433,6 +538,10 @@ class Recorder(TorchDispatchMode):
             roles=self.roles,
             grouped=self.grouped,
             pads=self.pads,
+            sizes=self.sizes,
+            equations=self.equations,
+            used_as_numbers=self.watcher.used,
+            attribute_values=self.attribute_values,
         )
 
 

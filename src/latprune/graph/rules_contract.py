@@ -261,6 +261,12 @@ def attention(step: Step) -> Any:
                 kept.append(f)
         fields.append(tuple(kept))
     shapes = [tuple(1 if d == rank - 2 else n for d, n in enumerate(t.shape)) for t in (q, key, value)]
+    repeat = q.shape[1] // key.shape[1] if rank == 4 and key.shape[1] else 1
+    if repeat > 1:
+        # Grouped queries: each key and value head serves `repeat` query heads that stand together.
+        for k in (1, 2):
+            fields[k] = tuple(f.repeat_interleave(repeat, 1) if f.shape[1] > 1 else f for f in fields[k])
+            shapes[k] = (shapes[k][0], shapes[k][1] * repeat, *shapes[k][2:])
     met = meet(step.space, [(fields[0], shapes[0]), (fields[1], shapes[1])], rank, place)
     scores = reduce(step.space, met, (rank - 1,), rank, True, place)
     result = meet(step.space, [(scores, (*shapes[0][:-1], 1)), (fields[2], shapes[2])], rank, place)

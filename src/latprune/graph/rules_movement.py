@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from latprune.graph.fields import align, compact, move, reshape, segments, varying
+from latprune.graph.provenance import TracedInt
 from latprune.graph.recorder import Fields, Step, register_rule
 
 __all__: list[str] = []
@@ -25,33 +26,92 @@ def same(step: Step) -> Fields:
 
 @register_rule("aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias")
 def view(step: Step) -> Fields:
-    """Reshape by aligned runs of dimensions; a labelled dimension cut into parts states equal counts for the parts."""
+    """Reshape by aligned runs of dimensions.
+
+    A labelled dimension cut into parts states equal counts for the parts; sizes that the forward gives are stated as equations.
+    """
     source: torch.Tensor = step.args[0]
     old, new = tuple(source.shape), tuple(step.out.shape)
+    if math.prod(old) == 0:
+        return ()
+    stated = _stated_sizes(step, old, new)
     result = []
+    labelled: set[int] = set()
     for f in step.fields(source):
-        moved = reshape(f, old, new)
-        _state_cuts(step, f, old, new)
-        result.append(moved)
+        result.append(reshape(f, old, new))
+        labelled |= _state_cuts(step, f, old, new, stated)
+    if stated is not None:
+        for d, value in enumerate(stated):
+            if d not in labelled and isinstance(value, TracedInt) and int(value) != -1:
+                step.recorder.state_size(value, None, new[d], step.place)
     return tuple(result)
 
 
-def _state_cuts(step: Step, field: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> None:
-    if math.prod(old) == 0:
-        return
+def _stated_sizes(step: Step, old: tuple[int, ...], new: tuple[int, ...]) -> list[Any] | None:
+    """The sizes as the forward gave them (-1 where it left one open), or None where PyTorch chose them itself."""
+    watcher = step.recorder.watcher
+    call = watcher.arguments("view", "reshape", "view_as", "reshape_as")
+    if call is not None:
+        args, kwargs = call
+        sizes = list(args[1:]) or [kwargs.get("size", kwargs.get("shape"))]
+        if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)):
+            sizes = list(sizes[0])
+        if len(sizes) == len(new) and all(isinstance(s, int) for s in sizes):
+            return sizes
+        return None
+    call = watcher.arguments("unflatten")
+    if call is not None:
+        args, kwargs = call
+        dim = (args[1] if len(args) > 1 else kwargs["dim"]) % len(old)
+        sizes = list(args[2] if len(args) > 2 else kwargs["sizes"])
+        if len(old) - 1 + len(sizes) == len(new):
+            return [-1] * dim + sizes + [-1] * (len(old) - dim - 1)
+    return None
+
+
+def _state_cuts(step: Step, field: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...], stated: list[Any] | None) -> set[int]:
+    """State equal counts and sizes for the labelled dimensions of the result; returns those dimensions."""
+    labelled: set[int] = set()
     for left, right in segments(old, new):
         if all(field.shape[d] == 1 for d in left):
             continue
-        sizes = [new[d] for d in right if new[d] > 1]
-        if len(sizes) < 2:
-            continue
         local = field.expand([old[d] if d in left else field.shape[d] for d in range(len(old))])
         others = [d for d in range(len(old)) if d not in left]
+        sizes = [new[d] for d in right]
         flat = local.permute(*others, *left).reshape(-1, *sizes)
-        for depth in range(1, len(sizes)):
-            rows = flat.reshape(-1, math.prod(sizes[depth:]))
-            if bool((rows != rows[:, :1]).any()):
-                step.space.grid(_distinct(rows), step.place)
+        outer = flat.shape[0]
+        several = sum(n > 1 for n in sizes) > 1
+        for k, d in enumerate(right):
+            inner = math.prod(sizes[k + 1 :])
+            if sizes[k] == 1:
+                continue
+            parts = _distinct(flat.reshape(outer * math.prod(sizes[:k]), sizes[k] * inner)).reshape(-1, sizes[k], inner)
+            if bool((parts == parts[:, :1]).all()):
+                continue
+            labelled.add(d)
+            if several and inner > 1:
+                step.space.grid(parts.reshape(-1, inner), step.place)
+            _state_size(step, stated, d, parts)
+        if several and flat.shape[0] > 1:
+            step.space.grid(_distinct(flat.reshape(outer, -1)), step.place)
+    return labelled
+
+
+def _state_size(step: Step, stated: list[Any] | None, dim: int, parts: torch.Tensor) -> None:
+    size = parts.shape[1]
+    if stated is not None:
+        if int(stated[dim]) != -1:
+            step.recorder.state_size(stated[dim], parts, size, step.place)
+        return
+    width = step.recorder.attention_width()
+    if width is not None:
+        expr, heads, value = width
+        if size == value and parts.shape[2] == 1:
+            step.recorder.state_expression(expr, parts, step.place)
+        elif parts.shape[2] == 1:
+            step.recorder.state_expression(("floordiv", expr, ("const", heads)), parts, step.place)
+        else:
+            step.recorder.state_expression(("const", size), parts, step.place)
 
 
 def _distinct(rows: torch.Tensor) -> torch.Tensor:
@@ -66,7 +126,18 @@ def _distinct(rows: torch.Tensor) -> torch.Tensor:
 @register_rule("aten::expand", "aten::broadcast_to")
 def expand(step: Step) -> Fields:
     """New leading dimensions; labels do not vary along expanded ones."""
-    return tuple(align(f, step.out.dim()) for f in step.fields(step.args[0]))
+    result = tuple(align(f, step.out.dim()) for f in step.fields(step.args[0]))
+    call = step.recorder.watcher.arguments("expand", "broadcast_to")
+    if call is not None:
+        sizes = list(call[0][1:]) or [call[1].get("size")]
+        if len(sizes) == 1 and isinstance(sizes[0], (list, tuple)):
+            sizes = list(sizes[0])
+        for f in result:
+            for dim in varying(f):
+                if len(sizes) == f.dim() and int(sizes[dim]) != -1:
+                    before = math.prod(f.shape[:dim])
+                    step.recorder.state_size(sizes[dim], f.reshape(before, f.shape[dim], -1), f.shape[dim], step.place)
+    return result
 
 
 @register_rule(
@@ -91,16 +162,79 @@ def squeeze(step: Step) -> Fields:
 
 @register_rule("aten::slice", "aten::narrow")
 def slice_(step: Step) -> Fields:
-    """A slice; along a labelled dimension the same slice of the labels."""
+    """A slice; along a labelled dimension the same slice of the labels, and its bounds are stated as sizes."""
     source: torch.Tensor = step.args[0]
     dim = (step.argument(1, "dim", 0) or 0) % source.dim()
+    if source.shape[dim] == step.out.shape[dim]:
+        return step.fields(source)
     result = []
     for f in step.fields(source):
         if f.shape[dim] == 1:
             result.append(f)
         else:
+            _state_bounds(step, f, dim, source.shape[dim])
             result.append(_picked(step, compact(step.func(f, *step.args[1:], **step.kwargs)), f))
     return tuple(result)
+
+
+def _state_bounds(step: Step, field: torch.Tensor, dim: int, size: int) -> None:
+    """The bounds of a slice along a labelled dimension count the labels before them."""
+    bounds = _stated_bounds(step, dim, field.dim())
+    start = step.argument(2, "start", 0) or 0
+    end = step.argument(3, "end", None) if "narrow" not in step.func._schema.name else start + step.args[3]
+    plain = (start, size if end is None else min(end, size))
+    stride = step.argument(4, "step", 1) or 1 if "narrow" not in step.func._schema.name else 1
+    if stride != 1:
+        count = size // stride
+        rows = torch.stack([field.narrow(dim, 0, count * stride)[(slice(None),) * dim + (slice(k, None, stride),)] for k in range(stride)])
+        if size % stride or size == stride:
+            step.freeze([field], f"every {stride}th channel is taken by {step.place}")
+        else:
+            step.space.grid(rows.movedim(dim + 1, -1).reshape(-1, count), step.place)
+            step.space.aligned.append((rows.movedim(dim + 1, -1).reshape(stride, -1).numpy(), step.place))
+        return
+    for k, bound in enumerate(plain):
+        at = bound + size if bound < 0 else bound
+        if at <= 0 or at >= size:
+            continue
+        stated = bounds[k] if bounds is not None and bounds[k] is not None else at
+        part = field.narrow(dim, 0, at)
+        if int(stated) < 0:
+            part, stated = field.narrow(dim, at, size - at), -stated
+        before = math.prod(field.shape[:dim])
+        step.recorder.state_size(stated, part.reshape(before, part.shape[dim], -1), at, step.place)
+
+
+def _stated_bounds(step: Step, dim: int, rank: int) -> tuple[Any, Any] | None:
+    """Start and stop as the forward gave them in an index expression or a ``narrow``."""
+    call = step.recorder.watcher.arguments("narrow")
+    if call is not None:
+        start, length = call[0][2], call[0][3]
+        return start, start + length
+    call = step.recorder.watcher.arguments("__getitem__", "__setitem__")
+    if call is None:
+        return None
+    index = call[0][1]
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(isinstance(i, torch.Tensor) for i in items):
+        return None
+    source: torch.Tensor = call[0][0]
+    used = sum(1 for i in items if i is not None and i is not Ellipsis)
+    full: list[Any] = []
+    for item in items:
+        if item is Ellipsis:
+            full += [slice(None)] * (source.dim() - used)
+        else:
+            full.append(item)
+    position = 0
+    for item in full:
+        if item is None:
+            position += 1
+        elif isinstance(item, slice):
+            if position == dim:
+                return item.start, item.stop
+            position += 1
+    return None
 
 
 def _picked(step: Step, part: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -211,11 +345,29 @@ def split(step: Step) -> list[Fields]:
             results.append([f] * len(step.out))
             continue
         parts = list(step.func(f, *step.args[1:], **step.kwargs))
+        _state_parts(step, parts, dim)
         if len({p.shape[dim] for p in parts}) == 1 and len(parts) > 1:
             rows = torch.stack([p.movedim(dim, -1) for p in parts], 0).reshape(len(parts), -1)
             step.space.grid(rows, step.place)
         results.append([_picked(step, compact(p), f) for p in parts])
     return _each(step, results, len(step.out))
+
+
+def _state_parts(step: Step, parts: list[torch.Tensor], dim: int) -> None:
+    """Sizes of the parts, where the forward gave them."""
+    call = step.recorder.watcher.arguments("split", "split_with_sizes")
+    if call is None:
+        return
+    args, kwargs = call
+    sizes: Any = args[1] if len(args) > 1 else kwargs.get("split_size_or_sections", kwargs.get("split_size", kwargs.get("split_sizes")))
+    stated = list(sizes) if isinstance(sizes, (list, tuple)) else [sizes] * len(parts)
+    if len(stated) != len(parts):
+        return
+    for value, part in zip(stated, parts, strict=True):
+        if not isinstance(value, int):
+            continue
+        before = math.prod(part.shape[:dim])
+        step.recorder.state_size(value, part.reshape(before, part.shape[dim], -1), part.shape[dim], step.place)
 
 
 @register_rule("aten::unbind")

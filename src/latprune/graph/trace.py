@@ -16,10 +16,10 @@ import latprune.graph.rules_movement  # noqa: F401
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
-from latprune.graph.grouping import solve
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.provenance import CallWatcher, planted
 from latprune.graph.recorder import Info, Recorder, Recording, capture_conditions, flatten_tensors
+from latprune.graph.sizes import settle
 
 __all__ = ["ExampleInputs", "call_with", "record", "trace"]
 
@@ -73,7 +73,7 @@ def trace(
     recording = record(model, example_inputs)
     frozen = _kept(recording, keep, within)
     branches = find_branches(recording)
-    grouping = solve(recording, frozen)
+    settled = settle(recording, frozen)
     kept_blocks: dict[str, str] = {}
     for branch in branches:
         for pattern in blocks_keep:
@@ -87,7 +87,7 @@ def trace(
     for pattern in blocks_keep:
         if not any(b.name == pattern or fnmatchcase(b.name, pattern) for b in branches):
             raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {[b.name for b in branches]}")
-    graph = build(model, recording, grouping, branches, min_widths={}, blocks_kept=kept_blocks)
+    graph = build(model, recording, settled, branches, min_widths={}, blocks_kept=kept_blocks)
     return _with_min_widths(graph, min_widths or {})
 
 
@@ -125,7 +125,7 @@ def record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
             inputs.append(info)
         with ExitStack() as stack:
             stack.enter_context(capture_conditions())
-            stack.enter_context(planted(model))
+            stack.enter_context(planted(model, watcher.used))
             stack.enter_context(recorder.watch_modules())
             stack.enter_context(watcher)
             stack.enter_context(recorder)

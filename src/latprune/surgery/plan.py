@@ -89,6 +89,7 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection) -> Edit
             new_shapes[name] = _shape_after(edit)
     attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts)
     attributes += _pad_attributes(model, graph, masks, gone)
+    attributes += _followed_attributes(model, graph, masks, attributes)
     blocks = [_block_edit(graph, name) for name in graph.blocks if name in removed and not set(graph.blocks[name].parents) & removed]
     return EditStep(tensors=tuple(tensors), attributes=tuple(attributes), blocks=tuple(blocks))
 
@@ -187,6 +188,21 @@ def _pad_attributes(model: nn.Module, graph: ModelGraph, masks: Mapping[str, Mas
         after = int(_places(pad["units"], masks).sum())
         if before != after:
             edits.append(AttributeEdit(module=pad["module"], name=pad["attribute"], before=before, after=after))
+    return edits
+
+
+def _followed_attributes(
+    model: nn.Module, graph: ModelGraph, masks: Mapping[str, Mask], known: list[AttributeEdit]
+) -> list[AttributeEdit]:
+    """Attributes that the traced run showed to feed sizes (``num_heads``, ``head_dim``, split sizes, ...)."""
+    widths = {name: int(mask.sum()) // graph.groups[name].rows for name, mask in masks.items()}
+    done = {(e.module, e.name) for e in known}
+    edits = []
+    for entry in graph.plan["attributes"]:
+        path, name = entry["module"], entry["attribute"]
+        before, after = int(getattr(model.get_submodule(path), name)), entry["axis"].size(widths)
+        if before != after and (path, name) not in done:
+            edits.append(AttributeEdit(module=path, name=name, before=before, after=after))
     return edits
 
 

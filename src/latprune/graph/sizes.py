@@ -1,0 +1,285 @@
+"""Sizes as the forward states them against sizes as the labels have them, and the constraints that follow.
+
+Each size that a forward gives for a labelled dimension (``view(b, n, self.num_heads, self.head_dim)``) is an equation between an expression
+over module attributes and runtime shapes, and the size that the dimension has after pruning, a polynomial in the groups' widths. An equation
+that holds for all widths needs nothing. An attribute that stands alone on one side is edited. The rest is repaired: by equal counts where both
+sides depend on one width each, else by keeping the groups whole, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from latprune.graph.grouping import Grouping, solve
+from latprune.graph.labels import Grid
+from latprune.graph.provenance import Expression, leaves
+from latprune.graph.recorder import Equation, Recording
+
+__all__ = ["Polynomial", "Settled", "settle", "size_polynomial"]
+
+IntArray = npt.NDArray[np.int64]
+Polynomial = dict[tuple[int, ...], Fraction]
+"""Product of group widths (sorted group numbers, with repeats) -> coefficient; the empty product is the constant."""
+
+
+@dataclass(slots=True, eq=False)
+class Settled:
+    """A grouping in which every recorded size can be met, and the attributes that follow the widths."""
+
+    grouping: Grouping
+    attributes: dict[tuple[str, str], Polynomial]
+
+
+def size_polynomial(grouping: Grouping, labels: torch.Tensor) -> Polynomial | None:
+    """Size along the middle dimension of ``labels`` ``(outer, n, inner)``, given that the outer place is kept.
+
+    A place counts while any of its inner places is kept. Units that do not vary over an outer place are conditions and do not count. None where
+    the outer places disagree or the size is no polynomial.
+    """
+    classes = grouping.roots[labels.numpy()]
+    result: Polynomial | None = None
+    for part in _distinct_parts(classes):
+        found = _part_polynomial(grouping, part)
+        if found is None or (result is not None and found != result):
+            return None
+        result = found
+    return result
+
+
+def _distinct_parts(classes: IntArray) -> list[IntArray]:
+    seen: dict[bytes, IntArray] = {}
+    for part in classes:
+        seen.setdefault(part.tobytes(), part)
+    return list(seen.values())
+
+
+def _part_polynomial(grouping: Grouping, part: IntArray) -> Polynomial | None:
+    columns: list[IntArray] = []
+    for group_of, unit_of in grouping.slots:
+        group, unit = group_of[part], unit_of[part]
+        code = np.where(group >= 0, group * np.int64(1 << 32) + unit, -1)
+        steady = (code == code[:, :1]).all(axis=1)
+        condition = part.size > 1 and bool((code == code[0, 0]).all())
+        columns.append(np.where(steady & (not condition), group[:, 0], -1))
+    stacked = np.sort(np.stack(columns, axis=1), axis=1)
+    rows, counts = np.unique(stacked, axis=0, return_counts=True)
+    result: Polynomial = {}
+    for combo, count in zip(rows.tolist(), counts.tolist(), strict=True):
+        groups = tuple(g for g in combo if g >= 0)
+        dense = math.prod(grouping.groups[g].cells.shape[1] for g in groups)
+        if groups and count % dense:
+            return None
+        result[groups] = result.get(groups, Fraction(0)) + Fraction(count, dense)
+    return {k: v for k, v in result.items() if v}
+
+
+def _constant(value: int) -> Polynomial:
+    return {(): Fraction(value)} if value else {}
+
+
+def _value(p: Polynomial) -> Fraction | None:
+    if not p:
+        return Fraction(0)
+    return p[()] if set(p) == {()} else None
+
+
+def _add(a: Polynomial, b: Polynomial, sign: int = 1) -> Polynomial:
+    out = dict(a)
+    for k, v in b.items():
+        out[k] = out.get(k, Fraction(0)) + sign * v
+    return {k: v for k, v in out.items() if v}
+
+
+def _multiply(a: Polynomial, b: Polynomial) -> Polynomial:
+    out: Polynomial = {}
+    for ka, va in a.items():
+        for kb, vb in b.items():
+            key = tuple(sorted(ka + kb))
+            out[key] = out.get(key, Fraction(0)) + va * vb
+    return {k: v for k, v in out.items() if v}
+
+
+def _divide(a: Polynomial, b: Polynomial) -> Polynomial | None:
+    """``a / b`` for a single product ``b`` that divides every product of ``a``."""
+    if len(b) != 1:
+        return None
+    (kb, vb), out = next(iter(b.items())), {}
+    for ka, va in a.items():
+        rest = list(ka)
+        for g in kb:
+            if g not in rest:
+                return None
+            rest.remove(g)
+        out[tuple(rest)] = va / vb
+    return out
+
+
+class _Evaluator:
+    def __init__(self, recording: Recording, grouping: Grouping) -> None:
+        self.recording = recording
+        self.grouping = grouping
+        self.attributes: dict[tuple[str, str], Polynomial] = {}
+        self._sizes: dict[int, Polynomial | None] = {}
+
+    def size(self, number: int) -> Polynomial | None:
+        if number not in self._sizes:
+            self._sizes[number] = size_polynomial(self.grouping, self.recording.sizes[number].labels)
+        return self._sizes[number]
+
+    def value(self, expr: Expression) -> Polynomial | None:
+        """The expression as a polynomial, or None where it is none."""
+        if expr[0] == "const":
+            return _constant(int(expr[1]))
+        if expr[0] == "size":
+            return self.size(int(expr[1]))
+        if expr[0] == "attr":
+            key = (str(expr[1]), str(expr[2]))
+            return self.attributes.get(key, _constant(self.recording.attribute_values[key]))
+        left, right = self.value(expr[1]), self.value(expr[2])
+        if left is None or right is None:
+            return None
+        if expr[0] == "add":
+            return _add(left, right)
+        if expr[0] == "sub":
+            return _add(left, right, -1)
+        if expr[0] == "mul":
+            return _multiply(left, right)
+        a, b = _value(left), _value(right)
+        if expr[0] == "mod":
+            return _constant(int(a) % int(b)) if a is not None and b is not None and a.denominator == b.denominator == 1 else None
+        if a is not None and b is not None and a.denominator == b.denominator == 1:
+            return _constant(int(a) // int(b))
+        return _divide(left, right)
+
+
+def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
+    """Group the recording so that every size which the forward states can be met by every choice of widths."""
+    kept = dict(frozen)
+    for _ in range(60):
+        grouping = solve(recording, kept)
+        evaluator = _Evaluator(recording, grouping)
+        changed = _attribute_polynomials(recording, evaluator, kept)
+        if not changed:
+            changed = _numbers(recording, evaluator, kept)
+        if not changed:
+            for equation in recording.equations:
+                changed = _check(recording, evaluator, equation, kept) or changed
+                if changed and len(recording.equations) > 4000:
+                    break
+        if not changed:
+            moving = {k: p for k, p in evaluator.attributes.items() if _value(p) is None}
+            return Settled(grouping=grouping, attributes=moving)
+    raise AssertionError("the sizes of the model could not be settled")
+
+
+def _attribute_polynomials(recording: Recording, evaluator: _Evaluator, kept: dict[int, str]) -> bool:
+    """What each attribute must be, from the equations where it stands alone."""
+    uses: dict[tuple[str, str], list[tuple[Polynomial | None, Equation]]] = {}
+    for equation in recording.equations:
+        if equation.left[0] == "attr":
+            key = (str(equation.left[1]), str(equation.left[2]))
+            uses.setdefault(key, []).append((evaluator.value(equation.right), equation))
+    changed = False
+    for key, found in uses.items():
+        polynomials = [p for p, _ in found]
+        if all(p == polynomials[0] for p in polynomials):
+            if polynomials[0] is None:
+                changed |= _freeze(evaluator, _groups_in(evaluator, found[0][1].right), kept, _why(found[0][1]))
+            else:
+                evaluator.attributes[key] = polynomials[0]
+            continue
+        name = f"{key[0]}.{key[1]}" if key[0] else key[1]
+        changed |= _tie(recording, evaluator, [e for _, e in found], kept, f"'{name}' feeds all their sizes")
+    for key, polynomial in evaluator.attributes.items():
+        if any(c.denominator != 1 for c in polynomial.values()):
+            changed |= _freeze(evaluator, {g for k in polynomial for g in k}, kept, f"'{'.'.join(key)}' would be no whole number")
+    return changed
+
+
+def _numbers(recording: Recording, evaluator: _Evaluator, kept: dict[int, str]) -> bool:
+    """Sizes whose value enters a computation as a number must not change."""
+    changed = False
+    for expr in recording.used_as_numbers:
+        for leaf in leaves(expr):
+            value = evaluator.value(leaf)
+            if value is not None and _value(value) is not None:
+                continue
+            groups = _groups_in(evaluator, leaf) if value is None else {g for k in value for g in k}
+            source = f"attribute '{leaf[1]}.{leaf[2]}'" if leaf[0] == "attr" else "a runtime size"
+            changed |= _freeze(evaluator, groups, kept, f"{source} is also used as a number in the forward")
+    return changed
+
+
+def _check(recording: Recording, evaluator: _Evaluator, equation: Equation, kept: dict[int, str]) -> bool:
+    left, right = evaluator.value(equation.left), evaluator.value(equation.right)
+    if left is not None and left == right:
+        return False
+    return _tie(recording, evaluator, [equation], kept, _why(equation))
+
+
+def _why(equation: Equation) -> str:
+    if equation.left[0] == "const":
+        return f"the size {equation.left[1]} is fixed in the code of {equation.place}"
+    return f"sizes are tied by the code of {equation.place}"
+
+
+def _groups_in(evaluator: _Evaluator, expr: Expression) -> set[int]:
+    """Groups that a size leaf (or any leaf of an expression) depends on."""
+    found: set[int] = set()
+    for leaf in leaves(expr):
+        if leaf[0] == "size":
+            classes = evaluator.grouping.roots[evaluator.recording.sizes[int(leaf[1])].labels.numpy()]
+            for group_of, _ in evaluator.grouping.slots:
+                found |= {g for g in np.unique(group_of[classes]).tolist() if g >= 0}
+        else:
+            polynomial = evaluator.attributes.get((str(leaf[1]), str(leaf[2])), {})
+            found |= {g for k in polynomial for g in k}
+    return found
+
+
+def _tie(recording: Recording, evaluator: _Evaluator, equations: list[Equation], kept: dict[int, str], why: str) -> bool:
+    """Repair: first keep whole heads, then equal counts between single widths, else keep all groups whole."""
+    grouping = evaluator.grouping
+    sides = [evaluator.value(e.right) for e in equations] + [evaluator.value(e.left) for e in equations if e.left[0] != "attr" or len(equations) == 1]
+    groups: set[int] = set()
+    for e, p in zip([*equations, *equations], sides, strict=False):
+        groups |= {g for k in p for g in k} if p is not None else _groups_in(evaluator, e.right) | _groups_in(evaluator, e.left)
+    coarse = {g for g in groups if grouping.groups[g].level > 0}
+    if coarse:
+        return _freeze(evaluator, coarse, kept, why)
+    single = [_single(p) for p in sides]
+    if all(s is not None for s in single) and len({s[0] for s in single if s is not None}) > 1:
+        numbers = sorted({s[0] for s in single if s is not None})
+        sizes = {g: grouping.groups[g].cells.shape[1] for g in numbers}
+        width = math.gcd(*sizes.values())
+        dense = {s[1] * sizes[s[0]] for s in single if s is not None}
+        if width > 1 and len(dense) == 1:
+            rows = np.concatenate([grouping.groups[g].cells.reshape(-1, width) for g in numbers])
+            recording.space.grids.append(Grid(rows=rows, why=why))
+            return True
+    return _freeze(evaluator, groups, kept, why)
+
+
+def _single(p: Polynomial | None) -> tuple[int, Fraction] | None:
+    """The group and the factor of a polynomial that is a multiple of one width."""
+    if p is None or len(p) != 1:
+        return None
+    (groups, factor) = next(iter(p.items()))
+    return (groups[0], factor) if len(groups) == 1 else None
+
+
+def _freeze(evaluator: _Evaluator, groups: set[int], kept: dict[int, str], why: str) -> bool:
+    changed = False
+    for g in groups:
+        for label in evaluator.grouping.groups[g].cells.reshape(-1).tolist():
+            if label not in kept:
+                kept[label] = why
+                changed = True
+    return changed
