@@ -141,7 +141,10 @@ def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic_batch:
         expected = [tensor.detach().cpu().float().numpy() for tensor in call(model, inputs)]
         arrays = inputs_as_numpy(named if inputs is example_inputs else named_inputs(model, inputs))
         for name, run in _runtimes().items():
-            found = run(data, arrays)
+            try:
+                found = run(data, arrays)
+            except Exception as failure:  # each runtime has its own exceptions
+                raise EngineError(f"{name} cannot run the file{case}: {_first_line(failure)}") from failure
             if len(found) != len(expected):
                 raise EngineError(f"{name} gives {len(found)} outputs{case}, PyTorch {len(expected)}")
             error = max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
@@ -169,9 +172,10 @@ def _doubled(inputs: Inputs) -> Inputs:
 
 
 def _split(model: nn.Module, inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor], list[str]]:
-    names = list(named_inputs(model, inputs))
+    named = named_inputs(model, inputs)
+    names = list(named)
     if isinstance(inputs, Mapping):
-        return (), dict(inputs), names
+        return (), named, names
     return ((inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)), {}, names
 
 
@@ -180,9 +184,23 @@ def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
 
 
+class _Positional(nn.Module):
+    """A model with keyword inputs, called by position: given keywords, the TorchScript exporter makes inputs of forward's defaults too."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = tuple(names)
+
+    def forward(self, *values: torch.Tensor) -> Any:
+        return self.model(**dict(zip(self.names, values, strict=True)))
+
+
 def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bool) -> bytes:
     positional, keywords, names = _split(model, inputs)
     outputs = _output_names(model, inputs)
+    if keywords:
+        model, positional = _Positional(model, names).eval(), tuple(keywords.values())
     buffer = io.BytesIO()
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # deprecation of the exporter and tracer warnings: the result is checked numerically instead
@@ -190,7 +208,6 @@ def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bo
             model,
             positional,
             buffer,  # type: ignore[arg-type]
-            kwargs=keywords,
             dynamo=False,
             opset_version=opset,
             input_names=names,

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from latprune.errors import EngineError, InvalidArgumentError, MissingExtraError
+from latprune.export import check_onnx, export_onnx, export_program
+from latprune.export import onnx as onnx_export
+from latprune.export.signature import call, named_inputs, output_tensors
+from support.pruned import INPUT, pruned_network
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor, scale: float = 1.0) -> dict[str, Any]:
+        return {"sum": self.linear(a) * scale + b, "parts": (self.linear(a), b.neg())}
+
+
+def test_a_pruned_network_gives_the_same_outputs_in_the_runtimes(tmp_path: Path) -> None:
+    model, _ = pruned_network()
+    model.train()
+    written = export_onnx(model, torch.randn(INPUT), tmp_path / "deep" / "net.onnx")
+    assert model.training and written.exporter == "torchscript" and written.reason == "" and written.opset == 18
+    assert set(written.errors) == {"onnxruntime", "openvino"} and max(written.errors.values()) < 1e-5
+    assert [path.name for path in written.path.parent.iterdir()] == ["net.onnx"]
+    assert check_onnx(written.path, model, torch.randn(INPUT))["onnxruntime"] < 1e-5
+    import onnx
+
+    (opset,) = [item.version for item in onnx.load(written.path).opset_import if item.domain == ""]
+    assert opset == 18
+
+
+@pytest.mark.parametrize("keywords", [False, True])
+def test_several_inputs_and_nested_outputs(tmp_path: Path, keywords: bool) -> None:
+    a, b = torch.randn(2, 4), torch.randn(2, 3)
+    inputs = {"b": b, "a": a} if keywords else (a, b)
+    written = export_onnx(TwoInputs(), inputs, tmp_path / "net.onnx", dynamic_batch=True)
+    assert max(written.errors.values()) < 1e-5
+    import onnx
+
+    graph = onnx.load(written.path).graph
+    assert [item.name for item in graph.input] == ["a", "b"]
+    assert [item.name for item in graph.output] == [
+        "output_0",
+        "output_1",
+        "output_2",
+    ]
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+def test_where_the_fast_exporter_is_wrong_the_other_one_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(3, 4)
+    fast = onnx_export._torchscript
+
+    def spoiled(net: nn.Module, *arguments: Any) -> bytes:
+        wrong = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        return fast(wrong, *arguments)
+
+    monkeypatch.setattr(onnx_export, "_torchscript", spoiled)
+    written = export_onnx(model, inputs, tmp_path / "net.onnx")
+    assert written.exporter == "dynamo" and "differs from PyTorch" in written.reason and max(written.errors.values()) < 1e-5
+
+
+def test_dynamo_holds_for_a_pruned_network_with_open_batch() -> None:
+    model, _ = pruned_network()
+    inputs = torch.randn(INPUT)
+    data = onnx_export._dynamo(model, inputs, 18, True)
+    assert max(onnx_export._check(data, model, inputs, True, 1e-4).values()) < 1e-5
+
+
+def test_a_model_that_no_exporter_takes_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
+    class Random(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.from_numpy(np.random.default_rng().normal(size=tuple(x.shape))).float()
+
+    with pytest.raises(EngineError, match=r"torchscript: .*dynamo: "):
+        export_onnx(Random(), torch.randn(2, 2), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_another_network_fails_the_check(tmp_path: Path) -> None:
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    export_onnx(first, torch.randn(1, 3), tmp_path / "net.onnx")
+    with pytest.raises(EngineError, match="differs from PyTorch by"):
+        check_onnx(tmp_path / "net.onnx", second, torch.randn(1, 3))
+    with pytest.raises(EngineError, match="onnxruntime cannot run the file"):
+        check_onnx(tmp_path / "net.onnx", TwoInputs(), {"a": torch.randn(1, 4), "b": torch.randn(1, 3)})
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find: Callable[..., Any] = onnx_export.importlib.util.find_spec
+    monkeypatch.setattr(onnx_export.importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
+    with pytest.raises(MissingExtraError, match=r"pip install 'latprune\[onnx\]'"):
+        export_onnx(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("keywords", [False, True])
+def test_a_program_gives_the_models_outputs_without_its_class(tmp_path: Path, keywords: bool) -> None:
+    model = TwoInputs()
+    a, b = torch.randn(2, 4), torch.randn(2, 3)
+    inputs: Any = {"a": a, "b": b} if keywords else (a, b)
+    path = export_program(model, inputs, tmp_path / "net.pt2")
+    assert model.training
+    program = torch.export.load(path)
+    for mine, its in zip(call(model, inputs), call(program.module(), inputs), strict=True):
+        assert torch.allclose(mine, its, atol=1e-6)
+
+
+def test_a_program_that_cannot_be_captured_is_an_error(tmp_path: Path) -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if x.sum() > 0 else x - 1
+
+    with pytest.raises(EngineError, match="torch.export cannot capture the model"):
+        export_program(Branching(), torch.randn(2), tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_are_named_by_forward_and_must_be_tensors() -> None:
+    a, b = torch.randn(1, 4), torch.randn(1, 3)
+    assert list(named_inputs(TwoInputs(), (a, b))) == ["a", "b"]
+    assert list(named_inputs(TwoInputs(), {"b": b, "a": a})) == ["a", "b"]
+    assert list(named_inputs(nn.Linear(4, 2), a)) == ["input"]
+    with pytest.raises(InvalidArgumentError, match="'b' is a list"):
+        named_inputs(TwoInputs(), {"a": a, "b": [1.0]})  # type: ignore[dict-item]
+
+
+def test_tensors_are_found_in_any_output() -> None:
+    @dataclass
+    class Other:
+        x: int
+
+    one, two = torch.ones(1), torch.zeros(1)
+    assert output_tensors({"a": one, "b": [two, None]}) == [one, two]
+    assert output_tensors((one, Other(1))) == [one]
+    assert output_tensors(one) == [one]
