@@ -20,6 +20,7 @@ __all__ = ["Fit", "fit_kernels", "fit_tables", "predicted_and_measured"]
 
 FloatArray = npt.NDArray[np.float64]
 
+_TIMER_LIMIT = 0.006
 _DIFFERS = 0.02
 """Relative difference below which two positions of equal kernels are taken as one even where the samples could tell them apart."""
 
@@ -48,17 +49,32 @@ def dense_level(samples: Sequence[NetworkSample]) -> float:
     return float(np.median([sample.reference_ms for sample in samples]))
 
 
+def timer_overhead(samples: Sequence[NetworkSample]) -> float:
+    """Milliseconds that the engine's own profiling adds to each kernel: what the profile has beyond the end-to-end time, per kernel.
+
+    Some engines count the cost of writing a profile entry to the kernel (several microseconds); it is taken off before anything is fitted.
+    """
+    surplus = [
+        (sum(kernel.ms for kernel in sample.kernels) - sample.ms) / len(sample.kernels)
+        for sample in samples
+        if sample.ms is not None and sample.kernels
+    ]
+    return float(np.clip(np.median(surplus), 0.0, _TIMER_LIMIT)) if surplus else 0.0
+
+
 def fit_kernels(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], widths: Mapping[str, int]) -> Fit:
     """One surface per signature, from the in-place samples of all the positions that have it.
 
     Each sample is brought to the common speed of the machine by the reference beside it. A position whose samples differ from the others'
-    (mean residual beyond 2 standard errors and 2 %) gets a factor; the surface is then fitted again to what the factors leave.
+    (median residual beyond 3 standard errors and 2 %) gets a factor; the surface is then fitted again to what the factors leave.
     """
     level = dense_level(samples)
+    timer = timer_overhead(samples)
     by_signature: dict[str, list[tuple[KernelSample, float]]] = defaultdict(list)
     for network in samples:
         for sample in network.kernels:
-            by_signature[sample.signature].append((sample, sample.ms * level / network.reference_ms))
+            own = max(sample.ms - timer, 0.25 * sample.ms)
+            by_signature[sample.signature].append((sample, own * level / network.reference_ms))
     names = {kernel.name: kernel for kernel in kernels}
     surfaces: dict[str, SizeSurface] = {}
     keys: dict[str, str] = {}
@@ -105,7 +121,7 @@ def _position_factors(
             continue
         centre = float(np.median(own))
         error = 1.2533 * 1.4826 * float(np.median(np.abs(own - centre))) / np.sqrt(len(own))
-        if abs(centre) > max(2.0 * error, _DIFFERS):
+        if abs(centre) > max(3.0 * error, _DIFFERS):
             # The share of the difference that is not sampling noise.
             found[name] = float(np.exp(centre * centre**2 / (centre**2 + error**2)))
     return found
@@ -192,7 +208,7 @@ def _calibrate(rows: FloatArray, targets: FloatArray) -> tuple[float, float, Flo
     matrix = np.concatenate([rows[:, :2], totals[:, None], rows[:, 2:]], axis=1) / targets[:, None]
     goal = 1.0 - totals / targets
     typical = float(np.median(totals / np.maximum(rows[:, 1], 1.0)))
-    deviation = np.concatenate([[0.1 * float(np.median(targets)), 0.1 * typical, 0.15], np.full(surfaces, 0.03)])
+    deviation = np.concatenate([[0.02 * float(np.median(targets)), 0.03 * typical, 0.1], np.full(surfaces, 0.03)])
     noise = 0.015
     weights = np.ones(len(goal))
     solution = np.zeros(matrix.shape[1])

@@ -12,14 +12,17 @@ from latprune.latency.engines.base import KernelTime
 __all__ = ["KernelShare", "MatchedProfile", "match_profile"]
 
 _CONTRACTIONS = ("conv", "linear", "depthwise", "attention", "matmul")
+_FOLLOWERS = ("activation", "elementwise")
+"""Kinds that always count to the kernel before them: engines fuse them at will, and their width is that kernel's output."""
 _OPS = {
     "conv": ("conv",),
     "depthwise": ("conv",),
     "linear": ("gemm", "matmul", "linear", "fullyconnected", "conv", "addmm"),
-    "matmul": ("matmul", "gemm"),
+    "matmul": ("matmul", "gemm", "bmm"),
     "attention": ("matmul", "attention", "softmax", "sdpa", "mha"),
-    "norm": ("norm", "mvn", "reduce"),
+    "norm": ("norm", "mvn"),
     "pool": ("pool", "reduce"),
+    "reduce": ("reduce", "pool"),
 }
 
 
@@ -58,7 +61,7 @@ def match_profile(entries: Sequence[KernelTime], kernels: Sequence[Kernel], remo
     removed = set(removed_blocks)
     by_module: dict[str, list[Kernel]] = defaultdict(list)
     for kernel in kernels:
-        if removed.isdisjoint(kernel.blocks):
+        if removed.isdisjoint(kernel.blocks) and kernel.kind not in _FOLLOWERS:
             by_module[kernel.module if kernel.module is not None else kernel.name].append(kernel)
     pending = {module: list(owned) for module, owned in by_module.items()}
     last_of: dict[str, str] = {}
@@ -92,8 +95,8 @@ def _take(entry: KernelTime, owned: list[Kernel]) -> Kernel | None:
     for index, kernel in enumerate(owned):
         if any(word in op for word in _OPS.get(kernel.kind, ())):
             return owned.pop(index)
-    # A module with one kernel left that is no contraction (an activation, an embedding) takes whatever the engine calls its step.
+    # A kernel that is no contraction (an embedding, an interpolation) takes whatever the engine calls its module's step.
     for index, kernel in enumerate(owned):
-        if kernel.kind not in _CONTRACTIONS:
+        if kernel.kind not in _CONTRACTIONS and kernel.kind not in _OPS:
             return owned.pop(index)
     return None

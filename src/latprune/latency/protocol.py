@@ -13,7 +13,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.latency.engines.base import CompiledNetwork
 from latprune.latency.statistics import median_interval, relative_drift
 
-__all__ = ["FixedRunsMeasurement", "Measurement", "measure", "measure_fixed_runs", "warm_up"]
+__all__ = ["FixedRunsMeasurement", "Measurement", "measure", "measure_fixed_runs", "timed_block", "warm_up"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,7 @@ class Measurement:
         drift: Relative change of the level from the first third of the rounds to the last.
         converged: Whether the interval reached ``tolerance`` before time ran out.
         tolerance: Half-width of the 95 % interval, relative, that was asked for.
+        interrupted: Share of runs during which another process took the processor; they are left out where enough others remain.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Measurement:
     drift: float
     converged: bool
     tolerance: float
+    interrupted: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The measurement as a JSON object."""
@@ -88,11 +90,11 @@ class FixedRunsMeasurement:
 
 
 def warm_up(network: CompiledNetwork, *, block: int = 5, tolerance: float = 0.05, max_seconds: float = 3.0) -> float:
-    """Run until two blocks in a row have medians within ``tolerance`` (or ``max_seconds`` passed); returns the last one, in milliseconds."""
+    """Run until two blocks in a row have medians within ``tolerance`` (or ``max_seconds`` passed); returns the last one, in ms."""
     end = time.perf_counter() + max_seconds
     previous = float("inf")
     while True:
-        current = float(np.median([network.timed_run() for _ in range(block)]))
+        current = float(np.median([network.checked_run()[0] for _ in range(block)]))
         if abs(current - previous) <= tolerance * current or time.perf_counter() > end:
             return current
         previous = current
@@ -148,6 +150,7 @@ def measure(
     names = list(networks)
     medians: dict[str, list[float]] = {name: [] for name in names}
     singles: dict[str, list[float]] = {name: [] for name in names}
+    interrupted = dict.fromkeys(names, 0.0)
     random = np.random.default_rng(seed)
     start = time.perf_counter()
     next_check = min_rounds
@@ -157,9 +160,10 @@ def measure(
             name = names[index]
             network = networks[name]
             network.run()
-            times = [network.timed_run() for _ in range(blocks[name])]
+            times, disturbed = timed_block(network, blocks[name])
             medians[name].append(float(np.median(times)))
             singles[name] += times
+            interrupted[name] += disturbed
         elapsed = time.perf_counter() - start
         if progress is not None:
             progress(min(1.0, elapsed / max_seconds))
@@ -175,7 +179,24 @@ def measure(
                 converged[name] = max(high - centre, centre - low) <= tolerance * centre
             if all(converged.values()) or out_of_time:
                 break
-    return {name: _summarise(name, medians, singles[name], reference, converged[name], tolerance) for name in names}
+    return {
+        name: _summarise(name, medians, singles[name], reference, converged[name], tolerance, interrupted[name] / len(medians[name]))
+        for name in names
+    }
+
+
+def timed_block(network: CompiledNetwork, count: int) -> tuple[list[float], float]:
+    """Times of at least ``count`` runs in a row, and the share that was interrupted.
+
+    Interrupted runs are left out where at least half of the runs are undisturbed; up to twice ``count`` runs are made to get there.
+    """
+    clean: list[float] = []
+    disturbed: list[float] = []
+    while len(clean) < count and len(clean) + len(disturbed) < 2 * count:
+        ms, interrupted = network.checked_run()
+        (disturbed if interrupted else clean).append(ms)
+    share = len(disturbed) / (len(clean) + len(disturbed))
+    return (clean if len(clean) >= len(disturbed) else clean + disturbed), share
 
 
 def _series(medians: Mapping[str, list[float]], name: str, reference: str | None) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -185,7 +206,13 @@ def _series(medians: Mapping[str, list[float]], name: str, reference: str | None
 
 
 def _summarise(
-    name: str, medians: Mapping[str, list[float]], singles: list[float], reference: str | None, converged: bool, tolerance: float
+    name: str,
+    medians: Mapping[str, list[float]],
+    singles: list[float],
+    reference: str | None,
+    converged: bool,
+    tolerance: float,
+    interrupted: float,
 ) -> Measurement:
     ms, low, high = median_interval(medians[name])
     ratio: tuple[float | None, float | None, float | None] = (None, None, None)
@@ -207,6 +234,7 @@ def _summarise(
         drift=relative_drift(medians[name]),
         converged=converged,
         tolerance=tolerance,
+        interrupted=interrupted,
     )
 
 

@@ -17,7 +17,7 @@ from latprune.latency.design import DesignPoint, pick_units
 from latprune.latency.engines import CompiledNetwork, Engine
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
-from latprune.latency.protocol import warm_up
+from latprune.latency.protocol import timed_block, warm_up
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import KernelSample, NetworkSample
 from latprune.latency.target import Target
@@ -117,7 +117,7 @@ class NetworkSampler:
         for _ in range(rounds):
             for values, (held, count) in zip(medians, blocks, strict=True):
                 held.run()
-                values.append(float(np.median([held.timed_run() for _ in range(count)])))
+                values.append(float(np.median(timed_block(held, count)[0])))
         reference = np.asarray(medians[0])
         ratio = float(np.median(np.asarray(medians[1]) / reference))
         level = float(np.median(reference))
@@ -133,7 +133,7 @@ class NetworkSampler:
 
     @staticmethod
     def _profile_runs(ms: float) -> int:
-        return int(np.clip(round(250.0 / max(ms, 1e-3)), 15, 60))
+        return int(np.clip(round(250.0 / max(ms, 1e-3)), 15, 120))
 
     def close(self) -> None:
         """Free the reference."""

@@ -190,7 +190,7 @@ def _fit_staircase(
     points: IntArray, times: FloatArray, counts: FloatArray, scale: tuple[float, ...], limits: list[int]
 ) -> tuple[tuple[int, ...], FloatArray]:
     """The steps and non-negative coefficients with the least robust relative error; finer steps win ties."""
-    candidates = [[step for step in STEPS if step == 1 or step * 2 <= limit] for limit in limits]
+    candidates = [[step for step in STEPS if step == 1 or step <= limit] for limit in limits]
     best: tuple[float, tuple[int, ...], FloatArray] | None = None
     if len(points) < 4 * 2 ** len(limits):
         candidates = [[1] for _ in limits]

@@ -231,7 +231,7 @@ class LatencyTables:
                         votes[width_step] = votes.get(width_step, 0.0) + cost
         return max(votes, key=lambda step: (votes[step], step)) if votes else 1
 
-    def choices(self, group: str, *, limit: int = 32) -> list[int]:
+    def choices(self, group: str, *, limit: int = 16) -> list[int]:
         """Widths on offer: the right ends of the measured steps, the dense width always among them; at most ``limit``.
 
         A width is left out where a larger one costs no more, whether the other groups are dense or at half their width: it would give up

@@ -137,21 +137,26 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
 def _scope_from_name(name: str, modules: set[str]) -> str | None:
     """Module path in a TorchScript node name: ``/layer1/layer1.0/conv1/Conv`` is ``layer1.0.conv1``.
 
-    A child of a container repeats the container's own name (``layer1/layer1.0``); a second call of a module has ``_1`` behind its
-    component.
+    A child of a container repeats the container's own name (``layer1/layer1.0``) or, in a ModuleDict that is never called itself, leaves it
+    out; a second call of a module has ``_1`` behind its component.
     """
     path = ""
     last = ""
     for component in name.strip("/").split("/")[:-1]:
-        for candidate in (component, _REPEAT.sub("", component)):
+        found = None
+        for candidate in dict.fromkeys((component, _REPEAT.sub("", component))):
             stem = path[: len(path) - len(last)].rstrip(".") if last and candidate.startswith(f"{last}.") else path
             joined = f"{stem}.{candidate}" if stem else candidate
-            if joined in modules:
-                path, last = joined, candidate
+            if joined not in modules:
+                below = [module for module in modules if module.startswith(f"{path}." if path else "") and module.endswith(f".{candidate}")]
+                joined = below[0] if len(below) == 1 else ""
+            if joined:
+                found = (joined, candidate)
                 break
-        else:
-            return path or None
-    return path
+        if found is None:
+            break
+        path, last = found
+    return path or None
 
 
 def _scope_from_metadata(node: Any, modules: set[str]) -> str | None:

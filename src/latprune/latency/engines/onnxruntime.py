@@ -123,29 +123,25 @@ class _OnnxRuntimeNetwork(CompiledNetwork):
     def _read(self, events: list[dict[str, Any]], warm: int, runs: int) -> list[KernelTime]:
         durations: dict[str, list[float]] = defaultdict(list)
         ops: dict[str, str] = {}
-        walls: list[float] = []
         for event in events:
             name = event.get("name", "")
             if event.get("cat") == "Node" and name.endswith("_kernel_time"):
                 step = name.removesuffix("_kernel_time")
                 durations[step].append(float(event["dur"]))
                 ops[step] = str(event.get("args", {}).get("op_name", ""))
-            elif name == "model_run":
-                walls.append(float(event["dur"]))
-        whole = np.asarray(walls[warm:])
-        # Runs that were interrupted are left out whole. What is left is averaged, not ranked: the clock ticks in whole microseconds.
-        clean = whole <= np.quantile(whole, 0.6)
         result = []
         for order, (step, values) in enumerate(durations.items()):
             per_run = np.asarray(values).reshape(warm + runs, -1).sum(axis=1)[warm:]
+            # Interrupted executions are left out; the others are averaged, not ranked, because the clock ticks in whole microseconds.
+            per_run = per_run[per_run <= 1.1 * np.median(per_run) + 1.0]
             result.append(
                 KernelTime(
                     name=step,
                     op=ops[step],
                     path=self._path(step, ops[step]),
                     order=order,
-                    ms=float(per_run[clean].mean()) * 1e-3,
-                    runs=int(clean.sum()),
+                    ms=float(per_run.mean()) * 1e-3,
+                    runs=len(per_run),
                 )
             )
         return result

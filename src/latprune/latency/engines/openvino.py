@@ -18,6 +18,8 @@ from latprune.latency.target import Target
 
 __all__ = ["OpenVinoEngine"]
 
+_LONG_MS = 4.0
+"""Networks slower than this have kernels long enough to be told apart run by run."""
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -59,11 +61,6 @@ class OpenVinoEngine(Engine):
             raise EngineError(f"openvino could not compile the network for {device}: {error}") from error
         arrays = [tensor.cpu().numpy() for tensor in inputs.tensors]
         return _OpenVinoNetwork(compiled, exported, arrays, target, profile, start)
-
-
-def _chunks(runs: int) -> list[int]:
-    """``runs`` in pieces of five, the last one with what is left."""
-    return [5] * (runs // 5) + ([runs % 5] if runs % 5 else [])
 
 
 class _OpenVinoNetwork(CompiledNetwork):
@@ -111,34 +108,35 @@ class _OpenVinoNetwork(CompiledNetwork):
         if not self._done:
             for _ in range(max(3, runs // 8)):
                 self.run()
-        # The plugin only tells sums since compilation, so an interrupted run cannot be taken out afterwards. Short chunks can: the wall
-        # clock tells which of them were interrupted, and only the others' differences are added up.
-        marks = [self._totals()]
-        walls = []
-        for length in _chunks(runs):
-            start = time.perf_counter_ns()
+        # The plugin only tells a mean over all runs since compilation, floored to a microsecond. Differences of the sums between two marks
+        # give single runs where kernels are long; short kernels need several runs to rise above the floor.
+        length = 1 if self.timed_run() > _LONG_MS else 5
+        marks = [(self._done, self._totals())]
+        while self._done < marks[0][0] + runs:
             for _ in range(length):
                 self.run()
-            walls.append((time.perf_counter_ns() - start) / length)
-            marks.append(self._totals())
-        lengths = np.asarray(_chunks(runs))
-        limit = 1.03 * float(np.quantile(walls, 0.3))
-        clean = [index for index, wall in enumerate(walls) if wall <= limit]
-        counted = int(lengths[clean].sum())
+            marks.append((self._done, self._totals()))
+        floor = np.asarray([done for done, _ in marks[1:]]) / length
         result = []
-        for order, (name, (kind, _)) in enumerate(marks[-1].items()):
-            spent = sum(marks[index + 1][name][1] - marks[index].get(name, (kind, 0.0))[1] for index in clean) / counted
-            result.append(KernelTime(name=name, op=kind, path=self._path(name), order=order, ms=max(0.0, spent) * 1e-3, runs=counted))
+        for order, (name, (kind, _)) in enumerate(marks[-1][1].items()):
+            # A step whose mean is below a microsecond is not listed.
+            spent = np.diff([mark.get(name, (kind, 0.0))[1] for _, mark in marks]) / length
+            # An interruption hits one step, and by far more than the floor can explain: that stretch is left out, for that step alone. The
+            # others' errors cancel, because each stretch ends where the next one begins.
+            kept = spent <= 1.1 * float(np.median(spent)) + floor
+            ms = max(0.0, float(spent[kept].mean())) * 1e-3
+            result.append(KernelTime(name=name, op=kind, path=self._path(name, kind), order=order, ms=ms, runs=int(kept.sum()) * length))
         return result
 
-    def _path(self, step: str) -> str | None:
+    def _path(self, step: str, kind: str) -> str | None:
         """Module of a step: steps carry the ONNX node's name, some with a suffix for the part that was split off (``/WithoutBiases``)."""
         name = step
         while name:
             if name in self._exported.paths:
                 return self._exported.paths[name]
             name, _, _ = name.rpartition("/")
-        return None
+        # The steps that make the network's outputs carry the name of the output instead.
+        return self._exported.path_of_tensor(step, contraction=kind in ("Convolution", "FullyConnected", "MatMul", "Deconvolution"))
 
     def close(self) -> None:
         self._request = None

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import builtins
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from latprune.errors import EngineError, InvalidArgumentError, MissingExtraError
+from latprune.latency import Target, available_engines, get_engine, register_engine
+from latprune.latency.engines.inputs import prepare_inputs
+from latprune.latency.engines.onnx_graph import export_onnx
+from latprune.latency.testing import EngineContract
+
+
+class TestTorch(EngineContract):
+    engine_name = "torch"
+
+
+class TestOnnxRuntime(EngineContract):
+    engine_name = "onnxruntime"
+
+
+class TestOpenVino(EngineContract):
+    engine_name = "openvino"
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_bf16_differs_from_fp32_and_is_close(name: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
+    x = torch.randn(1, 3, 16, 16)
+    engine = get_engine(name)
+    outputs = {}
+    for precision in ("fp32", "bf16"):
+        with engine.compile(model, x, Target(engine=name, precision=precision)) as network:
+            outputs[precision] = network.outputs()[0]
+    difference = np.abs(outputs["fp32"] - outputs["bf16"]).max()
+    assert difference < 0.05 * np.abs(outputs["fp32"]).max()
+    if name == "torch":
+        assert difference > 0
+
+
+def test_onnxruntime_refuses_bf16() -> None:
+    with pytest.raises(EngineError, match="bf16"):
+        get_engine("onnxruntime").compile(nn.Linear(3, 4), torch.randn(1, 3), Target(engine="onnxruntime", precision="bf16"))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_model_that_cannot_be_exported_is_an_engine_error(name: str) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.bessel_j0(x)
+
+    with pytest.raises(EngineError, match="Odd"):
+        get_engine(name).compile(Odd(), torch.randn(1, 3), Target(engine=name))
+
+
+@pytest.mark.parametrize(("name", "package", "extra"), [("onnxruntime", "onnxruntime", "onnx"), ("openvino", "openvino", "openvino")])
+def test_a_missing_engine_says_which_extra(monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str) -> None:
+    real = builtins.__import__
+
+    def fake(module: str, *args: Any, **kwargs: Any) -> Any:
+        if module.split(".")[0] == package:
+            raise ImportError(module)
+        return real(module, *args, **kwargs)
+
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.setattr(builtins, "__import__", fake)
+    with pytest.raises(MissingExtraError, match=rf"latprune\[{extra}\]") as caught:
+        get_engine(name).version()
+    assert caught.value.exit_code == 5
+    assert available_engines()[name] is None
+
+
+def test_registry() -> None:
+    assert {"torch", "onnxruntime", "openvino"} <= set(available_engines())
+    with pytest.raises(InvalidArgumentError, match="no-engine"):
+        get_engine("no-engine")
+    with pytest.raises(InvalidArgumentError, match="already registered"):
+        register_engine("torch", lambda: get_engine("torch"))
+
+
+class Twice(nn.Module):
+    """One convolution that runs twice, with a functional activation between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(8, 8, 1)), nn.Sequential(nn.Conv2d(8, 8, 1))])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(torch.relu(self.conv(x)))
+        for block in self.blocks:
+            y = block(torch.relu(y))
+        return y
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_exported_nodes_know_their_modules(exporter: str) -> None:
+    pytest.importorskip("onnxscript")
+    exported = export_onnx(Twice().eval(), prepare_inputs(torch.randn(1, 8, 8, 8), Target(), cast=False), exporter=exporter)
+    convolutions = sorted(exported.paths[node] for node, op in exported.ops.items() if op == "Conv")
+    assert convolutions == ["blocks.0.0", "blocks.1.0", "conv", "conv"]
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_a_module_called_twice_is_profiled_twice(name: str) -> None:
+    target = Target(engine=name)
+    with get_engine(name).compile(Twice(), torch.randn(1, 8, 8, 8), target, profile=True) as network:
+        entries = [entry for entry in network.profile(10) if entry.path == "conv" and "conv" in entry.op.lower()]
+    assert len(entries) == 2
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino"])
+def test_keyword_inputs(name: str) -> None:
+    class Add(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) - 2 * y
+
+    model, x, y = Add().eval(), torch.randn(2, 4), torch.randn(2, 4)
+    with get_engine(name).compile(model, {"x": x, "y": y}, Target(engine=name, batch=2)) as network:
+        (output,) = network.outputs()
+    with torch.no_grad():
+        assert np.allclose(output, model(x, y).numpy(), atol=1e-5)
+
+
+def test_prepare_inputs_brings_the_batch() -> None:
+    x, mask = torch.arange(6.0).reshape(2, 3), torch.ones(5)
+    inputs = prepare_inputs((x, mask), Target(batch=5), cast=False)
+    assert inputs.args[0].shape == (5, 3)
+    assert torch.equal(inputs.args[0][2], x[0])
+    assert inputs.args[1].shape == (5,)
+    with pytest.raises(InvalidArgumentError, match="at least one tensor"):
+        prepare_inputs((1, 2), Target(), cast=False)
+    with pytest.raises(InvalidArgumentError, match="must be a tensor"):
+        prepare_inputs("x", Target(), cast=False)

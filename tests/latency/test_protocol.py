@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latprune.errors import InvalidArgumentError
+from latprune.latency import CompiledNetwork, KernelTime, Measurement, Target, measure, measure_fixed_runs
+from latprune.latency.statistics import median_interval, relative_drift
+
+
+class Machine:
+    """A simulated machine whose speed changes slowly, with interruptions."""
+
+    def __init__(self, seed: int, *, drift: float = 0.0, interruptions: float = 0.0, noise: float = 0.01) -> None:
+        self.random = np.random.default_rng(seed)
+        self.drift, self.interruptions, self.noise = drift, interruptions, noise
+        self.elapsed = 0.0
+
+    def run(self, ms: float) -> float:
+        time = ms * (1 + self.drift * self.elapsed) * (1 + self.noise * abs(self.random.normal()))
+        if self.random.uniform() < self.interruptions:
+            time += self.random.exponential(5 * ms)
+        self.elapsed += time
+        return time
+
+
+class FakeNetwork(CompiledNetwork):
+    def __init__(self, machine: Machine, ms: float) -> None:
+        super().__init__(Target(engine="torch"), "none", 0.0)
+        self.machine, self.ms = machine, ms
+
+    def run(self) -> None:
+        self.machine.run(self.ms)
+
+    def timed_run(self) -> float:
+        return self.machine.run(self.ms)
+
+    def outputs(self) -> list[npt.NDArray[Any]]:
+        return []
+
+    def profile(self, runs: int) -> list[KernelTime]:
+        raise NotImplementedError
+
+
+def pair(machine: Machine, ratio: float) -> dict[str, FakeNetwork]:
+    return {"dense": FakeNetwork(machine, 4.0), "pruned": FakeNetwork(machine, 4.0 * ratio)}
+
+
+def test_ratio_is_right_on_a_machine_that_drifts_and_is_interrupted() -> None:
+    machine = Machine(0, drift=2e-5, interruptions=0.15)
+    found = measure(pair(machine, 0.5), reference="dense")
+    pruned = found["pruned"]
+    assert pruned.converged
+    assert pruned.ratio is not None and pruned.ratio_low is not None and pruned.ratio_high is not None
+    assert pruned.ratio_low <= pruned.ratio <= pruned.ratio_high
+    assert abs(pruned.ratio - 0.5) < 0.005
+    assert pruned.low <= pruned.ms <= pruned.high
+    assert found["dense"].ratio == 1.0
+
+
+def test_drift_is_reported() -> None:
+    machine = Machine(1, drift=2e-4)
+    assert measure(pair(machine, 1.0), reference="dense", max_rounds=40, min_rounds=40)["pruned"].drift > 0.1
+    assert abs(measure(pair(Machine(1), 1.0), reference="dense")["pruned"].drift) < 0.02
+
+
+def test_says_when_the_interval_was_not_reached() -> None:
+    found = measure(pair(Machine(2, noise=0.6), 0.9), reference="dense", tolerance=0.0005, max_rounds=16)
+    assert not found["pruned"].converged
+    assert found["pruned"].rounds == 16
+    assert "not within" in str(found["pruned"])
+
+
+def test_without_a_reference_the_latency_itself_is_pinned_down() -> None:
+    found = measure({"only": FakeNetwork(Machine(3), 2.0)})["only"]
+    assert found.ratio is None and found.reference is None
+    assert found.converged and found.high - found.ms <= 0.01 * found.ms
+    assert 2.0 < found.ms < 2.05
+
+
+def test_the_interval_covers_the_true_ratio() -> None:
+    covered = 0
+    for seed in range(60):
+        found = measure(pair(Machine(seed, interruptions=0.05, noise=0.03), 0.7), reference="dense", min_rounds=15, max_rounds=15)["pruned"]
+        assert found.ratio_low is not None and found.ratio_high is not None
+        covered += found.ratio_low <= 0.7 <= found.ratio_high
+    assert covered >= 53
+
+
+def test_arguments_are_checked() -> None:
+    networks = pair(Machine(0), 1.0)
+    with pytest.raises(InvalidArgumentError, match="reference"):
+        measure(networks, reference="other")
+    with pytest.raises(InvalidArgumentError, match="tolerance"):
+        measure(networks, tolerance=0)
+    with pytest.raises(InvalidArgumentError, match="networks"):
+        measure({})
+    with pytest.raises(InvalidArgumentError, match="min_rounds"):
+        measure(networks, min_rounds=5, max_rounds=4)
+
+
+def test_measurement_round_trip() -> None:
+    found = measure(pair(Machine(0), 0.8), reference="dense")["pruned"]
+    assert Measurement.from_dict(found.to_dict()) == found
+    with pytest.raises(InvalidArgumentError, match="measurement"):
+        Measurement.from_dict({"ms": 1.0})
+
+
+def test_fixed_runs_keep_the_last() -> None:
+    network = FakeNetwork(Machine(0, noise=0.0), 1.0)
+    network.machine.drift = 1.0
+    found = measure_fixed_runs(network, runs=30, keep=10)
+    everything = measure_fixed_runs(FakeNetwork(Machine(0, noise=0.0), 1.0), runs=30, keep=30)
+    assert found.mean > everything.mean == pytest.approx(1.0)
+    assert found.kept == 10
+    with pytest.raises(InvalidArgumentError, match="keep"):
+        measure_fixed_runs(network, runs=5, keep=6)
+
+
+def test_median_interval_small_and_exact() -> None:
+    assert median_interval([3.0, 1.0, 2.0]) == (2.0, 1.0, 3.0)
+    # binomial(10, 1/2): P(X <= 1) = 0.0107, P(X <= 2) = 0.055, so the interval is the second smallest to the second largest.
+    median, low, high = median_interval(np.arange(10.0))
+    assert (median, low, high) == (4.5, 1.0, 8.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0.1, 10), min_size=1, max_size=300))
+def test_median_interval_holds_the_median(values: list[float]) -> None:
+    median, low, high = median_interval(values)
+    assert low <= median <= high
+    assert median == float(np.median(values))
+
+
+def test_median_interval_covers() -> None:
+    random = np.random.default_rng(0)
+    hits = [low <= np.log(2) <= high for low, high in (median_interval(random.exponential(size=25))[1:] for _ in range(2000))]
+    assert 0.94 <= np.mean(hits) <= 0.985
+
+
+def test_relative_drift() -> None:
+    assert relative_drift([1.0, 1.0, 1.0, 1.1, 1.1, 1.1]) == pytest.approx(0.1)
+    assert relative_drift([1.0]) == 0.0
