@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from latprune.errors import CheckpointError, InvalidArgumentError
 
@@ -256,11 +256,17 @@ def recorded_constructor(
 
 
 def _is_reference_model(spec: str) -> bool:
-    """Whether ``spec`` names a model class or function of :mod:`latprune.zoo`."""
+    """Whether ``spec`` names something of :mod:`latprune.zoo` that is, or is declared to return, a module."""
+    from torch import nn
+
     import latprune.zoo
 
     module, _, name = spec.partition(":")
-    return module == "latprune.zoo" and name in latprune.zoo.__all__
+    if module != "latprune.zoo" or name not in latprune.zoo.__all__:
+        return False
+    found = getattr(latprune.zoo, name)
+    built = found if isinstance(found, type) else get_type_hints(found).get("return") if callable(found) else None
+    return isinstance(built, type) and issubclass(built, nn.Module)
 
 
 def recorded_inputs(record: ResultRecord, specs: Sequence[str]) -> ExampleInputs:

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from types import ModuleType
+
+import pytest
+
+from latprune import __version__, cli
+from latprune.cli import build_parser, main
+from latprune.errors import BudgetInfeasibleError, CheckpointError, LatpruneError, MissingExtraError, OverBudgetError
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    (action,) = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(action.choices)
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys\nfrom latprune.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'rich'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - start)
+        assert process.returncode == 0, process.stderr
+    assert "prune a model to a budget" in process.stdout
+    assert min(seconds) < 0.5
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, latprune; assert not {'torch', 'numpy', 'pydantic'} & set(sys.modules); assert latprune.Target().threads == 1"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_every_command_shows_an_example_of_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert end.value.code == 0 and f"latprune {name}" in text.partition("example")[2] and "--debug" in text
+
+
+def test_the_promised_commands_are_there() -> None:
+    assert {"prune", "measure", "solve", "frontier", "verify", "inspect", "export", "report", "demo"} <= set(commands())
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"latprune {__version__}"
+
+
+@pytest.mark.parametrize("arguments", [[], ["prunes"], ["prune", "--budget"]])
+def test_wrong_arguments_exit_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2 and "usage: latprune" in capsys.readouterr().err
+
+
+class Command(ModuleType):
+    """A command module that does what the test says."""
+
+    def __init__(self, outcome: BaseException | int) -> None:
+        super().__init__("command")
+        self.outcome = outcome
+
+    def add_parser(self, subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+        subparsers.add_parser("try").set_defaults(run=self.run)
+
+    def run(self, args: argparse.Namespace) -> int:
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "words"),
+    [
+        (0, 0, ""),
+        (6, 6, ""),
+        (LatpruneError("broken"), 1, "latprune: error: broken"),
+        (CheckpointError("not this model"), 2, "latprune: error: not this model"),
+        (BudgetInfeasibleError("too low", limit={"latency": 1.0}, floor={"latency": 2.0}), 3, "error: too low"),
+        (MissingExtraError("onnx", "onnx"), 5, "pip install 'latprune[onnx]'"),
+        (OverBudgetError("over", budget_ms=1.0, measured_ms=2.0), 6, "error: over"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("a bug"), 1, "internal error: ZeroDivisionError: a bug\nrun again with --debug"),
+    ],
+)
+def test_every_outcome_has_its_exit_code_and_one_message(
+    outcome: BaseException | int, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", (Command(outcome),))
+    assert main(["try"]) == code
+    found = capsys.readouterr()
+    assert found.out == "" and words in found.err and "Traceback" not in found.err
+
+
+def test_debug_lets_the_traceback_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", (Command(LatpruneError("broken")),))
+    with pytest.raises(LatpruneError, match="broken"):
+        main(["try", "--debug"])
+
+
+def test_python_dash_m_runs_it_too() -> None:
+    process = subprocess.run([sys.executable, "-m", "latprune.cli", "--version"], capture_output=True, text=True)
+    assert process.returncode == 0 and process.stdout.strip() == f"latprune {__version__}"

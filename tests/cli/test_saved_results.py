@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from latprune.cli import main
+from latprune.export import save_result
+from support.pruned import pruned_network
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "result"
+    save_result(path, *pruned_network())
+    return path
+
+
+def test_report_prints_the_table_and_writes_the_page(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(saved), "-o", str(tmp_path / "report.html")]) == 0
+    text = capsys.readouterr().out
+    assert "cifar_resnet, MDP" in text and "412.3K" in text and "report.html" in text
+    assert "Budget met" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert main(["report", str(saved / "result.json")]) == 0
+
+
+def test_export_writes_a_checked_onnx_file_and_a_program(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(saved), "-o", str(tmp_path / "net.onnx"), "--dynamic-batch", "--input", "1x3x16x16"]) == 0
+    assert "onnxruntime within" in capsys.readouterr().out and (tmp_path / "net.onnx").stat().st_size > 1000
+    assert main(["export", str(saved), "-o", str(tmp_path / "net.pt2")]) == 0
+    inputs = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        found = torch.export.load(tmp_path / "net.pt2").module()(inputs)
+        assert torch.allclose(found, pruned_network()[0](inputs), atol=1e-4)
+
+
+def test_export_says_what_is_wrong(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(saved), "-o", str(tmp_path / "net.tflite")]) == 2
+    assert "must end in .onnx or .pt2" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "-o", str(tmp_path / "net.onnx")]) == 2
+    assert "it has no model.safetensors" in capsys.readouterr().err
+    wrong = ["--model", "latprune.zoo:cifar_resnet", "--model-arg", "depth=20"]
+    assert main(["export", str(saved), *wrong, "-o", str(tmp_path / "net.onnx")]) == 2
+    assert "another architecture" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
