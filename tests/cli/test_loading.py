@@ -161,9 +161,8 @@ def test_a_saved_result_does_not_choose_the_code_that_runs(nets: Path) -> None:
     model = sample_dict()["model"]
     for constructor in ("my_nets:net", "os:system", "latprune.zoo:cifar10", "latprune.zoo.cifar_resnet:torch.hub.load"):
         foreign = sample_record(model=model | {"constructor": constructor, "arguments": {}})
-        if constructor != "latprune.zoo:cifar10":
-            with pytest.raises(InvalidArgumentError, match=rf"names '{constructor}'.*--trust-recorded-model"):
-                recorded_constructor(foreign, None, [])
+        with pytest.raises(InvalidArgumentError, match=rf"names '{constructor}'.*--trust-recorded-model"):
+            recorded_constructor(foreign, None, [])
     foreign = sample_record(model=model | {"constructor": "my_nets:net", "arguments": {"width": 9}})
     assert recorded_constructor(foreign, None, [], trust=True)().out_features == 9
     assert recorded_constructor(foreign, None, ["width=5"], trust=True)().out_features == 5
