@@ -128,7 +128,7 @@ class _Builder:
                 base = f"{base}:{self._coarse_kind(g)}"
             taken[base] = taken.get(base, 0) + 1
             self.group_names[g] = base if taken[base] == 1 else f"{base}#{taken[base]}"
-        return [g for g in order if not self.grouping.groups[g].reason and self.grouping.groups[g].cells.size > 1]
+        return [g for g in order if not self.grouping.groups[g].reason]
 
     def _coarse_kind(self, g: int) -> str:
         labels = self.grouping.groups[g].cells.reshape(-1)
@@ -370,8 +370,6 @@ class _Builder:
         for g, name in self.group_names.items():
             raw = self.grouping.groups[g]
             why = raw.reason
-            if not why and raw.cells.size == 1:
-                why = "a single unit: the whole dimension would go"
             if why and (carried.get(g) or raw.level > 0):
                 result.append(KeptWhole(what=name, channels=int(raw.cells.size), parameters=round(shares.get(g, 0.0)), reason=why))
         return tuple(result)

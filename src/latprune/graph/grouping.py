@@ -360,6 +360,9 @@ def _slots(
                 slots.append((np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.int64)))
             slots[depth][0][f] = group_of[c]
             slots[depth][1][f] = unit_of[c]
+    for group in groups:
+        if group.cells.size == 1 and not group.reason:
+            group.reason = "a single unit: the whole dimension would go"
     alive = np.array([not g.reason for g in groups] + [False])
     return [(np.where(alive[g], g, -1), u) for g, u in slots]
 
