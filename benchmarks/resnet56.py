@@ -97,6 +97,8 @@ def prune(args: argparse.Namespace, folder: Path, method: str, budget: str, stor
         "parameters": record["pruned"]["parameters"],
         "macs": record["pruned"]["macs"],
         "blocks_removed": len(record["blocks_removed"]),
+        "removed": record["blocks_removed"],
+        "groups": record["groups"],
         "accuracies": record["accuracies"],
         "solver": (record["solution"] or {}).get("solver"),
         "status": (record["solution"] or {}).get("status"),
