@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import weakref
 from bisect import bisect_right
@@ -250,6 +251,7 @@ class Recorder(TorchDispatchMode):
         self.pads: dict[str, dict[str, Any]] = {}
         self.sizes: list[SizeLeaf] = []
         self.equations: list[Equation] = []
+        self._attention_stated: set[tuple[str, Expression]] = set()
         self._keep_alive: list[torch.Tensor] = []
         self._size_cache: dict[tuple[int, int], int] = {}
         watcher.trace_sizes = self.trace_sizes
@@ -408,7 +410,16 @@ class Recorder(TorchDispatchMode):
         size = query.shape[-1]
         info = self.info(query)
         along = [f for f in info.fields if f.shape[-1] > 1]
-        expr: Expression = self.dimension_leaf(along[0], along[0].dim() - 1) if along else ("const", size)
+        if not along:
+            return ("const", size), heads, size
+        expr = self.dimension_leaf(along[0], along[0].dim() - 1)
+        if (self.module_path, expr) not in self._attention_stated:
+            self._attention_stated.add((self.module_path, expr))
+            place = f"multi_head_attention_forward in '{self.module_path}'"
+            self.equations.append(Equation(left=expression(args[3] if len(args) > 3 else kwargs["embed_dim_to_check"]), right=expr, place=place))
+            if isinstance(self.model.get_submodule(self.module_path), nn.MultiheadAttention):
+                head: Expression = ("floordiv", expr, ("const", heads))
+                self.equations.append(Equation(left=("attr", self.module_path, "head_dim"), right=head, place=place))
         return expr, heads, size
 
     # -- modules ---------------------------------------------------------------------------------------------------
@@ -556,9 +567,8 @@ def _flat(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor
     return found
 
 
-def flatten_tensors(values: Any) -> list[torch.Tensor]:
-    """All tensors in a nest of tuples, lists, dicts, dataclasses and objects with ``to_tuple`` or ``__dict__``."""
-    import dataclasses
+def flatten_tensors(values: Any, *, opaque: bool = True) -> list[torch.Tensor]:
+    """All tensors in a nest of tuples, lists, dicts and dataclasses; with ``opaque`` those inside other objects too (caches and the like)."""
 
     if isinstance(values, torch.Tensor):
         return [values]
@@ -569,8 +579,8 @@ def flatten_tensors(values: Any) -> list[torch.Tensor]:
             found.append(leaf)
         elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
             for item in dataclasses.fields(leaf):
-                found += flatten_tensors(getattr(leaf, item.name, None))
-        elif leaf is not None and hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not callable(leaf):
+                found += flatten_tensors(getattr(leaf, item.name, None), opaque=opaque)
+        elif opaque and leaf is not None and hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not callable(leaf):
             for item in vars(leaf).values():
                 if isinstance(item, (torch.Tensor, list, tuple, dict)):
                     found += flatten_tensors(item)

@@ -24,6 +24,12 @@ def same(step: Step) -> Fields:
     return step.fields(step.args[0])
 
 
+@register_rule("aten::new_zeros", "aten::new_ones", "aten::new_empty", "aten::new_full", "aten::new_empty_strided", "aten::is_same_size")
+def created(step: Step) -> Fields:
+    """A new tensor takes nothing but type and device from its argument."""
+    return ()
+
+
 @register_rule("aten::view", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias")
 def view(step: Step) -> Fields:
     """Reshape by aligned runs of dimensions.
@@ -76,28 +82,26 @@ def _state_cuts(step: Step, field: torch.Tensor, old: tuple[int, ...], new: tupl
         if all(field.shape[d] == 1 for d in left):
             continue
         local = field.expand([old[d] if d in left else field.shape[d] for d in range(len(old))])
-        others = [d for d in range(len(old)) if d not in left]
+        before = [d for d in range(len(old)) if d < left[0]]
+        after = [d for d in range(len(old)) if d > left[-1]]
         sizes = [new[d] for d in right]
-        flat = local.permute(*others, *left).reshape(-1, *sizes)
-        outer = flat.shape[0]
+        flat = local.reshape(math.prod(local.shape[d] for d in before), *sizes, math.prod(local.shape[d] for d in after))
         several = sum(n > 1 for n in sizes) > 1
         for k, d in enumerate(right):
-            inner = math.prod(sizes[k + 1 :])
             if sizes[k] == 1:
                 continue
-            parts = _distinct(flat.reshape(outer * math.prod(sizes[:k]), sizes[k] * inner)).reshape(-1, sizes[k], inner)
+            inner = math.prod(flat.shape[k + 2 :])
+            parts = _distinct(flat.reshape(-1, sizes[k] * inner)).reshape(-1, sizes[k], inner)
             if bool((parts == parts[:, :1]).all()):
                 continue
             labelled.add(d)
             if several and inner > 1:
-                step.space.grid(parts.reshape(-1, inner), step.place)
-            _state_size(step, stated, d, parts)
-        if several and flat.shape[0] > 1:
-            step.space.grid(_distinct(flat.reshape(outer, -1)), step.place)
+                step.space.grid(_distinct(parts.reshape(-1, inner)), step.place)
+            _state_size(step, stated, d, parts, several)
     return labelled
 
 
-def _state_size(step: Step, stated: list[Any] | None, dim: int, parts: torch.Tensor) -> None:
+def _state_size(step: Step, stated: list[Any] | None, dim: int, parts: torch.Tensor, several: bool) -> None:
     size = parts.shape[1]
     if stated is not None:
         if int(stated[dim]) != -1:
@@ -108,6 +112,8 @@ def _state_size(step: Step, stated: list[Any] | None, dim: int, parts: torch.Ten
         expr, heads, value = width
         if size == value and parts.shape[2] == 1:
             step.recorder.state_expression(expr, parts, step.place)
+        elif not several:
+            return
         elif parts.shape[2] == 1:
             step.recorder.state_expression(("floordiv", expr, ("const", heads)), parts, step.place)
         else:

@@ -160,52 +160,115 @@ class _Evaluator:
 
 
 def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
-    """Group the recording so that every size which the forward states can be met by every choice of widths."""
+    """Group the recording so that every size which the forward states can be met by every choice of widths.
+
+    Repairs are made in rounds, the mildest first: heads that must stay, then equal counts, then groups that stay whole; after each round the
+    groups are formed anew.
+    """
     kept = dict(frozen)
-    for _ in range(60):
-        grouping = solve(recording, kept)
-        evaluator = _Evaluator(recording, grouping)
-        changed = _attribute_polynomials(recording, evaluator, kept)
-        if not changed:
-            changed = _numbers(recording, evaluator, kept)
-        if not changed:
-            for equation in recording.equations:
-                changed = _check(recording, evaluator, equation, kept) or changed
-                if changed and len(recording.equations) > 4000:
-                    break
-        if not changed:
+    for _ in range(100):
+        evaluator = _Evaluator(recording, solve(recording, kept))
+        repairs = _Repairs(evaluator)
+        unsettled = _attribute_polynomials(recording, evaluator, repairs)
+        if not unsettled:
+            _numbers(recording, evaluator, repairs)
+        for equation in recording.equations:
+            if not unsettled or unsettled.isdisjoint(leaves(equation.left)):
+                left, right = evaluator.value(equation.left), evaluator.value(equation.right)
+                if left is None or left != right:
+                    repairs.tie([equation], _why(equation))
+        if not repairs.wanted:
             moving = {k: p for k, p in evaluator.attributes.items() if _value(p) is None}
-            return Settled(grouping=grouping, attributes=moving)
+            return Settled(grouping=evaluator.grouping, attributes=moving)
+        repairs.make(recording, kept)
     raise AssertionError("the sizes of the model could not be settled")
 
 
-def _attribute_polynomials(recording: Recording, evaluator: _Evaluator, kept: dict[int, str]) -> bool:
-    """What each attribute must be, from the equations where it stands alone."""
+class _Repairs:
+    """Repairs that one round asks for."""
+
+    def __init__(self, evaluator: _Evaluator) -> None:
+        self.evaluator = evaluator
+        self.heads: dict[int, str] = {}
+        self.grids: list[Grid] = []
+        self.whole: dict[int, str] = {}
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything has to be repaired."""
+        return bool(self.heads or self.grids or self.whole)
+
+    def freeze(self, groups: set[int], why: str) -> None:
+        """Keep groups whole."""
+        for g in groups:
+            self.whole.setdefault(g, why)
+
+    def tie(self, equations: list[Equation], why: str) -> None:
+        """Repair equations: first keep whole heads, then equal counts between single widths, else keep all groups whole."""
+        evaluator, grouping = self.evaluator, self.evaluator.grouping
+        sides: list[tuple[Polynomial | None, Expression]] = []
+        for e in equations:
+            sides.append((evaluator.value(e.right), e.right))
+            if e.left[0] != "attr" or len(equations) == 1:
+                sides.append((evaluator.value(e.left), e.left))
+        groups: set[int] = set()
+        for polynomial, expr in sides:
+            groups |= {g for k in polynomial for g in k} if polynomial is not None else _groups_in(evaluator, expr)
+        coarse = {g for g in groups if grouping.groups[g].level > 0}
+        if coarse:
+            for g in coarse:
+                self.heads.setdefault(g, why)
+            return
+        single = [_single(p) for p, _ in sides]
+        numbers = sorted({s[0] for s in single if s is not None})
+        if all(s is not None for s in single) and len(numbers) > 1:
+            width = math.gcd(*(grouping.groups[g].cells.shape[1] for g in numbers))
+            dense = {s[1] * grouping.groups[s[0]].cells.shape[1] for s in single if s is not None}
+            if width > 1 and len(dense) == 1:
+                self.grids.append(Grid(rows=np.concatenate([grouping.groups[g].cells.reshape(-1, width) for g in numbers]), why=why))
+                return
+        self.freeze(groups, why)
+
+    def make(self, recording: Recording, kept: dict[int, str]) -> None:
+        """Carry out the mildest kind of repair that was asked for."""
+        groups = self.evaluator.grouping.groups
+        if self.heads:
+            for g, why in self.heads.items():
+                kept.update({c: why for c in groups[g].cells.reshape(-1).tolist()})
+        elif self.grids:
+            recording.space.grids.extend(self.grids)
+        else:
+            for g, why in self.whole.items():
+                kept.update({c: why for c in groups[g].cells.reshape(-1).tolist()})
+
+
+def _attribute_polynomials(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> set[Expression]:
+    """What each attribute must be, from the equations where it stands alone; returns the attributes that are not settled yet."""
+    unsettled: set[Expression] = set()
     uses: dict[tuple[str, str], list[tuple[Polynomial | None, Equation]]] = {}
     for equation in recording.equations:
         if equation.left[0] == "attr":
             key = (str(equation.left[1]), str(equation.left[2]))
             uses.setdefault(key, []).append((evaluator.value(equation.right), equation))
-    changed = False
     for key, found in uses.items():
         polynomials = [p for p, _ in found]
-        if all(p == polynomials[0] for p in polynomials):
-            if polynomials[0] is None:
-                changed |= _freeze(evaluator, _groups_in(evaluator, found[0][1].right), kept, _why(found[0][1]))
-            else:
-                evaluator.attributes[key] = polynomials[0]
-            continue
         name = f"{key[0]}.{key[1]}" if key[0] else key[1]
-        changed |= _tie(recording, evaluator, [e for _, e in found], kept, f"'{name}' feeds all their sizes")
-    for key, polynomial in evaluator.attributes.items():
-        if any(c.denominator != 1 for c in polynomial.values()):
-            changed |= _freeze(evaluator, {g for k in polynomial for g in k}, kept, f"'{'.'.join(key)}' would be no whole number")
-    return changed
+        if any(p != polynomials[0] for p in polynomials):
+            unsettled.add(("attr", *key))
+            repairs.tie([e for _, e in found], f"'{name}' feeds all their sizes")
+        elif polynomials[0] is None:
+            unsettled.add(("attr", *key))
+            repairs.freeze(_groups_in(evaluator, found[0][1].right), _why(found[0][1]))
+        elif any(c.denominator != 1 for c in polynomials[0].values()):
+            unsettled.add(("attr", *key))
+            repairs.freeze({g for k in polynomials[0] for g in k}, f"'{name}' would be no whole number")
+        else:
+            evaluator.attributes[key] = polynomials[0]
+    return unsettled
 
 
-def _numbers(recording: Recording, evaluator: _Evaluator, kept: dict[int, str]) -> bool:
+def _numbers(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> None:
     """Sizes whose value enters a computation as a number must not change."""
-    changed = False
     for expr in recording.used_as_numbers:
         for leaf in leaves(expr):
             value = evaluator.value(leaf)
@@ -213,15 +276,7 @@ def _numbers(recording: Recording, evaluator: _Evaluator, kept: dict[int, str]) 
                 continue
             groups = _groups_in(evaluator, leaf) if value is None else {g for k in value for g in k}
             source = f"attribute '{leaf[1]}.{leaf[2]}'" if leaf[0] == "attr" else "a runtime size"
-            changed |= _freeze(evaluator, groups, kept, f"{source} is also used as a number in the forward")
-    return changed
-
-
-def _check(recording: Recording, evaluator: _Evaluator, equation: Equation, kept: dict[int, str]) -> bool:
-    left, right = evaluator.value(equation.left), evaluator.value(equation.right)
-    if left is not None and left == right:
-        return False
-    return _tie(recording, evaluator, [equation], kept, _why(equation))
+            repairs.freeze(groups, f"{source} is also used as a number in the forward")
 
 
 def _why(equation: Equation) -> str:
@@ -244,42 +299,9 @@ def _groups_in(evaluator: _Evaluator, expr: Expression) -> set[int]:
     return found
 
 
-def _tie(recording: Recording, evaluator: _Evaluator, equations: list[Equation], kept: dict[int, str], why: str) -> bool:
-    """Repair: first keep whole heads, then equal counts between single widths, else keep all groups whole."""
-    grouping = evaluator.grouping
-    sides = [evaluator.value(e.right) for e in equations] + [evaluator.value(e.left) for e in equations if e.left[0] != "attr" or len(equations) == 1]
-    groups: set[int] = set()
-    for e, p in zip([*equations, *equations], sides, strict=False):
-        groups |= {g for k in p for g in k} if p is not None else _groups_in(evaluator, e.right) | _groups_in(evaluator, e.left)
-    coarse = {g for g in groups if grouping.groups[g].level > 0}
-    if coarse:
-        return _freeze(evaluator, coarse, kept, why)
-    single = [_single(p) for p in sides]
-    if all(s is not None for s in single) and len({s[0] for s in single if s is not None}) > 1:
-        numbers = sorted({s[0] for s in single if s is not None})
-        sizes = {g: grouping.groups[g].cells.shape[1] for g in numbers}
-        width = math.gcd(*sizes.values())
-        dense = {s[1] * sizes[s[0]] for s in single if s is not None}
-        if width > 1 and len(dense) == 1:
-            rows = np.concatenate([grouping.groups[g].cells.reshape(-1, width) for g in numbers])
-            recording.space.grids.append(Grid(rows=rows, why=why))
-            return True
-    return _freeze(evaluator, groups, kept, why)
-
-
 def _single(p: Polynomial | None) -> tuple[int, Fraction] | None:
     """The group and the factor of a polynomial that is a multiple of one width."""
     if p is None or len(p) != 1:
         return None
     (groups, factor) = next(iter(p.items()))
     return (groups[0], factor) if len(groups) == 1 else None
-
-
-def _freeze(evaluator: _Evaluator, groups: set[int], kept: dict[int, str], why: str) -> bool:
-    changed = False
-    for g in groups:
-        for label in evaluator.grouping.groups[g].cells.reshape(-1).tolist():
-            if label not in kept:
-                kept[label] = why
-                changed = True
-    return changed

@@ -106,6 +106,15 @@ def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelG
     return replace(graph, groups=groups)
 
 
+def forget_cached(model: nn.Module) -> None:
+    """Make modules drop what they cached in evaluation mode (such modules do so when they are set to train); the modes stay."""
+    modes = [(m, m.training) for m in model.modules()]
+    if any(type(m).train is not nn.Module.train for m, _ in modes):
+        model.train()
+        for m, training in modes:
+            m.training = training
+
+
 def record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
     """Run ``model`` once under the recorder.
 
@@ -113,10 +122,11 @@ def record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
         CaptureError: The model does not run on the inputs.
     """
     watcher = CallWatcher()
-    training = [m for m in model.modules() if m.training]
+    forget_cached(model)
     recorder = Recorder(model, watcher)
+    modes = [(m, m.training) for m in model.modules()]
     try:
-        for m in training:
+        for m, _ in modes:
             m.training = False
         inputs: list[Info] = []
         for t in flatten_tensors(example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs)):
@@ -138,9 +148,11 @@ def record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
                     f"the model does not run on the example inputs: {type(error).__name__}: {error} (in module '{recorder.module_path}')"
                 ) from error
     finally:
-        for m in training:
-            m.training = True
-    outputs = [recorder.info(t) for t in flatten_tensors(output)]
+        for m, training in modes:
+            m.training = training
+        forget_cached(model)
+    # Objects that a model hands back to itself (a cache of keys and values) are its state: they may shrink; the outputs proper may not.
+    outputs = [recorder.info(t) for t in flatten_tensors(output, opaque=False)]
     for info in outputs:
         for f in info.fields:
             recorder.space.freeze(f, "the network's output")

@@ -10,6 +10,7 @@ from torch import nn
 
 from latprune.errors import CheckpointError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.trace import forget_cached
 from latprune.surgery.edits import ArchitectureEdits, EditStep, TensorEdit
 from latprune.surgery.plan import plan_step
 from latprune.surgery.removed import RemovedBranch
@@ -100,8 +101,8 @@ def _apply(model: nn.Module, step: EditStep) -> None:
         if isinstance(value, tuple) and isinstance(getattr(module, a.name), list):
             value = list(value)
         setattr(module, a.name, value)
+    forget_cached(model)
     for b in step.blocks:
-        parent, _, leaf = b.module.rpartition(".")
         stand_in = RemovedBranch(modules[b.module], argument=b.argument, shortcut=b.shortcut, tail=b.tail)
         for holder in _holders(model, modules[b.module]):
             holder[0]._modules[holder[1]] = stand_in
