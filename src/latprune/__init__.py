@@ -16,7 +16,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from latprune.budget import Budget
     from latprune.export import load_result, restore
-    from latprune.graph import ModelGraph, trace
+    from latprune.graph import ModelGraph as ModelGraph
+    from latprune.graph.trace import trace
     from latprune.latency import LatencyTables, Store, Target, build_tables, measure
     from latprune.methods import MDP, SPLAMP, RandomChoice, Uniform
     from latprune.pipeline import FitContext, prune

@@ -63,7 +63,7 @@ def prune(
     loss: LossFunction = cross_entropy_loss,
     fit: Fit | None = None,
     evaluate: Evaluate | None = None,
-    importance_batches: int | None = 32,
+    importance_batches: int | None = 16,
     keep: Iterable[str] = (),
     blocks_keep: Iterable[str] = (),
     min_widths: Mapping[str, int] | None = None,
@@ -170,7 +170,7 @@ def _require_under_budget(record: ResultRecord) -> None:
         limit = record.budget.limit or 0.0
         raise OverBudgetError(
             f"the final measurement lies at {share:.2%} of the budget {record.budget.text!r} ({limit:.4g} ms) although the candidates were "
-            "under it; the machine was disturbed. Run again with the same folder on a quieter machine, or ask for a slightly smaller budget",
+            "under it: the machine was disturbed. Run again with the same folder when it is quieter, or ask for a smaller budget",
             budget_ms=limit,
             measured_ms=share * limit,
         )

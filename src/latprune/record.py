@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from latprune.export.record import (
@@ -21,14 +23,19 @@ from latprune.export.record import (
     ProvenanceRecord,
     ResultRecord,
     StageRecord,
+    TargetRecord,
 )
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
+    from latprune.graph.types import ChannelGroup, Member
     from latprune.latency import Measurement
     from latprune.pruner import Pruner
+    from latprune.surgery import ArchitectureEdits
 
 __all__ = ["build_record"]
+
+IntArray = npt.NDArray[np.int64]
 
 
 def build_record(
@@ -66,11 +73,11 @@ def build_record(
             tensors=pruner.dense_tensors,
         ),
         method=MethodRecord(name=pruner.method.name, options=pruner.method.options()),
-        target=pruner.target.to_dict(),
+        target=TargetRecord(**pruner.target.to_dict()),
         budget=BudgetRecord(**pruner.budget.to_dict(), limit=pruner.limit),
         dense=_network(dense, measured[0] if measured else None, accuracies[0].accuracy if accuracies else None),
         pruned=_network(pruned, measured[1] if measured else None, accuracies[-1].accuracy if len(accuracies) > 1 else None),
-        groups=_groups(dense, pruned, removed),
+        groups=_groups(dense, pruner.edits, removed),
         blocks=tuple(block.name for block in dense.blocks.values() if block.removable),
         blocks_removed=removed,
         edits=tuple(edits.to_dict() for edits in pruner.edits),
@@ -104,15 +111,38 @@ def _network(graph: ModelGraph, measurement: Measurement | None, accuracy: float
     )
 
 
-def _groups(dense: ModelGraph, pruned: ModelGraph, removed: Sequence[str]) -> tuple[GroupRecord, ...]:
-    widths = pruned.dense_widths()
+def _groups(dense: ModelGraph, edits: Sequence[ArchitectureEdits], removed: Sequence[str]) -> tuple[GroupRecord, ...]:
+    kept = _kept_positions(edits)
+    gone = set(removed)
     found = []
     for group in dense.groups.values():
         chains = [set(member.blocks) for member in group.members]
         blocks = tuple(b for b in (group.members[0].blocks if group.members else ()) if all(b in chain for chain in chains))
-        kept = 0 if set(blocks) & set(removed) else widths.get(group.name, group.columns)
-        found.append(GroupRecord(name=group.name, dense=group.columns, kept=kept, kind=group.kind, rows=group.rows, blocks=blocks))
+        width = next(
+            (_width(group, member, kept) for member in group.members if member.within is None and gone.isdisjoint(member.blocks)), 0
+        )
+        found.append(GroupRecord(name=group.name, dense=group.columns, kept=width, kind=group.kind, rows=group.rows, blocks=blocks))
     return tuple(found)
+
+
+def _kept_positions(edits: Sequence[ArchitectureEdits]) -> dict[tuple[str, int], IntArray]:
+    """Positions of the dense network's tensor dimensions that are left after all edits, which each count from the one before."""
+    kept: dict[tuple[str, int], IntArray] = {}
+    for entry in edits:
+        for step in entry.steps:
+            for tensor in step.tensors:
+                for dim, positions in tensor.keep.items():
+                    chosen = np.asarray(positions, dtype=np.int64)
+                    before = kept.get((tensor.name, dim))
+                    kept[tensor.name, dim] = chosen if before is None else before[chosen]
+    return kept
+
+
+def _width(group: ChannelGroup, member: Member, kept: Mapping[tuple[str, int], IntArray]) -> int:
+    positions = kept.get((member.tensor, member.dim))
+    if positions is None:
+        return group.columns
+    return len(set(member.units[np.isin(member.positions, positions)].tolist())) // group.rows
 
 
 def _inputs(example_inputs: Any) -> tuple[InputRecord, ...]:
@@ -123,7 +153,7 @@ def _inputs(example_inputs: Any) -> tuple[InputRecord, ...]:
     else:
         named = [(None, value) for value in example_inputs]
     return tuple(
-        InputRecord(shape=tuple(value.shape), dtype=str(value.dtype).removeprefix("torch."), name=key)
+        InputRecord.model_validate({"shape": tuple(value.shape), "dtype": str(value.dtype).removeprefix("torch."), "name": key})
         for key, value in named
         if isinstance(value, torch.Tensor)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,12 @@ class Result:
     @property
     def problem(self) -> Problem | None:
         """The pruning problem that was solved last."""
-        return Problem.from_dict(self.record.problem) if self.record.problem is not None else None
+        return Problem.from_json(json.dumps(self.record.problem)) if self.record.problem is not None else None
 
     @property
     def solution(self) -> Solution | None:
         """The solver's answer to it."""
-        return Solution.from_dict(self.record.solution) if self.record.solution is not None else None
+        return Solution.from_json(json.dumps(self.record.solution)) if self.record.solution is not None else None
 
     def save(self, path: str | Path) -> None:
         """Save as safetensors and JSON, a folder or a ``.zip``; :func:`latprune.load` brings it back."""

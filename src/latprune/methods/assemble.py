@@ -83,7 +83,7 @@ def assemble(context: StageContext, *, limit: float | None, channels: bool = Tru
 
 def proposal_of(context: StageContext, problem: Problem, solution: Solution) -> Proposal:
     """A solver's answer as a network."""
-    assert solution.assignment is not None
+    assert solution.assignment is not None and solution.costs is not None
     widths = {name: int(solution.assignment[name]) for name in context.graph.groups}
     removed = tuple(block for block in context.removable if solution.assignment.get(block_variable(block), 1) == 0)
     return Proposal(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -75,16 +75,14 @@ def contributions(context: StageContext, *, whole_network: bool = False) -> dict
     Returns:
         Group -> ``(choices,)``: ``Phi(width) - Phi(current)`` in the resource's unit; 0 for the current width.
     """
-    dense = context.graph.dense_widths()
-    value = context.predict
+    value: Callable[[Mapping[str, int]], float] = context.predict
     if whole_network:
         if context.measure_widths is None or context.resource != "latency":
             raise InvalidArgumentError("contributions='whole-network' times networks: it needs a latency budget")
         value = context.measure_widths
+    dense = context.graph.dense_widths()
     current = value(dense)
-    return {name: _differences(value, dense, name, context.choices[name], current) for name in context.graph.groups}
-
-
-def _differences(value: object, dense: Mapping[str, int], name: str, choices: Sequence[int], current: float) -> npt.NDArray[np.float64]:
-    assert callable(value)
-    return np.array([0.0 if width == dense[name] else value({**dense, name: width}) - current for width in choices])
+    return {
+        name: np.array([0.0 if width == dense[name] else value({**dense, name: width}) - current for width in context.choices[name]])
+        for name in context.graph.groups
+    }
