@@ -1,8 +1,8 @@
 """Write the versions installed in this environment as a constraints file: ``python tools/freeze_constraints.py constraints.txt``.
 
-Local version labels (``2.13.0+cpu``) are dropped, so that the file holds on a machine with another build of the same version; packages that the
-environment has for its own sake (pip, setuptools, latprune itself) are left out. Versions of packages that are not installed here, such as the
-documentation's, are kept from the old file.
+Local version labels (``2.13.0+cpu``) are dropped, so that the file holds on a machine with another build of the same version; packages that
+the environment has for its own sake (pip, setuptools, latprune itself) are left out. Versions of packages that are not installed here, such
+as the documentation's, are kept from the old file.
 """
 
 from __future__ import annotations
