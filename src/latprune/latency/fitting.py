@@ -212,14 +212,17 @@ def _calibrate(rows: FloatArray, targets: FloatArray) -> tuple[float, float, Flo
     noise = 0.015
     weights = np.ones(len(goal))
     solution = np.zeros(matrix.shape[1])
-    for _ in range(5):
+    for _ in range(6):
         weighted = matrix * weights[:, None]
         precision = weighted.T @ matrix / noise**2 + np.diag(deviation**-2.0)
         solution = np.linalg.solve(precision, weighted.T @ goal / noise**2)
+        if solution[0] < 0.0:
+            # No network takes less than nothing: pin the constant at 0 and let the others answer again.
+            deviation[0] = 1e-9 * deviation[0] if deviation[0] > 1e-6 else deviation[0]
         error = np.abs(goal - matrix @ solution)
         cut = max(2.0 * float(np.median(error)), 1e-4)
         weights = np.minimum(1.0, cut / np.maximum(error, 1e-12))
-    return float(solution[0]), float(solution[1]), 1.0 + solution[2] + solution[3:]
+    return max(0.0, float(solution[0])), float(solution[1]), 1.0 + solution[2] + solution[3:]
 
 
 def predicted_and_measured(tables: LatencyTables, samples: Sequence[NetworkSample]) -> tuple[FloatArray, FloatArray]:

@@ -1,0 +1,107 @@
+"""``latprune measure``: build or extend the latency tables of a model on a target."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from latprune.cli.arguments import add_model_arguments, add_target_arguments
+
+if TYPE_CHECKING:
+    from latprune.latency import LatencyTables
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+examples:
+  latprune measure --model latprune.zoo:cifar_resnet --model-arg depth=56 --input 1x3x32x32 --engine openvino
+  latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --threads 2 -o tables.json
+  latprune measure --model nets.py:net --input 1x3x224x224 --extend --max-networks 200
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "measure",
+        help="build or extend the latency tables of a model on an engine",
+        description="Measure width-varied copies of a model on the target and fit latency tables to them. What is measured goes into the "
+        "store, from where later runs take it; an interrupted run goes on where it stopped.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    add_target_arguments(parser)
+    group = parser.add_argument_group("measuring")
+    group.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
+    group.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop measuring after this long")
+    group.add_argument("--max-networks", type=int, default=128, help="width-varied networks at most (default: %(default)s)")
+    group.add_argument("--extend", action="store_true", help="measure up to --max-networks even where the tables are good already")
+    group.add_argument("--seed", type=int, default=0, help="seed of the choice of networks (default: %(default)s)")
+    group.add_argument("-o", "--output", metavar="FILE", help="also write the tables as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import json
+    from pathlib import Path
+
+    from latprune.cli.loading import example_inputs, load_model, target_from
+    from latprune.cli.progress import reporter
+    from latprune.graph import trace
+    from latprune.latency import Store, TableProgress, build_tables
+
+    target = target_from(args)
+    model = load_model(args.model, args.model_arg, args.weights)
+    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
+    report = reporter()
+
+    def progress(state: TableProgress) -> None:
+        if state.networks % 8 == 0:
+            error = f", mean error {state.residual.mean_absolute:.1%}" if state.residual is not None else ""
+            report(f"{state.networks} of at most {state.limit} networks{error}")
+
+    with Store(args.store) as store:
+        tables = build_tables(
+            model,
+            trace(model, inputs),
+            inputs,
+            target,
+            store=store,
+            progress=progress,
+            seed=args.seed,
+            time_limit=args.time_limit,
+            max_networks=args.max_networks,
+            extend=args.extend,
+        )
+        place = store.path
+    _show(tables)
+    print(f"stored in {place}")
+    if args.output:
+        Path(args.output).write_text(json.dumps(tables.to_dict()))
+        print(f"tables written to {args.output}")
+    return 0
+
+
+def _show(tables: LatencyTables) -> None:
+    stats, residual = tables.stats, tables.residual
+    print(f"target    {tables.target}, engine {tables.version}")
+    print(f"dense     {tables.dense_ms:.3f} ms, of which {tables.constant_ms:.3f} ms that no width changes")
+    print(
+        f"tables    {stats.kernels} kernels, {stats.surfaces} surfaces, {stats.shared_entries} shared, "
+        f"{stats.positions_differing} positions that differ"
+    )
+    print(
+        f"measured  {stats.measured_networks} networks now, {stats.networks} in all; {stats.engine_runs} engine runs, {stats.seconds:.1f} s"
+    )
+    if residual.networks:
+        print(
+            f"error     {residual.mean_absolute:.1%} mean, {residual.p95:.1%} at 95 %, {residual.within_8:.0%} within 8 % "
+            f"({residual.networks} networks that had no part in the fit)"
+        )
+    print("widths on offer")
+    for group, dense in tables.widths.items():
+        choices = tables.choices(group)
+        shown = " ".join(map(str, choices)) if len(choices) <= 16 else f"{choices[0]} {choices[1]} ... {choices[-1]}"
+        print(f"  {group} ({dense}, step {tables.step(group)}): {shown}")
