@@ -14,7 +14,19 @@ from latprune.graph.recorder import Info, ModuleCall, Node, Recording
 __all__ = ["Branch", "Realisation", "find_branches"]
 
 _SUMS = ("aten.add.Tensor", "aten.add_.Tensor")
-_MOVES = ("slice", "constant_pad_nd", "view", "permute", "transpose", "avg_pool2d", "max_pool2d", "alias", "clone", "contiguous", "_unsafe_view")
+_MOVES = (
+    "slice",
+    "constant_pad_nd",
+    "view",
+    "permute",
+    "transpose",
+    "avg_pool2d",
+    "max_pool2d",
+    "alias",
+    "clone",
+    "contiguous",
+    "_unsafe_view",
+)
 _NONNEGATIVE = ("relu", "relu_", "sigmoid", "sigmoid_", "hardsigmoid", "relu6")
 _TAIL = frozenset({"relu", "gelu", "silu", "hardtanh", "hardswish", "sigmoid", "tanh", "leaky_relu", "elu", "mish", "softplus"})
 
@@ -106,11 +118,7 @@ class _Flow:
 
 
 def _weighted(nodes: list[Node], at: frozenset[int]) -> int:
-    return sum(
-        1
-        for n in at
-        if (k := nodes[n].kernel) is not None and k.weight is not None and k.kind in ("conv", "linear", "depthwise")
-    )
+    return sum(1 for n in at if (k := nodes[n].kernel) is not None and k.weight is not None and k.kind in ("conv", "linear", "depthwise"))
 
 
 def _nonlinear(nodes: list[Node], at: frozenset[int]) -> bool:
@@ -292,7 +300,9 @@ def _tail_steps(
             dropped.append(n)
             continue
         harmless = harmless or name == "relu"
-        owner = next((c for c in recording.module_calls if c.start <= n < c.stop and c.stop - c.start == 1 and c.path.startswith(prefix)), None)
+        owner = next(
+            (c for c in recording.module_calls if c.start <= n < c.stop and c.stop - c.start == 1 and c.path.startswith(prefix)), None
+        )
         if owner is not None:
             steps.append({"module": owner.path[len(prefix) :]})
         else:

@@ -135,29 +135,55 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
 
     own = np.zeros(size, dtype=np.uint64)
     _tensor_marks(recording, roots, own)
+    summary = np.zeros(size, dtype=np.uint64)
+    _bundle_marks(space, roots, summary)
     grids, rows_hash = _grids(space, roots)
     ancestors = np.zeros(size, dtype=np.uint64)
-    live = ~frozen[coarse]
-    _accumulate(ancestors, fine[live], coarse[live], 3)
-    has_ancestor = np.zeros(size, dtype=bool)
-    has_ancestor[fine[live]] = True
+    _accumulate(ancestors, fine, coarse, 3)
+    below_live = np.zeros(size, dtype=bool)
+    below_live[fine[~frozen[coarse]]] = True
 
     is_class = roots == np.arange(size)
+    key = own ^ rows_hash ^ ancestors
+    key[frozen] ^= np.uint64(0xABCDEF0123456789)
+    aligned = _aligned(is_class & (level == 0), key, ancestors)
+    level = _levels(size, coarse[~aligned[fine]], fine[~aligned[fine]])
+    summed = np.zeros(size, dtype=bool)
+    summed[coarse] = True
+
     groups: list[RawGroup] = []
     group_of = np.full(size, -1, dtype=np.int64)
     unit_of = np.zeros(size, dtype=np.int64)
     below = np.zeros(size, dtype=np.uint64)
     for depth in range(int(level.max(initial=0)) + 1):
         members = np.flatnonzero(is_class & (level == depth))
-        if depth:
-            here = level[coarse] == depth
-            pick = _unique_pairs(coarse[here], (own ^ below)[fine[here]])
-            np.bitwise_xor.at(below, pick[0], pick[1])
+        here = level[coarse] == depth
+        pick = _unique_pairs(coarse[here], (own ^ below)[fine[here]])
+        np.bitwise_xor.at(below, pick[0], pick[1])
         key = own ^ rows_hash ^ ancestors ^ below
+        key[summed] ^= summary[summed]
         key[frozen] ^= np.uint64(0xABCDEF0123456789)
-        _form(depth, members, key, grids, frozen, reason, has_ancestor, groups, group_of, unit_of)
+        _form(depth, members, key, grids, frozen, reason, aligned, below_live, groups, group_of, unit_of)
     slots = _slots(size, groups, group_of, unit_of, coarse, fine, grids)
     return Grouping(roots=roots, groups=groups, slots=slots, frozen_reason=reason)
+
+
+def _aligned(base: npt.NDArray[np.bool_], key: HashArray, ancestors: HashArray) -> npt.NDArray[np.bool_]:
+    """Fine classes that their coarse classes single out: they go with those alone (a rotary pair of a head), never by themselves."""
+    members = np.flatnonzero(base)
+    _, inverse, counts = np.unique(key[members], return_inverse=True, return_counts=True)
+    found = np.zeros(base.size, dtype=bool)
+    found[members] = (counts[inverse] == 1) & (ancestors[members] != 0)
+    return found
+
+
+def _bundle_marks(space: LabelSpace, roots: IntArray, summary: HashArray) -> None:
+    """A hash of the reductions and broadcasts that made each coarse class, so that those of different kinds never share a cell."""
+    found = [(roots[r.start : r.stop], k) for k, r in enumerate(space.ranges) if r.kind == "bundle"]
+    if found:
+        _accumulate(
+            summary, np.concatenate([c for c, _ in found]), np.concatenate([np.full(c.size, k, dtype=np.int64) for c, k in found]), 5
+        )
 
 
 def _unique_pairs(classes: IntArray, hashes: HashArray) -> tuple[IntArray, HashArray]:
@@ -251,7 +277,8 @@ def _form(
     grids: list[tuple[IntArray, str]],
     frozen: npt.NDArray[np.bool_],
     reason: dict[int, str],
-    has_ancestor: npt.NDArray[np.bool_],
+    aligned: npt.NDArray[np.bool_],
+    below_live: npt.NDArray[np.bool_],
     groups: list[RawGroup],
     group_of: IntArray,
     unit_of: IntArray,
@@ -308,8 +335,10 @@ def _form(
                 _add(groups, cells[c][None, :], depth, why, group_of, unit_of)
             continue
         grid = np.stack([cells[c] for c in parts])
-        if not why and grid.shape[1] == 1 and depth == 0 and has_ancestor[grid].all():
-            continue
+        if not why and aligned[grid].all():
+            if below_live[grid].all():
+                continue
+            why = "goes only together with channels that stay"
         _add(groups, grid, depth, why, group_of, unit_of)
 
 

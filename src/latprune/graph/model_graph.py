@@ -138,7 +138,9 @@ class ModelGraph:
                 }
                 for b in self.blocks.values()
             ],
-            "kept_whole": [{"what": k.what, "channels": k.channels, "parameters": k.parameters, "reason": k.reason} for k in self.kept_whole],
+            "kept_whole": [
+                {"what": k.what, "channels": k.channels, "parameters": k.parameters, "reason": k.reason} for k in self.kept_whole
+            ],
         }
 
     def describe(self) -> str:

@@ -416,7 +416,9 @@ class Recorder(TorchDispatchMode):
         if (self.module_path, expr) not in self._attention_stated:
             self._attention_stated.add((self.module_path, expr))
             place = f"multi_head_attention_forward in '{self.module_path}'"
-            self.equations.append(Equation(left=expression(args[3] if len(args) > 3 else kwargs["embed_dim_to_check"]), right=expr, place=place))
+            self.equations.append(
+                Equation(left=expression(args[3] if len(args) > 3 else kwargs["embed_dim_to_check"]), right=expr, place=place)
+            )
             if isinstance(self.model.get_submodule(self.module_path), nn.MultiheadAttention):
                 head: Expression = ("floordiv", expr, ("const", heads))
                 self.equations.append(Equation(left=("attr", self.module_path, "head_dim"), right=head, place=place))
@@ -444,9 +446,7 @@ class Recorder(TorchDispatchMode):
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             parent = self._stack[-1] if self._stack else -1
             self.module_calls.append(
-                ModuleCall(
-                    path=path, start=len(self.nodes), stop=-1, inputs=self._tensor_infos((args, kwargs)), outputs=[], parent=parent
-                )
+                ModuleCall(path=path, start=len(self.nodes), stop=-1, inputs=self._tensor_infos((args, kwargs)), outputs=[], parent=parent)
             )
             self._stack.append(len(self.module_calls) - 1)
             self.module_path = path
@@ -585,5 +585,3 @@ def flatten_tensors(values: Any, *, opaque: bool = True) -> list[torch.Tensor]:
                 if isinstance(item, (torch.Tensor, list, tuple, dict)):
                     found += flatten_tensors(item)
     return found
-
-

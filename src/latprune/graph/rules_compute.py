@@ -83,7 +83,11 @@ def reduction(step: Step) -> Any:
     result = reduce(step.space, step.fields(source), dims, source.dim(), keepdim, step.place)
     if step.info(source).dynamic:
         step.kernel = KernelDraft(
-            "reduce", None, [width_axis(step.fields(source), tuple(source.shape))], 0.0, {"op": str(step.func), "input_shape": list(source.shape)}
+            "reduce",
+            None,
+            [width_axis(step.fields(source), tuple(source.shape))],
+            0.0,
+            {"op": str(step.func), "input_shape": list(source.shape)},
         )
     return [result] * len(step.out) if isinstance(step.out, tuple) else result
 
@@ -124,7 +128,7 @@ def spatial(step: Step) -> Any:
     """Pooling, resizing and border padding: the channel dimension passes, the spatial ones must carry no labels."""
     source: torch.Tensor = step.args[0]
     out = _first(step.out)
-    channel = 1 if "grid_sampler" in step.func._schema.name else source.dim() - _spatial_rank(step)- 1
+    channel = 1 if "grid_sampler" in step.func._schema.name else source.dim() - _spatial_rank(step) - 1
     result = []
     for f in step.fields(source):
         if set(varying(f)) <= set(range(channel + 1)):
@@ -174,7 +178,9 @@ def batch_norm(step: Step) -> list[Fields]:
             step.role(f, "norm")
         owner = owner or step.info(t).name
     result = meet(step.space, parts, source.dim(), step.place)
-    step.kernel = KernelDraft("norm", owner, [width_axis(result, tuple(out.shape))], 0.0, {"op": "batch_norm", "output_shape": list(out.shape)})
+    step.kernel = KernelDraft(
+        "norm", owner, [width_axis(result, tuple(out.shape))], 0.0, {"op": "batch_norm", "output_shape": list(out.shape)}
+    )
     return [result]
 
 
@@ -191,7 +197,11 @@ def layer_norm(step: Step) -> list[Fields]:
         owner = owner or step.info(t).name
     result = meet(step.space, parts, source.dim(), step.place)
     step.kernel = KernelDraft(
-        "norm", owner, [width_axis(result, tuple(source.shape))], 0.0, {"op": step.func._schema.name.split("::")[1], "output_shape": list(source.shape)}
+        "norm",
+        owner,
+        [width_axis(result, tuple(source.shape))],
+        0.0,
+        {"op": step.func._schema.name.split("::")[1], "output_shape": list(source.shape)},
     )
     return [result]
 
@@ -220,6 +230,10 @@ def group_norm(step: Step) -> list[Fields]:
         elif 1 < groups < f.shape[1]:
             step.space.grid(f.reshape(groups, -1), step.place)
     step.kernel = KernelDraft(
-        "norm", owner, [width_axis(result, tuple(source.shape))], 0.0, {"op": "group_norm", "groups": groups, "output_shape": list(source.shape)}
+        "norm",
+        owner,
+        [width_axis(result, tuple(source.shape))],
+        0.0,
+        {"op": "group_norm", "groups": groups, "output_shape": list(source.shape)},
     )
     return [result]

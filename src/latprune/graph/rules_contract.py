@@ -203,7 +203,9 @@ def _contract(step: Step, a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor |
             step.space.freeze(f, reason)
     met = meet(step.space, [(wide_a, (*a.shape, 1)), (wide_b, (*b.shape[:-2], 1, *b.shape[-2:]))], rank, step.place)
     result = reduce(step.space, met, (k,), rank, False, step.place)
-    weight = info_b if info_b.name is not None and not info_b.dynamic else info_a if info_a.name is not None and not info_a.dynamic else None
+    weight = (
+        info_b if info_b.name is not None and not info_b.dynamic else info_a if info_a.name is not None and not info_a.dynamic else None
+    )
     if weight is not None:
         first = weight is info_a
         inner = _one(weight.fields, 1 if first else k - 1)

@@ -101,7 +101,9 @@ def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelG
             raise InvalidArgumentError(f"min_widths names '{pattern}', which matches no channel group; groups: {list(groups)}")
         for name in hits:
             if not 1 <= width <= groups[name].columns:
-                raise InvalidArgumentError(f"min_widths['{pattern}'] (={width}) must be from 1 to {groups[name].columns} for group '{name}'")
+                raise InvalidArgumentError(
+                    f"min_widths['{pattern}'] (={width}) must be from 1 to {groups[name].columns} for group '{name}'"
+                )
             groups[name] = replace(groups[name], min_width=width)
     return replace(graph, groups=groups)
 
