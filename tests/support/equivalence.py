@@ -15,11 +15,12 @@ from latprune.surgery import prune
 from latprune.surgery.masked import masked
 from latprune.surgery.verify import EqualityReport, check_equal
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in float64 and evaluation mode, with random statistics, scales and shifts of its norm layers."""
+    """The model in float64 and evaluation mode, no parameter constant: norms, biases, layer scales and statistics are drawn.
+
+    A fresh model hides mistakes behind scales of 1 (or 1e-6), shifts of 0 and statistics that do nothing.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(tensor: Tensor, low: float, high: float) -> None:
@@ -27,17 +28,15 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
     model.double().eval()
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, _NORMS) or type(module).__name__.endswith("RMSNorm"):
-                if getattr(module, "weight", None) is not None:
-                    uniform(module.weight, 0.5, 1.5)
-                if getattr(module, "bias", None) is not None:
-                    uniform(module.bias, -0.5, 0.5)
-                if getattr(module, "running_mean", None) is not None:
-                    uniform(module.running_mean, -0.5, 0.5)
-                    uniform(module.running_var, 0.5, 1.5)
-            elif isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) and module.bias is not None:
-                uniform(module.bias, -0.3, 0.3)
+        for parameter in model.parameters():
+            if parameter.numel() > 1 and bool(parameter.min() == parameter.max()):
+                constant = float(parameter.view(-1)[0])
+                uniform(parameter, *((0.5, 1.5) if constant else (-0.3, 0.3)))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                uniform(buffer, -0.5, 0.5)
+            elif name.endswith("running_var"):
+                uniform(buffer, 0.5, 1.5)
     return model
 
 

@@ -28,7 +28,7 @@ class SpLampConfig:
             filter before it (as producer and as consumer). Off leaves the printed formula on the stored weights.
     """
 
-    fold_norm: bool = True
+    fold_norm: bool = False
 
 
 class _Weights:

@@ -240,15 +240,16 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._check_shapes(call, operands)
         masks = [self.owner.mask(fields) for fields in call.all_fields]
         gone = {index for block, index in call.joins.items() if self.owner.removes(block)}
-        if not gone and all(mask is None for mask in masks):
+        if not gone and (func.is_view or all(mask is None for mask in masks)):
+            # A view stays a view of the real tensor (writes through it must arrive); what reads it hides what is removed.
             return self._note(call, func(*args, **options))
-        hidden = [_hide(tensor, mask, index in gone) for index, (tensor, mask) in enumerate(zip(operands, masks, strict=True))]
+        hidden = _hide_all(operands, masks, gone)
         replaced_args, replaced_options = _replace(args, options, iter(hidden))
         rule = find_masked_rule(func)
         if rule is None:
             output = func(*replaced_args, **replaced_options)
         else:
-            output = rule(func, replaced_args, replaced_options, masks)
+            output = _in_layout_of(func(*replaced_args, **replaced_options), rule(func, replaced_args, replaced_options, masks))
         if func._schema.is_mutable:
             output = self._write_back(func, args, options, operands, hidden, output)
         return self._note(call, output)
@@ -328,13 +329,41 @@ def _replace(args: tuple[Any, ...], options: Mapping[str, Any], tensors: Iterato
     return replaced, {name: exchanged(value) for name, value in options.items()}
 
 
+def _hide_all(operands: list[Tensor], masks: list[Tensor | None], gone: set[int]) -> list[Tensor]:
+    """The operands with what is removed hidden; a tensor that is given twice stays one (an operation may write into it)."""
+    copies: dict[tuple[int, bool], Tensor] = {}
+    for index, (tensor, mask) in enumerate(zip(operands, masks, strict=True)):
+        key = (id(tensor), index in gone)
+        if key not in copies:
+            copies[key] = _hide(tensor, mask, index in gone)
+    return [copies[id(tensor), index in gone] for index, tensor in enumerate(operands)]
+
+
 def _hide(tensor: Tensor, mask: Tensor | None, gone: bool) -> Tensor:
-    """The tensor with removed places at 0 (all of them where the whole operand is gone); itself where nothing is removed."""
-    if gone:
-        return torch.zeros_like(tensor)
-    if mask is None:
+    """The tensor with removed places at 0 (all of them where the whole operand is gone); itself where nothing is removed.
+
+    The strides stay: composite operations choose their parts by them, and the run must take the recorded course.
+    """
+    if mask is None and not gone:
         return tensor
-    return torch.where(mask.to(tensor.device), tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+    overlapping = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    if overlapping:
+        hidden = tensor.clone()
+    else:
+        hidden = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    if gone:
+        return hidden.zero_()
+    assert mask is not None
+    return hidden.masked_fill_(mask.logical_not().to(tensor.device), 0)
+
+
+def _in_layout_of(plain: Any, result: Any) -> Any:
+    """The values of ``result`` in tensors of the type and strides that the operation itself gives."""
+    if isinstance(plain, Tensor):
+        return plain.copy_(result)
+    if isinstance(plain, (tuple, list)):
+        return type(plain)(_in_layout_of(mine, theirs) for mine, theirs in zip(plain, result, strict=True))
+    return plain
 
 
 def _written(func: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> set[int]:
