@@ -1,7 +1,36 @@
 """Reports of a result: terminal tables, figures, one self-contained HTML page."""
 
 from latprune.report.data import ReportData, compute_report
+from latprune.report.figures import (
+    FrontierPoint,
+    TradeOffPoint,
+    compute_frontier,
+    new_figure,
+    plot_frontier,
+    plot_latency,
+    plot_result,
+    plot_trade_off,
+    plot_widths,
+    save_figure,
+)
 from latprune.report.html import html_page, write_html
 from latprune.report.terminal import print_summary, summary_text
 
-__all__ = ["ReportData", "compute_report", "html_page", "print_summary", "summary_text", "write_html"]
+__all__ = [
+    "FrontierPoint",
+    "ReportData",
+    "TradeOffPoint",
+    "compute_frontier",
+    "compute_report",
+    "html_page",
+    "new_figure",
+    "plot_frontier",
+    "plot_latency",
+    "plot_result",
+    "plot_trade_off",
+    "plot_widths",
+    "print_summary",
+    "save_figure",
+    "summary_text",
+    "write_html",
+]
