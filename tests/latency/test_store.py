@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from latprune.errors import FileFormatError, LatpruneError
+from latprune.latency import ContextInfo, KernelSample, NetworkSample, Store, Target, default_store_path
+from latprune.latency.store import SCHEMA_VERSION
+
+CONTEXT = ContextInfo(target=Target(engine="torch"), version="1.0", machine="test")
+
+
+def network(index: int = 0, fingerprint: str = "f") -> NetworkSample:
+    return NetworkSample(
+        fingerprint=fingerprint,
+        widths={"a": 8 + index, "b": 4},
+        removed=("z", "y") if index % 2 else (),
+        ms=1.5 + index,
+        reference_ms=3.0,
+        kernels=(
+            KernelSample(kernel="conv", signature='{"kind":"conv"}', sizes=(3, 8 + index), ms=0.25),
+            KernelSample(kernel="pool", signature='{"kind":"pool"}', sizes=(), ms=0.125),
+        ),
+        runs=20,
+        spread=0.01,
+        created=123.0,
+        extra={"scaling_governor": "performance"},
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.sqlite") as store:
+        assert store.add(CONTEXT, [network(0), network(1), network(2, "other")]) == 3
+    with Store(tmp_path / "s.sqlite") as store:
+        store.check()
+        found = store.networks(CONTEXT, "f")
+        assert found[0] == network(0)
+        assert set(found[1].removed) == {"y", "z"}
+        assert [item.fingerprint for item in store.networks()] == ["f", "f", "other"]
+        assert store.contexts() == [(CONTEXT, {"networks": 3, "structures": 2})]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ContextInfo(target=Target(engine="torch"), version="1.1", machine="test"),
+        ContextInfo(target=Target(engine="torch"), version="1.0", machine="another"),
+        ContextInfo(target=Target(engine="torch", threads=2), version="1.0", machine="test"),
+        ContextInfo(target=Target(engine="torch", batch=2), version="1.0", machine="test"),
+        ContextInfo(target=Target(engine="torch", precision="bf16"), version="1.0", machine="test"),
+        ContextInfo(target=Target(engine="onnxruntime"), version="1.0", machine="test"),
+        ContextInfo(target=Target(engine="torch", device="cuda:0"), version="1.0", machine="test"),
+    ],
+)
+def test_conditions_are_never_mixed(tmp_path: Path, other: ContextInfo) -> None:
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(CONTEXT, [network()])
+        store.add(other, [network(1)])
+        assert [item.widths["a"] for item in store.networks(CONTEXT)] == [8]
+        assert [item.widths["a"] for item in store.networks(other)] == [9]
+        assert store.remove(other) == 1
+        assert len(store.networks()) == 1
+
+
+def test_a_network_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    twice = network().kernels[:1] * 2
+    broken = NetworkSample(**{**{key: getattr(network(), key) for key in NetworkSample.__slots__}, "kernels": twice})
+    with Store(tmp_path / "s.sqlite") as store:
+        with pytest.raises(LatpruneError):
+            store.add(CONTEXT, [network(0), broken])
+        assert len(store.networks()) == 1
+        store.check()
+
+
+def _write(path: str, count: int, offset: int) -> None:
+    with Store(path) as store:
+        for index in range(count):
+            store.add(CONTEXT, [network(offset + index)])
+
+
+def test_several_processes_write_at_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "s.sqlite")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_write, args=(path, 15, 100 * number)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    with Store(path) as store:
+        store.check()
+        assert len(store.networks()) == 45
+        assert len({item.widths["a"] for item in store.networks()}) == 45
+        assert all(len(item.kernels) == 2 for item in store.networks())
+
+
+_WRITER = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_store import CONTEXT, network
+from latprune.latency import Store
+with Store(sys.argv[1]) as store:
+    for index in range(100000):
+        store.add(CONTEXT, [network(index)])
+        print(index, flush=True)
+"""
+
+
+def _kill_while_writing(path: Path, seconds: float) -> int:
+    """Start a writer, kill it, and return the last index that it said was written."""
+    code = _WRITER.format(tests=str(Path(__file__).parent))
+    process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    time.sleep(seconds)
+    os.kill(process.pid, signal.SIGKILL)
+    rest = process.stdout.read().split("\n")
+    process.wait()
+    process.stdout.close()
+    complete = [first.strip(), *rest[:-1]]
+    return int(complete[-1])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.137])
+def test_a_killed_writer_loses_nothing_it_reported(tmp_path: Path, seconds: float) -> None:
+    last = _kill_while_writing(tmp_path / "s.sqlite", seconds)
+    with Store(tmp_path / "s.sqlite") as store:
+        store.check()
+        found = [item.widths["a"] - 8 for item in store.networks(CONTEXT)]
+    assert found[: last + 1] == list(range(last + 1))
+    assert len(found) <= last + 2
+
+
+@pytest.mark.slow
+def test_many_kills_lose_nothing(tmp_path: Path) -> None:
+    for attempt in range(25):
+        test_a_killed_writer_loses_nothing_it_reported(tmp_path / str(attempt), 0.004 * attempt)
+
+
+def test_a_truncated_store_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    with Store(path) as store:
+        store.add(CONTEXT, [network(index) for index in range(200)])
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(FileFormatError, match="damaged"), Store(path) as store:
+        store.check()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    path.write_text("widths and latencies " * 100)
+    with pytest.raises(FileFormatError, match="damaged"):
+        Store(path)
+    assert path.read_text().startswith("widths")
+
+
+def test_another_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE other (x)")
+    connection.commit()
+    connection.close()
+    with pytest.raises(FileFormatError, match="not a latprune store"):
+        Store(path)
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    Store(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    connection.commit()
+    connection.close()
+    with pytest.raises(FileFormatError, match="newer"):
+        Store(path)
+
+
+def test_an_old_store_is_migrated(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    shutil.copy(Path(__file__).parent / "data" / "store-schema-1.sqlite", path)
+    with Store(path) as store:
+        store.check()
+        (found,) = store.networks()
+        assert found.widths == {"a": 8, "b": 4}
+        assert found.extra == {}
+        assert len(found.kernels) == 2
+        store.add(CONTEXT, [network(1)])
+    with Store(path) as store:
+        assert len(store.networks()) == 2
+
+
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(CONTEXT, [network(0)])
+        pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+        store._connection.execute(f"PRAGMA max_page_count={pages + 2}")
+        with pytest.raises(LatpruneError, match="no space left"):
+            store.add(CONTEXT, (network(index) for index in range(1, 2000)))
+        store._connection.execute("PRAGMA max_page_count=1000000")
+        written = len(store.networks())
+        assert written >= 1
+        store.check()
+        assert store.add(CONTEXT, [network(5)]) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LatpruneError, match="LATPRUNE_CACHE"):
+        Store(tmp_path / "file" / "s.sqlite")
+
+
+def test_default_path_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LATPRUNE_CACHE", str(tmp_path / "cache"))
+    assert default_store_path() == tmp_path / "cache" / "latency.sqlite"
+    monkeypatch.delenv("LATPRUNE_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform.startswith("linux"):
+        assert default_store_path() == tmp_path / "latprune" / "latency.sqlite"
