@@ -1,7 +1,7 @@
 """Tracing: channel groups, kernels, removable blocks and reasons, from one recorded run of a model."""
 
 from latprune.graph.model_graph import ModelGraph
-from latprune.graph.recorder import Step, capture_conditions, register_rule
+from latprune.graph.recorder import Step, capture_conditions, preserved_state, register_rule
 from latprune.graph.trace import ExampleInputs, call_with, trace
 from latprune.graph.types import (
     Block,
@@ -32,6 +32,7 @@ __all__ = [
     "WidthAxis",
     "call_with",
     "capture_conditions",
+    "preserved_state",
     "register_rule",
     "trace",
 ]

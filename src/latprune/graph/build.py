@@ -428,6 +428,7 @@ def build(
         "grouped": {n: tuple(rows.shape) for n, rows in recording.grouped.items()},
         "tensors": _tensor_units(b),
         "pads": _pads(b),
+        "scales": [{"targets": use.targets, "exponent": use.exponent, "axis": b.polynomial_axis(p)} for use, p in settled.scales],
         "attributes": [{"module": m, "attribute": a, "axis": b.polynomial_axis(p)} for (m, a), p in settled.attributes.items()],
     }
     return ModelGraph(

@@ -7,6 +7,7 @@ before they reach the dispatcher (where they are plain integers again). So the r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CallWatcher", "Expression", "TracedInt", "expression", "leaves", "planted"]
+__all__ = ["CallWatcher", "Expression", "TracedFloat", "TracedInt", "expression", "leaves", "planted"]
 
 Expression = tuple[Any, ...]
 """``("const", value)``, ``("attr", module path, name)``, ``("size", number of a size leaf)`` or ``(operator, left, right)``."""
@@ -25,10 +26,15 @@ _VALUE_CALLS = frozenset(
     "pow __pow__ __rpow__ full full_like fill_ softmax".split()
 )
 
+_ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
+
 
 def _binary(name: str, plain: Callable[[Any, Any], Any], *, swap: bool = False) -> Any:
     def method(self: TracedInt, other: Any) -> Any:
         left, right = (other, self) if swap else (self, other)
+        if isinstance(other, TracedFloat):
+            self.used.update((self.expr, other.base))
+            return NotImplemented
         if isinstance(other, int):
             value = plain(int(left), int(right))
             return TracedInt(value, (name, expression(left), expression(right)), self.used)
@@ -70,7 +76,14 @@ class TracedInt(int):
     __floordiv__ = _binary("floordiv", lambda a, b: a // b)
     __rfloordiv__ = _binary("floordiv", lambda a, b: a // b, swap=True)
     __mod__ = _binary("mod", lambda a, b: a % b)
-    __pow__ = _number("__pow__")
+
+    def __pow__(self, exponent: Any, modulus: Any = None) -> Any:
+        """A power keeps its base, so that a scale such as ``head_dim ** -0.5`` can be kept as it was."""
+        if isinstance(exponent, (int, float)) and modulus is None:
+            return TracedFloat(float(int(self) ** exponent), self.expr, float(exponent), self.used)
+        self.used.add(self.expr)
+        return NotImplemented
+
     __rpow__ = _number("__rpow__")
     __float__ = _number("__float__")
     __truediv__ = _number("__truediv__")
@@ -83,6 +96,73 @@ class TracedInt(int):
     def __deepcopy__(self, memo: Any) -> int:
         """A plain integer when copied."""
         return int(self)
+
+
+class TracedFloat(float):
+    """A multiple of ``base ** exponent``, where ``base`` is the expression of a traced integer."""
+
+    base: Expression
+    exponent: float
+    used: set[Expression]
+
+    def __new__(cls, value: float, base: Expression, exponent: float, used: set[Expression]) -> TracedFloat:
+        """A number of ``value`` that is proportional to ``base ** exponent``."""
+        made = super().__new__(cls, value)
+        made.base, made.exponent, made.used = base, exponent, used
+        return made
+
+    def __mul__(self, other: Any) -> Any:
+        if type(other) in (int, float):
+            return TracedFloat(float(self) * other, self.base, self.exponent, self.used)
+        return self._number(other) if isinstance(other, (int, float)) else NotImplemented
+
+    def _number(self, other: Any) -> Any:
+        self.used.add(self.base)
+        return float(self) * float(other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Any:
+        if type(other) in (int, float):
+            return TracedFloat(float(self) / other, self.base, self.exponent, self.used)
+        return NotImplemented
+
+    def __rtruediv__(self, other: Any) -> Any:
+        if type(other) in (int, float):
+            return TracedFloat(other / float(self), self.base, -self.exponent, self.used)
+        return NotImplemented
+
+    def __pow__(self, exponent: Any, modulus: Any = None) -> Any:
+        if type(exponent) in (int, float) and modulus is None:
+            return TracedFloat(float(self) ** exponent, self.base, self.exponent * exponent, self.used)
+        return NotImplemented
+
+    def __add__(self, other: Any) -> Any:
+        self.used.add(self.base)
+        return float(self) + other if isinstance(other, (int, float)) else NotImplemented
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        self.used.add(self.base)
+        return float(self) - other if isinstance(other, (int, float)) else NotImplemented
+
+    def __float__(self) -> float:
+        self.used.add(self.base)
+        return float.__mul__(self, 1.0)
+
+    def __reduce__(self) -> Any:
+        """A plain number when copied or pickled."""
+        return float, (float.__mul__(self, 1.0),)
+
+
+def _traced_sqrt(plain: Callable[[Any], float]) -> Callable[[Any], float]:
+    def sqrt(value: Any) -> float:
+        if isinstance(value, TracedInt):
+            return TracedFloat(plain(int(value)), value.expr, 0.5, value.used)
+        return plain(value)
+
+    return sqrt
 
 
 def expression(value: Any) -> Expression:
@@ -111,9 +191,12 @@ def planted(model: nn.Module, used: set[Expression]) -> Iterator[None]:
             if type(value) is int and not name.startswith("_"):
                 before.append((values, name, value))
                 values[name] = TracedInt(value, ("attr", path, name), used)
+    plain_sqrt = math.sqrt
+    math.sqrt = _traced_sqrt(plain_sqrt)
     try:
         yield
     finally:
+        math.sqrt = plain_sqrt
         for values, name, value in before:
             if isinstance(values.get(name), TracedInt):
                 values[name] = value
@@ -131,6 +214,8 @@ class CallWatcher(TorchFunctionMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.stack: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.used: set[Expression] = set()
+        self.on_scale: Callable[[torch.Tensor, Expression, float], None] = lambda tensor, base, exponent: None
+        self.on_attention: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.trace_sizes: Callable[[torch.Tensor], tuple[int, ...] | None] = lambda tensor: None
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -153,11 +238,28 @@ class CallWatcher(TorchFunctionMode):
             for value in args:
                 if isinstance(value, TracedInt):
                     self.used.add(value.expr)
+                elif isinstance(value, TracedFloat):
+                    self._scaled(name, args, value)
+        elif name in _ATTENTION_CALLS:
+            self.on_attention(name, args, kwargs)
+        else:
+            for value in (*args, *kwargs.values()):
+                if isinstance(value, TracedFloat):
+                    self.used.add(value.base)
         self.stack.append((name, args, kwargs))
         try:
             return func(*args, **kwargs)
         finally:
             self.stack.pop()
+
+    def _scaled(self, name: str, args: tuple[Any, ...], value: TracedFloat) -> None:
+        """A product or quotient of a tensor and a traced scale."""
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        sign = 1 if "mul" in name else -1 if "div" in name and args[0] is not value else 0
+        if len(tensors) == 1 and sign:
+            self.on_scale(tensors[0], value.base, sign * value.exponent)
+        else:
+            self.used.add(value.base)
 
     def arguments(self, *names: str) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Arguments of the innermost running call if its function has one of ``names``."""

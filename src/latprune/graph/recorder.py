@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,9 +19,10 @@ from torch.utils._pytree import tree_flatten
 
 from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.graph.labels import LabelSpace
-from latprune.graph.provenance import CallWatcher, Expression, TracedInt, expression, leaves
+from latprune.graph.provenance import CallWatcher, Expression, TracedFloat, TracedInt, expression, leaves
+from latprune.graph.scales import ScaleTarget, ScaleUse, find_targets
 
-__all__ = ["Info", "ModuleCall", "Node", "Recorder", "Recording", "Step", "capture_conditions", "find_rule", "register_rule"]
+__all__ = ["Info", "ModuleCall", "Node", "Recorder", "Recording", "Step", "capture_conditions", "find_rule", "preserved_state", "register_rule"]
 
 Fields = tuple[torch.Tensor, ...]
 RuleResult = "Fields | list[Fields]"
@@ -170,6 +172,7 @@ class Recording:
     equations: list[Equation]
     used_as_numbers: set[Expression]
     attribute_values: dict[tuple[str, str], int]
+    scales: list[ScaleUse]
 
 
 class Step:
@@ -230,6 +233,29 @@ def capture_conditions() -> Iterator[None]:
         backend.set_fastpath_enabled(before)
 
 
+@contextmanager
+def preserved_state(model: nn.Module) -> Iterator[None]:
+    """Undo what runs leave behind in the modules: cached tensors in attributes, dicts and lists, buffers put in place of others."""
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        values = module.__dict__
+        before.append((values, dict(values)))
+        for name, value in values.items():
+            if isinstance(value, dict) and (name in ("_buffers", "_parameters") or not name.startswith("_")):
+                before.append((value, dict(value)))
+    try:
+        yield
+    finally:
+        for values, saved in before:
+            for name in [n for n in values if n not in saved]:
+                del values[name]
+            for name, value in saved.items():
+                if values.get(name) is not value:
+                    values[name] = value
+
+
 class Recorder(TorchDispatchMode):
     """Records one run of ``model``."""
 
@@ -254,7 +280,10 @@ class Recorder(TorchDispatchMode):
         self._attention_stated: set[tuple[str, Expression]] = set()
         self._keep_alive: list[torch.Tensor] = []
         self._size_cache: dict[tuple[int, int], int] = {}
+        self.scales: list[ScaleUse] = []
         watcher.trace_sizes = self.trace_sizes
+        watcher.on_scale = self.on_scale
+        watcher.on_attention = self.on_attention
         self.attribute_values = {
             (path, name): value
             for path, module in model.named_modules()
@@ -344,6 +373,15 @@ class Recorder(TorchDispatchMode):
             return None
         return names[0], names[1]
 
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Operations on labels that happen outside of a recorded operation are not recorded."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
     # -- sizes -----------------------------------------------------------------------------------------------------
 
     def size_leaf(self, labels: torch.Tensor) -> Expression:
@@ -368,12 +406,11 @@ class Recorder(TorchDispatchMode):
             return None
         info = found[1]
         shape: list[int] = list(info.shape)
-        self._paused = True
-        for f in info.fields:
-            for dim in range(f.dim()):
-                if f.shape[dim] > 1 and not isinstance(shape[dim], TracedInt):
-                    shape[dim] = TracedInt(shape[dim], self.dimension_leaf(f, dim), self.watcher.used)
-        self._paused = False
+        with self.quiet():
+            for f in info.fields:
+                for dim in range(f.dim()):
+                    if f.shape[dim] > 1 and not isinstance(shape[dim], TracedInt):
+                        shape[dim] = TracedInt(shape[dim], self.dimension_leaf(f, dim), self.watcher.used)
         return tuple(shape)
 
     def state_size(self, stated: Any, labels: torch.Tensor | None, size: int, place: str) -> None:
@@ -395,6 +432,46 @@ class Recorder(TorchDispatchMode):
     def state_expression(self, left: Expression, labels: torch.Tensor, place: str) -> None:
         """State that ``left`` is the size along the middle dimension of ``labels``."""
         self.equations.append(Equation(left=left, right=self.size_leaf(labels), place=place))
+
+    def on_scale(self, tensor: torch.Tensor, base: Expression, exponent: float) -> None:
+        """A tensor is multiplied by ``base ** exponent``: find the weights that can keep the scale, or note the size as a number."""
+        with self.quiet():
+            targets = find_targets(self, self.info(tensor))
+        if targets is None:
+            self.watcher.used.add(base)
+        else:
+            self.scales.append(ScaleUse(targets=targets, base=base, exponent=exponent))
+
+    def on_attention(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Attention without a scale of its own scales by the head size to the power of -1/2."""
+        if name == "scaled_dot_product_attention":
+            scale = kwargs.get("scale")
+            query: torch.Tensor = args[0] if args else kwargs["query"]
+            if isinstance(scale, TracedFloat):
+                self.on_scale(query, scale.base, scale.exponent)
+            elif scale is None:
+                sizes = self.trace_sizes(query)
+                if sizes is not None and isinstance(sizes[-1], TracedInt):
+                    self.on_scale(query, sizes[-1].expr, -0.5)
+            return
+        query = args[0] if args else kwargs["query"]
+        heads = int(args[4] if len(args) > 4 else kwargs["num_heads"])
+        sizes = self.trace_sizes(query)
+        if sizes is None or not isinstance(sizes[-1], TracedInt):
+            return
+        base: Expression = ("floordiv", sizes[-1].expr, ("const", heads))
+        weight = args[5] if len(args) > 5 else kwargs.get("in_proj_weight")
+        if weight is None:
+            weight = kwargs.get("q_proj_weight")
+        bias = args[6] if len(args) > 6 else kwargs.get("in_proj_bias")
+        first = np.arange(query.shape[-1], dtype=np.int64)
+        with self.quiet():
+            names = [self.info(t).name for t in (weight, bias) if t is not None]
+        if None in names or weight is None:
+            self.watcher.used.add(base)
+            return
+        targets = tuple(ScaleTarget(tensor=str(n), dim=0, positions=first) for n in names)
+        self.scales.append(ScaleUse(targets=targets, base=base, exponent=-0.5))
 
     def attention_width(self) -> tuple[Expression, int, int] | None:
         """Inside ``multi_head_attention_forward``: the size of its queries' last dimension, the number of heads, and that size's value.
@@ -440,7 +517,8 @@ class Recorder(TorchDispatchMode):
             yield
 
     def _tensor_infos(self, values: Any) -> list[Info]:
-        return [self.info(t) for t in flatten_tensors(values)]
+        with self.quiet():
+            return [self.info(t) for t in flatten_tensors(values)]
 
     def _enter(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -553,6 +631,7 @@ class Recorder(TorchDispatchMode):
             equations=self.equations,
             used_as_numbers=self.watcher.used,
             attribute_values=self.attribute_values,
+            scales=self.scales,
         )
 
 

@@ -21,6 +21,7 @@ from latprune.graph.grouping import Grouping, solve
 from latprune.graph.labels import Grid
 from latprune.graph.provenance import Expression, leaves
 from latprune.graph.recorder import Equation, Recording
+from latprune.graph.scales import ScaleUse
 
 __all__ = ["Polynomial", "Settled", "settle", "size_polynomial"]
 
@@ -35,6 +36,7 @@ class Settled:
 
     grouping: Grouping
     attributes: dict[tuple[str, str], Polynomial]
+    scales: list[tuple[ScaleUse, Polynomial]]
 
 
 def size_polynomial(grouping: Grouping, labels: torch.Tensor) -> Polynomial | None:
@@ -179,7 +181,8 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
                     repairs.tie([equation], _why(equation))
         if not repairs.wanted:
             moving = {k: p for k, p in evaluator.attributes.items() if _value(p) is None}
-            return Settled(grouping=evaluator.grouping, attributes=moving)
+            scales = [(use, p) for use in recording.scales if (p := evaluator.value(use.base)) is not None and _value(p) is None]
+            return Settled(grouping=evaluator.grouping, attributes=moving, scales=scales)
         repairs.make(recording, kept)
     raise AssertionError("the sizes of the model could not be settled")
 
@@ -269,6 +272,9 @@ def _attribute_polynomials(recording: Recording, evaluator: _Evaluator, repairs:
 
 def _numbers(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> None:
     """Sizes whose value enters a computation as a number must not change."""
+    for use in recording.scales:
+        if evaluator.value(use.base) is None:
+            repairs.freeze(_groups_in(evaluator, use.base), "a scale follows a size that is no sum of widths")
     for expr in recording.used_as_numbers:
         for leaf in leaves(expr):
             value = evaluator.value(leaf)

@@ -18,7 +18,7 @@ from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.provenance import CallWatcher, planted
-from latprune.graph.recorder import Info, Recorder, Recording, capture_conditions, flatten_tensors
+from latprune.graph.recorder import Info, Recorder, Recording, capture_conditions, flatten_tensors, preserved_state
 from latprune.graph.sizes import settle
 
 __all__ = ["ExampleInputs", "call_with", "record", "trace"]
@@ -137,6 +137,7 @@ def record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
             inputs.append(info)
         with ExitStack() as stack:
             stack.enter_context(capture_conditions())
+            stack.enter_context(preserved_state(model))
             stack.enter_context(planted(model, watcher.used))
             stack.enter_context(recorder.watch_modules())
             stack.enter_context(watcher)

@@ -1,7 +1,7 @@
 """Physical removal of channels and blocks, the edits as data, and their replay on a fresh model."""
 
 from latprune.surgery.apply import prune, replay
-from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, EditStep, TensorEdit
+from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, EditStep, ScaleEdit, TensorEdit
 from latprune.surgery.masked import MaskedModel, masked
 from latprune.surgery.masked_rules import register_masked_rule
 from latprune.surgery.removed import RemovedBranch
@@ -15,6 +15,7 @@ __all__ = [
     "EqualityReport",
     "MaskedModel",
     "RemovedBranch",
+    "ScaleEdit",
     "TensorEdit",
     "check_equal",
     "compare",

@@ -11,7 +11,7 @@ from torch import nn
 from latprune.errors import CheckpointError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.trace import forget_cached
-from latprune.surgery.edits import ArchitectureEdits, EditStep, TensorEdit
+from latprune.surgery.edits import ArchitectureEdits, EditStep, ScaleEdit, TensorEdit
 from latprune.surgery.plan import plan_step
 from latprune.surgery.removed import RemovedBranch
 
@@ -66,10 +66,10 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _check(model: nn.Module, step: EditStep) -> None:
     tensors = _tensors(model)
-    for t in step.tensors:
+    for t in (*step.scales, *step.tensors):
         if t.name not in tensors:
             raise CheckpointError(f"the edits are of another architecture: this model has no tensor '{t.name}'")
-        if tuple(tensors[t.name].shape) != t.shape:
+        if isinstance(t, TensorEdit) and tuple(tensors[t.name].shape) != t.shape:
             raise CheckpointError(
                 f"the edits are of another architecture: tensor '{t.name}' has shape {tuple(tensors[t.name].shape)}, the edits expect {t.shape}"
             )
@@ -89,6 +89,8 @@ def _check(model: nn.Module, step: EditStep) -> None:
 def _apply(model: nn.Module, step: EditStep) -> None:
     tensors = _tensors(model)
     places = _places(model)
+    for scale in step.scales:
+        _scale(tensors[scale.name], scale)
     for edit in step.tensors:
         old = tensors[edit.name]
         new = _replacement(old, edit)
@@ -106,6 +108,16 @@ def _apply(model: nn.Module, step: EditStep) -> None:
         stand_in = RemovedBranch(modules[b.module], argument=b.argument, shortcut=b.shortcut, tail=b.tail)
         for holder in _holders(model, modules[b.module]):
             holder[0]._modules[holder[1]] = stand_in
+
+
+def _scale(tensor: torch.Tensor, edit: ScaleEdit) -> None:
+    """Multiply positions of a tensor in place."""
+    with torch.no_grad():
+        if edit.positions is None:
+            tensor.mul_(edit.factor)
+        else:
+            at = torch.tensor(edit.positions, dtype=torch.int64, device=tensor.device)
+            tensor.index_copy_(edit.dim, at, tensor.index_select(edit.dim, at) * edit.factor)
 
 
 def _holders(model: nn.Module, child: nn.Module) -> list[tuple[nn.Module, str]]:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latprune.errors import FileFormatError
 
-__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "EditStep", "TensorEdit"]
+__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "EditStep", "ScaleEdit", "TensorEdit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +61,23 @@ class BlockEdit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleEdit:
+    """Positions (before slicing) along ``dim`` of a parameter that are multiplied by ``factor``; ``positions`` None means all.
+
+    Attention keeps its original scale although the default one follows the head size: the weights take the difference.
+    """
+
+    name: str
+    dim: int
+    positions: tuple[int, ...] | None
+    factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EditStep:
-    """The edits of one call of :func:`latprune.surgery.prune`, in the order tensors, attributes, blocks."""
+    """The edits of one call of :func:`latprune.surgery.prune`, in the order scales, tensors, attributes, blocks."""
+
+    scales: tuple[ScaleEdit, ...] = ()
 
     tensors: tuple[TensorEdit, ...] = ()
     attributes: tuple[AttributeEdit, ...] = ()
@@ -101,8 +116,16 @@ class _BlockModel(_Strict):
     tail: list[_TailModel]
 
 
+class _ScaleModel(_Strict):
+    name: str
+    dim: int = Field(ge=0)
+    positions: int | None
+    factor: float
+
+
 class _StepModel(_Strict):
     index_sets: list[list[int]]
+    scales: list[_ScaleModel] = Field(default_factory=list)
     tensors: list[_TensorModel]
     attributes: list[_AttributeModel]
     blocks: list[_BlockModel]
@@ -168,7 +191,11 @@ def _step_to_dict(step: EditStep) -> dict[str, Any]:
         {"name": b.name, "module": b.module, "argument": b.argument, "shortcut": list(b.shortcut), "tail": [dict(t) for t in b.tail]}
         for b in step.blocks
     ]
-    return {"index_sets": [list(s) for s in sets], "tensors": tensors, "attributes": attributes, "blocks": blocks}
+    scales = [
+        {"name": s.name, "dim": s.dim, "positions": None if s.positions is None else number(s.positions), "factor": s.factor}
+        for s in step.scales
+    ]
+    return {"index_sets": [list(s) for s in sets], "scales": scales, "tensors": tensors, "attributes": attributes, "blocks": blocks}
 
 
 def _step_from_model(step: _StepModel, path: str) -> EditStep:
@@ -209,4 +236,13 @@ def _step_from_model(step: _StepModel, path: str) -> EditStep:
                 raise FileFormatError("needs either 'module' or 'op'", path=f"{path}.blocks.{k}.tail")
             tail.append({"module": s.module} if s.module is not None else {"op": s.op, "args": list(s.args)})
         blocks.append(BlockEdit(name=b.name, module=b.module, argument=b.argument, shortcut=tuple(b.shortcut), tail=tuple(tail)))
-    return EditStep(tensors=tuple(tensors), attributes=attributes, blocks=tuple(blocks))
+    scales = tuple(
+        ScaleEdit(
+            name=s.name,
+            dim=s.dim,
+            positions=None if s.positions is None else lookup(s.positions, f"{path}.scales.{k}"),
+            factor=s.factor,
+        )
+        for k, s in enumerate(step.scales)
+    )
+    return EditStep(scales=scales, tensors=tuple(tensors), attributes=attributes, blocks=tuple(blocks))

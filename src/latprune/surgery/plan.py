@@ -11,7 +11,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
-from latprune.surgery.edits import AttributeEdit, BlockEdit, EditStep, TensorEdit
+from latprune.surgery.edits import AttributeEdit, BlockEdit, EditStep, ScaleEdit, TensorEdit
 
 __all__ = ["plan_step"]
 
@@ -91,7 +91,8 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection) -> Edit
     attributes += _pad_attributes(model, graph, masks, gone)
     attributes += _followed_attributes(model, graph, masks, attributes)
     blocks = [_block_edit(graph, name) for name in graph.blocks if name in removed and not set(graph.blocks[name].parents) & removed]
-    return EditStep(tensors=tuple(tensors), attributes=tuple(attributes), blocks=tuple(blocks))
+    scales = tuple(s for s in _scales(graph, masks) if not any(s.name == g or s.name.startswith(f"{g}.") for g in gone))
+    return EditStep(scales=scales, tensors=tuple(tensors), attributes=tuple(attributes), blocks=tuple(blocks))
 
 
 def _gone(graph: ModelGraph, removed: frozenset[str]) -> set[str]:
@@ -155,7 +156,9 @@ def _layer_attributes(
                 groups = after[0] * module.in_channels // module.out_channels
             first, second = after[0], after[1] * groups
             wanted = {"groups": groups}
-            wanted |= {"in_channels": first, "out_channels": second} if module.transposed else {"out_channels": first, "in_channels": second}
+            wanted |= (
+                {"in_channels": first, "out_channels": second} if module.transposed else {"out_channels": first, "in_channels": second}
+            )
         elif isinstance(module, nn.Linear) and leaf == "weight":
             wanted = {"out_features": after[0], "in_features": after[1]}
         elif isinstance(module, (nn.modules.batchnorm._NormBase)) and leaf in ("weight", "running_mean"):
@@ -191,9 +194,7 @@ def _pad_attributes(model: nn.Module, graph: ModelGraph, masks: Mapping[str, Mas
     return edits
 
 
-def _followed_attributes(
-    model: nn.Module, graph: ModelGraph, masks: Mapping[str, Mask], known: list[AttributeEdit]
-) -> list[AttributeEdit]:
+def _followed_attributes(model: nn.Module, graph: ModelGraph, masks: Mapping[str, Mask], known: list[AttributeEdit]) -> list[AttributeEdit]:
     """Attributes that the traced run showed to feed sizes (``num_heads``, ``head_dim``, split sizes, ...)."""
     widths = {name: int(mask.sum()) // graph.groups[name].rows for name, mask in masks.items()}
     done = {(e.module, e.name) for e in known}
@@ -203,6 +204,20 @@ def _followed_attributes(
         before, after = int(getattr(model.get_submodule(path), name)), entry["axis"].size(widths)
         if before != after and (path, name) not in done:
             edits.append(AttributeEdit(module=path, name=name, before=before, after=after))
+    return edits
+
+
+def _scales(graph: ModelGraph, masks: Mapping[str, Mask]) -> list[ScaleEdit]:
+    """Factors that keep a scale which follows a size (``head_dim ** -0.5``) as it was: ``(dense / pruned) ** exponent``."""
+    dense = graph.dense_widths()
+    widths = {name: int(mask.sum()) // graph.groups[name].rows for name, mask in masks.items()}
+    edits = []
+    for use in graph.plan["scales"]:
+        factor = (use["axis"].size(dense) / use["axis"].size(widths)) ** use["exponent"]
+        if factor != 1.0:
+            for t in use["targets"]:
+                positions = None if t.positions is None else tuple(t.positions.tolist())
+                edits.append(ScaleEdit(name=t.tensor, dim=t.dim, positions=positions, factor=factor))
     return edits
 
 

@@ -1,0 +1,125 @@
+"""Scales that follow a size: ``head_dim ** -0.5`` would change when heads shrink, but attention keeps its original scale.
+
+Where the scaled tensor comes from weights by steps that are linear in them, surgery multiplies those weights so that the product stays as it
+was. Here the weights are found, backwards from the scaled tensor. Where there are none, the size must not change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from latprune.graph.provenance import Expression
+
+if TYPE_CHECKING:
+    from latprune.graph.recorder import Info, Recorder
+
+__all__ = ["ScaleTarget", "ScaleUse", "find_targets"]
+
+IntArray = npt.NDArray[np.int64]
+
+_MOVES = frozenset(
+    "view _unsafe_view reshape transpose permute t unsqueeze squeeze expand clone contiguous slice select split split_with_sizes unbind chunk "
+    "cat stack alias detach _to_copy neg roll index constant_pad_nd native_dropout dropout".split()
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScaleTarget:
+    """Positions along ``dim`` of a parameter (None: all of it) whose scaling scales the tensor."""
+
+    tensor: str
+    dim: int
+    positions: IntArray | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ScaleUse:
+    """The run multiplied a tensor by ``base ** exponent``; scaling all ``targets`` scales that tensor."""
+
+    targets: tuple[ScaleTarget, ...]
+    base: Expression
+    exponent: float
+
+
+def find_targets(recorder: Recorder, info: Info) -> tuple[ScaleTarget, ...] | None:
+    """Weights whose scaling scales the tensor of ``info``, or None where the way back is not linear or not theirs alone."""
+    found: dict[tuple[str, int], IntArray | None] = {}
+    if not _walk(recorder, info, None, found, 0):
+        return None
+    return tuple(ScaleTarget(tensor=n, dim=d, positions=p) for (n, d), p in found.items())
+
+
+def _raw(info: Info) -> IntArray | None:
+    if not info.fields:
+        return None
+    return np.unique(np.concatenate([f.reshape(-1).numpy() for f in info.fields]))
+
+
+def _walk(recorder: Recorder, info: Info, wanted: IntArray | None, found: dict[tuple[str, int], IntArray | None], depth: int) -> bool:
+    if depth > 60 or info.node < 0:
+        return False
+    own = _raw(info)
+    if own is not None:
+        wanted = own if wanted is None or not np.isin(wanted, own).any() else wanted[np.isin(wanted, own)]
+    node = recorder.nodes[info.node]
+    op = node.op.split(".")[1].rstrip("_")
+    dynamic = [i for i in node.inputs if i.dynamic]
+    if node.kernel is not None and node.kernel.weight is not None and node.kernel.kind in ("linear", "conv", "norm", "depthwise"):
+        return _weights(recorder, info.node, wanted, found)
+    if op in _MOVES:
+        return all([_walk(recorder, i, wanted, found, depth + 1) for i in dynamic if i.shape and np.prod(i.shape)])
+    if op in ("add", "sub"):
+        return len(dynamic) == len(node.inputs) and all([_walk(recorder, i, wanted, found, depth + 1) for i in dynamic])
+    if op in ("mul", "div"):
+        named = [i for i in node.inputs if i.name is not None and not i.dynamic]
+        if named and op == "mul":
+            return _vector(recorder, named[0], found)
+        carrying = [i for i in dynamic if wanted is not None and (raw := _raw(i)) is not None and np.isin(raw, wanted).any()]
+        chosen = carrying[:1] if carrying else dynamic[:1]
+        return bool(chosen) and len(carrying) < 2 and _walk(recorder, chosen[0], wanted, found, depth + 1)
+    if op in ("bmm", "mm", "matmul", "baddbmm") and len(dynamic) == 2:
+        return op != "baddbmm" and _walk(recorder, dynamic[0], None, found, depth + 1)
+    return False
+
+
+def _once(recorder: Recorder, name: str) -> bool:
+    """Whether a parameter is read by one computing operation only."""
+    return sum(1 for n in recorder.nodes if any(i.name == name for i in n.inputs) and any(i.dynamic for i in n.inputs)) == 1
+
+
+def _weights(recorder: Recorder, index: int, wanted: IntArray | None, found: dict[tuple[str, int], IntArray | None]) -> bool:
+    node = recorder.nodes[index]
+    assert node.kernel is not None and node.kernel.weight is not None
+    weight = node.kernel.weight
+    if not _once(recorder, weight):
+        return False
+    others = [i.name for i in node.inputs if i.name is not None and i.name != weight and len(i.shape) == 1 and not i.name.endswith("running_mean")]
+    if node.kernel.kind == "norm":
+        if "batch_norm" in node.op:
+            return False
+        for name in [weight, *others]:
+            found[(name, 0)] = None
+        return True
+    if wanted is None:
+        return False
+    for r in recorder.space.ranges:
+        if r.kind == "tensor" and r.tensor == weight:
+            at = wanted[(wanted >= r.start) & (wanted < r.stop)] - r.start
+            if at.size:
+                for name, dim in [(weight, r.dim), *((n, 0) for n in others)]:
+                    before = found.get((name, dim))
+                    found[(name, dim)] = at if before is None else np.union1d(before, at)
+                return True
+    return False
+
+
+def _vector(recorder: Recorder, info: Info, found: dict[tuple[str, int], IntArray | None]) -> bool:
+    """A parameter that multiplies place by place (the gain of a hand-written norm)."""
+    if info.name is None or not _once(recorder, info.name):
+        return False
+    found[(info.name, 0)] = None
+    return True
