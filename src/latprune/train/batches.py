@@ -12,7 +12,10 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.train.random_state import RandomState
 
-__all__ = ["Batches", "batches_of_epoch", "forward", "logits_of", "move", "shard", "split_batch"]
+__all__ = ["DATA_STREAM", "MODEL_STREAM", "Batches", "batches_of_epoch", "forward", "logits_of", "move", "shard", "split_batch"]
+
+MODEL_STREAM, DATA_STREAM = 0, 1
+"""First number of the random streams that the model and the data draw from."""
 
 
 @runtime_checkable
@@ -41,7 +44,7 @@ def batches_of_epoch(data: Batches, *, epoch: int, start: int, seed: int) -> Gen
     elif hasattr(getattr(data, "sampler", None), "set_epoch"):
         data.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
     model_state = RandomState.capture()
-    RandomState.seed(seed, epoch)
+    RandomState.seed(seed, DATA_STREAM, epoch)
     try:
         iterator = iter(data.batches(start)) if hasattr(data, "batches") else itertools.islice(iter(data), start, None)
         while True:

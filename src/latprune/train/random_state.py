@@ -48,9 +48,9 @@ class RandomState:
         random.setstate((3, tuple(self.python_keys.tolist()), self.python_gauss))
 
     @staticmethod
-    def seed(seed: int, stream: int) -> None:
-        """Seed all generators by ``(seed, stream)``; different streams are independent."""
-        words = np.random.SeedSequence((seed % 2**64, stream)).generate_state(3, np.uint64)
+    def seed(seed: int, *stream: int) -> None:
+        """Seed all generators by ``seed`` and the numbers of a stream; different streams are independent."""
+        words = np.random.SeedSequence((seed % 2**64, *stream)).generate_state(3, np.uint64)
         torch.manual_seed(int(words[0] >> np.uint64(1)))
         np.random.seed(int(words[1] % np.uint64(2**32)))
         random.seed(int(words[2]))

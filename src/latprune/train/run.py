@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
-from latprune.train.batches import Batches, batches_of_epoch, forward, logits_of, move, shard, split_batch
+from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, forward, logits_of, move, shard, split_batch
 from latprune.train.loss import classification_loss
 from latprune.train.optimizer import build_optimizer
 from latprune.train.progress import TrainProgress
@@ -103,7 +103,7 @@ class Run:
         self.unseen = 0
         self.trained = 0
         self.started = self.last_look = self.last_save = time.monotonic()
-        RandomState.seed(recipe.seed, 0)
+        RandomState.seed(recipe.seed, MODEL_STREAM, accelerator.process_index)
 
     @property
     def step(self) -> int:
@@ -129,9 +129,13 @@ class Run:
                 f"{self.saving.folder} holds a run with {record.steps_per_epoch} batches per epoch, "
                 f"and the data has {self.steps_per_epoch}; {remedy}"
             )
-        load_state(self.saving.folder, record, model=self.model, optimizer=self.optimizer).restore()
+        random = load_state(self.saving.folder, record, model=self.model, optimizer=self.optimizer)
         self.position, self.history = record.position, record.history
         self.resumed_from = self.step
+        if self.accelerator.is_main_process:
+            random.restore()
+        else:  # the checkpoint is the main process's; the others begin a stream of their own
+            RandomState.seed(self.recipe.seed, MODEL_STREAM, self.accelerator.process_index, self.step)
 
     def train(self, time_limit: float | None) -> TrainReport:
         """Train to the end of the recipe or to the time limit (seconds)."""
@@ -163,17 +167,24 @@ class Run:
                 self._train_step(batch)
                 now = time.monotonic()
                 last = self.position.batch == self.steps_per_epoch
-                save = self.saving is not None and not last and (now - self.last_save >= self.saving.every or now >= deadline)
+                stop = self._agreed(now >= deadline) if deadline < math.inf else False
+                save = self.saving is not None and not last and (now - self.last_save >= self.saving.every or stop)
                 if save or last or self.accelerator.device.type == "cpu" or self.step % _LOOK_EVERY == 0:
                     self._look()
                 if save:
                     self._save()
-                if now >= deadline and not last:
+                if stop and not last:
                     self._look()
                     return False
         finally:
             batches.close()
         return True
+
+    def _agreed(self, wish: bool) -> bool:
+        """Whether any process wishes to; all processes must stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        return bool(self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device), "sum") > 0)
 
     def _train_step(self, batch: Any) -> None:
         recipe, hooks, device = self.recipe, self.hooks, self.accelerator.device
@@ -262,11 +273,15 @@ class Run:
         progress = self._progress(rate)
         accuracy = float(self.hooks.evaluate(self.model)) if self.hooks.evaluate is not None else None
         done = self.position
+        loss, correct, counted = done.loss_sum, done.correct, float(done.counted)
+        if self.accelerator.num_processes > 1:
+            sums = torch.tensor([loss, correct, counted], dtype=torch.float32, device=self.accelerator.device)
+            loss, correct, counted = (float(value) for value in self.accelerator.reduce(sums, "sum"))
         self.history += (
             EpochRecord(
                 epoch=done.epoch,
-                loss=done.loss_sum / done.counted,
-                train_accuracy=done.correct / done.counted if self.hooks.loss is None else None,
+                loss=loss / counted,
+                train_accuracy=correct / counted if self.hooks.loss is None else None,
                 accuracy=accuracy,
                 learning_rate=rate,
                 seconds=done.epoch_seconds,
