@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,10 @@ def network(seed: int = 0) -> nn.Module:
     return nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 2))
 
 
-def train(folder: Path | None, *, checkpoint_seconds: float = 0.0, recipe: Recipe = RECIPE) -> tuple[nn.Module, TrainReport]:
+def train(
+    folder: Path | None, *, checkpoint_seconds: float = 0.0, recipe: Recipe = RECIPE, pause: float = 0.0
+) -> tuple[nn.Module, TrainReport]:
+    """Train a fresh network; ``pause`` seconds after each step leave time to interrupt it."""
     model = network()
     points = NoisyPoints()
     report = finetune(
@@ -52,12 +56,13 @@ def train(folder: Path | None, *, checkpoint_seconds: float = 0.0, recipe: Recip
         evaluate=[(points.points, points.labels)],
         checkpoint_dir=folder,
         checkpoint_seconds=checkpoint_seconds,
+        after_step=lambda network: time.sleep(pause),
     )
     return model, report
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trained, result = train(Path(sys.argv[1]))
+    trained, result = train(Path(sys.argv[1]), pause=float(sys.argv[2]))
     digest = {name: value.double().sum().item() for name, value in trained.state_dict().items()}
     print(json.dumps({"digest": digest, "steps": result.steps, "resumed_from": result.resumed_from}))
