@@ -13,14 +13,15 @@ import numpy.typing as npt
 from latprune.errors import TableError
 from latprune.graph.types import ChannelGroup, Kernel
 from latprune.latency.store import ContextInfo, KernelSample, NetworkSample
-from latprune.latency.surface import SizeSurface, fit_surface
+from latprune.latency.surface import SizeSurface, fit_surface, non_negative_least_squares
 from latprune.latency.tables import LatencyTables, Residual, TableStats, kernel_entry
 
 __all__ = ["Fit", "fit_kernels", "fit_tables", "predicted_and_measured"]
 
 FloatArray = npt.NDArray[np.float64]
 
-_TIMER_LIMIT = 0.006
+_TIMER_LIMIT = 0.01
+_ROUNDS = 4
 _DIFFERS = 0.02
 """Relative difference below which two positions of equal kernels are taken as one even where the samples could tell them apart."""
 
@@ -50,16 +51,25 @@ def dense_level(samples: Sequence[NetworkSample]) -> float:
 
 
 def timer_overhead(samples: Sequence[NetworkSample]) -> float:
-    """Milliseconds that the engine's own profiling adds to each kernel: what the profile has beyond the end-to-end time, per kernel.
+    """Milliseconds that the engine's own profiling adds to each kernel.
 
     Some engines count the cost of writing a profile entry to the kernel (several microseconds); it is taken off before anything is fitted.
+    The profile's surplus over the end-to-end time is ``timer * kernels - constant``; networks without some of their blocks tell the two
+    apart.
     """
-    surplus = [
-        (sum(kernel.ms for kernel in sample.kernels) - sample.ms) / len(sample.kernels)
-        for sample in samples
-        if sample.ms is not None and sample.kernels
-    ]
-    return float(np.clip(np.median(surplus), 0.0, _TIMER_LIMIT)) if surplus else 0.0
+    timed = [sample for sample in samples if sample.ms is not None and sample.kernels]
+    if not timed:
+        return 0.0
+    whole = np.asarray([sample.ms for sample in timed], dtype=np.float64)
+    surplus = np.asarray([sum(kernel.ms for kernel in sample.kernels) for sample in timed]) - whole
+    columns = np.stack([np.asarray([float(len(sample.kernels)) for sample in timed]), -np.ones(len(timed))], axis=1)
+    weights = 1.0 / whole
+    solution = np.zeros(2)
+    for _ in range(4):
+        solution = non_negative_least_squares(columns * weights[:, None], surplus * weights)
+        error = np.abs(surplus - columns @ solution) / whole
+        weights = np.sqrt(np.minimum(1.0, 2.0 * max(float(np.median(error)), 1e-6) / np.maximum(error, 1e-12))) / whole
+    return float(np.clip(solution[0], 0.0, _TIMER_LIMIT))
 
 
 def fit_kernels(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], widths: Mapping[str, int]) -> Fit:
@@ -94,10 +104,12 @@ def fit_kernels(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], wid
         surface = fit_surface(sizes, times, dense=dense)
         own: dict[str, float] = {}
         distinct = list(dict.fromkeys(positions))
-        if len(distinct) > 1:
-            own = _position_factors(surface, sizes, times, positions, distinct)
-            if own:
-                surface = fit_surface(sizes, times / np.asarray([own.get(name, 1.0) for name in positions]), dense=dense)
+        for _ in range(_ROUNDS if len(distinct) > 1 else 0):
+            found = _position_factors(surface, sizes, times, positions, distinct)
+            if found == own:
+                break
+            own = found
+            surface = fit_surface(sizes, times / np.asarray([own.get(name, 1.0) for name in positions]), dense=dense)
         surfaces[key] = surface
         for name in known:
             keys[name] = key
@@ -208,7 +220,7 @@ def _calibrate(rows: FloatArray, targets: FloatArray) -> tuple[float, float, Flo
     matrix = np.concatenate([rows[:, :2], totals[:, None], rows[:, 2:]], axis=1) / targets[:, None]
     goal = 1.0 - totals / targets
     typical = float(np.median(totals / np.maximum(rows[:, 1], 1.0)))
-    deviation = np.concatenate([[0.02 * float(np.median(targets)), 0.03 * typical, 0.1], np.full(surfaces, 0.03)])
+    deviation = np.concatenate([[0.1 * float(np.median(targets)), 0.03 * typical, 0.1], np.full(surfaces, 0.03)])
     noise = 0.015
     weights = np.ones(len(goal))
     solution = np.zeros(matrix.shape[1])

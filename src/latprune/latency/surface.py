@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from latprune.errors import FileFormatError
 
-__all__ = ["STEPS", "SizeSurface", "fit_surface"]
+__all__ = ["STEPS", "SizeSurface", "fit_surface", "non_negative_least_squares"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -196,7 +196,7 @@ def _fit_staircase(
         candidates = [[1] for _ in limits]
     for steps in product(*candidates):
         features = _features(points, steps, scale)
-        coefficients = _relative_nnls(features, times, counts)
+        coefficients = _relativenon_negative_least_squares(features, times, counts)
         error = np.abs(np.log(np.maximum(features @ coefficients, 1e-9) / times))
         score = float(np.average(np.minimum(error, 0.3), weights=np.sqrt(counts)))
         if best is None or score < best[0] * 0.97:
@@ -205,19 +205,19 @@ def _fit_staircase(
     return best[1], best[2]
 
 
-def _relative_nnls(features: FloatArray, times: FloatArray, counts: FloatArray, rounds: int = 3) -> FloatArray:
+def _relativenon_negative_least_squares(features: FloatArray, times: FloatArray, counts: FloatArray, rounds: int = 3) -> FloatArray:
     """Non-negative least squares on relative errors, samples far off weighted down."""
     weights = np.sqrt(counts) / times
-    coefficients = _nnls(features * weights[:, None], times * weights)
+    coefficients = non_negative_least_squares(features * weights[:, None], times * weights)
     for _ in range(rounds - 1):
         relative = np.abs(features @ coefficients / times - 1.0)
         cut = max(0.05, 2.0 * float(np.median(relative)))
         robust = weights * np.sqrt(np.minimum(1.0, cut / np.maximum(relative, 1e-12)))
-        coefficients = _nnls(features * robust[:, None], times * robust)
+        coefficients = non_negative_least_squares(features * robust[:, None], times * robust)
     return coefficients
 
 
-def _nnls(matrix: FloatArray, target: FloatArray) -> FloatArray:
+def non_negative_least_squares(matrix: FloatArray, target: FloatArray) -> FloatArray:
     """Least squares with non-negative coefficients, exact: the columns are few, so every support is tried in order of its fit."""
     gram, right = matrix.T @ matrix, matrix.T @ target
     columns = matrix.shape[1]

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph import trace
+from latprune.latency import LatencyTables, Store, TableProgress, Target, build, build_tables, get_engine
+
+
+class Residual(nn.Module):
+    """One removable block between a stem and a head: small enough to measure dozens of copies in seconds."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.conv1 = nn.Conv2d(width, 48, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(48)
+        self.conv2 = nn.Conv2d(48, width, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def network() -> Residual:
+    torch.manual_seed(0)
+    return Residual().eval()
+
+
+X = torch.zeros(1, 3, 24, 24)
+
+
+@pytest.fixture(autouse=True)
+def short_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve networks make a build here: these tests are about the steps, not about the error."""
+    monkeypatch.setattr(build, "_FIRST_FIT", 8)
+    monkeypatch.setattr(build, "_BATCH", 4)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+def test_tables_from_an_empty_store_and_then_from_a_filled_one(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    graph, target = trace(model, X), Target(engine=engine)
+    seen: list[TableProgress] = []
+    with Store(tmp_path / "s.sqlite") as store:
+        tables = build_tables(model, graph, X, target, store=store, progress=seen.append, time_limit=0.0)
+        assert len(store.networks()) == tables.stats.measured_networks == 12
+    assert [state.networks for state in seen] == list(range(1, 13))
+    assert tables.residual.networks == 4
+    assert {"stem.0", "conv1", "conv2", "head"} <= set(tables.kernels)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert tables.predict() == pytest.approx(tables.dense_ms, rel=0.5)
+    (block,) = graph.blocks
+    assert tables.predict(removed_blocks=[block]) < tables.predict()
+    for group, columns in graph.dense_widths().items():
+        assert tables.choices(group)[-1] == columns
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a filled store must answer without the engine")
+
+    monkeypatch.setattr(build, "NetworkSampler", refuse)
+    with Store(tmp_path / "s.sqlite") as store:
+        again = build_tables(network(), trace(model, X), X, target, store=store, max_networks=12)
+    assert again.stats.measured_networks == 0 and again.stats.networks == 12
+    assert again.predict({"conv1": 16}) == pytest.approx(tables.predict({"conv1": 16}), rel=1e-9)
+    assert again.stats.seconds < 20
+
+
+def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    model = network()
+    graph, target = trace(model, X), Target(engine="openvino")
+
+    class Stop(Exception):
+        pass
+
+    def stop(state: TableProgress) -> None:
+        if state.networks == 5:
+            raise Stop
+
+    with Store(tmp_path / "s.sqlite") as store:
+        with pytest.raises(Stop):
+            build_tables(model, graph, X, target, store=store, progress=stop)
+        assert len(store.networks()) == 5
+        first = [dict(item.widths) for item in store.networks()]
+        tables = build_tables(model, graph, X, target, store=store, time_limit=0.0, max_networks=12)
+        widths = [dict(item.widths) for item in store.networks()]
+    assert tables.stats.measured_networks == 7
+    assert widths[:5] == first and len({json.dumps(item) for item in widths}) > 8
+
+
+def test_a_store_of_another_engine_version_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    graph, target = trace(model, X), Target(engine="openvino")
+    with Store(tmp_path / "s.sqlite") as store:
+        build_tables(model, graph, X, target, store=store, time_limit=0.0, max_networks=12)
+        monkeypatch.setattr(type(get_engine("openvino")), "version", lambda self: "another version")
+        counted: list[int] = []
+
+        class Stop(Exception):
+            pass
+
+        def stop(state: TableProgress) -> None:
+            counted.append(state.networks)
+            raise Stop
+
+        with pytest.raises(Stop):
+            build_tables(model, graph, X, target, store=store, progress=stop)
+        assert counted == [1]
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(InvalidArgumentError, match="max_networks"):
+        build_tables(network(), trace(network(), X), X, Target(), max_networks=11)
+
+
+def test_measure_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from latprune.cli import measure
+
+    parser = argparse.ArgumentParser()
+    measure.add_parser(parser.add_subparsers())
+    arguments = ["measure", "--model", f"{__file__}:network", "--input", "1x3x24x24", "--engine", "openvino"]
+    arguments += ["--store", str(tmp_path / "s.sqlite"), "--time-limit", "0", "--max-networks", "12", "-o", str(tmp_path / "t.json")]
+    args = parser.parse_args(arguments)
+    assert args.run(args) == 0
+    out = capsys.readouterr().out
+    assert "widths on offer" in out and "12 networks now" in out
+    tables = LatencyTables.from_dict(json.loads((tmp_path / "t.json").read_text()))
+    assert tables.choices("conv1")[-1] == 48
