@@ -120,6 +120,7 @@ def answer(
     bound: float | None,
     proven: bool = True,
     notes: tuple[str, ...] = (),
+    rounding: float = 1e-14,
 ) -> Solution:
     """The solution at ``indices`` (positions into the choices of each variable), re-evaluated from the raw tables.
 
@@ -131,6 +132,7 @@ def answer(
         bound: Proven upper bound, or None.
         proven: False where the solver rounds, so that even a closed gap is only ``feasible``.
         notes: Remarks.
+        rounding: Share of all the gains together by which the bound may lie above the gain through rounding alone; it then is the gain.
 
     Raises:
         SolverError: The assignment breaks a limit.
@@ -145,9 +147,8 @@ def answer(
         raise SolverError(f"solver {solver!r} returned an answer that breaks a limit: its costs are {costs}")
     if bound is not None:
         # The bound and the gain are sums of the same numbers in two orders.
-        bound = max(bound, gain)
-        if relative_gap(gain, bound) < 1e-12:  # type: ignore[operator]
-            bound = gain
+        scale = sum(float(np.abs(t.table[np.isfinite(t.table)]).max(initial=0.0)) for t in problem.gains)
+        bound = gain if bound - gain <= rounding * scale else bound
     gap = relative_gap(gain, bound)
     status = "optimal" if proven and gap is not None and gap <= OPTIMAL_GAP else "feasible"
     return Solution(

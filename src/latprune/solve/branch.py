@@ -56,7 +56,7 @@ class Node:
 
 
 def survivors(graph: FactorGraph, marginals: Marginals, threshold: float) -> list[BoolArray]:
-    """States whose best reachable value is at least ``threshold``; at least one per variable (the best, where it is only unread below it)."""
+    """States that can reach ``threshold``; at least one per variable (the best, where it is only unread that the threshold is reached)."""
     masks: list[BoolArray] = []
     for v, size in enumerate(graph.sizes):
         reach = marginals.states[v]

@@ -29,8 +29,8 @@ def weigh(graph: FactorGraph, alpha: float, beta: FloatArray) -> list[FloatArray
         if factor.link:
             tables.append(factor.gain)
             continue
-        if alpha == 0.0:
-            table = np.where(np.isneginf(factor.gain), -np.inf, 0.0)
+        if alpha <= 0.0:
+            table = np.where(np.isneginf(factor.gain), -np.inf, alpha * np.where(np.isneginf(factor.gain), 0.0, factor.gain))
         elif alpha == 1.0:
             table = factor.gain
         else:

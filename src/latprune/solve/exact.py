@@ -12,7 +12,8 @@ from latprune.solve.base import Control, SolveInterrupted, Solver, answer, regis
 from latprune.solve.branch import BranchAndBound, TooDense
 from latprune.solve.factors import FactorGraph, compile_problem
 from latprune.solve.floor import infeasible
-from latprune.solve.highs import accepts, solve_milp
+from latprune.solve.highs import MILP_ROUNDING
+from latprune.solve.several import solve_several
 
 __all__ = ["Exact"]
 
@@ -72,12 +73,13 @@ class Exact(Solver):
 
     def _hand_over(self, problem: Problem, graph: FactorGraph, control: Control, reason: str) -> Solution:
         name = f"{self.name}+highs"
-        result = solve_milp(graph, control, accept=accepts(problem, graph))
+        result = solve_several(problem, graph, control, max_table=self.max_table)
+        notes = (f"handed over to HiGHS: {reason}", f"{result.rounds} rounds, {result.left} states left by the reduction")
         if result.infeasible:
-            return infeasible(problem, solver=name, control=control, notes=(reason,))
+            return infeasible(problem, solver=name, control=control, notes=notes)
         states = None if result.states is None else result.states[: graph.own]
         bound = result.bound if math.isfinite(result.bound) else None
-        solution = answer(problem, states, solver=name, control=control, bound=bound, notes=(f"handed over to HiGHS: {reason}",))
+        solution = answer(problem, states, solver=name, control=control, bound=bound, notes=notes, rounding=MILP_ROUNDING)
         if result.interrupted:
             raise SolveInterrupted(solution)
         return solution

@@ -24,6 +24,8 @@ breaks the true limit by a hair is cut off."""
 CUTS = 50
 """How many such answers are cut off before giving up."""
 TOLERANCE = 1e-8
+MILP_ROUNDING = 1e-11
+"""Share of the gains by which HiGHS's bound, found in scaled floating point, may lie above an answer that it calls optimal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,9 +80,7 @@ def _load(model: MilpModel, control: Control) -> Any:
     lp.a_matrix_.start_ = model.row_start.astype(np.int32)
     lp.a_matrix_.index_ = model.column.astype(np.int32)
     lp.a_matrix_.value_ = model.value
-    kinds = np.full(len(model.objective), highspy.HighsVarType.kContinuous, dtype=object)
-    kinds[model.integer] = highspy.HighsVarType.kInteger
-    lp.integrality_ = kinds.tolist()
+    lp.integrality_ = [highspy.HighsVarType.kInteger] * len(model.objective)
     if h.passModel(lp) == highspy.HighsStatus.kError:
         raise SolverError("HiGHS refused the model (a coefficient may be out of its range)")
     h.HandleUserInterrupt = True
@@ -195,7 +195,9 @@ class Highs(Solver):
             return infeasible(problem, solver=self.name, control=control)
         bound = result.bound if math.isfinite(result.bound) else None
         states = None if result.states is None else result.states[: graph.own]
-        solution = answer(problem, states, solver=self.name, control=control, bound=bound, notes=(f"{result.nodes} nodes",))
+        solution = answer(
+            problem, states, solver=self.name, control=control, bound=bound, notes=(f"{result.nodes} nodes",), rounding=MILP_ROUNDING
+        )
         control.report(solution.gain, solution.bound)
         if result.interrupted:
             raise SolveInterrupted(solution)

@@ -2,7 +2,7 @@
 
 One 0-1 column per state of each variable, ``sum_k x_vk = 1``, or ``= z`` for a width that only factors of one removable block read (its
 *home*). A variable that is read from inside another block gets a gated copy ``u <= x``, ``sum u = z``. The product of one-hots over a
-factor's scope is a continuous ``y >= 0`` per allowed table entry whose marginals along each axis equal ``x`` or ``u``; with integer ``x``
+factor's scope is a column ``y >= 0`` per allowed table entry whose marginals along each axis equal ``x`` or ``u``; with integer ``x``
 it is exact, and its relaxation is the local marginal polytope, so no big-M appears.
 """
 
@@ -32,7 +32,11 @@ def _power_of_two(wanted: float, size: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MilpModel:
-    """``maximise objective @ x`` with ``row_lower <= A x <= row_upper``, ``0 <= x <= upper``; columns ``integer`` are 0 or 1.
+    """``maximise objective @ x`` with ``row_lower <= A x <= row_upper``, ``0 <= x <= upper``.
+
+    Only the states' columns need be integer, the others follow; all are declared so because the presolve of HiGHS 1.15 cuts off optimal
+    answers of such models (its dominated-columns rule, which cannot be switched off) where implied 0-1 columns are continuous, at little
+    cost in time.
 
     ``A`` is given by rows (``row_start``, ``column``, ``value``). The last ``len(graph.resources)`` rows are the resources. ``first`` is
     the first column of each variable's states. Objective and resource rows are multiplied by ``objective_scale`` and ``row_scale``;
@@ -42,7 +46,6 @@ class MilpModel:
     graph: FactorGraph
     objective: FloatArray
     upper: FloatArray
-    integer: IntArray
     row_lower: FloatArray
     row_upper: FloatArray
     row_start: IntArray
@@ -132,7 +135,6 @@ def build_milp(graph: FactorGraph) -> MilpModel:
     homes = _homes(graph)
     first = np.concatenate([[0], np.cumsum(graph.sizes)]).astype(np.int64)
     columns = int(first[-1])
-    integers = columns
     rows = _Rows()
     objective: list[FloatArray] = [np.zeros(columns)]
     upper: list[FloatArray] = [np.ones(columns)]
@@ -249,7 +251,6 @@ def build_milp(graph: FactorGraph) -> MilpModel:
         graph=graph,
         objective=all_objective * objective_scale,
         upper=all_upper,
-        integer=np.arange(integers),
         row_lower=np.concatenate(rows.lower) if rows.lower else np.zeros(0),
         row_upper=np.concatenate(rows.upper) if rows.upper else np.zeros(0),
         row_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),

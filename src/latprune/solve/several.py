@@ -1,0 +1,111 @@
+"""Several limits at once: the Lagrangian reduction over several multipliers, and HiGHS on what it leaves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from latprune.problem import Problem
+from latprune.problem.types import IntArray
+from latprune.solve.base import Control
+from latprune.solve.branch import survivors
+from latprune.solve.elimination import backward
+from latprune.solve.factors import FactorGraph
+from latprune.solve.highs import accepts, solve_milp
+from latprune.solve.multipliers import minimise_several
+from latprune.solve.plan import make_plan
+from latprune.solve.reduction import Restricted, restrict
+
+__all__ = ["SeveralResult", "solve_several"]
+
+WIDEN = 6.0
+
+
+@dataclass(slots=True, eq=False)
+class SeveralResult:
+    """The best states of the full graph so far, their gain, the bound, and how it ended."""
+
+    states: IntArray | None = None
+    gain: float = -math.inf
+    bound: float = math.inf
+    infeasible: bool = False
+    interrupted: bool = False
+    rounds: int = 0
+    left: int = 0
+
+
+def solve_several(problem: Problem, graph: FactorGraph, control: Control, *, max_table: int) -> SeveralResult:
+    """Solve a graph with any number of limited resources.
+
+    The dual's multipliers give a bound and, by the backward pass, what each state can still reach. With a guess under the bound, HiGHS
+    solves the problem restricted to the states that can reach the guess; an answer at or above it is optimal, otherwise the guess is
+    lowered. Where the graph is too dense for elimination HiGHS gets all of it.
+    """
+    result = SeveralResult()
+    accept = accepts(problem, graph)
+
+    def offer(states: IntArray) -> None:
+        found = problem.evaluate_many(states[None, : graph.own])
+        if found.satisfied[0] and found.gain[0] > result.gain:
+            result.states, result.gain = states, float(found.gain[0])
+            control.report(result.gain, result.bound if math.isfinite(result.bound) else None)
+
+    whole = restrict(graph, [np.ones(n, dtype=np.bool_) for n in graph.sizes])
+    if whole.gain == -math.inf:
+        result.infeasible = True
+        return result
+    plan = make_plan(whole.graph, max_table)
+    if plan is None or plan.stored > max_table or not whole.graph.sizes:
+        milp = solve_milp(graph, control, accept=accept)
+        result.infeasible, result.interrupted, result.bound, result.rounds = milp.infeasible, milp.interrupted, milp.bound, 1
+        result.left = sum(graph.sizes)
+        if milp.states is not None:
+            offer(milp.states)
+        return result
+    dual = minimise_several(whole.graph, plan, control, offer=lambda states, gain: offer(whole.lift(states)))
+    if dual.infeasible:
+        result.infeasible, result.bound = True, -math.inf
+        return result
+    result.bound = whole.gain + dual.bound
+    if dual.run is None or control.expired():
+        return result
+    marginals = backward(plan, dual.run)
+    reach = np.concatenate([m for m in marginals.states if m is not None])
+    deficits = np.sort(dual.run.best - reach[np.isfinite(reach)])
+    room = float(deficits[min(len(deficits) - 1, 3 * len(whole.graph.sizes))])
+    widest = float(deficits[-1])
+    while not control.expired():
+        span = result.bound - result.gain
+        room = min(room, span)
+        last = room >= span or room >= widest
+        guess = -math.inf if room >= widest else whole.gain + dual.bound - room
+        masks = survivors(whole.graph, marginals, dual.run.best - room * (1 + 1e-9) - 1e-12 * abs(dual.run.best))
+        part = restrict(whole.graph, masks)
+        start = None if result.states is None else _lowered(whole, part, result.states)
+        milp = solve_milp(part.graph, control, start=start, accept=lambda s, part=part: accept(whole.lift(part.lift(s))))  # type: ignore[misc]
+        result.rounds += 1
+        result.left = sum(part.graph.sizes)
+        if milp.states is not None:
+            offer(whole.lift(part.lift(milp.states)))
+        inside = whole.gain + part.gain + milp.bound
+        if last:
+            result.bound = min(result.bound, max(inside, result.gain))
+            result.infeasible = milp.infeasible and result.states is None
+        else:
+            # Outside the part nothing reaches the guess.
+            result.bound = min(result.bound, max(inside, guess, result.gain))
+        if milp.interrupted:
+            result.interrupted = True
+            return result
+        if last or result.gain >= guess:
+            return result
+        room = max(room * WIDEN, widest / 100)
+    return result
+
+
+def _lowered(whole: Restricted, part: Restricted, states: IntArray) -> IntArray | None:
+    """States of the full graph brought down to the part, where they lie in it."""
+    inside = whole.lower(states)
+    return None if inside is None else part.lower(inside)
