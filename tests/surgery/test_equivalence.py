@@ -25,7 +25,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "mobilenet_v2": (lambda: torchvision().models.mobilenet_v2(num_classes=10), 32, 10),
     "densenet": (lambda: zoo.dense_network(4, (3, 3)), 16, 0),
     "unet": (lambda: zoo.unet(4, 3), 16, 0),
-    "detection_neck": (lambda: zoo.detection_neck(4, 6), 32, 0),
+    "detection_neck": (lambda: zoo.detection_neck(4, 6), 32, 4),
     "digits_resnet": (lambda: zoo.digits_resnet(2, (8, 16, 24)), 16, 6),
 }
 

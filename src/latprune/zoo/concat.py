@@ -111,6 +111,18 @@ def unet(width: int = 16, depth: int = 4, num_classes: int = 2) -> UNet:
     return UNet(width=width, depth=depth, num_classes=num_classes)
 
 
+class _Unit(nn.Module):
+    def __init__(self, channels: int, shortcut: bool) -> None:
+        super().__init__()
+        self.conv1 = _conv_norm(channels, channels)
+        self.conv2 = _conv_norm(channels, channels)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv2(self.conv1(x))
+        return x + out if self.shortcut else out
+
+
 class C2f(nn.Module):
     """A cross-stage partial block: half of the channels pass a chain of residual units, and all intermediate halves are concatenated."""
 
@@ -118,16 +130,14 @@ class C2f(nn.Module):
         super().__init__()
         half = outputs // 2
         self.enter = _conv_norm(inputs, 2 * half, 1)
-        self.units = nn.ModuleList(nn.Sequential(_conv_norm(half, half), _conv_norm(half, half)) for _ in range(units))
+        self.units = nn.ModuleList(_Unit(half, shortcut) for _ in range(units))
         self.leave = _conv_norm((2 + units) * half, outputs, 1)
-        self.shortcut = shortcut
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, inputs, h, w)`` -> ``(n, outputs, h, w)``."""
         parts = list(self.enter(x).chunk(2, dim=1))
         for unit in self.units:
-            new = unit(parts[-1])
-            parts.append(parts[-1] + new if self.shortcut else new)
+            parts.append(unit(parts[-1]))
         out: Tensor = self.leave(torch.cat(parts, dim=1))
         return out
 

@@ -1,0 +1,303 @@
+"""Any model? One row a network: captured, groups, blocks, pruned to half width without two blocks, equal to the masked one, usable after.
+
+    python benchmarks/zoo.py -o benchmarks/results/zoo.json [--only 'timm:*'] [--timeout 300] [--again]
+
+Every network runs in a process of its own under a time limit; a row is written as soon as it is there, and rows that are there are not run
+again. Checked in float64 with random statistics, scales, shifts and layer scales, so that mistakes show: the pruned network's outputs
+against the masked network's (relative error at most 1e-9), gradients after a backward pass, the same outputs after a reload in a new
+process from edits (JSON) and weights, and ONNX (float32, 1e-3). A row passes when all hold, multiply-adds fell to at most 50 % (65 % where
+something stays whole for a reason that is named), and two blocks went where four exist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+LARGE_SHARE = 0.05
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=HERE / "results" / "zoo.json")
+    parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="names such as 'timm:*'; may be given several times")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one network (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="run rows again that did not pass")
+    parser.add_argument("--most", type=int, help="stop after so many networks")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--one", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument("--reload", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(row_of(args.one)))
+        return
+    if args.reload:
+        reload(args.reload[0], Path(args.reload[1]))
+        return
+    import zoo_models
+
+    names = [n for n in zoo_models.names() if not args.only or any(fnmatch.fnmatch(n, pattern) for pattern in args.only)]
+    if args.list:
+        print("\n".join(names))
+        return
+    rows: dict[str, Any] = json.loads(args.output.read_text(encoding="utf-8"))["rows"] if args.output.exists() else {}
+    wanted = [n for n in names if n not in rows or (args.again and not rows[n]["passed"])]
+    for name in wanted[: args.most]:
+        rows[name] = run(name, args.timeout)
+        write(args.output, rows)
+        print(line(name, rows[name]), flush=True)
+    summary(rows)
+
+
+def run(name: str, timeout: float) -> dict[str, Any]:
+    """One network in a new process."""
+    started = time.monotonic()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, str(HERE / "zoo.py"), "--one", name],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        row = {"passed": False, "why": f"not done within {timeout:.0f} s"}
+    else:
+        try:
+            row = json.loads(done.stdout.strip().splitlines()[-1])
+        except (IndexError, json.JSONDecodeError):
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            row = {"passed": False, "why": f"ended with exit code {done.returncode}: {last[:300]}"}
+    row["process_seconds"] = round(time.monotonic() - started, 1)
+    return row
+
+
+def write(path: Path, rows: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_suffix(".part")
+    staged.write_text(json.dumps({"benchmark": "zoo", "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    os.replace(staged, path)
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    if "groups" not in row:
+        return f"{name:46s} {'no':4s} {row['why'][:200]}"
+    removed, total = len(row["blocks_removed"]), row["blocks"]
+    checks = " ".join(f"{key}:{'yes' if row.get(key) else 'NO'}" for key in ("equal", "backward", "reload", "onnx"))
+    text = f"{name:46s} {'yes' if row['passed'] else 'no':4s} groups {row['groups']:3d} blocks {removed}/{row['removable']}/{total:2d} "
+    return f"{text}prunable {row['prunable']:4.0%} madds {row['macs']:4.0%} {checks} {row['why'][:200]}"
+
+
+def summary(rows: dict[str, Any]) -> None:
+    families: dict[str, list[bool]] = {}
+    for name, row in rows.items():
+        families.setdefault(name.partition(":")[0], []).append(bool(row["passed"]))
+    for family, found in families.items():
+        print(f"{family:14s} {sum(found)} of {len(found)} passed ({sum(found) / len(found):.0%})")
+
+
+def row_of(name: str) -> dict[str, Any]:
+    """Everything about one network; the first thing that fails is named in ``why``."""
+    warnings.simplefilter("ignore")
+    row: dict[str, Any] = {"passed": False, "why": ""}
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            _examine(name, row)
+    except Exception as error:  # a row says what went wrong instead of ending the benchmark
+        row["why"] = f"{row.get('step', 'start')}: {type(error).__name__}: {error}"[:600]
+    row.pop("step", None)
+    return row
+
+
+def _examine(name: str, row: dict[str, Any]) -> None:
+    import numpy as np
+    import torch
+
+    import zoo_models
+    from latprune.graph import Selection, trace
+    from latprune.surgery import check_equal, masked, prune
+    from latprune.surgery.verify import in_double
+    from support.equivalence import randomise
+
+    torch.set_num_threads(1)
+    row["step"] = "build"
+    model, inputs = zoo_models.create(name)
+    randomise(model)
+    inputs = in_double(inputs)
+    row["parameters"] = sum(p.numel() for p in model.parameters())
+
+    row["step"] = "capture"
+    started = time.process_time()
+    graph = trace(model, inputs)
+    row["trace_seconds"] = round(time.process_time() - started, 3)
+    dense = graph.dense_widths()
+    generator = np.random.default_rng(0)
+    widths = {n: min(g.columns, max(g.min_width, g.columns // 2)) for n, g in graph.groups.items()}
+    kept = {n: _units(g, widths[n], generator) for n, g in graph.groups.items()}
+    removable = [n for n, block in graph.blocks.items() if block.removable]
+    removed = [removable[i] for i in generator.permutation(len(removable))[:2]]
+    narrowest = {n: g.min_width for n, g in graph.groups.items()}
+    row |= {
+        "groups": len(graph.groups),
+        "blocks": len(graph.blocks),
+        "removable": len(removable),
+        "blocks_removed": removed,
+        "prunable": 1.0 - graph.parameters(narrowest, removable) / row["parameters"],
+        "macs": graph.macs(widths, removed) / max(graph.macs(dense), 1.0),
+        "kept_whole": [
+            {"what": k.what, "share": round(k.parameters / row["parameters"], 3), "reason": k.reason}
+            for k in graph.kept_whole
+            if k.parameters >= LARGE_SHARE * row["parameters"]
+        ],
+        "blocks_kept": {n: block.reason for n, block in graph.blocks.items() if not block.removable},
+    }
+
+    row["step"] = "prune"
+    selection = Selection(kept=kept, removed_blocks=frozenset(removed))
+    pruned = copy.deepcopy(model)
+    edits = prune(pruned, graph, selection)
+    row["step"] = "equality"
+    report = check_equal(pruned, masked(model, graph, selection), inputs, tolerance=None)
+    row |= {"equal": True, "max_abs": report.max_abs, "max_rel": report.max_rel, "dtype": report.dtype}
+    assert sum(p.numel() for p in pruned.parameters()) == graph.parameters(widths, removed), (
+        "the counted parameters are not those that are left"
+    )
+    row["step"] = "backward"
+    _backward(pruned, inputs)
+    row["backward"] = True
+    row["step"] = "reload"
+    _reload_elsewhere(name, pruned, edits, inputs)
+    row["reload"] = True
+    row["step"] = "onnx"
+    try:
+        row["onnx_exporter"] = _export(pruned, inputs)
+        row["onnx"] = True
+    except Exception as error:
+        row["onnx"] = False
+        row["onnx_reason"] = f"{type(error).__name__}: {error}"[:300]
+    row["why"] = _verdict(row)
+    row["passed"] = not row["why"]
+
+
+def _units(group: Any, width: int, generator: Any) -> Any:
+    import numpy as np
+
+    rows = [row * group.columns + generator.permutation(group.columns)[:width] for row in range(group.rows)]
+    return np.sort(np.concatenate(rows)).astype(np.int64)
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    limit = 0.65 if row["kept_whole"] or row["blocks_kept"] else 0.5
+    if row["macs"] > limit:
+        return f"multiply-adds at {row['macs']:.0%} of dense, more than {limit:.0%}"
+    if row["blocks"] >= 4 and len(row["blocks_removed"]) < 2:
+        return f"{len(row['blocks_removed'])} blocks removed of {row['blocks']}: {next(iter(row['blocks_kept'].values()), 'none may go')}"
+    unexplained = [k["what"] for k in row["kept_whole"] if not k["reason"]]
+    if unexplained:
+        return f"kept whole without a reason: {unexplained[0]}"
+    return "" if row["onnx"] else f"ONNX: {row['onnx_reason']}"
+
+
+def _call(model: Any, inputs: Any) -> Any:
+    from latprune.graph import call_with
+
+    return call_with(model, inputs)
+
+
+def _backward(model: Any, inputs: Any) -> None:
+    import torch
+
+    from latprune.surgery.masked import tensors_in
+
+    network = copy.deepcopy(model).eval()
+    outputs = [t for t in tensors_in(_call(network, inputs)) if t.is_floating_point() and t.requires_grad]
+    assert outputs, "no output has a gradient"
+    sum(t.square().sum() for t in outputs).backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert gradients, "no parameter got a gradient"
+    assert all(bool(torch.isfinite(g).all()) for g in gradients), "a gradient is not finite"
+
+
+def _reload_elsewhere(name: str, pruned: Any, edits: Any, inputs: Any) -> None:
+    """Edits and weights through files into a new process; its outputs come back and must be the same."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from latprune.surgery.masked import tensors_in
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "edits.json").write_text(json.dumps(edits.to_dict()), encoding="utf-8")
+        save_file({n: t.detach().clone().contiguous() for n, t in pruned.state_dict().items()}, place / "weights.safetensors")
+        done = subprocess.run(
+            [sys.executable, str(HERE / "zoo.py"), "--reload", name, folder], capture_output=True, text=True, timeout=180, check=False
+        )
+        if done.returncode:
+            raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
+        outputs = load_file(place / "outputs.safetensors")
+    with torch.no_grad():
+        expected = tensors_in(_call(pruned, inputs))
+    assert len(outputs) == len(expected), "other outputs after the reload"
+    for index, tensor in enumerate(expected):
+        assert torch.allclose(outputs[str(index)], tensor, rtol=1e-9, atol=1e-12), f"output {index} differs after the reload"
+
+
+def reload(name: str, folder: Path) -> None:
+    """In the new process: the dense network from its constructor, the edits, the weights."""
+    warnings.simplefilter("ignore")
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    import zoo_models
+    from latprune.surgery import ArchitectureEdits, replay
+    from latprune.surgery.masked import tensors_in
+    from latprune.surgery.verify import in_double
+
+    torch.set_num_threads(1)
+    model, inputs = zoo_models.create(name)
+    model.double().eval()
+    replay(model, ArchitectureEdits.from_dict(json.loads((folder / "edits.json").read_text(encoding="utf-8"))))
+    model.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
+    with torch.no_grad():
+        outputs = tensors_in(_call(model, in_double(inputs)))
+    save_file({str(index): tensor.contiguous().clone() for index, tensor in enumerate(outputs)}, folder / "outputs.safetensors")
+
+
+def _export(pruned: Any, inputs: Any) -> str:
+    """Exporter that wrote a file which gives the network's outputs."""
+    import torch
+
+    from latprune.export import export_onnx
+
+    def in_single(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.float() if value.is_floating_point() else value
+        if isinstance(value, dict):
+            return {key: in_single(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(in_single(item) for item in value)
+        return value
+
+    network = copy.deepcopy(pruned).float().eval()
+    network.zero_grad(set_to_none=True)
+    with tempfile.TemporaryDirectory() as folder:
+        return export_onnx(network, in_single(inputs), Path(folder) / "network.onnx", tolerance=1e-3).exporter
+
+
+if __name__ == "__main__":
+    main()

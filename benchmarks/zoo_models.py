@@ -1,0 +1,209 @@
+"""The networks of ``benchmarks/zoo.py`` by name, with inputs to trace them with: torchvision, timm, Hugging Face, and our own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from support.vision import torchvision  # noqa: E402
+
+__all__ = ["create", "names"]
+
+Built = tuple[nn.Module, Any]
+"""The network and its example inputs: a tensor, a tuple, or a dict of keyword inputs."""
+
+TORCHVISION = (
+    "alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2 "
+    "mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d wide_resnet50_2 shufflenet_v2_x0_5 squeezenet1_0 "
+    "swin_t swin_v2_t vgg11 vgg16_bn vit_b_32"
+).split()
+SIDES = {"alexnet": 96, "inception_v3": 96, "maxvit_t": 224, "vit_b_32": 224}
+"""Image sides that the network needs; 64 for the others."""
+SEGMENTATION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
+DETECTION = {
+    "ssd300_vgg16": 300,
+    "ssdlite320_mobilenet_v3_large": 320,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 160,
+    "retinanet_resnet50_fpn": 128,
+    "fcos_resnet50_fpn": 128,
+}
+
+
+def _torchvision(name: str) -> Built:
+    models = torchvision().models
+    options: dict[str, Any] = {"weights": None}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    side = SIDES.get(name, 64)
+    return models.get_model(name, **options), torch.randn(2, 3, side, side)
+
+
+def _segmentation(name: str) -> Built:
+    network = torchvision().models.get_model(name, weights=None, weights_backbone=None, num_classes=8)
+    return network, torch.randn(1, 3, 64, 64)
+
+
+def _detection(name: str) -> Built:
+    side = DETECTION[name]
+    options = {"min_size": side, "max_size": side} if "rcnn" in name or "net_" in name or "fcos" in name else {}
+    network = torchvision().models.get_model(name, weights=None, weights_backbone=None, num_classes=5, **options)
+    return network, ([torch.rand(3, side, side)],)
+
+
+def timm_families() -> dict[str, str]:
+    """One small variant of each module of timm that has models."""
+    listed = Path(__file__).with_name("zoo_timm.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split()[:2] for line in listed if line and not line.startswith("#"))  # type: ignore[misc]
+
+
+def _timm(family: str) -> Built:
+    torchvision()
+    import timm
+
+    name = timm_families()[family]
+    network = timm.create_model(name, pretrained=False)
+    _, side, _ = network.default_cfg["input_size"]
+    fixed = network.default_cfg.get("fixed_input_size", False)
+    return network, torch.randn(1, 3, side, side) if fixed or side < 128 else torch.randn(1, 3, 128, 128)
+
+
+def _huggingface_vision(config_name: str, model_name: str, side: int = 64, **options: Any) -> Callable[[], Built]:
+    def make() -> Built:
+        torchvision()
+        import transformers
+
+        config = getattr(transformers, config_name)(**options)
+        return getattr(transformers, model_name)(config), {"pixel_values": torch.randn(1, 3, side, side)}
+
+    return make
+
+
+def _huggingface_text(config_name: str, model_name: str, **options: Any) -> Callable[[], Built]:
+    def make() -> Built:
+        torchvision()
+        import transformers
+
+        config = getattr(transformers, config_name)(**options)
+        return getattr(transformers, model_name)(config), {"input_ids": torch.randint(0, 100, (2, 12))}
+
+    return make
+
+
+_SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
+_TEXT = _SMALL | {"vocab_size": 101, "max_position_embeddings": 64}
+_DECODER = _TEXT | {"num_key_value_heads": 2, "pad_token_id": 0}
+
+HUGGINGFACE: dict[str, Callable[[], Built]] = {
+    "vit": _huggingface_vision("ViTConfig", "ViTForImageClassification", image_size=64, patch_size=16, **_SMALL),
+    "deit": _huggingface_vision("DeiTConfig", "DeiTForImageClassification", image_size=64, patch_size=16, **_SMALL),
+    "dinov2": _huggingface_vision(
+        "Dinov2Config",
+        "Dinov2ForImageClassification",
+        56,
+        image_size=56,
+        patch_size=14,
+        hidden_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+    ),
+    "swin": _huggingface_vision(
+        "SwinConfig",
+        "SwinForImageClassification",
+        image_size=64,
+        patch_size=4,
+        embed_dim=24,
+        depths=[2, 2, 2],
+        num_heads=[2, 4, 8],
+        window_size=4,
+    ),
+    "segformer": _huggingface_vision(
+        "SegformerConfig", "SegformerForSemanticSegmentation", hidden_sizes=[16, 32, 40, 64], depths=[2, 2, 2, 2], decoder_hidden_size=32
+    ),
+    "convnext": _huggingface_vision("ConvNextConfig", "ConvNextForImageClassification", hidden_sizes=[16, 32, 48, 64], depths=[2, 2, 3, 2]),
+    "resnet": _huggingface_vision(
+        "ResNetConfig", "ResNetForImageClassification", embedding_size=16, hidden_sizes=[32, 64, 96, 128], depths=[2, 2, 2, 2]
+    ),
+    "bert": _huggingface_text("BertConfig", "BertForSequenceClassification", **_TEXT),
+    "gpt2": _huggingface_text(
+        "GPT2Config", "GPT2LMHeadModel", vocab_size=101, n_positions=64, n_embd=64, n_layer=4, n_head=4, use_cache=True
+    ),
+    "llama": _huggingface_text("LlamaConfig", "LlamaForCausalLM", use_cache=True, **_DECODER),
+    "qwen2": _huggingface_text("Qwen2Config", "Qwen2ForCausalLM", use_cache=True, **_DECODER),
+    "phi3": _huggingface_text("Phi3Config", "Phi3ForCausalLM", use_cache=True, **_DECODER),
+}
+
+
+def _detr() -> Built:
+    torchvision()
+    import transformers
+
+    backbone = transformers.ResNetConfig(embedding_size=16, hidden_sizes=[32, 64, 96, 128], depths=[2, 2, 2, 2], out_features=["stage4"])
+    config = transformers.DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+        d_model=64,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        num_queries=10,
+    )
+    return transformers.DetrForObjectDetection(config), {"pixel_values": torch.randn(1, 3, 64, 64)}
+
+
+HUGGINGFACE["detr"] = _detr
+
+
+def _own() -> dict[str, Callable[[], Built]]:
+    from latprune import zoo
+
+    def image(make: Callable[[], nn.Module], side: int, channels: int = 3) -> Callable[[], Built]:
+        return lambda: (make(), torch.randn(2, channels, side, side))
+
+    own = {
+        "cifar_resnet56_a": image(lambda: zoo.cifar_resnet(56, "A"), 32),
+        "cifar_resnet20_b": image(lambda: zoo.cifar_resnet(20, "B"), 32),
+        "cifar_resnet18": image(lambda: zoo.cifar_resnet18(), 32),
+        "digits_resnet": image(lambda: zoo.digits_resnet(), 32, 1),
+        "resnet50": image(lambda: zoo.resnet50(), 64),
+        "vgg16": image(lambda: zoo.vgg16(10, width=16, hidden=64, pooled=2), 64),
+        "mobilenet_v2": image(lambda: zoo.mobilenet_v2(), 64),
+        "dense_network": image(lambda: zoo.dense_network(), 32),
+        "unet": image(lambda: zoo.unet(), 32),
+        "detection_neck_c2f": image(lambda: zoo.detection_neck(), 64),
+    }
+    return own
+
+
+def names() -> list[str]:
+    """All names, ``family:model``."""
+    return [
+        *(f"own:{name}" for name in _own()),
+        *(f"torchvision:{name}" for name in TORCHVISION),
+        *(f"segmentation:{name}" for name in SEGMENTATION),
+        *(f"detection:{name}" for name in DETECTION),
+        *(f"huggingface:{name}" for name in HUGGINGFACE),
+        *(f"timm:{name}" for name in timm_families()),
+    ]
+
+
+def create(name: str) -> Built:
+    """Build a network with weights that follow from the seed alone."""
+    torch.manual_seed(0)
+    family, _, model = name.partition(":")
+    if family == "own":
+        return _own()[model]()
+    if family == "huggingface":
+        return HUGGINGFACE[model]()
+    return {"torchvision": _torchvision, "segmentation": _segmentation, "detection": _detection, "timm": _timm}[family](model)
