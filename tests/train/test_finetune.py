@@ -308,7 +308,10 @@ def run_until_done(folder: Path, kills: int, rng: random.Random) -> tuple[dict[s
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     while True:
         process = subprocess.Popen(
-            [sys.executable, str(TASK), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            [sys.executable, str(TASK), str(folder), "0.03" if killed < kills else "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
         )
         if killed < kills:
             # The first checkpoint shows that the process has begun to train; from there on any moment will do.
@@ -318,7 +321,7 @@ def run_until_done(folder: Path, kills: int, rng: random.Random) -> tuple[dict[s
                 if folder.exists() and folder.stat().st_mtime_ns != before:
                     break
                 time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.05))
+            time.sleep(rng.uniform(0, 0.2))
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
                 killed += 1
