@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -14,6 +15,8 @@ from latprune.report.svg import accuracy_svg, latency_svg
 from latprune.storage import write_atomic
 
 __all__ = ["html_page", "write_html"]
+
+_UNIT = re.compile(r" (%|ms\b|s\b|– |points\b)")
 
 
 def write_html(record: ResultRecord, path: str | Path) -> Path:
@@ -54,19 +57,24 @@ def html_page(record: ResultRecord) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(data.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{_text(data.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
         + "\n</main>\n</body>\n</html>\n"
     )
 
 
+def _text(value: str) -> str:
+    """Escaped text in which a number stays on the line of its unit, and an interval on one line."""
+    return _UNIT.sub(lambda match: "\u00a0" + match[1].replace(" ", "\u00a0"), escape(value))
+
+
 def _card(title: str, content: str) -> str:
-    return f'<section class="card"><h2>{escape(title)}</h2>{content}</section>'
+    return f'<section class="card"><h2>{_text(title)}</h2>{content}</section>'
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table of cells that are HTML already; the first cell of each row names it."""
-    cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    cells = "".join(f'<th scope="col">{_text(name)}</th>' for name in head)
     body = ""
     for first, *rest in rows:
         body += f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
@@ -74,14 +82,14 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def _facts(facts: Iterable[tuple[str, str]]) -> str:
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts if value) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts if value) + "</dl>"
 
 
 def _header(data: ReportData) -> str:
     mark = {"met": "✓ ", "over": "✗ ", "unknown": ""}[data.verdict.outcome]
     return (
-        f"<header><h1>{escape(data.title)}</h1><p>Measured on {escape(data.target)}</p>"
-        f'<p class="verdict {data.verdict.outcome}">{mark}{escape(data.verdict.text)}</p></header>'
+        f"<header><h1>{_text(data.title)}</h1><p>Measured on {_text(data.target)}</p>"
+        f'<p class="verdict {data.verdict.outcome}">{mark}{_text(data.verdict.text)}</p></header>'
     )
 
 
@@ -92,18 +100,18 @@ def _tiles(data: ReportData) -> str:
             name = row.label.partition(",")[0].partition(" (")[0]
             origin = f"from {row.dense}" + (f", {row.change}" if row.change else "")
             tiles += (
-                f'<div class="tile"><div class="name">{escape(name)}</div><div class="value">{escape(row.pruned)}</div>'
-                f'<div class="from">{escape(origin)}</div></div>'
+                f'<div class="tile"><div class="name">{_text(name)}</div><div class="value">{_text(row.pruned)}</div>'
+                f'<div class="from">{_text(origin)}</div></div>'
             )
     return f'<div class="tiles">{tiles}</div>'
 
 
 def _comparison(data: ReportData) -> str:
     def cell(value: str, details: tuple[str, ...]) -> str:
-        return escape(value) + "".join(f"<small>{escape(detail)}</small>" for detail in details)
+        return _text(value) + "".join(f"<small>{_text(detail)}</small>" for detail in details)
 
     rows = [
-        (escape(row.label), cell(row.dense, row.detail_dense), cell(row.pruned, row.detail_pruned), escape(row.change))
+        (_text(row.label), cell(row.dense, row.detail_dense), cell(row.pruned, row.detail_pruned), _text(row.change))
         for row in data.comparison
     ]
     return _card("Before and after", _table(("", "dense", "pruned", "change"), rows))
@@ -131,7 +139,7 @@ def _widths(data: ReportData) -> str:
         full, kept = 100.0 * row.dense / widest, 0.0 if row.removed else 100.0 * row.share
         number = "removed" if row.removed else f"{row.kept} of {row.dense}"
         rows += (
-            f'<div class="name{gone}">{escape(row.name)}</div>'
+            f'<div class="name{gone}">{_text(row.name)}</div>'
             f'<div class="track"><div class="full" style="width:{full:.2f}%"><div class="fill" style="width:{kept:.2f}%"></div></div></div>'
             f'<div class="number{gone}">{number}</div>'
         )
@@ -148,7 +156,7 @@ def _blocks(data: ReportData) -> str:
     title = f"Blocks removed: {len(data.blocks_removed)} of {data.blocks} removable"
     if not data.blocks_removed:
         return _card(title, "<p>All blocks stayed.</p>")
-    return _card(title, '<ul class="chips">' + "".join(f"<li>{escape(name)}</li>" for name in data.blocks_removed) + "</ul>")
+    return _card(title, '<ul class="chips">' + "".join(f"<li>{_text(name)}</li>" for name in data.blocks_removed) + "</ul>")
 
 
 def _solving(data: ReportData) -> str:
@@ -197,7 +205,7 @@ def _running(data: ReportData) -> str:
         longest = max(max(stage.seconds for stage in record.stages), 1e-9)
         total = sum(stage.seconds for stage in record.stages)
         rows = "".join(
-            f"<div>{escape(stage.name)}</div>"
+            f"<div>{_text(stage.name)}</div>"
             f'<div class="track"><div class="fill" style="width:{100 * stage.seconds / longest:.1f}%"></div></div>'
             f'<div class="number">{fmt.seconds(stage.seconds)}</div>'
             for stage in record.stages
@@ -218,7 +226,7 @@ def _running(data: ReportData) -> str:
     if checks:
         cards += _card("Checks", _facts(checks))
     if record.notes:
-        cards += _card("Notes", '<ul class="notes">' + "".join(f"<li>{escape(note)}</li>" for note in record.notes) + "</ul>")
+        cards += _card("Notes", '<ul class="notes">' + "".join(f"<li>{_text(note)}</li>" for note in record.notes) + "</ul>")
     return f'<div class="pair">{cards}</div>' if cards else ""
 
 
@@ -246,5 +254,5 @@ def _provenance(data: ReportData) -> str:
         ("Command", source.command or ""),
         ("Weights, SHA-256", source.weights_sha256 or ""),
     ]
-    when = escape(source.created)
+    when = _text(source.created)
     return _card("Target and provenance", _facts(facts)) + f"<footer>Made by latprune, {when}. FLOPs are multiply-adds.</footer>"

@@ -87,7 +87,7 @@ footer { color: var(--soft); font-size: .85rem; margin-top: 24px; }
   .figure { font-size: 15px; }
   .figure .tick { font-size: 14px; }
   th, td { padding-left: 8px; font-size: .9rem; }
-  td small { font-size: .78rem; }
+  td small { font-size: .78rem; white-space: normal; }
   .widths { grid-template-columns: minmax(0, 9.5rem) minmax(50px, 1fr) max-content; gap: 5px 8px; }
   .verdict { border-radius: 10px; }
 }
