@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--methods", default="mdp,uniform,random,sp_lamp")
+    parser.add_argument("--train-threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", help="folder for runs (default: runs/resnet56-ENGINE)")
     parser.add_argument("--output", required=True)
@@ -75,7 +76,9 @@ def prune(args: argparse.Namespace, folder: Path, method: str, budget: str, stor
         command += ["--stages", "3"]
     if epochs:
         command += ["--test-data", "latprune.zoo:cifar10_test", "--epochs", str(epochs), "--learning-rate", str(args.learning_rate)]
-        command += ["--train-precision", "bf16", "--distill", "--onnx"]
+        command += ["--train-precision", "bf16", "--train-threads", str(args.train_threads), "--onnx"]
+        if method == "sp_lamp":
+            command += ["--stage-epochs", "1"]
     start = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)
@@ -118,20 +121,25 @@ def verify(result: Path) -> dict[str, Any]:
 
 
 def print_table(rows: dict[str, Any]) -> None:
-    print(f"\n{'run':36} {'dense ms':>9} {'pruned ms':>10} {'ratio':>7} {'verify':>7} {'params':>8} {'blocks':>6} {'cut':>6} {'1 ep':>6} {'last':>6}")
+    print(
+        f"\n{'run':36} {'dense ms':>9} {'pruned ms':>10} {'ratio':>7} {'verify':>7} {'params':>8} {'blocks':>6} {'cut':>6} {'1 ep':>6} {'last':>6}"
+    )
     for name, row in rows.items():
         accuracies = {(a["stage"], a["epoch"]): a["accuracy"] for a in row["accuracies"]}
         cut = next((a for (stage, _), a in accuracies.items() if stage.startswith("pruned")), None)
         tuned = [a for (stage, _), a in accuracies.items() if stage.startswith("fine-tuned")]
-        text = [f"{100 * value:.2f}" if value is not None else "-" for value in (cut, tuned[0] if tuned else None, tuned[-1] if tuned else None)]
+        text = [
+            f"{100 * value:.2f}" if value is not None else "-" for value in (cut, tuned[0] if tuned else None, tuned[-1] if tuned else None)
+        ]
         again = f"{row['verify']['ratio']:.4f}" if "verify" in row else "-"
         print(
             f"{name:36} {row['dense_ms']:9.3f} {row['pruned_ms']:10.3f} {row['ratio']:7.4f} {again:>7} {row['parameters']:8d} "
             f"{row['blocks_removed']:6d} {text[0]:>6} {text[1]:>6} {text[2]:>6}"
         )
-        print(f"{'':36} wall {row['wall_seconds']:.0f} s, peak {row['peak_memory_gb']:.2f} GB; " + ", ".join(
-            f"{stage} {seconds:.1f} s" for stage, seconds in row["stage_seconds"].items()
-        ))
+        print(
+            f"{'':36} wall {row['wall_seconds']:.0f} s, peak {row['peak_memory_gb']:.2f} GB; "
+            + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in row["stage_seconds"].items())
+        )
 
 
 def processor() -> str:

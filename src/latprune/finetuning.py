@@ -32,6 +32,7 @@ def fit_with(
     data: Batches,
     recipe: Recipe,
     *,
+    stage_epochs: int | None = None,
     evaluate: Any = None,
     threads: int | None = None,
     progress: Callable[[TrainProgress], None] | None = None,
@@ -41,6 +42,7 @@ def fit_with(
     Args:
         data: Training batches.
         recipe: How to train; with a distillation the dense network teaches.
+        stage_epochs: Epochs after every stage but the last; None trains the whole recipe each time.
         evaluate: Evaluates after each epoch: a function of the model, or batches.
         threads: Threads of PyTorch while training; all cores by default.
         progress: Called after each optimizer step.
@@ -53,8 +55,10 @@ def fit_with(
 
     def fit(model: nn.Module, context: FitContext) -> list[tuple[float, float]]:
         teacher = context.dense if recipe.distillation is not None else None
+        last = context.stage == context.stages
+        chosen = recipe if last or stage_epochs is None else recipe.with_epochs(stage_epochs)
         with training_threads(threads):
-            report = finetune(model, data, recipe, evaluate=evaluate, teacher=teacher, checkpoint_dir=context.folder, progress=progress)
+            report = finetune(model, data, chosen, evaluate=evaluate, teacher=teacher, checkpoint_dir=context.folder, progress=progress)
         return [(float(entry.epoch + 1), entry.accuracy) for entry in report.epochs if entry.accuracy is not None]
 
     return fit

@@ -54,6 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data.add_argument("--importance-batches", type=int, default=16, help="batches to score with (default: %(default)s)")
     data.add_argument("--recipe", help="fine-tuning recipe by name, for instance sp-lamp-cifar10")
     data.add_argument("--epochs", type=int, help="epochs of fine-tuning after each stage (needs --data); none by default")
+    data.add_argument("--stage-epochs", type=int, help="epochs after every stage but the last (default: as after the last)")
     data.add_argument("--learning-rate", type=float, help="peak learning rate (default: the recipe's, else 0.02)")
     data.add_argument("--train-precision", choices=["fp32", "bf16"], default="fp32", help="bf16: mixed precision (default: %(default)s)")
     data.add_argument("--distill", action="store_true", help="let the dense network teach while fine-tuning")
@@ -180,6 +181,10 @@ def _fit(args: argparse.Namespace, batches: Any, keywords: dict[str, Any]) -> Fi
         chosen = chosen.with_epochs(args.epochs)
     if args.learning_rate is not None:
         chosen = replace(chosen, learning_rate=args.learning_rate)
-    chosen = replace(chosen, precision=args.train_precision, distillation=Distillation() if args.distill else chosen.distillation)
+    chosen = replace(
+        chosen, precision=args.train_precision, channels_last=True, distillation=Distillation() if args.distill else chosen.distillation
+    )
     progress = None if args.quiet else ProgressPrinter()
-    return fit_with(batches, chosen, evaluate=_evaluate(args, keywords), threads=args.train_threads, progress=progress)
+    return fit_with(
+        batches, chosen, stage_epochs=args.stage_epochs, evaluate=_evaluate(args, keywords), threads=args.train_threads, progress=progress
+    )

@@ -15,7 +15,7 @@ from latprune.train.evaluation import evaluate as evaluate_accuracy
 from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
-from latprune.train.run import Evaluate, Hooks, Loss, Run, Saving, TrainReport
+from latprune.train.run import Evaluate, Hooks, Loss, Run, Saving, TrainReport, lay_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -102,6 +102,8 @@ def finetune(
     finally:
         before.restore()
         model.to(home)
+        if recipe.channels_last:
+            lay_out(model, torch.contiguous_format)
         for module, mode in modes.items():
             module.training = mode
 

@@ -116,6 +116,7 @@ class Recipe:
         decay_norm_and_bias: Whether vectors (norm scales and shifts, biases) decay too.
         label_smoothing: Share of the target spread over all classes.
         precision: ``fp32``, or ``bf16`` for automatic mixed precision.
+        channels_last: Train with the weights of 2-d convolutions laid out channels last, which many processors run faster.
         distillation: Learn from the dense network as well; None does not.
         max_gradient_norm: Clip the norm of all gradients together; None does not.
         batch_size: Batch size that the recipe was made for; for whoever builds the data loader.
@@ -132,6 +133,7 @@ class Recipe:
     decay_norm_and_bias: bool = True
     label_smoothing: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
     distillation: Distillation | None = None
     max_gradient_norm: float | None = None
     batch_size: int | None = None

@@ -79,6 +79,13 @@ class Saving:
     every: float
 
 
+def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Bring the four-dimensional parameters to a memory format, in place: the optimizer and the caller keep the same objects."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
+
+
 class Run:
     """The prepared model and optimizer, and where the run stands."""
 
@@ -97,6 +104,8 @@ class Run:
         self.history: tuple[EpochRecord, ...] = ()
         self.resumed_from: int | None = None
         model.to(accelerator.device)
+        if recipe.channels_last:
+            lay_out(model, torch.channels_last)
         self.wrapped, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         # Sums since the last look, on the device: loss times examples, correct ones.
         self.sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)

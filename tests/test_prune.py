@@ -1,0 +1,226 @@
+"""The whole way on a small residual network: budgets, refusals, saved state, reload."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+
+import latprune
+from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError, TableError
+from latprune.importance import MagnitudeConfig, TaylorConfig
+from latprune.latency import LatencyTables, Store, Target, build_tables
+from latprune.zoo import digits_resnet
+
+TARGET = Target(engine="onnxruntime")
+BY_MAGNITUDE = latprune.MDP(score=MagnitudeConfig())
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = digits_resnet(blocks=2, widths=(16, 32, 64))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def batches(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(16, 1, 32, 32, generator=generator), torch.randint(0, 10, (16,), generator=generator)) for _ in range(count)
+    ]
+
+
+X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("store") / "latency.sqlite")
+
+
+@pytest.fixture(scope="module")
+def tables(store) -> LatencyTables:
+    model = network()
+    return build_tables(model, latprune.trace(model, X), X, TARGET, store=store)
+
+
+def prune(model, budget, **options):
+    return latprune.prune(model, X, budget=budget, target=TARGET, **{"method": BY_MAGNITUDE, **options})
+
+
+def test_half_the_latency(tables, tmp_path):
+    model = network()
+    result = prune(model, "60%", tables=tables)
+    assert result.model is model
+    # Measured by the run itself, at least one stretch of an otherwise busy machine included.
+    assert result.latency_ratio <= 0.60
+    assert result.record.budget_share <= 1.0
+    assert result.record.equality.max_rel_error < 1e-9
+    assert result.problem.evaluate(result.solution.assignment).satisfied
+    assert result.solution.status == "optimal"
+    assert result.record.pruned.parameters == sum(p.numel() for p in model.parameters())
+    assert {"trace", "solve", "measure candidates", "final measurement"} <= {stage.name for stage in result.record.stages}
+
+    result.save(tmp_path / "saved")
+    again = latprune.restore(network, tmp_path / "saved")
+    torch.testing.assert_close(again(X), model.eval()(X), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("budget", "count"), [("flops=45%", "macs"), ("params=60%", "parameters")])
+def test_counted_budgets_are_met_exactly(budget, count):
+    result = prune(network(), budget, measure_latency=False)
+    share = getattr(result.record.pruned, count) / getattr(result.record.dense, count)
+    limit = float(budget.split("=")[1].rstrip("%")) / 100
+    assert 0.97 * limit <= share <= limit
+    assert result.record.pruned.latency is None
+
+
+def test_widths_in_the_record_are_those_of_the_network():
+    model = network()
+    record = prune(model, "flops=30%", measure_latency=False).record
+    dense = latprune.trace(network(), X)
+    removed = set(record.blocks_removed)
+    shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    for group in record.groups:
+        alive = [m for m in dense.groups[group.name].members if removed.isdisjoint(m.blocks) and m.tensor in shapes]
+        if not alive:
+            assert group.kept == 0
+        for member in alive:
+            assert shapes[member.tensor][member.dim] == group.kept * math.ceil(member.positions.size / group.dense)
+
+
+def test_keep_and_minimum_widths_are_honoured():
+    model = network()
+    kept = prune(
+        model, "flops=30%", measure_latency=False, keep=["layer1.*"], blocks_keep=["layer3.*"], min_widths={"layer2.1.conv1": 20}
+    )
+    widths = {g.name: (g.kept, g.dense) for g in kept.record.groups}
+    assert not any(name.startswith("layer1") for name in widths)
+    assert not any(block.startswith("layer3") for block in kept.record.blocks_removed)
+    assert widths["layer2.1.conv1"][0] == 0 or widths["layer2.1.conv1"][0] >= 20
+    assert model.layer1[0].conv1.weight.shape == network().layer1[0].conv1.weight.shape
+
+
+def test_a_budget_that_cannot_be_met_names_the_lowest_measured_latency(tables):
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(BudgetInfeasibleError, match="cannot be met.*measured at") as caught:
+        prune(model, "1%", tables=tables)
+    assert caught.value.floor["latency"] > caught.value.limit["latency"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("budget", ["1000ms", "flops=1T"])
+def test_a_budget_above_dense_is_refused(tables, budget):
+    with pytest.raises(InvalidArgumentError, match="already meets it"):
+        prune(network(), budget, tables=tables)
+
+
+def test_nan_weights_are_refused_by_name():
+    model = network()
+    with torch.no_grad():
+        model.layer2[0].conv1.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InvalidArgumentError, match=r"layer2\.0\.conv1\.weight.*NaN"):
+        prune(model, "50%")
+
+
+def test_tables_with_a_hole_are_refused(tables):
+    data = tables.to_dict()
+    victim = next(name for name in tables.kernels if name.endswith("layer2.1.conv1"))
+    holed = json.loads(json.dumps(data))
+    holed["kernels"] = (
+        {k: v for k, v in holed["kernels"].items() if k != victim}
+        if isinstance(holed["kernels"], dict)
+        else [entry for entry in holed["kernels"] if entry["kernel"]["name"] != victim]
+    )
+    with pytest.raises(TableError, match=victim.replace(".", r"\.")):
+        prune(network(), "60%", tables=LatencyTables.from_dict(holed))
+
+
+def test_taylor_needs_data_and_says_so():
+    with pytest.raises(InvalidArgumentError, match="data"):
+        latprune.prune(network(), X, budget="flops=50%", target=TARGET, method="mdp", measure_latency=False)
+
+
+def test_gradients_of_the_users_own_loop_give_the_same_network():
+    """Driving the pruner from a training loop must choose what prune() chooses from the same batches."""
+    one, two = network(), network()
+    options = {"budget": "flops=50%", "target": TARGET, "method": latprune.MDP(score=TaylorConfig()), "measure_latency": False}
+    by_loop = latprune.Pruner(one, X, **options)
+    assert by_loop.needs_gradients
+    for inputs, labels in batches():
+        one.zero_grad()
+        torch.nn.functional.cross_entropy(one(inputs), labels).backward()
+        by_loop.accumulate()
+    first = by_loop.step()
+    second = latprune.Pruner(two, X, **options).step(batches())
+    assert first.widths == second.widths
+    assert first.removed_blocks == second.removed_blocks
+    torch.testing.assert_close(one(X), two(X))
+
+
+def test_a_staged_run_goes_on_from_its_saved_state():
+    method = latprune.SPLAMP(stages=3)
+    options = {"budget": "flops=40%", "target": TARGET, "method": method, "measure_latency": False}
+    straight = network()
+    pruner = latprune.Pruner(straight, X, **options)
+    while not pruner.done:
+        pruner.step()
+
+    interrupted = network()
+    first = latprune.Pruner(interrupted, X, **options)
+    first.step()
+    state, weights = json.loads(json.dumps(first.state_dict())), copy.deepcopy(interrupted.state_dict())
+    resumed = network()
+    second = latprune.Pruner(resumed, X, **options)
+    second.load_state_dict(state)
+    resumed.load_state_dict(weights)
+    assert second.stage == 1
+    while not second.done:
+        second.step()
+    torch.testing.assert_close(resumed.eval()(X), straight.eval()(X), rtol=0, atol=0)
+    assert [r.limit for r in second.reports] == [r.limit for r in pruner.reports]
+    with pytest.raises(LatpruneError, match="stages are through"):
+        second.step()
+
+
+def test_a_state_of_another_run_is_refused():
+    pruner = latprune.Pruner(network(), X, budget="flops=50%", target=TARGET, method=BY_MAGNITUDE, measure_latency=False)
+    pruner.step()
+    other = latprune.Pruner(network(), X, budget="flops=60%", target=TARGET, method=BY_MAGNITUDE, measure_latency=False)
+    with pytest.raises(CheckpointError, match="budget"):
+        other.load_state_dict(pruner.state_dict())
+
+
+@pytest.mark.parametrize("method", [latprune.Uniform(), latprune.RandomChoice()])
+def test_baselines_meet_the_budget_and_repeat_themselves(method):
+    one, two = (prune(network(), "flops=50%", method=method, measure_latency=False) for _ in range(2))
+    assert one.record.pruned.macs <= 0.5 * one.record.dense.macs
+    assert [g.kept for g in one.record.groups] == [g.kept for g in two.record.groups]
+
+
+def test_the_folder_of_a_finished_run_is_resumed_and_another_runs_folder_refused(tmp_path):
+    calls = []
+
+    def fit(model, context):
+        calls.append(context.stage)
+        return [(1.0, 0.5)]
+
+    method = latprune.SPLAMP(stages=2)
+    first = prune(network(), "flops=50%", measure_latency=False, method=method, fit=fit, folder=tmp_path)
+    again = prune(network(), "flops=50%", measure_latency=False, method=method, fit=fit, folder=tmp_path)
+    assert calls == [1, 2]
+    assert [g.kept for g in first.record.groups] == [g.kept for g in again.record.groups]
+    assert [a.accuracy for a in again.record.accuracies] == [0.5, 0.5]
+    with pytest.raises(CheckpointError, match="another output folder"):
+        prune(network(), "flops=60%", measure_latency=False, method=method, folder=tmp_path)
+
+
+def test_kept_whole_model_is_refused():
+    with pytest.raises(InvalidArgumentError, match="inspect"):
+        prune(network(), "flops=50%", keep=["*"], measure_latency=False)
