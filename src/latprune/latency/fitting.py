@@ -20,6 +20,8 @@ __all__ = ["Fit", "fit_kernels", "fit_tables", "predicted_and_measured"]
 
 FloatArray = npt.NDArray[np.float64]
 
+_CLOCK = 3e-4
+"""Milliseconds below which a kernel cannot be told from nothing: profiles count in microseconds."""
 _TIMER_LIMIT = 0.01
 _ROUNDS = 4
 _DIFFERS = 0.02
@@ -97,7 +99,7 @@ def fit_kernels(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], wid
         if not known:
             continue
         sizes = np.asarray([row.sizes for row, _ in rows], dtype=np.int64).reshape(len(rows), -1)
-        times = np.maximum(np.asarray([ms for _, ms in rows]), 1e-6)
+        times = np.maximum(np.asarray([ms for _, ms in rows]), _CLOCK)
         dense = [axis.size(widths) for axis in names[known[0]].axes]
         if any([axis.size(widths) for axis in names[name].axes] != dense for name in known):
             dense = list(np.max([[axis.size(widths) for axis in names[name].axes] for name in known], axis=0))

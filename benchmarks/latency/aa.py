@@ -1,0 +1,97 @@
+"""A/A test: a network measured against itself, again and again, while the other processor cores are kept busy.
+
+The ratio's true value is 1, so what it shows is the noise of the measuring protocol. Prints the ratio's 95 % band and the share of
+intervals that hold 1, per engine.
+
+    python benchmarks/latency/aa.py --repeats 50 --output benchmarks/results/latency-aa.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from latprune.latency import Target, get_engine, machine_name, measure
+from latprune.zoo import cifar_resnet
+
+
+def burn(stop: Any) -> None:
+    """Keep one core and its share of the memory bandwidth busy."""
+    data = np.random.default_rng(0).normal(size=(600, 600))
+    while not stop.is_set():
+        data = data @ data.T
+        data /= np.abs(data).max()
+
+
+def run(engine: str, repeats: int, load: int) -> dict[str, Any]:
+    model, x = cifar_resnet(depth=56).eval(), torch.randn(1, 3, 32, 32)
+    target = Target(engine=engine)
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    burners = [context.Process(target=burn, args=(stop,), daemon=True) for _ in range(load)]
+    for burner in burners:
+        burner.start()
+    time.sleep(2.0 if burners else 0.0)
+    ratios, covered, seconds, interrupted = [], 0, [], []
+    try:
+        with get_engine(engine).compile(model, x, target) as first, get_engine(engine).compile(model, x, target) as second:
+            for repeat in range(repeats):
+                start = time.perf_counter()
+                found = measure({"a": first, "b": second}, reference="a", seed=repeat, max_seconds=20.0)["b"]
+                seconds.append(time.perf_counter() - start)
+                assert found.ratio is not None and found.ratio_low is not None and found.ratio_high is not None
+                ratios.append(found.ratio)
+                covered += found.ratio_low <= 1.0 <= found.ratio_high
+                interrupted.append(found.interrupted)
+    finally:
+        stop.set()
+        for burner in burners:
+            burner.join(10)
+            if burner.is_alive():
+                burner.terminate()
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return {
+        "engine": engine,
+        "repeats": repeats,
+        "busy_processes": load,
+        "band_low": float(low),
+        "band_high": float(high),
+        "within_2_percent": float(np.mean(np.abs(np.asarray(ratios) - 1.0) <= 0.02)),
+        "intervals_that_hold_1": covered / repeats,
+        "interrupted": float(np.mean(interrupted)),
+        "seconds_each": float(np.median(seconds)),
+        "ratios": ratios,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"])
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--load", type=int, default=1, help="busy processes beside the measurement")
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    print(f"{'engine':12} {'95 % band of the ratio':24} {'within 2 %':>10} {'hold 1':>8} {'s each':>7}")
+    for engine in args.engines:
+        row = run(engine, args.repeats, args.load)
+        rows.append(row)
+        band = f"[{row['band_low']:.4f}, {row['band_high']:.4f}]"
+        print(
+            f"{engine:12} {band:24} {row['within_2_percent']:>10.0%} {row['intervals_that_hold_1']:>8.0%} {row['seconds_each']:>7.1f}",
+            flush=True,
+        )
+    if args.output:
+        args.output.write_text(json.dumps({"benchmark": "latency-aa", "machine": machine_name(), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

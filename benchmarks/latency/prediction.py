@@ -1,0 +1,209 @@
+"""Prediction of networks that had no part in the tables: random ones, and those that a solver makes.
+
+For each model and engine: builds (or takes from the store) the latency tables, draws random networks (widths 15 to 100 %, random blocks
+removed) and networks that the exact solver returns for random importances and budgets (widths on the steps, skewed between stages, blocks removed),
+measures each beside the dense network, and compares four predictions: the tables, the linear estimate of HALP (each kernel's input width
+frozen at its dense value), and a straight line on multiply-adds fitted to the same measured networks as the tables.
+
+    python benchmarks/latency/prediction.py --models resnet56 --engines openvino --output benchmarks/results/latency-prediction.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import gc
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from latprune.graph import ModelGraph, trace
+from latprune.importance import Importance, MagnitudeConfig, score
+from latprune.latency import (
+    DesignPoint,
+    LatencyTables,
+    NetworkSample,
+    Residual,
+    Store,
+    Target,
+    build_tables,
+    get_engine,
+    machine_name,
+    measure,
+)
+from latprune.latency.sampling import selection_for
+from latprune.methods import get_method
+from latprune.methods.base import StageContext
+from latprune.surgery import prune
+from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50
+
+
+def deit_tiny() -> nn.Module:
+    import timm
+
+    model: nn.Module = timm.create_model("deit_tiny_patch16_224", pretrained=False)
+    return model
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet56": (lambda: cifar_resnet(depth=56), (1, 3, 32, 32)),
+    "resnet50": (resnet50, (1, 3, 224, 224)),
+    "mobilenet_v2": (mobilenet_v2, (1, 3, 224, 224)),
+    "deit_tiny": (deit_tiny, (1, 3, 224, 224)),
+}
+
+
+def random_points(graph: ModelGraph, count: int, random: np.random.Generator) -> list[DesignPoint]:
+    """Widths uniform between 15 and 100 %; in every second network some blocks are gone."""
+    removable = [block.name for block in graph.blocks.values() if block.removable]
+    points = []
+    for index in range(count):
+        widths = {
+            name: int(np.clip(round(random.uniform(0.15, 1.0) * group.columns), group.min_width, group.columns))
+            for name, group in graph.groups.items()
+        }
+        share = random.uniform(0.1, 0.5) if index % 2 else 0.0
+        points.append(DesignPoint(widths=widths, removed=tuple(name for name in removable if random.uniform() < share)))
+    return points
+
+
+def solver_points(model: nn.Module, graph: ModelGraph, tables: LatencyTables, count: int, random: np.random.Generator) -> list[DesignPoint]:
+    """What the exact solver returns for magnitude scores, skewed at random between groups, and budgets of 20 to 85 % of dense."""
+    scores = score(model, graph, MagnitudeConfig())
+    choices = {name: tuple(tables.choices(name)) for name in graph.groups}
+    points = []
+    for _ in range(count):
+        skew = {name: float(np.exp(random.normal(0.0, 1.0))) for name in graph.groups}
+        skewed = Importance(
+            units={name: values * skew[name] for name, values in scores.units.items()},
+            shares={key: values * skew[key[0]] for key, values in scores.shares.items()},
+        )
+        context = StageContext(
+            graph=graph, importance=skewed, tables=tables, resource="latency", choices=choices, dense=tables.predict(), time_limit=30.0
+        )
+        limit = random.uniform(0.2, 0.85) * tables.predict()
+        found = get_method("mdp").prepare(context).propose(limit)
+        points.append(DesignPoint(widths=dict(found.widths), removed=tuple(sorted(found.removed_blocks))))
+    return points
+
+
+def halp_estimate(tables: LatencyTables, widths: Mapping[str, int], removed: Sequence[str]) -> float:
+    """Sum over kernels of the cost at the dense input width and the network's own output width (HALP's linear model)."""
+    total = tables.constant_ms
+    for name, entry in tables.entries.items():
+        if set(entry.blocks).isdisjoint(removed):
+            sizes = [axis.size(widths, removed) for axis in entry.axes]
+            if len(sizes) > 1:
+                sizes[:-1] = entry.dense[:-1]
+            total += tables.cost(name, sizes)
+    return total
+
+
+def multiply_add_line(
+    graph: ModelGraph, samples: Sequence[NetworkSample], dense_ms: float
+) -> Callable[[Mapping[str, int], Sequence[str]], float]:
+    """A straight line on multiply-adds, fitted to relative errors on the networks behind the tables."""
+    rows = np.asarray([[1.0, graph.macs(sample.widths, sample.removed)] for sample in samples if sample.ms is not None])
+    goal = np.asarray([sample.ms * dense_ms / sample.reference_ms for sample in samples if sample.ms is not None])
+    line = np.linalg.lstsq(rows / goal[:, None], np.ones(len(goal)), rcond=None)[0]
+    return lambda widths, removed: float(line[0] + line[1] * graph.macs(widths, removed))
+
+
+def measured_ratios(model: nn.Module, graph: ModelGraph, x: torch.Tensor, target: Target, points: Sequence[DesignPoint]) -> list[float]:
+    """Latency relative to dense, each network measured in turns with the dense one."""
+    engine = get_engine(target.engine)
+    ratios = []
+    with engine.compile(model, x, target) as dense:
+        for index, point in enumerate(points):
+            pruned = copy.deepcopy(model)
+            prune(pruned, graph, selection_for(graph, point))
+            with engine.compile(pruned, x, target) as network:
+                found = measure({"dense": dense, "pruned": network}, reference="dense", min_rounds=11, max_seconds=4.0, seed=index)[
+                    "pruned"
+                ]
+            assert found.ratio is not None
+            ratios.append(found.ratio)
+            del pruned
+            gc.collect()
+    return ratios
+
+
+def run(name: str, engine: str, count: int, store: Store, seed: int) -> dict[str, Any]:
+    build, shape = MODELS[name]
+    torch.manual_seed(0)
+    model, x, target = build().eval(), torch.randn(*shape), Target(engine=engine)
+    graph = trace(model, x)
+    tables = build_tables(model, graph, x, target, store=store)
+    known = [sample for sample in store.networks() if sample.fingerprint == tables.fingerprint]
+    known = [sample for sample in known if set(sample.widths) == set(graph.groups)]
+    line = multiply_add_line(graph, known, tables.dense_ms)
+    random = np.random.default_rng(seed)
+    row: dict[str, Any] = {
+        "model": name,
+        "engine": engine,
+        "engine_version": tables.version,
+        "dense_ms": tables.dense_ms,
+        "tables": dataclasses.asdict(tables.stats),
+        "own_residual": dataclasses.asdict(tables.residual),
+    }
+    for kind in ("random", "solver"):
+        points = random_points(graph, count, random) if kind == "random" else solver_points(model, graph, tables, count, random)
+        measured = np.asarray(measured_ratios(model, graph, x, target, points)) * tables.dense_ms
+        predictions = {
+            "tables": [tables.predict(point.widths, point.removed) for point in points],
+            "halp_linear": [halp_estimate(tables, point.widths, point.removed) for point in points],
+            "multiply_adds": [line(point.widths, point.removed) for point in points],
+        }
+        row[kind] = {key: dataclasses.asdict(Residual.of(values, measured)) for key, values in predictions.items()}
+        row[f"{kind}_networks"] = [
+            {"measured": float(measured[index]), "removed": len(point.removed)}
+            | {key: values[index] for key, values in predictions.items()}
+            for index, point in enumerate(points)
+        ]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet56", "mobilenet_v2", "resnet50"], choices=list(MODELS))
+    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"])
+    parser.add_argument("--networks", type=int, default=50, help="networks of each kind")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--store", type=Path, help="latency store (default: an empty one in memory)")
+    parser.add_argument("--output", type=Path, help="JSON file; rows of other models and engines in it are kept")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    if args.output and args.output.exists():
+        rows = json.loads(args.output.read_text())["rows"]
+    print(f"{'model':13} {'engine':12} {'networks':8} {'predicted by':13} {'mean':>7} {'bias':>7} {'p95':>7} {'within 8 %':>10}")
+    for name in args.models:
+        for engine in args.engines:
+            start = time.perf_counter()
+            with Store(args.store or ":memory:") as store:
+                row = run(name, engine, args.networks, store, args.seed)
+            row["seconds"] = time.perf_counter() - start
+            rows = [other for other in rows if (other["model"], other["engine"]) != (name, engine)] + [row]
+            for kind in ("random", "solver"):
+                for key, found in row[kind].items():
+                    print(
+                        f"{name:13} {engine:12} {kind:8} {key:13} {found['mean_absolute']:>7.1%} {found['bias']:>+7.1%} {found['p95']:>7.1%} "
+                        f"{found['within_8']:>10.0%}",
+                        flush=True,
+                    )
+            if args.output:
+                args.output.parent.mkdir(exist_ok=True)
+                args.output.write_text(
+                    json.dumps({"benchmark": "latency-prediction", "machine": machine_name(), "rows": rows}, indent=1) + "\n"
+                )
+
+
+if __name__ == "__main__":
+    main()
