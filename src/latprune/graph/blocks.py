@@ -6,69 +6,12 @@ weights and a nonlinearity or an attention; the other (the shortcut) at most one
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from latprune.graph.realise import Branch, realise, short_name
+from latprune.graph.recorder import Info, Node, Recording
 
-from latprune.graph.recorder import Info, ModuleCall, Node, Recording
-
-__all__ = ["Branch", "Realisation", "find_branches"]
+__all__ = ["find_branches"]
 
 _SUMS = ("aten.add.Tensor", "aten.add_.Tensor")
-_MOVES = (
-    "slice",
-    "constant_pad_nd",
-    "view",
-    "permute",
-    "transpose",
-    "avg_pool2d",
-    "max_pool2d",
-    "alias",
-    "clone",
-    "contiguous",
-    "_unsafe_view",
-)
-_NONNEGATIVE = ("relu", "relu_", "sigmoid", "sigmoid_", "hardsigmoid", "relu6")
-_TAIL = frozenset({"relu", "gelu", "silu", "hardtanh", "hardswish", "sigmoid", "tanh", "leaky_relu", "elu", "mish", "softplus"})
-
-
-@dataclass(slots=True, eq=False)
-class Realisation:
-    """How the removal is carried out: ``module`` is replaced by what stays of it.
-
-    Attributes:
-        module: Path of the module that goes.
-        argument: Position or keyword of the argument that holds the fork's tensor.
-        shortcut: Paths, relative to the module, of the children that make the shortcut, in order.
-        tail: What follows the sum: ``{"module": relative path}`` or ``{"op": name, "args": [numbers]}``.
-        output: ``tensor`` or ``tuple``.
-    """
-
-    module: str
-    argument: int | str = 0
-    shortcut: list[str] = field(default_factory=list)
-    tail: list[dict[str, Any]] = field(default_factory=list)
-    output: str = "tensor"
-
-
-@dataclass(slots=True, eq=False)
-class Branch:
-    """A residual branch: its nodes, where it joins, and how it can be removed (or why it cannot)."""
-
-    name: str
-    join: int
-    operand: int
-    fork: int
-    nodes: frozenset[int]
-    shortcut_nodes: frozenset[int]
-    shortcut: str
-    dropped_tail: frozenset[int] = frozenset()
-    realisation: Realisation | None = None
-    reason: str = ""
-    parents: tuple[str, ...] = ()
-
-
-def _short(node: Node) -> str:
-    return node.op.split(".")[1]
 
 
 def _predecessors(node: Node) -> list[int]:
@@ -146,8 +89,11 @@ def find_branches(recording: Recording) -> list[Branch]:
             continue
         if any(c not in branch.nodes and c != node.index for n in branch.nodes for c in consumers.get(n, ())):
             continue  # something inside the branch is read elsewhere
-        _realise(branch, recording, flow, consumers)
-        name = branch.realisation.module if branch.realisation is not None else node.module
+        if any(info.node in branch.nodes for info in recording.outputs):
+            continue
+        realise(branch, recording, consumers)
+        holder = branch.realisation.module if branch.realisation is not None else None
+        name = holder or node.module
         names[name] = names.get(name, 0) + 1
         branch.name = name if names[name] == 1 else f"{name}#{names[name]}"
         branches.append(branch)
@@ -177,136 +123,8 @@ def _branch_at(node: Node, a: Info, b: Info, nodes: list[Node], flow: _Flow) -> 
         kind = "identity"
     elif _weighted(nodes, short):
         kind = "projection"
-    elif any(_short(nodes[n]) == "constant_pad_nd" for n in short):
+    elif any(short_name(nodes[n]) == "constant_pad_nd" for n in short):
         kind = "pad"
     else:
         kind = "identity"
     return Branch(name="", join=node.index, operand=operand, fork=fork, nodes=sides[operand], shortcut_nodes=short, shortcut=kind)
-
-
-def _nonnegative(info: Info, nodes: list[Node]) -> bool:
-    """Whether a tensor is provably free of negative values."""
-    for _ in range(len(nodes)):
-        if info.node < 0:
-            return False
-        node = nodes[info.node]
-        if _short(node) in _NONNEGATIVE:
-            return True
-        if not any(_short(node).startswith(m) for m in _MOVES) or not node.inputs:
-            return False
-        info = node.inputs[0]
-    return False
-
-
-def _realise(branch: Branch, recording: Recording, flow: _Flow, consumers: dict[int, list[int]]) -> None:
-    """Find the smallest module call that spans fork to join and holds nothing else that computes."""
-    nodes, calls = recording.nodes, recording.module_calls
-    inside = branch.nodes | branch.shortcut_nodes | {branch.join}
-    low, high = min(inside), max(inside)
-    spans = [c for c in calls if c.start <= low and high < c.stop and branch.fork < c.start and c.path]
-    if not spans:
-        holder = nodes[branch.join].module
-        branch.reason = f"the sum is written in the forward of '{holder}', which computes more than this branch"
-        return
-    call = max(reversed(spans), key=lambda c: (c.start, -c.stop))  # of equal spans the innermost: it was entered last
-    if sum(1 for c in calls if c.path == call.path) > 1:
-        branch.reason = f"module '{call.path}' is called several times"
-        return
-    tail = _tail(branch, call, nodes, consumers)
-    if tail is None:
-        branch.reason = f"module '{call.path}' computes more than the branch, its shortcut and an activation"
-        return
-    allowed = inside | set(tail)
-    for n in range(call.start, call.stop):
-        if n not in allowed and any(i.dynamic for i in nodes[n].inputs):
-            branch.reason = f"module '{call.path}' computes more than the branch, its shortcut and an activation ({nodes[n].op})"
-            return
-    source = nodes[branch.join].inputs[1 - branch.operand]
-    entry = [k for k, i in enumerate(call.inputs) if i.node == branch.fork]
-    if len(entry) != 1:
-        branch.reason = f"the fork is no single argument of module '{call.path}'"
-        return
-    start = call.inputs[entry[0]]
-    shortcut = _module_chain(start, source, branch.shortcut_nodes, call, recording)
-    if shortcut is None:
-        branch.reason = f"the shortcut is computed in the forward of '{call.path}', not by its modules"
-        return
-    steps, dropped = _tail_steps(branch, tail, start, call, recording)
-    if steps is None:
-        branch.reason = f"what follows the sum in '{call.path}' is no activation that can be kept alone"
-        return
-    branch.dropped_tail = frozenset(dropped)
-    branch.realisation = Realisation(module=call.path, argument=entry[0], shortcut=shortcut, tail=steps)
-
-
-def _tail(branch: Branch, call: ModuleCall, nodes: list[Node], consumers: dict[int, list[int]]) -> list[int] | None:
-    """Nodes after the sum up to the call's only output, if each is an activation."""
-    tail: list[int] = []
-    if len(call.outputs) != 1:
-        return None
-    at = branch.join
-    while call.outputs[0].node != at:
-        following = [n for n in consumers.get(at, ()) if n < call.stop]
-        if len(following) != 1 or _short(nodes[following[0]]).rstrip("_") not in _TAIL:
-            return None
-        at = following[0]
-        tail.append(at)
-    return tail
-
-
-def _module_chain(start: Info, end: Info, wanted: frozenset[int], call: ModuleCall, recording: Recording) -> list[str] | None:
-    """Children of ``call`` that lead, one after the other, from ``start`` to ``end`` and run exactly the ``wanted`` nodes."""
-    chain: list[str] = []
-    at = start
-    left = set(wanted)
-    prefix = f"{call.path}."
-    while at is not end:
-        options = [
-            c
-            for c in recording.module_calls
-            if c.start >= call.start
-            and c.stop <= call.stop
-            and c.path.startswith(prefix)
-            and c.stop > c.start
-            and len(c.inputs) == 1
-            and c.inputs[0] is at
-            and len(c.outputs) == 1
-            and c.outputs[0] is not at
-            and any(n in left for n in range(c.start, c.stop))
-        ]
-        if not options:
-            return None
-        step = max(options, key=lambda c: c.stop - c.start)
-        chain.append(step.path[len(prefix) :])
-        left -= set(range(step.start, step.stop))
-        at = step.outputs[0]
-    return None if left else chain
-
-
-def _tail_steps(
-    branch: Branch, tail: list[int], start: Info, call: ModuleCall, recording: Recording
-) -> tuple[list[dict[str, Any]] | None, list[int]]:
-    """The activations after the sum as steps to keep, and the ones that have no effect on the shortcut alone."""
-    nodes = recording.nodes
-    source = nodes[branch.join].inputs[1 - branch.operand]
-    harmless = _nonnegative(source if branch.shortcut_nodes else start, nodes)
-    steps: list[dict[str, Any]] = []
-    dropped: list[int] = []
-    prefix = f"{call.path}."
-    for n in tail:
-        node = nodes[n]
-        name = _short(node).rstrip("_")
-        if name == "relu" and harmless:
-            dropped.append(n)
-            continue
-        harmless = harmless or name == "relu"
-        owner = next(
-            (c for c in recording.module_calls if c.start <= n < c.stop and c.stop - c.start == 1 and c.path.startswith(prefix)), None
-        )
-        if owner is not None:
-            steps.append({"module": owner.path[len(prefix) :]})
-        else:
-            if any(not isinstance(v, (int, float, str, bool)) for v in node.literals):
-                return None, []
-            steps.append({"op": name, "args": list(node.literals)})
-    return steps, dropped

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from latprune.graph.blocks import Branch
 from latprune.graph.grouping import Grouping, RawGroup
 from latprune.graph.model_graph import ModelGraph
-from latprune.graph.recorder import KernelDraft, Node, Recording
+from latprune.graph.realise import Branch
+from latprune.graph.recorder import Axis, KernelDraft, Node, Recording
 from latprune.graph.sizes import Polynomial, Settled
 from latprune.graph.types import Block, Call, ChannelGroup, Kernel, KeptWhole, Member, Piece, Role, WidthAxis
 
@@ -81,6 +81,22 @@ class _Builder:
         chains = [self.node_blocks.get(n, ()) for n in users]
         common = [b for b in chains[0] if all(b in c for c in chains)]
         return tuple(common)
+
+    def blocks_that_take(self, name: str) -> tuple[str, ...]:
+        """Blocks whose removal takes the tensor away with a replaced module."""
+        found = []
+        for b in self.branches:
+            r = b.realisation
+            if r is None:
+                continue
+            if r.module:
+                stays = [f"{r.module}.{p}" for p in r.shortcut] + [f"{r.module}.{t['module']}" for t in r.tail if "module" in t]
+                taken = _inside(name, r.module) and not any(_inside(name, p) for p in stays)
+            else:
+                taken = any(_inside(name, p.module) for p in r.parts)
+            if taken:
+                found.append(b.name)
+        return tuple(found)
 
     # -- groups ----------------------------------------------------------------------------------------------------
 
@@ -194,13 +210,16 @@ class _Builder:
 
     # -- axes ------------------------------------------------------------------------------------------------------
 
-    def axis(self, labels: torch.Tensor | IntArray | int, *, exact: bool) -> WidthAxis:
+    def axis(self, labels: Axis | IntArray, *, exact: bool) -> WidthAxis:
         """The size of a dimension that carries ``labels``.
 
         Args:
             labels: Label of each place, or a constant size.
             exact: Raise where the size is no sum of products of widths; else such places count as a constant.
         """
+        if isinstance(labels, tuple):
+            parts = [self.axis(part, exact=exact) for part in labels]
+            return WidthAxis(pieces=tuple(p for part in parts for p in part.pieces), constant=sum(part.constant for part in parts))
         if isinstance(labels, int):
             return WidthAxis(constant=labels)
         flat = (labels.numpy() if isinstance(labels, torch.Tensor) else labels).reshape(-1)
@@ -256,19 +275,27 @@ class _Builder:
         return result
 
     def _grouped_axis(self, name: str) -> WidthAxis:
-        """Input channels of one group of a grouped convolution: widths without the group's own coarse unit."""
-        rows = self.recording.grouped[name].numpy()
-        classes = self.grouping.roots[rows[0]]
-        own = self.grouping.slots[0][0][classes]
-        values, counts = np.unique(own, return_counts=True)
+        """Input channels of one group of a grouped convolution: all widths but those of the units that the whole group goes with."""
+        classes = self.grouping.roots[self.recording.grouped[name].numpy()]  # (groups, channels of one)
+        combos: list[set[int]] = [set() for _ in range(classes.shape[1])]
+        for group_of, unit_of in self.grouping.slots:
+            found, units = group_of[classes], unit_of[classes]
+            for g in np.unique(found[found >= 0]).tolist():
+                here = found == g
+                if here.all() and (units == units[:, :1]).all() and len(np.unique(units[:, 0])) > 1:
+                    continue  # chooses among the groups, not within one
+                for place in np.flatnonzero(here[0]).tolist():
+                    combos[place].add(g)
+        counts: dict[tuple[int, ...], int] = {}
+        for combo in combos:
+            key = tuple(sorted(combo, key=lambda g: -self.grouping.groups[g].level))
+            counts[key] = counts.get(key, 0) + 1
         pieces = []
-        constant = 0
-        for g, count in zip(values.tolist(), counts.tolist(), strict=True):
-            if g < 0:
-                constant += count
-            else:
-                pieces.append(Piece(groups=(self.group_names[g],), factor=count // self.columns[g]))
-        return WidthAxis(pieces=tuple(pieces), constant=constant)
+        for groups, count in counts.items():
+            dense = math.prod(self.columns[g] for g in groups)
+            if groups:
+                pieces.append(Piece(groups=tuple(self.group_names[g] for g in groups), factor=count // dense))
+        return WidthAxis(pieces=tuple(pieces), constant=counts.get((), 0))
 
     def kernels(self) -> dict[str, Kernel]:
         """All kernels in execution order."""
@@ -375,6 +402,10 @@ class _Builder:
         return tuple(result)
 
 
+def _inside(name: str, path: str) -> bool:
+    return name.startswith(f"{path}.")
+
+
 def _widest(fields: tuple[IntArray, ...]) -> IntArray | None:
     """The field that varies along the most dimensions."""
     return max(fields, key=lambda f: sum(n > 1 for n in f.shape), default=None)
@@ -439,7 +470,7 @@ def build(
         tensor_axes=tensor_axes,
         calls=calls,
         class_units=class_units,
-        tensor_blocks={name: b._tensor_blocks(name) for name in tensor_axes},
+        tensor_blocks={name: b.blocks_that_take(name) for name in tensor_axes},
         plan=plan,
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from latprune.graph.fields import align, varying
+from latprune.graph.fields import align, compact, varying
 from latprune.graph.labels import LabelSpace
 
 __all__ = ["meet", "reduce"]
@@ -91,7 +91,7 @@ def reduce(space: LabelSpace, fields: Fields, dims: Sequence[int], rank: int, ke
         if own <= gone:
             continue
         if own & gone:
-            f = space.reduce(f, tuple(sorted(own & gone)), place)
+            f = compact(space.reduce(f, tuple(sorted(own & gone)), place))
         if not keepdim:
             f = f.reshape([n for d, n in enumerate(f.shape) if d not in gone])
         result.append(f)

@@ -11,7 +11,6 @@ While the run is recorded, facts are only collected (as arrays); they are solved
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +60,7 @@ class LabelSpace:
     grids: list[Grid] = field(default_factory=list)
     aligned: list[tuple[IntArray, str]] = field(default_factory=list)
     frozen: list[tuple[IntArray, str]] = field(default_factory=list)
-    _bundle_cache: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    _bundles: dict[bytes, torch.Tensor] = field(default_factory=dict)
 
     def fresh(self, count: int, kind: str, tensor: str, dim: int = 0) -> torch.Tensor:
         """``(count,)`` new labels."""
@@ -93,15 +92,23 @@ class LabelSpace:
         self.products.append((wide.reshape(-1).numpy(), fine.reshape(-1).numpy()))
 
     def reduce(self, fine: torch.Tensor, dims: tuple[int, ...], why: str) -> torch.Tensor:
-        """Coarse labels for ``fine`` reduced over ``dims`` (some of its dimensions stay); same rank, size 1 on ``dims``."""
-        key = (fine.data_ptr(), tuple(fine.shape), tuple(fine.stride()), dims)
-        if key not in self._bundle_cache:
-            shape = [1 if d in dims else n for d, n in enumerate(fine.shape)]
-            coarse = self.fresh(int(np.prod(shape)), "bundle", why).reshape(shape)
-            self.bundle(coarse, fine)
-            self._bundle_cache[key] = coarse
-            self._bundle_cache[(*key, "alive")] = fine  # keeps the storage, so that the key stays unique
-        return self._bundle_cache[key]
+        """Coarse labels for ``fine`` reduced over ``dims`` (some of its dimensions stay); same rank, size 1 on ``dims``.
+
+        Places that stand for the same labels get the same coarse one (windows and batch entries repeat them).
+        """
+        kept = [d for d in range(fine.dim()) if d not in dims]
+        rows = fine.permute(*kept, *dims).reshape(int(np.prod([fine.shape[d] for d in kept])), -1).numpy()
+        with np.errstate(over="ignore"):
+            weights = np.arange(1, rows.shape[1] + 1, dtype=np.int64) * np.int64(-7046029254386353131)
+            _, first, inverse = np.unique((rows * weights).sum(axis=1) ^ rows[:, 0], return_index=True, return_inverse=True)
+        members = rows[first]
+        key = members.tobytes()
+        if key not in self._bundles:
+            coarse = self.fresh(len(first), "bundle", why)
+            self.bundle(coarse[:, None], torch.from_numpy(members))
+            self._bundles[key] = coarse
+        shape = [1 if d in dims else n for d, n in enumerate(fine.shape)]
+        return self._bundles[key][torch.from_numpy(inverse.reshape(-1))].reshape(shape)
 
     def grid(self, rows: torch.Tensor, why: str) -> None:
         """State that the rows of ``rows`` ``(rows, places)`` keep equal counts."""

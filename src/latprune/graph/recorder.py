@@ -6,7 +6,7 @@ import dataclasses
 import math
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = ["Info", "ModuleCall", "Node", "Recorder", "Recording", "Step", "captu
 Fields = tuple[torch.Tensor, ...]
 RuleResult = "Fields | list[Fields]"
 Rule = Callable[["Step"], Any]
+Axis = torch.Tensor | int | tuple[torch.Tensor | int, ...]
 
 _RULES: dict[str, Rule] = {}
 
@@ -114,11 +115,11 @@ class Node:
 
 @dataclass(slots=True, eq=False)
 class KernelDraft:
-    """A kernel while its axes are still label vectors: ``axes`` holds one ``(n,)`` label vector or a constant size each."""
+    """A kernel while its axes are still label vectors: each axis is an ``(n,)`` label vector, a constant size, or a tuple of them to be summed."""
 
     kind: str
     weight: str | None
-    axes: list[torch.Tensor | int]
+    axes: Sequence[Axis]
     macs: float
     attributes: dict[str, Any] = field(default_factory=dict)
     tensors: list[tuple[str, str]] = field(default_factory=list)
@@ -126,7 +127,11 @@ class KernelDraft:
 
 @dataclass(slots=True, eq=False)
 class ModuleCall:
-    """One call of a module: nodes ``start .. stop`` ran inside; its tensor inputs and outputs (flattened)."""
+    """One call of a module: nodes ``start .. stop`` ran inside; its tensor inputs and outputs (flattened).
+
+    ``structure`` says what it returned: ``tensor``, a list with a number for each tensor and None for each None of a tuple, or None for
+    anything else.
+    """
 
     path: str
     start: int
@@ -134,6 +139,7 @@ class ModuleCall:
     inputs: list[Info]
     outputs: list[Info]
     parent: int
+    structure: str | list[int | None] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -535,6 +541,7 @@ class Recorder(TorchDispatchMode):
         call = self.module_calls[self._stack.pop()]
         call.stop = len(self.nodes)
         call.outputs = self._tensor_infos(output)
+        call.structure = _structure(output)
         self.module_path = self.module_calls[self._stack[-1]].path if self._stack else ""
 
     # -- operations ------------------------------------------------------------------------------------------------
@@ -644,6 +651,17 @@ def _flat(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor
         elif isinstance(value, (list, tuple)):
             found.extend(v for v in value if isinstance(v, torch.Tensor))
     return found
+
+
+def _structure(output: Any) -> str | list[int | None] | None:
+    if isinstance(output, torch.Tensor):
+        return "tensor"
+    if type(output) is tuple and output and all(o is None or isinstance(o, torch.Tensor) for o in output):
+        numbers: list[int | None] = []
+        for o in output:
+            numbers.append(None if o is None else sum(n is not None for n in numbers))
+        return numbers
+    return None
 
 
 def flatten_tensors(values: Any, *, opaque: bool = True) -> list[torch.Tensor]:

@@ -277,15 +277,14 @@ def attention(step: Step) -> Any:
         meet(step.space, [(scores, (*shapes[0][:-1], 1)), (step.fields(mask), tuple(mask.shape))], rank, place)
     inner = _axis(fields[0], rank - 1, q.shape[-1])
     outer = _axis(fields[2], rank - 1, value.shape[-1])
-    dense_in = inner if isinstance(inner, int) else inner.numel()
-    dense_out = outer if isinstance(outer, int) else outer.numel()
+    parts = [n if isinstance(n, int) else n.numel() for n in (inner, outer)]
     tokens = float(q.numel() // q.shape[-1]) * key.shape[-2]
-    total = tokens * (q.shape[-1] + value.shape[-1])
+    # One axis, the sum of what the scores contract and what the values carry: that makes the multiply-adds exact.
     step.kernel = KernelDraft(
         "attention",
         None,
-        [inner, outer],
-        total / (dense_in * dense_out),
+        [(inner, outer)],
+        tokens * (q.shape[-1] + value.shape[-1]) / sum(parts),
         {"input_shape": list(q.shape), "key_shape": list(key.shape), "output_shape": list(q.shape[:-1]) + [value.shape[-1]]},
     )
     return [result]

@@ -1,10 +1,10 @@
 """Physical removal of channels and blocks, the edits as data, and their replay on a fresh model."""
 
 from latprune.surgery.apply import prune, replay
-from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, EditStep, ScaleEdit, TensorEdit
+from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 from latprune.surgery.masked import MaskedModel, masked
 from latprune.surgery.masked_rules import register_masked_rule
-from latprune.surgery.removed import RemovedBranch
+from latprune.surgery.removed import RemovedBranch, RemovedPart
 from latprune.surgery.verify import EqualityReport, check_equal, compare, random_inputs
 
 __all__ = [
@@ -14,7 +14,9 @@ __all__ = [
     "EditStep",
     "EqualityReport",
     "MaskedModel",
+    "PartEdit",
     "RemovedBranch",
+    "RemovedPart",
     "ScaleEdit",
     "TensorEdit",
     "check_equal",

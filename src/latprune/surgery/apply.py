@@ -13,7 +13,7 @@ from latprune.graph import ModelGraph, Selection
 from latprune.graph.trace import forget_cached
 from latprune.surgery.edits import ArchitectureEdits, EditStep, ScaleEdit, TensorEdit
 from latprune.surgery.plan import plan_step
-from latprune.surgery.removed import RemovedBranch
+from latprune.surgery.removed import RemovedBranch, RemovedPart
 
 __all__ = ["prune", "replay"]
 
@@ -82,8 +82,9 @@ def _check(model: nn.Module, step: EditStep) -> None:
         if found != a.before:
             raise CheckpointError(f"the edits are of another architecture: '{a.module}.{a.name}' is {found}, the edits expect {a.before}")
     for b in step.blocks:
-        if b.module not in modules:
-            raise CheckpointError(f"the edits are of another architecture: this model has no module '{b.module}'")
+        for path in [b.module] if b.module else [p.module for p in b.parts]:
+            if path not in modules:
+                raise CheckpointError(f"the edits are of another architecture: this model has no module '{path}'")
 
 
 def _apply(model: nn.Module, step: EditStep) -> None:
@@ -105,9 +106,19 @@ def _apply(model: nn.Module, step: EditStep) -> None:
         setattr(module, a.name, value)
     forget_cached(model)
     for b in step.blocks:
-        stand_in = RemovedBranch(modules[b.module], argument=b.argument, shortcut=b.shortcut, tail=b.tail)
-        for holder in _holders(model, modules[b.module]):
-            holder[0]._modules[holder[1]] = stand_in
+        stand_in: nn.Module
+        if b.module:
+            original = modules[b.module]
+            stand_in = RemovedBranch(original, argument=b.argument, shortcut=b.shortcut, tail=b.tail, output=b.output)
+            _replace(model, original, stand_in)
+        for part in b.parts:
+            stand_in = RemovedPart(argument=part.argument, output=part.output, zero=part.zero)
+            _replace(model, modules[part.module], stand_in.train(modules[part.module].training))
+
+
+def _replace(model: nn.Module, original: nn.Module, stand_in: nn.Module) -> None:
+    for holder, name in _holders(model, original):
+        holder._modules[name] = stand_in
 
 
 def _scale(tensor: torch.Tensor, edit: ScaleEdit) -> None:

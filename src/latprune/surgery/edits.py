@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latprune.errors import FileFormatError
 
-__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "EditStep", "ScaleEdit", "TensorEdit"]
+__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "EditStep", "PartEdit", "ScaleEdit", "TensorEdit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,22 +42,45 @@ class AttributeEdit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartEdit:
+    """A module of a removed branch that is replaced by one that does nothing.
+
+    Attributes:
+        module: Its path.
+        argument: Which of its tensor arguments (flattened in order) it hands on.
+        output: What it returns: None for a tensor, else one entry for each place of a tuple: True for the tensor, False for None.
+        zero: ``scalar`` (a zero that broadcasts), ``like`` (zeros of the argument's shape) or empty (the argument itself).
+    """
+
+    module: str
+    argument: int = 0
+    output: tuple[bool, ...] | None = None
+    zero: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockEdit:
-    """A residual branch that is removed: ``module`` is replaced by its shortcut and what follows the sum.
+    """A residual branch that is removed.
+
+    Either ``module`` is replaced by its shortcut and what follows the sum, or (``module`` empty) each of ``parts`` by a module that does nothing.
 
     Attributes:
         name: Name of the block.
-        module: Path of the module that is replaced.
+        module: Path of the module that is replaced; empty where only parts are.
         argument: Which of its tensor arguments (flattened in order) enters the shortcut.
+        output: What it returns; see :class:`PartEdit`.
         shortcut: Paths, relative to the module, of the children that make the shortcut, in order.
         tail: What follows the sum: ``{"module": path}`` or ``{"op": name, "args": [...]}``.
+        parts: Modules of the branch that are replaced.
     """
 
     name: str
-    module: str
+    module: str = ""
     argument: int = 0
+    output: tuple[bool, ...] | None = None
     shortcut: tuple[str, ...] = ()
     tail: tuple[Mapping[str, Any], ...] = ()
+    parts: tuple[PartEdit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +131,21 @@ class _TailModel(_Strict):
     args: list[int | float | str | bool] = Field(default_factory=list)
 
 
+class _PartModel(_Strict):
+    module: str
+    argument: int = Field(ge=0)
+    output: list[bool] | None = None
+    zero: Literal["", "scalar", "like"] = ""
+
+
 class _BlockModel(_Strict):
     name: str
     module: str
-    argument: int = Field(ge=0)
-    shortcut: list[str]
-    tail: list[_TailModel]
+    argument: int = Field(default=0, ge=0)
+    output: list[bool] | None = None
+    shortcut: list[str] = Field(default_factory=list)
+    tail: list[_TailModel] = Field(default_factory=list)
+    parts: list[_PartModel] = Field(default_factory=list)
 
 
 class _ScaleModel(_Strict):
@@ -187,15 +219,26 @@ def _step_to_dict(step: EditStep) -> dict[str, Any]:
             entry["grouped"] = [[start, stop, number(columns)] for start, stop, columns in t.grouped]
         tensors.append(entry)
     attributes = [{"module": a.module, "name": a.name, "before": _plain(a.before), "after": _plain(a.after)} for a in step.attributes]
-    blocks = [
-        {"name": b.name, "module": b.module, "argument": b.argument, "shortcut": list(b.shortcut), "tail": [dict(t) for t in b.tail]}
-        for b in step.blocks
-    ]
+    blocks = [_block_to_dict(b) for b in step.blocks]
     scales = [
         {"name": s.name, "dim": s.dim, "positions": None if s.positions is None else number(s.positions), "factor": s.factor}
         for s in step.scales
     ]
     return {"index_sets": [list(s) for s in sets], "scales": scales, "tensors": tensors, "attributes": attributes, "blocks": blocks}
+
+
+def _block_to_dict(block: BlockEdit) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": block.name, "module": block.module}
+    if block.module:
+        entry |= {"argument": block.argument, "shortcut": list(block.shortcut), "tail": [dict(t) for t in block.tail]}
+        if block.output is not None:
+            entry["output"] = list(block.output)
+    if block.parts:
+        entry["parts"] = [
+            {"module": p.module, "argument": p.argument, "output": None if p.output is None else list(p.output), "zero": p.zero}
+            for p in block.parts
+        ]
+    return entry
 
 
 def _step_from_model(step: _StepModel, path: str) -> EditStep:
@@ -235,7 +278,22 @@ def _step_from_model(step: _StepModel, path: str) -> EditStep:
             if (s.module is None) == (s.op is None):
                 raise FileFormatError("needs either 'module' or 'op'", path=f"{path}.blocks.{k}.tail")
             tail.append({"module": s.module} if s.module is not None else {"op": s.op, "args": list(s.args)})
-        blocks.append(BlockEdit(name=b.name, module=b.module, argument=b.argument, shortcut=tuple(b.shortcut), tail=tuple(tail)))
+        if bool(b.module) == bool(b.parts):
+            raise FileFormatError("needs either 'module' or 'parts'", path=f"{path}.blocks.{k}")
+        parts = tuple(
+            PartEdit(module=p.module, argument=p.argument, output=None if p.output is None else tuple(p.output), zero=p.zero) for p in b.parts
+        )
+        blocks.append(
+            BlockEdit(
+                name=b.name,
+                module=b.module,
+                argument=b.argument,
+                output=None if b.output is None else tuple(b.output),
+                shortcut=tuple(b.shortcut),
+                tail=tuple(tail),
+                parts=parts,
+            )
+        )
     scales = tuple(
         ScaleEdit(
             name=s.name,

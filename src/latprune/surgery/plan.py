@@ -11,7 +11,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
-from latprune.surgery.edits import AttributeEdit, BlockEdit, EditStep, ScaleEdit, TensorEdit
+from latprune.surgery.edits import AttributeEdit, BlockEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 
 __all__ = ["plan_step"]
 
@@ -223,6 +223,18 @@ def _scales(graph: ModelGraph, masks: Mapping[str, Mask]) -> list[ScaleEdit]:
 
 def _block_edit(graph: ModelGraph, name: str) -> BlockEdit:
     plan = graph.plan["realisations"][name]
+    if plan.parts:
+        parts = tuple(PartEdit(module=p.module, argument=p.argument, output=_tuple_places(p.output), zero=p.zero) for p in plan.parts)
+        return BlockEdit(name=name, parts=parts)
     return BlockEdit(
-        name=name, module=plan.module, argument=plan.argument, shortcut=tuple(plan.shortcut), tail=tuple(dict(t) for t in plan.tail)
+        name=name,
+        module=plan.module,
+        argument=plan.argument,
+        output=_tuple_places(plan.output),
+        shortcut=tuple(plan.shortcut),
+        tail=tuple(dict(t) for t in plan.tail),
     )
+
+
+def _tuple_places(structure: str | list[int | None]) -> tuple[bool, ...] | None:
+    return None if isinstance(structure, str) else tuple(k is not None for k in structure)

@@ -12,7 +12,7 @@ from torch import nn
 from latprune.errors import SurgeryError
 from latprune.graph.recorder import flatten_tensors
 
-__all__ = ["ACTIVATIONS", "RemovedBranch"]
+__all__ = ["ACTIVATIONS", "RemovedBranch", "RemovedPart"]
 
 ACTIVATIONS: Mapping[str, Callable[..., torch.Tensor]] = {
     "relu": torch.relu,
@@ -40,14 +40,24 @@ class RemovedBranch(nn.Module):
         argument: Which of its tensor arguments (flattened in order) enters the shortcut.
         shortcut: Paths of the children that make the shortcut, in order.
         tail: What follows the sum: ``{"module": path}`` or ``{"op": name, "args": [...]}``.
+        output: None where it returns a tensor; else one entry for each place of a tuple: True for the tensor, False for None.
 
     Raises:
         SurgeryError: A path does not exist or an activation is unknown.
     """
 
-    def __init__(self, original: nn.Module, *, argument: int, shortcut: Sequence[str], tail: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        *,
+        argument: int,
+        shortcut: Sequence[str],
+        tail: Sequence[Mapping[str, Any]],
+        output: tuple[bool, ...] | None = None,
+    ) -> None:
         super().__init__()
         self.argument = argument
+        self.output = output
         self.steps: list[tuple[str, str, tuple[Any, ...]]] = []
         for path in shortcut:
             self._take(original, path)
@@ -75,13 +85,52 @@ class RemovedBranch(nn.Module):
         except AttributeError as error:
             raise SurgeryError(f"module '{path}' of a removed block's shortcut does not exist") from error
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The shortcut's tensor of whatever the original module was called with."""
-        x = flatten_tensors((args, kwargs))[self.argument] if kwargs or self.argument or not isinstance(args[0], torch.Tensor) else args[0]
+        x = _argument(args, kwargs, self.argument)
         for kind, name, extra in self.steps:
             x = self.get_submodule(name)(x) if kind == "module" else ACTIVATIONS[name](x, *extra)
-        return x
+        return _arranged(x, self.output)
 
     def extra_repr(self) -> str:
         """The steps, for ``print(model)``."""
         return " -> ".join(["input", *(name for _, name, _ in self.steps)])
+
+
+class RemovedPart(nn.Module):
+    """Stands in for a module of a removed branch: hands its argument on, or a zero in its place.
+
+    Args:
+        argument: Which of the tensor arguments (flattened in order) is handed on.
+        output: None where it returns a tensor; else one entry for each place of a tuple: True for the tensor, False for None.
+        zero: ``scalar``: a zero that broadcasts (engines fold the sum away); ``like``: zeros of the argument's shape; empty: the argument.
+    """
+
+    def __init__(self, *, argument: int, output: tuple[bool, ...] | None = None, zero: str = "") -> None:
+        super().__init__()
+        self.argument = argument
+        self.output = output
+        self.zero = zero
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The argument, or a zero."""
+        x = _argument(args, kwargs, self.argument)
+        if self.zero == "scalar":
+            x = x.new_zeros(())
+        elif self.zero == "like":
+            x = torch.zeros_like(x)
+        return _arranged(x, self.output)
+
+    def extra_repr(self) -> str:
+        """What it returns, for ``print(model)``."""
+        return f"zero={self.zero!r}" if self.zero else "identity"
+
+
+def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> torch.Tensor:
+    if not number and args and isinstance(args[0], torch.Tensor):
+        return args[0]
+    return flatten_tensors((args, dict(kwargs)))[number]
+
+
+def _arranged(x: torch.Tensor, output: tuple[bool, ...] | None) -> Any:
+    return x if output is None else tuple(x if here else None for here in output)

@@ -1,0 +1,315 @@
+"""How a residual branch can be removed in the user's own class: which modules are replaced, and by what.
+
+Two ways, the first that holds: the smallest module that spans fork to join is replaced by its shortcut and the activation after the sum; or the
+modules of the branch are replaced by ones that do nothing, the last of them by a zero, where a module holds more than one branch (a transformer
+layer).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from latprune.graph.recorder import Info, ModuleCall, Node, Recording
+
+__all__ = ["Branch", "Part", "Realisation", "Structure", "realise", "short_name"]
+
+_HEAVY = frozenset({"conv", "depthwise", "linear", "attention", "matmul", "softmax", "embedding"})
+_ZERO_STAYS = frozenset(
+    "view _unsafe_view reshape transpose permute t unsqueeze squeeze expand clone contiguous slice select cat alias detach _to_copy neg roll "
+    "index constant_pad_nd native_dropout dropout mul div relu gelu silu tanh hardtanh".split()
+)
+_MOVES = (
+    "slice",
+    "constant_pad_nd",
+    "view",
+    "permute",
+    "transpose",
+    "avg_pool2d",
+    "max_pool2d",
+    "alias",
+    "clone",
+    "contiguous",
+    "_unsafe_view",
+)
+_NONNEGATIVE = ("relu", "relu_", "sigmoid", "sigmoid_", "hardsigmoid", "relu6")
+_TAIL = frozenset({"relu", "gelu", "silu", "hardtanh", "hardswish", "sigmoid", "tanh", "leaky_relu", "elu", "mish", "softplus"})
+
+
+Structure = str | list[int | None]
+"""What a module returns: ``tensor``, or a tuple given as a list: a number for each tensor, None for each None (or unused) entry."""
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """A module of a removed branch that is replaced by one that does nothing.
+
+    Attributes:
+        module: Its path.
+        argument: Which of its tensor arguments (flattened in order) it hands on.
+        output: What it returns.
+        zero: ``scalar`` (a zero that broadcasts), ``like`` (zeros of the argument's shape) or empty (the argument itself).
+    """
+
+    module: str
+    argument: int
+    output: Structure
+    zero: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Realisation:
+    """How the removal is carried out: ``module`` is replaced by what stays of it, or ``parts`` by modules that do nothing.
+
+    Attributes:
+        module: Path of the module that goes; empty where only parts are replaced.
+        argument: Which of its tensor arguments (flattened in order) holds the fork's tensor.
+        shortcut: Paths, relative to the module, of the children that make the shortcut, in order.
+        tail: What follows the sum: ``{"module": relative path}`` or ``{"op": name, "args": [numbers]}``.
+        output: What the module returns.
+        parts: Modules of the branch that are replaced.
+    """
+
+    module: str = ""
+    argument: int = 0
+    shortcut: list[str] = field(default_factory=list)
+    tail: list[dict[str, Any]] = field(default_factory=list)
+    output: Structure = "tensor"
+    parts: list[Part] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Branch:
+    """A residual branch: its nodes, where it joins, and how it can be removed (or why it cannot)."""
+
+    name: str
+    join: int
+    operand: int
+    fork: int
+    nodes: frozenset[int]
+    shortcut_nodes: frozenset[int]
+    shortcut: str
+    dropped_tail: frozenset[int] = frozenset()
+    realisation: Realisation | None = None
+    reason: str = ""
+    parents: tuple[str, ...] = ()
+
+
+def short_name(node: Node) -> str:
+    """The operator's name without namespace and overload."""
+    return node.op.split(".")[1]
+
+
+def _nonnegative(info: Info, nodes: list[Node]) -> bool:
+    """Whether a tensor is provably free of negative values."""
+    for _ in range(len(nodes)):
+        if info.node < 0:
+            return False
+        node = nodes[info.node]
+        if short_name(node) in _NONNEGATIVE:
+            return True
+        if not any(short_name(node).startswith(m) for m in _MOVES) or not node.inputs:
+            return False
+        info = node.inputs[0]
+    return False
+
+
+def realise(branch: Branch, recording: Recording, consumers: dict[int, list[int]]) -> None:
+    """Find how the branch can be removed in the user's class, or say why it cannot be."""
+    whole = _whole_module(branch, recording, consumers)
+    if isinstance(whole, Realisation):
+        branch.realisation = whole
+        return
+    parts = _parts(branch, recording)
+    if isinstance(parts, Realisation):
+        branch.dropped_tail = frozenset()
+        branch.realisation = parts
+        return
+    branch.reason = f"{whole}; {parts}"
+
+
+def _called_once(recording: Recording, path: str) -> bool:
+    return sum(1 for c in recording.module_calls if c.path == path) == 1
+
+
+def _whole_module(branch: Branch, recording: Recording, consumers: dict[int, list[int]]) -> Realisation | str:
+    """The smallest module call that spans fork to join, if it holds nothing else that computes."""
+    nodes, calls = recording.nodes, recording.module_calls
+    inside = branch.nodes | branch.shortcut_nodes | {branch.join}
+    low, high = min(inside), max(inside)
+    spans = [c for c in calls if c.start <= low and high < c.stop and branch.fork < c.start and c.path]
+    holder = nodes[branch.join].module
+    if not spans:
+        return f"the sum is written in the forward of '{holder}', which computes more than this branch"
+    call = max(reversed(spans), key=lambda c: (c.start, -c.stop))  # of equal spans the innermost: it was entered last
+    more = f"module '{call.path}' computes more than the branch, its shortcut and an activation"
+    if not _called_once(recording, call.path):
+        return f"module '{call.path}' is called several times"
+    if call.structure is None or len(call.outputs) != 1:
+        return more
+    tail = _tail(branch, call, nodes, consumers)
+    if tail is None:
+        return more
+    allowed = inside | set(tail)
+    if any(n not in allowed and any(i.dynamic for i in nodes[n].inputs) for n in range(call.start, call.stop)):
+        return more
+    source = nodes[branch.join].inputs[1 - branch.operand]
+    entry = [k for k, i in enumerate(call.inputs) if i.node == branch.fork]
+    if len({id(call.inputs[k]) for k in entry}) != 1:
+        return f"the fork is no single argument of module '{call.path}'"
+    start = call.inputs[entry[0]]
+    shortcut = _module_chain(start, source, branch.shortcut_nodes, call, recording)
+    if shortcut is None:
+        return f"the shortcut is computed in the forward of '{call.path}', not by its modules"
+    steps, dropped = _tail_steps(branch, tail, start, call, recording)
+    if steps is None:
+        return f"what follows the sum in '{call.path}' is no activation that can be kept alone"
+    branch.dropped_tail = frozenset(dropped)
+    return Realisation(module=call.path, argument=entry[0], shortcut=shortcut, tail=steps, output=call.structure)
+
+
+def _parts(branch: Branch, recording: Recording) -> Realisation | str:
+    """The modules of the branch, each replaced by one that does nothing, and the last one by a zero."""
+    nodes = recording.nodes
+    calls = _calls_inside(branch, recording)
+    covered = {n for c in calls for n in range(c.start, c.stop)}
+    glue = [n for n in sorted(branch.nodes) if n not in covered]
+    holder = nodes[branch.join].module
+    for n in glue:
+        draft = nodes[n].kernel
+        if draft is not None and draft.kind in _HEAVY:
+            return f"a part of the branch ({nodes[n].op}) is computed in the forward of '{nodes[n].module}' itself"
+    last, direct = _zero_call(branch, recording, calls, set(glue))
+    if last is None:
+        return f"no module in '{holder}' ends the branch"
+    parts: list[Part] = []
+    for call in calls:
+        if not _called_once(recording, call.path):
+            if any(nodes[n].kernel is not None and nodes[n].kernel.kind in _HEAVY for n in range(call.start, call.stop)):  # type: ignore[union-attr]
+                return f"module '{call.path}' is called several times"
+            continue
+        entry = [k for k, i in enumerate(call.inputs) if i.node in branch.nodes or i.node == branch.fork]
+        if call.structure is None or not entry:
+            return f"module '{call.path}' returns something that cannot be stood in for"
+        zero = "" if call is not last else "scalar" if direct else "like"
+        source, target = call.inputs[entry[0]], next((o for o in call.outputs if o.node in branch.nodes), call.outputs[0])
+        if source.shape != target.shape and glue and not (call is last and direct):
+            return f"module '{call.path}' changes the shape inside the branch, and '{holder}' computes with it"
+        parts.append(Part(module=call.path, argument=entry[0], output=_used_structure(call, branch, recording), zero=zero))
+    return Realisation(parts=parts)
+
+
+def _calls_inside(branch: Branch, recording: Recording) -> list[ModuleCall]:
+    """The largest module calls whose computation lies inside the branch, and the empty ones that only hand its tensors on."""
+    nodes = recording.nodes
+    found: list[ModuleCall] = []
+    for call in recording.module_calls:
+        if not call.path or (found and found[-1].start <= call.start and call.stop <= found[-1].stop and call.stop > call.start):
+            continue
+        moving = [n for n in range(call.start, call.stop) if any(i.dynamic for i in nodes[n].inputs)]
+        if moving and all(n in branch.nodes for n in moving):
+            found.append(call)
+        elif not moving and call.inputs and call.outputs and all(i.node in branch.nodes for i in call.inputs):
+            inside = any(f.start <= call.start and call.stop <= f.stop and f.stop > f.start and call.path.startswith(f"{f.path}.") for f in found)
+            if not inside:
+                found.append(call)
+    return found
+
+
+def _zero_call(branch: Branch, recording: Recording, calls: list[ModuleCall], glue: set[int]) -> tuple[ModuleCall | None, bool]:
+    """The call whose result reaches the sum by steps that keep zeros zero, and whether it reaches it directly."""
+    nodes = recording.nodes
+    at = nodes[branch.join].inputs[branch.operand]
+    direct = True
+    while at.node in glue:
+        node = nodes[at.node]
+        moving = [i for i in node.inputs if i.dynamic]
+        op = short_name(node).rstrip("_")
+        if op not in _ZERO_STAYS or not moving or (op == "cat" and len(moving) > 1):
+            return None, False
+        at = moving[0]
+        direct = False
+    ends = [c for c in calls if any(o is at for o in c.outputs) and c.stop > c.start and _called_once(recording, c.path)]
+    return (ends[-1], direct) if ends else (None, False)
+
+
+def _used_structure(call: ModuleCall, branch: Branch, recording: Recording) -> Structure:
+    """What the call returns, with the tensors that nothing reads left out."""
+    assert call.structure is not None
+    if isinstance(call.structure, str):
+        return call.structure
+    read = {id(i) for n in recording.nodes[call.stop :] for i in n.inputs}
+    return [None if k is None or id(call.outputs[k]) not in read else k for k in call.structure]
+
+
+def _tail(branch: Branch, call: ModuleCall, nodes: list[Node], consumers: dict[int, list[int]]) -> list[int] | None:
+    """Nodes after the sum up to the call's only output, if each is an activation."""
+    tail: list[int] = []
+    if len(call.outputs) != 1:
+        return None
+    at = branch.join
+    while call.outputs[0].node != at:
+        following = [n for n in consumers.get(at, ()) if n < call.stop]
+        if len(following) != 1 or short_name(nodes[following[0]]).rstrip("_") not in _TAIL:
+            return None
+        at = following[0]
+        tail.append(at)
+    return tail
+
+
+def _module_chain(start: Info, end: Info, wanted: frozenset[int], call: ModuleCall, recording: Recording) -> list[str] | None:
+    """Children of ``call`` that lead, one after the other, from ``start`` to ``end`` and run exactly the ``wanted`` nodes."""
+    chain: list[str] = []
+    at = start
+    left = set(wanted)
+    prefix = f"{call.path}."
+    while at is not end:
+        options = [
+            c
+            for c in recording.module_calls
+            if c.start >= call.start
+            and c.stop <= call.stop
+            and c.path.startswith(prefix)
+            and c.stop > c.start
+            and len(c.inputs) == 1
+            and c.inputs[0] is at
+            and len(c.outputs) == 1
+            and c.outputs[0] is not at
+            and any(n in left for n in range(c.start, c.stop))
+        ]
+        if not options:
+            return None
+        step = max(options, key=lambda c: c.stop - c.start)
+        chain.append(step.path[len(prefix) :])
+        left -= set(range(step.start, step.stop))
+        at = step.outputs[0]
+    return None if left else chain
+
+
+def _tail_steps(
+    branch: Branch, tail: list[int], start: Info, call: ModuleCall, recording: Recording
+) -> tuple[list[dict[str, Any]] | None, list[int]]:
+    """The activations after the sum as steps to keep, and the ones that have no effect on the shortcut alone."""
+    nodes = recording.nodes
+    source = nodes[branch.join].inputs[1 - branch.operand]
+    harmless = _nonnegative(source if branch.shortcut_nodes else start, nodes)
+    steps: list[dict[str, Any]] = []
+    dropped: list[int] = []
+    prefix = f"{call.path}."
+    for n in tail:
+        node = nodes[n]
+        name = short_name(node).rstrip("_")
+        if name == "relu" and harmless:
+            dropped.append(n)
+            continue
+        harmless = harmless or name == "relu"
+        owner = next(
+            (c for c in recording.module_calls if c.start <= n < c.stop and c.stop - c.start == 1 and c.path.startswith(prefix)), None
+        )
+        if owner is not None:
+            steps.append({"module": owner.path[len(prefix) :]})
+        else:
+            if any(not isinstance(v, (int, float, str, bool)) for v in node.literals):
+                return None, []
+            steps.append({"op": name, "args": list(node.literals)})
+    return steps, dropped
