@@ -1,0 +1,65 @@
+"""Drive the pruner from a plain PyTorch loop: SP-LAMP in three stages on scikit-learn's digits.
+
+    python examples/own_loop.py --engine onnxruntime --budget 60%
+
+Needs the extra ``demo``. Each stage cuts the model in place; between the stages the loop trains as it likes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import nn
+
+import latprune
+from latprune.train import evaluate
+from latprune.zoo import ImageLoader, digits_resnet, digits_test, digits_train
+
+
+def train(model: nn.Module, batches: ImageLoader, epochs: int, learning_rate: float) -> None:
+    # Parameters are new objects after a cut, so the optimizer is built anew for each stage.
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
+    model.train()
+    for _ in range(epochs):
+        for images, labels in batches:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            schedule.step()
+    model.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--budget", default="50%")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    batches, test = digits_train(), digits_test()
+    model = digits_resnet()
+    train(model, batches, epochs=4, learning_rate=0.05)
+    print(f"dense    accuracy {evaluate(model, test):.2%}")
+
+    pruner = latprune.Pruner(
+        model,
+        torch.randn(1, 1, 32, 32),
+        budget=args.budget,
+        method="sp_lamp",
+        target=latprune.Target(engine=args.engine, threads=1, batch=1),
+        progress=print,
+    )
+    while not pruner.done:
+        report = pruner.step()
+        train(model, batches, epochs=1, learning_rate=0.02)
+        print(f"stage {report.stage}  accuracy {evaluate(model, test):.2%}, {sum(p.numel() for p in model.parameters())} parameters")
+    dense, pruned = pruner.final_measurement()
+    pruner.close()
+    print(f"dense  {dense.ms:.3f} ms, pruned {pruned.ms:.3f} ms")
+    if pruned.ratio is not None:
+        print(f"ratio  {pruned.ratio:.2%} [{pruned.ratio_low:.2%}, {pruned.ratio_high:.2%}], asked for {args.budget}")
+
+
+if __name__ == "__main__":
+    main()
