@@ -108,7 +108,8 @@ class Run:
             lay_out(model, torch.channels_last)
         self.wrapped, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         # Sums since the last look, on the device: loss times examples, correct ones.
-        self.sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+        exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
+        self.sums = torch.zeros(2, dtype=exact, device=accelerator.device)
         self.unseen = 0
         self.trained = 0
         self.started = self.last_look = self.last_save = time.monotonic()
@@ -212,7 +213,7 @@ class Run:
         self.optimizer.step()
         if hooks.after_step is not None:
             hooks.after_step(self.model)
-        self.sums[0] += loss.detach().double() * examples
+        self.sums[0] += loss.detach().to(self.sums.dtype) * examples
         if correct is not None:
             self.sums[1] += correct
         self.unseen += examples
@@ -231,7 +232,7 @@ class Run:
         )
         if targets.is_floating_point():  # class probabilities (mixup): no one class is right
             return loss, None, len(targets)
-        right = (logits.detach().argmax(dim=1) == targets).double()
+        right = (logits.detach().argmax(dim=1) == targets).to(self.sums.dtype)
         return loss, right.reshape(len(targets), -1).mean(dim=1).sum(), len(targets)
 
     def _look(self) -> None:
