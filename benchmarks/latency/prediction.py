@@ -1,9 +1,9 @@
 """Prediction of networks that had no part in the tables: random ones, and those that a solver makes.
 
 For each model and engine: builds (or takes from the store) the latency tables, draws random networks (widths 15 to 100 %, random blocks
-removed) and networks that the exact solver returns for random importances and budgets (widths on the steps, skewed between stages, blocks removed),
-measures each beside the dense network, and compares four predictions: the tables, the linear estimate of HALP (each kernel's input width
-frozen at its dense value), and a straight line on multiply-adds fitted to the same measured networks as the tables.
+removed) and networks that the exact solver returns for random importances and budgets (widths on the steps, skewed between stages,
+blocks removed), measures each beside the dense network, and compares three predictions: the tables, the linear estimate of HALP (each
+kernel's input width frozen at its dense value), and a straight line on multiply-adds fitted to the networks behind the tables.
 
     python benchmarks/latency/prediction.py --models resnet56 --engines openvino --output benchmarks/results/latency-prediction.json
 """
@@ -194,8 +194,8 @@ def main() -> None:
             for kind in ("random", "solver"):
                 for key, found in row[kind].items():
                     print(
-                        f"{name:13} {engine:12} {kind:8} {key:13} {found['mean_absolute']:>7.1%} {found['bias']:>+7.1%} {found['p95']:>7.1%} "
-                        f"{found['within_8']:>10.0%}",
+                        f"{name:13} {engine:12} {kind:8} {key:13} {found['mean_absolute']:>7.1%} {found['bias']:>+7.1%} "
+                        f"{found['p95']:>7.1%} {found['within_8']:>10.0%}",
                         flush=True,
                     )
             if args.output:

@@ -12,6 +12,7 @@ from latprune.latency.engines import (
     get_engine,
     register_engine,
 )
+from latprune.latency.exchange import export_samples, import_samples, merge_stores, read_samples
 from latprune.latency.machine import machine_name
 from latprune.latency.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
 from latprune.latency.signature import kernel_signature, network_fingerprint
@@ -43,13 +44,17 @@ __all__ = [
     "build_tables",
     "default_store_path",
     "design_points",
+    "export_samples",
     "fit_surface",
     "get_engine",
+    "import_samples",
     "kernel_signature",
     "machine_name",
     "measure",
     "measure_fixed_runs",
+    "merge_stores",
     "network_fingerprint",
+    "read_samples",
     "register_engine",
     "target_context",
 ]

@@ -85,8 +85,8 @@ def fit_kernels(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], wid
     by_signature: dict[str, list[tuple[KernelSample, float]]] = defaultdict(list)
     for network in samples:
         for sample in network.kernels:
-            own = max(sample.ms - timer, 0.25 * sample.ms)
-            by_signature[sample.signature].append((sample, own * level / network.reference_ms))
+            spent = max(sample.ms - timer, 0.25 * sample.ms)
+            by_signature[sample.signature].append((sample, spent * level / network.reference_ms))
     names = {kernel.name: kernel for kernel in kernels}
     surfaces: dict[str, SizeSurface] = {}
     keys: dict[str, str] = {}

@@ -154,10 +154,10 @@ def fit_surface(sizes: npt.ArrayLike, ms: npt.ArrayLike, *, dense: Sequence[int]
     noise = max(0.004, within)
     inflation = np.ones(len(residual))
     covariance = _covariance(unique, unique)
-    weights = np.zeros(len(residual))
+    weights: FloatArray = np.zeros(len(residual))
     for _ in range(3):
         diagonal = (noise**2 / counts) * inflation + 0.003**2
-        inverse = np.linalg.inv(covariance + np.diag(diagonal))
+        inverse: FloatArray = np.asarray(np.linalg.inv(covariance + np.diag(diagonal)), dtype=np.float64)
         weights = inverse @ residual
         # Leave-one-out residuals of a Gaussian process, in units of their own standard deviation.
         left_out = weights / np.sqrt(np.maximum(np.diag(inverse), 1e-12))

@@ -91,7 +91,8 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             if exporter == "torchscript":
-                buffer = io.BytesIO()
+                # The exporter writes to any binary file, but is annotated for paths only.
+                buffer: Any = io.BytesIO()
                 args = (*inputs.args, dict(inputs.kwargs)) if inputs.kwargs else inputs.args
                 torch.onnx.export(
                     model,
@@ -103,7 +104,7 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
                     training=torch.onnx.TrainingMode.EVAL,
                     do_constant_folding=True,
                 )
-                data = buffer.getvalue()
+                data = bytes(buffer.getvalue())
                 proto = onnx.load_from_string(data)
             else:
                 program = torch.onnx.export(model, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True, verbose=False)

@@ -1,0 +1,85 @@
+"""``latprune table``: look into latency stores, and carry their contents between machines."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+examples:
+  latprune table ls
+  latprune table show 1
+  latprune table export board.parquet --context 1
+  latprune table import board.parquet
+  latprune table merge other.sqlite another.sqlite
+  latprune table check
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "table",
+        help="list, show, export, import and merge measured latency tables",
+        description="Work with latency stores. Conditions (engine and version, device, threads, batch, precision, machine) are numbered as "
+        "`table ls` lists them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
+    actions.add_parser("ls", help="list the conditions and how much was measured under each")
+    show = actions.add_parser("show", help="show the networks measured under one condition")
+    show.add_argument("context", type=int, metavar="N", help="number of the conditions")
+    export = actions.add_parser("export", help="write samples to a Parquet file")
+    export.add_argument("file", metavar="FILE", help="Parquet file to write")
+    export.add_argument("--context", type=int, action="append", metavar="N", help="only these conditions; may be repeated")
+    importer = actions.add_parser("import", help="add the samples of Parquet files")
+    importer.add_argument("files", nargs="+", metavar="FILE", help="Parquet files")
+    merge = actions.add_parser("merge", help="add the samples of other stores")
+    merge.add_argument("stores", nargs="+", metavar="STORE", help="stores to read")
+    actions.add_parser("check", help="verify the store's integrity")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from latprune.errors import InvalidArgumentError
+    from latprune.latency import Store, export_samples, import_samples, merge_stores
+
+    with Store(args.store) as store:
+        contexts = store.contexts()
+
+        def pick(number: int) -> int:
+            if not 1 <= number <= len(contexts):
+                raise InvalidArgumentError(f"N (={number}) must lie between 1 and {len(contexts)}; see latprune table ls")
+            return number - 1
+
+        if args.action == "ls":
+            print(f"{store.path}: {len(contexts)} conditions")
+            for number, (context, counts) in enumerate(contexts, start=1):
+                print(
+                    f"{number:3}  {context.target}, version {context.version}, on {context.machine}: "
+                    f"{counts['networks']} networks of {counts['structures']} structures"
+                )
+        elif args.action == "show":
+            context, _ = contexts[pick(args.context)]
+            print(f"{context.target}, version {context.version}, on {context.machine}")
+            for network in store.networks(context):
+                whole = f"{network.ms:9.3f} ms" if network.ms is not None else "   not timed"
+                print(
+                    f"{network.fingerprint[:8]}  {whole}  dense {network.reference_ms:9.3f} ms  {len(network.kernels):4} kernels  "
+                    f"{len(network.removed):3} blocks gone  {network.runs:4} runs  spread {network.spread:.1%}"
+                )
+        elif args.action == "export":
+            chosen = [contexts[pick(number)][0] for number in args.context] if args.context else None
+            print(f"{export_samples(store, args.file, contexts=chosen)} networks written to {args.file}")
+        elif args.action == "import":
+            print(f"{sum(import_samples(store, file) for file in args.files)} networks added to {store.path}")
+        elif args.action == "merge":
+            print(f"{merge_stores(store, args.stores)} networks added to {store.path}")
+        else:
+            store.check()
+            print(f"{store.path}: sound")
+    return 0

@@ -1,0 +1,175 @@
+"""Samples as a Parquet file: how tables travel between machines, and how two stores become one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
+from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Store
+from latprune.latency.target import Target
+
+__all__ = ["export_samples", "import_samples", "merge_stores", "read_samples"]
+
+_FORMAT = "latprune/latency-samples"
+_VERSION = 1
+_COLUMNS = (
+    "engine", "engine_version", "device", "threads", "batch", "precision", "machine",
+    "fingerprint", "widths", "removed", "ms", "reference_ms", "runs", "spread", "created", "extra",
+    "kernel_names", "kernel_signatures", "kernel_sizes", "kernel_ms",
+)  # fmt: skip
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "tables") from None
+    return pyarrow, parquet
+
+
+def export_samples(store: Store, path: str | Path, *, contexts: Iterable[ContextInfo] | None = None) -> int:
+    """Write a store's networks (of some conditions, or all) to a Parquet file, one row per network; returns how many.
+
+    The file carries its format and version in its metadata. Raises MissingExtraError without pyarrow.
+    """
+    pyarrow, parquet = _arrow()
+    chosen = [context for context, _ in store.contexts()] if contexts is None else list(contexts)
+    rows = [_row(context, network) for context in chosen for network in store.networks(context)]
+    schema = _schema(pyarrow).with_metadata({"format": _FORMAT, "version": str(_VERSION)})
+    table = pyarrow.Table.from_pylist(rows, schema=schema)
+    parquet.write_table(table, str(path), compression="zstd")
+    return len(rows)
+
+
+def _schema(pyarrow: Any) -> Any:
+    text, number, integer = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
+    kinds = {
+        "threads": integer,
+        "batch": integer,
+        "ms": number,
+        "reference_ms": number,
+        "runs": integer,
+        "spread": number,
+        "created": number,
+        "kernel_names": pyarrow.list_(text),
+        "kernel_signatures": pyarrow.list_(text),
+        "kernel_sizes": pyarrow.list_(pyarrow.list_(integer)),
+        "kernel_ms": pyarrow.list_(number),
+    }
+    return pyarrow.schema([(name, kinds.get(name, text)) for name in _COLUMNS])
+
+
+def _row(context: ContextInfo, network: NetworkSample) -> dict[str, Any]:
+    target = context.target
+    return {
+        "engine": target.engine,
+        "engine_version": context.version,
+        "device": target.device,
+        "threads": target.threads,
+        "batch": target.batch,
+        "precision": target.precision,
+        "machine": context.machine,
+        "fingerprint": network.fingerprint,
+        "widths": json.dumps(dict(network.widths), sort_keys=True),
+        "removed": json.dumps(sorted(network.removed)),
+        "ms": network.ms,
+        "reference_ms": network.reference_ms,
+        "runs": network.runs,
+        "spread": network.spread,
+        "created": network.created,
+        "extra": json.dumps(dict(network.extra), sort_keys=True),
+        "kernel_names": [kernel.kernel for kernel in network.kernels],
+        "kernel_signatures": [kernel.signature for kernel in network.kernels],
+        "kernel_sizes": [list(kernel.sizes) for kernel in network.kernels],
+        "kernel_ms": [kernel.ms for kernel in network.kernels],
+    }
+
+
+def read_samples(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
+    """Read a file that ``export_samples`` wrote; raises FileFormatError naming the row and column that are wrong."""
+    pyarrow, parquet = _arrow()
+    try:
+        table = parquet.read_table(str(path))
+    except (OSError, pyarrow.ArrowException) as error:
+        raise FileFormatError(f"{path} cannot be read as Parquet: {error}") from error
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    if metadata.get("format") != _FORMAT:
+        raise FileFormatError(f"{path} is no file of latency samples (format {metadata.get('format')!r})", path="format")
+    if metadata.get("version") != str(_VERSION):
+        raise FileFormatError(f"{path} has version {metadata.get('version')!r}; this latprune reads {_VERSION}", path="version")
+    missing = [name for name in _COLUMNS if name not in table.column_names]
+    if missing:
+        raise FileFormatError(f"{path} lacks the columns {', '.join(missing)}", path=missing[0])
+    return [_parse(index, row) for index, row in enumerate(table.to_pylist())]
+
+
+def _parse(index: int, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSample]:
+    try:
+        target = Target(engine=row["engine"], device=row["device"], threads=row["threads"], batch=row["batch"], precision=row["precision"])
+        context = ContextInfo(target=target, version=row["engine_version"], machine=row["machine"])
+        lists = [row[name] for name in ("kernel_names", "kernel_signatures", "kernel_sizes", "kernel_ms")]
+        network = NetworkSample(
+            fingerprint=row["fingerprint"],
+            widths={name: int(width) for name, width in json.loads(row["widths"]).items()},
+            removed=tuple(json.loads(row["removed"])),
+            ms=row["ms"],
+            reference_ms=float(row["reference_ms"]),
+            kernels=tuple(
+                KernelSample(kernel=name, signature=signature, sizes=tuple(sizes), ms=float(ms))
+                for name, signature, sizes, ms in zip(*lists, strict=True)
+            ),
+            runs=row["runs"],
+            spread=row["spread"],
+            created=row["created"],
+            extra=json.loads(row["extra"]),
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"malformed: {error}", path=f"rows[{index}]") from error
+    times = [network.reference_ms, *(kernel.ms for kernel in network.kernels)] + ([network.ms] if network.ms is not None else [])
+    if not network.reference_ms > 0 or any(not 0 <= ms < 1e9 for ms in times):
+        raise FileFormatError("times must be non-negative milliseconds, the reference's positive", path=f"rows[{index}].ms")
+    return context, network
+
+
+def import_samples(store: Store, path: str | Path) -> int:
+    """Add a file's networks to a store, those that it has already left out; returns how many were added."""
+    return _add_new(store, read_samples(path))
+
+
+def merge_stores(store: Store, others: Iterable[str | Path]) -> int:
+    """Add the networks of other stores, those that are there already left out; returns how many were added.
+
+    Each sample keeps its conditions, so nothing of another engine version or machine is mixed into a table.
+    """
+    added = 0
+    for path in others:
+        if not Path(path).is_file():
+            raise InvalidArgumentError(f"store {path} does not exist")
+        with Store(path) as other:
+            other.check()
+            pairs = [(context, network) for context, _ in other.contexts() for network in other.networks(context)]
+        added += _add_new(store, pairs)
+    return added
+
+
+def _add_new(store: Store, pairs: Iterable[tuple[ContextInfo, NetworkSample]]) -> int:
+    known: dict[ContextInfo, set[str]] = {}
+    added = 0
+    for context, network in pairs:
+        if context not in known:
+            known[context] = {_identity(context, item) for item in store.networks(context)}
+        identity = _identity(context, network)
+        if identity not in known[context]:
+            known[context].add(identity)
+            added += store.add(context, [network])
+    return added
+
+
+def _identity(context: ContextInfo, network: NetworkSample) -> str:
+    row = _row(context, network)
+    pairs = sorted(zip(row["kernel_names"], row["kernel_ms"], strict=True))
+    return json.dumps([row["fingerprint"], row["widths"], row["removed"], row["ms"], row["reference_ms"], row["created"], pairs])
