@@ -80,6 +80,13 @@ def test_counted_budgets_are_met_exactly(budget, count):
     assert result.record.pruned.latency is None
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("budget", ["flops=50%", "params=50%"])
+def test_counted_budgets_hold_where_costs_are_a_linearisation(budget, stages):
+    result = prune(network(), budget, method=latprune.SPLAMP(stages=stages), measure_latency=False)
+    assert 0.47 <= result.record.budget_share / 2 <= 0.5
+
+
 def test_widths_in_the_record_are_those_of_the_network():
     model = network()
     record = prune(model, "flops=30%", measure_latency=False).record

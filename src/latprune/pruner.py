@@ -312,13 +312,15 @@ class Pruner:
         current = self._current_value(number)
         context = self._context(stage.graph, importance)
         proposer = self.method.prepare(context)
-        search = LimitSearch(budget=limit, start=current, start_predicted=context.dense, slack=self.slack)
         ranking = self.method.rank(context)
         if latency:
+            search = LimitSearch(budget=limit, start=current, start_predicted=context.dense, slack=self.slack)
             found = self._search(proposer, search, stage.graph, ranking, last=last)
         else:
+            # What is counted needs no margin for a later measurement.
+            search = LimitSearch(budget=limit, start=context.dense, start_predicted=context.dense, slack=self.slack, margin=1e-9)
             with self.timed("solve"):
-                proposal = proposer.propose(limit)
+                proposal = self._search_counted(proposer, search, context)
             found = _Candidate(proposal=proposal, network=self._cut_copy(stage.graph, ranking, proposal), measured=None, note="")
         with self.timed("check"):
             equality = self._check(stage.graph, ranking, found)
@@ -418,6 +420,35 @@ class Pruner:
         share = self._value_of(best) / search.budget
         best.note = f"the delivered network lies at {share:.1%} of the budget: no choice of widths on offer was measured closer below it"
         return best
+
+    def _search_counted(self, proposer: Proposer, search: LimitSearch, context: StageContext) -> Proposal:
+        """Propose and count; where a method's costs are a linearisation (SP-LAMP's), correct the limit until the count holds."""
+        best: tuple[float, Proposal] | None = None
+        seen: set[Any] = set()
+        for number in range(1, MAX_CANDIDATES + 1):
+            limit = search.next_limit()
+            try:
+                proposal = proposer.propose(limit)
+            except BudgetInfeasibleError:
+                if best is not None:
+                    break
+                raise
+            value = context.predict(proposal.widths, proposal.removed_blocks)
+            search.record(limit, proposal.predicted, value)
+            if value <= search.budget and (best is None or value > best[0]):
+                best = (value, proposal)
+            if search.accepts(value) or (best is not None and proposal.key in seen and number > 3):
+                break
+            seen.add(proposal.key)
+        if best is None:
+            lowest = min(entry.measured for entry in search.rounds)
+            raise BudgetInfeasibleError(
+                f"none of {len(search.rounds)} proposals came under the limit of {search.budget:.4g} {self.budget.resource}; the lowest "
+                f"had {lowest:.4g}. Raise the budget, or use a method that counts exactly (mdp)",
+                limit={self.budget.resource: search.budget},
+                floor={self.budget.resource: lowest},
+            )
+        return best[1]
 
     def _confirmed(self, candidate: _Candidate, search: LimitSearch) -> bool:
         """Convert and measure an accepted candidate once more: luck that made it pass would show in the final measurement."""
