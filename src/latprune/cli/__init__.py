@@ -17,7 +17,7 @@ from latprune.errors import LatpruneError
 
 __all__ = ["build_parser", "main"]
 
-_NAMES = ("prune", "measure", "inspect", "verify", "export", "report", "solve", "frontier", "table", "demo")
+_NAMES = ("prune", "measure", "inspect", "verify", "export", "report", "solve", "frontier", "table", "predictor", "demo")
 COMMANDS = tuple(
     importlib.import_module(f"latprune.cli.{name}") for name in _NAMES if importlib.util.find_spec(f"latprune.cli.{name}") is not None
 )

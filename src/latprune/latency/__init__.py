@@ -14,6 +14,7 @@ from latprune.latency.engines import (
 )
 from latprune.latency.exchange import export_samples, import_samples, merge_stores, read_samples
 from latprune.latency.machine import machine_name
+from latprune.latency.predictor import KernelPrediction, KernelPredictor, train_predictor
 from latprune.latency.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Store, default_store_path
@@ -28,6 +29,8 @@ __all__ = [
     "DesignPoint",
     "Engine",
     "FixedRunsMeasurement",
+    "KernelPrediction",
+    "KernelPredictor",
     "KernelSample",
     "KernelTable",
     "KernelTime",
@@ -57,4 +60,5 @@ __all__ = [
     "read_samples",
     "register_engine",
     "target_context",
+    "train_predictor",
 ]

@@ -1,0 +1,224 @@
+"""Predicting kernels and networks that were never measured (nn-Meter's role): a forest per kernel family, trained on the store."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from latprune.errors import FileFormatError, TableError
+from latprune.graph.types import Kernel
+from latprune.latency.features import FEATURES, family_of, kernel_features
+from latprune.latency.fitting import timer_overhead
+from latprune.latency.forest import Forest, fit_forest
+from latprune.latency.signature import kernel_signature
+from latprune.latency.store import ContextInfo, NetworkSample
+from latprune.latency.surface import non_negative_least_squares
+from latprune.latency.target import Target
+
+__all__ = ["KernelPrediction", "KernelPredictor", "train_predictor"]
+
+_FORMAT = "latprune/latency-predictor"
+_VERSION = 1
+_MOST = 6000
+_FEWEST = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelPrediction:
+    """A predicted latency with its 95 % interval, milliseconds."""
+
+    ms: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KernelPredictor:
+    """Regression models of one set of conditions.
+
+    Attributes:
+        context: Conditions that it was trained under.
+        forests: Kernel family -> forest over ``FEATURES``; predicts the logarithm of milliseconds.
+        costing: Kinds of kernels that the engine spent time on of their own; all others it fused into what ran before. Learned from the
+            engine's profiles.
+        constant_ms: Latency of a network beside its kernels.
+        overhead_ms: Latency per kernel beside the kernel itself.
+        spread: 95th percentile of the relative error on whole networks seen in training.
+        samples: Kernel samples it was trained on.
+    """
+
+    context: ContextInfo
+    forests: Mapping[str, Forest]
+    costing: frozenset[str]
+    constant_ms: float
+    overhead_ms: float
+    spread: float
+    samples: int
+
+    def kernel(self, signature: str, sizes: Sequence[int]) -> KernelPrediction:
+        """Predict one kernel at ``sizes``; raises TableError for a family that was not in the training data."""
+        family = family_of(signature)
+        forest = self.forests.get(family)
+        if forest is None:
+            raise TableError(f"no kernel of family {family!r} was measured under {self.context.target}; known: {', '.join(self.forests)}")
+        centre = float(forest.predict(kernel_features(signature, sizes))[0])
+        return KernelPrediction(
+            ms=float(np.exp(centre)), low=float(np.exp(centre - forest.error)), high=float(np.exp(centre + forest.error))
+        )
+
+    def network(self, kernels: Iterable[Kernel], widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> KernelPrediction:
+        """Predict a network at ``widths`` without ``removed_blocks``, from its traced kernels alone."""
+        removed = set(removed_blocks)
+        rows: dict[str, list[npt.NDArray[np.float64]]] = defaultdict(list)
+        for kernel in kernels:
+            if kernel.kind in self.costing and removed.isdisjoint(kernel.blocks):
+                signature = kernel_signature(kernel)
+                family = family_of(signature)
+                if family not in self.forests:
+                    raise TableError(
+                        f"kernel {kernel.name!r}: no kernel of family {family!r} was measured under {self.context.target}; "
+                        f"known: {', '.join(self.forests)}"
+                    )
+                rows[family].append(kernel_features(signature, [axis.size(widths, removed) for axis in kernel.axes]))
+        total = self.constant_ms
+        for family, features in rows.items():
+            total += float(np.exp(self.forests[family].predict(np.stack(features))).sum()) + self.overhead_ms * len(features)
+        return KernelPrediction(ms=total, low=total / (1 + self.spread), high=total * (1 + self.spread))
+
+    def save(self, path: str | Path) -> None:
+        """Write an ``.npz`` file of plain arrays with a JSON header."""
+        header = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "features": list(FEATURES),
+            "context": asdict(self.context),
+            "families": list(self.forests),
+            "costing": sorted(self.costing),
+            "constant_ms": self.constant_ms,
+            "overhead_ms": self.overhead_ms,
+            "spread": self.spread,
+            "samples": self.samples,
+        }
+        arrays = {
+            f"{index}/{name}": array for index, forest in enumerate(self.forests.values()) for name, array in forest.to_arrays().items()
+        }
+        with Path(path).open("wb") as file:
+            np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: str | Path) -> KernelPredictor:
+        """Read a file that ``save`` wrote; raises FileFormatError where it is something else or inconsistent."""
+        try:
+            with np.load(str(path), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            header = json.loads(arrays.pop("header").tobytes().decode())
+        except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+            raise FileFormatError(f"{path} is no predictor file: {error}") from error
+        if header.get("format") != _FORMAT or header.get("version") != _VERSION:
+            raise FileFormatError(f"{path} has format {header.get('format')!r}, version {header.get('version')!r}", path="format")
+        if header.get("features") != list(FEATURES):
+            raise FileFormatError(f"{path} was trained on other features; train it again", path="features")
+        try:
+            context = ContextInfo(
+                target=Target(**header["context"]["target"]), version=header["context"]["version"], machine=header["context"]["machine"]
+            )
+            forests = {}
+            for index, family in enumerate(header["families"]):
+                own = {name.split("/", 1)[1]: array for name, array in arrays.items() if name.startswith(f"{index}/")}
+                forests[family] = Forest.from_arrays(own, len(FEATURES))
+            return cls(
+                context=context,
+                forests=forests,
+                costing=frozenset(header["costing"]),
+                constant_ms=float(header["constant_ms"]),
+                overhead_ms=float(header["overhead_ms"]),
+                spread=float(header["spread"]),
+                samples=int(header["samples"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, FileFormatError):
+                raise
+            raise FileFormatError(f"{path} is malformed: {error!r}") from error
+
+
+def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, seed: int = 0) -> KernelPredictor:
+    """Train on measured networks of one set of conditions.
+
+    Args:
+        context: The conditions of all of ``networks``.
+        networks: Measured networks, of any structures.
+        seed: Seed of the forests.
+
+    Raises:
+        TableError: There are too few samples.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    rows: dict[str, list[tuple[str, tuple[int, ...], float]]] = defaultdict(list)
+    by_structure: dict[str, list[NetworkSample]] = defaultdict(list)
+    for network in networks:
+        by_structure[network.fingerprint].append(network)
+    timers = {fingerprint: timer_overhead(group) for fingerprint, group in by_structure.items()}
+    levels = {fingerprint: float(np.median([item.reference_ms for item in group])) for fingerprint, group in by_structure.items()}
+    for network in networks:
+        speed = levels[network.fingerprint] / network.reference_ms
+        for sample in network.kernels:
+            spent = max(sample.ms - timers[network.fingerprint], 0.25 * sample.ms, 3e-4) * speed
+            rows[family_of(sample.signature)].append((sample.signature, sample.sizes, spent))
+    count = sum(len(samples) for samples in rows.values())
+    if count < _FEWEST:
+        raise TableError(f"a predictor needs at least {_FEWEST} kernel samples of {context.target}, but there are {count}; measure first")
+    random = np.random.default_rng(seed)
+    forests = {}
+    for family, samples in rows.items():
+        merged: dict[tuple[str, tuple[int, ...]], list[float]] = defaultdict(list)
+        for signature, sizes, spent in samples:
+            merged[(signature, sizes)].append(spent)
+        keys = list(merged)
+        if len(keys) > _MOST:
+            keys = [keys[index] for index in random.choice(len(keys), _MOST, replace=False)]
+        if len(keys) < 4:
+            keys = keys * 4
+        features = np.stack([kernel_features(signature, sizes) for signature, sizes in keys])
+        target = np.log([float(np.median(merged[key])) for key in keys])
+        weights = np.sqrt([float(len(merged[key])) for key in keys])
+        forests[family] = fit_forest(features, target, weights, seed=seed)
+    costing = frozenset(str(json.loads(sample.signature)["kind"]) for network in networks for sample in network.kernels)
+    constant, overhead, spread = _calibrate(networks, forests, levels)
+    return KernelPredictor(
+        context=context, forests=forests, costing=costing, constant_ms=constant, overhead_ms=overhead, spread=spread, samples=count
+    )
+
+
+def _calibrate(networks: Sequence[NetworkSample], forests: Mapping[str, Forest], levels: Mapping[str, float]) -> tuple[float, float, float]:
+    """Constant, overhead per kernel, and 95th percentile of the relative error of whole networks."""
+    sums, goals, counts = [], [], []
+    for network in networks:
+        if network.ms is None:
+            continue
+        total = 0.0
+        for family, samples in _by_family(network).items():
+            total += float(np.exp(forests[family].predict(np.stack(samples))).sum())
+        sums.append(total)
+        counts.append(float(len(network.kernels)))
+        goals.append(network.ms * levels[network.fingerprint] / network.reference_ms)
+    if not goals:
+        return 0.0, 0.0, float("nan")
+    goal, kernels, parts = np.asarray(goals), np.asarray(counts), np.asarray(sums)
+    columns = np.stack([np.ones(len(goal)), kernels], axis=1) / goal[:, None]
+    solution = non_negative_least_squares(columns, (goal - parts) / goal)
+    error = np.abs((parts + solution[0] + solution[1] * kernels) / goal - 1.0)
+    return float(solution[0]), float(solution[1]), float(np.quantile(error, 0.95))
+
+
+def _by_family(network: NetworkSample) -> dict[str, list[npt.NDArray[np.float64]]]:
+    found: dict[str, list[npt.NDArray[np.float64]]] = defaultdict(list)
+    for sample in network.kernels:
+        found[family_of(sample.signature)].append(kernel_features(sample.signature, sample.sizes))
+    return found

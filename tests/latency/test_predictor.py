@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import argparse
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from latprune.cli import predictor as command
+from latprune.errors import FileFormatError, InvalidArgumentError, TableError
+from latprune.latency import KernelPredictor, NetworkSample, Store, design_points, kernel_signature, train_predictor
+from latprune.latency.features import FEATURES, family_of, kernel_features
+from latprune.latency.forest import fit_forest
+from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine, true_cost
+
+pytest.importorskip("sklearn")
+
+
+def networks(count: int, seed: int) -> list[NetworkSample]:
+    machine = MadeUpMachine(seed)
+    return [machine.sample(point) for point in islice(design_points(list(GROUPS.values()), list(BLOCKS.values()), seed=seed), count)]
+
+
+@pytest.fixture(scope="module")
+def trained() -> KernelPredictor:
+    return train_predictor(CONTEXT, networks(80, 0))
+
+
+def test_forest_equals_scikit_learn() -> None:
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    random = np.random.default_rng(0)
+    features = random.normal(size=(300, 4))
+    target = np.sin(features[:, 0]) + features[:, 1]
+    weights = np.ones(300)
+    forest = fit_forest(features, target, weights, trees=40, seed=3)
+    rest = target - features @ forest.line[:-1] - forest.line[-1]
+    model = ExtraTreesRegressor(n_estimators=40, min_samples_leaf=2, max_features=0.6, bootstrap=True, oob_score=False, random_state=3)
+    model.fit(features, rest, sample_weight=weights)
+    other = random.normal(size=(100, 4))
+    expected = model.predict(other) + other @ forest.line[:-1] + forest.line[-1]
+    assert np.allclose(forest.predict(other), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_predicts_kernels_and_networks(trained: KernelPredictor) -> None:
+    random = np.random.default_rng(1)
+    errors, inside = [], 0
+    for _ in range(100):
+        sizes = (int(random.integers(8, 129)), int(random.integers(8, 97)))
+        found = trained.kernel(kernel_signature(KERNELS["a.1"]), sizes)
+        truth = true_cost("a.1", sizes)
+        errors.append(abs(found.ms / truth - 1))
+        inside += found.low <= truth <= found.high
+    assert np.median(errors) < 0.06
+    assert inside >= 85
+    machine = MadeUpMachine(5)
+    whole = [
+        trained.network(KERNELS.values(), {**WIDTHS, **point.widths}, point.removed).ms
+        / machine.latency({**WIDTHS, **point.widths}, point.removed)
+        - 1
+        for point in islice(design_points(list(GROUPS.values()), list(BLOCKS.values()), seed=77), 40)
+    ]
+    assert np.mean(np.abs(whole)) < 0.05
+
+
+def test_round_trip_without_pickle(trained: KernelPredictor, tmp_path: Path) -> None:
+    trained.save(tmp_path / "p.npz")
+    again = KernelPredictor.load(tmp_path / "p.npz")
+    assert again.context == trained.context and again.costing == trained.costing
+    assert again.network(KERNELS.values(), WIDTHS) == trained.network(KERNELS.values(), WIDTHS)
+    with np.load(tmp_path / "p.npz", allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+
+
+def test_broken_files_are_refused(trained: KernelPredictor, tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("nothing")
+    with pytest.raises(FileFormatError, match="no predictor file"):
+        KernelPredictor.load(tmp_path / "text.npz")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(FileFormatError, match="no predictor file"):
+        KernelPredictor.load(tmp_path / "other.npz")
+    trained.save(tmp_path / "good.npz")
+    with np.load(tmp_path / "good.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    arrays["0/left"] = np.where(arrays["0/left"] >= 0, 0, -1)
+    np.savez(tmp_path / "cycle.npz", **arrays)
+    with pytest.raises(FileFormatError, match="inconsistent"):
+        KernelPredictor.load(tmp_path / "cycle.npz")
+
+
+def test_unknown_families_are_refused(trained: KernelPredictor) -> None:
+    with pytest.raises(TableError, match="attention"):
+        trained.kernel(kernel_signature(KERNELS["stem"]).replace('"kind":"conv"', '"kind":"attention"'), (8, 8))
+    with pytest.raises(TableError, match="at least 20"):
+        train_predictor(CONTEXT, networks(1, 0))
+
+
+def test_features() -> None:
+    signature = kernel_signature(KERNELS["a.1"])
+    assert family_of(signature) == "conv1x1"
+    values = dict(zip(FEATURES, kernel_features(signature, (32, 24)), strict=True))
+    assert values["in_padding"] == 0.0
+    assert values["out_padding"] == pytest.approx(1 / 3)
+    assert values["in_divisible_by"] == 4.0 and values["out_divisible_by"] == 3.0
+    with pytest.raises(TableError, match="cannot be read"):
+        kernel_features("{}", (1, 2))
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(CONTEXT, networks(40, 0))
+    arguments = ["predictor", "train", "1", "--store", str(tmp_path / "s.sqlite"), "-o", str(tmp_path / "p.npz")]
+    args = parser.parse_args(arguments)
+    assert args.run(args) == 0
+    assert "conv1x1, linear" in capsys.readouterr().out
+    args = parser.parse_args(["predictor", "train", "2", "--store", str(tmp_path / "s.sqlite"), "-o", str(tmp_path / "q.npz")])
+    with pytest.raises(InvalidArgumentError, match="between 1 and 1"):
+        args.run(args)
