@@ -1,14 +1,15 @@
 """Tracing: channel groups, kernels, removable blocks and reasons, from one recorded run of a model."""
 
+from latprune.graph.conditions import capture_conditions, preserved_state
 from latprune.graph.model_graph import ModelGraph
-from latprune.graph.recorder import Step, capture_conditions, preserved_state, register_rule
+from latprune.graph.rules import Step, register_rule
 from latprune.graph.trace import ExampleInputs, call_with, trace
 from latprune.graph.types import (
     Block,
     Call,
     ChannelGroup,
-    Kernel,
     KeptWhole,
+    Kernel,
     Member,
     Piece,
     Role,

@@ -7,7 +7,7 @@ weights and a nonlinearity or an attention; the other (the shortcut) at most one
 from __future__ import annotations
 
 from latprune.graph.realise import Branch, realise, short_name
-from latprune.graph.recorder import Info, Node, Recording
+from latprune.graph.recording import Info, Node, Recording
 
 __all__ = ["find_branches"]
 

@@ -14,9 +14,9 @@ from torch import nn
 from latprune.graph.grouping import Grouping, RawGroup
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.realise import Branch
-from latprune.graph.recorder import Axis, KernelDraft, Node, Recording
+from latprune.graph.recording import Axis, KernelDraft, Node, Recording
 from latprune.graph.sizes import Polynomial, Settled
-from latprune.graph.types import Block, Call, ChannelGroup, Kernel, KeptWhole, Member, Piece, Role, WidthAxis
+from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Member, Piece, Role, WidthAxis
 
 __all__ = ["build"]
 

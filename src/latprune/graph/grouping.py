@@ -1,8 +1,8 @@
 """From the facts of a recording to channel groups: classes, cells, ties, and who belongs to which unit.
 
-A *class* is a connected component of labels. Classes that stand on the same tensor dimensions, under the same coarse classes and in the same
-rows of every grid are exchangeable: they form a *cell*. Cells that a grid sets against each other keep equal counts: they are the rows of one
-group. Coarse classes (heads, groups of a convolution) are grouped in the same way, after the classes that they stand for.
+A *class* is a connected component of labels. Classes that stand on the same tensor dimensions, under the same coarse classes and in the
+same rows of every grid are exchangeable: they form a *cell*. Cells that a grid sets against each other keep equal counts: they are the rows
+of one group. Coarse classes (heads, groups of a convolution) are grouped in the same way, after the classes that they stand for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.graph.labels import LabelSpace, connected
-from latprune.graph.recorder import Recording
+from latprune.graph.recording import Recording
 
 __all__ = ["Grouping", "RawGroup", "solve"]
 
@@ -245,7 +245,9 @@ def _unproduced(recording: Recording, roots: IntArray, level: IntArray) -> IntAr
         if r.kind == "tensor" and any(role == "producer" for role, _ in recording.roles.get((r.tensor, r.dim), ())):
             produced[roots[r.start : r.stop]] = True
     classes = np.unique(roots)
-    return classes[~produced[classes] & (level[classes] == 0)]
+    keep: npt.NDArray[np.bool_] = ~produced[classes] & (level[classes] == 0)
+    found: IntArray = classes[keep]
+    return found
 
 
 def _grids(space: LabelSpace, roots: IntArray) -> tuple[list[tuple[IntArray, str]], HashArray]:

@@ -3,7 +3,8 @@
 While the run is recorded, facts are only collected (as arrays); they are solved together at the end, in numpy. The facts:
 
 - *unite* ``a`` and ``b``: the two places carry the same channel;
-- *bundle* ``coarse`` over ``fine``: a place that stands for several finer ones (a head and its channels); it goes exactly when all of them go;
+- *bundle* ``coarse`` over ``fine``: a place that stands for several finer ones (a head and its channels); it goes exactly when all of
+them go;
 - *grid*: rows of places that must keep equal counts, because a later view or chunk cuts them into equal parts;
 - *freeze*: the places must stay, with the reason in words.
 """
@@ -74,7 +75,8 @@ class LabelSpace:
         if a is b:
             return
         if a.shape != b.shape:
-            a, b = torch.broadcast_tensors(a, b)
+            shape = np.broadcast_shapes(tuple(a.shape), tuple(b.shape))
+            a, b = a.expand(shape), b.expand(shape)
         left, right = a.reshape(-1).numpy(), b.reshape(-1).numpy()
         if left.size == right.size and np.array_equal(left, right):
             return

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.types import Block, Call, ChannelGroup, Kernel, KeptWhole, Selection, WidthAxis
+from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Selection, WidthAxis
 
 __all__ = ["ModelGraph"]
 

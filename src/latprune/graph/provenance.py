@@ -1,8 +1,8 @@
 """Integers that carry where they came from: which module attribute, which tensor shape, and what was computed of them.
 
 During a recorded run every plain ``int`` attribute of a module is replaced by a :class:`TracedInt`, and the sizes that a forward reads of
-labelled dimensions are traced too; arithmetic keeps an expression. A function mode sees the arguments of calls such as ``view`` or ``split``
-before they reach the dispatcher (where they are plain integers again). So the run itself tells which attributes feed which sizes.
+labelled dimensions are traced too; arithmetic keeps an expression. A function mode sees the arguments of calls such as ``view`` or
+``split`` before they reach the dispatcher (where they are plain integers again). So the run itself tells which attributes feed which sizes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Expression = tuple[Any, ...]
 """``("const", value)``, ``("attr", module path, name)``, ``("size", number of a size leaf)`` or ``(operator, left, right)``."""
 
 _VALUE_CALLS = frozenset(
-    "mul __mul__ __rmul__ mul_ __imul__ div __truediv__ __rtruediv__ div_ true_divide add __add__ __radd__ add_ __iadd__ sub __sub__ __rsub__ sub_ "
+    "mul __mul__ __rmul__ mul_ __imul__ div __truediv__ __rtruediv__ div_ true_divide add __add__ __radd__ add_ __iadd__ sub __sub__ "
+    "__rsub__ sub_ "
     "pow __pow__ __rpow__ full full_like fill_ softmax".split()
 )
 
@@ -211,7 +212,7 @@ class CallWatcher(TorchFunctionMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.stack: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.used: set[Expression] = set()
         self.on_scale: Callable[[torch.Tensor, Expression, float], None] = lambda tensor, base, exponent: None

@@ -1,8 +1,8 @@
 """How a residual branch can be removed in the user's own class: which modules are replaced, and by what.
 
-Two ways, the first that holds: the smallest module that spans fork to join is replaced by its shortcut and the activation after the sum; or the
-modules of the branch are replaced by ones that do nothing, the last of them by a zero, where a module holds more than one branch (a transformer
-layer).
+Two ways, the first that holds: the smallest module that spans fork to join is replaced by its shortcut and the activation after the sum;
+or the modules of the branch are replaced by ones that do nothing, the last of them by a zero, where a module holds more than one branch (a
+transformer layer).
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from latprune.graph.recorder import Info, ModuleCall, Node, Recording
+from latprune.graph.recording import Info, ModuleCall, Node, Recording
 
 __all__ = ["Branch", "Part", "Realisation", "Structure", "realise", "short_name"]
 
 _HEAVY = frozenset({"conv", "depthwise", "linear", "attention", "matmul", "softmax", "embedding"})
 _ZERO_STAYS = frozenset(
-    "view _unsafe_view reshape transpose permute t unsqueeze squeeze expand clone contiguous slice select cat alias detach _to_copy neg roll "
+    "view _unsafe_view reshape transpose permute t unsqueeze squeeze expand clone contiguous slice select cat alias detach _to_copy neg "
+    "roll "
     "index constant_pad_nd native_dropout dropout mul div relu gelu silu tanh hardtanh".split()
 )
 _MOVES = (
@@ -210,7 +211,9 @@ def _calls_inside(branch: Branch, recording: Recording) -> list[ModuleCall]:
         if moving and all(n in branch.nodes for n in moving):
             found.append(call)
         elif not moving and call.inputs and call.outputs and all(i.node in branch.nodes for i in call.inputs):
-            inside = any(f.start <= call.start and call.stop <= f.stop and f.stop > f.start and call.path.startswith(f"{f.path}.") for f in found)
+            inside = any(
+                f.start <= call.start and call.stop <= f.stop and f.stop > f.start and call.path.startswith(f"{f.path}.") for f in found
+            )
             if not inside:
                 found.append(call)
     return found

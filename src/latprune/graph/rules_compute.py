@@ -8,19 +8,23 @@ import torch
 
 from latprune.graph.combine import meet, reduce
 from latprune.graph.fields import varying
-from latprune.graph.recorder import Fields, KernelDraft, Step, register_rule
+from latprune.graph.recording import Fields, KernelDraft
+from latprune.graph.rules import Step, register_rule
 
 __all__: list[str] = []
 
 ELEMENTWISE = (
     "add sub mul div rsub pow maximum minimum where masked_fill lerp addcmul addcdiv atan2 fmod remainder floor_divide hypot logaddexp "
-    "relu relu6 leaky_relu elu gelu silu mish sigmoid tanh hardswish hardsigmoid hardtanh softplus selu celu log_sigmoid threshold clamp clamp_min "
-    "clamp_max exp exp2 expm1 log log1p log2 log10 sqrt rsqrt square reciprocal neg abs sign sin cos tan erf erfc floor ceil round trunc frac "
+    "relu relu6 leaky_relu elu gelu silu mish sigmoid tanh hardswish hardsigmoid hardtanh softplus selu celu log_sigmoid threshold "
+    "clamp clamp_min "
+    "clamp_max exp exp2 expm1 log log1p log2 log10 sqrt rsqrt square reciprocal neg abs sign sin cos tan erf erfc floor ceil round "
+    "trunc frac "
     "eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not nan_to_num "
     "native_dropout dropout softshrink hardshrink prelu _prelu_kernel rrelu rrelu_with_noise copy softsign cosh sinh asin acos atan xlogy"
 ).split()
 ACTIVATIONS = frozenset(
-    "relu relu6 leaky_relu elu gelu silu mish sigmoid tanh hardswish hardsigmoid hardtanh softplus selu celu log_sigmoid threshold clamp prelu "
+    "relu relu6 leaky_relu elu gelu silu mish sigmoid tanh hardswish hardsigmoid hardtanh softplus selu celu log_sigmoid threshold "
+    "clamp prelu "
     "_prelu_kernel".split()
 )
 
@@ -119,7 +123,8 @@ def softmax(step: Step) -> Fields:
 @register_rule(
     "aten::max_pool2d_with_indices", "aten::avg_pool2d", "aten::_adaptive_avg_pool2d", "aten::adaptive_max_pool2d", "aten::max_pool2d",
     "aten::avg_pool1d", "aten::avg_pool3d", "aten::max_pool3d_with_indices", "aten::_adaptive_avg_pool3d", "aten::upsample_nearest2d",
-    "aten::upsample_bilinear2d", "aten::upsample_bicubic2d", "aten::upsample_nearest1d", "aten::upsample_linear1d", "aten::upsample_nearest3d",
+    "aten::upsample_bilinear2d", "aten::upsample_bicubic2d", "aten::upsample_nearest1d", "aten::upsample_linear1d",
+    "aten::upsample_nearest3d",
     "aten::upsample_trilinear3d", "aten::_upsample_bilinear2d_aa", "aten::_upsample_bicubic2d_aa", "aten::_upsample_nearest_exact2d",
     "aten::reflection_pad2d", "aten::replication_pad2d", "aten::reflection_pad1d", "aten::replication_pad1d", "aten::adaptive_avg_pool1d",
     "aten::adaptive_max_pool3d", "aten::max_pool1d", "aten::reflection_pad3d", "aten::replication_pad3d", "aten::grid_sampler_2d",

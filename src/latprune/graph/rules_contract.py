@@ -9,7 +9,8 @@ import torch
 
 from latprune.graph.combine import meet, reduce
 from latprune.graph.fields import varying
-from latprune.graph.recorder import Fields, Info, KernelDraft, Step, register_rule
+from latprune.graph.recording import Fields, Info, KernelDraft
+from latprune.graph.rules import Step, register_rule
 
 __all__: list[str] = []
 
@@ -246,7 +247,8 @@ def _product_kernel(
 
 @register_rule(
     "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention", "aten::scaled_dot_product_attention",
-    "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention", "aten::_scaled_dot_product_fused_attention_overrideable",
+    "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
 )  # fmt: skip
 def attention(step: Step) -> Any:
     """Scaled dot-product attention, ``(batch, heads, tokens, head_dim)`` each."""

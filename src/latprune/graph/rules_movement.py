@@ -9,7 +9,8 @@ import torch
 
 from latprune.graph.fields import align, compact, move, reshape, segments, varying
 from latprune.graph.provenance import TracedInt
-from latprune.graph.recorder import Fields, Step, register_rule
+from latprune.graph.recording import Fields
+from latprune.graph.rules import Step, register_rule
 
 __all__: list[str] = []
 
@@ -147,7 +148,8 @@ def expand(step: Step) -> Fields:
 
 
 @register_rule(
-    "aten::permute", "aten::transpose", "aten::t", "aten::unsqueeze", "aten::movedim", "aten::flip", "aten::roll", "aten::numpy_T", "aten::swapaxes",
+    "aten::permute", "aten::transpose", "aten::t", "aten::unsqueeze", "aten::movedim", "aten::flip", "aten::roll", "aten::numpy_T",
+    "aten::swapaxes",
 )  # fmt: skip
 def same_on_compact(step: Step) -> Fields:
     """Operations that act alike on a field with size-1 dimensions."""

@@ -1,13 +1,13 @@
 """Scales that follow a size: ``head_dim ** -0.5`` would change when heads shrink, but attention keeps its original scale.
 
-Where the scaled tensor comes from weights by steps that are linear in them, surgery multiplies those weights so that the product stays as it
-was. Here the weights are found, backwards from the scaled tensor. Where there are none, the size must not change.
+Where the scaled tensor comes from weights by steps that are linear in them, surgery multiplies those weights so that the product stays
+as it was. Here the weights are found, backwards from the scaled tensor. Where there are none, the size must not change.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,16 @@ import numpy.typing as npt
 from latprune.graph.provenance import Expression
 
 if TYPE_CHECKING:
-    from latprune.graph.recorder import Info, Recorder
+    from latprune.graph.labels import LabelSpace
+    from latprune.graph.recording import Info, Node
 
 __all__ = ["ScaleTarget", "ScaleUse", "find_targets"]
 
 IntArray = npt.NDArray[np.int64]
 
 _MOVES = frozenset(
-    "view _unsafe_view reshape transpose permute t unsqueeze squeeze expand clone contiguous slice select split split_with_sizes unbind chunk "
-    "cat stack alias detach _to_copy neg roll index constant_pad_nd native_dropout dropout".split()
+    "view _unsafe_view reshape transpose permute t unsqueeze squeeze expand clone contiguous slice select split split_with_sizes unbind "
+    "chunk cat stack alias detach _to_copy neg roll index constant_pad_nd native_dropout dropout".split()
 )
 
 
@@ -45,7 +46,14 @@ class ScaleUse:
     exponent: float
 
 
-def find_targets(recorder: Recorder, info: Info) -> tuple[ScaleTarget, ...] | None:
+class Run(Protocol):
+    """What is read of a run: its nodes so far, and the labels."""
+
+    nodes: list[Node]
+    space: LabelSpace
+
+
+def find_targets(recorder: Run, info: Info) -> tuple[ScaleTarget, ...] | None:
     """Weights whose scaling scales the tensor of ``info``, or None where the way back is not linear or not theirs alone."""
     found: dict[tuple[str, int], IntArray | None] = {}
     if not _walk(recorder, info, None, found, 0):
@@ -59,7 +67,7 @@ def _raw(info: Info) -> IntArray | None:
     return np.unique(np.concatenate([f.reshape(-1).numpy() for f in info.fields]))
 
 
-def _walk(recorder: Recorder, info: Info, wanted: IntArray | None, found: dict[tuple[str, int], IntArray | None], depth: int) -> bool:
+def _walk(recorder: Run, info: Info, wanted: IntArray | None, found: dict[tuple[str, int], IntArray | None], depth: int) -> bool:
     if depth > 60 or info.node < 0:
         return False
     own = _raw(info)
@@ -86,18 +94,20 @@ def _walk(recorder: Recorder, info: Info, wanted: IntArray | None, found: dict[t
     return False
 
 
-def _once(recorder: Recorder, name: str) -> bool:
+def _once(recorder: Run, name: str) -> bool:
     """Whether a parameter is read by one computing operation only."""
     return sum(1 for n in recorder.nodes if any(i.name == name for i in n.inputs) and any(i.dynamic for i in n.inputs)) == 1
 
 
-def _weights(recorder: Recorder, index: int, wanted: IntArray | None, found: dict[tuple[str, int], IntArray | None]) -> bool:
+def _weights(recorder: Run, index: int, wanted: IntArray | None, found: dict[tuple[str, int], IntArray | None]) -> bool:
     node = recorder.nodes[index]
     assert node.kernel is not None and node.kernel.weight is not None
     weight = node.kernel.weight
     if not _once(recorder, weight):
         return False
-    others = [i.name for i in node.inputs if i.name is not None and i.name != weight and len(i.shape) == 1 and not i.name.endswith("running_mean")]
+    others = [
+        i.name for i in node.inputs if i.name is not None and i.name != weight and len(i.shape) == 1 and not i.name.endswith("running_mean")
+    ]
     if node.kernel.kind == "norm":
         if "batch_norm" in node.op:
             return False
@@ -117,7 +127,7 @@ def _weights(recorder: Recorder, index: int, wanted: IntArray | None, found: dic
     return False
 
 
-def _vector(recorder: Recorder, info: Info, found: dict[tuple[str, int], IntArray | None]) -> bool:
+def _vector(recorder: Run, info: Info, found: dict[tuple[str, int], IntArray | None]) -> bool:
     """A parameter that multiplies place by place (the gain of a hand-written norm)."""
     if info.name is None or not _once(recorder, info.name):
         return False

@@ -1,9 +1,9 @@
 """Sizes as the forward states them against sizes as the labels have them, and the constraints that follow.
 
 Each size that a forward gives for a labelled dimension (``view(b, n, self.num_heads, self.head_dim)``) is an equation between an expression
-over module attributes and runtime shapes, and the size that the dimension has after pruning, a polynomial in the groups' widths. An equation
-that holds for all widths needs nothing. An attribute that stands alone on one side is edited. The rest is repaired: by equal counts where both
-sides depend on one width each, else by keeping the groups whole, with the reason.
+over module attributes and runtime shapes, and the size that the dimension has after pruning, a polynomial in the groups' widths. An
+equation that holds for all widths needs nothing. An attribute that stands alone on one side is edited. The rest is repaired: by equal
+counts where both sides depend on one width each, else by keeping the groups whole, with the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from latprune.graph.grouping import Grouping, solve
 from latprune.graph.labels import Grid
 from latprune.graph.provenance import Expression, leaves
-from latprune.graph.recorder import Equation, Recording
+from latprune.graph.recording import Equation, Recording
 from latprune.graph.scales import ScaleUse
 
 __all__ = ["Polynomial", "Settled", "settle", "size_polynomial"]
@@ -42,8 +42,8 @@ class Settled:
 def size_polynomial(grouping: Grouping, labels: torch.Tensor) -> Polynomial | None:
     """Size along the middle dimension of ``labels`` ``(outer, n, inner)``, given that the outer place is kept.
 
-    A place counts while any of its inner places is kept. Units that do not vary over an outer place are conditions and do not count. None where
-    the outer places disagree or the size is no polynomial.
+    A place counts while any of its inner places is kept. Units that do not vary over an outer place are conditions and do not count.
+    None where the outer places disagree or the size is no polynomial.
     """
     classes = grouping.roots[labels.numpy()]
     result: Polynomial | None = None
@@ -164,8 +164,8 @@ class _Evaluator:
 def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
     """Group the recording so that every size which the forward states can be met by every choice of widths.
 
-    Repairs are made in rounds, the mildest first: heads that must stay, then equal counts, then groups that stay whole; after each round the
-    groups are formed anew.
+    Repairs are made in rounds, the mildest first: heads that must stay, then equal counts, then groups that stay whole; after each round
+    the groups are formed anew.
     """
     kept = dict(frozen)
     for _ in range(100):

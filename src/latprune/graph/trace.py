@@ -16,10 +16,13 @@ import latprune.graph.rules_movement  # noqa: F401
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.provenance import CallWatcher, planted
-from latprune.graph.recorder import Info, Recorder, Recording, capture_conditions, flatten_tensors, preserved_state
+from latprune.graph.recorder import Recorder
+from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
+from latprune.graph.tensors import flatten_tensors
 
 __all__ = ["ExampleInputs", "call_with", "record", "trace"]
 
@@ -106,15 +109,6 @@ def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelG
                 )
             groups[name] = replace(groups[name], min_width=width)
     return replace(graph, groups=groups)
-
-
-def forget_cached(model: nn.Module) -> None:
-    """Make modules drop what they cached in evaluation mode (such modules do so when they are set to train); the modes stay."""
-    modes = [(m, m.training) for m in model.modules()]
-    if any(type(m).train is not nn.Module.train for m, _ in modes):
-        model.train()
-        for m, training in modes:
-            m.training = training
 
 
 def record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:

@@ -4,8 +4,8 @@ Vocabulary
 ----------
 *Unit*: the smallest set of channels that may be removed alone. *Channel group*: a ``rows x columns`` grid of units; its *width* ``w`` means
 that every row keeps exactly ``w`` of its columns (plain channel groups have one row; the equal head sizes of an attention layer are a group
-with one row per head). Unit ``u`` stands at row ``u // columns``, column ``u % columns``. A position of a tensor dimension is kept when every
-unit that it belongs to is kept (a position of an attention projection belongs to its head and to its place within the head).
+with one row per head). Unit ``u`` stands at row ``u // columns``, column ``u % columns``. A position of a tensor dimension is kept when
+every unit that it belongs to is kept (a position of an attention projection belongs to its head and to its place within the head).
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Member:
         role: What the dimension does with the channels.
         kernel: Name of the kernel that owns the tensor (a norm layer is a kernel of its own).
         blocks: Removable blocks that the kernel lies in, outermost first.
-        within: For an input dimension of a grouped convolution: the range ``(start, stop)`` of dimension 0 for which ``positions`` hold (each
-            group of output filters reads its own input channels); None where the whole tensor is meant.
+        within: For an input dimension of a grouped convolution: the range ``(start, stop)`` of dimension 0 for which ``positions`` hold
+            (each group of output filters reads its own input channels); None where the whole tensor is meant.
     """
 
     tensor: str
@@ -152,10 +152,10 @@ class Kernel:
         axes: Width axes that the cost depends on: ``(in, out)`` for a contraction, ``(width,)`` for depthwise, norm and elementwise,
             up to three for attention.
         blocks: Removable blocks that it lies in, outermost first; it runs only while all are present.
-        macs: Multiply-adds per inference of the example batch divided by the product of the dense axis sizes, so that the multiply-adds at any
-            widths are ``macs * prod(axis sizes)``.
-        attributes: Everything else that identifies the kernel to an engine: ``kernel_size``, ``stride``, ``padding``, ``dilation``, ``groups``,
-            ``input_shape``, ``output_shape`` (dense shapes), ``bias``. JSON-able.
+        macs: Multiply-adds per inference of the example batch divided by the product of the dense axis sizes, so that the multiply-adds
+            at any widths are ``macs * prod(axis sizes)``.
+        attributes: Everything else that identifies the kernel to an engine: ``kernel_size``, ``stride``, ``padding``, ``dilation``,
+            ``groups``, ``input_shape``, ``output_shape`` (dense shapes), ``bias``. JSON-able.
     """
 
     name: str
@@ -178,8 +178,8 @@ class Call:
         fields: One entry per tensor argument (flattened in order): an int64 array of the tensor's rank, of size 1 on each dimension that
             carries no channels, holding the *coordinate class* of each place (-1: carries none); None where the whole tensor carries none.
         output_fields: The same for each tensor result.
-        all_fields: For each tensor argument all of its fields: a weight has one for each dimension, an activation mostly one (``fields`` then
-            holds it; of several, ``fields`` holds the one that varies along the most dimensions).
+        all_fields: For each tensor argument all of its fields: a weight has one for each dimension, an activation mostly one (``fields``
+            then holds it; of several, ``fields`` holds the one that varies along the most dimensions).
         blocks: Removable blocks that the call lies in, outermost first.
         joins: Name of the block whose branch joins its shortcut here -> index (among the tensor arguments) of the branch's operand.
     """
@@ -217,7 +217,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptWhole:
-    """Something that cannot be pruned, and why: ``what`` (module path, tensor dimension or group), ``channels`` it has, ``reason`` in words."""
+    """Something that cannot be pruned: ``what`` (module path, tensor dimension or group), its ``channels``, and the ``reason`` in words."""
 
     what: str
     channels: int

@@ -10,7 +10,7 @@ from torch import nn
 
 from latprune.errors import CheckpointError
 from latprune.graph import ModelGraph, Selection
-from latprune.graph.trace import forget_cached
+from latprune.graph.conditions import forget_cached
 from latprune.surgery.edits import ArchitectureEdits, EditStep, ScaleEdit, TensorEdit
 from latprune.surgery.plan import plan_step
 from latprune.surgery.removed import RemovedBranch, RemovedPart
@@ -21,8 +21,8 @@ __all__ = ["prune", "replay"]
 def prune(model: nn.Module, graph: ModelGraph, selection: Selection) -> ArchitectureEdits:
     """Remove channels and blocks from ``model``, in place and physically.
 
-    Parameters are replaced by smaller ones (same dtype, device, memory format, ``requires_grad``; a gradient that is there is cut alike), so an
-    optimizer has to be built anew afterwards. Tied parameters stay tied. The model's training flags stay.
+    Parameters are replaced by smaller ones (same dtype, device, memory format, ``requires_grad``; a gradient that is there is cut
+    alike), so an optimizer has to be built anew afterwards. Tied parameters stay tied. The model's training flags stay.
 
     Args:
         model: The model that ``graph`` was traced from.
@@ -66,13 +66,13 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _check(model: nn.Module, step: EditStep) -> None:
     tensors = _tensors(model)
-    for t in (*step.scales, *step.tensors):
-        if t.name not in tensors:
-            raise CheckpointError(f"the edits are of another architecture: this model has no tensor '{t.name}'")
-        if isinstance(t, TensorEdit) and tuple(tensors[t.name].shape) != t.shape:
-            raise CheckpointError(
-                f"the edits are of another architecture: tensor '{t.name}' has shape {tuple(tensors[t.name].shape)}, the edits expect {t.shape}"
-            )
+    for name in [s.name for s in step.scales] + [t.name for t in step.tensors]:
+        if name not in tensors:
+            raise CheckpointError(f"the edits are of another architecture: this model has no tensor '{name}'")
+    for t in step.tensors:
+        shape = tuple(tensors[t.name].shape)
+        if shape != t.shape:
+            raise CheckpointError(f"the edits are of another architecture: tensor '{t.name}' has shape {shape}, the edits expect {t.shape}")
     modules = dict(model.named_modules())
     for a in step.attributes:
         if a.module not in modules or not hasattr(modules[a.module], a.name):
@@ -170,8 +170,8 @@ def _cut(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
         rows = set(edit.keep.get(0, range(edit.shape[0])))
         parts = []
         for start, stop, columns in edit.grouped:
-            kept = torch.tensor([r for r in range(start, stop) if r in rows], dtype=torch.int64, device=tensor.device)
-            parts.append(tensor.index_select(0, kept).index_select(1, torch.tensor(columns, dtype=torch.int64, device=tensor.device)))
+            alive = torch.tensor([r for r in range(start, stop) if r in rows], dtype=torch.int64, device=tensor.device)
+            parts.append(tensor.index_select(0, alive).index_select(1, torch.tensor(columns, dtype=torch.int64, device=tensor.device)))
         out = torch.cat(parts, 0)
     for dim, kept in edit.keep.items():
         if edit.grouped is not None and dim == 0:

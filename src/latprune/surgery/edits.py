@@ -21,8 +21,8 @@ class TensorEdit:
         name: Canonical name.
         shape: Shape before.
         keep: Dimension -> kept positions, increasing.
-        grouped: For the weight of a grouped convolution: for each kept group ``(first row, stop row, kept input columns)`` of the dense weight.
-            The rows to keep are those of ``keep[0]``.
+        grouped: For the weight of a grouped convolution: for each kept group ``(first row, stop row, kept input columns)`` of the dense
+            weight. The rows to keep are those of ``keep[0]``.
     """
 
     name: str
@@ -62,7 +62,8 @@ class PartEdit:
 class BlockEdit:
     """A residual branch that is removed.
 
-    Either ``module`` is replaced by its shortcut and what follows the sum, or (``module`` empty) each of ``parts`` by a module that does nothing.
+    Either ``module`` is replaced by its shortcut and what follows the sum, or (``module`` empty) each of ``parts`` by a module that does
+    nothing.
 
     Attributes:
         name: Name of the block.
@@ -281,7 +282,8 @@ def _step_from_model(step: _StepModel, path: str) -> EditStep:
         if bool(b.module) == bool(b.parts):
             raise FileFormatError("needs either 'module' or 'parts'", path=f"{path}.blocks.{k}")
         parts = tuple(
-            PartEdit(module=p.module, argument=p.argument, output=None if p.output is None else tuple(p.output), zero=p.zero) for p in b.parts
+            PartEdit(module=p.module, argument=p.argument, output=None if p.output is None else tuple(p.output), zero=p.zero)
+            for p in b.parts
         )
         blocks.append(
             BlockEdit(

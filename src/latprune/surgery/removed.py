@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from latprune.errors import SurgeryError
-from latprune.graph.recorder import flatten_tensors
+from latprune.graph.tensors import flatten_tensors
 
 __all__ = ["ACTIVATIONS", "RemovedBranch", "RemovedPart"]
 

@@ -1,0 +1,60 @@
+"""The conditions of a recorded run, and leaving the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["capture_conditions", "forget_cached", "preserved_state"]
+
+
+@contextmanager
+def capture_conditions() -> Iterator[None]:
+    """The conditions of a recorded run: no gradients, no fused fast path of ``nn.MultiheadAttention``.
+
+    A run that has to follow the same sequence of operations (the masked executor) runs under the same conditions.
+    """
+    backend = torch.backends.mha
+    before = backend.get_fastpath_enabled()
+    backend.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        backend.set_fastpath_enabled(before)
+
+
+@contextmanager
+def preserved_state(model: nn.Module) -> Iterator[None]:
+    """Undo what runs leave behind in the modules: cached tensors in attributes, dicts and lists, buffers put in place of others."""
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        values = module.__dict__
+        before.append((values, dict(values)))
+        for name, value in values.items():
+            if isinstance(value, dict) and (name in ("_buffers", "_parameters") or not name.startswith("_")):
+                before.append((value, dict(value)))
+    try:
+        yield
+    finally:
+        for values, saved in before:
+            for name in [n for n in values if n not in saved]:
+                del values[name]
+            for name, value in saved.items():
+                if values.get(name) is not value:
+                    values[name] = value
+
+
+def forget_cached(model: nn.Module) -> None:
+    """Make modules drop what they cached in evaluation mode (such modules do so when they are set to train); the modes stay."""
+    modes = [(m, m.training) for m in model.modules()]
+    if any(type(m).train is not nn.Module.train for m, _ in modes):
+        model.train()
+        for m, training in modes:
+            m.training = training

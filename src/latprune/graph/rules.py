@@ -1,0 +1,108 @@
+"""Rules: what each operation does with the channels of its arguments, and how further operations get one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph.recording import Fields, Info, KernelDraft
+
+if TYPE_CHECKING:
+    from latprune.graph.recorder import Recorder
+
+__all__ = ["Rule", "Step", "find_rule", "register_rule"]
+
+Rule = Callable[["Step"], Any]
+
+_RULES: dict[str, Rule] = {}
+
+
+def register_rule(*operations: str, replace: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule that says how an operation carries channels.
+
+    Args:
+        operations: Names such as ``"aten::relu"`` or ``"mylib::myop"`` (every overload), or with an overload: ``"aten::add.Tensor"``.
+        replace: Allow replacing a rule that exists.
+
+    Returns:
+        A decorator for ``rule(step) -> fields``: the fields of the result (a tuple), or a list of such tuples for several results.
+
+    Raises:
+        InvalidArgumentError: A rule is registered already and ``replace`` is False.
+
+    Example:
+        >>> from latprune.graph import register_rule
+        >>> @register_rule("mylib::scaled_relu")
+        ... def scaled_relu(step):
+        ...     return step.elementwise(step.args[0])
+    """
+
+    def add(rule: Rule) -> Rule:
+        for name in operations:
+            if "::" not in name:
+                raise InvalidArgumentError(f"operations (={name!r}) must be of the form 'namespace::name' or 'namespace::name.overload'")
+            if name in _RULES and not replace:
+                raise InvalidArgumentError(f"operations (={name!r}) has a rule already; pass replace=True to replace it")
+            _RULES[name] = rule
+        return rule
+
+    return add
+
+
+def find_rule(func: Any) -> Rule | None:
+    """The rule of an operator overload, or None."""
+    name = func._schema.name
+    overload = func._schema.overload_name
+    if overload:
+        rule = _RULES.get(f"{name}.{overload}")
+        if rule is not None:
+            return rule
+    rule = _RULES.get(name)
+    if rule is None and name.endswith("_") and not name.endswith("__"):
+        rule = _RULES.get(name[:-1])
+    return rule
+
+
+class Step:
+    """One operation as a rule sees it: its arguments, its results, and the ways to state facts."""
+
+    def __init__(self, recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
+        self.recorder = recorder
+        self.space = recorder.space
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.out = out
+        self.kernel: KernelDraft | None = None
+
+    @property
+    def place(self) -> str:
+        """The operation's name and the module it ran in, for reasons."""
+        module = self.recorder.module_path
+        return f"{self.func} in '{module}'" if module else f"{self.func}"
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or keyword."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def info(self, tensor: torch.Tensor) -> Info:
+        """What is known of ``tensor``."""
+        return self.recorder.info(tensor)
+
+    def fields(self, tensor: torch.Tensor) -> Fields:
+        """The fields of ``tensor``."""
+        return self.recorder.info(tensor).fields
+
+    def freeze(self, fields: Iterable[torch.Tensor], reason: str) -> None:
+        """State that the channels of ``fields`` must stay."""
+        for f in fields:
+            self.space.freeze(f, reason)
+
+    def role(self, labels: torch.Tensor, role: str) -> None:
+        """State what a parameter's dimension does; ``labels`` are a field of the parameter itself (else nothing is stated)."""
+        self.recorder.state_role(labels, role)
