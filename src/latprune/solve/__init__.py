@@ -3,25 +3,40 @@
 from latprune.solve.base import Control, SolveInterrupted, Solver, SolverError, register, solver_named, solver_names
 from latprune.solve.exact import Exact
 from latprune.solve.front import require_answer, solve
+from latprune.solve.frontier import Frontier, FrontierInterrupted, FrontierPoint, hull, solve_frontier
+from latprune.solve.frontier_plot import plot_frontier
 from latprune.solve.greedy import Greedy
 from latprune.solve.group_knapsack import GroupKnapsack, Knapsack
 from latprune.solve.highs import Highs
+from latprune.solve.mindtpy import MindtPy
+from latprune.solve.second_best import second_best
+from latprune.solve.sensitivity import Sensitivity, sensitivity
 from latprune.solve.uniform import Uniform
 
 __all__ = [
     "Control",
     "Exact",
+    "Frontier",
+    "FrontierInterrupted",
+    "FrontierPoint",
     "Greedy",
     "GroupKnapsack",
     "Highs",
     "Knapsack",
+    "MindtPy",
+    "Sensitivity",
     "SolveInterrupted",
     "Solver",
     "SolverError",
     "Uniform",
+    "hull",
+    "plot_frontier",
     "register",
     "require_answer",
+    "second_best",
+    "sensitivity",
     "solve",
+    "solve_frontier",
     "solver_named",
     "solver_names",
 ]

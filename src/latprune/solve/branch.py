@@ -80,7 +80,8 @@ class BranchAndBound:
         control: Clock and gap.
         max_table: Largest joint table of an elimination; TooDense beyond.
         label_cap: Most labels at a time before a part is split.
-        incumbent: Gain of the best feasible states so far (``-inf`` without).
+        start: Multiplier to start from.
+        incumbent: Gain of the best feasible states so far (``-inf`` without); given at the start, only better answers are looked for.
         states: Those states, of the full graph.
         bound: Upper bound on the gain so far.
         nodes: Parts looked at.
@@ -92,6 +93,7 @@ class BranchAndBound:
     control: Control
     max_table: int
     label_cap: int
+    start: float | None = None
     incumbent: float = -math.inf
     states: IntArray | None = None
     bound: float = math.inf
@@ -110,7 +112,7 @@ class BranchAndBound:
     def run(self) -> None:
         """Search until the gap is closed, or the deadline; then ``bound`` and ``incumbent`` tell how far it came."""
         step = restrict(self.graph, [np.ones(n, dtype=np.bool_) for n in self.graph.sizes])
-        root = Node(graph=step.graph, chain=(step,), gain=step.gain, bound=math.inf, multiplier=None)
+        root = Node(graph=step.graph, chain=(step,), gain=step.gain, bound=math.inf, multiplier=self.start)
         closed = -math.inf
         if step.gain == -math.inf:
             self.infeasible = True
@@ -139,7 +141,7 @@ class BranchAndBound:
 
     def _worth(self, bound: float) -> bool:
         """Whether something with this bound could still improve on the incumbent by more than the gap asked for."""
-        if self.incumbent == -math.inf:
+        if self.incumbent == -math.inf or bound == math.inf:
             return bound > -math.inf
         return bound - self.incumbent > max(self.rounding, max(CLOSED, self.control.gap) * max(abs(bound), abs(self.incumbent)))
 

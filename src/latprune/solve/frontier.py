@@ -1,0 +1,326 @@
+"""The best gain at every limit: points of the hull in one pass of the dual, exact answers at chosen limits between them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latprune.errors import BudgetInfeasibleError, InvalidArgumentError
+from latprune.problem import Problem, Solution
+from latprune.problem.types import LIMIT_TOLERANCE, IntArray
+from latprune.problem.writer import FORMAT_VERSION, FRONTIER_FORMAT, write_text
+from latprune.solve.base import Control, SolveInterrupted, Solver, SolverError, answer, solver_named
+from latprune.solve.branch import BranchAndBound, TooDense, survivors
+from latprune.solve.dual import Support, evaluate
+from latprune.solve.elimination import backward
+from latprune.solve.exact import Exact
+from latprune.solve.factors import compile_problem
+from latprune.solve.floor import lowest_use
+from latprune.solve.plan import Plan, make_plan
+from latprune.solve.reduction import Restricted, restrict
+
+__all__ = ["Frontier", "FrontierInterrupted", "FrontierPoint", "hull", "solve_frontier"]
+
+GROUP = 6
+"""Neighbouring limits that share one reduction."""
+HULL_EVALUATIONS = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierPoint:
+    """The answer at one limit."""
+
+    limit: float
+    solution: Solution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontier:
+    """Answers at increasing limits of one resource.
+
+    Attributes:
+        resource: Its name.
+        unit: Its unit.
+        points: In order of their limits; gains never fall.
+    """
+
+    resource: str
+    unit: str
+    points: tuple[FrontierPoint, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The frontier as a JSON object (format version 1)."""
+        solutions = [{"limit": p.limit, **p.solution.to_dict()} for p in self.points]
+        return {"format": FRONTIER_FORMAT, "version": FORMAT_VERSION, "resource": self.resource, "solutions": solutions}
+
+    def to_json(self) -> str:
+        """The text of a frontier file."""
+        return json.dumps(self.to_dict(), allow_nan=False) + "\n"
+
+    def write(self, path: str | Path) -> None:
+        """Write a frontier file (atomically)."""
+        write_text(path, self.to_json())
+
+    def table(self) -> tuple[tuple[str, ...], list[list[float | int | None]]]:
+        """Header and rows: limit, cost, gain, then every variable's choice (None where there is no answer)."""
+        answered = next((p.solution.assignment for p in self.points if p.solution.assignment is not None), {})
+        names = tuple(answered)
+        rows: list[list[float | int | None]] = []
+        for point in self.points:
+            solution = point.solution
+            cost = None if solution.costs is None else solution.costs[self.resource]
+            row: list[float | int | None] = [point.limit, cost, solution.gain]
+            row += [None if solution.assignment is None else solution.assignment[name] for name in names]
+            rows.append(row)
+        return ("limit", self.resource, "gain", *names), rows
+
+
+class FrontierInterrupted(KeyboardInterrupt):
+    """Ctrl-C; ``frontier`` holds the points finished so far."""
+
+    def __init__(self, frontier: Frontier) -> None:
+        super().__init__("interrupted")
+        self.frontier = frontier
+
+
+def hull(problem: Problem, resource: str, *, most: int = 1000) -> list[tuple[float, float, dict[str, int]]]:
+    """Vertices of the upper hull of (use of ``resource``, gain): the answers that some price per unit of the resource makes best.
+
+    One pass of the dual: an edge between two known vertices is probed at its own slope until nothing lies above it. Other resources'
+    limits are not looked at.
+
+    Returns:
+        ``(use, gain, assignment)``, from the lowest use up.
+
+    Raises:
+        SolverNotApplicableError: The group graph is too dense for elimination.
+    """
+    fast = _Fast.of(problem, resource, Exact().max_table)
+    points = fast.hull([], most)
+    result = []
+    for point in points:
+        indices = fast.whole.lift(point.states)[: fast.own]
+        found = problem.evaluate_many(indices[None, :])
+        result.append((float(found.costs[resource][0]), float(found.gain[0]), problem.evaluator.assignment(indices)))
+    return result
+
+
+def solve_frontier(
+    problem: Problem,
+    resource: str,
+    *,
+    points: int = 50,
+    limits: Sequence[float] | None = None,
+    solver: str | Solver = "exact",
+    time_limit: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Frontier:
+    """Solve ``problem`` at many limits of one resource; other resources keep their limits.
+
+    Args:
+        problem: The problem; its own limit on ``resource`` is not looked at.
+        resource: Name of the resource.
+        points: Number of limits, evenly spaced from the floor to the dense use.
+        limits: Limits to use instead, increasing.
+        solver: As for :func:`~latprune.solve.solve`.
+        time_limit: Seconds for all of them; a limit that is not reached takes the answer of the one below it.
+        progress: Called with the points done and their number.
+
+    Raises:
+        BudgetInfeasibleError: No assignment avoids the forbidden entries.
+        FrontierInterrupted: Ctrl-C.
+    """
+    chosen = solver_named(solver) if isinstance(solver, str) else solver
+    if resource not in {r.name for r in problem.costs}:
+        raise InvalidArgumentError(f"resource (={resource!r}) must be one of {[r.name for r in problem.costs]}")
+    if points < 2:
+        raise InvalidArgumentError(f"points (={points}) must be at least 2")
+    control = Control(time_limit=time_limit)
+    unit = next(r.unit for r in problem.costs if r.name == resource)
+    wanted = list(limits) if limits is not None else _spaced(problem, resource, points, control)
+    if any(b <= a for a, b in zip(wanted, wanted[1:], strict=False)):
+        raise InvalidArgumentError("limits must increase")
+    alone = all(r.limit is None for r in problem.costs if r.name != resource)
+    fast: _Fast | None = None
+    if isinstance(chosen, Exact) and alone:
+        try:
+            fast = _Fast.of(problem, resource, chosen.max_table)
+        except TooDense:
+            fast = None
+    done: list[FrontierPoint] = []
+    try:
+        if fast is not None:
+            fast.prepare(wanted)
+        for i, limit in enumerate(wanted):
+            here = problem.replace_limits({resource: limit})
+            if fast is not None and isinstance(chosen, Exact):
+                solution = fast.solve(here, i, chosen, control)
+            else:
+                solution = _one(chosen, here, control)
+            done.append(FrontierPoint(limit=limit, solution=_not_below(done, solution)))
+            if progress is not None:
+                progress(i + 1, len(wanted))
+    except KeyboardInterrupt:
+        raise FrontierInterrupted(Frontier(resource=resource, unit=unit, points=tuple(done))) from None
+    _check_monotone(done)
+    return Frontier(resource=resource, unit=unit, points=tuple(done))
+
+
+def _spaced(problem: Problem, resource: str, points: int, control: Control) -> list[float]:
+    floor, states = lowest_use(problem, resource, control)
+    if states is None:
+        raise BudgetInfeasibleError("every assignment reads a forbidden entry", limit={}, floor={resource: math.inf})
+    dense = problem.evaluate_many(np.array([[len(v.choices) - 1 for v in problem.variables]], dtype=np.int64)).costs[resource][0]
+    if not math.isfinite(dense):
+        raise InvalidArgumentError(f"the dense network's use of {resource!r} is forbidden; give the limits instead")
+    if dense <= floor:
+        return [floor]
+    return [float(x) for x in np.linspace(floor, dense, points)]
+
+
+def _one(solver: Solver, problem: Problem, control: Control) -> Solution:
+    if control.expired():
+        return Solution(solver=solver.name, status="limit")
+    left = None if math.isinf(control.deadline) else control.left
+    try:
+        return solver.run(problem, Control(time_limit=left))
+    except SolveInterrupted:
+        raise KeyboardInterrupt from None
+
+
+def _not_below(done: list[FrontierPoint], solution: Solution) -> Solution:
+    """The answer at a lower limit is an answer here too: it stands in where the search here stopped short of it."""
+    if not done or done[-1].solution.gain is None:
+        return solution
+    before = done[-1].solution
+    assert before.gain is not None
+    if solution.gain is not None and solution.gain >= before.gain:
+        return solution
+    bound = solution.bound if solution.bound is None else max(solution.bound, before.gain)
+    gap = None if bound is None else (bound - before.gain) / max(abs(bound), abs(before.gain), 1e-300)
+    return replace(
+        before, bound=bound, gap=gap, status="optimal" if gap is not None and gap <= 1e-9 else "feasible", seconds=solution.seconds
+    )
+
+
+def _check_monotone(points: list[FrontierPoint]) -> None:
+    gains = [p.solution.gain for p in points if p.solution.gain is not None]
+    for a, b in zip(gains, gains[1:], strict=False):
+        if b < a:
+            raise SolverError(f"the frontier falls from {a} to {b} although the limit rises")
+
+
+class _Fast:
+    """Many limits of one resource on one elimination plan: shared hull, shared reductions."""
+
+    def __init__(self, whole: Restricted, plan: Plan, own: int, constant: float) -> None:
+        self.whole, self.plan, self.own, self.constant = whole, plan, own, constant
+        self.prices: list[tuple[float, float]] = []
+        self.points: list[Support] = []
+        self.budgets: list[float] = []
+        self.part: Restricted | None = None
+        self.part_price = 0.0
+
+    @classmethod
+    def of(cls, problem: Problem, resource: str, max_table: int) -> _Fast:
+        """Raises TooDense where elimination would need too large a table."""
+        graph = compile_problem(problem, [resource])
+        # Budgets are set per limit; zero here, so that a restricted graph's budget is what its fixed part uses, negated.
+        graph = replace(graph, budgets=np.zeros(1))
+        whole = restrict(graph, [np.ones(n, dtype=np.bool_) for n in graph.sizes])
+        plan = make_plan(whole.graph, max_table)
+        if plan is None or plan.stored > max_table:
+            raise TooDense(None)
+        constant = next(r.constant for r in problem.costs if r.name == resource)
+        return cls(whole, plan, graph.own, constant)
+
+    def _budget(self, limit: float) -> float:
+        """What the factors of ``whole`` may use."""
+        return limit + LIMIT_TOLERANCE * abs(limit) - self.constant + float(self.whole.graph.budgets[0])
+
+    def _look(self, alpha: float, beta: float) -> Support | None:
+        run, found = evaluate(self.whole.graph, self.plan, alpha, beta)
+        if found is not None and alpha == 1.0:
+            self.prices.append((beta, run.best))
+        return found
+
+    def hull(self, budgets: list[float], most: int) -> list[Support]:
+        """Hull vertices by increasing cost; with ``budgets``, only edges that hold one are probed, widest first."""
+        low, high = self._look(0.0, 1.0), self._look(1.0, 0.0)
+        if low is None or high is None:
+            return []
+        points = [low, high] if high.cost > low.cost else [high]
+        edges = [(low, high)] if high.cost > low.cost else []
+        evaluations = 2
+        while edges and evaluations < most:
+            edges.sort(key=lambda e: sum(e[0].cost < b < e[1].cost for b in budgets) * 1e6 + e[1].cost - e[0].cost)
+            a, b = edges.pop()
+            if budgets and not any(a.cost < x < b.cost for x in budgets):
+                continue
+            price = (b.gain - a.gain) / (b.cost - a.cost)
+            if price <= 0:
+                continue
+            found = self._look(1.0, price)
+            evaluations += 1
+            assert found is not None
+            above = found.gain - price * found.cost - (a.gain - price * a.cost)
+            if above > 1e-12 * (abs(a.gain) + abs(b.gain)) and a.cost < found.cost < b.cost:
+                points.append(found)
+                edges += [(a, found), (found, b)]
+        self.points = sorted(points, key=lambda p: (p.cost, p.gain))
+        kept: list[Support] = []
+        for point in self.points:
+            if not kept or point.gain > kept[-1].gain:
+                kept.append(point)
+        return kept
+
+    def prepare(self, limits: Sequence[float]) -> None:
+        """The hull around all the limits."""
+        self.budgets = [self._budget(x) for x in limits]
+        self.hull(self.budgets, HULL_EVALUATIONS)
+
+    def _incumbent(self, budget: float) -> float:
+        return max((p.gain for p in self.points if p.cost <= budget), default=-math.inf)
+
+    def _reduce(self, first: int) -> None:
+        """Restrict the graph to the states that can matter for the limits ``first .. first + GROUP - 1``."""
+        budgets = self.budgets[first : first + GROUP]
+        price = min(self.prices, key=lambda p: sum(p[1] + p[0] * b for b in budgets))[0]
+        run, _ = evaluate(self.whole.graph, self.plan, 1.0, price)
+        threshold = min(self._incumbent(b) - price * b for b in budgets)
+        scale = abs(run.best) + price * max(abs(b) for b in budgets)
+        marginals = backward(self.plan, run)
+        self.part = restrict(self.whole.graph, survivors(self.whole.graph, marginals, threshold - 1e-11 * scale))
+        self.part_price = price
+
+    def solve(self, problem: Problem, number: int, solver: Exact, control: Control) -> Solution:
+        """The answer at limit ``number``; ``problem`` carries that limit."""
+        name = solver.name
+        clock = Control(time_limit=None if math.isinf(control.deadline) else max(control.left, 1e-9))
+        if clock.expired():
+            return Solution(solver=name, status="limit")
+        if not self.points or self.points[0].cost > self.budgets[number]:
+            return _one(solver, problem, control)
+        if number % GROUP == 0 or self.part is None:
+            self._reduce(number - number % GROUP)
+        assert self.part is not None
+        budget = self.budgets[number] + float(self.part.graph.budgets[0]) - float(self.whole.graph.budgets[0])
+        search = BranchAndBound(
+            graph=replace(self.part.graph, budgets=np.array([budget])),
+            control=clock,
+            max_table=solver.max_table,
+            label_cap=solver.label_cap,
+            start=self.part_price if self.part_price > 0 else None,
+        )
+        search.run()
+        offset = self.whole.gain + self.part.gain
+        bound = search.bound + offset if math.isfinite(search.bound) else None
+        states: IntArray | None = None if search.states is None else self.whole.lift(self.part.lift(search.states))[: self.own]
+        notes = (f"{search.nodes} nodes, {search.searches} label searches, at most {search.most_labels} labels",)
+        return answer(problem, states, solver=name, control=clock, bound=bound, notes=notes)
