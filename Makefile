@@ -45,12 +45,12 @@ demo: $(VENV)/.stamp-demo ## Train, prune to half the measured latency, verify, 
 	$(BIN)/latprune demo --output $(RESULT)
 
 lint: $(VENV)/.stamp-dev ## Check style and formatting
-	$(BIN)/ruff check src tests benchmarks examples
-	$(BIN)/ruff format --check src tests benchmarks examples
+	$(BIN)/ruff check src tests benchmarks examples tools
+	$(BIN)/ruff format --check src tests benchmarks examples tools
 
 format: $(VENV)/.stamp-dev ## Format the code and mend what ruff can mend
-	$(BIN)/ruff check --fix src tests benchmarks examples
-	$(BIN)/ruff format src tests benchmarks examples
+	$(BIN)/ruff check --fix src tests benchmarks examples tools
+	$(BIN)/ruff format src tests benchmarks examples tools
 
 types: $(VENV)/.stamp-dev ## Check the types of the package
 	$(BIN)/mypy
