@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,21 +58,20 @@ def _detection(name: str) -> Built:
     return network, ([torch.rand(3, side, side)],)
 
 
-def timm_families() -> dict[str, str]:
-    """One small variant of each module of timm that has models."""
+def timm_families() -> dict[str, tuple[str, int, dict[str, Any]]]:
+    """One small variant of each module of timm that has models: its name, image side and options (fewer layers where it is large)."""
     listed = Path(__file__).with_name("zoo_timm.txt").read_text(encoding="utf-8").splitlines()
-    return dict(line.split()[:2] for line in listed if line and not line.startswith("#"))  # type: ignore[misc]
+    fields = [line.split() for line in listed if line and not line.startswith("#")]
+    return {f[0]: (f[1], int(f[3]), json.loads(f[4]) if len(f) > 4 else {}) for f in fields}
 
 
 def _timm(family: str) -> Built:
     torchvision()
     import timm
 
-    name = timm_families()[family]
-    network = timm.create_model(name, pretrained=False)
-    _, side, _ = network.default_cfg["input_size"]
-    fixed = network.default_cfg.get("fixed_input_size", False)
-    return network, torch.randn(1, 3, side, side) if fixed or side < 128 else torch.randn(1, 3, 128, 128)
+    name, side, options = timm_families()[family]
+    network = timm.create_model(name, pretrained=False, **options)
+    return network, torch.randn(1, 3, side, side)
 
 
 def _huggingface_vision(config_name: str, model_name: str, side: int = 64, **options: Any) -> Callable[[], Built]:
