@@ -13,7 +13,7 @@ from latprune.solve.branch import BranchAndBound, TooDense
 from latprune.solve.factors import FactorGraph, compile_problem
 from latprune.solve.floor import infeasible
 from latprune.solve.highs import MILP_ROUNDING
-from latprune.solve.several import solve_several
+from latprune.solve.several import SeveralResult, solve_several
 
 __all__ = ["Exact"]
 
@@ -73,9 +73,13 @@ class Exact(Solver):
 
     def _hand_over(self, problem: Problem, graph: FactorGraph, control: Control, reason: str) -> Solution:
         name = f"{self.name}+highs"
-        result = solve_several(problem, graph, control, max_table=self.max_table)
+        result = SeveralResult()
+        try:
+            solve_several(problem, graph, control, max_table=self.max_table, result=result)
+        except KeyboardInterrupt:
+            result.interrupted = True
         notes = (f"handed over to HiGHS: {reason}", f"{result.rounds} rounds, {result.left} states left by the reduction")
-        if result.infeasible:
+        if result.infeasible and not result.interrupted:
             return infeasible(problem, solver=name, control=control, notes=notes)
         states = None if result.states is None else result.states[: graph.own]
         bound = result.bound if math.isfinite(result.bound) else None

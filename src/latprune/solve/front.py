@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from latprune.errors import BudgetInfeasibleError
 from latprune.problem import Problem, Solution
-from latprune.solve.base import Control, Solver, solver_named
+from latprune.solve.base import Control, SolveInterrupted, Solver, solver_named
 
 __all__ = ["require_answer", "solve"]
 
@@ -47,7 +47,13 @@ def solve(
         {'conv': 8}
     """
     chosen = solver_named(solver) if isinstance(solver, str) else solver
-    return chosen.run(problem, Control(time_limit=time_limit, gap=gap, progress=progress))
+    control = Control(time_limit=time_limit, gap=gap, progress=progress)
+    try:
+        return chosen.run(problem, control)
+    except SolveInterrupted:
+        raise
+    except KeyboardInterrupt:
+        raise SolveInterrupted(Solution(solver=chosen.name, status="limit", seconds=control.seconds)) from None
 
 
 def require_answer(problem: Problem, solution: Solution) -> Solution:

@@ -119,6 +119,7 @@ def solve_frontier(
     limits: Sequence[float] | None = None,
     solver: str | Solver = "exact",
     time_limit: float | None = None,
+    gap: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Frontier:
     """Solve ``problem`` at many limits of one resource; other resources keep their limits.
@@ -130,6 +131,7 @@ def solve_frontier(
         limits: Limits to use instead, increasing.
         solver: As for :func:`~latprune.solve.solve`.
         time_limit: Seconds for all of them; a limit that is not reached takes the answer of the one below it.
+        gap: Relative gap at which an answer is good enough.
         progress: Called with the points done and their number.
 
     Raises:
@@ -141,7 +143,7 @@ def solve_frontier(
         raise InvalidArgumentError(f"resource (={resource!r}) must be one of {[r.name for r in problem.costs]}")
     if points < 2:
         raise InvalidArgumentError(f"points (={points}) must be at least 2")
-    control = Control(time_limit=time_limit)
+    control = Control(time_limit=time_limit, gap=gap)
     unit = next(r.unit for r in problem.costs if r.name == resource)
     wanted = list(limits) if limits is not None else _spaced(problem, resource, points, control)
     if any(b <= a for a, b in zip(wanted, wanted[1:], strict=False)):
@@ -189,7 +191,7 @@ def _one(solver: Solver, problem: Problem, control: Control) -> Solution:
         return Solution(solver=solver.name, status="limit")
     left = None if math.isinf(control.deadline) else control.left
     try:
-        return solver.run(problem, Control(time_limit=left))
+        return solver.run(problem, Control(time_limit=left, gap=control.gap))
     except SolveInterrupted:
         raise KeyboardInterrupt from None
 
@@ -302,7 +304,7 @@ class _Fast:
     def solve(self, problem: Problem, number: int, solver: Exact, control: Control) -> Solution:
         """The answer at limit ``number``; ``problem`` carries that limit."""
         name = solver.name
-        clock = Control(time_limit=None if math.isinf(control.deadline) else max(control.left, 1e-9))
+        clock = Control(time_limit=None if math.isinf(control.deadline) else max(control.left, 1e-9), gap=control.gap)
         if clock.expired():
             return Solution(solver=name, status="limit")
         if not self.points or self.points[0].cost > self.budgets[number]:

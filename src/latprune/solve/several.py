@@ -36,14 +36,13 @@ class SeveralResult:
     left: int = 0
 
 
-def solve_several(problem: Problem, graph: FactorGraph, control: Control, *, max_table: int) -> SeveralResult:
-    """Solve a graph with any number of limited resources.
+def solve_several(problem: Problem, graph: FactorGraph, control: Control, *, max_table: int, result: SeveralResult) -> None:
+    """Solve a graph with any number of limited resources; ``result`` is filled as the search goes, so that an interruption loses nothing.
 
-    The dual's multipliers give a bound and, by the backward pass, what each state can still reach. With a guess under the bound, HiGHS
-    solves the problem restricted to the states that can reach the guess; an answer at or above it is optimal, otherwise the guess is
-    lowered. Where the graph is too dense for elimination HiGHS gets all of it.
+    The dual's multipliers give a bound and, by the backward pass, what each state can still reach. With a guess under the bound, HiGHS solves
+    the problem restricted to the states that can reach the guess; an answer at or above it is optimal, otherwise the guess is lowered. Where
+    the graph is too dense for elimination HiGHS gets all of it.
     """
-    result = SeveralResult()
     accept = accepts(problem, graph)
 
     def offer(states: IntArray) -> None:
@@ -55,7 +54,7 @@ def solve_several(problem: Problem, graph: FactorGraph, control: Control, *, max
     whole = restrict(graph, [np.ones(n, dtype=np.bool_) for n in graph.sizes])
     if whole.gain == -math.inf:
         result.infeasible = True
-        return result
+        return
     plan = make_plan(whole.graph, max_table)
     if plan is None or plan.stored > max_table or not whole.graph.sizes:
         milp = solve_milp(graph, control, accept=accept)
@@ -63,14 +62,14 @@ def solve_several(problem: Problem, graph: FactorGraph, control: Control, *, max
         result.left = sum(graph.sizes)
         if milp.states is not None:
             offer(milp.states)
-        return result
+        return
     dual = minimise_several(whole.graph, plan, control, offer=lambda states, gain: offer(whole.lift(states)))
     if dual.infeasible:
         result.infeasible, result.bound = True, -math.inf
-        return result
+        return
     result.bound = whole.gain + dual.bound
     if dual.run is None or control.expired():
-        return result
+        return
     marginals = backward(plan, dual.run)
     reach = np.concatenate([m for m in marginals.states if m is not None])
     deficits = np.sort(dual.run.best - reach[np.isfinite(reach)])
@@ -98,11 +97,10 @@ def solve_several(problem: Problem, graph: FactorGraph, control: Control, *, max
             result.bound = min(result.bound, max(inside, guess, result.gain))
         if milp.interrupted:
             result.interrupted = True
-            return result
+            return
         if last or result.gain >= guess:
-            return result
+            return
         room = max(room * WIDEN, widest / 100)
-    return result
 
 
 def _lowered(whole: Restricted, part: Restricted, states: IntArray) -> IntArray | None:
