@@ -20,6 +20,12 @@ class TestTorch(EngineContract):
     engine_name = "torch"
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+class TestTorchCompile(EngineContract):
+    engine_name = "torch_compile"
+
+
 class TestOnnxRuntime(EngineContract):
     engine_name = "onnxruntime"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime, available_engines, get_engine, register_engine
 from latprune.latency.engines.onnxruntime import OnnxRuntimeEngine
 from latprune.latency.engines.openvino import OpenVinoEngine
+from latprune.latency.engines.torch_compiled import TorchCompileEngine
 from latprune.latency.engines.torch_eager import TorchEngine
 
 __all__ = [
@@ -13,11 +14,12 @@ __all__ = [
     "KernelTime",
     "OnnxRuntimeEngine",
     "OpenVinoEngine",
+    "TorchCompileEngine",
     "TorchEngine",
     "available_engines",
     "get_engine",
     "register_engine",
 ]
 
-for _engine in (TorchEngine, OnnxRuntimeEngine, OpenVinoEngine):
+for _engine in (TorchEngine, TorchCompileEngine, OnnxRuntimeEngine, OpenVinoEngine):
     register_engine(_engine.name, _engine)

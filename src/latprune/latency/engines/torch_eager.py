@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
 from latprune.latency.target import Target
 
-__all__ = ["TorchEngine", "flatten_outputs"]
+__all__ = ["TorchEngine", "cuda_timed", "flatten_outputs", "torch_device"]
 
 
 class TorchEngine(Engine):
@@ -97,14 +97,7 @@ class _TorchNetwork(CompiledNetwork):
 
     def timed_run(self) -> float:
         """Wall clock on CPU; the device's own events on CUDA."""
-        if self._device.type != "cuda":
-            return CompiledNetwork.timed_run(self)
-        before, after = _event(), _event()
-        before.record()
-        self._forward()
-        after.record()
-        after.synchronize()
-        return float(before.elapsed_time(after))
+        return cuda_timed(self._forward) if self._device.type == "cuda" else CompiledNetwork.timed_run(self)
 
     def outputs(self) -> list[npt.NDArray[np.floating[Any]]]:
         return flatten_outputs(self._forward())
@@ -148,6 +141,16 @@ class _TorchNetwork(CompiledNetwork):
 
     def close(self) -> None:
         self._model = None
+
+
+def cuda_timed(call: Callable[[], Any]) -> float:
+    """Milliseconds that a call keeps the CUDA device busy, by its own events."""
+    before, after = _event(), _event()
+    before.record()
+    call()
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after))
 
 
 def _event() -> Any:

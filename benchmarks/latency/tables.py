@@ -1,0 +1,107 @@
+"""What the full bilayer tables of ResNet-50 (224x224, batch 1, one thread) cost from an empty store: seconds, engine runs, memory, store size.
+
+Beside it what SP-LAMP's whole-network protocol would need: one entry per channel of each group, 3000 inferences each, extrapolated from the
+measured time of one conversion and of one inference at half width.
+
+    python benchmarks/latency/tables.py --engines openvino onnxruntime --output benchmarks/results/latency-tables.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latprune.graph import trace
+from latprune.latency import DesignPoint, Store, Target, build_tables, get_engine, machine_name
+from latprune.latency.protocol import warm_up
+from latprune.latency.sampling import selection_for
+from latprune.surgery import prune
+from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50
+
+MODELS = {
+    "resnet50": (resnet50, (1, 3, 224, 224)),
+    "mobilenet_v2": (mobilenet_v2, (1, 3, 224, 224)),
+    "resnet56": (lambda: cifar_resnet(depth=56), (1, 3, 32, 32)),
+}
+
+
+def whole_network_days(model: torch.nn.Module, graph: Any, x: torch.Tensor, target: Target) -> dict[str, float]:
+    """Days that 3000 inferences at every width of every group would take (SP-LAMP section 4), from one network at half width."""
+    start = time.perf_counter()
+    pruned = copy.deepcopy(model)
+    prune(pruned, graph, selection_for(graph, DesignPoint(widths={name: -(-group.columns // 2) for name, group in graph.groups.items()})))
+    with get_engine(target.engine).compile(pruned, x, target) as network:
+        conversion = time.perf_counter() - start
+        half_ms = warm_up(network)
+    entries = sum(group.columns for group in graph.groups.values())
+    return {
+        "entries": float(entries),
+        "conversion_seconds": conversion,
+        "half_width_ms": half_ms,
+        "days": entries * (conversion + 3000 * half_ms * 1e-3) / 86400,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet50"], choices=list(MODELS))
+    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"])
+    parser.add_argument("--output", type=Path, help="JSON file; rows of other models and engines in it are kept")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = json.loads(args.output.read_text())["rows"] if args.output and args.output.exists() else []
+    print(
+        f"{'model':13} {'engine':12} {'seconds':>8} {'networks':>8} {'runs':>7} {'error':>6} {'again':>7} {'lookup':>9} {'memory':>8} {'whole-network':>14}"
+    )
+    for name in args.models:
+        for engine in args.engines:
+            build, shape = MODELS[name]
+            torch.manual_seed(0)
+            model, x, target = build().eval(), torch.randn(*shape), Target(engine=engine)
+            graph = trace(model, x)
+            with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "latency.sqlite") as store:
+                tables = build_tables(model, graph, x, target, store=store)
+                start = time.perf_counter()
+                again = build_tables(model, graph, x, target, store=store)
+                refit = time.perf_counter() - start
+                size = sum(path.stat().st_size for path in Path(folder).iterdir())
+            assert again.stats.measured_networks == 0
+            start = time.perf_counter()
+            for kernel in tables.kernels:
+                tables.cost(kernel, tables.entries[kernel].dense)
+            lookup = (time.perf_counter() - start) / len(tables.kernels)
+            row = {
+                "model": name,
+                "engine": engine,
+                "engine_version": tables.version,
+                "stats": dataclasses.asdict(tables.stats),
+                "residual": dataclasses.asdict(tables.residual),
+                "refit_seconds": refit,
+                "lookup_ms": lookup * 1e3,
+                "store_megabytes": size / 1e6,
+                "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+                "whole_network": whole_network_days(model, graph, x, target),
+            }
+            rows = [other for other in rows if (other["model"], other["engine"]) != (name, engine)] + [row]
+            print(
+                f"{name:13} {engine:12} {tables.stats.seconds:>8.0f} {tables.stats.networks:>8} {tables.stats.engine_runs:>7} "
+                f"{tables.residual.mean_absolute:>6.1%} {refit:>5.1f} s {row['lookup_ms']:>6.2f} ms {row['peak_gigabytes']:>5.1f} GB "
+                f"{row['whole_network']['days']:>9.1f} days",
+                flush=True,
+            )
+            if args.output:
+                document = {"benchmark": "latency-tables", "machine": machine_name(), "rows": rows}
+                args.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
