@@ -45,9 +45,8 @@ def main() -> None:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     rows = []
-    print(
-        f"{'model':13} {'torchscript':>11} {'dynamo':>8} {'openvino direct':>15} {'read onnx':>9} {'compile':>8} {'ort session':>11}  seconds"
-    )
+    print("seconds")
+    print(f"{'model':13} {'torchscript':>11} {'dynamo':>8} {'openvino direct':>15} {'read onnx':>9} {'compile':>8} {'ort session':>11}")
     models = {
         "resnet56": (lambda: cifar_resnet(depth=56), (1, 3, 32, 32)),
         "mobilenet_v2": (mobilenet_v2, (1, 3, 224, 224)),

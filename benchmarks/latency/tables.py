@@ -1,4 +1,4 @@
-"""What the full bilayer tables of ResNet-50 (224x224, batch 1, one thread) cost from an empty store: seconds, engine runs, memory, store size.
+"""What the full bilayer tables of ResNet-50 (224x224, batch 1, one thread) cost from an empty store: seconds, runs, memory, size.
 
 Beside it what SP-LAMP's whole-network protocol would need: one entry per channel of each group, 3000 inferences each, extrapolated from the
 measured time of one conversion and of one inference at half width.
@@ -60,7 +60,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = json.loads(args.output.read_text())["rows"] if args.output and args.output.exists() else []
     print(
-        f"{'model':13} {'engine':12} {'seconds':>8} {'networks':>8} {'runs':>7} {'error':>6} {'again':>7} {'lookup':>9} {'memory':>8} {'whole-network':>14}"
+        f"{'model':13} {'engine':12} {'seconds':>8} {'networks':>8} {'runs':>7} {'error':>6} {'again':>7} {'lookup':>9} {'memory':>8} "
+        f"{'whole-network':>14}"
     )
     for name in args.models:
         for engine in args.engines:

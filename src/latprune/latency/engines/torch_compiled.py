@@ -28,8 +28,8 @@ _RECOMPILATIONS = 100_000
 class TorchCompileEngine(Engine):
     """``torch.compile`` with static shapes; on CUDA in the mode ``reduce-overhead``, which records CUDA graphs.
 
-    A kernel of Inductor does not say which module it computes, so the profile is the eager modules' own times, scaled to add up to the compiled
-    network's end-to-end time: their proportions are eager's, their sum is not.
+    A kernel of Inductor does not say which module it computes, so the profile is the eager modules' own times, scaled to add up to the
+    compiled network's end-to-end time: their proportions are eager's, their sum is not.
     """
 
     name = "torch_compile"
