@@ -7,20 +7,16 @@ what it needs when it runs. Errors that latprune raises on purpose become one me
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
 from latprune import __version__
+from latprune.cli import demo, export, frontier, inspect, measure, predictor, prune, report, solve, table, verify
 from latprune.errors import LatpruneError
 
 __all__ = ["build_parser", "main"]
 
-_NAMES = ("prune", "measure", "inspect", "verify", "export", "report", "solve", "frontier", "table", "predictor", "demo")
-COMMANDS = tuple(
-    importlib.import_module(f"latprune.cli.{name}") for name in _NAMES if importlib.util.find_spec(f"latprune.cli.{name}") is not None
-)
+COMMANDS = (prune, inspect, verify, export, report, measure, table, predictor, solve, frontier, demo)
 INTERRUPTED = 130
 
 _DESCRIPTION = "Prune a PyTorch model to a latency budget on the engine that will run it."
@@ -29,7 +25,7 @@ examples:
   latprune demo
   latprune inspect --model mypackage.models:net --input 1x3x224x224
   latprune prune --model mypackage.models:net --weights net.safetensors --input 1x3x224x224 --budget 50% --engine openvino -o pruned
-  latprune verify pruned
+  latprune verify pruned/result --model mypackage.models:net
 
 exit codes: 0 done, 1 internal error, 2 bad file or arguments, 3 budget infeasible, 4 stopped by a limit, 5 not applicable or an extra is
 missing, 6 measured over budget, 130 interrupted
