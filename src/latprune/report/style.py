@@ -45,7 +45,7 @@ td small { display: block; color: var(--soft); white-space: nowrap; }
 dl { display: grid; grid-template-columns: fit-content(46%) 1fr; gap: 6px 18px; margin: 0; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-.figure { display: block; width: 100%; height: auto; font-size: 13px; }
+.figure { display: block; width: 100%; max-width: 600px; height: auto; font-size: 13px; }
 .figure .grid { stroke: var(--line); }
 .figure .tick { fill: var(--soft); font-size: 12px; }
 .figure .label, .figure .value { fill: var(--ink); font-weight: 600; }

@@ -34,7 +34,8 @@ def _floor_log10(value: float) -> int:
 
 def latency_svg(bars: LatencyBars) -> str:
     """Dense and pruned latency as horizontal bars with their 95 % intervals, the budget as a line, the prediction as a mark."""
-    left, right, top, row = 74, 24, 34, 46
+    left, right, row = 74, 24, 46
+    top = 34 if bars.limit is not None else 10
     height = top + 2 * row + 40
     values = [bars.dense.high, bars.pruned.high, bars.limit or 0.0, bars.predicted or 0.0]
     scale = (_WIDTH - left - right) / (max(values) * 1.02)
