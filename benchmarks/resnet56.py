@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with cifar10_train.npz, cifar10_test.npz and weights/")
     parser.add_argument("--budget", default="50%")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--methods", default="mdp,uniform,random,sp_lamp")
     parser.add_argument("--train-threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)

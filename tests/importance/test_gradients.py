@@ -39,17 +39,33 @@ def test_taylor_takes_the_absolute_value_within_each_batch() -> None:
     assert (got.units["conv1"] > signed + 1e-6).any()
 
 
-def test_taylor_sums_signed_terms_of_a_group_and_splits_by_layer() -> None:
+def layers_of_the_stem(data: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over batches of |stem + block|, |stem| and |block|, computed from scratch."""
+    model, _ = residual()
+    per_batch = [terms(model, batch, ("stem_norm", "bn2")) for batch in data]
+    parts = zip(*((np.abs(a + b), np.abs(a), np.abs(b)) for a, b in per_batch), strict=True)
+    total, stem, block = (np.mean(part, axis=0) for part in parts)
+    return total, stem, block
+
+
+def test_split_sums_signed_terms_of_a_group_and_splits_by_layer() -> None:
     model, graph = residual()
     data = batches(3)
-    per_batch = [terms(model, batch, ("stem_norm", "bn2")) for batch in data]
-    total = np.mean([np.abs(a + b) for a, b in per_batch], axis=0)
-    stem = np.mean([np.abs(a) for a, _ in per_batch], axis=0)
-    block = np.mean([np.abs(b) for _, b in per_batch], axis=0)
-    got = score(model, graph, TaylorConfig(reduction="per_layer"), data)
+    total, stem, block = layers_of_the_stem(data)
+    got = score(model, graph, TaylorConfig(reduction="split"), data)
     np.testing.assert_allclose(got.units["stem"], total, rtol=1e-5)
     np.testing.assert_allclose(got.shares[("stem", ())], total * stem / (stem + block), rtol=1e-5)
     np.testing.assert_allclose(got.shares[("stem", ("block",))], total * block / (stem + block), rtol=1e-5)
+
+
+def test_per_layer_takes_the_absolute_value_within_each_layer() -> None:
+    model, graph = residual()
+    data = batches(3)
+    _, stem, block = layers_of_the_stem(data)
+    got = score(model, graph, TaylorConfig(), data)
+    np.testing.assert_allclose(got.units["stem"], stem + block, rtol=1e-5)
+    np.testing.assert_allclose(got.shares[("stem", ())], stem, rtol=1e-5)
+    np.testing.assert_allclose(got.shares[("stem", ("block",))], block, rtol=1e-5)
 
 
 def test_per_group_hangs_on_the_blocks_that_all_layers_share() -> None:

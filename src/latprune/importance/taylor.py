@@ -13,10 +13,11 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph.types import ChannelGroup, Role
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.gradients import GradientAccumulator, Layer, accumulate, by_kernel
+from latprune.importance.tensors import combine
 
 __all__ = ["TaylorAccumulator", "TaylorConfig"]
 
-REDUCTIONS = ("per_layer", "per_group")
+REDUCTIONS = ("per_layer", "split", "per_group")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +25,11 @@ class TaylorConfig:
     """Taylor importance of each unit.
 
     Attributes:
-        reduction: ``per_layer`` (MDP): the group's score is split over its layers in proportion to their ``|i_l|``, so that removing a
-            block removes only that block's share. ``per_group`` (HALP): the score is one piece; it hangs on the blocks that hold all its
-            layers.
+        reduction: How the layers of a group make its score. ``per_layer``: the sum of the layers' own scores, each its absolute value
+            (MDP eq. 1 and 2 as printed), so that removing a block removes that block's layers. ``split`` (MDP's published code): the
+            absolute value of the layers' signed sum, split over the layers in proportion to their ``|i_l|``; on a long residual stream the
+            signs cancel and the stream looks unimportant. ``per_group`` (HALP): the same sum in one piece, which hangs on the blocks that
+            hold all the group's layers.
         batches: Score so many batches of the data; None takes all.
     """
 
@@ -43,8 +46,8 @@ class TaylorConfig:
 class TaylorAccumulator(GradientAccumulator):
     """``I = mean over batches of | sum over the group's norm layers of (g_gamma * gamma + g_beta * beta) |``.
 
-    The absolute value is taken within each batch: averaged signed gradients nearly cancel on a trained network and rank otherwise. The
-    signed terms of a group's layers are summed before it, as HALP does. A group without norm layers is scored on the filters that make it,
+    The absolute value is taken within each batch: averaged signed gradients nearly cancel on a trained network and rank otherwise. With
+    ``reduction="per_layer"`` it is also taken within each layer, else the signed terms of a group's layers are summed before it. A group without norm layers is scored on the filters that make it,
     ``| sum w * g_w |`` with the bias among the weights.
     """
 
@@ -64,10 +67,17 @@ class TaylorAccumulator(GradientAccumulator):
         """The absolute value."""
         return np.abs(terms)
 
+    def importance(self) -> Importance:
+        """The mean score over the batches so far."""
+        if self.config.reduction != "per_layer" or not self.batches:
+            return super().importance()
+        units = {name: np.sum(layers, axis=0) / self.batches if layers else self._groups[name] for name, layers in self._layers.items()}
+        return combine(units, self.split(self._layers))
+
     def split(self, contributions: Mapping[str, list[Scores]]) -> dict[str, list[tuple[Blocks, Scores]]]:
         """Per layer, or one share on the blocks that all layers have in common."""
         parts = super().split(contributions)
-        if self.config.reduction == "per_layer":
+        if self.config.reduction != "per_group":
             return parts
         return {name: [(_common([blocks for blocks, _ in found]), np.ones_like(self._groups[name]))] for name, found in parts.items()}
 

@@ -19,8 +19,7 @@ __all__ = ["MDP"]
 class MDP(Method):
     """Multi-Dimensional Pruning.
 
-    Importance: Taylor on norm layers, each group's score split over its member layers, so that removing a block removes only that block's
-    share. Latency: a full matrix per kernel over its input and output widths. Solver: exact (the paper's own route is a heuristic; see
+    Importance: Taylor on norm layers, layer by layer, so that removing a block removes only that block's share. Latency: a full matrix per kernel over its input and output widths. Solver: exact (the paper's own route is a heuristic; see
     ``solver="mindtpy"``).
 
     Attributes:
@@ -34,7 +33,7 @@ class MDP(Method):
     """
 
     name: ClassVar[str] = "mdp"
-    score: object = field(default_factory=lambda: TaylorConfig(reduction="per_layer"))
+    score: object = field(default_factory=lambda: TaylorConfig())
     channels: bool = True
     blocks: bool = True
 
