@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from support.vision import torchvision  # noqa: E402
 
-__all__ = ["create", "names"]
+__all__ = ["create", "names", "preload"]
 
 Built = tuple[nn.Module, Any]
 """The network and its example inputs: a tensor, a tuple, or a dict of keyword inputs."""
@@ -196,6 +197,17 @@ def names() -> list[str]:
         *(f"huggingface:{name}" for name in HUGGINGFACE),
         *(f"timm:{name}" for name in timm_families()),
     ]
+
+
+def preload(wanted: list[str]) -> None:
+    """Import what the named networks need, once, for the processes that are started from this one."""
+    families = {name.partition(":")[0] for name in wanted}
+    torchvision()
+    for family, package in (("timm", "timm"), ("huggingface", "transformers")):
+        if family in families:
+            importlib.import_module(package)
+    for package in ("latprune.export", "latprune.surgery", "latprune.zoo", "onnx", "onnxruntime"):
+        importlib.import_module(package)
 
 
 def create(name: str) -> Built:
