@@ -76,6 +76,7 @@ def find_branches(recording: Recording) -> list[Branch]:
     for n, preds in enumerate(flow.pred):
         for p in preds:
             consumers.setdefault(p, []).append(n)
+    alive = _reaching_outputs(recording, flow)
     branches: list[Branch] = []
     names: dict[str, int] = {}
     for node in nodes:
@@ -87,7 +88,7 @@ def find_branches(recording: Recording) -> list[Branch]:
         branch = _branch_at(node, a, b, nodes, flow)
         if branch is None:
             continue
-        if any(c not in branch.nodes and c != node.index for n in branch.nodes for c in consumers.get(n, ())):
+        if any(c in alive and c not in branch.nodes and c != node.index for n in branch.nodes for c in consumers.get(n, ())):
             continue  # something inside the branch is read elsewhere
         if any(info.node in branch.nodes for info in recording.outputs):
             continue
@@ -101,6 +102,18 @@ def find_branches(recording: Recording) -> list[Branch]:
         around = [o for o in branches if o is not branch and branch.join in o.nodes]
         branch.parents = tuple(o.name for o in sorted(around, key=lambda o: len(o.nodes), reverse=True))
     return branches
+
+
+def _reaching_outputs(recording: Recording, flow: _Flow) -> set[int]:
+    """Nodes that the outputs depend on."""
+    alive = {i.node for i in recording.outputs if i.node >= 0}
+    todo = list(alive)
+    while todo:
+        for p in flow.pred[todo.pop()]:
+            if p >= 0 and p not in alive:
+                alive.add(p)
+                todo.append(p)
+    return alive
 
 
 def _branch_at(node: Node, a: Info, b: Info, nodes: list[Node], flow: _Flow) -> Branch | None:

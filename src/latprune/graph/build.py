@@ -384,7 +384,7 @@ class _Builder:
         carried: dict[int, bool] = {}
         parameters = dict(self.model.named_parameters())
         for r in self.recording.space.ranges:
-            if r.kind != "tensor" or r.tensor not in parameters:
+            if r.kind != "tensor" or r.tensor not in parameters or (r.dim == 1 and r.tensor in self.recording.grouped):
                 continue
             relevant = any(role in ("producer", "consumer", "depthwise") for role, _ in self.recording.roles.get((r.tensor, r.dim), ()))
             here = own[self.grouping.roots[r.start : r.stop]]

@@ -54,7 +54,7 @@ def _meet_two(
     for f, dims in loose:
         finer = [g for g, other in spare if set(dims) < set(other)]
         coarser = [g for g, other in spare if set(other) < set(dims)]
-        if not _blank(dims, right_shape, covered_right):
+        if not _blank(dims, right_shape, covered_right) or any(_crossing(dims, other) for other in right_dims):
             space.freeze(f, f"meets values that carry no channels in {place}")
             continue
         for g in finer:
@@ -64,7 +64,7 @@ def _meet_two(
         if not finer:
             kept.append(f)
     for g, dims in spare:
-        if not _blank(dims, left_shape, covered_left):
+        if not _blank(dims, left_shape, covered_left) or any(_crossing(dims, varying(f)) for f in left):
             space.freeze(g, f"meets values that carry no channels in {place}")
             continue
         if not any(set(dims) < set(other) for _, other in loose):
@@ -75,6 +75,11 @@ def _meet_two(
 def _link(space: LabelSpace, coarse: torch.Tensor, fine: torch.Tensor, coarse_shape: list[int], fine_shape: list[int]) -> None:
     """``coarse`` meets ``fine``: a bundle where its tensor has size 1 along the missing dimensions."""
     space.bundle(coarse, fine)
+
+
+def _crossing(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether two sets of dimensions overlap and neither holds the other: how the labels meet is not known then."""
+    return bool(set(a) & set(b)) and not set(a) <= set(b) and not set(b) <= set(a)
 
 
 def _blank(dims: Sequence[int], shape: Sequence[int], covered: set[int]) -> bool:

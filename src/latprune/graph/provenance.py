@@ -235,6 +235,9 @@ class CallWatcher(TorchFunctionMode):
                 return func(*args, **kwargs)
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
             return torch.Size(sizes) if dim is None else sizes[dim]
+        if name in ("numel", "nelement"):
+            sizes = self.trace_sizes(args[0])
+            return func(*args, **kwargs) if sizes is None else math.prod(sizes)
         if name in _VALUE_CALLS:
             for value in args:
                 if isinstance(value, TracedInt):

@@ -96,6 +96,10 @@ class Branch:
     parents: tuple[str, ...] = ()
 
 
+def _depends_on_inputs(node: Node) -> bool:
+    return any(o.dynamic for o in node.outputs)
+
+
 def short_name(node: Node) -> str:
     """The operator's name without namespace and overload."""
     return node.op.split(".")[1]
@@ -152,7 +156,7 @@ def _whole_module(branch: Branch, recording: Recording, consumers: dict[int, lis
     if tail is None:
         return more
     allowed = inside | set(tail)
-    if any(n not in allowed and any(i.dynamic for i in nodes[n].inputs) for n in range(call.start, call.stop)):
+    if any(n not in allowed and _depends_on_inputs(nodes[n]) for n in range(call.start, call.stop)):
         return more
     source = nodes[branch.join].inputs[1 - branch.operand]
     entry = [k for k, i in enumerate(call.inputs) if i.node == branch.fork]
@@ -207,7 +211,7 @@ def _calls_inside(branch: Branch, recording: Recording) -> list[ModuleCall]:
     for call in recording.module_calls:
         if not call.path or (found and found[-1].start <= call.start and call.stop <= found[-1].stop and call.stop > call.start):
             continue
-        moving = [n for n in range(call.start, call.stop) if any(i.dynamic for i in nodes[n].inputs)]
+        moving = [n for n in range(call.start, call.stop) if _depends_on_inputs(nodes[n])]
         if moving and all(n in branch.nodes for n in moving):
             found.append(call)
         elif not moving and call.inputs and call.outputs and all(i.node in branch.nodes for i in call.inputs):

@@ -23,6 +23,13 @@ from latprune.graph.tensors import flatten_tensors, operands, structure
 __all__ = ["Recorder"]
 
 
+_CREATING = frozenset(
+    f"aten::{name}"
+    for name in "new_zeros new_ones new_empty new_full new_empty_strided zeros_like ones_like full_like empty_like rand_like randn_like".split()
+)
+"""Operations that read nothing but the shape and type of their argument."""
+
+
 class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records one run of ``model``."""
 
@@ -146,7 +153,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         outs = [out] if isinstance(out, torch.Tensor) else flatten_tensors(out)
         index = len(self.nodes)
-        dynamic = any(i.dynamic for i in infos)
+        dynamic = any(i.dynamic for i in infos) and func._schema.name not in _CREATING
         node = Node(
             index=index,
             op=str(func),
@@ -157,10 +164,11 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             literals=tuple(a for a in args if not isinstance(a, torch.Tensor)),
         )
         fields: list[Fields] = [()] * len(outs)
-        if any(i.fields for i in infos):
+        labelled = any(i.fields for i in infos)
+        rule = find_rule(func) if labelled or dynamic else None
+        if labelled or rule is not None:
             step = Step(self, func, args, kwargs, out)
             self._step_roles = []
-            rule = find_rule(func)
             if rule is None:
                 reason = f"no rule for {step.place}; register one with latprune.graph.register_rule"
                 for i in infos:

@@ -38,6 +38,11 @@ def _first(out: Any) -> torch.Tensor:
     return out if isinstance(out, torch.Tensor) else next(t for t in out if isinstance(t, torch.Tensor))
 
 
+def extents(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape with size 1 where the tensor is expanded: there it holds one value, which meets all channels alike."""
+    return tuple(1 if stride == 0 else n for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def label_axis(fields: Fields, shape: tuple[int, ...], dim: int) -> torch.Tensor | int:
     """The labels along ``dim`` where a field varies along it alone, all labels of a joint field, else the constant size."""
     for f in fields:
@@ -57,7 +62,7 @@ def elementwise(step: Step) -> Fields:
     out = _first(step.out)
     rank = out.dim()
     operands = _operands(step)
-    result = meet(step.space, [(step.fields(t), tuple(t.shape)) for t in operands], rank, step.place)
+    result = meet(step.space, [(step.fields(t), extents(t)) for t in operands], rank, step.place)
     name = step.func._schema.name.split("::")[1].rstrip("_")
     if any(step.info(t).dynamic for t in operands) and name != "copy":
         kind = "activation" if name in ACTIVATIONS else "elementwise"

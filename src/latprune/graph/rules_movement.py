@@ -27,7 +27,7 @@ def same(step: Step) -> Fields:
 
 @register_rule("aten::new_zeros", "aten::new_ones", "aten::new_empty", "aten::new_full", "aten::new_empty_strided", "aten::is_same_size")
 def created(step: Step) -> Fields:
-    """A new tensor takes nothing but type and device from its argument."""
+    """A new tensor takes nothing but type and device from its argument: it does not depend on the inputs."""
     return ()
 
 
