@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from latprune.latency import machine_name
+
 LATPRUNE = [sys.executable, "-m", "latprune.cli"]
 
 
@@ -51,7 +53,7 @@ def main() -> None:
             ratio = rows[method]["ratio"]
     output = {
         "benchmark": "resnet56",
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "platform": platform.platform()},
+        "machine": {"processor": machine_name(), "cores": os.cpu_count(), "platform": platform.platform()},
         "engine": args.engine,
         "budget": args.budget,
         "epochs": args.epochs,
@@ -140,13 +142,6 @@ def print_table(rows: dict[str, Any]) -> None:
             f"{'':36} wall {row['wall_seconds']:.0f} s, peak {row['peak_memory_gb']:.2f} GB; "
             + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in row["stage_seconds"].items())
         )
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":
