@@ -37,7 +37,7 @@ def register_rule(*operations: str, replace: bool = False) -> Callable[[Rule], R
         >>> from latprune.graph import register_rule
         >>> @register_rule("mylib::scaled_relu")
         ... def scaled_relu(step):
-        ...     return step.elementwise(step.args[0])
+        ...     return step.elementwise()
     """
 
     def add(rule: Rule) -> Rule:
@@ -97,6 +97,12 @@ class Step:
     def fields(self, tensor: torch.Tensor) -> Fields:
         """The fields of ``tensor``."""
         return self.recorder.info(tensor).fields
+
+    def elementwise(self) -> Fields:
+        """The fields of a result that is computed place by place from all tensor arguments, which broadcast."""
+        from latprune.graph.rules_compute import elementwise
+
+        return elementwise(self)
 
     def freeze(self, fields: Iterable[torch.Tensor], reason: str) -> None:
         """State that the channels of ``fields`` must stay."""
