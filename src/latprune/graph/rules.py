@@ -102,7 +102,8 @@ class Step:
         """The fields of a result that is computed place by place from all tensor arguments, which broadcast."""
         from latprune.graph.rules_compute import elementwise
 
-        return elementwise(self)
+        result: Fields = elementwise(self)
+        return result
 
     def freeze(self, fields: Iterable[torch.Tensor], reason: str) -> None:
         """State that the channels of ``fields`` must stay."""
