@@ -114,5 +114,7 @@ def random_problem(seed: int, *, resources: int | None = None, unary: bool = Fal
             # Away from attained costs, and often low.
             k = int(len(values) * rng.random() ** 1.5)
             k = min(k, len(values) - 1)
-            limits[resource.name] = float(values[k] if integers and rng.random() < 0.5 else (values[k] + values[min(k + 1, len(values) - 1)]) / 2)
+            limits[resource.name] = float(
+                values[k] if integers and rng.random() < 0.5 else (values[k] + values[min(k + 1, len(values) - 1)]) / 2
+            )
     return problem.replace_limits(limits)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from latprune.errors import SolverNotApplicableError
 from latprune.problem.types import IntArray
 from latprune.solve.base import Control
 from latprune.solve.dual import Dual, Support, minimise_dual
@@ -25,12 +26,11 @@ CLOSED = 1e-10
 WIDEN = 3.0
 
 
-class TooDense(Exception):
-    """Elimination would need a table beyond the limit; ``restricted`` is what the reduction left (for another solver)."""
+class TooDense(SolverNotApplicableError):
+    """Elimination would need a table beyond the limit: the group graph is too dense for it."""
 
-    def __init__(self, entries: int | None) -> None:
-        super().__init__(f"tables of {entries} entries")
-        self.entries = entries
+    def __init__(self) -> None:
+        super().__init__("the group graph is too dense for elimination; use solver 'highs', or tables with fewer choices")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -162,7 +162,7 @@ class BranchAndBound:
     def _plan(self, graph: FactorGraph) -> Plan:
         plan = make_plan(graph, self.max_table)
         if plan is None or plan.stored > self.max_table:
-            raise TooDense(None if plan is None else plan.stored)
+            raise TooDense
         return plan
 
     def _dual(self, node: Node, plan: Plan, floor: float) -> Dual:

@@ -238,7 +238,7 @@ class _Fast:
         whole = restrict(graph, [np.ones(n, dtype=np.bool_) for n in graph.sizes])
         plan = make_plan(whole.graph, max_table)
         if plan is None or plan.stored > max_table:
-            raise TooDense(None)
+            raise TooDense
         constant = next(r.constant for r in problem.costs if r.name == resource)
         return cls(whole, plan, graph.own, constant)
 

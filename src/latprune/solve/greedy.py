@@ -14,7 +14,7 @@ from latprune.solve.uniform import nothing_found
 
 __all__ = ["Greedy"]
 
-MAX_THRESHOLDS = 2000
+MAX_THRESHOLDS = 500
 
 
 def alone(problem: Problem) -> tuple[FloatArray, FloatArray, IntArray]:
@@ -39,7 +39,7 @@ def alone(problem: Problem) -> tuple[FloatArray, FloatArray, IntArray]:
 
 
 def thresholds(gain: FloatArray, cost: FloatArray, owner: IntArray) -> FloatArray:
-    """Increasing prices of cost at which some variable changes its choice, thinned to at most 2,000."""
+    """Increasing prices of cost at which some variable changes its choice, thinned to at most 500."""
     prices = [np.zeros(1)]
     for variable in np.unique(owner):
         mine = owner == variable

@@ -46,8 +46,9 @@ class GroupKnapsack(Solver):
 
     Attributes:
         units: None solves in floating point and proves the optimum (Pareto labels with the Lagrangian bound). A number scales the room
-            above the floor to that many integer units, as the paper does; each option is rounded *up*, so the true cost never exceeds the limit (the
-            paper rounds to nearest, which can), the answer is ``feasible`` and the bound comes from the same program rounded down.
+            above the floor to that many integer units, as the paper does; each option is rounded *up*, so the true cost never exceeds the
+            limit (the paper rounds to nearest, which can), the answer is ``feasible`` and the bound comes from the same program rounded
+            down.
     """
 
     name: ClassVar[str] = "group-knapsack"

@@ -52,7 +52,7 @@ def sensitivity(problem: Problem, solution: Solution) -> Sensitivity:
 
     Raises:
         InvalidArgumentError: The solution has no assignment.
-        TooDense: The group graph is too dense for the dual by elimination.
+        SolverNotApplicableError: The group graph is too dense for the dual by elimination.
     """
     if solution.assignment is None:
         raise InvalidArgumentError(f"solution (status {solution.status!r}) has no assignment to look at")
@@ -82,7 +82,7 @@ def _multipliers(problem: Problem) -> dict[str, float]:
         return dict.fromkeys(graph.resources, 0.0)
     plan = make_plan(small, Exact().max_table)
     if plan is None or plan.stored > Exact().max_table:
-        raise TooDense(None)
+        raise TooDense
     if len(graph.resources) == 1:
         return {graph.resources[0]: float(minimise_dual(small, plan, Control(), precision=0.0).multiplier)}
     found = minimise_several(small, plan, Control()).multipliers

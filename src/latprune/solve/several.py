@@ -39,9 +39,9 @@ class SeveralResult:
 def solve_several(problem: Problem, graph: FactorGraph, control: Control, *, max_table: int, result: SeveralResult) -> None:
     """Solve a graph with any number of limited resources; ``result`` is filled as the search goes, so that an interruption loses nothing.
 
-    The dual's multipliers give a bound and, by the backward pass, what each state can still reach. With a guess under the bound, HiGHS solves
-    the problem restricted to the states that can reach the guess; an answer at or above it is optimal, otherwise the guess is lowered. Where
-    the graph is too dense for elimination HiGHS gets all of it.
+    The dual's multipliers give a bound and, by the backward pass, what each state can still reach. With a guess under the bound, HiGHS
+    solves the problem restricted to the states that can reach the guess; an answer at or above it is optimal, otherwise the guess is
+    lowered. Where the graph is too dense for elimination HiGHS gets all of it.
     """
     accept = accepts(problem, graph)
 
