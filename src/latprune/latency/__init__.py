@@ -21,6 +21,7 @@ from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Sto
 from latprune.latency.surface import SizeSurface, fit_surface
 from latprune.latency.tables import KernelTable, LatencyTables, Residual, TableStats
 from latprune.latency.target import PRECISIONS, Target
+from latprune.latency.unary import measure_unary_contributions, unary_contributions
 
 __all__ = [
     "PRECISIONS",
@@ -55,10 +56,12 @@ __all__ = [
     "machine_name",
     "measure",
     "measure_fixed_runs",
+    "measure_unary_contributions",
     "merge_stores",
     "network_fingerprint",
     "read_samples",
     "register_engine",
     "target_context",
     "train_predictor",
+    "unary_contributions",
 ]
