@@ -1,17 +1,13 @@
 """Evaluation against a plain reading of the format, one assignment at a time."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from latprune.errors import InvalidArgumentError
 from latprune.problem import Problem, Resource, Sum, Term, Variable, is_satisfied
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "solve"))
-from solve_cases import all_indices, random_problem  # noqa: E402
+from support.problems import all_indices, random_problem
 
 
 def by_the_book(problem: Problem, terms: tuple[Term, ...], values: dict[str, int]) -> float:

@@ -32,7 +32,7 @@ def brute_force(problem: Problem) -> Truth:
 
 
 def random_problem(seed: int, *, resources: int | None = None, unary: bool = False) -> Problem:
-    """A problem with at most a few thousand assignments: gates, nested gates, triples, sums, block-block terms, ties, negatives, forbidden entries."""
+    """A problem with at most a few thousand assignments and every feature of the format: ties, negatives and forbidden entries too."""
     rng = np.random.default_rng(seed)
     integers = rng.random() < 0.5
     blocks = [Variable(name=f"b{i}", kind="block", choices=(0, 1)) for i in range(rng.integers(0, 4))]
@@ -118,3 +118,52 @@ def random_problem(seed: int, *, resources: int | None = None, unary: bool = Fal
                 values[k] if integers and rng.random() < 0.5 else (values[k] + values[min(k + 1, len(values) - 1)]) / 2
             )
     return problem.replace_limits(limits)
+
+
+def medium_problem(seed: int) -> Problem:
+    """A residual network in small: stages of a few blocks, a shared hub each, noisy staircase pairs, a concat tail; about 30 variables.
+
+    Too large for brute force; its limit lies away from attained costs because its costs are random.
+    """
+    rng = np.random.default_rng(seed)
+    variables: list[Variable] = []
+    gains: list[Term] = []
+    terms: list[Term] = []
+
+    def width(name: str, most: int) -> Variable:
+        count = int(rng.integers(3, most + 1))
+        variable = Variable(name=name, choices=tuple(range(8, 8 * count + 1, 8)))
+        variables.append(variable)
+        gains.append(Term(name=name, over=(name,), table=np.cumsum(np.sort(rng.lognormal(0, 1, count))[::-1])))
+        return variable
+
+    def kernel(reads: Variable, writes: Variable, gate: tuple[str, ...]) -> None:
+        a, b = np.array(reads.choices), np.array(writes.choices)
+        stairs = np.outer(np.ceil(a / 16), np.ceil(b / 16)) * rng.uniform(0.05, 0.2) + 0.05
+        terms.append(
+            Term(name="kernel", over=(reads.name, writes.name), gate=gate, table=stairs * (1 + 0.05 * rng.standard_normal(stairs.shape)))
+        )
+
+    previous = width("stem", 6)
+    for stage in range(int(rng.integers(1, 4))):
+        hub = width(f"hub{stage}", 8)
+        kernel(previous, hub, ())
+        for block in range(int(rng.integers(1, 4))):
+            name = f"block{stage}.{block}"
+            variables.append(Variable(name=name, kind="block", choices=(0, 1)))
+            inner = width(f"inner{stage}.{block}", 6)
+            gains[-1] = Term(name=inner.name, over=(inner.name,), gate=(name,), table=gains[-1].table)
+            kernel(hub, inner, (name,))
+            kernel(inner, hub, (name,))
+        previous = hub
+    if rng.random() < 0.5:
+        parts = [previous, width("branch1", 4), width("branch2", 4)]
+        total = sum(p.choices[-1] for p in parts)
+        at = tuple(range(16, total + 16, 16))
+        table = 0.3 * np.arange(1, len(at) + 1) * (1 + 0.05 * rng.standard_normal(len(at)))
+        terms.append(Term(name="concat", over=(Sum(members=tuple(p.name for p in parts), at=at),), table=table))  # type: ignore[arg-type]
+    problem = Problem(
+        variables=tuple(variables), gains=tuple(gains), costs=(Resource(name="latency", unit="ms", constant=0.1, terms=tuple(terms)),)
+    )
+    dense = problem.evaluate({v.name: v.choices[-1] for v in variables}).costs["latency"]
+    return problem.replace_limits({"latency": float(dense * rng.uniform(0.15, 0.9))})
