@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
 
 if TYPE_CHECKING:
-    from latprune.latency import LatencyTables
+    from torch import nn
+
+    from latprune.graph import ExampleInputs
+    from latprune.latency import LatencyTables, Target
 
 __all__ = ["add_parser", "run"]
 
@@ -17,6 +20,9 @@ examples:
   latprune measure --model latprune.zoo:cifar_resnet --model-arg depth=56 --input 1x3x32x32 --engine openvino
   latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --threads 2 -o tables.json
   latprune measure --model nets.py:net --input 1x3x224x224 --extend --max-networks 200
+  latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --plan kit.zip
+    (on the device: unzip kit.zip run.py && python run.py kit.zip results.json)
+  latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --plan kit.zip --results results.json
 """
 
 
@@ -39,6 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     group.add_argument("--extend", action="store_true", help="measure up to --max-networks even where the tables are good already")
     group.add_argument("--seed", type=int, default=0, help="seed of the choice of networks (default: %(default)s)")
     group.add_argument("-o", "--output", metavar="FILE", help="also write the tables as JSON")
+    kit = parser.add_argument_group("another device", "one that runs neither PyTorch nor latprune")
+    kit.add_argument("--plan", metavar="KIT.zip", help="write the networks and a one-file runner instead of measuring")
+    kit.add_argument("--results", metavar="FILE", help="add what the runner of --plan wrote to the store instead of measuring")
     parser.set_defaults(run=run)
 
 
@@ -55,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     target = target_from(args)
     model = load_model(args.model, args.model_arg, args.weights)
     inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
+    if args.plan or args.results:
+        return _kit(args, model, inputs, target)
     report = reporter()
 
     def progress(state: TableProgress) -> None:
@@ -81,6 +92,23 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         Path(args.output).write_text(json.dumps(tables.to_dict()))
         print(f"tables written to {args.output}")
+    return 0
+
+
+def _kit(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, target: Target) -> int:
+    from latprune.errors import InvalidArgumentError
+    from latprune.graph import trace
+    from latprune.latency import Store, import_kit_results, write_kit
+
+    if not args.plan:
+        raise InvalidArgumentError("--results needs --plan, the kit that was run")
+    graph = trace(model, inputs)
+    if args.results:
+        with Store(args.store) as store:
+            print(f"{import_kit_results(store, args.plan, args.results, graph)} networks added to {store.path}")
+        return 0
+    identity = write_kit(args.plan, model, graph, inputs, target, networks=args.max_networks, seed=args.seed)
+    print(f"kit {identity} written to {args.plan}; on the device: unzip it and run python run.py {args.plan} results.json")
     return 0
 
 

@@ -13,6 +13,7 @@ from latprune.latency.engines import (
     register_engine,
 )
 from latprune.latency.exchange import export_samples, import_samples, merge_stores, read_samples
+from latprune.latency.kit import import_kit_results, write_kit
 from latprune.latency.machine import machine_name
 from latprune.latency.predictor import KernelPrediction, KernelPredictor, train_predictor
 from latprune.latency.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
@@ -51,6 +52,7 @@ __all__ = [
     "export_samples",
     "fit_surface",
     "get_engine",
+    "import_kit_results",
     "import_samples",
     "kernel_signature",
     "machine_name",
@@ -64,4 +66,5 @@ __all__ = [
     "target_context",
     "train_predictor",
     "unary_contributions",
+    "write_kit",
 ]

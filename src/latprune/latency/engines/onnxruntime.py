@@ -19,7 +19,7 @@ from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
 from latprune.latency.target import Target
 
-__all__ = ["OnnxRuntimeEngine"]
+__all__ = ["OnnxRuntimeEngine", "step_path"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _CONTRACTIONS = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
@@ -64,6 +64,15 @@ def _provider(runtime: Any, device: str) -> tuple[str, dict[str, Any]]:
     if name not in available:
         raise EngineError(f"device (={device!r}) needs the execution provider {name}; this onnxruntime has {', '.join(available)}")
     return name, {"device_id": int(index)} if index else {}
+
+
+def step_path(exported: OnnxNetwork, step: str, op: str) -> str | None:
+    """The module of a step of ONNX Runtime: by the node's name, or by the tensor that a fused step is named after."""
+    name = step.removesuffix("_nchwc").removesuffix("_token")
+    path = exported.paths.get(name)
+    if path is not None:
+        return path
+    return exported.path_of_tensor(name, contraction=op in _CONTRACTIONS)
 
 
 class _OnnxRuntimeNetwork(CompiledNetwork):
@@ -138,21 +147,13 @@ class _OnnxRuntimeNetwork(CompiledNetwork):
                 KernelTime(
                     name=step,
                     op=ops[step],
-                    path=self._path(step, ops[step]),
+                    path=step_path(self._exported, step, ops[step]),
                     order=order,
                     ms=float(per_run.mean()) * 1e-3,
                     runs=len(per_run),
                 )
             )
         return result
-
-    def _path(self, step: str, op: str) -> str | None:
-        """The module of a step: by the node's name, or by the tensor that a fused step is named after."""
-        name = step.removesuffix("_nchwc").removesuffix("_token")
-        path = self._exported.paths.get(name)
-        if path is not None:
-            return path
-        return self._exported.path_of_tensor(name, contraction=op in _CONTRACTIONS)
 
     def close(self) -> None:
         self._session = None

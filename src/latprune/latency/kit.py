@@ -1,0 +1,249 @@
+"""Measuring on a device that runs neither PyTorch nor latprune: a zip with models and a one-file runner; its answer becomes a table.
+
+The kit holds ONNX models (the dense network and width-varied copies), a plan, and ``run.py``, which needs Python, numpy and ONNX Runtime.
+On the device: ``python run.py kit.zip results.json``. The runner writes its answer after every network and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.resources
+import io
+import json
+import math
+import zipfile
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.latency.design import DesignPoint, design_points
+from latprune.latency.engines import KernelTime
+from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
+from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
+from latprune.latency.engines.onnxruntime import step_path
+from latprune.latency.matching import match_profile
+from latprune.latency.sampling import selection_for
+from latprune.latency.signature import kernel_signature, network_fingerprint
+from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Store
+from latprune.latency.target import Target
+
+if TYPE_CHECKING:
+    from latprune.graph import ModelGraph
+
+__all__ = ["import_kit_results", "write_kit"]
+
+_FORMAT = "latprune/latency-kit"
+_RESULTS = "latprune/latency-kit-results"
+_VERSION = 1
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Step(_Strict):
+    name: str
+    op: str
+    ms: float = Field(ge=0, allow_inf_nan=False)
+
+
+class _Network(_Strict):
+    index: int = Field(ge=0)
+    ms: float = Field(gt=0, allow_inf_nan=False)
+    reference_ms: float = Field(gt=0, allow_inf_nan=False)
+    spread: float = Field(ge=0, allow_inf_nan=False)
+    runs: int = Field(ge=1)
+    created: float
+    steps: tuple[_Step, ...]
+
+
+class _Results(_Strict):
+    format: str
+    version: int
+    kit: str
+    engine_version: str = Field(min_length=1)
+    machine: str = Field(min_length=1)
+    provider: str
+    networks: tuple[_Network, ...]
+
+
+def write_kit(
+    path: str | Path,
+    model: nn.Module,
+    graph: ModelGraph,
+    example_inputs: Any,
+    target: Target,
+    *,
+    networks: int = 48,
+    seed: int = 0,
+) -> str:
+    """Write a kit of ``networks`` width-varied networks; returns its identity, which results must carry.
+
+    Args:
+        path: Zip file to write.
+        model: The dense model; it is left as it is.
+        graph: Its trace.
+        example_inputs: What it runs on.
+        target: Conditions to measure under. ``engine`` must be ``onnxruntime``; ``device`` is ``cpu`` or the name of an execution provider.
+        networks: Width-varied networks.
+        seed: Seed of the design: the same as ``build_tables`` would measure.
+    """
+    from latprune.surgery import prune
+
+    if target.engine != "onnxruntime":
+        raise InvalidArgumentError(f"target.engine (={target.engine!r}) must be 'onnxruntime': the runner needs nothing else on the device")
+    if networks < 2:
+        raise InvalidArgumentError(f"networks (={networks}) must be at least 2")
+    inputs = prepare_inputs(example_inputs, target, cast=True)
+    points = list(islice(design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=seed), networks))
+    files: dict[str, bytes] = {}
+    entries = []
+    for index, point in enumerate([DesignPoint(widths={}), *points]):
+        changed = copy.deepcopy(model)
+        if index:
+            prune(changed, graph, selection_for(graph, point))
+        exported = export_onnx(evaluation_copy(changed, target, cast=True), inputs)
+        files[f"models/{index}.onnx"] = exported.data
+        entries.append({"widths": dict(point.widths), "removed": list(point.removed), "names": _names(exported)})
+    plan = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "target": target.to_dict(),
+        "fingerprint": network_fingerprint(list(graph.kernels.values()), example_inputs, target),
+        "seed": seed,
+        "inputs": [{"shape": list(tensor.shape), "dtype": str(tensor.numpy().dtype)} for tensor in inputs.tensors],
+        "networks": entries,
+    }
+    text = json.dumps(plan, sort_keys=True)
+    identity = hashlib.sha256(text.encode()).hexdigest()[:32]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as kit:
+        kit.writestr("plan.json", json.dumps({**plan, "kit": identity}, sort_keys=True))
+        kit.writestr("run.py", importlib.resources.files("latprune.latency").joinpath("kit_runner.py").read_text())
+        for name, data in files.items():
+            kit.writestr(name, data)
+    return identity
+
+
+def _names(exported: OnnxNetwork) -> dict[str, Any]:
+    """What the importer needs to find a step's module, as JSON."""
+    return {
+        "paths": dict(exported.paths),
+        "ops": dict(exported.ops),
+        "producers": dict(exported.producers),
+        "inputs_of": {name: list(inputs) for name, inputs in exported.inputs_of.items()},
+    }
+
+
+def _plan(kit: str | Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(kit) as file:
+            plan: dict[str, Any] = json.loads(io.TextIOWrapper(file.open("plan.json"), encoding="utf-8").read())
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise FileFormatError(f"{kit} is no measuring kit: {error}") from error
+    if plan.get("format") != _FORMAT or plan.get("version") != _VERSION:
+        raise FileFormatError(f"{kit} has format {plan.get('format')!r}, version {plan.get('version')!r}", path="format")
+    return plan
+
+
+def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph: ModelGraph) -> int:
+    """Add what a device measured to a store, under the device's own conditions; returns the number of networks added.
+
+    Args:
+        store: Store to add to.
+        kit: The kit that was run.
+        results: The file that its runner wrote, complete or not.
+        graph: Trace of the model that the kit was made from.
+
+    Raises:
+        FileFormatError: A file is malformed, or the results are not this kit's.
+        InvalidArgumentError: The graph is another model's.
+    """
+    plan = _plan(kit)
+    try:
+        found = _Results.model_validate_json(Path(results).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{results} cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise FileFormatError(str(first["msg"]), path=".".join(map(str, first["loc"]))) from error
+    if found.format != _RESULTS or found.version != _VERSION:
+        raise FileFormatError(f"{results} has format {found.format!r}, version {found.version}", path="format")
+    if found.kit != plan["kit"]:
+        raise FileFormatError(f"{results} was measured with another kit ({found.kit}); this one is {plan['kit']}", path="kit")
+    kernels = list(graph.kernels.values())
+    dense = graph.dense_widths()
+    for number, entry in enumerate(plan["networks"]):
+        if set(entry["widths"]) - set(dense) or set(entry["removed"]) - set(graph.blocks):
+            raise InvalidArgumentError(f"graph is not that of the kit's model: network {number} names groups or blocks that it lacks")
+    target = Target(**plan["target"])
+    context = ContextInfo(target=target, version=found.engine_version, machine=found.machine)
+    profiles = {
+        network.index: match_profile(
+            _entries(network, plan["networks"][network.index]["names"]), kernels, plan["networks"][network.index]["removed"]
+        )
+        for network in found.networks
+        if network.index < len(plan["networks"])
+    }
+    if len(profiles) < len(found.networks):
+        raise FileFormatError(f"{results} names a network that the kit does not have", path="networks")
+    if 0 not in profiles:
+        raise FileFormatError(f"{results} lacks the dense network; run the kit again", path="networks")
+    signatures = {
+        kernel.name: kernel_signature(kernel, profiles[0].shares[kernel.name].attached)
+        for kernel in kernels
+        if kernel.name in profiles[0].shares
+    }
+    known = {network.created for network in store.networks(context, plan["fingerprint"])}
+    samples = []
+    for network in found.networks:
+        entry = plan["networks"][network.index]
+        if network.index == 0 or network.created in known:
+            continue
+        widths = {**dense, **{name: int(width) for name, width in entry["widths"].items()}}
+        samples.append(
+            NetworkSample(
+                fingerprint=plan["fingerprint"],
+                widths=widths,
+                removed=tuple(sorted(entry["removed"])),
+                ms=network.ms,
+                reference_ms=network.reference_ms,
+                kernels=tuple(
+                    KernelSample(
+                        kernel=kernel.name,
+                        signature=signatures[kernel.name],
+                        sizes=tuple(axis.size(widths, entry["removed"]) for axis in kernel.axes),
+                        ms=profiles[network.index].shares[kernel.name].ms,
+                    )
+                    for kernel in kernels
+                    if kernel.name in signatures and kernel.name in profiles[network.index].shares
+                ),
+                runs=network.runs,
+                spread=network.spread,
+                created=network.created,
+                extra={"kit": found.kit, "provider": found.provider},
+            )
+        )
+    return store.add(context, samples)
+
+
+def _entries(network: _Network, names: Mapping[str, Any]) -> list[KernelTime]:
+    exported = OnnxNetwork(
+        data=b"",
+        conversion="kit",
+        paths=names["paths"],
+        ops=names["ops"],
+        producers=names["producers"],
+        inputs_of={name: tuple(inputs) for name, inputs in names["inputs_of"].items()},
+        input_names=(),
+    )
+    return [
+        KernelTime(name=step.name, op=step.op, path=step_path(exported, step.name, step.op), order=order, ms=step.ms, runs=network.runs)
+        for order, step in enumerate(network.steps)
+        if math.isfinite(step.ms)
+    ]
