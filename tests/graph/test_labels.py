@@ -18,7 +18,11 @@ def _slow(size: int, pairs: list[tuple[int, int]]) -> list[int]:
     return root
 
 
-@given(st.integers(1, 30).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=40))))
+@given(
+    st.integers(1, 30).flatmap(
+        lambda n: st.tuples(st.just(n), st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=40))
+    )
+)
 def test_connected_equals_the_plain_algorithm(case: tuple[int, list[tuple[int, int]]]) -> None:
     size, pairs = case
     arrays = [(np.array([a]), np.array([b])) for a, b in pairs]

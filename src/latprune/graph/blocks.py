@@ -92,7 +92,7 @@ def find_branches(recording: Recording) -> list[Branch]:
             continue  # something inside the branch is read elsewhere
         if any(info.node in branch.nodes for info in recording.outputs):
             continue
-        realise(branch, recording, consumers)
+        realise(branch, recording, consumers, alive)
         holder = branch.realisation.module if branch.realisation is not None else None
         name = holder or node.module
         names[name] = names.get(name, 0) + 1

@@ -131,7 +131,7 @@ class _Builder:
         whole = np.full(self.grouping.roots.size, -1, dtype=np.int64)
         for k, g in enumerate(self.grouping.groups):
             whole[g.cells.reshape(-1)] = k
-        return [whole, *(s[0] for s in self.grouping.slots[1:])]
+        return [whole, *self.grouping.every[1:]]
 
     def name_groups(self) -> list[int]:
         """Name every group and return the prunable ones in execution order."""

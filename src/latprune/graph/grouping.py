@@ -39,11 +39,14 @@ class Grouping:
         roots: ``(labels,)`` class of each label.
         groups: All groups, the ones that stay whole included.
         slots: For each class up to ``len(slots)`` memberships: pairs of ``(labels,)`` arrays (group index or -1, unit).
+        every: The group indices of the slots with the groups that stay whole included.
+        frozen_reason: For each class that stays, why.
     """
 
     roots: IntArray
     groups: list[RawGroup]
     slots: list[tuple[IntArray, IntArray]]
+    every: list[IntArray]
     frozen_reason: dict[int, str]
 
 
@@ -164,8 +167,8 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
         key[summed] ^= summary[summed]
         key[frozen] ^= np.uint64(0xABCDEF0123456789)
         _form(depth, members, key, grids, frozen, reason, aligned, below_live, groups, group_of, unit_of)
-    slots = _slots(size, groups, group_of, unit_of, coarse, fine, grids)
-    return Grouping(roots=roots, groups=groups, slots=slots, frozen_reason=reason)
+    slots, every = _slots(size, groups, group_of, unit_of, coarse, fine, grids)
+    return Grouping(roots=roots, groups=groups, slots=slots, every=every, frozen_reason=reason)
 
 
 def _aligned(base: npt.NDArray[np.bool_], key: HashArray, ancestors: HashArray) -> npt.NDArray[np.bool_]:
@@ -366,7 +369,7 @@ def _slots(
     coarse: IntArray,
     fine: IntArray,
     grids: list[tuple[IntArray, str]],
-) -> list[tuple[IntArray, IntArray]]:
+) -> tuple[list[tuple[IntArray, IntArray]], list[IntArray]]:
     """Memberships of every class: its own unit and the units of all coarser classes above it."""
     above: dict[int, set[int]] = {}
     for c, f in zip(coarse.tolist(), fine.tolist(), strict=True):
@@ -395,7 +398,7 @@ def _slots(
         if group.cells.size == 1 and not group.reason:
             group.reason = "a single unit: the whole dimension would go"
     alive = np.array([not g.reason for g in groups] + [False])
-    return [(np.where(alive[g], g, -1), u) for g, u in slots]
+    return [(np.where(alive[g], g, -1), u) for g, u in slots], [g for g, _ in slots]
 
 
 def _slot_of_group(above: dict[int, set[int]], group_of: IntArray) -> dict[int, int]:

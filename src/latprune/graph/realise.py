@@ -15,6 +15,9 @@ from latprune.graph.recording import Info, ModuleCall, Node, Recording
 __all__ = ["Branch", "Part", "Realisation", "Structure", "realise", "short_name"]
 
 _HEAVY = frozenset({"conv", "depthwise", "linear", "attention", "matmul", "softmax", "embedding"})
+_ANY_SHAPE = frozenset(
+    "relu gelu silu sigmoid tanh hardtanh hardswish leaky_relu mul div native_dropout clone detach alias _to_copy".split()
+)
 _ZERO_STAYS = frozenset(
     "view _unsafe_view reshape transpose permute t unsqueeze squeeze expand clone contiguous slice select cat alias detach _to_copy neg "
     "roll "
@@ -119,13 +122,13 @@ def _nonnegative(info: Info, nodes: list[Node]) -> bool:
     return False
 
 
-def realise(branch: Branch, recording: Recording, consumers: dict[int, list[int]]) -> None:
-    """Find how the branch can be removed in the user's class, or say why it cannot be."""
-    whole = _whole_module(branch, recording, consumers)
+def realise(branch: Branch, recording: Recording, consumers: dict[int, list[int]], alive: set[int]) -> None:
+    """Find how the branch can be removed in the user's class, or say why it cannot be; ``alive`` are the nodes that the outputs depend on."""
+    whole = _whole_module(branch, recording, consumers, alive)
     if isinstance(whole, Realisation):
         branch.realisation = whole
         return
-    parts = _parts(branch, recording)
+    parts = _parts(branch, recording, alive)
     if isinstance(parts, Realisation):
         branch.dropped_tail = frozenset()
         branch.realisation = parts
@@ -137,7 +140,7 @@ def _called_once(recording: Recording, path: str) -> bool:
     return sum(1 for c in recording.module_calls if c.path == path) == 1
 
 
-def _whole_module(branch: Branch, recording: Recording, consumers: dict[int, list[int]]) -> Realisation | str:
+def _whole_module(branch: Branch, recording: Recording, consumers: dict[int, list[int]], alive: set[int]) -> Realisation | str:
     """The smallest module call that spans fork to join, if it holds nothing else that computes."""
     nodes, calls = recording.nodes, recording.module_calls
     inside = branch.nodes | branch.shortcut_nodes | {branch.join}
@@ -156,7 +159,7 @@ def _whole_module(branch: Branch, recording: Recording, consumers: dict[int, lis
     if tail is None:
         return more
     allowed = inside | set(tail)
-    if any(n not in allowed and _depends_on_inputs(nodes[n]) for n in range(call.start, call.stop)):
+    if any(n not in allowed and n in alive and _depends_on_inputs(nodes[n]) for n in range(call.start, call.stop)):
         return more
     source = nodes[branch.join].inputs[1 - branch.operand]
     entry = [k for k, i in enumerate(call.inputs) if i.node == branch.fork]
@@ -173,10 +176,10 @@ def _whole_module(branch: Branch, recording: Recording, consumers: dict[int, lis
     return Realisation(module=call.path, argument=entry[0], shortcut=shortcut, tail=steps, output=call.structure)
 
 
-def _parts(branch: Branch, recording: Recording) -> Realisation | str:
+def _parts(branch: Branch, recording: Recording, alive: set[int]) -> Realisation | str:
     """The modules of the branch, each replaced by one that does nothing, and the last one by a zero."""
     nodes = recording.nodes
-    calls = _calls_inside(branch, recording)
+    calls = _calls_inside(branch, recording, alive)
     covered = {n for c in calls for n in range(c.start, c.stop)}
     glue = [n for n in sorted(branch.nodes) if n not in covered]
     holder = nodes[branch.join].module
@@ -198,20 +201,21 @@ def _parts(branch: Branch, recording: Recording) -> Realisation | str:
             return f"module '{call.path}' returns something that cannot be stood in for"
         zero = "" if call is not last else "scalar" if direct else "like"
         source, target = call.inputs[entry[0]], next((o for o in call.outputs if o.node in branch.nodes), call.outputs[0])
-        if source.shape != target.shape and glue and not (call is last and direct):
+        shaped = any(short_name(nodes[n]).rstrip("_") not in _ANY_SHAPE for n in glue)
+        if source.shape != target.shape and (shaped or not direct) and not (call is last and direct):
             return f"module '{call.path}' changes the shape inside the branch, and '{holder}' computes with it"
         parts.append(Part(module=call.path, argument=entry[0], output=_used_structure(call, branch, recording), zero=zero))
     return Realisation(parts=parts)
 
 
-def _calls_inside(branch: Branch, recording: Recording) -> list[ModuleCall]:
+def _calls_inside(branch: Branch, recording: Recording, alive: set[int]) -> list[ModuleCall]:
     """The largest module calls whose computation lies inside the branch, and the empty ones that only hand its tensors on."""
     nodes = recording.nodes
     found: list[ModuleCall] = []
     for call in recording.module_calls:
         if not call.path or (found and found[-1].start <= call.start and call.stop <= found[-1].stop and call.stop > call.start):
             continue
-        moving = [n for n in range(call.start, call.stop) if _depends_on_inputs(nodes[n])]
+        moving = [n for n in range(call.start, call.stop) if n in alive and _depends_on_inputs(nodes[n])]
         if moving and all(n in branch.nodes for n in moving):
             found.append(call)
         elif not moving and call.inputs and call.outputs and all(i.node in branch.nodes for i in call.inputs):

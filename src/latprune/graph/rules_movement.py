@@ -115,7 +115,7 @@ def _state_size(step: Step, stated: list[Any] | None, dim: int, parts: torch.Ten
             step.recorder.state_expression(expr, parts, step.place)
         elif not several:
             return
-        elif parts.shape[2] == 1:
+        elif parts.shape[2] == 1 and dim == step.out.dim() - 1:
             step.recorder.state_expression(("floordiv", expr, ("const", heads)), parts, step.place)
         else:
             step.recorder.state_expression(("const", size), parts, step.place)

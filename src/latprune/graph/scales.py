@@ -56,8 +56,8 @@ class Run(Protocol):
 def find_targets(recorder: Run, info: Info) -> tuple[ScaleTarget, ...] | None:
     """Weights whose scaling scales the tensor of ``info``, or None where the way back is not linear or not theirs alone."""
     found: dict[tuple[str, int], IntArray | None] = {}
-    if not _walk(recorder, info, None, found, 0):
-        return None
+    if not _walk(recorder, info, None, found, 0) or not found:
+        return None  # nothing found either where the tensor comes from parameters alone
     return tuple(ScaleTarget(tensor=n, dim=d, positions=p) for (n, d), p in found.items())
 
 
