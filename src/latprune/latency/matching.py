@@ -19,7 +19,8 @@ _OPS = {
     "depthwise": ("conv",),
     "linear": ("gemm", "matmul", "linear", "fullyconnected", "conv", "addmm"),
     "matmul": ("matmul", "gemm", "bmm"),
-    "attention": ("matmul", "attention", "softmax", "sdpa", "mha"),
+    # OpenVINO runs a whole attention as one of its generated subgraphs.
+    "attention": ("matmul", "attention", "softmax", "sdpa", "mha", "subgraph"),
     "norm": ("norm", "mvn"),
     "pool": ("pool", "reduce"),
     "reduce": ("reduce", "pool"),

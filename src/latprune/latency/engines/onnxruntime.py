@@ -69,9 +69,12 @@ def _provider(runtime: Any, device: str) -> tuple[str, dict[str, Any]]:
 def step_path(exported: OnnxNetwork, step: str, op: str) -> str | None:
     """The module of a step of ONNX Runtime: by the node's name, or by the tensor that a fused step is named after."""
     name = step.removesuffix("_nchwc").removesuffix("_token")
-    path = exported.paths.get(name)
-    if path is not None:
-        return path
+    stem = name
+    while stem:
+        # Fusions add to the name of the node that they start from (``MatMul/MatMulAddFusion``).
+        if stem in exported.paths:
+            return exported.paths[stem]
+        stem, _, _ = stem.rpartition("/")
     return exported.path_of_tensor(name, contraction=op in _CONTRACTIONS)
 
 
