@@ -123,7 +123,7 @@ def _nonnegative(info: Info, nodes: list[Node]) -> bool:
 
 
 def realise(branch: Branch, recording: Recording, consumers: dict[int, list[int]], alive: set[int]) -> None:
-    """Find how the branch can be removed in the user's class, or say why it cannot be; ``alive`` are the nodes that the outputs depend on."""
+    """Find how the branch can be removed in the user's class, or say why not; ``alive``: the nodes that the outputs depend on."""
     whole = _whole_module(branch, recording, consumers, alive)
     if isinstance(whole, Realisation):
         branch.realisation = whole

@@ -74,7 +74,7 @@ def trace(
     if within is not None and within not in paths:
         raise InvalidArgumentError(f"within (='{within}') is no module of the model")
     recording = record(model, example_inputs)
-    frozen = _kept(recording, keep, within)
+    frozen = _recurrent(model, recording) | _kept(recording, keep, within)
     branches = find_branches(recording)
     settled = settle(recording, frozen)
     kept_blocks: dict[str, str] = {}
@@ -164,6 +164,19 @@ def _matches(path: str, pattern: str) -> bool:
 
 def _inside(path: str, within: str) -> bool:
     return within == "" or path == within or path.startswith(f"{within}.")
+
+
+def _recurrent(model: nn.Module, recording: Recording) -> dict[int, str]:
+    """Labels of recurrent layers: one fused operation (or a loop over steps) with widths that its module checks."""
+    frozen: dict[int, str] = {}
+    layers = {path: type(m).__name__ for path, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
+    for r in recording.space.ranges:
+        owner = r.tensor.rpartition(".")[0]
+        if r.kind == "tensor" and owner in layers:
+            frozen |= dict.fromkeys(
+                range(r.start, r.stop), f"read or written by the recurrent layer '{owner}' ({layers[owner]}), whose widths stay"
+            )
+    return frozen
 
 
 def _kept(recording: Recording, keep: Sequence[str], within: str | None) -> dict[int, str]:

@@ -87,7 +87,7 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection) -> Edit
         if edit is not None:
             tensors.append(edit)
             new_shapes[name] = _shape_after(edit)
-    attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts)
+    attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts, graph.plan["aliases"])
     attributes += _pad_attributes(model, graph, masks, gone)
     attributes += _followed_attributes(model, graph, masks, attributes)
     blocks = [_block_edit(graph, name) for name in graph.blocks if name in removed and not set(graph.blocks[name].parents) & removed]
@@ -139,19 +139,25 @@ def _shape_after(edit: TensorEdit) -> tuple[int, ...]:
 
 
 def _layer_attributes(
-    model: nn.Module, tensors: list[TensorEdit], shapes: Mapping[str, tuple[int, ...]], grouped_counts: Mapping[str, int]
+    model: nn.Module,
+    tensors: list[TensorEdit],
+    shapes: Mapping[str, tuple[int, ...]],
+    grouped_counts: Mapping[str, int],
+    aliases: Mapping[str, str],
 ) -> list[AttributeEdit]:
     """The sizes that PyTorch's own layers keep beside their weights."""
     edits: list[AttributeEdit] = []
-    for edit in tensors:
-        path, _, leaf = edit.name.rpartition(".")
+    cut = {edit.name: edit.name for edit in tensors}
+    cut |= {alias: name for alias, name in aliases.items() if name in cut}
+    for place, name_of_tensor in cut.items():
+        path, _, leaf = place.rpartition(".")
         module = model.get_submodule(path)
-        after = shapes[edit.name]
+        after = shapes[name_of_tensor]
         wanted: dict[str, int | tuple[int, ...]] = {}
         if isinstance(module, nn.modules.conv._ConvNd) and leaf == "weight":
             groups = module.groups
-            if edit.name in grouped_counts:
-                groups = grouped_counts[edit.name]
+            if name_of_tensor in grouped_counts:
+                groups = grouped_counts[name_of_tensor]
             elif module.groups == module.in_channels and module.groups > 1:
                 groups = after[0] * module.in_channels // module.out_channels
             first, second = after[0], after[1] * groups
