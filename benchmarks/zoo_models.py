@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "tests")]
 
+import zoo_toys  # noqa: E402
 from support.vision import torchvision  # noqa: E402
 
 __all__ = ["create", "names", "preload"]
@@ -183,8 +184,14 @@ def _own() -> dict[str, Callable[[], Built]]:
         "dense_network": image(lambda: zoo.dense_network(), 32),
         "unet": image(lambda: zoo.unet(), 32),
         "detection_neck_c2f": image(lambda: zoo.detection_neck(), 64),
+        "ssd512_resnet50": lambda: (zoo.single_shot_detector(), torch.randn(1, 3, 128, 128)),
+        "streaming_detector": lambda: (
+            zoo.streaming_detector(),
+            (torch.randn(1, 2, 3, 64, 64), torch.randn(1, 8, 3), torch.randn(1, 8, 64)),
+        ),
+        "lstm_language_model": lambda: (zoo.recurrent_language_model(), torch.randint(0, 200, (2, 9))),
     }
-    return own
+    return own | zoo_toys.TOYS
 
 
 def names() -> list[str]:

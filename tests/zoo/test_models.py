@@ -12,7 +12,10 @@ from latprune.zoo import (
     detection_neck,
     digits_resnet,
     mobilenet_v2,
+    recurrent_language_model,
     resnet50,
+    single_shot_detector,
+    streaming_detector,
     unet,
     vgg16,
 )
@@ -97,8 +100,23 @@ def test_small_networks_run() -> None:
         lambda: unet(4, 1),
         lambda: detection_neck(3),
         lambda: digits_resnet(0),
+        lambda: single_shot_detector(blocks=(1,)),
+        lambda: streaming_detector(heads=3),
+        lambda: streaming_detector(kept=99),
+        lambda: recurrent_language_model(dim=0),
     ],
 )
 def test_sizes_out_of_range_are_refused(build) -> None:
-    with pytest.raises(InvalidArgumentError, match="must be"):
+    with pytest.raises(InvalidArgumentError, match="must"):
         build()
+
+
+def test_detectors_and_language_models_run() -> None:
+    classes, boxes = single_shot_detector(5, blocks=(1, 1, 1, 1), width=4, extra=(16, 8)).eval()(torch.randn(1, 3, 64, 64))
+    assert classes.shape[:2] == boxes.shape[:2] and classes.shape[2] == 5 and boxes.shape[2] == 4
+    detector = streaming_detector(width=4).eval()
+    memory = torch.zeros(2, 8, 64)
+    for _ in range(2):
+        logits, located, memory = detector(torch.randn(2, 3, 3, 32, 32), torch.randn(2, 3, 3), memory)
+    assert logits.shape == (2, 24, 10) and located.shape == (2, 24, 10) and memory.shape == (2, 8, 64)
+    assert recurrent_language_model(50, 16, 32)(torch.randint(0, 50, (2, 7))).shape == (2, 7, 50)

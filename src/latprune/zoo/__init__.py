@@ -3,9 +3,11 @@
 from latprune.zoo.batches import cifar10_test, cifar10_train, digits_test, digits_train
 from latprune.zoo.cifar_resnet import CifarBlock, CifarResNet, PadShortcut, ResNet18Cifar, cifar_resnet, cifar_resnet18
 from latprune.zoo.concat import C2f, DenseNetwork, DetectionNeck, UNet, dense_network, detection_neck, unet
+from latprune.zoo.detection import SingleShotDetector, StreamingDetector, single_shot_detector, streaming_detector
 from latprune.zoo.digits import digits, digits_resnet
 from latprune.zoo.imagenet import VGG, BottleneckResNet, MobileNetV2, mobilenet_v2, resnet50, vgg16
 from latprune.zoo.images import cifar10, image_classes, load_image_set
+from latprune.zoo.language import RecurrentLanguageModel, recurrent_language_model
 from latprune.zoo.loading import (
     CIFAR10_NORMALISATION,
     DIGITS_NORMALISATION,
@@ -32,7 +34,10 @@ __all__ = [
     "MobileNetV2",
     "Normalisation",
     "PadShortcut",
+    "RecurrentLanguageModel",
     "ResNet18Cifar",
+    "SingleShotDetector",
+    "StreamingDetector",
     "UNet",
     "augment",
     "cifar10",
@@ -49,7 +54,10 @@ __all__ = [
     "image_classes",
     "load_image_set",
     "mobilenet_v2",
+    "recurrent_language_model",
     "resnet50",
+    "single_shot_detector",
+    "streaming_detector",
     "unet",
     "vgg16",
 ]
