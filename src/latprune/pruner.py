@@ -383,9 +383,9 @@ class Pruner:
                 with self.timed("solve"):
                     proposal = proposer.propose(predicted_limit)
             except BudgetInfeasibleError as error:
-                if best is not None:
-                    break
-                raise self._infeasible(error, proposer, graph, ranking, search) from error
+                if best is None:
+                    best = self._smallest(error, proposer, graph, ranking, search)
+                break
             if proposal.key in seen:
                 # The same network again: no choice lies between the limits tried so far.
                 search.record(predicted_limit, proposal.predicted, seen[proposal.key])
@@ -465,22 +465,28 @@ class Pruner:
         assert candidate.measured is not None
         return self._value(candidate.measured)
 
-    def _infeasible(
+    def _smallest(
         self, error: BudgetInfeasibleError, proposer: Proposer, graph: ModelGraph, ranking: Mapping[str, Any], search: LimitSearch
-    ) -> BudgetInfeasibleError:
-        """The same error with the lowest latency measured instead of predicted."""
+    ) -> _Candidate:
+        """The smallest network that the constraints allow, if it measures under the budget; else the error, with its latency measured."""
         floor = error.floor.get("latency")
         if floor is None:
-            return error
+            raise error
         proposal = proposer.propose(floor + 1e-6 * abs(floor))
-        measured = self._value(self._measure(self._cut_copy(graph, ranking, proposal)))
-        return BudgetInfeasibleError(
+        with self.timed("measure candidates"):
+            network = self._cut_copy(graph, ranking, proposal)
+            measured = self._measure(network)
+        value = self._value(measured)
+        search.record(floor, proposal.predicted, value)
+        if value <= search.budget:
+            return _Candidate(proposal=proposal, network=network, measured=measured, note="")
+        raise BudgetInfeasibleError(
             f"budget {self.budget.text!r} ({search.budget:.4g} ms) cannot be met: the smallest network that the constraints allow was "
-            f"measured at {measured:.4g} ms ({100 * measured / self._dense_value():.1f}% of dense). Raise the budget, or allow more "
+            f"measured at {value:.4g} ms ({100 * value / self._dense_value():.1f}% of dense). Raise the budget, or allow more "
             "(fewer keep=, blocks_keep= and min_widths=, more widths on offer)",
             limit={"latency": search.budget},
-            floor={"latency": measured},
-        )
+            floor={"latency": value},
+        ) from error
 
     def _check(self, graph: ModelGraph, ranking: Mapping[str, Any], found: _Candidate) -> EqualityReport:
         """Compare the cut copy with the masked network on random inputs before the user's model is touched."""

@@ -1,0 +1,75 @@
+"""SP-LAMP's unary contributions: around the current network, negative ones kept, and the budget row that they make."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph import trace
+from latprune.importance import SpLampConfig, score
+from latprune.methods import SPLAMP, StageContext
+from latprune.methods.sp_lamp import contributions
+from latprune.zoo import cifar_resnet
+
+
+@pytest.fixture(scope="module")
+def context() -> StageContext:
+    torch.manual_seed(0)
+    model = cifar_resnet(20).eval()
+    graph = trace(model, torch.randn(1, 3, 32, 32))
+    choices = {g.name: tuple(range(1, g.columns + 1)) for g in graph.groups.values()}
+    context = StageContext(
+        graph=graph, importance=score(model, graph, SpLampConfig()), tables=None, resource="flops", choices=choices, dense=0.0
+    )
+    return replace(context, dense=context.predict(graph.dense_widths()))
+
+
+def test_contributions_are_differences_of_the_whole_network(context):
+    found = contributions(context)
+    dense = context.graph.dense_widths()
+    for name, table in found.items():
+        assert table[-1] == 0.0
+        half = dense[name] // 2
+        expected = context.predict({**dense, name: half}) - context.dense
+        assert table[half - 1] == pytest.approx(expected, rel=1e-12)
+
+
+def test_each_kernel_is_counted_by_its_producer_and_its_consumer(context):
+    """Taking every group to nothing saves about twice what the network costs: the linearisation that stages correct."""
+    total = -sum(float(table[0]) for table in contributions(context).values())
+    assert 1.5 * context.dense < total < 2.2 * context.dense
+
+
+def test_whole_network_times_are_kept_even_where_fewer_channels_are_slower(context):
+    calls = []
+
+    def measure(widths):
+        calls.append(dict(widths))
+        changed = [(n, w) for n, w in widths.items() if w != context.graph.groups[n].columns]
+        return 5.0 if not changed else 5.0 + (0.25 if changed[0][1] % 2 else -0.5)
+
+    few = {name: (options[0], options[1], options[-1]) for name, options in context.choices.items()}
+    timed = replace(context, resource="latency", choices=few, measure_widths=measure)
+    found = contributions(timed, whole_network=True)
+    assert all(np.array_equal(table, [0.25, -0.5, 0.0]) for table in found.values())
+    # One run for the current network, two for each group: the current width is not timed again.
+    assert len(calls) == 1 + 2 * len(context.graph.groups)
+
+
+def test_the_answer_meets_the_linearised_row_and_keeps_the_best_channel_of_each_group(context):
+    proposer = SPLAMP().prepare(context)
+    limit = 0.6 * context.dense
+    proposal = proposer.propose(limit)
+    found = contributions(context)
+    row = context.dense + sum(float(found[name][width - 1]) for name, width in proposal.widths.items())
+    assert row <= limit * (1 + 1e-9)
+    assert row >= 0.9 * limit
+    assert min(proposal.widths.values()) >= 1
+    assert not proposal.removed_blocks
+
+
+def test_unknown_contributions_are_refused():
+    with pytest.raises(InvalidArgumentError, match="contributions"):
+        SPLAMP(contributions="guess")
