@@ -22,8 +22,8 @@ class Round:
 class LimitSearch:
     """Chooses the predicted limit of the next candidate from what was measured of the earlier ones.
 
-    What a table gets wrong is mostly a scale on the saving ``start - predicted``, so each round scales the saving by what the last candidate
-    showed, inside the bracket of limits that were seen under and over the budget; where the scale leads out of the bracket it is halved.
+    What a table gets wrong is mostly a scale on the saving ``start - predicted``, so each round scales the saving by what the last
+    candidate showed, inside the bracket of limits that were seen under and over the budget; where the scale leads out of it, it is halved.
 
     Attributes:
         budget: The limit that the measurement must meet.
