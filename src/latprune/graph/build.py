@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from latprune.graph.grouping import Grouping, RawGroup
+from latprune.graph.grouping import Grouping
+from latprune.graph.memberships import RawGroup
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.realise import Branch
 from latprune.graph.recording import Axis, KernelDraft, Node, Recording

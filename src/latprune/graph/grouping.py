@@ -14,21 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.graph.labels import LabelSpace, connected
+from latprune.graph.memberships import RawGroup, memberships
 from latprune.graph.recording import Recording
 
 __all__ = ["Grouping", "RawGroup", "solve"]
 
 IntArray = npt.NDArray[np.int64]
 HashArray = npt.NDArray[np.uint64]
-
-
-@dataclass(slots=True, eq=False)
-class RawGroup:
-    """A group before it has a name: ``cells`` holds ``(rows, columns)`` classes; ``reason`` is set where it must stay whole."""
-
-    cells: IntArray
-    level: int
-    reason: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -167,7 +159,7 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
         key[summed] ^= summary[summed]
         key[frozen] ^= np.uint64(0xABCDEF0123456789)
         _form(depth, members, key, grids, frozen, reason, aligned, below_live, groups, group_of, unit_of)
-    slots, every = _slots(size, groups, group_of, unit_of, coarse, fine, grids)
+    slots, every = memberships(groups, group_of, unit_of, coarse, fine, grids)
     return Grouping(roots=roots, groups=groups, slots=slots, every=every, frozen_reason=reason)
 
 
@@ -359,78 +351,3 @@ def _add(groups: list[RawGroup], grid: IntArray, depth: int, why: str, group_of:
     group_of[flat] = len(groups)
     unit_of[flat] = np.arange(flat.size)
     groups.append(RawGroup(cells=grid, level=depth, reason=why))
-
-
-def _slots(
-    size: int,
-    groups: list[RawGroup],
-    group_of: IntArray,
-    unit_of: IntArray,
-    coarse: IntArray,
-    fine: IntArray,
-    grids: list[tuple[IntArray, str]],
-) -> tuple[list[tuple[IntArray, IntArray]], list[IntArray]]:
-    """Memberships of every class: its own unit and the units of all coarser classes above it."""
-    above: dict[int, set[int]] = {}
-    for c, f in zip(coarse.tolist(), fine.tolist(), strict=True):
-        if group_of[c] >= 0:
-            above.setdefault(f, set()).add(c)
-    # Coarser classes of coarser classes count too.
-    changed = True
-    while changed:
-        changed = False
-        for parents in above.values():
-            more = set().union(*(above.get(p, set()) for p in parents)) - parents
-            if more:
-                parents |= more
-                changed = True
-    _check_coarse(groups, group_of, unit_of, above, grids)
-    slots = [(group_of.copy(), unit_of.copy())]
-    at = _slot_of_group(above, group_of)
-    for f, parents in above.items():
-        for c in parents:
-            depth = at[int(group_of[c])]
-            while depth >= len(slots):
-                slots.append((np.full(size, -1, dtype=np.int64), np.zeros(size, dtype=np.int64)))
-            slots[depth][0][f] = group_of[c]
-            slots[depth][1][f] = unit_of[c]
-    for group in groups:
-        if group.cells.size == 1 and not group.reason:
-            group.reason = "a single unit: the whole dimension would go"
-    alive = np.array([not g.reason for g in groups] + [False])
-    return [(np.where(alive[g], g, -1), u) for g, u in slots], [g for g, _ in slots]
-
-
-def _slot_of_group(above: dict[int, set[int]], group_of: IntArray) -> dict[int, int]:
-    """A slot (from 1) for each coarse group, so that groups which share a class differ and a group always has the same one."""
-    together = {frozenset(int(group_of[c]) for c in parents) for parents in above.values()}
-    clash: dict[int, set[int]] = {}
-    for groups in together:
-        for g in groups:
-            clash.setdefault(g, set()).update(groups - {g})
-    slot: dict[int, int] = {}
-    for g in sorted(clash):
-        taken = {slot[o] for o in clash[g] if o in slot}
-        slot[g] = next(k for k in range(1, len(clash) + 2) if k not in taken)
-    return slot
-
-
-def _check_coarse(
-    groups: list[RawGroup], group_of: IntArray, unit_of: IntArray, above: dict[int, set[int]], grids: list[tuple[IntArray, str]]
-) -> None:
-    """A coarse unit may go only if every grid stays a grid: equal losses in all rows, or whole rows."""
-    for rows, why in grids:
-        counts: dict[tuple[int, int], IntArray] = {}
-        for r, row in enumerate(rows):
-            for cls in row.tolist():
-                for c in above.get(cls, ()):
-                    at = (int(group_of[c]), int(unit_of[c]))
-                    counts.setdefault(at, np.zeros(rows.shape[0], dtype=np.int64))[r] += 1
-        for (g, _), n in counts.items():
-            whole = ((n == 0) | (n == rows.shape[1])).all()
-            if not whole and (n != n[0]).any() and not groups[g].reason:
-                groups[g].reason = f"its parts are not spread evenly over the equal parts cut by {why}"
-    for parents in above.values():
-        of = [int(group_of[c]) for c in parents]
-        for g in {g for g in of if of.count(g) > 1}:
-            groups[g].reason = groups[g].reason or "one channel lies in several of its parts"

@@ -26,8 +26,7 @@ __all__ = ["Recorder"]
 _CREATING = frozenset(
     f"aten::{name}"
     for name in (
-        "new_zeros new_ones new_empty new_full new_empty_strided "
-        "zeros_like ones_like full_like empty_like rand_like randn_like"
+        "new_zeros new_ones new_empty new_full new_empty_strided zeros_like ones_like full_like empty_like rand_like randn_like"
     ).split()
 )
 """Operations that read nothing but the shape and type of their argument."""

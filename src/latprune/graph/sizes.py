@@ -129,10 +129,15 @@ class _Evaluator:
         self.grouping = grouping
         self.attributes: dict[tuple[str, str], Polynomial] = {}
         self._sizes: dict[int, Polynomial | None] = {}
+        self._by_content: dict[tuple[tuple[int, ...], bytes], Polynomial | None] = {}
 
     def size(self, number: int) -> Polynomial | None:
         if number not in self._sizes:
-            self._sizes[number] = size_polynomial(self.grouping, self.recording.sizes[number].labels)
+            labels = self.recording.sizes[number].labels
+            key = (tuple(labels.shape), labels.numpy().tobytes())
+            if key not in self._by_content:
+                self._by_content[key] = size_polynomial(self.grouping, labels)
+            self._sizes[number] = self._by_content[key]
         return self._sizes[number]
 
     def value(self, expr: Expression) -> Polynomial | None:

@@ -1,0 +1,123 @@
+"""Which units each class belongs to: its own, and those of all coarser classes above it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["RawGroup", "Slot", "memberships"]
+
+IntArray = npt.NDArray[np.int64]
+Slot = tuple[IntArray, IntArray]
+"""For each class a group number (-1 for none) and a unit."""
+
+
+@dataclass(slots=True, eq=False)
+class RawGroup:
+    """A group before it has a name: ``cells`` holds ``(rows, columns)`` classes; ``reason`` is set where it must stay whole."""
+
+    cells: IntArray
+    level: int
+    reason: str = ""
+
+
+def memberships(
+    groups: list[RawGroup], group_of: IntArray, unit_of: IntArray, coarse: IntArray, fine: IntArray, grids: list[tuple[IntArray, str]]
+) -> tuple[list[Slot], list[IntArray]]:
+    """Memberships of every class, in slots: a group always has the same slot, and groups that share a class have different ones.
+
+    Coarse groups whose units cannot go without breaking a grid get a reason and stay whole.
+
+    Returns:
+        The slots without the groups that stay whole, and the group numbers of all slots with them.
+    """
+    above, below = _closure(coarse, fine)
+    known = group_of[above] >= 0
+    above, below = above[known], below[known]
+    group, unit = group_of[above], unit_of[above]
+    slot_of = _slot_of_group(below, group, len(groups))
+    count = 1 + int(slot_of[group].max(initial=0))
+    slots: list[Slot] = [(group_of.copy(), unit_of.copy())]
+    for slot in range(1, count):
+        here = slot_of[group] == slot
+        g = np.full(group_of.size, -1, dtype=np.int64)
+        u = np.zeros(group_of.size, dtype=np.int64)
+        g[below[here]], u[below[here]] = group[here], unit[here]
+        slots.append((g, u))
+    _several_units(groups, below, group, unit)
+    _check_grids(groups, slots[1:], grids)
+    for g_raw in groups:
+        if g_raw.cells.size == 1 and not g_raw.reason:
+            g_raw.reason = "a single unit: the whole dimension would go"
+    alive = np.array([not g_raw.reason for g_raw in groups] + [False])
+    return [(np.where(alive[g], g, -1), u) for g, u in slots], [g for g, _ in slots]
+
+
+def _closure(coarse: IntArray, fine: IntArray) -> tuple[IntArray, IntArray]:
+    """Pairs (class above, class below) over all levels, without repeats."""
+    if coarse.size == 0:
+        return coarse, fine
+    size = int(max(coarse.max(), fine.max())) + 1
+    keys = np.unique(coarse * size + fine)
+    for _ in range(16):
+        above, below = keys // size, keys % size
+        joints = np.flatnonzero(np.isin(below, above))
+        if not joints.size:
+            break
+        order = np.argsort(above, kind="stable")
+        starts = np.searchsorted(above[order], below[joints], side="left")
+        stops = np.searchsorted(above[order], below[joints], side="right")
+        more = [above[j] * size + below[order[a:b]] for j, a, b in zip(joints.tolist(), starts.tolist(), stops.tolist(), strict=True)]
+        grown = np.unique(np.concatenate([keys, *more]))
+        if grown.size == keys.size:
+            break
+        keys = grown
+    return keys // size, keys % size
+
+
+def _slot_of_group(below: IntArray, group: IntArray, count: int) -> IntArray:
+    """A slot (from 1) for each coarse group."""
+    slot = np.zeros(count + 1, dtype=np.int64)
+    if not below.size:
+        return slot
+    pairs = np.unique(below * np.int64(count) + group)
+    classes, members = pairs // count, pairs % count
+    starts = np.flatnonzero(np.append(True, classes[1:] != classes[:-1]))
+    together = {tuple(m.tolist()) for m in np.split(members, starts[1:])}
+    clash: dict[int, set[int]] = {}
+    for groups in together:
+        for g in groups:
+            clash.setdefault(g, set()).update(set(groups) - {g})
+    for g in sorted(clash):
+        taken = {int(slot[o]) for o in clash[g]}
+        slot[g] = next(k for k in range(1, len(clash) + 2) if k not in taken)
+    return slot
+
+
+def _several_units(groups: list[RawGroup], below: IntArray, group: IntArray, unit: IntArray) -> None:
+    """A class that lies in two units of one group would have to go with either: such a group stays whole."""
+    order = np.lexsort((group, below))
+    b, g, u = below[order], group[order], unit[order]
+    twice = (b[1:] == b[:-1]) & (g[1:] == g[:-1]) & (u[1:] != u[:-1])
+    for k in np.unique(g[1:][twice]).tolist():
+        groups[k].reason = groups[k].reason or "one channel lies in several of its parts"
+
+
+def _check_grids(groups: list[RawGroup], slots: list[Slot], grids: list[tuple[IntArray, str]]) -> None:
+    """A coarse unit may go only if every grid stays a grid: equal losses in all rows, or whole rows."""
+    for rows, why in grids:
+        row_of = np.broadcast_to(np.arange(rows.shape[0])[:, None], rows.shape)
+        for group_of, unit_of in slots:
+            here = group_of[rows]
+            for g in np.unique(here[here >= 0]).tolist():
+                if groups[g].reason:
+                    continue
+                at = here == g
+                counts = np.zeros((rows.shape[0], groups[g].cells.size), dtype=np.int64)
+                np.add.at(counts, (row_of[at], unit_of[rows][at]), 1)
+                even = (counts == counts[:1]).all(axis=0)
+                whole = ((counts == 0) | (counts == rows.shape[1])).all(axis=0)
+                if not (even | whole).all():
+                    groups[g].reason = f"its parts are not spread evenly over the equal parts cut by {why}"
