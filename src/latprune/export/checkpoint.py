@@ -15,6 +15,7 @@ import contextlib
 import io
 import os
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,10 @@ def _apply(model: nn.Module | Callable[[], nn.Module], saved: SavedResult) -> nn
             raise CheckpointError(f"{saved.path}: edits[{index}] cannot be replayed on this model: {error}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items()}
     _compare(shapes, tensor_shapes(built), f"{saved.path} does not fit the model: after its edits, the model")
-    built.load_state_dict(dict(saved.tensors), strict=True)
+    state = OrderedDict(saved.tensors)
+    # Some modules (MNASNet) read the version of their state; without it they take the weights for those of an old release.
+    state._metadata = getattr(built.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    built.load_state_dict(state, strict=True)
     return built.eval()
 
 
