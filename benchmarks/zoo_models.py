@@ -27,7 +27,7 @@ TORCHVISION = (
     "mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnet50 resnext50_32x4d wide_resnet50_2 shufflenet_v2_x0_5 squeezenet1_0 "
     "swin_t swin_v2_t vgg11 vgg16_bn vit_b_32"
 ).split()
-SIDES = {"alexnet": 96, "inception_v3": 96, "maxvit_t": 224, "vit_b_32": 224}
+SIDES = {"alexnet": 224, "inception_v3": 96, "maxvit_t": 224, "vgg11": 224, "vgg16_bn": 224, "vit_b_32": 224}
 """Image sides that the network needs; 64 for the others."""
 SEGMENTATION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 DETECTION = {
@@ -45,7 +45,7 @@ def _torchvision(name: str) -> Built:
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
     side = SIDES.get(name, 64)
-    return models.get_model(name, **options), torch.randn(2, 3, side, side)
+    return models.get_model(name, **options), torch.randn(1 if side > 100 else 2, 3, side, side)
 
 
 def _segmentation(name: str) -> Built:
