@@ -102,7 +102,7 @@ def hull(problem: Problem, resource: str, *, most: int = 1000) -> list[tuple[flo
         SolverNotApplicableError: The group graph is too dense for elimination.
     """
     fast = _Fast.of(problem, resource, Exact().max_table)
-    points = fast.hull([], most)
+    points = fast.hull([], most) if fast.whole.gain > -math.inf else []
     result = []
     for point in points:
         indices = fast.whole.lift(point.states)[: fast.own]

@@ -21,9 +21,6 @@ from latprune.solve.reduction import restrict
 
 __all__ = ["Sensitivity", "sensitivity"]
 
-BINDING = 1e-3
-"""A limit counts as binding where less than this share of it is left and its multiplier is positive."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sensitivity:
@@ -33,7 +30,7 @@ class Sensitivity:
         multipliers: Resource with a limit -> gain that one more unit buys, to first order (the dual's multiplier; 0 where the limit does
             not matter).
         slack: Resource with a limit -> limit less use.
-        binding: Resources that hold the gain back.
+        binding: Resources that hold the gain back: their multiplier is positive.
         at_most: Widths at their largest choice: more room would not change them.
         at_least: Widths at their smallest choice that are still read: a smaller choice might be worth offering.
         removed: Blocks that are gone.
@@ -59,9 +56,9 @@ def sensitivity(problem: Problem, solution: Solution) -> Sensitivity:
     use = problem.evaluate(solution.assignment).costs
     slack = {r.name: r.limit - use[r.name] for r in problem.costs if r.limit is not None}
     multipliers = _multipliers(problem)
-    binding = tuple(
-        r.name for r in problem.costs if r.limit is not None and multipliers[r.name] > 0 and slack[r.name] <= BINDING * abs(r.limit)
-    )
+    # With discrete widths some slack is always left; a limit binds where the dual would pay for more of it.
+    gain = abs(solution.gain or 0.0)
+    binding = tuple(name for name, price in multipliers.items() if price * max(abs(use[name]), slack[name]) > 1e-9 * gain)
     row = problem.evaluator.indices(solution.assignment)
     read = read_variables(problem, row)
     widths = [(i, v) for i, v in enumerate(problem.variables) if v.kind == "width" and len(v.choices) > 1 and i in read]
