@@ -54,7 +54,10 @@ def _meet_two(
     for f, dims in loose:
         finer = [g for g, other in spare if set(dims) < set(other)]
         coarser = [g for g, other in spare if set(other) < set(dims)]
-        if not _blank(dims, right_shape, covered_right) or any(_crossing(dims, other) for other in right_dims):
+        for g, other in zip(right, right_dims, strict=True):
+            if _crossing(dims, other):
+                _unite_shared(space, f, g, dims, other, place)
+        if not _blank(dims, right_shape, covered_right):
             space.freeze(f, f"meets values that carry no channels in {place}")
             continue
         for g in finer:
@@ -64,7 +67,7 @@ def _meet_two(
         if not finer:
             kept.append(f)
     for g, dims in spare:
-        if not _blank(dims, left_shape, covered_left) or any(_crossing(dims, varying(f)) for f in left):
+        if not _blank(dims, left_shape, covered_left):
             space.freeze(g, f"meets values that carry no channels in {place}")
             continue
         if not any(set(dims) < set(other) for _, other in loose):
@@ -77,8 +80,15 @@ def _link(space: LabelSpace, coarse: torch.Tensor, fine: torch.Tensor, coarse_sh
     space.bundle(coarse, fine)
 
 
+def _unite_shared(space: LabelSpace, f: torch.Tensor, g: torch.Tensor, dims: Sequence[int], other: Sequence[int], place: str) -> None:
+    """Two fields share some dimensions (the heads) and have others of their own: what they stand for along the shared ones is the same."""
+    coarse_f = space.reduce(f, tuple(d for d in dims if d not in other), place)
+    coarse_g = space.reduce(g, tuple(d for d in other if d not in dims), place)
+    space.unite(coarse_f, coarse_g)
+
+
 def _crossing(a: Sequence[int], b: Sequence[int]) -> bool:
-    """Whether two sets of dimensions overlap and neither holds the other: how the labels meet is not known then."""
+    """Whether two sets of dimensions overlap and neither holds the other."""
     return bool(set(a) & set(b)) and not set(a) <= set(b) and not set(b) <= set(a)
 
 
@@ -91,10 +101,13 @@ def reduce(space: LabelSpace, fields: Fields, dims: Sequence[int], rank: int, ke
     """Fields after a reduction over ``dims``: gone where all their dimensions go, coarse where some stay."""
     gone = {d % rank for d in dims} if rank else set()
     result: list[torch.Tensor] = []
+    whole = [set(varying(f)) for f in fields if not set(varying(f)) & gone]
     for f in fields:
         own = set(varying(f))
         if own <= gone:
             continue
+        if own & gone and any(own - gone <= other for other in whole):
+            continue  # another field already tells these places apart, and more finely
         if own & gone:
             f = compact(space.reduce(f, tuple(sorted(own & gone)), place))
         if not keepdim:

@@ -7,6 +7,7 @@ transformer layer).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,7 +138,7 @@ def realise(branch: Branch, recording: Recording, consumers: dict[int, list[int]
 
 
 def _called_once(recording: Recording, path: str) -> bool:
-    return sum(1 for c in recording.module_calls if c.path == path) == 1
+    return recording.call_counts.get(path, 0) == 1
 
 
 def _whole_module(branch: Branch, recording: Recording, consumers: dict[int, list[int]], alive: set[int]) -> Realisation | str:
@@ -190,6 +191,8 @@ def _parts(branch: Branch, recording: Recording, alive: set[int]) -> Realisation
     last, direct = _zero_call(branch, recording, calls, set(glue))
     if last is None:
         return f"no module in '{holder}' ends the branch"
+    # A scalar zero broadcasts in the sum; where the sum is written into the branch's own tensor it must have that tensor's shape.
+    direct = direct and not (nodes[branch.join].op.startswith("aten.add_.") and branch.operand == 0)
     parts: list[Part] = []
     for call in calls:
         if not _called_once(recording, call.path):
@@ -202,7 +205,7 @@ def _parts(branch: Branch, recording: Recording, alive: set[int]) -> Realisation
         zero = "" if call is not last else "scalar" if direct else "like"
         source, target = call.inputs[entry[0]], next((o for o in call.outputs if o.node in branch.nodes), call.outputs[0])
         shaped = any(short_name(nodes[n]).rstrip("_") not in _ANY_SHAPE for n in glue)
-        if source.shape != target.shape and (shaped or not direct) and not (call is last and direct):
+        if source.shape != target.shape and ((shaped and call is not last) or not direct):
             return f"module '{call.path}' changes the shape inside the branch, and '{holder}' computes with it"
         parts.append(Part(module=call.path, argument=entry[0], output=_used_structure(call, branch, recording), zero=zero))
     return Realisation(parts=parts)
@@ -212,8 +215,12 @@ def _calls_inside(branch: Branch, recording: Recording, alive: set[int]) -> list
     """The largest module calls whose computation lies inside the branch, and the empty ones that only hand its tensors on."""
     nodes = recording.nodes
     found: list[ModuleCall] = []
-    for call in recording.module_calls:
-        if not call.path or (found and found[-1].start <= call.start and call.stop <= found[-1].stop and call.stop > call.start):
+    low, high = min(branch.nodes), max(branch.nodes) + 1
+    first = bisect_left(recording.module_calls, low, key=lambda c: c.start)
+    for call in recording.module_calls[first:]:
+        if call.start > high:
+            break
+        if not call.path or call.stop > high or (found and found[-1].start <= call.start and call.stop <= found[-1].stop and call.stop > call.start):
             continue
         moving = [n for n in range(call.start, call.stop) if n in alive and _depends_on_inputs(nodes[n])]
         if moving and all(n in branch.nodes for n in moving):

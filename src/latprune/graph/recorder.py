@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -233,4 +234,5 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             used_as_numbers=self.watcher.used,
             attribute_values=self.attribute_values,
             scales=self.scales,
+            call_counts=Counter(c.path for c in self.module_calls),
         )

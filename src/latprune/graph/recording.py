@@ -119,3 +119,4 @@ class Recording:
     used_as_numbers: set[Expression]
     attribute_values: dict[tuple[str, str], int]
     scales: list[ScaleUse]
+    call_counts: dict[str, int]

@@ -129,7 +129,7 @@ class SizeFacts:
         """
         left = expression(stated)
         if labels is None:
-            if any(leaf[0] == "attr" for leaf in leaves(left)):
+            if any(True for _ in leaves(left)):
                 self.equations.append(Equation(left=left, right=("const", size), place=place))
             return
         self.equations.append(Equation(left=left, right=self.size_leaf(labels), place=place))
