@@ -210,17 +210,21 @@ class _Run:
                 history = list(self.fit(self.pruner.model, context) or ())
             self.accuracies = (
                 *self.accuracies,
-                *(AccuracyRecord(stage=f"fine-tuned {stage}", accuracy=accuracy, epoch=epoch) for epoch, accuracy in history),
+                *(AccuracyRecord(stage=self._moment("fine-tuned"), accuracy=accuracy, epoch=epoch) for epoch, accuracy in history),
             )
             if not history:
                 self._evaluate("fine-tuned")
         self.fitted = stage
 
+    def _moment(self, moment: str) -> str:
+        """``moment`` with the number of the stage where there are several."""
+        stage = self.pruner.stage
+        return f"{moment} {stage}" if stage and self.pruner.method.stages > 1 else moment
+
     def _evaluate(self, moment: str) -> None:
         if self.evaluate is None:
             return
-        stage = self.pruner.stage
-        label = moment if not stage else f"{moment} {stage}"
+        label = self._moment(moment)
         with self.pruner.timed("evaluate"):
             training = self.pruner.model.training
             self.pruner.model.eval()
