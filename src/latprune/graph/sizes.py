@@ -174,7 +174,10 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
     """
     kept = dict(frozen)
     for _ in range(100):
-        evaluator = _Evaluator(recording, solve(recording, kept))
+        grouping = solve(recording, kept)
+        if _relate(recording, grouping, kept):
+            continue
+        evaluator = _Evaluator(recording, grouping)
         repairs = _Repairs(evaluator)
         unsettled = _attribute_polynomials(recording, evaluator, repairs)
         if not unsettled:
@@ -190,6 +193,31 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
             return Settled(grouping=evaluator.grouping, attributes=moving, scales=scales)
         repairs.make(recording, kept)
     raise AssertionError("the sizes of the model could not be settled")
+
+
+def _relate(recording: Recording, grouping: Grouping, kept: dict[int, str]) -> bool:
+    """Coarse groups that share channels: units that always meet one to one are the same; a crossing that is no product cannot be counted."""
+    changed = False
+    for a in range(1, len(grouping.slots)):
+        for b in range(a + 1, len(grouping.slots)):
+            (group_a, unit_a), (group_b, unit_b) = grouping.slots[a], grouping.slots[b]
+            both = np.flatnonzero((group_a >= 0) & (group_b >= 0))
+            if not both.size:
+                continue
+            rows = np.unique(np.stack([group_a[both], group_b[both], unit_a[both], unit_b[both]], axis=1), axis=0)
+            for ga, gb in np.unique(rows[:, :2], axis=0).tolist():
+                pairs = rows[(rows[:, 0] == ga) & (rows[:, 1] == gb), 2:]
+                units_a, units_b = np.unique(pairs[:, 0]).size, np.unique(pairs[:, 1]).size
+                cells_a, cells_b = grouping.groups[ga].cells.reshape(-1), grouping.groups[gb].cells.reshape(-1)
+                if pairs.shape[0] == units_a * units_b and units_a == cells_a.size and units_b == cells_b.size:
+                    continue
+                if pairs.shape[0] == units_a == units_b:
+                    recording.space.pairs.append((cells_a[pairs[:, 0]], cells_b[pairs[:, 1]]))
+                else:
+                    coarser = cells_a if cells_a.size < cells_b.size else cells_b
+                    kept.update({c: "its parts overlap those of another group of channels" for c in coarser.tolist()})
+                changed = True
+    return changed
 
 
 class _Repairs:
