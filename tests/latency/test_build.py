@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.errors import InvalidArgumentError, TableError
 from latprune.graph import trace
-from latprune.latency import LatencyTables, Store, TableProgress, Target, build, build_tables, get_engine
+from latprune.latency import LatencyTables, Store, TableProgress, Target, build, build_tables, get_engine, stored_tables, target_context
 
 
 class Residual(nn.Module):
@@ -74,6 +74,11 @@ def test_tables_from_an_empty_store_and_then_from_a_filled_one(engine: str, tmp_
     assert again.stats.measured_networks == 0 and again.stats.networks == 12
     assert again.predict({"conv1": 16}) == pytest.approx(tables.predict({"conv1": 16}), rel=1e-9)
     assert again.stats.seconds < 20
+    with Store(tmp_path / "s.sqlite") as store:
+        elsewhere = stored_tables(graph, X, target_context(target), store)
+        assert elsewhere.predict({"conv1": 16}) == pytest.approx(tables.predict({"conv1": 16}), rel=1e-9)
+        with pytest.raises(TableError, match="holds 0 networks"):
+            stored_tables(graph, X, target_context(Target(engine=engine, threads=2)), store)
 
 
 def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:

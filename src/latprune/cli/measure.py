@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from latprune.graph import ExampleInputs
@@ -20,6 +22,7 @@ examples:
   latprune measure --model latprune.zoo:cifar_resnet --model-arg depth=56 --input 1x3x32x32 --engine openvino
   latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --threads 2 -o tables.json
   latprune measure --model nets.py:net --input 1x3x224x224 --extend --max-networks 200
+  latprune measure --model nets.py:net --input 1x3x224x224 --ray auto --label board
   latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --plan kit.zip
     (on the device: unzip kit.zip run.py && python run.py kit.zip results.json)
   latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --plan kit.zip --results results.json
@@ -45,6 +48,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     group.add_argument("--extend", action="store_true", help="measure up to --max-networks even where the tables are good already")
     group.add_argument("--seed", type=int, default=0, help="seed of the choice of networks (default: %(default)s)")
     group.add_argument("-o", "--output", metavar="FILE", help="also write the tables as JSON")
+    rack = parser.add_argument_group("many devices", "nodes of a Ray cluster, each measuring one network at a time")
+    rack.add_argument("--ray", metavar="ADDRESS", help="measure on a cluster (ray://HOST:PORT, HOST:PORT or auto) instead of here")
+    rack.add_argument("--label", metavar="NAME", help="custom resource that the devices' nodes offer")
     kit = parser.add_argument_group("another device", "one that runs neither PyTorch nor latprune")
     kit.add_argument("--plan", metavar="KIT.zip", help="write the networks and a one-file runner instead of measuring")
     kit.add_argument("--results", metavar="FILE", help="add what the runner of --plan wrote to the store instead of measuring")
@@ -67,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     if args.plan or args.results:
         return _kit(args, model, inputs, target)
     report = reporter()
+    if args.ray:
+        return _cluster(args, model, inputs, target, report)
 
     def progress(state: TableProgress) -> None:
         if state.networks % 8 == 0:
@@ -92,6 +100,33 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         Path(args.output).write_text(json.dumps(tables.to_dict()))
         print(f"tables written to {args.output}")
+    return 0
+
+
+def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, target: Target, report: Callable[[str], None]) -> int:
+    from itertools import islice
+
+    from latprune.errors import InvalidArgumentError
+    from latprune.graph import trace
+    from latprune.latency import Store, design_points, sample_on_cluster
+
+    if not args.label:
+        raise InvalidArgumentError("--ray needs --label, the custom resource that the devices' nodes offer")
+    graph = trace(model, inputs)
+    points = list(islice(design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=args.seed), args.max_networks))
+    with Store(args.store) as store:
+        done = sample_on_cluster(
+            model,
+            graph,
+            inputs,
+            target,
+            points,
+            store,
+            label=args.label,
+            address=args.ray,
+            progress=lambda state: report(f"{state.done} of {state.jobs} networks, {state.devices} devices, {state.lost} lost"),
+        )
+        print(f"{done} networks added to {store.path}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latprune.latency.build import TableProgress, build_tables, target_context
+from latprune.latency.build import TableProgress, build_tables, stored_tables, target_context
 from latprune.latency.design import DesignPoint, design_points
 from latprune.latency.engines import (
     CompiledNetwork,
@@ -13,6 +13,7 @@ from latprune.latency.engines import (
     register_engine,
 )
 from latprune.latency.exchange import export_samples, import_samples, merge_stores, read_samples
+from latprune.latency.fanout import FanoutProgress, sample_on_cluster
 from latprune.latency.kit import import_kit_results, write_kit
 from latprune.latency.machine import machine_name
 from latprune.latency.predictor import KernelPrediction, KernelPredictor, train_predictor
@@ -30,6 +31,7 @@ __all__ = [
     "ContextInfo",
     "DesignPoint",
     "Engine",
+    "FanoutProgress",
     "FixedRunsMeasurement",
     "KernelPrediction",
     "KernelPredictor",
@@ -63,6 +65,8 @@ __all__ = [
     "network_fingerprint",
     "read_samples",
     "register_engine",
+    "sample_on_cluster",
+    "stored_tables",
     "target_context",
     "train_predictor",
     "unary_contributions",

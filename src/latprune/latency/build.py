@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.errors import InvalidArgumentError, TableError
 from latprune.latency.design import design_points
 from latprune.latency.engines import get_engine
 from latprune.latency.fitting import fit_tables, predicted_and_measured
@@ -24,7 +24,7 @@ from latprune.latency.target import Target
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
-__all__ = ["TableProgress", "build_tables", "target_context"]
+__all__ = ["TableProgress", "build_tables", "stored_tables", "target_context"]
 
 _BATCH = 16
 _FIRST_FIT = 32
@@ -124,6 +124,22 @@ def build_tables(
     measured = len(builder.samples) - len(samples)
     tables = builder.tables(measured=measured, runs=sampler.runs if sampler is not None else 0)
     return dataclasses.replace(tables, stats=dataclasses.replace(tables.stats, seconds=time.perf_counter() - start))
+
+
+def stored_tables(graph: ModelGraph, example_inputs: Any, context: ContextInfo, store: Store) -> LatencyTables:
+    """Tables from what a store holds for ``context``, without any engine: for a device that is not at hand.
+
+    Raises:
+        TableError: The store holds fewer than two batches of networks of this structure and context.
+    """
+    fingerprint = network_fingerprint(list(graph.kernels.values()), example_inputs, context.target)
+    samples = store.networks(context, fingerprint)
+    if len(samples) < _FIRST_FIT + _BATCH:
+        raise TableError(
+            f"{store.path} holds {len(samples)} networks of it for {context.target} (version {context.version}, {context.machine}); "
+            f"tables need {_FIRST_FIT + _BATCH}: measure more"
+        )
+    return _Builder(graph, context, samples).tables(measured=0, runs=0)
 
 
 class _Builder:
