@@ -29,8 +29,12 @@ NETWORKS = ("resnet50", "resnet101", "resnet152", "mobilenet_v2", "vit_b_16", "d
 
 
 def traced(network: str) -> ModelGraph:
-    """The graph of a network with random weights at 224 x 224."""
+    """The graph of a network with random weights at 224 x 224 (ResNet-56: at 32 x 32)."""
     torch.set_num_threads(1)
+    if network == "resnet56":
+        from latprune.zoo import cifar_resnet
+
+        return trace(cifar_resnet(depth=56).eval(), torch.zeros(1, 3, 32, 32))
     if network == "vit_b_16":
         import timm
 

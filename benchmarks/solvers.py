@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 FRACTIONS = (0.7, 0.5, 0.3, 0.15)
-SECTIONS = ("main", "rivals", "knapsacks", "limits", "frontier")
+SECTIONS = ("main", "jobs", "rivals", "knapsacks", "limits", "frontier")
+EVERY = ("exact", "highs", "mindtpy", "group-knapsack", "knapsack", "greedy", "uniform")
 Row = dict[str, Any]
 
 
@@ -88,8 +89,9 @@ def run(path: Path, solver: str, *, time_limit: float | None = None, points: int
 class Problems:
     """Problem files, made once per network from its traced graph."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, given: dict[str, Any]) -> None:
         self.folder = folder
+        self.given = given
         self.graphs: dict[str, Any] = {}
 
     def graph(self, network: str) -> Any:
@@ -136,6 +138,17 @@ def rival_rows(problems: Problems, limit: float) -> Iterator[Row]:
     for network, step, fraction in cases:
         path = problems.file(problems(network, step, fraction))
         for solver in ("exact", "highs", "mindtpy", "greedy", "uniform"):
+            row = run(path, solver, time_limit=None if solver == "exact" else limit)
+            yield {"network": network, "step": step, "fraction": fraction, "seed": 0, "solver": solver, **row}
+
+
+def job_rows(problems: Problems, limit: float) -> Iterator[Row]:
+    """The networks of the main job by every solver; and measured problems given on the command line."""
+    cases = [("resnet56", 4, f, problems("resnet56", 4, f)) for f in (0.5, 0.3)]
+    cases += [(name, None, None, problem) for name, problem in problems.given.items()]
+    for network, step, fraction, problem in cases:
+        path = problems.file(problem)
+        for solver in EVERY:
             row = run(path, solver, time_limit=None if solver == "exact" else limit)
             yield {"network": network, "step": step, "fraction": fraction, "seed": 0, "solver": solver, **row}
 
@@ -194,8 +207,8 @@ def show(row: Row) -> None:
     gap = f"{row['gap']:.1e}" if row.get("gap") is not None else "-"
     fraction = "-" if row["fraction"] is None else f"{row['fraction']:.0%}"
     print(
-        f"{row['network']:26} {row['step']:4} {fraction:>5} {row['seed']:2} {row['solver']:21} {row['status']!s:15} {gain:>14} {gap:>8} "
-        f"{row['cpu_seconds']:9.3f} s {row['peak_mb']:7.0f} MB",
+        f"{row['network']:31} {row['step'] or '-':>3} {fraction:>5} {row['seed']} {row['solver']:21} {row['status']!s:15} "
+        f"{gain:>14} {gap:>8} {row['cpu_seconds']:9.3f} s {row['peak_mb']:7.0f} MB",
         flush=True,
     )
 
@@ -244,6 +257,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(SECTIONS))
     parser.add_argument("--time-limit", type=float, help="seconds for a rival (default: 120)")
+    parser.add_argument(
+        "--given", action="append", default=[], metavar="NAME=FILE", help="a problem file, or the result.json of a pruning run"
+    )
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--file", help=argparse.SUPPRESS)
     parser.add_argument("--solver", help=argparse.SUPPRESS)
@@ -252,19 +268,35 @@ def main() -> None:
     if args.file is not None:
         print(json.dumps(solve_file(args.file, args.solver, args.time_limit, args.points)))
         return
-    sections = {"main": main_rows, "rivals": rival_rows, "knapsacks": knapsack_rows, "limits": limit_rows, "frontier": frontier_rows}
+    sections = {
+        "main": main_rows,
+        "jobs": job_rows,
+        "rivals": rival_rows,
+        "knapsacks": knapsack_rows,
+        "limits": limit_rows,
+        "frontier": frontier_rows,
+    }
     chosen = args.only.split(",")
     rows: list[Row] = []
     if args.output is not None and args.output.exists():
         rows = [r for r in json.loads(args.output.read_text())["rows"] if r["section"] not in chosen]
     with tempfile.TemporaryDirectory() as folder:
-        problems = Problems(Path(folder))
+        problems = Problems(Path(folder), dict(given(text) for text in args.given))
         for section in chosen:
             for row in sections[section](problems, args.time_limit or 120.0):
                 rows.append({"section": section, **row})
                 show(row)
                 save(args.output, rows)
     print(json.dumps(judged(rows), indent=1))
+
+
+def given(text: str) -> tuple[str, Any]:
+    """``NAME=FILE`` as a name and a problem; with the limit that it was solved at."""
+    from latprune.problem import Problem
+
+    name, _, file = text.partition("=")
+    value = json.loads(Path(file).read_text())
+    return name, Problem.from_json(json.dumps(value.get("problem", value)))
 
 
 def save(path: Path | None, rows: list[Row]) -> None:

@@ -28,6 +28,7 @@ def chain(limit: float) -> Problem:
 
 
 @needs_it
+@pytest.mark.slow
 def test_answer_is_feasible_and_claims_nothing() -> None:
     problem = chain(4.0)
     solution = solve(problem, "mindtpy")

@@ -38,7 +38,7 @@ class Solution:
         bound: Proven upper bound on the gain of any feasible answer; None for a solver that has none.
         gap: ``(bound - gain) / max(|bound|, |gain|)``; None without a bound.
         costs: Resource name -> use; None without an answer.
-        seconds: CPU seconds of the solver.
+        seconds: Wall-clock seconds of the solver.
         floor: Only for ``infeasible``: resource name -> lowest value that it can reach alone (``inf`` where nothing is allowed at all).
         joint: Only for ``infeasible``: every resource could meet its limit alone, the combination cannot.
         notes: Remarks for people (what was handed over and why, how many nodes); not part of the file.

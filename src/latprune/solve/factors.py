@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latprune.errors import SolverNotApplicableError
 from latprune.problem import Axis, Problem, Resource, Sum, Term
 from latprune.problem.types import LIMIT_TOLERANCE, FloatArray, IntArray
 
@@ -73,6 +74,15 @@ def compile_problem(problem: Problem, resources: Iterable[str] | None = None) ->
     return _Compiler(problem, names).run()
 
 
+MAX_LINK = 20_000_000
+"""Entries of the table that ties one total to its parts (160 MB)."""
+
+
+def _no_cost(resources: int, gain: FloatArray) -> FloatArray:
+    """Zeros of the shape of costs that take no memory."""
+    return np.broadcast_to(np.zeros(()), (resources, *gain.shape))
+
+
 class _Compiler:
     def __init__(self, problem: Problem, names: list[str]) -> None:
         self.problem = problem
@@ -101,7 +111,7 @@ class _Compiler:
             for part in scope:
                 if part >= len(self.problem.variables):
                     readers.setdefault(part, []).append(gates)
-            factors.append(Factor(scope=scope, gates=gates, gain=gain, cost=np.zeros((len(self.names), *gain.shape)), link=True))
+            factors.append(Factor(scope=scope, gates=gates, gain=gain, cost=_no_cost(len(self.names), gain), link=True))
         budgets = [
             math.inf if r.limit is None else r.limit + LIMIT_TOLERANCE * abs(r.limit) - r.constant
             for name in self.names
@@ -166,6 +176,11 @@ class _Compiler:
             value = value + along(total)
         value = np.broadcast_to(value, [len(self.values[v]) for v in scope])
         states, position = np.unique(value, return_inverse=True)
+        if value.size * len(states) > MAX_LINK:
+            raise SolverNotApplicableError(
+                f"a sum of widths with {self.problem.variables[variable].name!r} needs a table of {value.size * len(states)} entries, over "
+                f"{MAX_LINK}; offer fewer choices, or choices on a common step"
+            )
         gain = np.full((value.size, len(states)), -np.inf)
         gain[np.arange(value.size), position.ravel()] = 0.0
         number = len(self.values)
