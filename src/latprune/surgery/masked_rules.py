@@ -198,3 +198,19 @@ def _group_norm(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], mas
     weight, bias = (_given(func, args, kwargs, name) for name in ("weight", "bias"))
     weight, bias = (None if tensor is None else tensor.reshape(per_channel) for tensor in (weight, bias))
     return _scaled(normalised, weight, bias), mean.reshape(x.shape[0], groups), scale.reshape(x.shape[0], groups)
+
+
+@register_masked_rule("aten::native_batch_norm", "aten::_native_batch_norm_legit")
+def _batch_norm(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], masks: Masks) -> Any:
+    """Statistics of the batch at hand: what standardised weights are computed with (stored statistics belong to one channel each)."""
+    mask = masks[0]
+    if mask is None or not _given(func, args, kwargs, "training"):
+        return func(*args, **kwargs)
+    x: Tensor = args[0]
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    mean, squares, count = _moments(x, mask, dims)
+    scale = (squares / count.clamp(min=1) + float(_given(func, args, kwargs, "eps"))).rsqrt()
+    per_channel = [1, x.shape[1]] + [1] * (x.ndim - 2)
+    weight, bias = (_given(func, args, kwargs, name) for name in ("weight", "bias"))
+    weight, bias = (None if tensor is None else tensor.reshape(per_channel) for tensor in (weight, bias))
+    return _scaled((x - mean) * scale, weight, bias), mean.flatten(), scale.flatten()
