@@ -59,7 +59,7 @@ class LabelSpace:
     bundles: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     products: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
-    aligned: list[tuple[IntArray, str]] = field(default_factory=list)
+    merges: list[IntArray] = field(default_factory=list)
     frozen: list[tuple[IntArray, str]] = field(default_factory=list)
     _bundles: dict[bytes, torch.Tensor] = field(default_factory=dict)
 

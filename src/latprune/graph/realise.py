@@ -220,7 +220,9 @@ def _calls_inside(branch: Branch, recording: Recording, alive: set[int]) -> list
     for call in recording.module_calls[first:]:
         if call.start > high:
             break
-        if not call.path or call.stop > high or (found and found[-1].start <= call.start and call.stop <= found[-1].stop and call.stop > call.start):
+        if not call.path or call.stop > high:
+            continue
+        if found and found[-1].start <= call.start < call.stop <= found[-1].stop:
             continue
         moving = [n for n in range(call.start, call.stop) if n in alive and _depends_on_inputs(nodes[n])]
         if moving and all(n in branch.nodes for n in moving):

@@ -83,6 +83,7 @@ def _state_cuts(step: Step, field: torch.Tensor, old: tuple[int, ...], new: tupl
         if all(field.shape[d] == 1 for d in left):
             continue
         local = field.expand([old[d] if d in left else field.shape[d] for d in range(len(old))])
+        _state_merges(step, local, left)
         before = [d for d in range(len(old)) if d < left[0]]
         after = [d for d in range(len(old)) if d > left[-1]]
         sizes = [new[d] for d in right]
@@ -100,6 +101,16 @@ def _state_cuts(step: Step, field: torch.Tensor, old: tuple[int, ...], new: tupl
                 step.space.grid(_distinct(parts.reshape(-1, inner)), step.place)
             _state_size(step, stated, d, parts, several)
     return labelled
+
+
+def _state_merges(step: Step, field: torch.Tensor, left: list[int]) -> None:
+    """Note how labelled dimensions are merged: their order must be the same after pruning."""
+    index = tuple(slice(None) if d in left else 0 for d in range(field.dim()))
+    merged = field[index]
+    for k in range(1, merged.dim()):
+        matrix = merged.reshape(math.prod(merged.shape[:k]), -1)
+        if matrix.shape[0] > 1 and bool((matrix != matrix[:1]).any()) and bool((matrix != matrix[:, :1]).any()):
+            step.space.merges.append(matrix.contiguous().numpy())
 
 
 def _state_size(step: Step, stated: list[Any] | None, dim: int, parts: torch.Tensor, several: bool) -> None:
@@ -193,13 +204,12 @@ def _state_bounds(step: Step, field: torch.Tensor, dim: int, size: int) -> None:
     plain = (start, size if end is None else min(end, size))
     stride = step.argument(4, "step", 1) or 1 if "narrow" not in step.func._schema.name else 1
     if stride != 1:
-        count = size // stride
-        rows = torch.stack([field.narrow(dim, 0, count * stride)[(slice(None),) * dim + (slice(k, None, stride),)] for k in range(stride)])
         if size % stride or size == stride:
             step.freeze([field], f"every {stride}th channel is taken by {step.place}")
         else:
-            step.space.grid(rows.movedim(dim + 1, -1).reshape(-1, count), step.place)
-            step.space.aligned.append((rows.movedim(dim + 1, -1).reshape(stride, -1).numpy(), step.place))
+            # The k-th channels of all strides stand together before and after: they go together.
+            together = field.reshape([*field.shape[:dim], size // stride, stride, *field.shape[dim + 1 :]])
+            step.space.unite(together, together.narrow(dim + 1, 0, 1).expand_as(together))
         return
     for k, bound in enumerate(plain):
         at = bound + size if bound < 0 else bound

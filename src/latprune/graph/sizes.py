@@ -173,9 +173,10 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
     the groups are formed anew.
     """
     kept = dict(frozen)
+    tried: set[int] = set()
     for _ in range(100):
         grouping = solve(recording, kept)
-        if _relate(recording, grouping, kept):
+        if _relate(recording, grouping, kept) or _align(recording, grouping, kept, tried):
             continue
         evaluator = _Evaluator(recording, grouping)
         repairs = _Repairs(evaluator)
@@ -195,8 +196,30 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
     raise AssertionError("the sizes of the model could not be settled")
 
 
+def _align(recording: Recording, grouping: Grouping, kept: dict[int, str], tried: set[int]) -> bool:
+    """Merged dimensions keep their order only if each outer place keeps as many inner ones as any other.
+
+    (A channel shuffle merges ``(channel in group, group)``: groups that kept other channels each would be interleaved wrongly.) Where it
+    is not so, the outer places become units of their own, and where that does not help, the channels stay.
+    """
+    changed = False
+    space = recording.space
+    for k, matrix in enumerate(space.merges):
+        labels = torch.from_numpy(matrix)
+        if size_polynomial(grouping, labels[:, :, None]) is not None:
+            continue
+        changed = True
+        if k not in tried:
+            tried.add(k)
+            outer = space.fresh(matrix.shape[0], "bundle", f"merge {k}")
+            space.bundle(outer[:, None], labels)
+        else:
+            kept.update({c: "channels are interleaved in an order that pruning would change" for c in np.unique(matrix).tolist()})
+    return changed
+
+
 def _relate(recording: Recording, grouping: Grouping, kept: dict[int, str]) -> bool:
-    """Coarse groups that share channels: units that always meet one to one are the same; a crossing that is no product cannot be counted."""
+    """Coarse groups that share channels: units that always meet one to one are the same; other crossings must be products."""
     changed = False
     for a in range(1, len(grouping.slots)):
         for b in range(a + 1, len(grouping.slots)):
