@@ -120,3 +120,4 @@ class Recording:
     attribute_values: dict[tuple[str, str], int]
     scales: list[ScaleUse]
     call_counts: dict[str, int]
+    returned: list[Info] = field(default_factory=list)

@@ -87,6 +87,8 @@ def trace(
                 kept_blocks[branch.name] = f"named in keep ('{pattern}')"
         if within is not None and not _inside(branch.name.split("#")[0], within):
             kept_blocks[branch.name] = f"lies outside within='{within}'"
+        if any(info.node in branch.nodes for info in recording.returned):
+            kept_blocks[branch.name] = "the model returns values that are computed inside it (such as a cache of keys and values)"
     for pattern in blocks_keep:
         if not any(b.name == pattern or fnmatchcase(b.name, pattern) for b in branches):
             raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {[b.name for b in branches]}")
@@ -153,7 +155,9 @@ def record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
     for info in outputs:
         for f in info.fields:
             recorder.space.freeze(f, "the network's output")
-    return recorder.recording(inputs, outputs)
+    recording = recorder.recording(inputs, outputs)
+    recording.returned += [recorder.info(t) for t in flatten_tensors(output)]
+    return recording
 
 
 def _matches(path: str, pattern: str) -> bool:

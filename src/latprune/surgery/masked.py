@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
 from latprune.graph.types import Call, ChannelGroup, Selection
 from latprune.surgery.masked_rules import find_masked_rule
 
@@ -186,18 +187,16 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 @contextmanager
 def _conditions(model: nn.Module) -> Iterator[None]:
-    """The conditions under which the recorded run was made: evaluation mode, no gradients, no fused encoder layers."""
+    """The conditions under which the recorded run was made; afterwards the model is as it was, without what the run cached in it."""
     modes = [(module, module.training) for module in model.modules()]
-    fast = torch.backends.mha.get_fastpath_enabled()
     model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with capture_conditions(), preserved_state(model):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for module, training in modes:
             module.training = training
+        forget_cached(model)
 
 
 def _shape_fits(field: IntArray, tensor: Tensor) -> bool:
