@@ -19,10 +19,9 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Forest:
-    """A straight line in the features plus the mean of regression trees on what it leaves.
+    """The mean of regression trees.
 
     Attributes:
-        line: ``(features + 1,)`` coefficients, the intercept last.
         roots: ``(trees,)`` index of each tree's root among all nodes.
         left: ``(nodes,)`` child taken where the feature is at most the threshold; -1 at a leaf.
         right: ``(nodes,)`` the other child.
@@ -32,7 +31,6 @@ class Forest:
         error: 95th percentile of the absolute error on samples that a tree had not seen.
     """
 
-    line: FloatArray
     roots: IntArray
     left: IntArray
     right: IntArray
@@ -54,20 +52,17 @@ class Forest:
                 break
             goes_left = single[index, self.feature[node]] <= self.threshold[node]
             node = np.where(inner, np.where(goes_left, self.left[node], self.right[node]), node)
-        return np.asarray(self.value[node].mean(axis=1) + rows @ self.line[:-1] + self.line[-1])
+        return np.asarray(self.value[node].mean(axis=1))
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Name -> array, for an ``.npz`` file."""
-        return {
-            name: np.asarray(getattr(self, name)) for name in ("line", "roots", "left", "right", "feature", "threshold", "value", "error")
-        }
+        return {name: np.asarray(getattr(self, name)) for name in ("roots", "left", "right", "feature", "threshold", "value", "error")}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], features: int) -> Forest:
         """A forest from its arrays; raises FileFormatError where they do not make one over ``features`` features."""
         try:
             forest = cls(
-                line=np.asarray(arrays["line"], dtype=np.float64),
                 roots=np.asarray(arrays["roots"], dtype=np.int64),
                 left=np.asarray(arrays["left"], dtype=np.int64),
                 right=np.asarray(arrays["right"], dtype=np.int64),
@@ -82,8 +77,7 @@ class Forest:
         here = np.arange(nodes)
         inner = forest.left >= 0
         sound = (
-            forest.line.shape == (features + 1,)
-            and all(len(part) == nodes for part in (forest.right, forest.feature, forest.threshold, forest.value))
+            all(len(part) == nodes for part in (forest.right, forest.feature, forest.threshold, forest.value))
             and len(forest.roots) > 0
             and bool(((forest.roots >= 0) & (forest.roots < nodes)).all())
             # Children behind their parents: no cycle can be walked.
@@ -102,15 +96,12 @@ def fit_forest(features: FloatArray, target: FloatArray, weights: FloatArray, *,
         from sklearn.ensemble import ExtraTreesRegressor
     except ImportError:
         raise MissingExtraError("scikit-learn", "tables") from None
-    padded = np.concatenate([features, np.ones((len(features), 1))], axis=1)
-    root = np.sqrt(weights)[:, None]
-    ridge = np.diag(np.append(np.full(features.shape[1], 1e-2 * len(features)), 1e-6))
-    line = np.linalg.solve((padded * root).T @ (padded * root) + ridge, (padded * root).T @ (target * root[:, 0]))
-    rest = target - padded @ line
+    # Too few samples leave some of them in every tree's draw, and then nothing is left to judge the forest by.
+    judged = len(features) >= 12
     model = ExtraTreesRegressor(
-        n_estimators=trees, min_samples_leaf=2, max_features=0.6, bootstrap=True, oob_score=True, random_state=seed, n_jobs=1
+        n_estimators=trees, min_samples_leaf=2, max_features=0.6, bootstrap=judged, oob_score=judged, random_state=seed, n_jobs=1
     )
-    model.fit(features, rest, sample_weight=weights)
+    model.fit(features, target, sample_weight=weights)
     parts = [estimator.tree_ for estimator in model.estimators_]
     offsets = np.cumsum([0, *(part.node_count for part in parts)])
     shifted = [
@@ -120,9 +111,8 @@ def fit_forest(features: FloatArray, target: FloatArray, weights: FloatArray, *,
         )
         for part, offset in zip(parts, offsets[:-1], strict=True)
     ]
-    unseen = np.abs(rest - model.oob_prediction_)
+    unseen = np.abs(target - (model.oob_prediction_ if judged else np.median(target)))
     return Forest(
-        line=np.asarray(line, dtype=np.float64),
         roots=np.asarray(offsets[:-1], dtype=np.int64),
         left=np.concatenate([pair[0] for pair in shifted]).astype(np.int64),
         right=np.concatenate([pair[1] for pair in shifted]).astype(np.int64),

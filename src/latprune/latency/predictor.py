@@ -43,9 +43,13 @@ class KernelPrediction:
 class KernelPredictor:
     """Regression models of one set of conditions.
 
+    A kernel's time is a roofline times what a forest makes of its shape. The roofline carries the scale (work, weights, activations,
+    a fixed part, with non-negative prices), so that kernels larger than any in the training data are still priced by their work.
+
     Attributes:
         context: Conditions that it was trained under.
-        forests: Kernel family -> forest over ``FEATURES``; predicts the logarithm of milliseconds.
+        rooflines: Kernel family -> ``(4,)`` prices of padded work, weights, activations, and one kernel, in milliseconds.
+        forests: Kernel family -> forest over ``FEATURES``; predicts the logarithm of time over roofline.
         costing: Kinds of kernels that the engine spent time on of their own; all others it fused into what ran before. Learned from the
             engine's profiles.
         constant_ms: Latency of a network beside its kernels.
@@ -55,6 +59,7 @@ class KernelPredictor:
     """
 
     context: ContextInfo
+    rooflines: Mapping[str, npt.NDArray[np.float64]]
     forests: Mapping[str, Forest]
     costing: frozenset[str]
     constant_ms: float
@@ -68,10 +73,14 @@ class KernelPredictor:
         forest = self.forests.get(family)
         if forest is None:
             raise TableError(f"no kernel of family {family!r} was measured under {self.context.target}; known: {', '.join(self.forests)}")
-        centre = float(forest.predict(kernel_features(signature, sizes))[0])
+        centre = float(self._logarithm(family, kernel_features(signature, sizes)[None, :])[0])
         return KernelPrediction(
             ms=float(np.exp(centre)), low=float(np.exp(centre - forest.error)), high=float(np.exp(centre + forest.error))
         )
+
+    def _logarithm(self, family: str, features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """``(n, features)`` -> ``(n,)`` logarithm of milliseconds."""
+        return _logarithm(self.rooflines[family], self.forests[family], features)
 
     def network(self, kernels: Iterable[Kernel], widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> KernelPrediction:
         """Predict a network at ``widths`` without ``removed_blocks``, from its traced kernels alone."""
@@ -89,7 +98,7 @@ class KernelPredictor:
                 rows[family].append(kernel_features(signature, [axis.size(widths, removed) for axis in kernel.axes]))
         total = self.constant_ms
         for family, features in rows.items():
-            total += float(np.exp(self.forests[family].predict(np.stack(features))).sum()) + self.overhead_ms * len(features)
+            total += float(np.exp(self._logarithm(family, np.stack(features))).sum()) + self.overhead_ms * len(features)
         return KernelPrediction(ms=total, low=total / (1 + self.spread), high=total * (1 + self.spread))
 
     def save(self, path: str | Path) -> None:
@@ -108,7 +117,7 @@ class KernelPredictor:
         }
         arrays = {
             f"{index}/{name}": array for index, forest in enumerate(self.forests.values()) for name, array in forest.to_arrays().items()
-        }
+        } | {f"{index}/roofline": self.rooflines[family] for index, family in enumerate(self.forests)}
         with Path(path).open("wb") as file:
             np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)  # type: ignore[arg-type]
 
@@ -129,12 +138,16 @@ class KernelPredictor:
             context = ContextInfo(
                 target=Target(**header["context"]["target"]), version=header["context"]["version"], machine=header["context"]["machine"]
             )
-            forests = {}
+            forests, rooflines = {}, {}
             for index, family in enumerate(header["families"]):
                 own = {name.split("/", 1)[1]: array for name, array in arrays.items() if name.startswith(f"{index}/")}
                 forests[family] = Forest.from_arrays(own, len(FEATURES))
+                rooflines[family] = np.asarray(own["roofline"], dtype=np.float64)
+                if rooflines[family].shape != (4,) or not (rooflines[family] >= 0).all():
+                    raise FileFormatError(f"roofline of {family!r} must hold four non-negative prices", path=f"{index}/roofline")
             return cls(
                 context=context,
+                rooflines=rooflines,
                 forests=forests,
                 costing=frozenset(header["costing"]),
                 constant_ms=float(header["constant_ms"]),
@@ -175,7 +188,8 @@ def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, 
     if count < _FEWEST:
         raise TableError(f"a predictor needs at least {_FEWEST} kernel samples of {context.target}, but there are {count}; measure first")
     random = np.random.default_rng(seed)
-    forests = {}
+    forests: dict[str, Forest] = {}
+    rooflines: dict[str, npt.NDArray[np.float64]] = {}
     for family, samples in rows.items():
         merged: dict[tuple[str, tuple[int, ...]], list[float]] = defaultdict(list)
         for signature, sizes, spent in samples:
@@ -188,15 +202,52 @@ def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, 
         features = np.stack([kernel_features(signature, sizes) for signature, sizes in keys])
         target = np.log([float(np.median(merged[key])) for key in keys])
         weights = np.sqrt([float(len(merged[key])) for key in keys])
-        forests[family] = fit_forest(features, target, weights, seed=seed)
+        rooflines[family] = _fit_roofline(features, target, weights)
+        forests[family] = fit_forest(features, target - np.log(_roofline_columns(features) @ rooflines[family]), weights, seed=seed)
     costing = frozenset(str(json.loads(sample.signature)["kind"]) for network in networks for sample in network.kernels)
-    constant, overhead, spread = _calibrate(networks, forests, levels)
+    constant, overhead, spread = _calibrate(networks, rooflines, forests, levels)
     return KernelPredictor(
-        context=context, forests=forests, costing=costing, constant_ms=constant, overhead_ms=overhead, spread=spread, samples=count
+        context=context,
+        rooflines=rooflines,
+        forests=forests,
+        costing=costing,
+        constant_ms=constant,
+        overhead_ms=overhead,
+        spread=spread,
+        samples=count,
     )
 
 
-def _calibrate(networks: Sequence[NetworkSample], forests: Mapping[str, Forest], levels: Mapping[str, float]) -> tuple[float, float, float]:
+def _roofline_columns(features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """``(n, 4)``: work with channels padded to the engine's blocks, weights, activations, one."""
+    column = {name: features[:, index] for index, name in enumerate(FEATURES)}
+    padded = np.exp(column["log_work"]) * (1.0 + column["in_padding"]) * (1.0 + column["out_padding"])
+    return np.stack([padded, np.exp(column["log_weights"]), np.exp(column["log_activations"]), np.ones(len(features))], axis=1)
+
+
+def _fit_roofline(
+    features: npt.NDArray[np.float64], target: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Non-negative prices that fit ``exp(target)`` with the least relative error."""
+    columns, goal = _roofline_columns(features), np.exp(target)
+    scale = columns.max(axis=0)
+    row = np.sqrt(weights) / goal
+    prices = non_negative_least_squares(columns / scale * row[:, None], goal * row) / scale
+    if not (columns @ prices > 0).all():
+        prices[3] += 1e-6
+    return np.asarray(prices)
+
+
+def _logarithm(roofline: npt.NDArray[np.float64], forest: Forest, features: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(np.log(_roofline_columns(features) @ roofline) + forest.predict(features))
+
+
+def _calibrate(
+    networks: Sequence[NetworkSample],
+    rooflines: Mapping[str, npt.NDArray[np.float64]],
+    forests: Mapping[str, Forest],
+    levels: Mapping[str, float],
+) -> tuple[float, float, float]:
     """Constant, overhead per kernel, and 95th percentile of the relative error of whole networks."""
     sums, goals, counts = [], [], []
     for network in networks:
@@ -204,7 +255,7 @@ def _calibrate(networks: Sequence[NetworkSample], forests: Mapping[str, Forest],
             continue
         total = 0.0
         for family, samples in _by_family(network).items():
-            total += float(np.exp(forests[family].predict(np.stack(samples))).sum())
+            total += float(np.exp(_logarithm(rooflines[family], forests[family], np.stack(samples))).sum())
         sums.append(total)
         counts.append(float(len(network.kernels)))
         goals.append(network.ms * levels[network.fingerprint] / network.reference_ms)
