@@ -73,3 +73,12 @@ def test_the_answer_meets_the_linearised_row_and_keeps_the_best_channel_of_each_
 def test_unknown_contributions_are_refused():
     with pytest.raises(InvalidArgumentError, match="contributions"):
         SPLAMP(contributions="guess")
+
+
+def test_a_stream_counts_once_per_layer_that_makes_it(context):
+    problem = SPLAMP().prepare(context)._problem
+    gains = {term.name: term.table for term in problem.gains}
+    scores = context.importance.units
+    # The stem and the second convolution of all nine blocks write these channels, which padding carries on to the last stage.
+    assert gains["conv1"][-1] == pytest.approx(10 * scores["conv1"].sum())
+    assert gains["layer1.0.conv1"][-1] == pytest.approx(scores["layer1.0.conv1"].sum())

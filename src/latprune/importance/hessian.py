@@ -1,4 +1,4 @@
-"""Hessian-aware importance for transformers: squared first-order terms (Yang et al. 2023; the 2025 version of MDP)."""
+"""Hessian-aware importance for transformers: squared first-order terms (arXiv:2110.04869; the 2025 version of MDP)."""
 
 from __future__ import annotations
 

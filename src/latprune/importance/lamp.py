@@ -1,4 +1,4 @@
-"""LAMP: magnitude relative to the larger weights of the same tensor (Lee et al. 2021; SP-LAMP eq. 1 and 26)."""
+"""LAMP: magnitude relative to the larger weights of the same tensor (arXiv:2010.07611; SP-LAMP eq. 1 and 26)."""
 
 from __future__ import annotations
 

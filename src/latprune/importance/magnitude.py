@@ -1,4 +1,4 @@
-"""Magnitude of the filters: the criterion that needs neither data nor neighbours (Li et al. 2017)."""
+"""Magnitude of the filters: the criterion that needs neither data nor neighbours (arXiv:1608.08710)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""First-order Taylor importance on norm layers (Molchanov et al. 2019; HALP; MDP eq. 1)."""
+"""First-order Taylor importance on norm layers (arXiv:1906.10771; HALP; MDP eq. 1)."""
 
 from __future__ import annotations
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.types import Role
 from latprune.importance import SpLampConfig
 from latprune.methods.assemble import UNITS, gain_terms
 from latprune.methods.base import Method, Proposer, StageContext, register_method
@@ -33,6 +34,9 @@ class SPLAMP(Method):
     The budget row is ``Phi_s - sum_l [T_l(m_l) - T_l(p_l)] <= C_s`` with ``C_i = dense - (dense - C) i / k`` (the paper prints
     ``C_k = C / k``, which would end far under the budget). Contributions add up to about twice the dense latency, because each kernel is
     counted by its producer's and its consumer's group: they are a linearisation, so the last stage is measured and corrected.
+
+    The objective (eq. 8) adds up the scores of every layer's filters. A group of ``n`` coupled layers (a residual stream) has one score per
+    channel here, so it counts ``n`` times: counted once, the stream would be the cheapest thing to give up in any residual network.
 
     Attributes:
         stages: Stages ``k``.
@@ -61,8 +65,15 @@ class SPLAMP(Method):
         terms = tuple(Term(name=name, over=(name,), table=table) for name, table in costs.items())
         resource = Resource(name=context.resource, unit=UNITS[context.resource], constant=context.dense, terms=terms)
         variables = tuple(Variable(name=name, choices=tuple(context.choices[name])) for name in context.graph.groups)
-        problem = Problem(variables=variables, gains=tuple(gain_terms(context, gated=False)), costs=(resource,))
+        gains = tuple(replace(term, table=term.table * _layers(context, term.name)) for term in gain_terms(context, gated=False))
+        problem = Problem(variables=variables, gains=gains, costs=(resource,))
         return SolvedProposer(context, problem, context.solver or "group-knapsack")
+
+
+def _layers(context: StageContext, group: str) -> int:
+    """Layers whose filters make the group's channels."""
+    makers = {member.kernel for member in context.graph.groups[group].members if member.role in (Role.PRODUCER, Role.DEPTHWISE)}
+    return max(len(makers), 1)
 
 
 def contributions(context: StageContext, *, whole_network: bool = False) -> dict[str, npt.NDArray[np.float64]]:

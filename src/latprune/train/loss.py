@@ -11,7 +11,7 @@ __all__ = ["classification_loss", "distillation_loss"]
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch (Hinton et al. 2015).
+    """``T^2 * KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch (arXiv:1503.02531).
 
     Args:
         student: ``(batch, classes, ...)`` logits.

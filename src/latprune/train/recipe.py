@@ -28,7 +28,7 @@ class SGD:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    """Adam with decoupled weight decay (arXiv:1711.05101)."""
 
     beta1: float = 0.9
     beta2: float = 0.999
@@ -83,7 +83,7 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distillation:
-    """Knowledge distillation from the dense network (Hinton et al. 2015).
+    """Knowledge distillation from the dense network (arXiv:1503.02531).
 
     ``loss = (1 - weight) * cross_entropy + weight * T^2 * KL(teacher / T || student / T)`` with ``T = temperature``.
     """

@@ -14,7 +14,7 @@ __all__ = ["CifarBlock", "CifarResNet", "PadShortcut", "ResNet18Cifar", "cifar_r
 
 
 class PadShortcut(nn.Module):
-    """The parameter-free shortcut ("option A" of He et al. 2016): subsample in space, pad the channels with zeros.
+    """The parameter-free shortcut ("option A" of arXiv:1512.03385): subsample in space, pad the channels with zeros.
 
     The three amounts are plain integer attributes that ``forward`` reads, so that they can be edited when channels go.
 
@@ -76,7 +76,7 @@ def _initialise(model: nn.Module) -> None:
 
 
 class CifarResNet(nn.Module):
-    """ResNet of depth ``6n + 2``: a 3x3 stem and three stages of ``n`` blocks (He et al. 2016, section 4.2).
+    """ResNet of depth ``6n + 2``: a 3x3 stem and three stages of ``n`` blocks (arXiv:1512.03385, section 4.2).
 
     Module names are ``conv1, bn1, layer1..3.N.{conv1,bn1,conv2,bn2,shortcut}, linear``, those of the common pretrained weights.
     """

@@ -31,7 +31,7 @@ class _DenseLayer(nn.Module):
 
 
 class DenseNetwork(nn.Module):
-    """Dense connections (Huang et al. 2017): each layer reads all the earlier ones of its stage, a 1x1 convolution between stages."""
+    """Dense connections (arXiv:1608.06993): each layer reads all the earlier ones of its stage, a 1x1 convolution between stages."""
 
     def __init__(self, *, growth: int, layers: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def dense_network(growth: int = 12, layers: tuple[int, ...] = (4, 4, 4), num_cla
 
 
 class UNet(nn.Module):
-    """U-Net (Ronneberger et al. 2015): an encoder and a decoder whose stages are joined by concatenation."""
+    """U-Net (arXiv:1505.04597): an encoder and a decoder whose stages are joined by concatenation."""
 
     def __init__(self, *, width: int, depth: int, num_classes: int) -> None:
         super().__init__()

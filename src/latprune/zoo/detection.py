@@ -28,7 +28,7 @@ class _Extra(nn.Module):
 
 
 class SingleShotDetector(nn.Module):
-    """SSD (Liu et al. 2016) on a bottleneck ResNet: classes and boxes for the anchors of several maps, without the suppression step."""
+    """SSD (arXiv:1512.02325) on a bottleneck ResNet: classes and boxes for the anchors of several maps, without the suppression step."""
 
     def __init__(self, *, blocks: tuple[int, ...], width: int, extra: tuple[int, ...], num_classes: int, anchors: int) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class _DecoderLayer(nn.Module):
 
 
 class StreamingDetector(nn.Module):
-    """A multi-camera detector over time in the manner of StreamPETR (Wang et al. 2023).
+    """A multi-camera detector over time in the manner of StreamPETR (arXiv:2303.11926).
 
     One encoder for all cameras, a place embedding for each token, object queries that attend to each other, to the memory of earlier frames
     and to all tokens; the best queries of a frame become the memory of the next.

@@ -38,7 +38,7 @@ class _Bottleneck(nn.Module):
 
 
 class BottleneckResNet(nn.Module):
-    """ResNet with bottleneck blocks (He et al. 2016): stem, pooling, four stages, linear classifier."""
+    """ResNet with bottleneck blocks (arXiv:1512.03385): stem, pooling, four stages, linear classifier."""
 
     def __init__(self, blocks: tuple[int, ...], *, num_classes: int = 1000, width: int = 64, stride_on_first: bool = False) -> None:
         super().__init__()
@@ -152,11 +152,11 @@ class _InvertedResidual(nn.Module):
 
 
 _MOBILENET_V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""Expansion, channels, repeats, stride of each stage (Sandler et al. 2018, table 2)."""
+"""Expansion, channels, repeats, stride of each stage (arXiv:1801.04381, table 2)."""
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 (Sandler et al. 2018): inverted residuals with depthwise convolutions."""
+    """MobileNetV2 (arXiv:1801.04381): inverted residuals with depthwise convolutions."""
 
     def __init__(self, *, num_classes: int = 1000, width_multiplier: float = 1.0) -> None:
         super().__init__()

@@ -54,7 +54,7 @@ DIGITS_NORMALISATION = Normalisation(mean=(0.3054,), std=(0.3237,))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
-    """Random crop after zero padding, and horizontal flip (He et al. 2016).
+    """Random crop after zero padding, and horizontal flip (arXiv:1512.03385).
 
     Attributes:
         padding: Zero pixels added on each side before a crop of the original size.
