@@ -124,7 +124,8 @@ def verify(result: Path) -> dict[str, Any]:
 
 def print_table(rows: dict[str, Any]) -> None:
     print(
-        f"\n{'run':36} {'dense ms':>9} {'pruned ms':>10} {'ratio':>7} {'verify':>7} {'params':>8} {'blocks':>6} {'cut':>6} {'1 ep':>6} {'last':>6}"
+        f"\n{'run':36} {'dense ms':>9} {'pruned ms':>10} {'ratio':>7} {'verify':>7} {'params':>8} {'blocks':>6} {'cut':>6} {'1 ep':>6} "
+        f"{'last':>6}"
     )
     for name, row in rows.items():
         accuracies = {(a["stage"], a["epoch"]): a["accuracy"] for a in row["accuracies"]}

@@ -47,8 +47,8 @@ class TaylorAccumulator(GradientAccumulator):
     """``I = mean over batches of | sum over the group's norm layers of (g_gamma * gamma + g_beta * beta) |``.
 
     The absolute value is taken within each batch: averaged signed gradients nearly cancel on a trained network and rank otherwise. With
-    ``reduction="per_layer"`` it is also taken within each layer, else the signed terms of a group's layers are summed before it. A group without norm layers is scored on the filters that make it,
-    ``| sum w * g_w |`` with the bias among the weights.
+    ``reduction="per_layer"`` it is also taken within each layer, else the signed terms of a group's layers are summed before it. A group
+    without norm layers is scored on the filters that make it, ``| sum w * g_w |`` with the bias among the weights.
     """
 
     def __init__(self, model: nn.Module, graph: GroupedModel, config: TaylorConfig) -> None:

@@ -19,8 +19,8 @@ __all__ = ["MDP"]
 class MDP(Method):
     """Multi-Dimensional Pruning.
 
-    Importance: Taylor on norm layers, layer by layer, so that removing a block removes only that block's share. Latency: a full matrix per kernel over its input and output widths. Solver: exact (the paper's own route is a heuristic; see
-    ``solver="mindtpy"``).
+    Importance: Taylor on norm layers, layer by layer, so that removing a block removes only that block's share. Latency: a full matrix per
+    kernel over its input and output widths. Solver: exact (the paper's own route is a heuristic; see ``solver="mindtpy"``).
 
     Attributes:
         score: Importance criterion.
