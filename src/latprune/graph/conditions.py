@@ -30,7 +30,9 @@ def capture_conditions() -> Iterator[None]:
 
 @contextmanager
 def preserved_state(model: nn.Module) -> Iterator[None]:
-    """Undo what runs leave behind in the modules: cached tensors in attributes, dicts and lists, buffers put in place of others."""
+    """Undo what runs leave behind in the modules: cached tensors in attributes, dicts and lists, buffers put in place of others,
+    and hooks (a model that installs its own remembers that in an attribute: both must go, or they are there twice).
+    """
     before: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -38,7 +40,7 @@ def preserved_state(model: nn.Module) -> Iterator[None]:
         values = module.__dict__
         before.append((values, dict(values)))
         for name, value in values.items():
-            if isinstance(value, dict) and (name in ("_buffers", "_parameters") or not name.startswith("_")):
+            if isinstance(value, dict) and (name in ("_buffers", "_parameters") or "hooks" in name or not name.startswith("_")):
                 before.append((value, dict(value)))
     try:
         yield

@@ -10,6 +10,7 @@ import copy
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,7 @@ from latprune.graph.conditions import capture_conditions, forget_cached, preserv
 from latprune.graph.types import Call, ChannelGroup, Selection
 from latprune.surgery.masked_rules import find_masked_rule
 
-__all__ = ["MaskedModel", "RecordedModel", "keep_mask", "masked"]
+__all__ = ["MaskedModel", "MaskedRun", "RecordedModel", "keep_mask", "masked"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -42,6 +43,21 @@ class RecordedModel(Protocol):
     @property
     def class_units(self) -> tuple[tuple[tuple[str, int], ...], ...]:
         """Coordinate class -> the units that it belongs to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MaskedRun:
+    """What one run of a masked model gave.
+
+    Attributes:
+        output: As the dense model gives it, removed coordinates at 0.
+        masks: By ``id`` of an output tensor that carries removed coordinates: which of its places are kept, broadcastable to it.
+        types: Floating-point types that channels were computed in on the way (a norm may compute in a narrower one than the model).
+    """
+
+    output: Any
+    masks: Mapping[int, Tensor]
+    types: frozenset[torch.dtype]
 
 
 def masked(model: nn.Module, graph: RecordedModel, selection: Selection) -> MaskedModel:
@@ -84,14 +100,10 @@ class MaskedModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Outputs as the dense model gives them; removed coordinates of an output read as 0."""
-        return self.run(args, kwargs)[0]
+        return self.run(args, kwargs).output
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[int, Tensor]]:
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MaskedRun:
         """Run once.
-
-        Returns:
-            The outputs, and for those of their tensors that carry removed coordinates (by ``id``) the mask of what is kept,
-            broadcastable to the tensor.
 
         Raises:
             CaptureError: The run performs other operations than the recorded one did.
@@ -104,9 +116,9 @@ class MaskedModel:
         for tensor in tensors_in(output):
             mask = follower.mask_of(tensor)
             if mask is not None:
-                tensor.copy_(torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype)))
+                tensor.masked_fill_(mask.logical_not().to(tensor.device), 0)
                 masks[id(tensor)] = mask
-        return output, masks
+        return MaskedRun(output=output, masks=masks, types=frozenset(follower.types))
 
     def with_model(self, model: nn.Module) -> MaskedModel:
         """The same masks over another instance of the same model (a copy in another type, on another device)."""
@@ -211,6 +223,7 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.owner = owner
         self.place = 0
         self._produced: dict[int, tuple[weakref.ref[Tensor], tuple[IntArray, ...]]] = {}
+        self.types: set[torch.dtype] = set()
         self._stored = {id(tensor) for tensor in (*owner.model.parameters(), *owner.model.buffers())}
 
     def finish(self) -> None:
@@ -300,6 +313,8 @@ class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = [output] if isinstance(output, Tensor) else tensors_in(output)
         for tensor, field in zip(outputs, call.output_fields, strict=False):
             self._produced[id(tensor)] = (weakref.ref(tensor), () if field is None else (field,))
+            if field is not None and tensor.is_floating_point():
+                self.types.add(tensor.dtype)
         return output
 
 

@@ -115,9 +115,9 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
     finally:
         for module, training in modes:
             module.training = training
-    output, masks = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
-    wanted = tensors_in(output)
-    floats = [tensor.dtype for tensor in wanted if tensor.is_floating_point()]
+    run = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
+    wanted, masks = tensors_in(run.output), run.masks
+    floats = {tensor.dtype for tensor in wanted if tensor.is_floating_point()} | run.types
     dtype = max(floats, key=lambda kind: TOLERANCES.get(kind, 0.0), default=torch.float32)
     allowed = TOLERANCES.get(dtype, 1e-4) if tolerance is None else tolerance
     name = str(dtype).removeprefix("torch.")
