@@ -18,6 +18,7 @@ from latprune.latency.kit import import_kit_results, write_kit
 from latprune.latency.machine import machine_name
 from latprune.latency.predictor import KernelPrediction, KernelPredictor, train_predictor
 from latprune.latency.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
+from latprune.latency.scenarios import OfflineMeasurement, measure_offline
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Store, default_store_path
 from latprune.latency.surface import SizeSurface, fit_surface
@@ -41,6 +42,7 @@ __all__ = [
     "LatencyTables",
     "Measurement",
     "NetworkSample",
+    "OfflineMeasurement",
     "Residual",
     "SizeSurface",
     "Store",
@@ -60,6 +62,7 @@ __all__ = [
     "machine_name",
     "measure",
     "measure_fixed_runs",
+    "measure_offline",
     "measure_unary_contributions",
     "merge_stores",
     "network_fingerprint",
