@@ -164,6 +164,7 @@ def plot_trade_off(points: Sequence[TradeOffPoint], axes: Axes, *, budget: float
             fontsize=8.5,
             color=INK,
             fontweight="bold" if point.highlight else "normal",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0},
         )
     if budget is not None:
         _budget(100 * budget, axes)
