@@ -116,7 +116,9 @@ def multiply_add_line(
     return lambda widths, removed: float(line[0] + line[1] * graph.macs(widths, removed))
 
 
-def measured_ratios(model: nn.Module, graph: ModelGraph, x: torch.Tensor, target: Target, points: Sequence[DesignPoint]) -> list[float]:
+def measured_ratios(
+    model: nn.Module, graph: ModelGraph, x: torch.Tensor, target: Target, points: Sequence[DesignPoint], max_seconds: float
+) -> list[float]:
     """Latency relative to dense, each network measured in turns with the dense one."""
     engine = get_engine(target.engine)
     ratios = []
@@ -125,7 +127,7 @@ def measured_ratios(model: nn.Module, graph: ModelGraph, x: torch.Tensor, target
             pruned = copy.deepcopy(model)
             prune(pruned, graph, selection_for(graph, point))
             with engine.compile(pruned, x, target) as network:
-                found = measure({"dense": dense, "pruned": network}, reference="dense", min_rounds=11, max_seconds=4.0, seed=index)[
+                found = measure({"dense": dense, "pruned": network}, reference="dense", min_rounds=11, max_seconds=max_seconds, seed=index)[
                     "pruned"
                 ]
             assert found.ratio is not None
@@ -135,7 +137,7 @@ def measured_ratios(model: nn.Module, graph: ModelGraph, x: torch.Tensor, target
     return ratios
 
 
-def run(name: str, engine: str, count: int, store: Store, seed: int) -> dict[str, Any]:
+def run(name: str, engine: str, count: int, store: Store, seed: int, max_seconds: float) -> dict[str, Any]:
     build, shape = MODELS[name]
     torch.manual_seed(0)
     model, x, target = build().eval(), torch.randn(*shape), Target(engine=engine)
@@ -155,7 +157,7 @@ def run(name: str, engine: str, count: int, store: Store, seed: int) -> dict[str
     }
     for kind in ("random", "solver"):
         points = random_points(graph, count, random) if kind == "random" else solver_points(model, graph, tables, count, random)
-        measured = np.asarray(measured_ratios(model, graph, x, target, points)) * tables.dense_ms
+        measured = np.asarray(measured_ratios(model, graph, x, target, points, max_seconds)) * tables.dense_ms
         predictions = {
             "tables": [tables.predict(point.widths, point.removed) for point in points],
             "halp_linear": [halp_estimate(tables, point.widths, point.removed) for point in points],
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"])
     parser.add_argument("--networks", type=int, default=50, help="networks of each kind")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds that one network may be timed for")
     parser.add_argument("--store", type=Path, help="latency store (default: an empty one in memory)")
     parser.add_argument("--output", type=Path, help="JSON file; rows of other models and engines in it are kept")
     args = parser.parse_args()
@@ -188,7 +191,7 @@ def main() -> None:
         for engine in args.engines:
             start = time.perf_counter()
             with Store(args.store or ":memory:") as store:
-                row = run(name, engine, args.networks, store, args.seed)
+                row = run(name, engine, args.networks, store, args.seed, args.seconds)
             row["seconds"] = time.perf_counter() - start
             rows = [other for other in rows if (other["model"], other["engine"]) != (name, engine)] + [row]
             for kind in ("random", "solver"):
