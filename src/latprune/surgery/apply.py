@@ -73,7 +73,7 @@ def _check(model: nn.Module, step: EditStep) -> None:
         shape = tuple(tensors[t.name].shape)
         if shape != t.shape:
             raise CheckpointError(f"the edits are of another architecture: tensor '{t.name}' has shape {shape}, the edits expect {t.shape}")
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for a in step.attributes:
         if a.module not in modules or not hasattr(modules[a.module], a.name):
             raise CheckpointError(f"the edits are of another architecture: module '{a.module}' has no attribute '{a.name}'")
@@ -97,7 +97,7 @@ def _apply(model: nn.Module, step: EditStep) -> None:
         new = _replacement(old, edit)
         for holder, name in places[id(old)]:
             holder[name] = new
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     for a in step.attributes:
         module = modules[a.module]
         value: Any = a.after
