@@ -215,12 +215,11 @@ def _calls_inside(branch: Branch, recording: Recording, alive: set[int]) -> list
     """The largest module calls whose computation lies inside the branch, and the empty ones that only hand its tensors on."""
     nodes = recording.nodes
     found: list[ModuleCall] = []
-    low, high = min(branch.nodes), max(branch.nodes) + 1
-    first = bisect_left(recording.module_calls, low, key=lambda c: c.start)
+    first = bisect_left(recording.module_calls, branch.fork + 1, key=lambda c: c.start)
     for call in recording.module_calls[first:]:
-        if call.start > high:
+        if call.start > branch.join:
             break
-        if not call.path or call.stop > high:
+        if not call.path or call.stop > branch.join:
             continue
         if found and found[-1].start <= call.start < call.stop <= found[-1].stop:
             continue

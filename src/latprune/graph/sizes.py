@@ -232,7 +232,8 @@ def _relate(recording: Recording, grouping: Grouping, kept: dict[int, str]) -> b
                 pairs = rows[(rows[:, 0] == ga) & (rows[:, 1] == gb), 2:]
                 units_a, units_b = np.unique(pairs[:, 0]).size, np.unique(pairs[:, 1]).size
                 cells_a, cells_b = grouping.groups[ga].cells.reshape(-1), grouping.groups[gb].cells.reshape(-1)
-                if pairs.shape[0] == units_a * units_b and units_a == cells_a.size and units_b == cells_b.size:
+                rows_whole = units_a % grouping.groups[ga].cells.shape[1] == 0 and units_b % grouping.groups[gb].cells.shape[1] == 0
+                if pairs.shape[0] == units_a * units_b and rows_whole:
                     continue
                 if pairs.shape[0] == units_a == units_b:
                     recording.space.pairs.append((cells_a[pairs[:, 0]], cells_b[pairs[:, 1]]))
