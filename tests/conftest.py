@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("latprune", deadline=None, print_blob=True)
 settings.load_profile("latprune")
+
+
+# A shell ignores Ctrl-C for what it starts in the background, and ignoring is inherited: the tests that press it need it to arrive.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

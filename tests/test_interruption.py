@@ -45,7 +45,7 @@ def rows(store: Path) -> int:
     """Stored networks; the file must be whole."""
     with sqlite3.connect(store) as connection:
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
-        return int(connection.execute("select count(*) from networks").fetchone()[0])
+        return int(connection.execute("select count(*) from network").fetchone()[0])
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:

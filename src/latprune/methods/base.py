@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
-from latprune.errors import InvalidArgumentError
+from latprune.errors import InvalidArgumentError, TableError
 from latprune.graph.types import Selection
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from latprune.problem import Problem, Solution
 
 __all__ = ["Method", "Proposal", "Proposer", "StageContext", "get_method", "register_method", "registered_methods", "selection_of"]
+
+
+LAYERS = ("conv", "depthwise", "linear")
+"""Kinds of kernel that every engine spends time on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,6 +53,10 @@ class StageContext:
     seed: int = 0
     measure_widths: Callable[[Mapping[str, int]], float] | None = None
 
+    def __post_init__(self) -> None:
+        if self.tables is not None:
+            _refuse_holes(self.graph, set(self.tables.kernels))
+
     @property
     def removable(self) -> tuple[str, ...]:
         """Blocks that may be removed."""
@@ -62,6 +70,17 @@ class StageContext:
             return float(self.graph.parameters(widths, removed_blocks))
         assert self.tables is not None
         return self.tables.predict(widths, removed_blocks)
+
+
+def _refuse_holes(graph: ModelGraph, priced: set[str]) -> None:
+    """A layer without an entry would count as free, and be kept whole for nothing."""
+    holes = [kernel.name for kernel in graph.kernels.values() if kernel.kind in LAYERS and kernel.name not in priced]
+    if holes:
+        named = ", ".join(holes[:4]) + (", ..." if holes[4:] else "")
+        raise TableError(
+            f"the latency tables have no entry for {len(holes)} of the network's layers ({named}); "
+            "they belong to another network or are not complete: build them again"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

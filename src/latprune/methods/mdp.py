@@ -41,6 +41,10 @@ class MDP(Method):
         Method.__post_init__(self)
         if not (self.channels or self.blocks):
             raise InvalidArgumentError("channels and blocks are both False: nothing is left to prune; set one of them")
+        if self.stages > 1 and self.blocks:
+            raise InvalidArgumentError(
+                f"stages (={self.stages}) must be 1 while blocks are removed: one pass decides over all; set blocks=False for stages"
+            )
 
     @property
     def importance(self) -> object:
