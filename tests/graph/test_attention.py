@@ -204,3 +204,34 @@ def test_sizes_fixed_in_the_code_stay_with_a_reason() -> None:
     graph = trace(Net(FixedSizes), torch.randn(2, 6, 5))
     assert list(graph.groups) == ["embed"]
     assert any("fixed in the code" in k.reason for k in graph.kept_whole)
+
+
+def test_rotary_keeps_heads_and_pairs_as_separate_groups() -> None:
+    graph = trace(Net(Rotary), torch.randn(2, 6, 5))
+    kinds = sorted((g.kind, g.columns) for g in graph.groups.values())
+    assert kinds == [("channels", 16), ("columns", 4), ("heads", 2)]
+
+
+class Shuffle(nn.Module):
+    """A channel shuffle between grouped convolutions: right shapes are not enough, the order must hold too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.enter = nn.Conv2d(8, 8, 1, groups=2)
+        self.leave = nn.Conv2d(8, 8, 1, groups=2)
+        self.head = nn.Conv2d(8, 3, 1)
+        self.groups = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enter(torch.relu(self.stem(x))))
+        b, c, h, w = x.shape
+        x = x.view(b, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return self.head(torch.relu(self.leave(x)))
+
+
+def test_shuffled_channels_keep_their_order() -> None:
+    model = randomise(Shuffle())
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    for seed in range(8):
+        assert_pruned_equals_masked(model, x, seed=seed)
