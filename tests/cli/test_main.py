@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
-import time
 from types import ModuleType
 
 import pytest
@@ -26,9 +26,11 @@ def test_help_is_quick_and_loads_neither_torch_nor_numpy() -> None:
     )
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = os.times()
         process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - start)
+        after = os.times()
+        # Processor time: what else runs on the machine must not decide.
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert process.returncode == 0, process.stderr
     assert "prune a model to a budget" in process.stdout
     assert min(seconds) < 0.5
