@@ -227,7 +227,7 @@ def _call(model: Any, inputs: Any) -> Any:
 def _backward(model: Any, inputs: Any) -> None:
     import torch
 
-    from latprune.surgery.masked import tensors_in
+    from latprune.surgery.masked_follower import tensors_in
 
     network = copy.deepcopy(model).eval()
     outputs = [t for t in tensors_in(_call(network, inputs)) if t.is_floating_point() and t.requires_grad]
@@ -243,7 +243,7 @@ def _save(pruned: Any, edits: Any, inputs: Any, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from latprune.surgery.masked import tensors_in
+    from latprune.surgery.masked_follower import tensors_in
 
     (folder / "edits.json").write_text(json.dumps(edits.to_dict()), encoding="utf-8")
     save_file({n: t.detach().clone().contiguous() for n, t in pruned.state_dict().items()}, folder / "weights.safetensors")
@@ -259,7 +259,7 @@ def reload_of(name: str, folder: Path) -> dict[str, Any]:
 
     import zoo_models
     from latprune.surgery import ArchitectureEdits, replay
-    from latprune.surgery.masked import tensors_in
+    from latprune.surgery.masked_follower import tensors_in
     from latprune.surgery.verify import in_double
 
     torch.set_num_threads(1)

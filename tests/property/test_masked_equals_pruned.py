@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from latprune.graph import trace
 from latprune.surgery import ArchitectureEdits, check_equal, masked, prune, replay
-from latprune.surgery.masked import tensors_in
+from latprune.surgery.masked_follower import tensors_in
 from support.equivalence import random_selection, randomise
 from support.networks import Recipe, build, recipes
 

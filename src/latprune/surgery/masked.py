@@ -7,7 +7,6 @@ weight. Surgery is checked against it; the two share nothing but the labels of t
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
 from latprune.graph.types import Call, ChannelGroup, Selection
-from latprune.surgery.masked_rules import find_masked_rule
+from latprune.surgery.masked_follower import Follower, tensors_in
 
 __all__ = ["MaskedModel", "MaskedRun", "RecordedModel", "keep_mask", "masked"]
 
@@ -108,7 +106,7 @@ class MaskedModel:
         Raises:
             CaptureError: The run performs other operations than the recorded one did.
         """
-        follower = _Follower(self)
+        follower = Follower(self)
         with _conditions(self.model), follower:
             output = self.model(*args, **kwargs)
         follower.finish()
@@ -184,19 +182,6 @@ def _kept_classes(graph: RecordedModel, selection: Selection) -> npt.NDArray[np.
     return kept
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in a nest of tuples, lists, mappings and objects with attributes, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in tensors_in(item)]
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    if value is None or isinstance(value, (str, bytes, int, float, bool, type, nn.Module)) or not hasattr(value, "__dict__"):
-        return []
-    return [tensor for item in vars(value).values() for tensor in tensors_in(item)]
-
-
 @contextmanager
 def _conditions(model: nn.Module) -> Iterator[None]:
     """The conditions under which the recorded run was made; afterwards the model is as it was, without what the run cached in it."""
@@ -209,183 +194,3 @@ def _conditions(model: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         forget_cached(model)
-
-
-def _shape_fits(field: IntArray, tensor: Tensor) -> bool:
-    return field.ndim == tensor.ndim and all(extent in (1, size) for extent, size in zip(field.shape, tensor.shape, strict=True))
-
-
-class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Steps through the recorded calls beside a real run and hides what is removed from each operation."""
-
-    def __init__(self, owner: MaskedModel) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.owner = owner
-        self.place = 0
-        self._produced: dict[int, tuple[weakref.ref[Tensor], tuple[IntArray, ...]]] = {}
-        self.types: set[torch.dtype] = set()
-        self._stored = {id(tensor) for tensor in (*owner.model.parameters(), *owner.model.buffers())}
-
-    def finish(self) -> None:
-        """Check that the run did not end early."""
-        if self.place <= self.owner.last:
-            missing = self.owner.call(self.place)
-            raise CaptureError(
-                f"the model stopped after {self.place} of {self.owner.recorded} recorded operations (next was "
-                f"{missing.op if missing else '?'}): it took another course than when it was traced; trace it with the inputs that it is "
-                "checked with"
-            )
-
-    def mask_of(self, tensor: Tensor) -> Tensor | None:
-        """Kept places of a tensor of this run, by the operation that made it."""
-        known = self._produced.get(id(tensor))
-        return self.owner.mask(known[1]) if known is not None and known[0]() is tensor else None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Run one operation on what is left of its arguments."""
-        options = dict(kwargs or {})
-        place, self.place = self.place, self.place + 1
-        if place > self.owner.last:
-            return func(*args, **options)
-        call = self._expect(place, func)
-        operands = _operands(args, options)
-        self._check_shapes(call, operands)
-        masks = [self.owner.mask(fields) for fields in call.all_fields]
-        gone = {index for block, index in call.joins.items() if self.owner.removes(block)}
-        if not gone and (func.is_view or all(mask is None for mask in masks)):
-            # A view stays a view of the real tensor (writes through it must arrive); what reads it hides what is removed.
-            return self._note(call, func(*args, **options))
-        hidden = _hide_all(operands, masks, gone)
-        replaced_args, replaced_options = _replace(args, options, iter(hidden))
-        rule = find_masked_rule(func)
-        if rule is None:
-            output = func(*replaced_args, **replaced_options)
-        else:
-            output = _in_layout_of(func(*replaced_args, **replaced_options), rule(func, replaced_args, replaced_options, masks))
-        if func._schema.is_mutable:
-            output = self._write_back(func, args, options, operands, hidden, output)
-        return self._note(call, output)
-
-    def _expect(self, place: int, func: Any) -> Call:
-        call = self.owner.call(place)
-        if call is None or call.op != str(func):
-            recorded = f"{call.op} in '{call.module}'" if call is not None else "the end"
-            raise CaptureError(
-                f"operation {place} of the model is {func}, but the recorded run had {recorded}; the model takes another course than "
-                "when it was traced (training mode, other input shapes, or a path that depends on the data)"
-            )
-        return call
-
-    @staticmethod
-    def _check_shapes(call: Call, operands: list[Tensor]) -> None:
-        where = f"operation {call.index} ({call.op} in '{call.module}')"
-        if len(call.all_fields) != len(operands):
-            raise CaptureError(f"{where} has {len(operands)} tensors, {len(call.all_fields)} when it was traced")
-        for index, (fields, tensor) in enumerate(zip(call.all_fields, operands, strict=True)):
-            for field in fields:
-                if not _shape_fits(field, tensor):
-                    raise CaptureError(
-                        f"tensor {index} of {where} has shape {tuple(tensor.shape)}, but its channels lay on {field.shape} when it was "
-                        "traced; run it with inputs of the same shapes"
-                    )
-
-    def _write_back(
-        self, func: Any, args: tuple[Any, ...], options: dict[str, Any], operands: list[Tensor], hidden: list[Tensor], output: Any
-    ) -> Any:
-        """An operation that writes into its arguments wrote into hidden copies: bring the result to the real ones."""
-        written = _written(func, args, options)
-        results = {id(replaced): real for real, replaced in zip(operands, hidden, strict=True) if id(real) in written}
-        for real, replaced in zip(operands, hidden, strict=True):
-            if id(real) in written and replaced is not real:
-                if id(real) in self._stored:
-                    raise CaptureError(
-                        f"{func} writes into a parameter or buffer that carries pruned channels; the model changes as it runs"
-                    )
-                real.copy_(replaced)
-        if isinstance(output, Tensor):
-            return results.get(id(output), output)
-        if isinstance(output, (tuple, list)):
-            return type(output)(results.get(id(item), item) for item in output)
-        return output
-
-    def _note(self, call: Call, output: Any) -> Any:
-        """Remember the labels of the results, for the outputs of the model."""
-        outputs = [output] if isinstance(output, Tensor) else tensors_in(output)
-        for tensor, field in zip(outputs, call.output_fields, strict=False):
-            self._produced[id(tensor)] = (weakref.ref(tensor), () if field is None else (field,))
-            if field is not None and tensor.is_floating_point():
-                self.types.add(tensor.dtype)
-        return output
-
-
-def _operands(args: tuple[Any, ...], options: Mapping[str, Any]) -> list[Tensor]:
-    """The tensor arguments, flattened in order."""
-    found: list[Tensor] = []
-    for value in (*args, *options.values()):
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found.extend(item for item in value if isinstance(item, Tensor))
-    return found
-
-
-def _replace(args: tuple[Any, ...], options: Mapping[str, Any], tensors: Iterator[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments with their tensors exchanged, in the order of :func:`_operands`."""
-
-    def exchanged(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return next(tensors)
-        if isinstance(value, (list, tuple)):
-            return type(value)(next(tensors) if isinstance(item, Tensor) else item for item in value)
-        return value
-
-    replaced = tuple(exchanged(value) for value in args)
-    return replaced, {name: exchanged(value) for name, value in options.items()}
-
-
-def _hide_all(operands: list[Tensor], masks: list[Tensor | None], gone: set[int]) -> list[Tensor]:
-    """The operands with what is removed hidden; a tensor that is given twice stays one (an operation may write into it)."""
-    copies: dict[tuple[int, bool], Tensor] = {}
-    for index, (tensor, mask) in enumerate(zip(operands, masks, strict=True)):
-        key = (id(tensor), index in gone)
-        if key not in copies:
-            copies[key] = _hide(tensor, mask, index in gone)
-    return [copies[id(tensor), index in gone] for index, tensor in enumerate(operands)]
-
-
-def _hide(tensor: Tensor, mask: Tensor | None, gone: bool) -> Tensor:
-    """The tensor with removed places at 0 (all of them where the whole operand is gone); itself where nothing is removed.
-
-    The strides stay: composite operations choose their parts by them, and the run must take the recorded course.
-    """
-    if mask is None and not gone:
-        return tensor
-    overlapping = any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-    if overlapping:
-        hidden = tensor.clone()
-    else:
-        hidden = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-    if gone:
-        return hidden.zero_()
-    assert mask is not None
-    return hidden.masked_fill_(mask.logical_not().to(tensor.device), 0)
-
-
-def _in_layout_of(plain: Any, result: Any) -> Any:
-    """The values of ``result`` in tensors of the type and strides that the operation itself gives."""
-    if isinstance(plain, Tensor):
-        return plain.copy_(result)
-    if isinstance(plain, (tuple, list)):
-        return type(plain)(_in_layout_of(mine, theirs) for mine, theirs in zip(plain, result, strict=True))
-    return plain
-
-
-def _written(func: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> set[int]:
-    """Ids of the tensors that an operation writes into."""
-    written: set[int] = set()
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is None or not argument.alias_info.is_write:
-            continue
-        value = args[position] if position < len(args) else options.get(argument.name)
-        written.update(id(tensor) for tensor in ([value] if isinstance(value, Tensor) else tensors_in(value)))
-    return written

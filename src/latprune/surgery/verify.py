@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import CaptureError, SurgeryError
-from latprune.surgery.masked import MaskedModel, tensors_in
+from latprune.surgery.masked import MaskedModel
+from latprune.surgery.masked_follower import tensors_in
 
 __all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare", "random_inputs"]
 
