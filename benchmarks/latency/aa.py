@@ -13,13 +13,14 @@ import json
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from latprune.latency import Target, get_engine, machine_name, measure
+from latprune.latency import Measurement, Target, get_engine, machine_name, measure
 from latprune.zoo import cifar_resnet
 
 
@@ -31,7 +32,8 @@ def burn(stop: Any) -> None:
         data /= np.abs(data).max()
 
 
-def run(engine: str, repeats: int, load: int, max_seconds: float) -> dict[str, Any]:
+def run(engine: str, repeats: int, load: int, max_seconds: float) -> Iterator[dict[str, Any]]:
+    """One row per engine, again after each repeat."""
     model, x = cifar_resnet(depth=56).eval(), torch.randn(1, 3, 32, 32)
     target = Target(engine=engine)
     context = multiprocessing.get_context("spawn")
@@ -40,37 +42,38 @@ def run(engine: str, repeats: int, load: int, max_seconds: float) -> dict[str, A
     for burner in burners:
         burner.start()
     time.sleep(2.0 if burners else 0.0)
-    ratios, covered, seconds, interrupted = [], 0, [], []
+    found: list[Measurement] = []
+    start = time.perf_counter()
     try:
         with get_engine(engine).compile(model, x, target) as first, get_engine(engine).compile(model, x, target) as second:
             for repeat in range(repeats):
-                start = time.perf_counter()
-                found = measure({"a": first, "b": second}, reference="a", seed=repeat, max_seconds=max_seconds)["b"]
-                seconds.append(time.perf_counter() - start)
-                assert found.ratio is not None and found.ratio_low is not None and found.ratio_high is not None
-                ratios.append(found.ratio)
-                covered += found.ratio_low <= 1.0 <= found.ratio_high
-                interrupted.append(found.interrupted)
+                found.append(measure({"a": first, "b": second}, reference="a", seed=repeat, max_seconds=max_seconds)["b"])
+                yield summary(engine, found, load, max_seconds, time.perf_counter() - start)
     finally:
         stop.set()
         for burner in burners:
             burner.join(10)
             if burner.is_alive():
                 burner.terminate()
+
+
+def summary(engine: str, found: list[Measurement], load: int, max_seconds: float, seconds: float) -> dict[str, Any]:
+    ratios = np.asarray([item.ratio for item in found], dtype=np.float64)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return {
         "engine": engine,
-        "repeats": repeats,
+        "repeats": len(found),
         "busy_processes": load,
         "load_average": os.getloadavg()[0],
         "seconds_allowed": max_seconds,
         "band_low": float(low),
         "band_high": float(high),
-        "within_2_percent": float(np.mean(np.abs(np.asarray(ratios) - 1.0) <= 0.02)),
-        "intervals_that_hold_1": covered / repeats,
-        "interrupted": float(np.mean(interrupted)),
-        "seconds_each": float(np.median(seconds)),
-        "ratios": ratios,
+        "within_2_percent": float(np.mean(np.abs(ratios - 1.0) <= 0.02)),
+        "intervals_that_hold_1": float(np.mean([(item.ratio_low or 0) <= 1.0 <= (item.ratio_high or 0) for item in found])),
+        "interrupted": float(np.mean([item.interrupted for item in found])),
+        "spread": float(np.median([item.spread for item in found])),
+        "seconds_each": seconds / len(found),
+        "ratios": ratios.tolist(),
     }
 
 
@@ -80,21 +83,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--load", type=int, default=1, help="busy processes beside the measurement")
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds that one measurement may take")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="JSON file, written after each measurement")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     print(f"{'engine':12} {'95 % band of the ratio':24} {'within 2 %':>10} {'hold 1':>8} {'s each':>7}")
     for engine in args.engines:
-        row = run(engine, args.repeats, args.load, args.seconds)
-        rows.append(row)
+        for row in run(engine, args.repeats, args.load, args.seconds):
+            rows[engine] = row
+            if args.output:
+                document = {"benchmark": "latency-aa", "machine": machine_name(), "rows": list(rows.values())}
+                args.output.write_text(json.dumps(document, indent=1) + "\n")
+        row = rows[engine]
         band = f"[{row['band_low']:.4f}, {row['band_high']:.4f}]"
         print(
             f"{engine:12} {band:24} {row['within_2_percent']:>10.0%} {row['intervals_that_hold_1']:>8.0%} {row['seconds_each']:>7.1f}",
             flush=True,
         )
-    if args.output:
-        args.output.write_text(json.dumps({"benchmark": "latency-aa", "machine": machine_name(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
