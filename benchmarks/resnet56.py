@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--budget", default="50%")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=0.02)
-    parser.add_argument("--methods", default="mdp,uniform,random,sp_lamp")
+    parser.add_argument("--methods", default="mdp,mdp+distill,uniform,random,sp_lamp", help="NAME+distill lets the dense network teach")
     parser.add_argument("--train-threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", help="folder for runs (default: runs/resnet56-ENGINE)")
@@ -72,7 +72,18 @@ def prune(args: argparse.Namespace, folder: Path, method: str, budget: str, stor
         return json.loads(note.read_text())
     command = [*LATPRUNE, "prune", "--model", "latprune.zoo:cifar_resnet", "--model-arg", "depth=56"]
     command += ["--weights", f"{args.data}/weights/cifar10_resnet56.safetensors", "--input", "1x3x32x32"]
-    command += ["--engine", args.engine, "--threads", "1", "--budget", budget, "--method", method, "--seed", str(args.seed)]
+    command += [
+        "--engine",
+        args.engine,
+        "--threads",
+        "1",
+        "--budget",
+        budget,
+        "--method",
+        method.removesuffix("+distill"),
+        "--seed",
+        str(args.seed),
+    ]
     command += ["--data", "latprune.zoo:cifar10_train", "--data-arg", f"root={args.data}", "--store", str(store), "-o", str(folder)]
     if method == "sp_lamp":
         command += ["--stages", "3"]
@@ -81,6 +92,8 @@ def prune(args: argparse.Namespace, folder: Path, method: str, budget: str, stor
         command += ["--train-precision", "bf16", "--train-threads", str(args.train_threads), "--onnx"]
         if method == "sp_lamp":
             command += ["--stage-epochs", "1"]
+        if method.endswith("+distill"):
+            command += ["--distill"]
     start = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)

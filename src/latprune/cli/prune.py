@@ -110,7 +110,8 @@ def run(args: argparse.Namespace) -> int:
     if args.onnx:
         result.export_onnx(output / "result" / "model.onnx")
     print(result)
-    print(f"saved in {output / 'result'}; verify with: latprune verify {output / 'result'}")
+    own = "" if args.model.startswith("latprune.zoo:") else f" --model {args.model}"
+    print(f"saved in {output / 'result'}; verify with: latprune verify {output / 'result'}{own}")
     return 0
 
 
