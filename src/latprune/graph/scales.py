@@ -105,6 +105,8 @@ def _weights(recorder: Run, index: int, wanted: IntArray | None, found: dict[tup
     weight = node.kernel.weight
     if not _once(recorder, weight):
         return False
+    if any(i.name is None and not i.dynamic and len(i.shape) == 1 for i in node.inputs):
+        return False  # a bias put together from parts would have to be scaled too
     others = [
         i.name for i in node.inputs if i.name is not None and i.name != weight and len(i.shape) == 1 and not i.name.endswith("running_mean")
     ]
