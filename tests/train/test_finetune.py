@@ -302,6 +302,11 @@ def test_progress_is_told_and_printed(capsys: pytest.CaptureFixture[str]) -> Non
     assert 5 <= len(lines) <= 8
 
 
+def last_checkpoint(folder: Path) -> int:
+    """When the record of the last whole checkpoint was put in place; 0 where there is none."""
+    return max((path.stat().st_mtime_ns for path in folder.glob("*.json")), default=0)
+
+
 def run_until_done(folder: Path, kills: int, rng: random.Random) -> tuple[dict[str, object], int]:
     """Start the task again and again, killing the first ``kills`` processes at random moments; the last one's result and the kills."""
     killed = 0
@@ -315,10 +320,10 @@ def run_until_done(folder: Path, kills: int, rng: random.Random) -> tuple[dict[s
         )
         if killed < kills:
             # The first checkpoint shows that the process has begun to train; from there on any moment will do.
-            before = folder.stat().st_mtime_ns if folder.exists() else 0
+            before = last_checkpoint(folder)
             deadline = time.monotonic() + 60
             while process.poll() is None and time.monotonic() < deadline:
-                if folder.exists() and folder.stat().st_mtime_ns != before:
+                if last_checkpoint(folder) != before:
                     break
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.2))
