@@ -62,7 +62,7 @@ def main() -> None:
         "rows": rows,
     }
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text(json.dumps(output, indent=1) + "\n")
+    Path(args.output).write_text(json.dumps(output, indent=1).replace(str(work), "WORK") + "\n")
     print_table(rows)
 
 
