@@ -188,14 +188,13 @@ def _examine(name: str, row: dict[str, Any], folder: Path, skip_onnx: bool) -> N
     row["step"] = "save"
     _save(pruned, edits, inputs, folder)
     row["step"] = "onnx"
-    try:
-        if skip_onnx:
-            raise NotImplementedError("left out of this run")
-        row["onnx_exporter"] = _export(pruned, inputs)
-        row["onnx"] = True
-    except Exception as error:
-        row["onnx"] = False
-        row["onnx_reason"] = f"{type(error).__name__}: {error}"[:300]
+    if skip_onnx:
+        row |= {"onnx": False, "onnx_reason": "left out of this run"}
+    else:
+        try:
+            row |= {"onnx_exporter": _export(pruned, inputs), "onnx": True}
+        except Exception as error:
+            row |= {"onnx": False, "onnx_reason": f"{type(error).__name__}: {error}"[:300]}
     row["why"] = _verdict(row)
 
 
