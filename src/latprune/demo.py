@@ -20,8 +20,8 @@ from latprune.zoo import digits_resnet, digits_test, digits_train
 
 __all__ = ["demo"]
 
-TRAINING = Recipe(epochs=6, learning_rate=0.05, weight_decay=5e-4, precision="bf16")
-FINE_TUNING = Recipe(epochs=3, learning_rate=0.02, weight_decay=5e-4, precision="bf16")
+TRAINING = Recipe(epochs=6, learning_rate=0.05, weight_decay=5e-4, precision="bf16", channels_last=True)
+FINE_TUNING = Recipe(epochs=3, learning_rate=0.02, weight_decay=5e-4, precision="bf16", channels_last=True)
 
 
 def demo(folder: str | Path, *, engine: str = "openvino", budget: str = "50%", say: Callable[[str], None] = print) -> Result:
