@@ -19,7 +19,7 @@ import torch
 
 import latprune
 from latprune.importance import MagnitudeConfig
-from latprune.latency import Store, Target, build_tables, machine_name
+from latprune.latency import LatencyTables, Store, Target, build_tables, machine_name
 from latprune.zoo import resnet50
 
 
@@ -76,15 +76,20 @@ def main() -> None:
             "notes": list(record.notes),
         }
         rows.append(row)
+        save(Path(args.output), args.engine, traced, tables, rows)
         interval = f"[{latency.ratio_low:.4f}, {latency.ratio_high:.4f}]"
         print(
             f"{budget:>7} {row['predicted_ms']:8.2f}ms {row['measured_ms']:8.2f}ms {row['error']:+7.1%} | {latency.ms:8.2f}ms "
             f"{latency.ratio:9.4f} {interval:>18} {row['share_of_budget']:9.4f} {row['blocks_removed']:6d}",
             flush=True,
         )
+
+
+def save(path: Path, engine: str, traced: float, tables: LatencyTables, rows: list[dict[str, Any]]) -> None:
+    """Write the rows so far."""
     output = {
         "benchmark": "resnet50",
-        "engine": args.engine,
+        "engine": engine,
         "processor": machine_name(),
         "cores": os.cpu_count(),
         "trace_seconds": traced,
@@ -92,8 +97,8 @@ def main() -> None:
         "dense_ms": tables.dense_ms,
         "rows": rows,
     }
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text(json.dumps(output, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(output, indent=1) + "\n")
 
 
 def network() -> torch.nn.Module:
