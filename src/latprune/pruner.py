@@ -455,7 +455,7 @@ class Pruner:
         with self.timed("measure candidates"):
             again = self._measure(candidate.network)
         value = self._value(again)
-        if value <= search.budget:
+        if value * (1.0 + _half_width(again)) <= search.budget:
             return True
         last = search.rounds.pop()
         search.record(last.limit, last.predicted, max(value, last.measured))
