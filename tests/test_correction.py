@@ -48,3 +48,29 @@ def test_acceptance_needs_the_whole_interval_under_the_budget():
 def test_margin_must_lie_inside_the_slack():
     with pytest.raises(InvalidArgumentError, match="margin"):
         LimitSearch(budget=4.0, start=8.0, start_predicted=8.0, slack=0.01)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_search_finds_the_window_where_every_network_has_an_error_of_its_own(seed):
+    """Neighbouring networks are off by up to the whole slack, so what is seen under and over the budget is not in order."""
+    errors = np.random.default_rng(seed)
+    search = LimitSearch(budget=10.8, start=36.0, start_predicted=34.0)
+    own: dict[float, float] = {}
+    for _ in range(12):
+        limit = search.next_limit()
+        predicted = round(limit / 0.02) * 0.02
+        error = own.setdefault(predicted, errors.uniform(-0.02, 0.02))
+        measured = (36.0 - (34.0 - predicted) * 1.04) * (1 + error)
+        search.record(limit, predicted, measured)
+        if search.accepts(measured, uncertainty=0.003 * measured):
+            return
+    pytest.fail(f"not accepted: {search.rounds}")
+
+
+def test_no_limit_is_tried_twice():
+    search = LimitSearch(budget=4.0, start=8.0, start_predicted=8.0)
+    limits = []
+    for number in range(12):
+        limits.append(search.next_limit())
+        search.record(limits[-1], limits[-1], 4.1 if number % 2 else 3.8)
+    assert len({round(value, 6) for value in limits}) == len(limits)

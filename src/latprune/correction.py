@@ -22,8 +22,10 @@ class Round:
 class LimitSearch:
     """Chooses the predicted limit of the next candidate from what was measured of the earlier ones.
 
-    What a table gets wrong is mostly a scale on the saving ``start - predicted``, so each round scales the saving by what the last
-    candidate showed, inside the bracket of limits that were seen under and over the budget; where the scale leads out of it, it is halved.
+    What a table gets wrong is a scale on the saving ``start - predicted``, which the candidates nearest to the aim tell, plus an error of
+    each network's own, which no scale corrects. So each round takes the scale, inside the bracket of limits that were seen under and over
+    the budget as long as those are in order. Where they are not (the networks' own errors are larger than the slack), or where the scale
+    leads to a limit that was tried, the limits around it are tried in turn: each gives another network with another error.
 
     Attributes:
         budget: The limit that the measurement must meet.
@@ -51,23 +53,41 @@ class LimitSearch:
         return self.budget * (1.0 - self.margin)
 
     def next_limit(self) -> float:
-        """Predicted limit to solve for next."""
+        """Predicted limit to solve for next; never one that was tried before."""
         if not self.rounds:
             return self.aim * self.start_predicted / self.start
-        last = self.rounds[-1]
-        saved, saved_predicted = self.start - last.measured, self.start_predicted - last.predicted
-        wanted = self.start - self.aim
-        if saved > 0 and saved_predicted > 0:
-            limit = self.start_predicted - wanted * saved_predicted / saved
-        else:
-            limit = last.limit * self.aim / last.measured
-        # The search must move: a limit of its own between those known to lead over and under the aim.
+        limit = self._scaled()
         low = max((r.limit for r in self.rounds if r.measured <= self.aim), default=None)
         high = min((r.limit for r in self.rounds if r.measured > self.aim), default=None)
-        if low is not None and high is not None and low < high:
+        if low is not None and high is not None and low < high and high - low > 2 * self._step:
             inset = 0.05 * (high - low)
             return min(max(limit, low + inset), high - inset) if low < limit < high else (low + high) / 2
-        return limit
+        return self._untried(limit)
+
+    @property
+    def _step(self) -> float:
+        """Distance of limits that are tried in turn: a small part of the window of acceptance."""
+        return 0.2 * self.slack * self.budget * self.start_predicted / self.start
+
+    def _scaled(self) -> float:
+        """The limit at which the saving, scaled as the nearest rounds showed, reaches the aim."""
+        nearest = sorted(reversed(self.rounds), key=lambda r: abs(r.measured - self.aim))[:3]
+        near = [r for r in nearest if abs(r.measured - self.aim) <= 2 * self.slack * self.budget] or [self.rounds[-1]]
+        saved = sum(self.start - r.measured for r in near)
+        saved_predicted = sum(self.start_predicted - r.predicted for r in near)
+        if saved > 0 and saved_predicted > 0:
+            return self.start_predicted - (self.start - self.aim) * saved_predicted / saved
+        last = self.rounds[-1]
+        return last.limit * self.aim / last.measured
+
+    def _untried(self, limit: float) -> float:
+        """``limit``, or the nearest one a number of steps below or above it that is no neighbour of a limit tried before."""
+        for number in range(2 * len(self.rounds) + 2):
+            # 0, -1, +1, -2, +2, ... steps.
+            candidate = limit + self._step * (number // 2 if number % 2 == 0 else -(number + 1) // 2)
+            if all(abs(candidate - r.limit) >= 0.5 * self._step for r in self.rounds):
+                return candidate
+        raise AssertionError("each round blocks at most two of these limits")
 
     def record(self, limit: float, predicted: float, measured: float) -> None:
         """Note a candidate's outcome."""

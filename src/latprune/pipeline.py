@@ -145,7 +145,12 @@ def prune(
     try:
         run.resume()
         run.stages(data, loss, importance_batches)
-        measured = pruner.final_measurement() if pruner.measure_latency else None
+        measured = None
+        if pruner.measure_latency and fit is None and pruner.fresh is not None:
+            # The network is the one that the search turned in: its fresh measurement is the final one.
+            measured = (pruner.fresh.dense, pruner.fresh.pruned)
+        elif pruner.measure_latency:
+            measured = pruner.final_measurement()
         record = build_record(
             pruner,
             measured=measured,

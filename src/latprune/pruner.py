@@ -14,7 +14,7 @@ from torch import nn
 
 from latprune.budget import Budget
 from latprune.correction import LimitSearch
-from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError
+from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
 from latprune.importance import GradientAccumulator, LossFunction, accumulator_for, cross_entropy_loss, needs_data
 from latprune.importance import score as score_importance
@@ -30,6 +30,8 @@ from latprune.latency import (
     measure,
 )
 from latprune.methods import Method, Proposal, Proposer, StageContext, get_method, selection_of
+from latprune.search import CandidateSearch, Trial
+from latprune.search_counted import search_counted
 from latprune.stage import StageReport
 from latprune.surgery import ArchitectureEdits, EqualityReport, check_equal, masked, replay
 from latprune.surgery import prune as cut
@@ -41,7 +43,6 @@ __all__ = ["Pruner", "StageReport"]
 
 Progress = Callable[[str], None]
 STATE_VERSION = 1
-MAX_CANDIDATES = 10
 
 
 @dataclass(slots=True)
@@ -133,6 +134,7 @@ class Pruner:
         self.dense_model = copy.deepcopy(model).eval()
         self._dense_network: CompiledNetwork | None = None
         self.dense_measurement: Measurement | None = None
+        self.fresh: Trial | None = None
 
     # -- progress and time ---------------------------------------------------------------------------------------------------------------
 
@@ -214,6 +216,17 @@ class Pruner:
             )
         self.dense_measurement = found["dense"]
         return found["pruned"]
+
+    def _trial(self, network: nn.Module, *, fresh: bool = False) -> Trial:
+        with self.timed("final measurement" if fresh else "measure candidates"):
+            return self._trial_of(network, fresh=fresh)
+
+    def _trial_of(self, network: nn.Module, *, fresh: bool) -> Trial:
+        if fresh:
+            self._close_dense()
+        pruned = self._measure(network, tolerance=0.004, max_seconds=40.0) if fresh else self._measure(network)
+        assert self.dense_measurement is not None
+        return Trial(dense=self.dense_measurement, pruned=pruned, value=self._value(pruned))
 
     def _value(self, measurement: Measurement) -> float:
         """The measured latency as the budget counts it: a percentage by the ratio within one run, so that drift of the machine cancels."""
@@ -315,19 +328,29 @@ class Pruner:
         ranking = self.method.rank(context)
         if latency:
             search = LimitSearch(budget=limit, start=current, start_predicted=context.dense, slack=self.slack)
-            found = self._search(proposer, search, stage.graph, ranking, last=last)
+            candidates = CandidateSearch(
+                _Timed(proposer, self),
+                search,
+                cut=lambda proposal: self._cut_copy(stage.graph, ranking, proposal),
+                measure=self._trial,
+                asked=self.budget.text,
+                say=self._progress,
+            )
+            # The next stage starts from what this one measures; only the last has to meet its limit.
+            candidate = candidates.run() if last else candidates.first()
+            proposal, network, trial, note = candidate.proposal, candidate.network, candidate.trial, candidate.note
+            self.fresh = candidate.fresh
         else:
             # What is counted needs no margin for a later measurement.
             search = LimitSearch(budget=limit, start=context.dense, start_predicted=context.dense, slack=self.slack, margin=1e-9)
             with self.timed("solve"):
-                proposal = self._search_counted(proposer, search, context)
-            found = _Candidate(proposal=proposal, network=self._cut_copy(stage.graph, ranking, proposal), measured=None, note="")
+                proposal = search_counted(proposer, search, context)
+            network, trial, note = self._cut_copy(stage.graph, ranking, proposal), None, ""
         with self.timed("check"):
-            equality = self._check(stage.graph, ranking, found)
+            equality = self._check(stage.graph, ranking, proposal, network)
         with self.timed("surgery"):
-            edits = cut(self.model, stage.graph, selection_of(stage.graph, ranking, found.proposal))
+            edits = cut(self.model, stage.graph, selection_of(stage.graph, ranking, proposal))
         self.edits.append(edits)
-        proposal = found.proposal
         return StageReport(
             stage=number,
             limit=limit,
@@ -336,10 +359,10 @@ class Pruner:
             predicted=proposal.predicted,
             problem=proposal.problem.to_dict() if proposal.problem is not None else None,
             solution=proposal.solution.to_dict() if proposal.solution is not None else None,
-            measured=found.measured,
+            measured=trial.pruned if trial is not None else None,
             rounds=tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
             equality=(equality.max_abs, equality.max_rel),
-            note=found.note,
+            note=note,
         )
 
     def _current_value(self, number: int) -> float:
@@ -373,135 +396,25 @@ class Pruner:
         network = self._cut_copy(graph, ranking, Proposal(widths=widths, removed_blocks=(), predicted=0.0))
         return self._value(self._measure(network, tolerance=0.01, max_seconds=5.0))
 
-    def _search(self, proposer: Proposer, search: LimitSearch, graph: ModelGraph, ranking: Mapping[str, Any], *, last: bool) -> _Candidate:
-        """Propose, cut a copy, measure, correct; until a candidate is under the limit and close to it."""
-        best: _Candidate | None = None
-        seen: dict[Any, float] = {}
-        for number in range(1, MAX_CANDIDATES + 1):
-            predicted_limit = search.next_limit()
-            try:
-                with self.timed("solve"):
-                    proposal = proposer.propose(predicted_limit)
-            except BudgetInfeasibleError as error:
-                if best is None:
-                    best = self._smallest(error, proposer, graph, ranking, search)
-                break
-            if proposal.key in seen:
-                # The same network again: no choice lies between the limits tried so far.
-                search.record(predicted_limit, proposal.predicted, seen[proposal.key])
-                if best is not None and number > 3:
-                    break
-                continue
-            with self.timed("measure candidates"):
-                network = self._cut_copy(graph, ranking, proposal)
-                measured = self._measure(network)
-            value = self._value(measured)
-            seen[proposal.key] = value
-            search.record(predicted_limit, proposal.predicted, value)
-            self._progress(
-                f"candidate {number}: predicted {proposal.predicted:.3f} ms, measured {value:.3f} ms, limit {search.budget:.3f} ms"
-            )
-            candidate = _Candidate(proposal=proposal, network=network, measured=measured, note="")
-            if not last:
-                # The next stage starts from what this one measures; only the last has to meet its limit.
-                return candidate
-            uncertainty = value * _half_width(measured)
-            if search.accepts(value, uncertainty=uncertainty) and self._confirmed(candidate, search):
-                return candidate
-            if search.rounds[-1].measured + uncertainty <= search.budget and (best is None or value > self._value_of(best)):
-                best = candidate
-        if best is None:
-            raise BudgetInfeasibleError(
-                f"no candidate of {len(search.rounds)} was measured under the limit of {search.budget:.4g} ms; the lowest was "
-                f"{min(r.measured for r in search.rounds):.4g} ms. Raise the budget, or measure on a quieter machine",
-                limit={"latency": search.budget},
-                floor={"latency": min(r.measured for r in search.rounds)},
-            )
-        share = self._value_of(best) / search.budget
-        best.note = f"the delivered network lies at {share:.1%} of the budget: no choice of widths on offer was measured closer below it"
-        return best
-
-    def _search_counted(self, proposer: Proposer, search: LimitSearch, context: StageContext) -> Proposal:
-        """Propose and count; where a method's costs are a linearisation (SP-LAMP's), correct the limit until the count holds."""
-        best: tuple[float, Proposal] | None = None
-        seen: set[Any] = set()
-        for number in range(1, MAX_CANDIDATES + 1):
-            limit = search.next_limit()
-            try:
-                proposal = proposer.propose(limit)
-            except BudgetInfeasibleError:
-                if best is not None:
-                    break
-                raise
-            value = context.predict(proposal.widths, proposal.removed_blocks)
-            search.record(limit, proposal.predicted, value)
-            if value <= search.budget and (best is None or value > best[0]):
-                best = (value, proposal)
-            if search.accepts(value) or (best is not None and proposal.key in seen and number > 3):
-                break
-            seen.add(proposal.key)
-        if best is None:
-            lowest = min(entry.measured for entry in search.rounds)
-            raise BudgetInfeasibleError(
-                f"none of {len(search.rounds)} proposals came under the limit of {search.budget:.4g} {self.budget.resource}; the lowest "
-                f"had {lowest:.4g}. Raise the budget, or use a method that counts exactly (mdp)",
-                limit={self.budget.resource: search.budget},
-                floor={self.budget.resource: lowest},
-            )
-        return best[1]
-
-    def _confirmed(self, candidate: _Candidate, search: LimitSearch) -> bool:
-        """Convert and measure an accepted candidate once more: luck that made it pass would show in the final measurement."""
-        with self.timed("measure candidates"):
-            again = self._measure(candidate.network)
-        value = self._value(again)
-        if value * (1.0 + _half_width(again)) <= search.budget:
-            return True
-        last = search.rounds.pop()
-        search.record(last.limit, last.predicted, max(value, last.measured))
-        return False
-
-    def _value_of(self, candidate: _Candidate) -> float:
-        assert candidate.measured is not None
-        return self._value(candidate.measured)
-
-    def _smallest(
-        self, error: BudgetInfeasibleError, proposer: Proposer, graph: ModelGraph, ranking: Mapping[str, Any], search: LimitSearch
-    ) -> _Candidate:
-        """The smallest network that the constraints allow, if it measures under the budget; else the error, with its latency measured."""
-        floor = error.floor.get("latency")
-        if floor is None:
-            raise error
-        proposal = proposer.propose(floor + 1e-6 * abs(floor))
-        with self.timed("measure candidates"):
-            network = self._cut_copy(graph, ranking, proposal)
-            measured = self._measure(network)
-        value = self._value(measured)
-        search.record(floor, proposal.predicted, value)
-        if value <= search.budget:
-            return _Candidate(proposal=proposal, network=network, measured=measured, note="")
-        raise BudgetInfeasibleError(
-            f"budget {self.budget.text!r} ({search.budget:.4g} ms) cannot be met: the smallest network that the constraints allow was "
-            f"measured at {value:.4g} ms ({100 * value / self._dense_value():.1f}% of dense). Raise the budget, or allow more "
-            "(fewer keep=, blocks_keep= and min_widths=, more widths on offer)",
-            limit={"latency": search.budget},
-            floor={"latency": value},
-        ) from error
-
-    def _check(self, graph: ModelGraph, ranking: Mapping[str, Any], found: _Candidate) -> EqualityReport:
+    def _check(self, graph: ModelGraph, ranking: Mapping[str, Any], proposal: Proposal, network: nn.Module) -> EqualityReport:
         """Compare the cut copy with the masked network on random inputs before the user's model is touched."""
-        selection = selection_of(graph, ranking, found.proposal)
-        return check_equal(found.network, masked(self.model, graph, selection), self.example_inputs, seed=self.seed)
+        selection = selection_of(graph, ranking, proposal)
+        return check_equal(network, masked(self.model, graph, selection), self.example_inputs, seed=self.seed)
 
     # -- the end -------------------------------------------------------------------------------------------------------------------------
 
     def final_measurement(self) -> tuple[Measurement, Measurement]:
-        """Measure dense and pruned network afresh, both converted and compiled anew: ``(dense, pruned)``."""
+        """Measure dense and pruned network afresh, both converted and compiled anew: ``(dense, pruned)``.
+
+        A copy of a network can be a percent slower or faster than the next one, by where its memory lies. So where the first pair of
+        copies does not lie under the budget with its whole interval, two more pairs are measured, and the middle one of the three counts.
+        """
         with self.timed("final measurement"):
-            self._close_dense()
-            pruned = self._measure(self.model, tolerance=0.004, max_seconds=40.0)
-        assert self.dense_measurement is not None
-        return self.dense_measurement, pruned
+            trials = [self._trial_of(self.model, fresh=True)]
+            if self.budget.resource == "latency" and trials[0].value + trials[0].uncertainty > self.limit:
+                trials += [self._trial_of(self.model, fresh=True) for _ in range(2)]
+            middle = sorted(trials, key=lambda trial: trial.value)[len(trials) // 2]
+        return middle.dense, middle.pruned
 
     def _close_dense(self) -> None:
         if self._dense_network is not None:
@@ -559,21 +472,16 @@ class Pruner:
         self._stage = None
 
 
-@dataclass(slots=True)
-class _Candidate:
-    """A proposal, cut out of a copy of the model and measured."""
+class _Timed(Proposer):
+    """A proposer whose work is on the pruner's clock."""
 
-    proposal: Proposal
-    network: nn.Module
-    measured: Measurement | None
-    note: str
+    def __init__(self, proposer: Proposer, pruner: Pruner) -> None:
+        self._proposer = proposer
+        self._pruner = pruner
 
-
-def _half_width(measurement: Measurement) -> float:
-    """Relative half-width of the interval of the ratio (or of the latency where there is no reference)."""
-    if measurement.ratio is not None and measurement.ratio_low is not None and measurement.ratio_high is not None:
-        return (measurement.ratio_high - measurement.ratio_low) / (2 * measurement.ratio)
-    return (measurement.high - measurement.low) / (2 * measurement.ms)
+    def propose(self, limit: float) -> Proposal:
+        with self._pruner.timed("solve"):
+            return self._proposer.propose(limit)
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -1,0 +1,201 @@
+"""Propose, cut, measure, correct: the search for a network that the engine itself runs within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from latprune.correction import LimitSearch
+from latprune.errors import BudgetInfeasibleError
+from latprune.latency import Measurement
+from latprune.methods import Proposal, Proposer
+
+__all__ = ["Candidate", "CandidateSearch", "Trial"]
+
+MAX_MEASURED = 12
+MAX_SOLVED = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One measurement of a candidate beside the dense network.
+
+    Attributes:
+        dense: The dense network's part of the measurement.
+        pruned: The candidate's part.
+        value: The candidate's latency as the budget counts it, milliseconds.
+    """
+
+    dense: Measurement
+    pruned: Measurement
+    value: float
+
+    @property
+    def uncertainty(self) -> float:
+        """Half-width of the 95 % interval of ``value``, milliseconds."""
+        m = self.pruned
+        if m.ratio is not None and m.ratio_low is not None and m.ratio_high is not None:
+            return self.value * (m.ratio_high - m.ratio_low) / (2 * m.ratio)
+        return self.value * (m.high - m.low) / (2 * m.ms)
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A proposal, cut out of a copy of the model and measured.
+
+    Attributes:
+        proposal: The network asked for.
+        network: The copy.
+        trial: The measurement that it was chosen by.
+        fresh: A later one, with both networks converted and compiled anew; its only say is to turn the candidate down.
+        note: What the user should know of the choice.
+    """
+
+    proposal: Proposal
+    network: nn.Module
+    trial: Trial
+    fresh: Trial | None = None
+    note: str = ""
+
+
+class CandidateSearch:
+    """Looks for a candidate whose fresh measurement lies just under the budget.
+
+    Args:
+        proposer: Finds the best network under a predicted limit.
+        limits: Chooses the limits; its ``budget`` is what must be met.
+        cut: Cuts a proposal out of a copy of the model.
+        measure: Measures a network; with ``fresh=True`` both it and the dense network are converted and compiled anew.
+        asked: The budget in the user's words, for errors.
+        say: Takes one line of text per candidate.
+    """
+
+    def __init__(
+        self,
+        proposer: Proposer,
+        limits: LimitSearch,
+        *,
+        cut: Callable[[Proposal], nn.Module],
+        measure: Callable[..., Trial],
+        asked: str,
+        say: Callable[[str], None],
+    ) -> None:
+        self.proposer = proposer
+        self.limits = limits
+        self._cut = cut
+        self._measure = measure
+        self._asked = asked
+        self._say = say
+        self._seen: dict[Any, float] = {}
+        self._under: list[tuple[Proposal, Trial, bool]] = []
+
+    def first(self) -> Candidate:
+        """The first candidate, whatever it measures at; for a stage after which others follow.
+
+        Raises:
+            BudgetInfeasibleError: No network that the constraints allow is under the budget.
+        """
+        limit = self.limits.next_limit()
+        try:
+            proposal = self.proposer.propose(limit)
+        except BudgetInfeasibleError as error:
+            return self._smallest(error)
+        return self._tried(limit, proposal)
+
+    def run(self) -> Candidate:
+        """A candidate within the slack under the budget, confirmed by a fresh measurement; else the closest one under it, with a note.
+
+        Raises:
+            BudgetInfeasibleError: No network that the constraints allow was measured under the budget; carries the lowest latency.
+        """
+        for _ in range(MAX_SOLVED):
+            limit = self.limits.next_limit()
+            try:
+                proposal = self.proposer.propose(limit)
+            except BudgetInfeasibleError as error:
+                if not self._under:
+                    smallest = self._smallest(error)
+                    if self._confirmed(smallest):
+                        return smallest
+                break
+            if proposal.key in self._seen:
+                # The same network again: no choice lies between the limits tried so far.
+                self.limits.record(limit, proposal.predicted, self._seen[proposal.key])
+                continue
+            if len(self._seen) == MAX_MEASURED:
+                break
+            candidate = self._tried(limit, proposal)
+            if self.limits.accepts(candidate.trial.value, uncertainty=candidate.trial.uncertainty):
+                if self._confirmed(candidate):
+                    return candidate
+            else:
+                self._keep(proposal, candidate.trial, fresh=False)
+        return self._closest()
+
+    def _tried(self, limit: float, proposal: Proposal) -> Candidate:
+        network = self._cut(proposal)
+        trial = self._measure(network)
+        self._seen[proposal.key] = trial.value
+        self.limits.record(limit, proposal.predicted, trial.value)
+        self._say(
+            f"candidate {len(self._seen)}: predicted {proposal.predicted:.3f} ms, measured {trial.value:.3f} ms, "
+            f"limit {self.limits.budget:.3f} ms"
+        )
+        return Candidate(proposal=proposal, network=network, trial=trial)
+
+    def _confirmed(self, candidate: Candidate) -> bool:
+        """Whether a fresh measurement bears the candidate out; where it does not, the search goes on with what it showed."""
+        trial = candidate.fresh = self._measure(candidate.network, fresh=True)
+        self._say(f"measured afresh: {trial.value:.3f} ms, limit {self.limits.budget:.3f} ms")
+        if self.limits.accepts(trial.value, uncertainty=trial.uncertainty):
+            return True
+        self._seen[candidate.proposal.key] = trial.value
+        last = self.limits.rounds.pop()
+        self.limits.record(last.limit, last.predicted, trial.value)
+        self._keep(candidate.proposal, trial, fresh=True)
+        return False
+
+    def _keep(self, proposal: Proposal, trial: Trial, *, fresh: bool) -> None:
+        """Remember a network under the budget, without its copy of the model."""
+        if trial.value + trial.uncertainty <= self.limits.budget:
+            self._under.append((proposal, trial, fresh))
+
+    def _closest(self) -> Candidate:
+        """The candidate closest under the budget that is still under it when measured afresh."""
+        for proposal, trial, is_fresh in sorted(self._under, key=lambda entry: entry[1].value, reverse=True):
+            network = self._cut(proposal)
+            fresh = trial if is_fresh else self._measure(network, fresh=True)
+            if fresh.value <= self.limits.budget:
+                note = (
+                    f"the delivered network lies at {fresh.value / self.limits.budget:.1%} of the budget: of {len(self._seen)} networks "
+                    "that were measured none lay closer below it"
+                )
+                return Candidate(proposal=proposal, network=network, trial=trial, fresh=fresh, note=note)
+        lowest = min(r.measured for r in self.limits.rounds)
+        raise BudgetInfeasibleError(
+            f"no candidate of {len(self._seen)} was measured under the limit of {self.limits.budget:.4g} ms; the lowest was "
+            f"{lowest:.4g} ms. Raise the budget, or measure on a quieter machine",
+            limit={"latency": self.limits.budget},
+            floor={"latency": lowest},
+        )
+
+    def _smallest(self, error: BudgetInfeasibleError) -> Candidate:
+        """The smallest network that the constraints allow, if it measures under the budget; else the error, with its latency measured."""
+        floor = error.floor.get("latency")
+        if floor is None:
+            raise error
+        proposal = self.proposer.propose(floor + 1e-6 * abs(floor))
+        candidate = self._tried(floor, proposal)
+        value = candidate.trial.value
+        if value <= self.limits.budget:
+            return candidate
+        raise BudgetInfeasibleError(
+            f"budget {self._asked!r} ({self.limits.budget:.4g} ms) cannot be met: the smallest network that the constraints allow was "
+            f"measured at {value:.4g} ms ({value / self.limits.start:.1%} of the network before). Raise the budget, or allow more "
+            "(fewer keep=, blocks_keep= and min_widths=, more widths on offer)",
+            limit={"latency": self.limits.budget},
+            floor={"latency": value},
+        ) from error

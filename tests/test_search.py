@@ -1,0 +1,112 @@
+"""The search for candidates, on a made-up machine: what a fresh measurement may do to a choice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from torch import nn
+
+from latprune.correction import LimitSearch
+from latprune.errors import BudgetInfeasibleError
+from latprune.latency import Measurement
+from latprune.methods import Proposal, Proposer
+from latprune.search import CandidateSearch, Trial
+
+FLOOR = 2.0
+
+
+class Steps(Proposer):
+    """One width: the largest one whose predicted latency (0.1 ms a unit) is under the limit."""
+
+    def propose(self, limit: float) -> Proposal:
+        if limit < FLOOR:
+            raise BudgetInfeasibleError("too low", limit={"latency": limit}, floor={"latency": FLOOR})
+        width = int(limit / 0.1 + 1e-9)
+        return Proposal(widths={"g": width}, removed_blocks=(), predicted=0.1 * width)
+
+
+class Network(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+
+class Machine:
+    """Measures a width at ``truth(width)``; a fresh measurement at ``fresh(width)``."""
+
+    def __init__(self, truth, fresh=None):
+        self.truth, self.fresh = truth, fresh or truth
+        self.calls: list[tuple[int, bool]] = []
+
+    def __call__(self, network: Network, *, fresh: bool = False) -> Trial:
+        self.calls.append((network.width, fresh))
+        value = (self.fresh if fresh else self.truth)(network.width)
+        return Trial(dense=measurement(8.0, 1.0), pruned=measurement(value, value / 8.0), value=value)
+
+
+def measurement(ms: float, ratio: float) -> Measurement:
+    around = {"ms": ms, "low": ms * 0.999, "high": ms * 1.001, "ratio": ratio, "ratio_low": ratio * 0.999, "ratio_high": ratio * 1.001}
+    counts = {"reference": "dense", "spread": 0.01, "runs": 100, "rounds": 20, "drift": 0.0, "converged": True, "tolerance": 0.01}
+    return Measurement(name="pruned", **around, **counts)
+
+
+def search(machine: Machine, budget: float) -> CandidateSearch:
+    return CandidateSearch(
+        Steps(),
+        LimitSearch(budget=budget, start=8.0, start_predicted=8.0),
+        cut=lambda proposal: Network(proposal.widths["g"]),
+        measure=machine,
+        asked=f"{budget}ms",
+        say=lambda text: None,
+    )
+
+
+def test_what_is_delivered_was_measured_afresh_and_lies_in_the_window():
+    machine = Machine(lambda width: 0.104 * width)
+    found = search(machine, 5.0).run()
+    assert found.fresh is not None
+    assert 0.97 * 5.0 <= found.fresh.value <= 5.0
+    assert machine.calls[-1] == (found.network.width, True)
+    assert found.note == ""
+
+
+def test_a_candidate_whose_fresh_measurement_is_over_the_budget_is_not_delivered():
+    """The first look flatters every network by 2 %."""
+    machine = Machine(lambda width: 0.1 * width, lambda width: 0.102 * width)
+    found = search(machine, 5.0).run()
+    assert 0.97 * 5.0 <= found.fresh.value <= 5.0
+    assert sum(fresh for _, fresh in machine.calls) >= 2, "the first confirmation has to fail here, else this tests nothing"
+
+
+def test_where_no_width_lies_in_the_window_the_closest_under_it_is_delivered_with_a_note():
+    found = search(Machine(lambda width: 3.6 if width < 50 else 5.5), 5.0).run()
+    assert found.fresh.value == 3.6
+    assert "72.0%" in found.note
+
+
+def test_the_smallest_network_is_delivered_where_only_it_is_under_the_budget():
+    found = search(Machine(lambda width: 0.1 * width + 0.5), 2.54).run()
+    assert found.network.width == 20
+    assert found.fresh.value == pytest.approx(2.5)
+
+
+def test_a_budget_below_the_smallest_network_names_its_latency():
+    with pytest.raises(BudgetInfeasibleError, match=r"'2.1ms'.*measured at 2.5 ms") as caught:
+        search(Machine(lambda width: 0.1 * width + 0.5), 2.1).run()
+    assert caught.value.floor == {"latency": pytest.approx(2.5)}
+
+
+def test_an_earlier_stage_takes_its_first_candidate_as_it_is():
+    machine = Machine(lambda width: 0.13 * width)
+    found = search(machine, 5.0).first()
+    assert machine.calls == [(found.network.width, False)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_networks_with_errors_of_their_own_end_in_the_window(seed):
+    own = 1 + np.random.default_rng(seed).uniform(-0.025, 0.025, size=200)
+    again = np.random.default_rng(seed + 100)
+    machine = Machine(lambda width: 0.1 * width * own[width], lambda width: 0.1 * width * own[width] * (1 + again.normal(0, 0.003)))
+    found = search(machine, 6.0).run()
+    assert found.fresh.value <= 6.0
+    assert found.note or found.fresh.value >= 0.97 * 6.0
