@@ -2,8 +2,9 @@
 
 For each model and engine: builds (or takes from the store) the latency tables, draws random networks (widths 15 to 100 %, random blocks
 removed) and networks that the exact solver returns for random importances and budgets (widths on the steps, skewed between stages,
-blocks removed), measures each beside the dense network, and compares three predictions: the tables, the linear estimate of HALP (each
-kernel's input width frozen at its dense value), and a straight line on multiply-adds fitted to the networks behind the tables.
+blocks removed), measures each beside the dense network, and compares four predictions: the tables, the linear estimate of HALP (each
+kernel's input width frozen at its dense value), the kernel predictor alone, and a straight line on multiply-adds, the last two trained
+on the networks behind the tables.
 
     python benchmarks/latency/prediction.py --models resnet56 --engines openvino --output benchmarks/results/latency-prediction.json
 """
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from models import MODELS, build
 from torch import nn
 
 from latprune.graph import ModelGraph, trace
@@ -37,27 +39,13 @@ from latprune.latency import (
     get_engine,
     machine_name,
     measure,
+    target_context,
+    train_predictor,
 )
 from latprune.latency.sampling import selection_for
 from latprune.methods import get_method
 from latprune.methods.base import StageContext
 from latprune.surgery import prune
-from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50
-
-
-def deit_tiny() -> nn.Module:
-    import timm
-
-    model: nn.Module = timm.create_model("deit_tiny_patch16_224", pretrained=False)
-    return model
-
-
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "resnet56": (lambda: cifar_resnet(depth=56), (1, 3, 32, 32)),
-    "resnet50": (resnet50, (1, 3, 224, 224)),
-    "mobilenet_v2": (mobilenet_v2, (1, 3, 224, 224)),
-    "deit_tiny": (deit_tiny, (1, 3, 224, 224)),
-}
 
 
 def random_points(graph: ModelGraph, count: int, random: np.random.Generator) -> list[DesignPoint]:
@@ -138,14 +126,13 @@ def measured_ratios(
 
 
 def run(name: str, engine: str, count: int, store: Store, seed: int, max_seconds: float) -> dict[str, Any]:
-    build, shape = MODELS[name]
-    torch.manual_seed(0)
-    model, x, target = build().eval(), torch.randn(*shape), Target(engine=engine)
+    (model, x), target = build(name), Target(engine=engine)
     graph = trace(model, x)
     tables = build_tables(model, graph, x, target, store=store)
     known = [sample for sample in store.networks() if sample.fingerprint == tables.fingerprint]
     known = [sample for sample in known if set(sample.widths) == set(graph.groups)]
     line = multiply_add_line(graph, known, tables.dense_ms)
+    predictor = train_predictor(target_context(target), known)
     random = np.random.default_rng(seed)
     row: dict[str, Any] = {
         "model": name,
@@ -161,6 +148,7 @@ def run(name: str, engine: str, count: int, store: Store, seed: int, max_seconds
         predictions = {
             "tables": [tables.predict(point.widths, point.removed) for point in points],
             "halp_linear": [halp_estimate(tables, point.widths, point.removed) for point in points],
+            "predictor": [predictor.network(graph.kernels.values(), point.widths, point.removed).ms for point in points],
             "multiply_adds": [line(point.widths, point.removed) for point in points],
         }
         row[kind] = {key: dataclasses.asdict(Residual.of(values, measured)) for key, values in predictions.items()}

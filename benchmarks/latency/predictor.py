@@ -15,19 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from models import MODELS
 
 from latprune.graph import trace
 from latprune.latency import Store, Target, build_tables, machine_name, network_fingerprint, target_context, train_predictor
 from latprune.latency.features import family_of
 from latprune.latency.fitting import timer_overhead
-from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50, vgg16
-
-MODELS = {
-    "resnet56": (lambda: cifar_resnet(depth=56), (1, 3, 32, 32)),
-    "vgg16": (vgg16, (1, 3, 32, 32)),
-    "mobilenet_v2": (mobilenet_v2, (1, 3, 224, 224)),
-    "resnet50": (resnet50, (1, 3, 224, 224)),
-}
 
 
 def shares(errors: list[float]) -> dict[str, float]:

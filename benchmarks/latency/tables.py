@@ -19,19 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models import MODELS, build
 
 from latprune.graph import trace
-from latprune.latency import DesignPoint, Store, Target, build_tables, get_engine, machine_name
+from latprune.latency import DesignPoint, Store, Target, build_tables, get_engine, machine_name, merge_stores
 from latprune.latency.protocol import warm_up
 from latprune.latency.sampling import selection_for
 from latprune.surgery import prune
-from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50
-
-MODELS = {
-    "resnet50": (resnet50, (1, 3, 224, 224)),
-    "mobilenet_v2": (mobilenet_v2, (1, 3, 224, 224)),
-    "resnet56": (lambda: cifar_resnet(depth=56), (1, 3, 32, 32)),
-}
 
 
 def whole_network_days(model: torch.nn.Module, graph: Any, x: torch.Tensor, target: Target) -> dict[str, float]:
@@ -55,9 +49,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet50"], choices=list(MODELS))
     parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"])
+    parser.add_argument("--keep", type=Path, help="store to keep for other benchmarks; must not exist yet")
     parser.add_argument("--output", type=Path, help="JSON file; rows of other models and engines in it are kept")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.keep is not None and args.keep.exists():
+        parser.error(f"--keep {args.keep} exists; the seconds would not be those of an empty store")
     rows: list[dict[str, Any]] = json.loads(args.output.read_text())["rows"] if args.output and args.output.exists() else []
     print(
         f"{'model':13} {'engine':12} {'seconds':>8} {'networks':>8} {'runs':>7} {'error':>6} {'again':>7} {'lookup':>9} {'memory':>8} "
@@ -65,16 +62,20 @@ def main() -> None:
     )
     for name in args.models:
         for engine in args.engines:
-            build, shape = MODELS[name]
-            torch.manual_seed(0)
-            model, x, target = build().eval(), torch.randn(*shape), Target(engine=engine)
+            (model, x), target = build(name), Target(engine=engine)
             graph = trace(model, x)
-            with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "latency.sqlite") as store:
-                tables = build_tables(model, graph, x, target, store=store)
-                start = time.perf_counter()
-                again = build_tables(model, graph, x, target, store=store)
-                refit = time.perf_counter() - start
-                size = sum(path.stat().st_size for path in Path(folder).iterdir())
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "latency.sqlite"
+                with Store(path) as store:
+                    tables = build_tables(model, graph, x, target, store=store)
+                    start = time.perf_counter()
+                    again = build_tables(model, graph, x, target, store=store)
+                    refit = time.perf_counter() - start
+                    size = sum(part.stat().st_size for part in Path(folder).iterdir())
+                if args.keep is not None:
+                    args.keep.parent.mkdir(parents=True, exist_ok=True)
+                    with Store(args.keep) as kept:
+                        merge_stores(kept, [path])
             assert again.stats.measured_networks == 0
             start = time.perf_counter()
             for kernel in tables.kernels:

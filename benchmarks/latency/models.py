@@ -1,0 +1,41 @@
+"""The networks that the latency benchmarks share, with an input of the size they are run at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50, vgg16
+
+__all__ = ["MODELS", "build"]
+
+
+def _deit_tiny() -> nn.Module:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+    from support.vision import torchvision
+
+    torchvision()
+    import timm
+
+    model: nn.Module = timm.create_model("deit_tiny_patch16_224", pretrained=False)
+    return model
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet56": (lambda: cifar_resnet(depth=56), (1, 3, 32, 32)),
+    "resnet50": (resnet50, (1, 3, 224, 224)),
+    "mobilenet_v2": (mobilenet_v2, (1, 3, 224, 224)),
+    "deit_tiny": (_deit_tiny, (1, 3, 224, 224)),
+    "vgg16": (vgg16, (1, 3, 32, 32)),
+}
+
+
+def build(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """The network with random weights, and one input."""
+    make, shape = MODELS[name]
+    torch.manual_seed(0)
+    return make().eval(), torch.randn(*shape, generator=torch.Generator().manual_seed(0))
