@@ -9,12 +9,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import BudgetInfeasibleError
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
+from latprune.methods.walk import WalkProposer
 
 __all__ = ["RandomChoice"]
-
-_HALVINGS = 40
 
 
 @register_method
@@ -37,40 +35,17 @@ class RandomChoice(Method):
 
     def prepare(self, context: StageContext) -> Proposer:
         """Draw the order once; how far along it the network goes follows from the limit."""
-        return _RandomProposer(context, blocks=self.blocks)
-
-
-class _RandomProposer(Proposer):
-    def __init__(self, context: StageContext, *, blocks: bool) -> None:
         rng = np.random.default_rng([context.seed, 0])
-        self._context = context
-        # Each group shrinks at its own random pace, each block goes at its own random moment of the walk t from 0 to 1.
-        self._pace = {name: rng.uniform(0.2, 3.0) for name in context.graph.groups}
-        self._moment = {block: rng.uniform(0.1, 1.5) for block in (context.removable if blocks else ())}
+        # Each group shrinks at its own random pace, each block goes at its own random moment of the walk.
+        pace = {name: rng.uniform(0.2, 3.0) for name in context.graph.groups}
+        moment = {block: rng.uniform(0.1, 1.5) for block in (context.removable if self.blocks else ())}
 
-    def _at(self, t: float) -> Proposal:
-        widths = {}
-        for name, group in self._context.graph.groups.items():
-            share = (1.0 - t) ** self._pace[name]
-            widths[name] = max(group.min_width, min(group.columns, round(share * group.columns)))
-        removed = tuple(block for block, moment in self._moment.items() if t >= moment)
-        return Proposal(widths=widths, removed_blocks=removed, predicted=self._context.predict(widths, removed))
+        def at(share: float) -> Proposal:
+            widths = {
+                name: max(group.min_width, min(group.columns, round(share ** pace[name] * group.columns)))
+                for name, group in context.graph.groups.items()
+            }
+            removed = tuple(block for block, when in moment.items() if 1.0 - share >= when)
+            return Proposal(widths=widths, removed_blocks=removed, predicted=context.predict(widths, removed))
 
-    def propose(self, limit: float) -> Proposal:
-        """First point of the walk whose prediction is under ``limit``."""
-        best = self._at(1.0)
-        if best.predicted > limit:
-            raise BudgetInfeasibleError(
-                f"the end of this random walk is predicted at {best.predicted:.6g}, above the limit {limit:.6g}",
-                limit={self._context.resource: limit},
-                floor={self._context.resource: best.predicted},
-            )
-        low, high = 0.0, 1.0
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            candidate = self._at(middle)
-            if candidate.predicted <= limit:
-                high, best = middle, candidate
-            else:
-                low = middle
-        return best
+        return WalkProposer(at, resource=context.resource, smallest="the end of this random walk")

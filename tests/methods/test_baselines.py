@@ -1,0 +1,55 @@
+"""The baselines: shares that are even, walks that end just under the limit."""
+
+import pytest
+import torch
+
+import latprune
+from latprune.errors import BudgetInfeasibleError
+from latprune.methods import get_method
+from latprune.methods.base import StageContext
+from latprune.methods.uniform import _between
+from latprune.zoo import digits_resnet
+
+
+@pytest.fixture(scope="module")
+def context() -> StageContext:
+    torch.manual_seed(0)
+    graph = latprune.trace(digits_resnet(blocks=3, widths=(16, 32, 64)).eval(), torch.randn(1, 1, 32, 32))
+    return StageContext(
+        graph=graph,
+        importance=None,
+        tables=None,
+        resource="flops",
+        choices={name: tuple(range(4, group.columns + 1, 4)) for name, group in graph.groups.items()},
+        dense=graph.macs(graph.dense_widths()),
+    )
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.62, 0.9])
+def test_uniform_keeps_one_share_everywhere_and_uses_the_limit_up(context, share):
+    found = get_method("uniform").prepare(context).propose(share * context.dense)
+    assert 0.97 * share * context.dense <= found.predicted <= share * context.dense
+    kept = [found.widths[name] / group.columns for name, group in context.graph.groups.items()]
+    middle = sorted(kept)[len(kept) // 2]
+    for (name, group), part in zip(context.graph.groups.items(), kept, strict=True):
+        assert found.widths[name] in context.choices[name]
+        assert abs(part - middle) <= 4 / group.columns + 4 / 64
+
+
+@pytest.mark.parametrize("method", ["uniform", "random"])
+def test_walks_end_under_the_limit_and_refuse_one_below_their_end(context, method):
+    proposer = get_method(method).prepare(context)
+    assert proposer.propose(0.5 * context.dense).predicted <= 0.5 * context.dense
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        proposer.propose(1.0)
+    assert caught.value.floor["flops"] > 1.0
+
+
+def test_the_share_decides_how_many_groups_take_the_upper_width():
+    offered = (8, 16, 24)
+    taken = [_between(offered, 18.0, phase=phase / 100) for phase in range(100)]
+    assert taken.count(24) == pytest.approx(25, abs=1)
+    assert set(taken) == {16, 24}
+    assert _between(offered, 16.0, phase=0.5) == 16
+    assert _between(offered, 2.0, phase=0.5) == 8
+    assert _between(offered, 30.0, phase=0.5) == 24
