@@ -10,7 +10,8 @@ from latprune.correction import LimitSearch
 from latprune.errors import BudgetInfeasibleError
 from latprune.latency import Measurement
 from latprune.methods import Proposal, Proposer
-from latprune.search import CandidateSearch, Trial
+from latprune.search import CandidateSearch
+from latprune.trials import Trial
 
 FLOOR = 2.0
 
@@ -41,7 +42,7 @@ class Machine:
     def __call__(self, network: Network, *, fresh: bool = False) -> Trial:
         self.calls.append((network.width, fresh))
         value = (self.fresh if fresh else self.truth)(network.width)
-        return Trial(dense=measurement(8.0, 1.0), pruned=measurement(value, value / 8.0), value=value)
+        return Trial(dense=measurement(8.0, 1.0), pruned=measurement(value, value / 8.0), value=value, uncertainty=0.001 * value)
 
 
 def measurement(ms: float, ratio: float) -> Measurement:

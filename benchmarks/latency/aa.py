@@ -83,10 +83,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--load", type=int, default=1, help="busy processes beside the measurement")
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds that one measurement may take")
-    parser.add_argument("--output", type=Path, help="JSON file, written after each measurement")
+    parser.add_argument("--output", type=Path, help="JSON file, written after each measurement; rows of other engines in it stay")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rows: dict[str, dict[str, Any]] = {}
+    if args.output and args.output.exists():
+        rows = {row["engine"]: row for row in json.loads(args.output.read_text())["rows"]}
     print(f"{'engine':12} {'95 % band of the ratio':24} {'within 2 %':>10} {'hold 1':>8} {'s each':>7}")
     for engine in args.engines:
         for row in run(engine, args.repeats, args.load, args.seconds):

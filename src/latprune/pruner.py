@@ -19,7 +19,6 @@ from latprune.graph import ModelGraph, trace
 from latprune.importance import GradientAccumulator, LossFunction, accumulator_for, cross_entropy_loss, needs_data
 from latprune.importance import score as score_importance
 from latprune.latency import (
-    CompiledNetwork,
     LatencyTables,
     Measurement,
     Store,
@@ -27,14 +26,14 @@ from latprune.latency import (
     Target,
     build_tables,
     get_engine,
-    measure,
 )
 from latprune.methods import Method, Proposal, Proposer, StageContext, get_method, selection_of
-from latprune.search import CandidateSearch, Trial
+from latprune.search import CandidateSearch
 from latprune.search_counted import search_counted
 from latprune.stage import StageReport
 from latprune.surgery import ArchitectureEdits, EqualityReport, check_equal, masked, replay
 from latprune.surgery import prune as cut
+from latprune.trials import Trial, Trials
 
 if TYPE_CHECKING:
     from latprune.importance import Importance
@@ -127,13 +126,12 @@ class Pruner:
         self._progress = progress or (lambda text: None)
         self._stages_done = 0
         _check_finite(model)
-        self._engine = get_engine(self.target.engine)
+        get_engine(self.target.engine)  # a missing engine is told before anything is computed
         self._stage: _Stage | None = None
         self.dense_graph = self._traced().graph
         self.dense_tensors = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         self.dense_model = copy.deepcopy(model).eval()
-        self._dense_network: CompiledNetwork | None = None
-        self.dense_measurement: Measurement | None = None
+        self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=self.budget, seed=seed)
         self.fresh: Trial | None = None
 
     # -- progress and time ---------------------------------------------------------------------------------------------------------------
@@ -199,41 +197,9 @@ class Pruner:
 
     # -- latency -------------------------------------------------------------------------------------------------------------------------
 
-    def _compiled_dense(self) -> CompiledNetwork:
-        if self._dense_network is None:
-            self._dense_network = self._engine.compile(self.dense_model, self.example_inputs, self.target)
-        return self._dense_network
-
-    def _measure(self, network: nn.Module, *, tolerance: float = 0.005, max_seconds: float = 30.0) -> Measurement:
-        """Measure ``network`` in turns with the dense network; the first call also fixes the dense latency that a percentage refers to."""
-        with self._engine.compile(network.eval(), self.example_inputs, self.target) as compiled:
-            found = measure(
-                {"dense": self._compiled_dense(), "pruned": compiled},
-                reference="dense",
-                tolerance=tolerance,
-                max_seconds=max_seconds,
-                seed=self.seed,
-            )
-        self.dense_measurement = found["dense"]
-        return found["pruned"]
-
     def _trial(self, network: nn.Module, *, fresh: bool = False) -> Trial:
         with self.timed("final measurement" if fresh else "measure candidates"):
-            return self._trial_of(network, fresh=fresh)
-
-    def _trial_of(self, network: nn.Module, *, fresh: bool) -> Trial:
-        if fresh:
-            self._close_dense()
-        pruned = self._measure(network, tolerance=0.004, max_seconds=40.0) if fresh else self._measure(network)
-        assert self.dense_measurement is not None
-        return Trial(dense=self.dense_measurement, pruned=pruned, value=self._value(pruned))
-
-    def _value(self, measurement: Measurement) -> float:
-        """The measured latency as the budget counts it: a percentage by the ratio within one run, so that drift of the machine cancels."""
-        if self.budget.unit == "%":
-            assert measurement.ratio is not None
-            return measurement.ratio * self._dense_value()
-        return measurement.ms
+            return self._trials.trial(network, fresh=fresh)
 
     def _dense_value(self) -> float:
         """The dense network's value of the budgeted resource."""
@@ -241,14 +207,11 @@ class Pruner:
             return self.dense_graph.macs(self.dense_graph.dense_widths())
         if self.budget.resource == "params":
             return float(self.dense_graph.parameters(self.dense_graph.dense_widths()))
-        if self._dense_ms is None:
+        if self._trials.dense_ms is None:
+            self._progress("measuring the dense network")
             with self.timed("measure dense"):
-                self._progress("measuring the dense network")
-                found = measure({"dense": self._compiled_dense()}, tolerance=0.005, max_seconds=15.0, seed=self.seed)
-            self._dense_ms = found["dense"].ms
-        return self._dense_ms
-
-    _dense_ms: float | None = None
+                self._trials.dense_latency()
+        return self._trials.dense_latency()
 
     @property
     def limit(self) -> float:
@@ -368,8 +331,7 @@ class Pruner:
     def _current_value(self, number: int) -> float:
         if number == 1 or self.budget.resource != "latency":
             return self._dense_value()
-        with self.timed("measure candidates"):
-            return self._value(self._measure(self.model))
+        return self._trial(self.model).value
 
     def _context(self, graph: ModelGraph, importance: Importance | None) -> StageContext:
         context = StageContext(
@@ -394,7 +356,7 @@ class Pruner:
     def _measure_widths(self, graph: ModelGraph, widths: Mapping[str, int]) -> float:
         ranking = {name: torch.arange(group.units, 0, -1).numpy() for name, group in graph.groups.items()}
         network = self._cut_copy(graph, ranking, Proposal(widths=widths, removed_blocks=(), predicted=0.0))
-        return self._value(self._measure(network, tolerance=0.01, max_seconds=5.0))
+        return self._trials.trial(network, tolerance=0.01, max_seconds=5.0).value
 
     def _check(self, graph: ModelGraph, ranking: Mapping[str, Any], proposal: Proposal, network: nn.Module) -> EqualityReport:
         """Compare the cut copy with the masked network on random inputs before the user's model is touched."""
@@ -404,26 +366,14 @@ class Pruner:
     # -- the end -------------------------------------------------------------------------------------------------------------------------
 
     def final_measurement(self) -> tuple[Measurement, Measurement]:
-        """Measure dense and pruned network afresh, both converted and compiled anew: ``(dense, pruned)``.
-
-        A copy of a network can be a percent slower or faster than the next one, by where its memory lies. So where the first pair of
-        copies does not lie under the budget with its whole interval, two more pairs are measured, and the middle one of the three counts.
-        """
+        """Measure dense and pruned network afresh, both converted and compiled anew: ``(dense, pruned)``."""
         with self.timed("final measurement"):
-            trials = [self._trial_of(self.model, fresh=True)]
-            if self.budget.resource == "latency" and trials[0].value + trials[0].uncertainty > self.limit:
-                trials += [self._trial_of(self.model, fresh=True) for _ in range(2)]
-            middle = sorted(trials, key=lambda trial: trial.value)[len(trials) // 2]
-        return middle.dense, middle.pruned
-
-    def _close_dense(self) -> None:
-        if self._dense_network is not None:
-            self._dense_network.close()
-            self._dense_network = None
+            trial = self._trials.final(self.model, limit=self.limit if self.budget.resource == "latency" else None)
+        return trial.dense, trial.pruned
 
     def close(self) -> None:
         """Free the engine's copy of the dense network."""
-        self._close_dense()
+        self._trials.close()
 
     # -- state ---------------------------------------------------------------------------------------------------------------------------
 
@@ -439,7 +389,7 @@ class Pruner:
             "budget": self.budget.to_dict(),
             "target": self.target.to_dict(),
             "stages_done": self._stages_done,
-            "dense_ms": self._dense_ms,
+            "dense_ms": self._trials.dense_ms,
             "seconds": dict(self.stages_seconds),
             "edits": [edits.to_dict() for edits in self.edits],
             "reports": [report.to_dict() for report in self.reports],
@@ -467,7 +417,7 @@ class Pruner:
             self.edits.append(edits)
         self.reports = [StageReport.from_dict(entry) for entry in state["reports"]]
         self._stages_done = int(state["stages_done"])
-        self._dense_ms = state["dense_ms"]
+        self._trials.dense_ms = state["dense_ms"]
         self.stages_seconds = {name: float(value) for name, value in state["seconds"].items()}
         self._stage = None
 

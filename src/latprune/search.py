@@ -10,36 +10,13 @@ from torch import nn
 
 from latprune.correction import LimitSearch
 from latprune.errors import BudgetInfeasibleError
-from latprune.latency import Measurement
 from latprune.methods import Proposal, Proposer
+from latprune.trials import Trial
 
-__all__ = ["Candidate", "CandidateSearch", "Trial"]
+__all__ = ["Candidate", "CandidateSearch"]
 
 MAX_MEASURED = 12
 MAX_SOLVED = 40
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One measurement of a candidate beside the dense network.
-
-    Attributes:
-        dense: The dense network's part of the measurement.
-        pruned: The candidate's part.
-        value: The candidate's latency as the budget counts it, milliseconds.
-    """
-
-    dense: Measurement
-    pruned: Measurement
-    value: float
-
-    @property
-    def uncertainty(self) -> float:
-        """Half-width of the 95 % interval of ``value``, milliseconds."""
-        m = self.pruned
-        if m.ratio is not None and m.ratio_low is not None and m.ratio_high is not None:
-            return self.value * (m.ratio_high - m.ratio_low) / (2 * m.ratio)
-        return self.value * (m.high - m.low) / (2 * m.ms)
 
 
 @dataclass(slots=True)

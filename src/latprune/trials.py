@@ -1,0 +1,106 @@
+"""Measuring a network beside the dense one, in the terms of the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from latprune.budget import Budget
+from latprune.latency import CompiledNetwork, Measurement, Target, get_engine, measure
+
+__all__ = ["Trial", "Trials"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One measurement of a network beside the dense one.
+
+    Attributes:
+        dense: The dense network's part of the measurement.
+        pruned: The network's part.
+        value: Its latency as the budget counts it, milliseconds.
+        uncertainty: Half-width of the 95 % interval of ``value``, milliseconds.
+    """
+
+    dense: Measurement
+    pruned: Measurement
+    value: float
+    uncertainty: float
+
+
+class Trials:
+    """Measures networks in turns with one compiled dense network.
+
+    Args:
+        dense: The dense model.
+        example_inputs: What all networks are run on.
+        target: Engine and conditions.
+        budget: Decides how a measurement counts: a percentage by the ratio within one run, so that drift of the machine cancels; a time by
+            the clock.
+        seed: Seed of the order within rounds.
+    """
+
+    def __init__(self, dense: nn.Module, example_inputs: Any, *, target: Target, budget: Budget, seed: int) -> None:
+        self._dense = dense
+        self._example_inputs = example_inputs
+        self._target = target
+        self._budget = budget
+        self._seed = seed
+        self._engine = get_engine(target.engine)
+        self._compiled: CompiledNetwork | None = None
+        self.dense_ms: float | None = None
+
+    def dense_latency(self) -> float:
+        """The dense network's latency in milliseconds, which a percentage refers to; measured at first use."""
+        if self.dense_ms is None:
+            found = measure({"dense": self._compiled_dense()}, tolerance=0.005, max_seconds=15.0, seed=self._seed)
+            self.dense_ms = found["dense"].ms
+        return self.dense_ms
+
+    def trial(self, network: nn.Module, *, fresh: bool = False, tolerance: float = 0.005, max_seconds: float = 30.0) -> Trial:
+        """Measure ``network``; with ``fresh``, beside a dense network that is converted and compiled anew too, and more closely."""
+        if fresh:
+            self.close()
+            tolerance, max_seconds = 0.004, 40.0
+        with self._engine.compile(network.eval(), self._example_inputs, self._target) as compiled:
+            found = measure(
+                {"dense": self._compiled_dense(), "pruned": compiled},
+                reference="dense",
+                tolerance=tolerance,
+                max_seconds=max_seconds,
+                seed=self._seed,
+            )
+        value, uncertainty = self._counted(found["pruned"])
+        return Trial(dense=found["dense"], pruned=found["pruned"], value=value, uncertainty=uncertainty)
+
+    def final(self, network: nn.Module, *, limit: float | None) -> Trial:
+        """Measure ``network`` afresh for the record.
+
+        A copy of a network can be a percent slower or faster than the next one, by where its memory lies. So where the first pair of
+        copies does not lie under ``limit`` with its whole interval, two more pairs are measured, and the middle one of the three counts.
+        """
+        trials = [self.trial(network, fresh=True)]
+        if limit is not None and trials[0].value + trials[0].uncertainty > limit:
+            trials += [self.trial(network, fresh=True) for _ in range(2)]
+        return sorted(trials, key=lambda trial: trial.value)[len(trials) // 2]
+
+    def _counted(self, m: Measurement) -> tuple[float, float]:
+        """Value and half-width of its interval."""
+        if self._budget.resource == "latency" and self._budget.unit == "%":
+            assert m.ratio is not None and m.ratio_low is not None and m.ratio_high is not None
+            dense = self.dense_latency()
+            return m.ratio * dense, (m.ratio_high - m.ratio_low) / 2 * dense
+        return m.ms, (m.high - m.low) / 2
+
+    def _compiled_dense(self) -> CompiledNetwork:
+        if self._compiled is None:
+            self._compiled = self._engine.compile(self._dense, self._example_inputs, self._target)
+        return self._compiled
+
+    def close(self) -> None:
+        """Free the engine's copy of the dense network."""
+        if self._compiled is not None:
+            self._compiled.close()
+            self._compiled = None
