@@ -81,6 +81,35 @@ def test_tables_from_an_empty_store_and_then_from_a_filled_one(engine: str, tmp_
             stored_tables(graph, X, target_context(Target(engine=engine, threads=2)), store)
 
 
+def test_a_kept_fit_is_used_for_the_same_samples_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    graph, target = trace(model, X), Target(engine="openvino")
+    with Store(tmp_path / "s.sqlite") as store:
+        tables = build_tables(model, graph, X, target, store=store, time_limit=0.0, max_networks=12)
+        fits: list[int] = []
+        fit = build.fit_tables
+        monkeypatch.setattr(
+            build, "fit_tables", lambda samples, *args, **options: fits.append(len(samples)) or fit(samples, *args, **options)
+        )
+        again = build_tables(model, graph, X, target, store=store, max_networks=12)
+        assert not fits
+        assert again.predict({"conv1": 16}) == tables.predict({"conv1": 16})
+        assert again.residual == tables.residual
+        assert stored_tables(graph, X, target_context(target), store).predict() == tables.predict()
+        assert not fits
+
+        narrower = trace(model, X, min_widths={"conv1": 8})
+        build_tables(model, narrower, X, target, store=store, max_networks=12)
+        assert fits, "another graph needs a fit of its own"
+        fits.clear()
+        store.add(target_context(target), store.networks()[:1])
+        build_tables(model, narrower, X, target, store=store, max_networks=12)
+        assert fits and max(fits) == 13, "one more sample needs a new fit"
+        store.remove(target_context(target))
+        with pytest.raises(TableError, match="holds 0 networks"):
+            stored_tables(narrower, X, target_context(target), store)
+
+
 def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
     model = network()
     graph, target = trace(model, X), Target(engine="openvino")

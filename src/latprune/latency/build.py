@@ -13,6 +13,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError, TableError
 from latprune.latency.design import design_points
 from latprune.latency.engines import get_engine
+from latprune.latency.fit_cache import KeptFit, keep_fit, kept_fit
 from latprune.latency.fitting import fit_tables, predicted_and_measured
 from latprune.latency.machine import machine_name
 from latprune.latency.sampling import NetworkSampler
@@ -96,6 +97,11 @@ def build_tables(
     start = time.perf_counter()
     context = target_context(target)
     fingerprint = network_fingerprint(list(graph.kernels.values()), example_inputs, target)
+    if store is not None:
+        kept = kept_fit(store, context, fingerprint, graph)
+        if kept is not None and (kept.tables.stats.networks >= max_networks or (kept.settled and not extend)):
+            stats = dataclasses.replace(kept.tables.stats, seconds=time.perf_counter() - start, measured_networks=0, engine_runs=0)
+            return dataclasses.replace(kept.tables, stats=stats)
     samples = store.networks(context, fingerprint) if store is not None else []
     builder = _Builder(graph, context, samples)
     sampler: NetworkSampler | None = None
@@ -123,6 +129,8 @@ def build_tables(
             sampler.close()
     measured = len(builder.samples) - len(samples)
     tables = builder.tables(measured=measured, runs=sampler.runs if sampler is not None else 0)
+    if store is not None:
+        keep_fit(store, context, fingerprint, graph, KeptFit(tables=tables, settled=builder.settled))
     return dataclasses.replace(tables, stats=dataclasses.replace(tables.stats, seconds=time.perf_counter() - start))
 
 
@@ -133,13 +141,19 @@ def stored_tables(graph: ModelGraph, example_inputs: Any, context: ContextInfo, 
         TableError: The store holds fewer than two batches of networks of this structure and context.
     """
     fingerprint = network_fingerprint(list(graph.kernels.values()), example_inputs, context.target)
+    kept = kept_fit(store, context, fingerprint, graph)
+    if kept is not None:
+        return kept.tables
     samples = store.networks(context, fingerprint)
     if len(samples) < _FIRST_FIT + _BATCH:
         raise TableError(
             f"{store.path} holds {len(samples)} networks of it for {context.target} (version {context.version}, {context.machine}); "
             f"tables need {_FIRST_FIT + _BATCH}: measure more"
         )
-    return _Builder(graph, context, samples).tables(measured=0, runs=0)
+    builder = _Builder(graph, context, samples)
+    tables = builder.tables(measured=0, runs=0)
+    keep_fit(store, context, fingerprint, graph, KeptFit(tables=tables, settled=builder.settled))
+    return tables
 
 
 class _Builder:
@@ -153,7 +167,7 @@ class _Builder:
         self._history: list[float] = []
         self._next = _FIRST_FIT
         self._pending: LatencyTables | None = None
-        self._settled = False
+        self.settled = False
         self.residual: Residual | None = None
         self._advance()
 
@@ -173,9 +187,9 @@ class _Builder:
                 self.residual = Residual.of([pair[0] for pair in self._checked], [pair[1] for pair in self._checked])
                 self._history.append(latest.mean_absolute)
                 stalled = len(self._history) >= 3 and min(self._history[-2:]) > _NO_BETTER * min(self._history[:-2])
-                self._settled = latest.mean_absolute <= _ENOUGH or stalled
+                self.settled = latest.mean_absolute <= _ENOUGH or stalled
             self._next += _BATCH
-            if len(self.samples) >= self._next or not self._settled:
+            if len(self.samples) >= self._next or not self.settled:
                 self._pending = self._fit(known, TableStats(**_EMPTY))
 
     def _fit(self, samples: list[NetworkSample], stats: TableStats) -> LatencyTables:
@@ -185,7 +199,7 @@ class _Builder:
         )
 
     def done(self, limit: int, extend: bool) -> bool:
-        return len(self.samples) >= limit or (self._settled and not extend)
+        return len(self.samples) >= limit or (self.settled and not extend)
 
     def tables(self, *, measured: int, runs: int) -> LatencyTables:
         """Tables from all the samples."""

@@ -19,7 +19,7 @@ from latprune.latency.target import Target
 
 __all__ = ["SCHEMA_VERSION", "ContextInfo", "KernelSample", "NetworkSample", "Store", "default_store_path"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _SCHEMA = """
 CREATE TABLE context (
@@ -39,9 +39,17 @@ CREATE TABLE sample (
     signature(id), sizes TEXT NOT NULL, ms REAL NOT NULL, PRIMARY KEY (network, kernel)
 ) WITHOUT ROWID;
 CREATE INDEX sample_by_signature ON sample (signature);
+CREATE TABLE fit (
+    context INTEGER NOT NULL REFERENCES context(id), fingerprint TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (context, fingerprint)
+);
 """
 
-_MIGRATIONS = {1: "ALTER TABLE network ADD COLUMN extra TEXT NOT NULL DEFAULT '{}'"}
+_MIGRATIONS = {
+    1: "ALTER TABLE network ADD COLUMN extra TEXT NOT NULL DEFAULT '{}'",
+    2: "CREATE TABLE fit (context INTEGER NOT NULL REFERENCES context(id), fingerprint TEXT NOT NULL, key TEXT NOT NULL,"
+    " body BLOB NOT NULL, PRIMARY KEY (context, fingerprint))",
+}
 """Schema version -> statements that lead to the next one."""
 
 
@@ -285,6 +293,32 @@ class Store:
             )
             for row in rows
         ]
+
+    def digest(self, context: ContextInfo, fingerprint: str) -> str:
+        """Tells one set of measured networks of a context and structure from another, without reading them."""
+        values = (*_context_key(context), fingerprint)
+        row = self._execute(
+            f"SELECT count(*), max(id), total(created), total(ms) FROM network WHERE context IN ({_FIND_CONTEXT}) AND fingerprint=?", values
+        )[0]
+        return ",".join(map(repr, row))
+
+    def fit(self, context: ContextInfo, fingerprint: str) -> tuple[str, bytes] | None:
+        """The fit kept for a context and structure: its key and its body."""
+        values = (*_context_key(context), fingerprint)
+        rows = self._execute(f"SELECT key, body FROM fit WHERE context IN ({_FIND_CONTEXT}) AND fingerprint=?", values)
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def keep_fit(self, context: ContextInfo, fingerprint: str, key: str, body: bytes) -> None:
+        """Keep a fit of the networks of a context and structure, in place of an earlier one; nothing where there are no networks."""
+        try:
+            with self._transaction():
+                row = self._connection.execute(_FIND_CONTEXT, _context_key(context)).fetchone()
+                if row is not None:
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO fit (context, fingerprint, key, body) VALUES (?,?,?,?)", (row[0], fingerprint, key, body)
+                    )
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
 
     def contexts(self) -> list[tuple[ContextInfo, dict[str, int]]]:
         """Conditions in the store, each with its number of ``networks`` and ``structures``."""

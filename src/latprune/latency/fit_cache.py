@@ -1,0 +1,63 @@
+"""Fitted tables kept beside the samples that they were fitted to, so that a filled store answers at once.
+
+A kept fit is only ever a shortcut: it is used where the samples, the network's groups and kernels and the code that fits are the very same,
+and it is replaced otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latprune.latency.store import ContextInfo, Store
+from latprune.latency.tables import LatencyTables
+
+if TYPE_CHECKING:
+    from latprune.graph import ModelGraph
+
+__all__ = ["KeptFit", "keep_fit", "kept_fit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptFit:
+    """Tables as they were fitted, and whether their check said that more networks would not make them better."""
+
+    tables: LatencyTables
+    settled: bool
+
+
+def kept_fit(store: Store, context: ContextInfo, fingerprint: str, graph: ModelGraph) -> KeptFit | None:
+    """The fit kept for exactly what the store holds now, or None."""
+    found = store.fit(context, fingerprint)
+    if found is None or found[0] != _key(store, context, fingerprint, graph):
+        return None
+    data = json.loads(zlib.decompress(found[1]))
+    return KeptFit(tables=LatencyTables.from_dict(data["tables"]), settled=bool(data["settled"]))
+
+
+def keep_fit(store: Store, context: ContextInfo, fingerprint: str, graph: ModelGraph, fit: KeptFit) -> None:
+    """Keep a fit of all the networks that the store holds of this structure."""
+    body = zlib.compress(json.dumps({"settled": fit.settled, "tables": fit.tables.to_dict()}).encode())
+    store.keep_fit(context, fingerprint, _key(store, context, fingerprint, graph), body)
+
+
+def _key(store: Store, context: ContextInfo, fingerprint: str, graph: ModelGraph) -> str:
+    groups = [[group.name, group.columns, group.min_width] for group in graph.groups.values()]
+    kernels: Sequence[Any] = [asdict(kernel) for kernel in graph.kernels.values()]
+    text = json.dumps([store.digest(context, fingerprint), _code(), groups, kernels], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _code() -> str:
+    """Digest of this package's source: a fit made by other code is not taken for one of this code."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
