@@ -88,9 +88,12 @@ def test_a_kept_fit_is_used_for_the_same_samples_only(tmp_path: Path, monkeypatc
         tables = build_tables(model, graph, X, target, store=store, time_limit=0.0, max_networks=12)
         fits: list[int] = []
         fit = build.fit_tables
-        monkeypatch.setattr(
-            build, "fit_tables", lambda samples, *args, **options: fits.append(len(samples)) or fit(samples, *args, **options)
-        )
+
+        def counted(samples: list, *args: object, **options: object) -> LatencyTables:
+            fits.append(len(samples))
+            return fit(samples, *args, **options)
+
+        monkeypatch.setattr(build, "fit_tables", counted)
         again = build_tables(model, graph, X, target, store=store, max_networks=12)
         assert not fits
         assert again.predict({"conv1": 16}) == tables.predict({"conv1": 16})
