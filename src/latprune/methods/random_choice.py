@@ -9,12 +9,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import BudgetInfeasibleError
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
+from latprune.methods.bisection import largest_under
 
 __all__ = ["RandomChoice"]
-
-_HALVINGS = 40
 
 
 @register_method
@@ -58,19 +56,6 @@ class _RandomProposer(Proposer):
 
     def propose(self, limit: float) -> Proposal:
         """First point of the walk whose prediction is under ``limit``."""
-        best = self._at(1.0)
-        if best.predicted > limit:
-            raise BudgetInfeasibleError(
-                f"the end of this random walk is predicted at {best.predicted:.6g}, above the limit {limit:.6g}",
-                limit={self._context.resource: limit},
-                floor={self._context.resource: best.predicted},
-            )
-        low, high = 0.0, 1.0
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            candidate = self._at(middle)
-            if candidate.predicted <= limit:
-                high, best = middle, candidate
-            else:
-                low = middle
-        return best
+        return largest_under(
+            lambda share: self._at(1.0 - share), limit, resource=self._context.resource, smallest="the end of this random walk"
+        )

@@ -6,13 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from latprune.errors import BudgetInfeasibleError
 from latprune.importance import MagnitudeConfig
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
+from latprune.methods.bisection import largest_under
 
 __all__ = ["Uniform"]
-
-_HALVINGS = 40
 
 
 @register_method
@@ -46,19 +44,4 @@ class _UniformProposer(Proposer):
 
     def propose(self, limit: float) -> Proposal:
         """Largest share whose prediction is under ``limit``."""
-        best = self._at(0.0)
-        if best.predicted > limit:
-            raise BudgetInfeasibleError(
-                f"the smallest uniform width is predicted at {best.predicted:.6g}, above the limit {limit:.6g}",
-                limit={self._context.resource: limit},
-                floor={self._context.resource: best.predicted},
-            )
-        low, high = 0.0, 1.0
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            candidate = self._at(middle)
-            if candidate.predicted <= limit:
-                low, best = middle, candidate
-            else:
-                high = middle
-        return best
+        return largest_under(self._at, limit, resource=self._context.resource, smallest="the smallest uniform width")
