@@ -30,7 +30,7 @@ $(VENV)/.stamp-dev: pyproject.toml constraints.txt requirements-models.txt | $(B
 
 $(VENV)/.stamp-slow: $(VENV)/.stamp-dev
 	@echo "Installing what the slow tests need on top into $(VENV) ..."
-	$(PIP) -e '.[dev,ray,minlp]' pounce-solver
+	$(PIP) -e '.[dev,ray,minlp,executorch]' pounce-solver
 	@touch $@
 
 $(VENV)/.stamp-docs: pyproject.toml constraints.txt | $(BIN)/python

@@ -20,22 +20,28 @@ from latprune.export.record import (
     MethodRecord,
     ModelRecord,
     NetworkRecord,
+    PairMapRecord,
     ProvenanceRecord,
     ResultRecord,
     StageRecord,
+    StaircaseRecord,
+    TablesRecord,
     TargetRecord,
 )
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
     from latprune.graph.types import ChannelGroup, Member
-    from latprune.latency import Measurement
+    from latprune.latency import LatencyTables, Measurement
     from latprune.pruner import Pruner
     from latprune.surgery import ArchitectureEdits
 
 __all__ = ["build_record"]
 
 IntArray = npt.NDArray[np.int64]
+
+_POINTS, _CELLS = 512, 28
+"""Sizes that a recorded staircase, and each side of a recorded pair map, has at most."""
 
 
 def build_record(
@@ -63,6 +69,9 @@ def build_record(
     last = pruner.reports[-1] if pruner.reports else None
     removed = tuple(block for report in pruner.reports for block in report.removed_blocks)
     latency = pruner.budget.resource == "latency"
+    groups = _groups(dense, pruner.edits, removed)
+    # Tables are shown where the run has used some; none are built, or read, for the sake of a picture.
+    tables = pruner._tables if latency else None
     notes = tuple(report.note for report in pruner.reports if report.note)
     return ResultRecord(
         model=ModelRecord(
@@ -77,12 +86,13 @@ def build_record(
         budget=BudgetRecord(**pruner.budget.to_dict(), limit=pruner.limit),
         dense=_network(dense, measured[0] if measured else None, accuracies[0].accuracy if accuracies else None),
         pruned=_network(pruned, measured[1] if measured else None, accuracies[-1].accuracy if len(accuracies) > 1 else None),
-        groups=_groups(dense, pruner.edits, removed),
+        groups=groups,
         blocks=tuple(block.name for block in dense.blocks.values() if block.removable),
         blocks_removed=removed,
         edits=tuple(edits.to_dict() for edits in pruner.edits),
         problem=dict(last.problem) if last and last.problem else None,
         solution=dict(last.solution) if last and last.solution else None,
+        tables=_tables(tables, {group.name: group.kept for group in groups}, removed) if tables is not None else None,
         predicted_ms=last.predicted if last and latency and last.predicted >= 0 else None,
         corrections=tuple(
             CorrectionRecord(iteration=index, limit_ms=max(limit, 0.0), predicted_ms=max(predicted, 0.0), measured_ms=value)
@@ -123,6 +133,53 @@ def _groups(dense: ModelGraph, edits: Sequence[ArchitectureEdits], removed: Sequ
         )
         found.append(GroupRecord(name=group.name, dense=group.columns, kept=width, kind=group.kind, rows=group.rows, blocks=blocks))
     return tuple(found)
+
+
+def _tables(tables: LatencyTables, kept: Mapping[str, int], removed: Sequence[str]) -> TablesRecord:
+    """What a report shows of the tables: their error, the stairs of two kernels and one kernel's pairs, the delivered sizes marked."""
+    from latprune.latency.figures import compute_pair_map, compute_staircase, telling_kernels
+
+    def delivered(kernel: str) -> list[int] | None:
+        entry = tables.entries[kernel]
+        return [axis.size(kept, removed) for axis in entry.axes] if set(removed).isdisjoint(entry.blocks) else None
+
+    staircases = []
+    for kernel in telling_kernels(tables, 2):
+        data, sizes = compute_staircase(tables, kernel), delivered(kernel)
+        shown = np.unique(np.linspace(0, len(data.sizes) - 1, min(len(data.sizes), _POINTS)).round().astype(int))
+        staircases.append(
+            StaircaseRecord(
+                kernel=kernel,
+                axis="output",
+                sizes=tuple(data.sizes[shown].tolist()),
+                ms=tuple(_rounded(data.ms[shown])),
+                steps=tuple(data.steps.tolist()),
+                kept=sizes[-1] if sizes is not None else None,
+            )
+        )
+    pair_map = None
+    for kernel in telling_kernels(tables, 1, axes=2):
+        grid, sizes = compute_pair_map(tables, kernel, resolution=_CELLS), delivered(kernel)
+        pair_map = PairMapRecord(
+            kernel=kernel,
+            rows=tuple(grid.rows.tolist()),
+            columns=tuple(grid.columns.tolist()),
+            ms=tuple(tuple(_rounded(row)) for row in grid.ms),
+            kept=(sizes[0], sizes[-1]) if sizes is not None else None,
+        )
+    return TablesRecord(
+        networks=tables.stats.networks,
+        dense_ms=tables.dense_ms,
+        predicted=tuple(_rounded(np.asarray(tables.residual.predicted))),
+        measured=tuple(_rounded(np.asarray(tables.residual.measured))),
+        staircases=tuple(staircases),
+        pair_map=pair_map,
+    )
+
+
+def _rounded(values: npt.NDArray[np.float64]) -> list[float]:
+    """Four digits: a picture shows no more."""
+    return [float(f"{value:.4g}") for value in values]
 
 
 def _kept_positions(edits: Sequence[ArchitectureEdits]) -> dict[tuple[str, int], IntArray]:

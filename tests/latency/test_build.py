@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from pathlib import Path
 
@@ -46,7 +47,12 @@ def short_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_BATCH", 4)
 
 
-@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+needs_executorch = pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
+
+
+@pytest.mark.parametrize(
+    "engine", ["torch", "onnxruntime", "openvino", pytest.param("executorch", marks=[pytest.mark.slow, needs_executorch])]
+)
 def test_tables_from_an_empty_store_and_then_from_a_filled_one(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     before = {key: value.clone() for key, value in model.state_dict().items()}

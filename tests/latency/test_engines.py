@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
 import sys
 from typing import Any
 
@@ -10,10 +11,14 @@ import torch
 from torch import nn
 
 from latprune.errors import EngineError, InvalidArgumentError, MissingExtraError
+from latprune.graph import trace
 from latprune.latency import Target, available_engines, get_engine, register_engine
 from latprune.latency.engines.inputs import prepare_inputs
 from latprune.latency.engines.onnx_graph import export_onnx
+from latprune.latency.matching import match_profile
 from latprune.latency.testing import EngineContract
+
+needs_executorch = pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
 
 
 class TestTorch(EngineContract):
@@ -32,6 +37,13 @@ class TestOnnxRuntime(EngineContract):
 
 class TestOpenVino(EngineContract):
     engine_name = "openvino"
+
+
+# Each test lowers the network anew, in Python, which takes seconds.
+@pytest.mark.slow
+@needs_executorch
+class TestExecuTorch(EngineContract):
+    engine_name = "executorch"
 
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
@@ -64,7 +76,10 @@ def test_a_model_that_cannot_be_exported_is_an_engine_error(name: str) -> None:
         get_engine(name).compile(Odd(), torch.randn(1, 3), Target(engine=name))
 
 
-@pytest.mark.parametrize(("name", "package", "extra"), [("onnxruntime", "onnxruntime", "onnx"), ("openvino", "openvino", "openvino")])
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("onnxruntime", "onnxruntime", "onnx"), ("openvino", "openvino", "openvino"), ("executorch", "executorch", "executorch")],
+)
 def test_a_missing_engine_says_which_extra(monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str) -> None:
     real = builtins.__import__
 
@@ -73,7 +88,8 @@ def test_a_missing_engine_says_which_extra(monkeypatch: pytest.MonkeyPatch, name
             raise ImportError(module)
         return real(module, *args, **kwargs)
 
-    monkeypatch.delitem(sys.modules, package, raising=False)
+    for loaded in [module for module in sys.modules if module.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setattr(builtins, "__import__", fake)
     with pytest.raises(MissingExtraError, match=rf"latprune\[{extra}\]") as caught:
         get_engine(name).version()
@@ -147,3 +163,46 @@ def test_prepare_inputs_brings_the_batch() -> None:
         prepare_inputs((1, 2), Target(), cast=False)
     with pytest.raises(InvalidArgumentError, match="must be a tensor"):
         prepare_inputs("x", Target(), cast=False)
+
+
+@pytest.mark.slow
+@needs_executorch
+class TestExecuTorchAlone:
+    """What the contract does not ask of an engine."""
+
+    target = Target(engine="executorch")
+
+    def test_repeated_modules_and_keywords(self) -> None:
+        with get_engine("executorch").compile(Twice(), {"x": torch.randn(1, 8, 8, 8)}, self.target, profile=True) as network:
+            entries = network.profile(10)
+        # The pointwise convolutions run as fully connected layers, and still are their modules' convolutions.
+        paths = [entry.path for entry in entries if entry.op.startswith("convolution")]
+        assert paths == ["conv", "conv", "blocks.0.0", "blocks.1.0"]
+
+    def test_kernels_outside_of_xnnpack_have_their_place(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(2), nn.LayerNorm(36), nn.Linear(36, 4)).eval()
+        graph = trace(model, torch.randn(1, 3, 8, 8))
+        with get_engine("executorch").compile(model, torch.randn(1, 3, 8, 8), self.target, profile=True) as network:
+            entries = network.profile(10)
+        assert {"0", "2", "3"} <= {entry.path for entry in entries}
+        assert {"0", "2", "3"} <= set(match_profile(entries, list(graph.kernels.values())).shares)
+
+    def test_threads_are_pinned_for_the_process(self) -> None:
+        engine, x = get_engine("executorch"), torch.randn(1, 8, 8, 8)
+        with engine.compile(Twice(), x, self.target) as network:
+            network.run()
+            with pytest.raises(EngineError, match="close that network first"):
+                engine.compile(Twice(), x, Target(engine="executorch", threads=2))
+        with engine.compile(Twice(), x, Target(engine="executorch", threads=2)) as network:
+            network.run()
+
+    def test_refusals(self) -> None:
+        class Odd(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return torch.special.bessel_j0(x)
+
+        engine = get_engine("executorch")
+        with pytest.raises(EngineError, match="Odd"):
+            engine.compile(Odd(), torch.randn(1, 3), self.target)
+        with pytest.raises(EngineError, match="bf16"):
+            engine.compile(Twice(), torch.randn(1, 8, 8, 8), Target(engine="executorch", precision="bf16"))

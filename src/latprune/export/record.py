@@ -31,7 +31,10 @@ __all__ = [
     "NetworkRecord",
     "ProvenanceRecord",
     "ResultRecord",
+    "PairMapRecord",
     "StageRecord",
+    "StaircaseRecord",
+    "TablesRecord",
     "TargetRecord",
     "VerificationRecord",
 ]
@@ -206,6 +209,68 @@ class CorrectionRecord(_Record):
     limit_ms: Milliseconds
 
 
+class StaircaseRecord(_Record):
+    """A kernel's time over the size of one axis, the others dense: ``sizes`` and ``ms`` in parallel, ``steps`` the right ends of its steps.
+
+    ``kept`` is the delivered network's size, None where the kernel went with its block.
+    """
+
+    kernel: str
+    axis: Literal["input", "output"]
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    ms: tuple[Milliseconds, ...]
+    steps: tuple[Annotated[int, Field(ge=1)], ...]
+    kept: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _parallel(self) -> Self:
+        if len(self.ms) != len(self.sizes):
+            raise ValueError(f"ms (of length {len(self.ms)}) must be as long as sizes (of length {len(self.sizes)})")
+        return self
+
+
+class PairMapRecord(_Record):
+    """A kernel's time over its input sizes ``rows`` and its output sizes ``columns``; ``kept`` is the delivered pair."""
+
+    kernel: str
+    rows: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    columns: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    ms: tuple[tuple[Milliseconds, ...], ...]
+    kept: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] | None = None
+
+    @model_validator(mode="after")
+    def _grid(self) -> Self:
+        if len(self.ms) != len(self.rows) or any(len(row) != len(self.columns) for row in self.ms):
+            raise ValueError(f"ms must have {len(self.rows)} rows of {len(self.columns)} values")
+        return self
+
+
+class TablesRecord(_Record):
+    """The latency tables behind a result.
+
+    Attributes:
+        networks: Width-varied networks that they are fitted to.
+        dense_ms: Latency of the dense network when they were measured.
+        predicted: Predictions of networks that had not yet joined the fit, milliseconds.
+        measured: What these networks took, in parallel.
+        staircases: Some kernels' time over one size.
+        pair_map: A kernel's time over two sizes.
+    """
+
+    networks: int = Field(ge=0)
+    dense_ms: float = Field(gt=0)
+    predicted: tuple[Milliseconds, ...] = ()
+    measured: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    staircases: tuple[StaircaseRecord, ...] = ()
+    pair_map: PairMapRecord | None = None
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if len(self.predicted) != len(self.measured):
+            raise ValueError(f"measured (of length {len(self.measured)}) must be as long as predicted (of length {len(self.predicted)})")
+        return self
+
+
 class EqualityRecord(_Record):
     """The run-time check that the pruned network equals the masked one."""
 
@@ -248,6 +313,7 @@ class ResultRecord(_Record):
         edits: Architecture edits (``latprune.surgery.ArchitectureEdits.to_dict()``), in the order in which they were made.
         problem: The problem that was solved last (``latprune/problem``), if the method solves one.
         solution: Its solution (``latprune/solution``).
+        tables: The latency tables that the run used: their error and some of their curves.
         predicted_ms: Latency that the tables predicted for the delivered network.
         corrections: Rounds of measure, correct and solve again.
         accuracies: Accuracies through the run, in order of time.
@@ -271,6 +337,7 @@ class ResultRecord(_Record):
     edits: tuple[Annotated[dict[str, Any], BeforeValidator(_mapping)], ...] = ()
     problem: dict[str, Any] | None = None
     solution: dict[str, Any] | None = None
+    tables: TablesRecord | None = None
     predicted_ms: Milliseconds | None = None
     corrections: tuple[CorrectionRecord, ...] = ()
     accuracies: tuple[AccuracyRecord, ...] = ()

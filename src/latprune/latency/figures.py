@@ -25,6 +25,7 @@ __all__ = [
     "plot_pair_map",
     "plot_prediction_scatter",
     "plot_staircase",
+    "telling_kernels",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -115,6 +116,17 @@ def compute_pair_map(tables: LatencyTables, kernel: str, resolution: int = 128) 
     vectors = [np.unique(np.linspace(1, dense, min(dense, resolution)).astype(np.int64)) for dense in entry.dense]
     grid = [vectors[0], *(np.asarray([dense]) for dense in entry.dense[1:-1]), vectors[-1]]
     return PairMap(kernel=kernel, rows=vectors[0], columns=vectors[-1], ms=tables.table(kernel, *grid).reshape(len(vectors[0]), -1))
+
+
+def telling_kernels(tables: LatencyTables, count: int, *, axes: int = 1) -> list[str]:
+    """The most expensive kernels whose last ``axes`` axes vary, at most one of each kind that the engine tells apart."""
+    found: dict[str, str] = {}
+    costs = {name: tables.cost(name, entry.dense) for name, entry in tables.entries.items()}
+    for name in sorted(costs, key=lambda name: -costs[name]):
+        entry = tables.entries[name]
+        if len(entry.axes) >= axes and all(axis.pieces for axis in (*entry.axes[-1:], *entry.axes[: axes - 1])):
+            found.setdefault(entry.surface, name)
+    return list(found.values())[:count]
 
 
 def compute_prediction_scatter(tables: LatencyTables, samples: Sequence[NetworkSample]) -> PredictionScatter:

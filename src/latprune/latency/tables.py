@@ -33,6 +33,8 @@ class Residual:
         bias: Mean of predicted / measured - 1.
         p95: 95th percentile of |predicted / measured - 1|.
         within_8: Share of networks within +-8 %.
+        predicted: Milliseconds predicted, one per network.
+        measured: Milliseconds measured, at the tables' speed of the machine.
     """
 
     networks: int
@@ -40,11 +42,19 @@ class Residual:
     bias: float
     p95: float
     within_8: float
+    predicted: tuple[float, ...] = ()
+    measured: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        # A file holds lists.
+        object.__setattr__(self, "predicted", tuple(self.predicted))
+        object.__setattr__(self, "measured", tuple(self.measured))
 
     @classmethod
     def of(cls, predicted: npt.ArrayLike, measured: npt.ArrayLike) -> Residual:
         """The residual of predictions against measurements, both ``(n,)`` milliseconds."""
-        error = np.asarray(predicted, dtype=np.float64) / np.asarray(measured, dtype=np.float64) - 1.0
+        pairs = np.asarray(predicted, dtype=np.float64), np.asarray(measured, dtype=np.float64)
+        error = pairs[0] / pairs[1] - 1.0
         if not len(error):
             return cls(networks=0, mean_absolute=float("nan"), bias=float("nan"), p95=float("nan"), within_8=float("nan"))
         size = np.abs(error)
@@ -54,6 +64,8 @@ class Residual:
             bias=float(error.mean()),
             p95=float(np.quantile(size, 0.95)),
             within_8=float((size <= 0.08).mean()),
+            predicted=tuple(pairs[0].tolist()),
+            measured=tuple(pairs[1].tolist()),
         )
 
 

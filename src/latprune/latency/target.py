@@ -17,7 +17,7 @@ class Target:
     """Engine, device and conditions of every measurement; recorded in every table and result.
 
     Attributes:
-        engine: Registered name of the engine: ``openvino``, ``onnxruntime``, ``torch``.
+        engine: Registered name of the engine: ``openvino``, ``onnxruntime``, ``executorch``, ``torch``, ``torch_compile``.
         device: Device in the engine's own words: ``cpu``, ``cuda:0``, ``GPU.0``, an execution provider.
         threads: Threads that one inference may use; pinned.
         batch: Batch size; the example inputs' first dimension is brought to it.

@@ -16,7 +16,7 @@ from torch import nn
 
 from latprune.errors import EngineError, InvalidArgumentError
 from latprune.latency.engines import CompiledNetwork, Engine, get_engine
-from latprune.latency.engines.torch_eager import flatten_outputs
+from latprune.latency.engines.torch_network import flatten_outputs
 from latprune.latency.target import Target
 
 __all__ = ["EngineContract", "contract_network"]

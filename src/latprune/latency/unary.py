@@ -21,9 +21,22 @@ from latprune.latency.target import Target
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
-__all__ = ["measure_unary_contributions", "unary_contributions"]
+__all__ = ["changes_alone", "measure_unary_contributions", "unary_contributions"]
 
 FloatArray = npt.NDArray[np.float64]
+
+
+def changes_alone(
+    change: Callable[[str, int], float], choices: Mapping[str, Sequence[int]], current: Mapping[str, int]
+) -> dict[str, FloatArray]:
+    """``change(group, width)`` at every width on offer, 0 at the current one, which is not asked for: group -> ``(choices,)``."""
+    unknown = set(choices) - set(current)
+    if unknown:
+        raise InvalidArgumentError(f"choices name groups that the model does not have: {', '.join(sorted(unknown))}")
+    return {
+        group: np.asarray([0.0 if width == current[group] else change(group, width) for width in options], dtype=np.float64)
+        for group, options in choices.items()
+    }
 
 
 def unary_contributions(
@@ -87,31 +100,23 @@ def measure_unary_contributions(
     from latprune.surgery import prune
 
     engine = get_engine(target.engine)
-    dense = graph.dense_widths()
-    found = {}
     with engine.compile(model, example_inputs, target) as current:
-        for group, options in choices.items():
-            if group not in dense:
-                raise InvalidArgumentError(f"choices name the group {group!r}, which the model does not have")
-            values = []
-            for width in options:
-                if width == dense[group]:
-                    values.append(0.0)
-                    continue
-                changed = copy.deepcopy(model)
-                prune(changed, graph, selection_for(graph, DesignPoint(widths={group: width})))
-                with engine.compile(changed, example_inputs, target) as network:
-                    result = measure(
-                        {"current": current, "changed": network},
-                        reference="current",
-                        min_rounds=11,
-                        max_seconds=max_seconds,
-                        tolerance=tolerance,
-                    )
-                ratio = result["changed"].ratio
-                assert ratio is not None
-                values.append((ratio - 1.0) * result["current"].ms)
-                if progress is not None:
-                    progress(group, width, result["changed"])
-            found[group] = np.asarray(values)
-    return found
+
+        def timed(group: str, width: int) -> float:
+            changed = copy.deepcopy(model)
+            prune(changed, graph, selection_for(graph, DesignPoint(widths={group: width})))
+            with engine.compile(changed, example_inputs, target) as network:
+                result = measure(
+                    {"current": current, "changed": network},
+                    reference="current",
+                    min_rounds=11,
+                    max_seconds=max_seconds,
+                    tolerance=tolerance,
+                )
+            if progress is not None:
+                progress(group, width, result["changed"])
+            ratio = result["changed"].ratio
+            assert ratio is not None
+            return (ratio - 1.0) * result["current"].ms
+
+        return changes_alone(timed, choices, graph.dense_widths())

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Role
 from latprune.importance import SpLampConfig
+from latprune.latency.unary import changes_alone, unary_contributions
 from latprune.methods.assemble import UNITS, gain_terms
 from latprune.methods.base import Method, Proposer, StageContext, register_method
 from latprune.methods.solved import SolvedProposer
@@ -86,14 +87,14 @@ def contributions(context: StageContext, *, whole_network: bool = False) -> dict
     Returns:
         Group -> ``(choices,)``: ``Phi(width) - Phi(current)`` in the resource's unit; 0 for the current width.
     """
+    dense = context.graph.dense_widths()
+    choices = {name: context.choices[name] for name in context.graph.groups}
+    if context.tables is not None and context.resource == "latency" and not whole_network:
+        return unary_contributions(context.tables, choices, widths=dense)
     value: Callable[[Mapping[str, int]], float] = context.predict
     if whole_network:
         if context.measure_widths is None or context.resource != "latency":
             raise InvalidArgumentError("contributions='whole-network' times networks: it needs a latency budget")
         value = context.measure_widths
-    dense = context.graph.dense_widths()
     current = value(dense)
-    return {
-        name: np.array([0.0 if width == dense[name] else value({**dense, name: width}) - current for width in context.choices[name]])
-        for name in context.graph.groups
-    }
+    return changes_alone(lambda name, width: value({**dense, name: width}) - current, choices, dense)

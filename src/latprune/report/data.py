@@ -12,6 +12,7 @@ __all__ = [
     "AccuracyPoint",
     "ComparisonRow",
     "LatencyBars",
+    "PredictionPoints",
     "ReportData",
     "SolverFacts",
     "Verdict",
@@ -19,6 +20,7 @@ __all__ = [
     "compute_accuracies",
     "compute_comparison",
     "compute_latency",
+    "compute_predictions",
     "compute_report",
     "compute_solver",
     "compute_verdict",
@@ -74,6 +76,25 @@ class LatencyBars:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionPoints:
+    """Latencies predicted by the tables and measured, milliseconds, of networks that the tables had not seen.
+
+    Attributes:
+        predicted: One per network.
+        measured: In parallel.
+        mean_absolute: Mean of |predicted / measured - 1|.
+        within_10: Share of the networks within +-10 %.
+        delivered: ``(measured, predicted)`` of the delivered network, at the tables' speed of the machine.
+    """
+
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+    mean_absolute: float
+    within_10: float
+    delivered: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyPoint:
     """One accuracy in order of time; ``label`` names the moment."""
 
@@ -103,6 +124,7 @@ class ReportData:
     verdict: Verdict
     comparison: tuple[ComparisonRow, ...]
     latency: LatencyBars | None
+    predictions: PredictionPoints | None
     widths: tuple[WidthRow, ...]
     blocks_removed: tuple[str, ...]
     blocks: int
@@ -119,6 +141,7 @@ def compute_report(record: ResultRecord) -> ReportData:
         verdict=compute_verdict(record),
         comparison=compute_comparison(record),
         latency=compute_latency(record),
+        predictions=compute_predictions(record),
         widths=compute_widths(record),
         blocks_removed=record.blocks_removed,
         blocks=len(record.blocks),
@@ -236,6 +259,25 @@ def compute_latency(record: ResultRecord) -> LatencyBars | None:
         pruned=record.pruned.latency,
         limit=record.budget.limit if record.budget.resource == "latency" else None,
         predicted=record.predicted_ms,
+    )
+
+
+def compute_predictions(record: ResultRecord) -> PredictionPoints | None:
+    """Predicted against measured, or None where the run used no tables or none of their predictions were checked."""
+    tables = record.tables
+    if tables is None or not tables.predicted:
+        return None
+    errors = [abs(predicted / measured - 1.0) for predicted, measured in zip(tables.predicted, tables.measured, strict=True)]
+    delivered, latency = None, record.pruned.latency
+    if latency is not None and latency.ratio is not None and record.predicted_ms is not None:
+        # The machine may run at another speed today; the ratio to the dense network does not change with it.
+        delivered = (latency.ratio * tables.dense_ms, record.predicted_ms)
+    return PredictionPoints(
+        predicted=tables.predicted,
+        measured=tables.measured,
+        mean_absolute=sum(errors) / len(errors),
+        within_10=sum(error <= 0.1 for error in errors) / len(errors),
+        delivered=delivered,
     )
 
 

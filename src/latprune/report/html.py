@@ -12,6 +12,7 @@ from latprune.report import formatting as fmt
 from latprune.report.data import ReportData, compute_report
 from latprune.report.style import STYLE
 from latprune.report.svg import accuracy_svg, latency_svg
+from latprune.report.table_svg import pair_map_svg, scatter_svg, staircase_svg
 from latprune.storage import write_atomic
 
 __all__ = ["html_page", "write_html"]
@@ -48,6 +49,7 @@ def html_page(record: ResultRecord) -> str:
         _figures(data),
         _widths(data),
         _blocks(data),
+        _tables(data),
         _solving(data),
         _running(data),
         _provenance(data),
@@ -70,6 +72,10 @@ def _text(value: str) -> str:
 
 def _card(title: str, content: str) -> str:
     return f'<section class="card"><h2>{_text(title)}</h2>{content}</section>'
+
+
+def _figure(title: str, figure: str, caption: str) -> str:
+    return _card(title, f'{figure}<p class="legend" style="margin:8px 0 0">{_text(caption)}</p>')
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -123,7 +129,7 @@ def _figures(data: ReportData) -> str:
         caption = "Whiskers: 95 % interval of the median; both networks measured in turns."
         if data.latency.predicted is not None:
             caption += " Triangle: predicted from the tables."
-        cards += _card("Latency", f'{latency_svg(data.latency)}<p class="legend" style="margin:8px 0 0">{caption}</p>')
+        cards += _figure("Latency", latency_svg(data.latency), caption)
     if data.accuracies:
         cards += _card("Accuracy through the run", accuracy_svg(data.accuracies))
     return f'<div class="pair">{cards}</div>' if cards else ""
@@ -157,6 +163,32 @@ def _blocks(data: ReportData) -> str:
     if not data.blocks_removed:
         return _card(title, "<p>All blocks stayed.</p>")
     return _card(title, '<ul class="chips">' + "".join(f"<li>{_text(name)}</li>" for name in data.blocks_removed) + "</ul>")
+
+
+def _tables(data: ReportData) -> str:
+    tables, cards = data.record.tables, ""
+    if tables is None:
+        return ""
+    if data.predictions is not None:
+        found = data.predictions
+        caption = (
+            f"Dots: the last {len(found.measured)} of {tables.networks} width-varied networks, each predicted before it joined the fit; "
+            f"{fmt.percent(found.mean_absolute)} off on average, {fmt.percent(found.within_10, 0)} inside the shaded ±10 %."
+        )
+        if found.delivered is not None:
+            caption += " Ring: the delivered network."
+        cards += _figure("Latency tables: predicted and measured", scatter_svg(found), caption)
+    if tables.pair_map is not None:
+        caption = "Time over both sizes that the table is read with; the fuller the colour, the longer."
+        if tables.pair_map.kept is not None:
+            caption += f" Ring: delivered, {tables.pair_map.kept[0]} in and {tables.pair_map.kept[1]} out."
+        cards += _figure(f"Pairs of sizes: {tables.pair_map.kernel}", pair_map_svg(tables.pair_map), caption)
+    for stairs in tables.staircases:
+        caption = "Time over one size, all others dense. Ticks: right ends of the steps, where widths are on offer."
+        if stairs.kept is None:
+            caption += " This kernel went with its block."
+        cards += _figure(f"Staircase: {stairs.kernel}", staircase_svg(stairs), caption)
+    return f'<div class="pair">{cards}</div>' if cards else ""
 
 
 def _solving(data: ReportData) -> str:

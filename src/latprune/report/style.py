@@ -58,6 +58,13 @@ dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .figure .mark { fill: var(--accent); }
 .figure .curve { fill: none; stroke: var(--kept); stroke-width: 2; }
 .figure .dot { fill: var(--card); stroke: var(--kept); stroke-width: 2.5; }
+.figure .step { stroke: var(--soft); stroke-width: 1; }
+.figure .heat { fill: var(--kept); shape-rendering: crispEdges; }
+.figure .band { fill: var(--gone); }
+.figure .even { stroke: var(--dense); stroke-width: 1.2; }
+.figure .point { fill: var(--kept); fill-opacity: .75; }
+.figure .ring { fill: none; stroke: var(--accent); stroke-width: 3; }
+.figure .ring-back { fill: none; stroke: var(--card); stroke-width: 6; }
 .widths { display: grid; grid-template-columns: minmax(0, max-content) minmax(80px, 1fr) max-content; gap: 5px 14px; align-items: center; }
 .widths .name { font-family: var(--mono); font-size: .8rem; overflow-wrap: anywhere; }
 .widths .track { height: 14px; border-radius: 3px; background: var(--gone); overflow: hidden; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime, available_engines, get_engine, register_engine
+from latprune.latency.engines.executorch import ExecuTorchEngine
 from latprune.latency.engines.onnxruntime import OnnxRuntimeEngine
 from latprune.latency.engines.openvino import OpenVinoEngine
 from latprune.latency.engines.torch_compiled import TorchCompileEngine
@@ -11,6 +12,7 @@ from latprune.latency.engines.torch_eager import TorchEngine
 __all__ = [
     "CompiledNetwork",
     "Engine",
+    "ExecuTorchEngine",
     "KernelTime",
     "OnnxRuntimeEngine",
     "OpenVinoEngine",
@@ -21,5 +23,5 @@ __all__ = [
     "register_engine",
 ]
 
-for _engine in (TorchEngine, TorchCompileEngine, OnnxRuntimeEngine, OpenVinoEngine):
+for _engine in (TorchEngine, TorchCompileEngine, OnnxRuntimeEngine, OpenVinoEngine, ExecuTorchEngine):
     register_engine(_engine.name, _engine)

@@ -45,6 +45,19 @@ class OnnxNetwork:
     input_names: tuple[str, ...]
     _cache: dict[str, str | None] = field(default_factory=dict, repr=False)
 
+    def path_of_step(self, step: str, *, contraction: bool) -> str | None:
+        """Module path of an engine's step: by the node's name, else by the tensor that a fused step is named after.
+
+        Engines name a step after the node that it started from, and add behind a slash what they made of it (``MatMul/MatMulAddFusion``,
+        ``Conv/WithoutBiases``). The steps that make the network's outputs carry the name of the output instead.
+        """
+        stem = step
+        while stem:
+            if stem in self.paths:
+                return self.paths[stem]
+            stem, _, _ = stem.rpartition("/")
+        return self.path_of_tensor(step, contraction=contraction)
+
     def path_of_tensor(self, tensor: str, *, contraction: bool) -> str | None:
         """Module path of the step that makes ``tensor``; with ``contraction``, of the nearest contraction that leads to it.
 

@@ -16,6 +16,7 @@ from torch import nn
 from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
+from latprune.latency.engines.interruptions import undisturbed
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
 from latprune.latency.target import Target
 
@@ -67,15 +68,8 @@ def _provider(runtime: Any, device: str) -> tuple[str, dict[str, Any]]:
 
 
 def step_path(exported: OnnxNetwork, step: str, op: str) -> str | None:
-    """The module of a step of ONNX Runtime: by the node's name, or by the tensor that a fused step is named after."""
-    name = step.removesuffix("_nchwc").removesuffix("_token")
-    stem = name
-    while stem:
-        # Fusions add to the name of the node that they start from (``MatMul/MatMulAddFusion``).
-        if stem in exported.paths:
-            return exported.paths[stem]
-        stem, _, _ = stem.rpartition("/")
-    return exported.path_of_tensor(name, contraction=op in _CONTRACTIONS)
+    """The module of a step of ONNX Runtime."""
+    return exported.path_of_step(step.removesuffix("_nchwc").removesuffix("_token"), contraction=op in _CONTRACTIONS)
 
 
 class _OnnxRuntimeNetwork(CompiledNetwork):
@@ -144,8 +138,7 @@ class _OnnxRuntimeNetwork(CompiledNetwork):
         result = []
         for order, (step, values) in enumerate(durations.items()):
             per_run = np.asarray(values).reshape(warm + runs, -1).sum(axis=1)[warm:]
-            # Interrupted executions are left out; the others are averaged, not ranked, because the clock ticks in whole microseconds.
-            per_run = per_run[per_run <= 1.1 * np.median(per_run) + 1.0]
+            per_run = per_run[undisturbed(per_run, 1.0)]
             result.append(
                 KernelTime(
                     name=step,

@@ -13,6 +13,7 @@ from torch import nn
 from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
+from latprune.latency.engines.interruptions import undisturbed
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
 from latprune.latency.target import Target
 
@@ -20,6 +21,7 @@ __all__ = ["OpenVinoEngine"]
 
 _LONG_MS = 4.0
 """Networks slower than this have kernels long enough to be told apart run by run."""
+_CONTRACTIONS = frozenset({"Convolution", "FullyConnected", "MatMul", "Deconvolution"})
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -123,20 +125,19 @@ class _OpenVinoNetwork(CompiledNetwork):
             spent = np.diff([mark.get(name, (kind, 0.0))[1] for _, mark in marks]) / length
             # An interruption hits one step, and by far more than the floor can explain: that stretch is left out, for that step alone. The
             # others' errors cancel, because each stretch ends where the next one begins.
-            kept = spent <= 1.1 * float(np.median(spent)) + floor
+            kept = undisturbed(spent, floor)
             ms = max(0.0, float(spent[kept].mean())) * 1e-3
-            result.append(KernelTime(name=name, op=kind, path=self._path(name, kind), order=order, ms=ms, runs=int(kept.sum()) * length))
+            result.append(
+                KernelTime(
+                    name=name,
+                    op=kind,
+                    path=self._exported.path_of_step(name, contraction=kind in _CONTRACTIONS),
+                    order=order,
+                    ms=ms,
+                    runs=int(kept.sum()) * length,
+                )
+            )
         return result
-
-    def _path(self, step: str, kind: str) -> str | None:
-        """Module of a step: steps carry the ONNX node's name, some with a suffix for the part that was split off (``/WithoutBiases``)."""
-        name = step
-        while name:
-            if name in self._exported.paths:
-                return self._exported.paths[name]
-            name, _, _ = name.rpartition("/")
-        # The steps that make the network's outputs carry the name of the output instead.
-        return self._exported.path_of_tensor(step, contraction=kind in ("Convolution", "FullyConnected", "MatMul", "Deconvolution"))
 
     def close(self) -> None:
         self._request = None

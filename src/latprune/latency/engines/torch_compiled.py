@@ -7,15 +7,14 @@ import time
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
-from latprune.latency.engines.torch_eager import TorchEngine, cuda_timed, flatten_outputs, torch_device
+from latprune.latency.engines.torch_eager import TorchEngine
+from latprune.latency.engines.torch_network import TorchNetwork, inputs_on, torch_device
 from latprune.latency.target import Target
 
 __all__ = ["TorchCompileEngine"]
@@ -45,16 +44,13 @@ class TorchCompileEngine(Engine):
         """See ``Engine.compile``. Takes seconds to minutes: Inductor calls a C++ compiler."""
         start = time.perf_counter()
         device = torch_device(target)
-        inputs = prepare_inputs(example_inputs, target, cast=True)
+        inputs = inputs_on(prepare_inputs(example_inputs, target, cast=True), device)
         held = copy.deepcopy(evaluation_copy(model, target, cast=True)).to(device)
-        args, kwargs = pytree.tree_map(
-            lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, (inputs.args, dict(inputs.kwargs))
-        )
         eager = TorchEngine().compile(model, example_inputs, target, profile=True) if profile else None
-        return _TorchCompileNetwork(held, ModelInputs(args=args, kwargs=kwargs), target, device, eager, start)
+        return _TorchCompileNetwork(held, inputs, target, device, eager, start)
 
 
-class _TorchCompileNetwork(CompiledNetwork):
+class _TorchCompileNetwork(TorchNetwork):
     def __init__(
         self,
         model: nn.Module,
@@ -64,12 +60,10 @@ class _TorchCompileNetwork(CompiledNetwork):
         eager: CompiledNetwork | None,
         start: float,
     ) -> None:
-        self.target = target
-        self._inputs = inputs
-        self._device = device
         self._eager = eager
         mode = "reduce-overhead" if device.type == "cuda" else "default"
-        self._call: Any = torch.compile(model, dynamic=False, mode=mode)
+        compiled: Any = torch.compile(model, dynamic=False, mode=mode)
+        super().__init__(compiled, inputs, target, device, f"torch.compile (inductor, {mode})", start)
         settings: Any = torch._dynamo.config
         try:
             with settings.patch(recompile_limit=_RECOMPILATIONS, fail_on_recompile_limit_hit=True):
@@ -79,27 +73,7 @@ class _TorchCompileNetwork(CompiledNetwork):
             raise
         except Exception as error:
             raise EngineError(f"torch.compile could not compile {type(model).__name__}: {error}") from error
-        super().__init__(target, f"torch.compile (inductor, {mode})", time.perf_counter() - start)
-
-    def _forward(self) -> Any:
-        if self._call is None:
-            raise EngineError("the network is closed")
-        if self._device.type == "cpu" and torch.get_num_threads() != self.target.threads:
-            torch.set_num_threads(self.target.threads)
-        with torch.inference_mode():
-            return self._call(*self._inputs.args, **self._inputs.kwargs)
-
-    def run(self) -> None:
-        self._forward()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-    def timed_run(self) -> float:
-        """Wall clock on CPU; the device's own events on CUDA."""
-        return cuda_timed(self._forward) if self._device.type == "cuda" else CompiledNetwork.timed_run(self)
-
-    def outputs(self) -> list[npt.NDArray[np.floating[Any]]]:
-        return flatten_outputs(self._forward())
+        self.seconds = time.perf_counter() - start
 
     def profile(self, runs: int) -> list[KernelTime]:
         if self._eager is None:
@@ -113,6 +87,6 @@ class _TorchCompileNetwork(CompiledNetwork):
         ]
 
     def close(self) -> None:
-        self._call = None
+        super().close()
         if self._eager is not None:
             self._eager.close()
