@@ -84,3 +84,8 @@ def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = [str(path.relative_to(ROOT / "docs")) for path in sorted((ROOT / "docs").rglob("*.md"))]
     assert [page for page in pages if f": {page}" not in navigation and page != "comparison-table.md"] == []
+
+
+def test_the_benchmark_page_is_what_the_results_say() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / "benchmark_page.py"), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

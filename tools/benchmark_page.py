@@ -1,0 +1,368 @@
+"""Write docs/benchmarks.md from the committed results of the benchmarks, so that every figure in it is one that a script printed.
+
+python tools/benchmark_page.py             # rewrites the page
+python tools/benchmark_page.py --check     # exits with 1 if the page is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "torch": "PyTorch, eager", "executorch": "ExecuTorch"}
+
+
+def read(name: str) -> Any:
+    """A result by name, or None where it was not measured."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as text."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def machine(found: Any) -> str:
+    """The processor that a result was measured on."""
+    value = found.get("machine", "")
+    return str(value.get("processor", "")) if isinstance(value, dict) else str(value)
+
+
+def resnet56() -> str | None:
+    """The main job on real data."""
+    rows, processor, dense = [], "", None
+    for engine in ("openvino", "onnxruntime"):
+        found = read(f"resnet56-{engine}")
+        if found is None:
+            continue
+        processor = machine(found)
+        for name, row in found["rows"].items():
+            if "verify" not in row:
+                continue
+            dense = row["accuracies"][0]["accuracy"]
+            scores = [entry for entry in row["accuracies"] if entry["stage"].startswith("fine-tuned")]
+            cut = next(entry for entry in row["accuracies"] if entry["stage"].startswith("pruned"))
+            rows.append(
+                [
+                    ENGINES[engine],
+                    name,
+                    percent(row["ratio"]),
+                    percent(row["verify"]["ratio"]),
+                    str(row["blocks_removed"]),
+                    f"{row['parameters'] / 1e3:.0f}K",
+                    f"{row['macs'] / 1e6:.1f}M",
+                    percent(cut["accuracy"], 2),
+                    percent(scores[0]["accuracy"], 2),
+                    percent(scores[-1]["accuracy"], 2),
+                ]
+            )
+    if not rows:
+        return None
+    text = (
+        "## ResNet-56 on CIFAR-10 to half of its measured latency\n\n"
+        f"Pretrained network ({percent(dense, 2)} accuracy), one thread, batch 1, three epochs of fine-tuning. SP-LAMP has three "
+        "stages with one epoch after each of the first two; its columns are the first cut and the first and last epoch. Latency is the median of "
+        f"interleaved measurements as a share of dense, and again from a new process (`latprune verify`). {processor}.\n\n"
+    )
+    head = ["engine", "method", "latency", "verified", "blocks removed", "parameters", "MACs", "cut", "first epoch", "last epoch"]
+    return text + table(head, rows) + "\n\n`benchmarks/resnet56.py`"
+
+
+def budgets() -> str | None:
+    """Asked, predicted, measured, delivered."""
+    found = read("latency-budgets")
+    if found is None:
+        return None
+    rows = []
+    for row in sorted(found["rows"], key=lambda r: (r["model"], r["engine"], -float(r["budget"].rstrip("%")))):
+        head = [row["model"], ENGINES[row["engine"]], row["budget"].replace("%", " %")]
+        if "failed" in row:
+            rows.append([*head, "–", "–", "–", row["failed"], "–", "–"])
+            continue
+        low, high = row["ratio_interval"]
+        rows.append(
+            [
+                *head,
+                f"{row['predicted_ms']:.3g} ms",
+                f"{row['measured_ms']:.3g} ms",
+                f"{100 * row['error']:+.1f} %",
+                f"{percent(row['ratio'], 2)} [{100 * low:.2f}, {100 * high:.2f}]",
+                percent(row["share_of_budget"]),
+                str(row["candidates"]),
+            ]
+        )
+    text = (
+        "## Budgets asked and delivered\n\n"
+        "Random weights, MDP, one thread, batch 1. Predicted and measured are those of the first network that "
+        "the solver returned; delivered is a fresh measurement of the final one as a share of dense, with its 95 % interval. "
+        f"{machine(found)}.\n\n"
+    )
+    head = ["network", "engine", "budget", "predicted", "measured", "error", "delivered", "of the budget", "candidates"]
+    return text + table(head, rows) + "\n\n`benchmarks/latency/budgets.py`"
+
+
+def tables() -> str | None:
+    """What tables cost."""
+    found = read("latency-tables")
+    if found is None:
+        return None
+    rows = [
+        [
+            row["model"],
+            ENGINES[row["engine"]],
+            f"{row['stats']['seconds']:.0f} s",
+            str(row["stats"]["networks"]),
+            str(row["stats"]["engine_runs"]),
+            percent(row["residual"]["mean_absolute"]),
+            f"{1e3 * row['lookup_seconds']:.0f} ms" if "lookup_seconds" in row else "–",
+            f"{row['store_megabytes']:.1f} MB",
+            f"{row['peak_gigabytes']:.1f} GB",
+            f"{row['whole_network']['days']:.1f} days",
+        ]
+        for row in found["rows"]
+    ]
+    head = ["network", "engine", "time", "networks", "runs", "mean error", "read again", "store", "memory", "whole-network protocol"]
+    text = (
+        "## Latency tables from an empty store\n\n"
+        "224x224 (ResNet-56: 32x32), batch 1, one thread. The error is on networks that had no part in "
+        "the fit; the last column is what one measurement of 3000 runs per channel of each group would take. "
+        f"{machine(found)}.\n\n"
+    )
+    return text + table(head, rows) + "\n\n`benchmarks/latency/tables.py`"
+
+
+def prediction() -> str | None:
+    """Predicted against measured, on networks that nobody measured before."""
+    found = read("latency-prediction")
+    if found is None:
+        return None
+    names = {"tables": "tables", "halp_linear": "HALP's linear estimate", "predictor": "kernel predictor", "multiply_adds": "line on MACs"}
+    rows = [
+        [
+            row["model"],
+            ENGINES[row["engine"]],
+            f"{row[kind][key]['networks']} {'random' if kind == 'random' else 'of the solver'}",
+            names[key],
+            percent(row[kind][key]["mean_absolute"]),
+            f"{100 * row[kind][key]['bias']:+.1f} %",
+            percent(row[kind][key]["within_8"], 0),
+        ]
+        for row in found["rows"]
+        for kind in ("random", "solver")
+        for key in names
+        if key in row[kind]
+    ]
+    head = ["network", "engine", "unseen networks", "predicted by", "mean error", "bias", "within 8 %"]
+    text = f"## Prediction of unseen networks, end to end\n\nOne thread, batch 1. {machine(found)}.\n\n"
+    return text + table(head, rows) + "\n\n`benchmarks/latency/prediction.py`"
+
+
+def predictor() -> str | None:
+    """Kernels of a network that the predictor never saw."""
+    found = read("latency-predictor")
+    if found is None:
+        return None
+    rows = []
+    for row in found["rows"]:
+        whole = row["networks"]
+        rows.append(
+            [
+                ENGINES[row["engine"]],
+                row["never_saw"],
+                percent(row["kernels"]["within_10"], 0),
+                percent(row["kernels"]["within_20"], 0),
+                percent(whole["within_10"], 0) if whole else "–",
+                percent(whole["within_20"], 0) if whole else "–",
+            ]
+        )
+    head = ["engine", "network never seen", "kernels within 10 %", "within 20 %", "networks within 10 %", "within 20 %"]
+    text = "## The predictor on a network family it never saw\n\n"
+    return text + table(head, rows) + "\n\n`benchmarks/latency/predictor.py`"
+
+
+def agreement() -> str | None:
+    """A network against itself."""
+    found = read("latency-aa")
+    if found is None:
+        return None
+    rows = [
+        [
+            ENGINES[row["engine"]],
+            str(row["repeats"]),
+            f"{row['seconds_each']:.1f} s",
+            f"{row['band_low']:.4f} to {row['band_high']:.4f}",
+            percent(row["intervals_that_hold_1"], 0),
+        ]
+        for row in found["rows"]
+    ]
+    text = (
+        "## A network against itself\n\nResNet-56, two compiled copies, while a process keeps another core busy: 95 % band of the measured "
+        f"ratio, and the share of 95 % intervals that hold 1. {machine(found)}.\n\n"
+    )
+    return text + table(["engine", "repeats", "each", "band", "hold 1"], rows) + "\n\n`benchmarks/latency/aa.py`"
+
+
+def solvers() -> str | None:
+    """Proof, and what it costs."""
+    found = read("solvers")
+    if found is None:
+        return None
+    rows = [
+        [name, row["proven"], f"{row['median_cpu_seconds']:.3f} s", f"{row['max_cpu_seconds']:.3f} s", f"{row['peak_mb']:.0f} MB"]
+        for name, row in found["summary"]["networks_at_step_8"].items()
+    ]
+    text = "## The exact solver at width step 8\n\nThree seeds, budgets of 70, 50, 30 and 15 %; CPU seconds on one thread. "
+    text += f"{machine(found)}.\n\n" + table(["network", "proven optimal", "median", "longest", "memory"], rows)
+    rivals: dict[tuple[str, int, float], dict[str, Any]] = {}
+    for row in found["rows"]:
+        if row["section"] == "rivals":
+            rivals.setdefault((row["network"], row["step"], row["fraction"]), {})[row["solver"]] = row
+    text += "\n\nBeside HiGHS on the whole model, and MindtPy as MDP's authors use it:\n\n"
+
+    def said(row: Any) -> str:
+        return "–" if row is None else f"{row['status']}, {row['cpu_seconds']:.2f} s"
+
+    text += table(
+        ["network", "step", "budget", "exact", "HiGHS", "MindtPy"],
+        [
+            [name, str(step), f"{100 * fraction:.0f} %", *(said(by.get(solver)) for solver in ("exact", "highs", "mindtpy"))]
+            for (name, step, fraction), by in rivals.items()
+        ],
+    )
+    return text + "\n\n`benchmarks/solvers.py`"
+
+
+def zoo() -> str | None:
+    """Any model."""
+    found = read("zoo")
+    if found is None:
+        return None
+    counts: dict[str, Counter[str]] = {}
+    for name, row in found["rows"].items():
+        count = counts.setdefault(name.split(":")[0], Counter())
+        count["all"] += 1
+        for key in ("equal", "backward", "reload", "onnx", "passed"):
+            count[key] += bool(row.get(key))
+    head = [
+        "collection",
+        "networks",
+        "equal to the masked network",
+        "backward pass",
+        "reload in a new process",
+        "ONNX",
+        "all, and cut deeply enough",
+    ]
+    rows = [
+        [name, *(str(count[key]) for key in ("all", "equal", "backward", "reload", "onnx", "passed"))] for name, count in counts.items()
+    ]
+    text = (
+        "## Any model\n\n"
+        "Every network at half of its widths with two random blocks removed, random statistics, float64: equal to the masked "
+        "network to 1e-9. Where ONNX was left out of a run it does not count as passed.\n\n"
+    )
+    return text + table(head, rows) + "\n\n`benchmarks/zoo.py`"
+
+
+def capture() -> str | None:
+    """What seeing the structure costs."""
+    found = read("capture")
+    if found is None:
+        return None
+    by: dict[str, list[Any]] = {}
+    for row in found["rows"]:
+        by.setdefault(row["section"], []).append(row)
+    parts = [f"## Capture\n\nCPU seconds on one thread, in turns. {machine(found)}, PyTorch {found['torch']}."]
+    for section, other, title in (("peer", "torch_pruning", "Torch-Pruning"), ("export", "torch_export", "`torch.export`, no grouping")):
+        if section in by:
+            rows = [[row["network"], f"{row['latprune']:.3f} s, {row['latprune_found']} groups", _peer(row, other)] for row in by[section]]
+            parts.append(table(["network", "latprune", title], rows))
+    if "depth" in by:
+        rows = [
+            [r["network"], str(r["layers"]), f"{r['latprune']:.3f} s", f"{1e3 * r['latprune'] / r['layers']:.1f} ms"] for r in by["depth"]
+        ]
+        parts.append(table(["network", "layers", "latprune", "per layer"], rows))
+    if "size" in by:
+        rows = [[r["network"], f"{r['latprune']:.3f} s", f"{r['forward_alone']:.3f} s"] for r in by["size"]]
+        parts.append(table(["network", "latprune", "the run alone"], rows))
+    return "\n\n".join(parts) + "\n\n`benchmarks/capture.py`"
+
+
+def _peer(row: Any, other: str) -> str:
+    what = row[f"{other}_found"]
+    return (
+        f"{row[other]:.3f} s, {what} {'nodes' if other == 'torch_export' else 'groups'}"
+        if isinstance(what, int)
+        else str(what).replace("|", "/")
+    )
+
+
+def taylor() -> str | None:
+    """Readings of the Taylor score."""
+    found = read("taylor_reduction")
+    if found is None:
+        return None
+    rows = [
+        [name, percent(row["ratio"]), str(row["blocks_removed"]), percent(row["recalibrated"], 2), percent(row["fine_tuned"], 2)]
+        for name, row in found["rows"].items()
+    ]
+    text = "## Readings of the Taylor score\n\nResNet-56 on CIFAR-10 to half of its latency, one epoch of fine-tuning.\n\n"
+    return (
+        text
+        + table(["score", "latency", "blocks removed", "norms recalibrated", "one epoch"], rows)
+        + "\n\n`benchmarks/taylor_reduction.py`"
+    )
+
+
+SECTIONS: tuple[Callable[[], str | None], ...] = (
+    resnet56,
+    budgets,
+    tables,
+    prediction,
+    predictor,
+    agreement,
+    solvers,
+    zoo,
+    capture,
+    taylor,
+)
+
+
+def page() -> str:
+    """The whole page."""
+    head = (
+        "# Benchmarks\n\n"
+        "This page is written by `tools/benchmark_page.py` from `benchmarks/results/`, which the named scripts wrote. Machines "
+        "were shared and noisy; ratios come from interleaved measurements within one run."
+    )
+    return "\n\n".join([head, *(text for text in (section() for section in SECTIONS) if text is not None)]) + "\n"
+
+
+def main() -> None:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
+    args = parser.parse_args()
+    text = page()
+    if not args.check:
+        PAGE.write_text(text, encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
+        sys.exit(f"{PAGE.relative_to(ROOT)} is not what the results say; run python tools/benchmark_page.py")
+
+
+if __name__ == "__main__":
+    main()
