@@ -75,8 +75,8 @@ def resnet56() -> str | None:
         return None
     text = (
         "## ResNet-56 on CIFAR-10 to half of its measured latency\n\n"
-        f"Pretrained network ({percent(dense, 2)} accuracy), one thread, batch 1, three epochs of fine-tuning. SP-LAMP has three stages with "
-        "one epoch after each of the first two; its columns: first cut, first and last epoch. Latency is the median of interleaved "
+        f"Pretrained network ({percent(dense, 2)} accuracy), one thread, batch 1, three epochs of fine-tuning. SP-LAMP has three stages "
+        "with one epoch after each of the first two; its columns: first cut, first and last epoch. Latency is the median of interleaved "
         f"measurements as a share of dense, and again from a new process (`latprune verify`). {processor}.\n\n"
     )
     head = ["engine", "method", "latency", "verified", "blocks removed", "parameters", "MACs", "cut", "first epoch", "last epoch"]
