@@ -57,7 +57,7 @@ def main() -> None:
         parser.error(f"--keep {args.keep} exists; the seconds would not be those of an empty store")
     rows: list[dict[str, Any]] = json.loads(args.output.read_text())["rows"] if args.output and args.output.exists() else []
     print(
-        f"{'model':13} {'engine':12} {'seconds':>8} {'networks':>8} {'runs':>7} {'error':>6} {'again':>7} {'lookup':>9} {'memory':>8} "
+        f"{'model':13} {'engine':12} {'seconds':>8} {'networks':>8} {'runs':>7} {'error':>6} {'again':>7} {'entry':>9} {'memory':>8} "
         f"{'whole-network':>14}"
     )
     for name in args.models:
@@ -70,7 +70,7 @@ def main() -> None:
                     tables = build_tables(model, graph, x, target, store=store)
                     start = time.perf_counter()
                     again = build_tables(model, graph, x, target, store=store)
-                    refit = time.perf_counter() - start
+                    lookup = time.perf_counter() - start
                     size = sum(part.stat().st_size for part in Path(folder).iterdir())
                 if args.keep is not None:
                     args.keep.parent.mkdir(parents=True, exist_ok=True)
@@ -80,15 +80,15 @@ def main() -> None:
             start = time.perf_counter()
             for kernel in tables.kernels:
                 tables.cost(kernel, tables.entries[kernel].dense)
-            lookup = (time.perf_counter() - start) / len(tables.kernels)
+            entry = (time.perf_counter() - start) / len(tables.kernels)
             row = {
                 "model": name,
                 "engine": engine,
                 "engine_version": tables.version,
                 "stats": dataclasses.asdict(tables.stats),
                 "residual": dataclasses.asdict(tables.residual),
-                "refit_seconds": refit,
-                "lookup_ms": lookup * 1e3,
+                "lookup_seconds": lookup,
+                "entry_ms": entry * 1e3,
                 "store_megabytes": size / 1e6,
                 "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
                 "whole_network": whole_network_days(model, graph, x, target),
@@ -96,7 +96,7 @@ def main() -> None:
             rows = [other for other in rows if (other["model"], other["engine"]) != (name, engine)] + [row]
             print(
                 f"{name:13} {engine:12} {tables.stats.seconds:>8.0f} {tables.stats.networks:>8} {tables.stats.engine_runs:>7} "
-                f"{tables.residual.mean_absolute:>6.1%} {refit:>5.1f} s {row['lookup_ms']:>6.2f} ms {row['peak_gigabytes']:>5.1f} GB "
+                f"{tables.residual.mean_absolute:>6.1%} {1e3 * lookup:>4.0f} ms {row['entry_ms']:>6.2f} ms {row['peak_gigabytes']:>5.1f} GB "
                 f"{row['whole_network']['days']:>9.1f} days",
                 flush=True,
             )
