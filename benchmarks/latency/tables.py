@@ -96,8 +96,8 @@ def main() -> None:
             rows = [other for other in rows if (other["model"], other["engine"]) != (name, engine)] + [row]
             print(
                 f"{name:13} {engine:12} {tables.stats.seconds:>8.0f} {tables.stats.networks:>8} {tables.stats.engine_runs:>7} "
-                f"{tables.residual.mean_absolute:>6.1%} {1e3 * lookup:>4.0f} ms {row['entry_ms']:>6.2f} ms {row['peak_gigabytes']:>5.1f} GB "
-                f"{row['whole_network']['days']:>9.1f} days",
+                f"{tables.residual.mean_absolute:>6.1%} {1e3 * lookup:>4.0f} ms {row['entry_ms']:>6.2f} ms "
+                f"{row['peak_gigabytes']:>5.1f} GB {row['whole_network']['days']:>9.1f} days",
                 flush=True,
             )
             if args.output:
