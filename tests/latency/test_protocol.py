@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from latprune.errors import InvalidArgumentError
 from latprune.latency import CompiledNetwork, KernelTime, Measurement, Target, measure, measure_fixed_runs
+from latprune.latency.protocol import timed_block
 from latprune.latency.statistics import median_interval, relative_drift
 
 
@@ -90,6 +92,18 @@ def test_the_interval_covers_the_true_ratio() -> None:
         assert found.ratio_low is not None and found.ratio_high is not None
         covered += found.ratio_low <= 0.7 <= found.ratio_high
     assert covered >= 53
+
+
+def test_the_garbage_collector_rests_while_runs_are_timed() -> None:
+    class Watching(FakeNetwork):
+        def timed_run(self) -> float:
+            seen.append(gc.isenabled())
+            return super().timed_run()
+
+    seen: list[bool] = []
+    times, _ = timed_block(Watching(Machine(0), 1.0), 5)
+    assert len(times) >= 5 and not any(seen)
+    assert gc.isenabled()
 
 
 def test_arguments_are_checked() -> None:

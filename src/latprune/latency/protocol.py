@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -188,13 +189,20 @@ def measure(
 def timed_block(network: CompiledNetwork, count: int) -> tuple[list[float], float]:
     """Times of at least ``count`` runs in a row, and the share that was interrupted.
 
-    Interrupted runs are left out where at least half of the runs are undisturbed; up to twice ``count`` runs are made to get there.
+    Interrupted runs are left out where at least half of the runs are undisturbed; up to twice ``count`` runs are made to get there. Python's
+    garbage collector rests meanwhile: engines that run Python would pay for it in some runs and not in others.
     """
     clean: list[float] = []
     disturbed: list[float] = []
-    while len(clean) < count and len(clean) + len(disturbed) < 2 * count:
-        ms, interrupted = network.checked_run()
-        (disturbed if interrupted else clean).append(ms)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        while len(clean) < count and len(clean) + len(disturbed) < 2 * count:
+            ms, interrupted = network.checked_run()
+            (disturbed if interrupted else clean).append(ms)
+    finally:
+        if collecting:
+            gc.enable()
     share = len(disturbed) / (len(clean) + len(disturbed))
     return (clean if len(clean) >= len(disturbed) else clean + disturbed), share
 
