@@ -189,8 +189,8 @@ def measure(
 def timed_block(network: CompiledNetwork, count: int) -> tuple[list[float], float]:
     """Times of at least ``count`` runs in a row, and the share that was interrupted.
 
-    Interrupted runs are left out where at least half of the runs are undisturbed; up to twice ``count`` runs are made to get there. Python's
-    garbage collector rests meanwhile: engines that run Python would pay for it in some runs and not in others.
+    Interrupted runs are left out where at least half of the runs are undisturbed; up to twice ``count`` runs are made to get there.
+    Python's garbage collector rests meanwhile: engines that run Python would pay for it in some runs and not in others.
     """
     clean: list[float] = []
     disturbed: list[float] = []
