@@ -7,7 +7,6 @@ import latprune
 from latprune.errors import BudgetInfeasibleError
 from latprune.methods import get_method
 from latprune.methods.base import StageContext
-from latprune.methods.uniform import _between
 from latprune.zoo import digits_resnet
 
 
@@ -29,11 +28,12 @@ def context() -> StageContext:
 def test_uniform_keeps_one_share_everywhere_and_uses_the_limit_up(context, share):
     found = get_method("uniform").prepare(context).propose(share * context.dense)
     assert 0.97 * share * context.dense <= found.predicted <= share * context.dense
-    kept = [found.widths[name] / group.columns for name, group in context.graph.groups.items()]
-    middle = sorted(kept)[len(kept) // 2]
-    for (name, group), part in zip(context.graph.groups.items(), kept, strict=True):
-        assert found.widths[name] in context.choices[name]
-        assert abs(part - middle) <= 4 / group.columns + 4 / 64
+    # One share explains every width, to less than a channel.
+    groups = context.graph.groups
+    assert max((found.widths[name] - 1) / group.columns for name, group in groups.items()) < min(
+        (found.widths[name] + 1) / group.columns for name, group in groups.items()
+    )
+    assert len({found.widths[name] for name, group in groups.items() if group.columns == 64}) <= 2
 
 
 @pytest.mark.parametrize("method", ["uniform", "random"])
@@ -43,13 +43,3 @@ def test_walks_end_under_the_limit_and_refuse_one_below_their_end(context, metho
     with pytest.raises(BudgetInfeasibleError) as caught:
         proposer.propose(1.0)
     assert caught.value.floor["flops"] > 1.0
-
-
-def test_the_share_decides_how_many_groups_take_the_upper_width():
-    offered = (8, 16, 24)
-    taken = [_between(offered, 18.0, phase=phase / 100) for phase in range(100)]
-    assert taken.count(24) == pytest.approx(25, abs=1)
-    assert set(taken) == {16, 24}
-    assert _between(offered, 16.0, phase=0.5) == 16
-    assert _between(offered, 2.0, phase=0.5) == 8
-    assert _between(offered, 30.0, phase=0.5) == 24

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -21,8 +20,8 @@ _GOLDEN = 0.6180339887498949
 class Uniform(Method):
     """The largest uniform width under the budget; all blocks stay; the channels kept are those that ``score`` ranks best.
 
-    Groups have only the widths on offer, and many have the same ones: all would step at once, and leave much of the budget unused. So
-    where the share lies between two widths, it decides how many of the groups take the upper one, evenly spread over the network.
+    Many groups are equally wide: rounded alike, all would step at once and leave much of the budget unused. So each group rounds at a
+    point of its own, evenly spread over the network; no group is a whole channel off the share.
     """
 
     name: ClassVar[str] = "uniform"
@@ -39,17 +38,9 @@ class Uniform(Method):
         def at(share: float) -> Proposal:
             widths = {}
             for index, (name, group) in enumerate(context.graph.groups.items()):
-                offered = context.choices[name]
-                widths[name] = _between(offered, share * group.columns, phase=(index + 1) * _GOLDEN % 1.0)
+                # Multiples of the golden ratio spread evenly between 0 and 1, however many there are.
+                width = math.floor(share * group.columns + (index + 1) * _GOLDEN % 1.0)
+                widths[name] = max(group.min_width, min(group.columns, width))
             return Proposal(widths=widths, removed_blocks=(), predicted=context.predict(widths))
 
         return WalkProposer(at, resource=context.resource, smallest="the smallest uniform width")
-
-
-def _between(offered: Sequence[int], wanted: float, *, phase: float) -> int:
-    """The width on offer below or above ``wanted``: the upper one where it lies further than ``phase`` on the way to it."""
-    upper = bisect.bisect_left(offered, wanted)
-    if upper == 0 or upper == len(offered):
-        return offered[min(upper, len(offered) - 1)]
-    low, high = offered[upper - 1], offered[upper]
-    return high if wanted - low > phase * (high - low) else low
