@@ -228,23 +228,43 @@ def solvers() -> str | None:
     ]
     text = "## The exact solver at width step 8\n\nThree seeds, budgets of 70, 50, 30 and 15 %; CPU seconds on one thread. "
     text += f"{machine(found)}.\n\n" + table(["network", "proven optimal", "median", "longest", "memory"], rows)
-    rivals: dict[tuple[str, int, float], dict[str, Any]] = {}
+    problems: dict[str, dict[str, Any]] = {}
     for row in found["rows"]:
-        if row["section"] == "rivals":
-            rivals.setdefault((row["network"], row["step"], row["fraction"]), {})[row["solver"]] = row
-    text += "\n\nBeside HiGHS on the whole model, and MindtPy as MDP's authors use it:\n\n"
-
-    def said(row: Any) -> str:
-        return "–" if row is None else f"{row['status']}, {row['cpu_seconds']:.2f} s"
-
-    text += table(
-        ["network", "step", "budget", "exact", "HiGHS", "MindtPy"],
-        [
-            [name, str(step), f"{100 * fraction:.0f} %", *(said(by.get(solver)) for solver in ("exact", "highs", "mindtpy"))]
-            for (name, step, fraction), by in rivals.items()
-        ],
+        if row["section"] in ("jobs", "rivals"):
+            label = row["network"] + (f", step {row['step']}, {percent(row['fraction'], 0)}" if row["step"] else "")
+            problems.setdefault(label, {})[row["solver"]] = row
+    names = ("exact", "highs", "mindtpy", "greedy", "uniform")
+    text += (
+        "\n\nBeside the others on the same problems: HiGHS on the whole model, MindtPy as MDP's authors use it, and two baselines. How short "
+        "an answer is follows from the proof; *failed* is no answer, or one that breaks the limit.\n\n"
     )
+    text += table(
+        ["problem", *(f"`{name}`" for name in names)],
+        [[label, *(_solved(by.get(name), by["exact"]) for name in names)] for label, by in problems.items()],
+    )
+    summary = found["summary"]["mindtpy"]
+    text += (
+        f"\n\n`exact` took at least {summary['least_cpu_ratio']:.0f} times (median {summary['median_cpu_ratio']:.0f} times) less CPU than "
+        f"`mindtpy` and was lower in gain {summary['exact_lower']} times."
+    )
+    frontiers = [row for row in found["rows"] if row["section"] == "frontier"]
+    if frontiers:
+        each = "; ".join(f"{row['network'].removesuffix(', frontier')} {row['cpu_seconds']:.2f} s" for row in frontiers)
+        text += f" Frontiers of {frontiers[0]['points']} limits, each proven: {each}."
     return text + "\n\n`benchmarks/solvers.py`"
+
+
+def _solved(row: Any, best: Any) -> str:
+    if row is None:
+        return "–"
+    if row["status"] in ("failed", "infeasible"):
+        return f"{row['cpu_seconds']:.2f} s, {row['status']}"
+    if row["status"] == "not applicable":
+        return "does not apply"
+    if row["status"] == "optimal":
+        return f"{row['cpu_seconds']:.2f} s, proven"
+    short = 1.0 - row["gain"] / best["gain"]
+    return f"{row['cpu_seconds']:.2f} s, {'the optimum, unproven' if short < 1e-9 else f'{percent(short, 2)} short'}"
 
 
 def zoo() -> str | None:

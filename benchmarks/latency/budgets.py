@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"])
     parser.add_argument("--budgets", default="80%,70%,60%,50%,40%,30%,20%")
     parser.add_argument("--store", type=Path, default=Path("runs/latency.sqlite"))
+    parser.add_argument("--records", type=Path, default=Path("runs/budgets"), help="folder for the record of each result")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -48,13 +49,13 @@ def main() -> None:
                 model, x = build(name)
                 tables = build_tables(model, latprune.trace(model, x), x, target, store=store)
                 for budget in args.budgets.split(","):
-                    row = deliver(name, target, budget, tables)
+                    row = deliver(name, target, budget, tables, args.records)
                     rows = [r for r in rows if (r["model"], r["engine"], r["budget"]) != (name, engine, budget)] + [row]
                     show(row)
                     save(args.output, rows)
 
 
-def deliver(name: str, target: Target, budget: str, tables: LatencyTables) -> Row:
+def deliver(name: str, target: Target, budget: str, tables: LatencyTables, records: Path) -> Row:
     """One row; a budget that could not be met has the reason in it."""
     row: Row = {
         "model": name,
@@ -72,6 +73,8 @@ def deliver(name: str, target: Target, budget: str, tables: LatencyTables) -> Ro
     except LatpruneError as error:
         return row | {"failed": str(error)}
     record, first = result.record, result.record.corrections[0]
+    records.mkdir(parents=True, exist_ok=True)
+    (records / f"{name}-{target.engine}-{budget.rstrip('%')}.json").write_text(record.model_dump_json())
     latency = record.pruned.latency
     assert latency is not None and first.measured_ms is not None
     return row | {
