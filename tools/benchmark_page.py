@@ -235,8 +235,8 @@ def solvers() -> str | None:
             problems.setdefault(label, {})[row["solver"]] = row
     names = ("exact", "highs", "mindtpy", "greedy", "uniform")
     text += (
-        "\n\nBeside the others on the same problems: HiGHS on the whole model, MindtPy as MDP's authors use it, and two baselines. How short "
-        "an answer is follows from the proof; *failed* is no answer, or one that breaks the limit.\n\n"
+        "\n\nBeside the others on the same problems: HiGHS on the whole model, MindtPy as MDP's authors use it, and two baselines. How "
+        "short an answer is follows from the proof; *failed* is no answer, or one that breaks the limit.\n\n"
     )
     text += table(
         ["problem", *(f"`{name}`" for name in names)],
