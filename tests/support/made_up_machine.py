@@ -52,10 +52,24 @@ class MadeUpMachine:
     """Samples networks as NetworkSampler does: noisy, with some kernels interrupted, at a speed that changes from network to network."""
 
     def __init__(
-        self, seed: int = 0, *, noise: float = 0.02, interrupted: float = 0.01, timer: float = 0.0, factors: Mapping[str, float] = {}
-    ) -> None:  # noqa: B006
+        self,
+        seed: int = 0,
+        *,
+        noise: float = 0.02,
+        interrupted: float = 0.01,
+        timer: float = 0.0,
+        factors: Mapping[str, float] = {},  # noqa: B006
+        beside: Mapping[str, tuple[str, float]] = {},  # noqa: B006
+    ) -> None:
+        """``beside``: kernel -> (block, what the kernel costs where that block is gone, as a factor)."""
         self.random = np.random.default_rng(seed)
         self.noise, self.interrupted, self.timer, self.factors = noise, interrupted, timer, factors
+        self.beside = beside
+
+    def cost(self, name: str, sizes: tuple[int, ...], removed: tuple[str, ...]) -> float:
+        """True milliseconds of a kernel in a network without ``removed``."""
+        block, factor = self.beside.get(name, ("", 1.0))
+        return true_cost(name, sizes, self.factors) * (factor if block in removed else 1.0)
 
     def latency(self, widths: Mapping[str, int], removed: tuple[str, ...] = ()) -> float:
         """True end-to-end milliseconds."""
@@ -63,7 +77,7 @@ class MadeUpMachine:
         for name, item in KERNELS.items():
             if not set(item.blocks) & set(removed):
                 sizes = tuple(one.size(widths, removed) for one in item.axes)
-                total += true_cost(name, sizes, self.factors) + OVERHEAD
+                total += self.cost(name, sizes, removed) + OVERHEAD
         return total
 
     def sample(self, point: DesignPoint) -> NetworkSample:
@@ -74,7 +88,7 @@ class MadeUpMachine:
             if set(item.blocks) & set(point.removed):
                 continue
             sizes = tuple(one.size(widths, point.removed) for one in item.axes)
-            ms = true_cost(name, sizes, self.factors) * float(np.exp(self.random.normal(0.0, self.noise))) + self.timer
+            ms = self.cost(name, sizes, point.removed) * float(np.exp(self.random.normal(0.0, self.noise))) + self.timer
             if self.random.uniform() < self.interrupted:
                 ms *= 5.0
             kernels.append(KernelSample(kernel=name, signature=kernel_signature(item), sizes=sizes, ms=ms * speed))

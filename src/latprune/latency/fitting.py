@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from latprune.errors import TableError
 from latprune.graph.types import ChannelGroup, Kernel
+from latprune.latency.neighbours import Neighbour, Observation, active_factor, candidate_conditions, find_neighbours
 from latprune.latency.store import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.surface import SizeSurface, fit_surface, non_negative_least_squares
 from latprune.latency.tables import LatencyTables, Residual, TableStats, kernel_entry
@@ -36,6 +37,7 @@ class Fit:
         surfaces: Surface key -> surface.
         keys: Kernel name -> surface key.
         factors: Kernel name -> its position's factor; 1 where its samples agree with its equals'.
+        neighbours: Kernel name -> what the removal of blocks beside it makes of its cost.
         shared: Kernels that share a surface with others unchanged.
         differing: Kernels with a factor of their own.
     """
@@ -43,6 +45,7 @@ class Fit:
     surfaces: Mapping[str, SizeSurface]
     keys: Mapping[str, str]
     factors: Mapping[str, float]
+    neighbours: Mapping[str, tuple[Neighbour, ...]]
     shared: int
     differing: int
 
@@ -74,19 +77,53 @@ def timer_overhead(samples: Sequence[NetworkSample]) -> float:
     return float(np.clip(solution[0], 0.0, _TIMER_LIMIT))
 
 
-def fit_kernels(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], widths: Mapping[str, int]) -> Fit:
+def fit_kernels(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], widths: Mapping[str, int], *, beside: bool = True) -> Fit:
     """One surface per signature, from the in-place samples of all the positions that have it.
 
     Each sample is brought to the common speed of the machine by the reference beside it. A position whose samples differ from the others'
-    (median residual beyond 3 standard errors and 2 %) gets a factor; the surface is then fitted again to what the factors leave.
+    (median residual beyond 3 standard errors and 2 %) gets a factor; the surface is then fitted again to what the factors leave. So it is
+    where the removal of a block changes what its neighbours cost, unless ``beside`` is False.
     """
-    level = dense_level(samples)
-    timer = timer_overhead(samples)
+    fit = _fit_surfaces(samples, kernels, widths, {})
+    neighbours = _neighbours(samples, kernels, fit) if beside else {}
+    if not neighbours:
+        return fit
+    fit = _fit_surfaces(samples, kernels, widths, neighbours)
+    # The first surfaces were bent by the very samples that stand beside a gap; against these the factors come out right.
+    return replace(fit, neighbours=_neighbours(samples, kernels, fit))
+
+
+def _spent(samples: Sequence[NetworkSample]) -> list[tuple[NetworkSample, KernelSample, float]]:
+    """Every kernel's milliseconds without the timer's, at the common speed."""
+    level, timer = dense_level(samples), timer_overhead(samples)
+    return [
+        (network, sample, max(sample.ms - timer, 0.25 * sample.ms) * level / network.reference_ms)
+        for network in samples
+        for sample in network.kernels
+    ]
+
+
+def _neighbours(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], fit: Fit) -> dict[str, tuple[Neighbour, ...]]:
+    observations: dict[str, list[Observation]] = defaultdict(list)
+    for network, sample, spent in _spent(samples):
+        key = fit.keys.get(sample.kernel)
+        if key is not None:
+            fitted = fit.factors[sample.kernel] * float(fit.surfaces[key].at([sample.sizes])[0])
+            residual = float(np.log(max(spent, _CLOCK) / max(fitted, _CLOCK)))
+            observations[key].append(Observation(kernel=sample.kernel, residual=residual, removed=frozenset(network.removed)))
+    return find_neighbours(observations, candidate_conditions([kernel for kernel in kernels if kernel.name in fit.keys]))
+
+
+def _fit_surfaces(
+    samples: Sequence[NetworkSample],
+    kernels: Sequence[Kernel],
+    widths: Mapping[str, int],
+    neighbours: Mapping[str, tuple[Neighbour, ...]],
+) -> Fit:
     by_signature: dict[str, list[tuple[KernelSample, float]]] = defaultdict(list)
-    for network in samples:
-        for sample in network.kernels:
-            spent = max(sample.ms - timer, 0.25 * sample.ms)
-            by_signature[sample.signature].append((sample, spent * level / network.reference_ms))
+    for network, sample, spent in _spent(samples):
+        beside = active_factor(neighbours.get(sample.kernel, ()), network.removed)
+        by_signature[sample.signature].append((sample, spent / beside))
     names = {kernel.name: kernel for kernel in kernels}
     surfaces: dict[str, SizeSurface] = {}
     keys: dict[str, str] = {}
@@ -119,7 +156,7 @@ def fit_kernels(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], wid
         differing += sum(name in own for name in known)
         if len(known) > 1:
             shared += sum(name not in own for name in known) - (0 if any(name in own for name in known) else 1)
-    return Fit(surfaces=surfaces, keys=keys, factors=factors, shared=shared, differing=differing)
+    return Fit(surfaces=surfaces, keys=keys, factors=factors, neighbours=neighbours, shared=shared, differing=differing)
 
 
 def _position_factors(
@@ -149,17 +186,18 @@ def fit_tables(
     *,
     residual: Residual,
     stats: TableStats,
+    beside: bool = True,
 ) -> LatencyTables:
     """Calibrated tables from measured networks.
 
     End to end, a network takes ``constant + sum over its kernels of (factor * surface + overhead)``. The constant, the overhead of one
     more kernel, a common factor and a small factor per surface are the maximum of a posterior: priors say that the profile is nearly
-    right, the measured networks say where it is not.
+    right, the measured networks say where it is not. ``beside=False`` leaves out what the removal of a block changes in its neighbours.
     """
     widths = {group.name: group.columns for group in groups}
     if len(samples) < 2:
         raise TableError(f"tables need at least 2 measured networks, but there are {len(samples)}")
-    fit = fit_kernels(samples, kernels, widths)
+    fit = fit_kernels(samples, kernels, widths, beside=beside)
     ordered = [kernel for kernel in kernels if kernel.name in fit.keys]
     level = dense_level(samples)
     index = {key: column for column, key in enumerate(fit.surfaces)}
@@ -173,14 +211,20 @@ def fit_tables(
         for kernel in ordered:
             if removed.isdisjoint(kernel.blocks):
                 sizes = np.maximum([axis.size(network.widths, removed) for axis in kernel.axes], 1)
-                parts[index[fit.keys[kernel.name]]] += fit.factors[kernel.name] * float(fit.surfaces[fit.keys[kernel.name]].at(sizes)[0])
+                factor = fit.factors[kernel.name] * active_factor(fit.neighbours.get(kernel.name, ()), removed)
+                parts[index[fit.keys[kernel.name]]] += factor * float(fit.surfaces[fit.keys[kernel.name]].at(sizes)[0])
                 count += 1
         rows.append(np.concatenate([[1.0, float(count)], parts]))
         targets.append(network.ms * level / network.reference_ms)
     constant, overhead, scales = _calibrate(np.asarray(rows), np.asarray(targets))
     entries = {
         kernel.name: kernel_entry(
-            kernel, fit.keys[kernel.name], fit.factors[kernel.name] * float(scales[index[fit.keys[kernel.name]]]), overhead, widths
+            kernel,
+            fit.keys[kernel.name],
+            fit.factors[kernel.name] * float(scales[index[fit.keys[kernel.name]]]),
+            overhead,
+            widths,
+            fit.neighbours.get(kernel.name, ()),
         )
         for kernel in ordered
     }

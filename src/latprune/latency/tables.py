@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from latprune.errors import FileFormatError, InvalidArgumentError, TableError
 from latprune.graph.types import Kernel, Piece, WidthAxis
+from latprune.latency.neighbours import Neighbour, active_factor
 from latprune.latency.surface import SizeSurface
 from latprune.latency.target import Target
 
@@ -106,6 +107,7 @@ class KernelTable:
         axes: Its width axes.
         blocks: Blocks it lies in.
         dense: Its dense axis sizes.
+        neighbours: What the removal of blocks beside it makes of its cost.
     """
 
     name: str
@@ -115,6 +117,7 @@ class KernelTable:
     axes: tuple[WidthAxis, ...]
     blocks: tuple[str, ...]
     dense: tuple[int, ...]
+    neighbours: tuple[Neighbour, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -158,7 +161,10 @@ class LatencyTables:
         return list(self.entries)
 
     def cost(self, kernel: str, sizes: Sequence[int]) -> float:
-        """Milliseconds of one kernel at ``sizes`` (one per axis of the kernel); 0 for a kernel that the engine fuses into another one."""
+        """Milliseconds of one kernel at ``sizes`` (one per axis of the kernel); 0 for a kernel that the engine fuses into another one.
+
+        All blocks around the kernel are taken to be there; ``predict`` counts what their removal changes (``KernelTable.neighbours``).
+        """
         return float(self._values(kernel, [np.asarray([size]) for size in sizes]).reshape(-1)[0])
 
     def table(self, kernel: str, *sizes: npt.ArrayLike) -> FloatArray:
@@ -200,7 +206,8 @@ class LatencyTables:
         total = self.constant_ms
         for entry in self.entries.values():
             if removed.isdisjoint(entry.blocks):
-                total += self.cost(entry.name, [axis.size(full, removed) for axis in entry.axes])
+                cost = self.cost(entry.name, [axis.size(full, removed) for axis in entry.axes])
+                total += cost * active_factor(entry.neighbours, removed)
         return total
 
     def kernels_of(self, group: str) -> list[str]:
@@ -224,6 +231,7 @@ class LatencyTables:
                 [[axis.size({**full, group: int(width)}, removed) for axis in entry.axes] for width in widths], dtype=np.int64
             )
             values = entry.factor * self.surfaces[entry.surface].at(np.maximum(sizes, 1)) + entry.overhead_ms
+            values = values * active_factor(entry.neighbours, removed)
             total += np.where((sizes > 0).all(axis=1), np.maximum(self.scale * values, 0.0), 0.0)
         return total
 
@@ -369,7 +377,9 @@ class LatencyTables:
         return tables
 
 
-def kernel_entry(kernel: Kernel, surface: str, factor: float, overhead_ms: float, widths: Mapping[str, int]) -> KernelTable:
+def kernel_entry(
+    kernel: Kernel, surface: str, factor: float, overhead_ms: float, widths: Mapping[str, int], neighbours: tuple[Neighbour, ...] = ()
+) -> KernelTable:
     """The table of a traced kernel."""
     return KernelTable(
         name=kernel.name,
@@ -379,6 +389,7 @@ def kernel_entry(kernel: Kernel, surface: str, factor: float, overhead_ms: float
         axes=kernel.axes,
         blocks=kernel.blocks,
         dense=tuple(axis.size(widths) for axis in kernel.axes),
+        neighbours=neighbours,
     )
 
 
@@ -394,6 +405,7 @@ def _entry_to_dict(entry: KernelTable) -> dict[str, Any]:
         ],
         "blocks": list(entry.blocks),
         "dense": list(entry.dense),
+        "neighbours": [[list(item.removed), item.factor] for item in entry.neighbours],
     }
 
 
@@ -415,4 +427,6 @@ def _entry_from_dict(data: Mapping[str, Any]) -> KernelTable:
         axes=axes,
         blocks=tuple(data["blocks"]),
         dense=tuple(int(size) for size in data["dense"]),
+        # Files from before neighbours were known have none.
+        neighbours=tuple(Neighbour(removed=tuple(removed), factor=float(factor)) for removed, factor in data.get("neighbours", ())),
     )

@@ -53,8 +53,10 @@ def resource_terms(context: StageContext, removable: Iterable[str]) -> tuple[lis
         ]
     else:
         assert context.tables is not None
+        tables = context.tables
         parts = [
-            cost_terms(graph.kernels[name], partial(context.tables.table, name), choices, removable) for name in context.tables.kernels
+            cost_terms(graph.kernels[name], partial(tables.table, name), choices, removable, tables.entries[name].neighbours)
+            for name in tables.kernels
         ]
     constant = context.tables.constant_ms if context.resource == "latency" and context.tables is not None else 0.0
     return [term for terms, _ in parts for term in terms], constant + sum(fixed for _, fixed in parts)

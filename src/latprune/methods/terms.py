@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
 
 from latprune.graph.types import Kernel, Piece, WidthAxis
+from latprune.latency.neighbours import Neighbour
 from latprune.problem import Axis, Sum, SumMember, Term
 
 __all__ = ["block_variable", "cost_terms", "product_terms"]
@@ -32,6 +33,7 @@ def cost_terms(
     table: SizeTable,
     choices: Mapping[str, Sequence[int]],
     removable: Iterable[str],
+    neighbours: Iterable[Neighbour] = (),
 ) -> tuple[list[Term], float]:
     """One kernel's cost as terms of a pruning problem.
 
@@ -43,13 +45,31 @@ def cost_terms(
         table: Cost on the grid of axis sizes, in the order of ``kernel.axes``.
         choices: Widths on offer per group.
         removable: Blocks that have a variable; a kernel inside others is not gated by them.
+        neighbours: What the removal of blocks beside it makes of its cost: ``(factor - 1) * cost`` more where they are gone. ``(1 - z)`` is
+            multiplied out, because gates ask for blocks that are there.
 
     Returns:
         The terms, gated by the removable blocks that the kernel lies in, and what the kernel costs whatever is chosen.
     """
     gates = set(removable)
     axes = tuple(_simplify(axis, set(kernel.blocks), gates) for axis in kernel.axes)
-    return _terms(kernel.name, axes, table, choices, _gate(kernel.blocks, gates))
+    gate = _gate(kernel.blocks, gates)
+    terms, constant = _terms(kernel.name, axes, table, choices, gate)
+    for neighbour in neighbours:
+        if not gates.issuperset(neighbour.removed):
+            continue
+        for count in range(len(neighbour.removed) + 1):
+            for present in combinations(neighbour.removed, count):
+                share = (neighbour.factor - 1.0) * (-1.0) ** count
+                name = f"{kernel.name} without {'+'.join(neighbour.removed)}"
+                more, fixed = _terms(name, axes, _scaled(table, share), choices, (*gate, *_gate(present, gates)))
+                terms += more
+                constant += fixed
+    return terms, constant
+
+
+def _scaled(table: SizeTable, share: float) -> SizeTable:
+    return lambda *sizes: share * table(*sizes)
 
 
 def product_terms(
