@@ -159,7 +159,7 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
         key[summed] ^= summary[summed]
         key[frozen] ^= np.uint64(0xABCDEF0123456789)
         _form(depth, members, key, grids, frozen, reason, aligned, below_live, groups, group_of, unit_of)
-    slots, every = memberships(groups, group_of, unit_of, coarse, fine, grids)
+    slots, every = memberships(groups, group_of, unit_of, coarse, fine, grids, frozen)
     return Grouping(roots=roots, groups=groups, slots=slots, every=every, frozen_reason=reason)
 
 

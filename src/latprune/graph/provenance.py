@@ -16,10 +16,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CallWatcher", "Expression", "TracedFloat", "TracedInt", "expression", "leaves", "planted"]
+__all__ = ["CallWatcher", "Expression", "TracedFloat", "TracedInt", "expression", "integer_attributes", "leaves", "planted"]
 
 Expression = tuple[Any, ...]
-"""``("const", value)``, ``("attr", module path, name)``, ``("size", number of a size leaf)`` or ``(operator, left, right)``."""
+"""``("const", value)``, ``("attr", module path, name)``, ``("size", number of a size leaf)`` or ``(operator, left, right)``.
+
+An entry of a list or tuple attribute has the name ``name[index]``.
+"""
 
 _VALUE_CALLS = frozenset(
     "mul __mul__ __rmul__ mul_ __imul__ div __truediv__ __rtruediv__ div_ true_divide add __add__ __radd__ add_ __iadd__ sub __sub__ "
@@ -27,6 +30,7 @@ _VALUE_CALLS = frozenset(
     "pow __pow__ __rpow__ full full_like fill_ softmax".split()
 )
 
+_NORM_CALLS = frozenset({"layer_norm", "rms_norm"})
 _ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
 
 
@@ -180,26 +184,38 @@ def leaves(expr: Expression) -> Iterator[Expression]:
         yield from leaves(expr[2])
 
 
+def integer_attributes(module: nn.Module) -> Iterator[tuple[str, int | list[int] | tuple[int, ...]]]:
+    """Public attributes of a module that are plain integers, or lists or tuples of them."""
+    for name, value in module.__dict__.items():
+        if name.startswith("_"):
+            continue
+        if type(value) is int or (type(value) in (list, tuple) and value and all(type(v) is int for v in value)):
+            yield name, value
+
+
 @contextmanager
 def planted(model: nn.Module, used: set[Expression]) -> Iterator[None]:
-    """Replace the plain ``int`` attributes of all modules by traced ones, and put them back afterwards."""
-    before: list[tuple[dict[str, Any], str, int]] = []
+    """Replace the plain ``int`` attributes of all modules (those in lists and tuples too) by traced ones, and put them back afterwards."""
+    before: list[tuple[dict[str, Any], str, Any, Any]] = []
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        values = module.__dict__
-        for name, value in list(values.items()):
-            if type(value) is int and not name.startswith("_"):
-                before.append((values, name, value))
-                values[name] = TracedInt(value, ("attr", path, name), used)
+        for name, value in list(integer_attributes(module)):
+            traced: Any
+            if isinstance(value, int):
+                traced = TracedInt(value, ("attr", path, name), used)
+            else:
+                traced = type(value)(TracedInt(v, ("attr", path, f"{name}[{k}]"), used) for k, v in enumerate(value))
+            before.append((module.__dict__, name, value, traced))
+            module.__dict__[name] = traced
     plain_sqrt = math.sqrt
     math.sqrt = _traced_sqrt(plain_sqrt)
     try:
         yield
     finally:
         math.sqrt = plain_sqrt
-        for values, name, value in before:
-            if isinstance(values.get(name), TracedInt):
+        for values, name, value, traced in before:
+            if values.get(name) is traced:
                 values[name] = value
 
 
@@ -217,6 +233,7 @@ class CallWatcher(TorchFunctionMode):
         self.used: set[Expression] = set()
         self.on_scale: Callable[[torch.Tensor, Expression, float], None] = lambda tensor, base, exponent: None
         self.on_attention: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
+        self.on_normalise: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.trace_sizes: Callable[[torch.Tensor], tuple[int, ...] | None] = lambda tensor: None
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -244,6 +261,8 @@ class CallWatcher(TorchFunctionMode):
                     self.used.add(value.expr)
                 elif isinstance(value, TracedFloat):
                     self._scaled(name, args, value)
+        elif name in _NORM_CALLS:
+            self.on_normalise(name, args, kwargs)
         elif name in _ATTENTION_CALLS:
             self.on_attention(name, args, kwargs)
         else:

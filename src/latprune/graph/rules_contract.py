@@ -99,6 +99,7 @@ def convolution(step: Step) -> Fields:
     elif groups == channels_in and not transposed and w0 is not None:
         kind = "depthwise"
         per = channels_out // groups
+        _state_groups(step, w0.reshape(groups, per))
         if fin is None:
             step.space.freeze(w0, reads_unlabelled(step, step.info(x)))
         else:
@@ -132,6 +133,14 @@ def convolution(step: Step) -> Fields:
     return () if produced is None else (produced,)
 
 
+def _state_groups(step: Step, rows: torch.Tensor) -> None:
+    """The number of groups that the forward gives is that of the ``rows`` ``(groups, channels of one)``."""
+    call = step.recorder.watcher.arguments(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
+    if call is not None:
+        stated = call[0][6] if len(call[0]) > 6 else call[1].get("groups", 1)
+        step.recorder.state_size(stated, rows[None], rows.shape[0], step.place)
+
+
 def _grouped(
     step: Step,
     x: torch.Tensor,
@@ -154,6 +163,7 @@ def _grouped(
         return produced, [x.shape[1] // groups, shape_out[1]]
     per_in, per_out = x.shape[1] // groups, shape_out[1] // groups
     rows_in, rows_out = fin.reshape(groups, per_in), w0.reshape(groups, per_out)
+    _state_groups(step, rows_in)
     coarse = step.space.fresh(groups, "bundle", step.place)
     step.space.bundle(coarse.reshape(groups, 1), rows_in)
     step.space.bundle(coarse.reshape(groups, 1), rows_out)
