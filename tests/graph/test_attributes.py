@@ -57,6 +57,40 @@ class Splits(nn.Module):
         return self.out(torch.cat([part(p) for part, p in zip(self.parts, parts, strict=True)], 1))
 
 
+class Radix(nn.Module):
+    """Groups of a convolution are summed; how many there are decides between a softmax over them and a sigmoid."""
+
+    def __init__(self, width: int, radix: int) -> None:
+        super().__init__()
+        self.radix = radix
+        self.conv = nn.Conv2d(width, radix * width, 3, padding=1, groups=radix)
+        self.gate = nn.Conv2d(width, radix * width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        b, rc, h, w = x.shape
+        x = x.reshape(b, self.radix, rc // self.radix, h, w)
+        gate = self.gate(x.sum(1).mean((2, 3), keepdim=True)).view(b, self.radix, -1, 1, 1)
+        gate = gate.softmax(1) if self.radix > 1 else gate.sigmoid()
+        return (x * gate).sum(1)
+
+
+class Halved(nn.Module):
+    """The width of a part is computed from two attributes, neither of which is a size by itself; another is asserted."""
+
+    def __init__(self, width: int, paths: int = 2) -> None:
+        super().__init__()
+        self.width, self.paths = width, paths
+        self.inner = width
+        self.parts = nn.ModuleList([nn.Conv2d(width // paths, width, 3, padding=1) for _ in range(paths)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = torch.split(x, self.width // self.paths, 1)
+        y = torch.stack([part(p) for part, p in zip(self.parts, parts, strict=True)]).sum(0)
+        assert y.shape[1] == self.inner, "another width than the module was made for"
+        return y
+
+
 class Planar(nn.Module):
     """Queries with a gain for each place of a head, rotated in two planes by the same frequencies."""
 
@@ -136,3 +170,21 @@ def test_a_gain_goes_with_the_frequency_that_takes_its_places() -> None:
     assert any(m.tensor == "1.norm.weight" for g in graph.groups.values() for m in g.members)
     for seed in range(4):
         assert_pruned_equals_masked(model, x, seed=seed, graph=graph)
+
+
+def test_the_course_of_the_forward_stays() -> None:
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), Radix(8, 2), nn.Conv2d(8, 4, 1)))
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    graph = trace(model, x)
+    assert any("decides the course of the forward" in kept.reason for kept in graph.kept_whole)
+    for seed in range(4):
+        assert_pruned_equals_masked(model, x, seed=seed, graph=graph)
+    assert halves(model, x)[1].radix == 2
+
+
+def test_an_attribute_inside_an_expression() -> None:
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 1), Halved(8), nn.Conv2d(8, 4, 1)))
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert_pruned_equals_masked(model, x)
+    pruned = halves(model, x)
+    assert (pruned[1].width, pruned[1].paths, pruned[1].inner) == (4, 2, 4)

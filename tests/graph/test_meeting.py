@@ -59,7 +59,24 @@ class Registers(nn.Module):
         return self.head(x.mean(1))
 
 
-NETWORKS = {"selective": (Selective, (2, 3, 6, 6), "paths.0"), "registers": (Registers, (2, 7, 5), "tokens")}
+class Summary(nn.Module):
+    """A pointwise convolution over the tokens of several images: the features lie where an image would be."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, width)
+        self.mix = nn.Conv1d(7, 1, 1)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mix(self.embed(x)).squeeze(1))
+
+
+NETWORKS = {
+    "summary": (Summary, (2, 7, 5), "embed"),
+    "selective": (Selective, (2, 3, 6, 6), "paths.0"),
+    "registers": (Registers, (2, 7, 5), "tokens"),
+}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

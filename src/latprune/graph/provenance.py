@@ -8,6 +8,7 @@ labelled dimensions are traced too; arithmetic keeps an expression. A function m
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,18 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CallWatcher", "Expression", "TracedFloat", "TracedInt", "expression", "integer_attributes", "leaves", "planted"]
+__all__ = [
+    "CallWatcher",
+    "Comparison",
+    "Expression",
+    "TracedFloat",
+    "TracedInt",
+    "Uses",
+    "expression",
+    "integer_attributes",
+    "leaves",
+    "planted",
+]
 
 Expression = tuple[Any, ...]
 """``("const", value)``, ``("attr", module path, name)``, ``("size", number of a size leaf)`` or ``(operator, left, right)``.
@@ -32,6 +44,24 @@ _VALUE_CALLS = frozenset(
 
 _NORM_CALLS = frozenset({"layer_norm", "rms_norm"})
 _ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
+
+
+Comparison = tuple[str, Expression, Expression, str]
+"""Operator (``eq``, ``ne``, ``lt``, ``le``, ``gt``, ``ge``), left, right, and the module whose forward compared."""
+
+
+class Uses(set[Expression]):
+    """Expressions whose value entered a computation as a number.
+
+    Attributes:
+        compared: Comparisons that the forward made, and their outcomes: they decide its course, so they must come out alike.
+        place: Path of the running module; None while the recorder or a function of PyTorch is at work, whose comparisons do not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compared: dict[Comparison, bool] = {}
+        self.place: Callable[[], str | None] = lambda: None
 
 
 def _binary(name: str, plain: Callable[[Any, Any], Any], *, swap: bool = False) -> Any:
@@ -59,13 +89,26 @@ def _number(name: str) -> Any:
     return method
 
 
+def _comparison(name: str, plain: Callable[[int, int], bool]) -> Any:
+    def method(self: TracedInt, other: Any) -> Any:
+        if not isinstance(other, int):
+            return NotImplemented
+        outcome = plain(int(self), int(other))
+        place = self.used.place()
+        if place is not None:
+            self.used.compared[name, self.expr, expression(other), place] = outcome
+        return outcome
+
+    return method
+
+
 class TracedInt(int):
     """An ``int`` with the expression that made it; ``used`` collects the expressions whose value entered a computation as a number."""
 
     expr: Expression
-    used: set[Expression]
+    used: Uses
 
-    def __new__(cls, value: int, expr: Expression, used: set[Expression]) -> TracedInt:
+    def __new__(cls, value: int, expr: Expression, used: Uses) -> TracedInt:
         """An integer of ``value`` that came from ``expr``."""
         made = super().__new__(cls, value)
         made.expr = expr
@@ -81,6 +124,14 @@ class TracedInt(int):
     __floordiv__ = _binary("floordiv", lambda a, b: a // b)
     __rfloordiv__ = _binary("floordiv", lambda a, b: a // b, swap=True)
     __mod__ = _binary("mod", lambda a, b: a % b)
+
+    __eq__ = _comparison("eq", operator.eq)
+    __ne__ = _comparison("ne", operator.ne)
+    __lt__ = _comparison("lt", operator.lt)
+    __le__ = _comparison("le", operator.le)
+    __gt__ = _comparison("gt", operator.gt)
+    __ge__ = _comparison("ge", operator.ge)
+    __hash__ = int.__hash__
 
     def __pow__(self, exponent: Any, modulus: Any = None) -> Any:
         """A power keeps its base, so that a scale such as ``head_dim ** -0.5`` can be kept as it was."""
@@ -108,9 +159,9 @@ class TracedFloat(float):
 
     base: Expression
     exponent: float
-    used: set[Expression]
+    used: Uses
 
-    def __new__(cls, value: float, base: Expression, exponent: float, used: set[Expression]) -> TracedFloat:
+    def __new__(cls, value: float, base: Expression, exponent: float, used: Uses) -> TracedFloat:
         """A number of ``value`` that is proportional to ``base ** exponent``."""
         made = super().__new__(cls, value)
         made.base, made.exponent, made.used = base, exponent, used
@@ -194,7 +245,7 @@ def integer_attributes(module: nn.Module) -> Iterator[tuple[str, int | list[int]
 
 
 @contextmanager
-def planted(model: nn.Module, used: set[Expression]) -> Iterator[None]:
+def planted(model: nn.Module, used: Uses) -> Iterator[None]:
     """Replace the plain ``int`` attributes of all modules (those in lists and tuples too) by traced ones, and put them back afterwards."""
     before: list[tuple[dict[str, Any], str, Any, Any]] = []
     for path, module in model.named_modules():
@@ -230,7 +281,7 @@ class CallWatcher(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.stack: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-        self.used: set[Expression] = set()
+        self.used = Uses()
         self.on_scale: Callable[[torch.Tensor, Expression, float], None] = lambda tensor, base, exponent: None
         self.on_attention: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.on_normalise: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None

@@ -231,7 +231,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             pads=self.pads,
             sizes=self.sizes,
             equations=self.equations,
-            used_as_numbers=self.watcher.used,
+            uses=self.watcher.used,
             attribute_values=self.attribute_values,
             scales=self.scales,
             call_counts=Counter(c.path for c in self.module_calls),

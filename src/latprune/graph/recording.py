@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from latprune.graph.labels import LabelSpace
-from latprune.graph.provenance import Expression
+from latprune.graph.provenance import Expression, Uses
 from latprune.graph.scales import ScaleUse
 
 __all__ = ["Axis", "Equation", "Fields", "Info", "KernelDraft", "ModuleCall", "Node", "Recording", "SizeLeaf"]
@@ -116,7 +116,7 @@ class Recording:
     pads: dict[str, dict[str, Any]]
     sizes: list[SizeLeaf]
     equations: list[Equation]
-    used_as_numbers: set[Expression]
+    uses: Uses
     attribute_values: dict[tuple[str, str], int]
     scales: list[ScaleUse]
     call_counts: dict[str, int]

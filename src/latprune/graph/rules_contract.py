@@ -65,8 +65,14 @@ def convolution(step: Step) -> Fields:
     out: torch.Tensor = step.out
     channels_in, channels_out = x.shape[1], out.shape[1]
     x_fields = _spread(step, step.fields(x), 1)
+    pointwise = tuple(x.shape[2:]) == tuple(out.shape[2:]) and all(n == 1 for n in weight.shape[2:])
+    passing: list[torch.Tensor] = []
     for f in x_fields:
-        if 1 not in varying(f):
+        if 1 in varying(f):
+            continue
+        if pointwise or varying(f) == (0,):
+            passing.append(f)  # a position of its own, in the image or in the batch
+        else:
             step.freeze([f], f"channels vary along the image in {step.place}")
     fin = _one(x_fields, 1)
     w_fields = step.fields(weight)
@@ -130,7 +136,7 @@ def convolution(step: Step) -> Fields:
             "output_shape": list(out.shape),
         },
     )
-    return () if produced is None else (produced,)
+    return tuple(passing) if produced is None else (produced, *passing)
 
 
 def _state_groups(step: Step, rows: torch.Tensor) -> None:
