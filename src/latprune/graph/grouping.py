@@ -118,11 +118,11 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
     roots, coarse, fine = _classes(space)
     size = space.size
     reason: dict[int, str] = {}
+    for label, why in (extra_frozen or {}).items():
+        reason.setdefault(int(roots[label]), why)
     for labels, why in space.frozen:
         for root in np.unique(roots[labels]).tolist():
             reason.setdefault(root, why)
-    for label, why in (extra_frozen or {}).items():
-        reason.setdefault(int(roots[label]), why)
     looped = coarse == fine
     for root in np.unique(coarse[looped]).tolist():
         reason.setdefault(root, "channels depend on their own summary")

@@ -320,3 +320,24 @@ def embedding(step: Step) -> Fields:
     step.role(columns, "producer")
     step.kernel = KernelDraft("embedding", step.info(weight).name, [columns.reshape(-1)], 0.0, {"output_shape": list(step.out.shape)})
     return (columns.reshape([1] * index.dim() + [-1]),)
+
+
+@register_rule("aten::mkldnn_rnn_layer")
+def fused_recurrent(step: Step) -> list[Fields]:
+    """A whole recurrent layer: it reads its input by the input weights; its state carries no channels that could go."""
+    source, weight = step.args[0], step.args[1]
+    place = step.place
+    given, reader = _one(step.fields(source), source.dim() - 1), _one(step.fields(weight), 1)
+    if reader is not None and given is not None:
+        step.space.unite(given.reshape(-1), reader.reshape(-1))
+    elif reader is not None:
+        _freeze_reader(step, reader, source)
+    for tensor in step.args:
+        if isinstance(tensor, torch.Tensor):
+            if tensor.dim() == 2 and step.info(tensor).name is not None:
+                for f in step.fields(tensor):
+                    step.role(f, "producer" if f.shape[0] > 1 else "consumer")
+            step.freeze((f for f in step.fields(tensor) if f is not given and f is not reader), f"read by {place}")
+    if given is not None and varying(given) != (source.dim() - 1,):
+        step.freeze([given], f"channels vary along other dimensions in {place}")
+    return [()] * len(step.out)

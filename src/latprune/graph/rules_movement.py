@@ -345,7 +345,7 @@ def _each(step: Step, results: list[list[torch.Tensor]], count: int) -> list[Fie
     return [tuple(r[k] for r in results) for k in range(count)]
 
 
-@register_rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split")
+@register_rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split", "aten::unsafe_split", "aten::unsafe_chunk")
 def split(step: Step) -> list[Fields]:
     """Parts; equal parts of a labelled dimension state equal counts."""
     source: torch.Tensor = step.args[0]

@@ -24,7 +24,10 @@ from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
 
-__all__ = ["ExampleInputs", "call_with", "record", "trace"]
+__all__ = ["INPUT_WEIGHTS", "ExampleInputs", "call_with", "record", "trace"]
+
+INPUT_WEIGHTS = frozenset({"weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"})
+"""Weights of recurrent layers that read what is given to the layer."""
 
 ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -171,15 +174,14 @@ def _inside(path: str, within: str) -> bool:
 
 
 def _recurrent(model: nn.Module, recording: Recording) -> dict[int, str]:
-    """Labels of recurrent layers: one fused operation (or a loop over steps) with widths that its module checks."""
+    """Labels of recurrent layers, one fused operation or a loop over steps: what they read from outside may shrink, their state stays."""
     frozen: dict[int, str] = {}
     layers = {path: type(m).__name__ for path, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
     for r in recording.space.ranges:
-        owner = r.tensor.rpartition(".")[0]
-        if r.kind == "tensor" and owner in layers:
-            frozen |= dict.fromkeys(
-                range(r.start, r.stop), f"read or written by the recurrent layer '{owner}' ({layers[owner]}), whose widths stay"
-            )
+        owner, _, leaf = r.tensor.rpartition(".")
+        if r.kind == "tensor" and owner in layers and not (r.dim == 1 and leaf in INPUT_WEIGHTS):
+            why = f"part of the state of the recurrent layer '{owner}' ({layers[owner]}), whose width stays"
+            frozen |= dict.fromkeys(range(r.start, r.stop), why)
     return frozen
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.trace import INPUT_WEIGHTS
 from latprune.surgery.edits import AttributeEdit, BlockEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 
 __all__ = ["plan_step"]
@@ -176,6 +177,8 @@ def _layer_attributes(
                 wanted["num_groups"] = after[0]
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and leaf == "weight":
             wanted = {"num_embeddings": after[0], "embedding_dim": after[1]}
+        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and leaf in INPUT_WEIGHTS:
+            wanted = {"input_size": after[1]}
         elif isinstance(module, nn.PReLU) and leaf == "weight":
             wanted = {"num_parameters": after[0]}
         for name, value in wanted.items():
