@@ -263,8 +263,8 @@ def _grids(space: LabelSpace, roots: IntArray) -> tuple[list[ClassGrid], HashArr
     grids: list[ClassGrid] = []
     for g in space.grids:
         rows = roots[g.rows]
-        if (rows == rows[:1]).all():
-            continue
+        if (rows == rows[:1]).all() or (rows == rows[:, :1]).all():
+            continue  # the same channels in each row, or one channel a row, which goes as a whole
         ordered = np.sort(rows, axis=1)
         if (ordered == ordered[:1]).all():
             continue

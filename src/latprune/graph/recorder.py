@@ -24,6 +24,19 @@ from latprune.graph.tensors import flatten_tensors, operands, structure
 __all__ = ["Recorder"]
 
 
+def _derived_grouped_weights(model: nn.Module) -> dict[str, int]:
+    """Weights of grouped convolutions whose module computes with them in a forward of its own (standardised weights): their groups.
+
+    There each group of filters has its own input channels from the start, because statistics over a filter must tell them apart.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        plain = type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not plain and module.groups > 1 and module.weight.shape[1] > 1:
+            found[f"{path}.weight" if path else "weight"] = int(module.groups)
+    return found
+
+
 _CREATING = frozenset(
     f"aten::{name}"
     for name in (
@@ -64,6 +77,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 else:
                     self._names[id(tensor)] = name
                     self._own[id(tensor)] = tensor
+        self._groups = _derived_grouped_weights(model)
 
     def info(self, tensor: torch.Tensor) -> Info:
         """What is known of ``tensor``; a parameter gets its labels when it is first seen."""
@@ -84,7 +98,14 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         fields: list[torch.Tensor] = []
         if tensor.is_floating_point() or tensor.is_complex():
             for dim, size in enumerate(tensor.shape):
-                if size > 1:
+                if size > 1 and dim == 1 and name in self._groups:
+                    rows = self.space.fresh(self._groups[name] * size, "tensor", name, dim).reshape(-1, size)
+                    labels.append(rows[0])
+                    self._label_owner.append((int(rows[0, 0]), rows.numel(), name, dim))
+                    fields.append(
+                        rows.repeat_interleave(tensor.shape[0] // rows.shape[0], 0).reshape(*tensor.shape[:2], *[1] * (tensor.dim() - 2))
+                    )
+                elif size > 1:
                     vector = self.space.fresh(size, "tensor", name, dim)
                     labels.append(vector)
                     self._label_owner.append((int(vector[0]), size, name, dim))
@@ -96,12 +117,19 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def state_role(self, labels: torch.Tensor, role: str) -> None:
         """Remember the role of the parameter dimension whose own labels start ``labels``."""
+        owner = self.owner(labels)
+        if owner is not None:
+            self._step_roles.append((*owner, role))
+
+    def owner(self, labels: torch.Tensor) -> tuple[str, int] | None:
+        """The parameter and dimension whose own labels start ``labels``."""
         first = int(labels.reshape(-1)[0])
         at = bisect_right(self._label_owner, (first, 1 << 62, "", 0)) - 1
         if at >= 0:
             start, size, name, dim = self._label_owner[at]
             if start <= first < start + size:
-                self._step_roles.append((name, dim, role))
+                return name, dim
+        return None
 
     def set(self, tensor: torch.Tensor, info: Info) -> None:
         """Remember ``info`` of ``tensor``."""
@@ -217,6 +245,10 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def recording(self, inputs: list[Info], outputs: list[Info]) -> Recording:
         """What the run left behind."""
+        for name in self._groups:
+            if name not in self.grouped and name in self.tensor_labels:
+                for f in self.info(self.model.get_parameter(name)).fields:
+                    self.space.freeze(f, f"'{name}' is not used as the weight of a grouped convolution alone")
         return Recording(
             space=self.space,
             nodes=self.nodes,

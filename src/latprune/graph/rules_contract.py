@@ -80,7 +80,7 @@ def convolution(step: Step) -> Fields:
     bias_field = _one(step.fields(bias), 0) if bias is not None else None
     rank = out.dim()
     shape_out = [1, channels_out] + [1] * (rank - 2)
-    name = step.info(weight).name
+    name = _parameter(step, weight, w0)
     kernel_size = list(weight.shape[2:])
     macs = float(out.numel()) * (channels_in // groups) * math.prod(kernel_size)
     if transposed:
@@ -114,7 +114,7 @@ def convolution(step: Step) -> Fields:
         produced = w0.reshape(shape_out)
         axes = [produced.reshape(-1)]
     else:
-        produced, axes = _grouped(step, x, weight, fin, w0, w1, groups, transposed, shape_out)
+        produced, axes = _grouped(step, x, name, fin, w0, w1, groups, transposed, shape_out)
     if bias_field is not None and produced is not None:
         step.space.unite(produced.reshape(-1), bias_field.reshape(-1))
         step.role(bias_field, "bias")
@@ -139,6 +139,18 @@ def convolution(step: Step) -> Fields:
     return tuple(passing) if produced is None else (produced, *passing)
 
 
+def _parameter(step: Step, weight: torch.Tensor, first: torch.Tensor | None) -> str | None:
+    """The parameter that a weight is, or that it is computed from place by place (a standardised weight)."""
+    info = step.info(weight)
+    if info.name is not None or info.dynamic or first is None:
+        return info.name
+    owner = step.recorder.owner(first)
+    if owner is None or owner[1] != 0 or step.recorder.tensor_shapes[owner[0]] != tuple(weight.shape):
+        return None
+    own = step.recorder.tensor_labels[owner[0]][0]
+    return owner[0] if own is not None and torch.equal(own, first.reshape(-1)) else None
+
+
 def _state_groups(step: Step, rows: torch.Tensor) -> None:
     """The number of groups that the forward gives is that of the ``rows`` ``(groups, channels of one)``."""
     call = step.recorder.watcher.arguments(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
@@ -150,7 +162,7 @@ def _state_groups(step: Step, rows: torch.Tensor) -> None:
 def _grouped(
     step: Step,
     x: torch.Tensor,
-    weight: torch.Tensor,
+    name: str | None,
     fin: torch.Tensor | None,
     w0: torch.Tensor | None,
     w1: torch.Tensor | None,
@@ -159,7 +171,12 @@ def _grouped(
     shape_out: list[int],
 ) -> tuple[torch.Tensor | None, list[torch.Tensor | int]]:
     """Grouped convolution: each group reads its own input channels; groups go whole or keep equal counts inside."""
-    name = step.info(weight).name
+    per_in, per_out = x.shape[1] // groups, shape_out[1] // groups
+    apart = w1 is not None and w1.shape[0] > 1  # labels of its own for each group: a weight that the module computes with
+    if apart and w1 is not None:
+        every = w1.reshape(groups, per_out, per_in)
+        if not bool((every == every[:, :1]).all()):
+            name = None
     if fin is None or w0 is None or transposed or name is None:
         reason = f"a grouped convolution {'transposed or ' if transposed else ''}over derived or unlabelled values in {step.place}"
         for f in (fin, w0, w1):
@@ -167,7 +184,6 @@ def _grouped(
                 step.space.freeze(f, reason)
         produced = None if w0 is None or transposed else w0.reshape(shape_out)
         return produced, [x.shape[1] // groups, shape_out[1]]
-    per_in, per_out = x.shape[1] // groups, shape_out[1] // groups
     rows_in, rows_out = fin.reshape(groups, per_in), w0.reshape(groups, per_out)
     _state_groups(step, rows_in)
     coarse = step.space.fresh(groups, "bundle", step.place)
@@ -177,6 +193,8 @@ def _grouped(
         step.space.grid(rows_in, step.place)
     if per_out > 1:
         step.space.grid(rows_out, step.place)
+    if apart and w1 is not None:
+        step.space.unite(rows_in, w1.reshape(groups, per_out, per_in)[:, 0])
     step.recorder.grouped[name] = rows_in
     step.role(w0, "producer")
     if w1 is not None:

@@ -44,9 +44,10 @@ def view(step: Step) -> Fields:
     stated = _stated_sizes(step, old, new)
     result = []
     labelled: set[int] = set()
-    for f in step.fields(source):
+    fields = step.fields(source)
+    for f in fields:
         result.append(reshape(f, old, new))
-        labelled |= _state_cuts(step, f, old, new, stated)
+        labelled |= _state_cuts(step, f, fields, old, new, stated)
     if stated is not None:
         for d, value in enumerate(stated):
             if d not in labelled and isinstance(value, TracedInt) and int(value) != -1:
@@ -76,11 +77,19 @@ def _stated_sizes(step: Step, old: tuple[int, ...], new: tuple[int, ...]) -> lis
     return None
 
 
-def _state_cuts(step: Step, field: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...], stated: list[Any] | None) -> set[int]:
-    """State equal counts and sizes for the labelled dimensions of the result; returns those dimensions."""
+def _state_cuts(
+    step: Step, field: torch.Tensor, fields: Fields, old: tuple[int, ...], new: tuple[int, ...], stated: list[Any] | None
+) -> set[int]:
+    """State equal counts and sizes for the labelled dimensions of the result; returns those dimensions.
+
+    Where another field varies along fewer dimensions, that one has the size of those (the filters of a weight, whose inputs differ).
+    """
     labelled: set[int] = set()
+    fewer = [varying(g) for g in fields if set(varying(g)) < set(varying(field))]
     for left, right in segments(old, new):
         if all(field.shape[d] == 1 for d in left):
+            continue
+        if any(set(dims) & set(left) for dims in fewer):
             continue
         local = field.expand([old[d] if d in left else field.shape[d] for d in range(len(old))])
         _state_merges(step, local, left)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from latprune.graph.provenance import Expression
 
@@ -51,6 +52,7 @@ class Run(Protocol):
 
     nodes: list[Node]
     space: LabelSpace
+    grouped: dict[str, torch.Tensor]
 
 
 def find_targets(recorder: Run, info: Info) -> tuple[ScaleTarget, ...] | None:
@@ -120,7 +122,7 @@ def _weights(recorder: Run, index: int, wanted: IntArray | None, found: dict[tup
     if wanted is None:
         return False
     for r in recorder.space.ranges:
-        if r.kind == "tensor" and r.tensor == weight:
+        if r.kind == "tensor" and r.tensor == weight and not (r.dim == 1 and weight in recorder.grouped):
             at = wanted[(wanted >= r.start) & (wanted < r.stop)] - r.start
             if at.size:
                 for name, dim in [(weight, r.dim), *((n, 0) for n in others)]:

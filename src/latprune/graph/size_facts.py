@@ -27,6 +27,7 @@ class SizeFacts:
     module_path: str
     nodes: list[Node]
     space: LabelSpace
+    grouped: dict[str, torch.Tensor]
     _infos: dict[int, Any]
     _names: dict[int, str]
 
