@@ -47,12 +47,14 @@ _CREATING = frozenset(
 
 
 class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records one run of ``model``."""
+    """Records one run of ``model``; what runs outside of the module ``within`` need not be understood."""
 
-    def __init__(self, model: nn.Module, watcher: CallWatcher) -> None:
+    def __init__(self, model: nn.Module, watcher: CallWatcher, within: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.watcher = watcher
+        self._within = within
+        self._depth = 0 if within else 1
         self.space = LabelSpace()
         self.nodes: list[Node] = []
         self.module_calls: list[ModuleCall] = []
@@ -162,6 +164,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
             self._stack.append(len(self.module_calls) - 1)
             self.module_path = path
+            self._depth += path == self._within
 
         return hook
 
@@ -171,6 +174,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         call.outputs = self._tensor_infos(output)
         call.structure = structure(output)
         self.module_path = self.module_calls[self._stack[-1]].path if self._stack else ""
+        self._depth -= call.path == self._within
 
     # -- operations ------------------------------------------------------------------------------------------------
 
@@ -193,6 +197,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs=[],
             in_fields=[i.fields for i in infos],
             literals=tuple(a for a in args if not isinstance(a, torch.Tensor)),
+            inside=self._depth > 0,
         )
         fields: list[Fields] = [()] * len(outs)
         labelled = any(i.fields for i in infos)
@@ -205,7 +210,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for i in infos:
                     step.freeze(i.fields, reason)
             else:
-                result = rule(step)
+                result = self._apply(rule, step, infos, node.inside)
                 if isinstance(result, list):
                     fields = [self._clean(r) for r in result] + [()] * (len(outs) - len(result))
                 elif outs:
@@ -220,10 +225,25 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._mutated(t, info, func)
             self.set(t, info)
             node.outputs.append(info)
-        if mutable and not outs:
+        if mutable and not outs and not node.inside:
+            for i in infos:
+                for f in i.fields:
+                    self.space.freeze(f, f"written by {func} outside of '{self._within}'")
+        elif mutable and not outs:
             raise CaptureError(f"{func} in '{self.module_path}' writes into its arguments and returns nothing; it cannot be followed")
         self.nodes.append(node)
         return out
+
+    def _apply(self, rule: Any, step: Step, infos: list[Info], inside: bool) -> Any:
+        """What a rule says; outside of the module that is pruned an operation may be more than the rule can take."""
+        try:
+            return rule(step)
+        except Exception:
+            if inside:
+                raise
+            for i in infos:
+                step.freeze(i.fields, f"read outside of '{self._within}' by {step.place}")
+            return []
 
     def _clean(self, fields: Fields) -> Fields:
         return tuple(f for f in fields if f.numel() > 1)

@@ -41,7 +41,7 @@ class Info:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One recorded operation; see :class:`latprune.graph.Call`."""
+    """One recorded operation; see :class:`latprune.graph.Call`. ``inside``: it ran inside of the module that is pruned."""
 
     index: int
     op: str
@@ -51,6 +51,7 @@ class Node:
     in_fields: list[Fields]
     kernel: KernelDraft | None = None
     literals: tuple[Any, ...] = ()
+    inside: bool = True
 
 
 @dataclass(slots=True, eq=False)
