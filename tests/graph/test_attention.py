@@ -101,6 +101,45 @@ class Multi(nn.Module):
         return self.attn(x, x, x)[0]
 
 
+class FusedRotary(nn.Module):
+    """Rotary positions on the queries and keys of a fused projection, a bias joined from parts, and the stream's width used inside."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
+        self.register_buffer("k_bias", torch.zeros(width), persistent=False)
+        self.proj = nn.Linear(width, width)
+        self.register_buffer("turns", torch.rand(6, width // heads // 2), persistent=False)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        turns = self.turns.repeat_interleave(2, -1)
+        return x * turns.cos() + torch.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape) * turns.sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, self.k_bias, self.v_bias]))
+        q, k, v = qkv.reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v)
+        return self.proj(out.transpose(1, 2).reshape(b, n, c))
+
+
+class Interleaved(nn.Module):
+    """The heads stand behind their channels in the output, and the head size is computed from the stream's width."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 1).reshape(b, n, c))
+
+
 class Net(nn.Module):
     def __init__(self, attention: type[nn.Module], heads: int = 4, width: int = 16) -> None:
         super().__init__()
@@ -113,7 +152,7 @@ class Net(nn.Module):
         return self.head(x + self.attention(x))
 
 
-@pytest.mark.parametrize("attention", [Fused, ByHand, Coupled, Rotary, Multi])
+@pytest.mark.parametrize("attention", [Fused, ByHand, Coupled, Rotary, FusedRotary, Interleaved, Multi])
 def test_pruned_equals_masked(attention: type[nn.Module]) -> None:
     model = randomise(Net(attention))
     x = torch.randn(3, 6, 5, dtype=torch.float64)
@@ -145,6 +184,15 @@ def test_coupled_sizes_become_one_width() -> None:
     (group,) = graph.groups.values()
     assert group.columns == 4 and group.rows == 4 + 8
     assert any("tied by the code" in k.reason for k in graph.kept_whole)
+
+
+@pytest.mark.parametrize(("attention", "columns"), [(FusedRotary, 2), (Interleaved, 4)])
+def test_equal_parts_of_different_channels_keep_equal_counts(attention: type[nn.Module], columns: int) -> None:
+    graph = trace(Net(attention), torch.randn(2, 6, 5))
+    (group,) = graph.groups.values()
+    assert group.columns == columns
+    carriers = {(m.tensor, m.dim) for m in group.members}
+    assert {("attention.qkv.weight", 0), ("attention.qkv.weight", 1), ("attention.proj.weight", 1), ("head.weight", 1)} <= carriers
 
 
 def test_rotary_pairs_stay_together_and_the_buffer_follows() -> None:

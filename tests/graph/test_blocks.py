@@ -202,3 +202,48 @@ def test_all_blocks_removed_leaves_the_stem_and_the_shortcuts(depth: int) -> Non
     prune(model, graph, Selection(kept={}, removed_blocks=frozenset(graph.blocks)))
     assert {n.split(".")[0] for n, _ in model.named_parameters()} == {"conv1", "bn1", "linear"}
     assert model(torch.randn(1, 3, 16, 16, dtype=torch.float64)).shape == (1, 10)
+
+
+class Dampened(nn.Module):
+    """The branch changes the width, and is multiplied by numbers in the forward before the sum."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width, out, 1)
+        self.conv1, self.conv2 = nn.Conv2d(width, 6, 1), nn.Conv2d(6, out, 3, padding=1)
+        self.act = nn.ReLU()
+        self.gain = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x) * 0.9
+        out = self.conv2(self.act(self.conv1(x)))
+        out.mul_(self.gain)
+        return out * 0.3 + self.down(x)
+
+
+class Change(nn.Module):
+    """Branches that add a share of what a module changes, behind one drop path for all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.rand(2, width))
+        self.norm = nn.GroupNorm(1, width)
+        self.first = nn.Sequential(nn.Conv2d(width, 5, 1), nn.ReLU(), nn.Conv2d(5, width, 1))
+        self.second = nn.Sequential(nn.Conv2d(width, 7, 1), nn.SiLU(), nn.Conv2d(7, width, 1))
+        self.drop_path = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.share.sigmoid().view(2, -1, 1, 1)
+        x = x + self.drop_path(share[0] * (self.first(self.norm(x)) - x))
+        return x + self.drop_path(share[1] * (self.second(x) - x))
+
+
+@pytest.mark.parametrize(("branch", "count"), [(lambda: Dampened(8, 10), 1), (lambda: Change(8), 2)])
+def test_zeros_that_are_computed_with_before_the_sum(branch: object, count: int) -> None:
+    last = 10 if count == 1 else 8
+    model = randomise(nn.Sequential(nn.Conv2d(3, 8, 3), branch(), nn.Conv2d(last, 4, 1)))  # type: ignore[operator]
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    graph = trace(model, x)
+    assert [b.removable for b in graph.blocks.values()] == [True] * count, [b.reason for b in graph.blocks.values()]
+    for seed in range(4):
+        assert_pruned_equals_masked(model, x, seed=seed, blocks=1 + seed % count, graph=graph)

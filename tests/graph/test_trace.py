@@ -212,6 +212,35 @@ def test_within_prunes_only_the_inside() -> None:
     assert all(b.removable == n.startswith("layer2") for n, b in graph.blocks.items())
 
 
+class Selecting(nn.Module):
+    """What runs before and after the backbone depends on the data: so do the number of operations and of results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = zoo.cifar_resnet(8, "B")
+        self.score = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(int((x > 0).sum()) % 23):
+            x = x * 1.1 - 0.1
+        scores = self.score(self.backbone(x))
+        best = scores[scores.max(1).values > scores.mean()]
+        return scores + sum((row.sort().values for row in best), torch.zeros(4, dtype=x.dtype))
+
+
+def test_within_a_model_that_takes_another_course_each_time() -> None:
+    torch.manual_seed(0)
+    model = randomise(Selecting())
+    x = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+    graph = trace(model, x, within="backbone")
+    assert graph.groups and all(n.startswith("backbone") for n in graph.groups)
+    assert all(call.module.startswith("backbone") for call in graph.calls)
+    for seed in range(3):
+        assert_pruned_equals_masked(model, x, seed=seed, graph=graph)
+    with pytest.raises(CaptureError, match="another course"):
+        assert_pruned_equals_masked(model, x)
+
+
 class Unknown(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from latprune.surgery.verify import EqualityReport, check_equal
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """The model in float64 and evaluation mode, no parameter constant: norms, biases, layer scales and statistics are drawn.
 
-    A fresh model hides mistakes behind scales of 1 (or 1e-6), shifts of 0 and statistics that do nothing.
+    A fresh model hides mistakes behind scales of 1 (or 1e-6), shifts of 0, statistics that do nothing, and a last layer near 0.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -32,6 +32,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             if parameter.numel() > 1 and bool(parameter.min() == parameter.max()):
                 constant = float(parameter.view(-1)[0])
                 uniform(parameter, *((0.5, 1.5) if constant else (-0.3, 0.3)))
+            elif parameter.numel() > 1 and float(parameter.std()) < 1e-3:
+                parameter.mul_(0.05 / float(parameter.std()))
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 uniform(buffer, -0.5, 0.5)

@@ -359,12 +359,12 @@ class _Builder:
             if not b.reason:
                 joins.setdefault(b.join, {})[b.name] = b.operand
         result = []
-        for node in self.recording.nodes:
+        for index, node in enumerate(n for n in self.recording.nodes if n.inside):
             every = tuple(arrays(f) for f in node.in_fields)
             out = tuple(arrays(i.fields) for i in node.outputs)
             result.append(
                 Call(
-                    index=node.index,
+                    index=index,
                     op=node.op,
                     module=node.module,
                     fields=tuple(_widest(e) for e in every),
@@ -420,6 +420,7 @@ def build(
     *,
     min_widths: Mapping[str, int],
     blocks_kept: Mapping[str, str],
+    within: str = "",
 ) -> ModelGraph:
     """Assemble the public graph."""
     grouping = settled.grouping
@@ -455,6 +456,7 @@ def build(
     tensor_axes = b.tensor_axes()
     plan: dict[str, Any] = {
         "parameters": [name for name, _ in model.named_parameters()],
+        "within": within,
         "aliases": dict(recording.aliases),
         "realisations": {br.name: br.realisation for br in branches if br.realisation is not None},
         "grouped": {n: tuple(rows.shape) for n, rows in recording.grouped.items()},

@@ -58,26 +58,53 @@ def _meet_two(
             if _crossing(dims, other):
                 _unite_shared(space, f, g, dims, other, place)
         if not _blank(dims, right_shape, covered_right):
+            repeated = _unite_repeated(space, f, dims, coarser, right_shape)
+            if repeated is not None:
+                kept.append(repeated)
+                continue
             space.freeze(f, f"meets values that carry no channels in {place}")
+            for g in coarser:
+                space.freeze(g, f"meets channels that meet values without any in {place}")
             continue
         for g in finer:
-            _link(space, f, g, left_shape, right_shape)
+            if _blank(varying(g), left_shape, covered_left):
+                space.bundle(f, g)
         for g in coarser:
-            _link(space, g, f, right_shape, left_shape)
+            space.bundle(g, f)
         if not finer:
             kept.append(f)
     for g, dims in spare:
         if not _blank(dims, left_shape, covered_left):
+            inner = [f for f, own in loose if set(own) < set(dims)]
+            repeated = _unite_repeated(space, g, dims, inner, left_shape)
+            if repeated is not None:
+                if all(repeated is not k for k in kept):
+                    kept.append(repeated)
+                continue
             space.freeze(g, f"meets values that carry no channels in {place}")
+            for f in inner:
+                space.freeze(f, f"meets channels that meet values without any in {place}")
             continue
         if not any(set(dims) < set(other) for _, other in loose):
             kept.append(g)
     return kept
 
 
-def _link(space: LabelSpace, coarse: torch.Tensor, fine: torch.Tensor, coarse_shape: list[int], fine_shape: list[int]) -> None:
-    """``coarse`` meets ``fine``: a bundle where its tensor has size 1 along the missing dimensions."""
-    space.bundle(coarse, fine)
+def _unite_repeated(
+    space: LabelSpace, fine: torch.Tensor, dims: Sequence[int], coarser: Sequence[torch.Tensor], shape: Sequence[int]
+) -> torch.Tensor | None:
+    """``fine`` meets a tensor of ``shape`` that has places of its own, but no labels, along some of ``fine``'s dimensions.
+
+    That tensor carries the same channels at each of those places (paths that are stacked, one key for all heads), so ``fine`` does too.
+
+    Returns:
+        The tensor's field that covers exactly the other dimensions, or None where there is none.
+    """
+    for g in coarser:
+        if all(shape[d] > 1 for d in dims if g.shape[d] == 1):
+            space.unite(fine, g)
+            return g
+    return None
 
 
 def _unite_shared(space: LabelSpace, f: torch.Tensor, g: torch.Tensor, dims: Sequence[int], other: Sequence[int], place: str) -> None:

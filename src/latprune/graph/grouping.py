@@ -23,6 +23,9 @@ IntArray = npt.NDArray[np.int64]
 HashArray = npt.NDArray[np.uint64]
 
 
+Conflict = tuple[IntArray, str, list[int]]
+
+
 @dataclass(slots=True, eq=False)
 class Grouping:
     """The solved facts.
@@ -33,6 +36,8 @@ class Grouping:
         slots: For each class up to ``len(slots)`` memberships: pairs of ``(labels,)`` arrays (group index or -1, unit).
         every: The group indices of the slots with the groups that stay whole included.
         frozen_reason: For each class that stays, why.
+        conflicts: Grids whose rows carry different channels (a rotated query beside a plain value), which cannot be tied place by place:
+            the classes, the operation that needs them, and for each row a number that rows alike share.
     """
 
     roots: IntArray
@@ -40,6 +45,7 @@ class Grouping:
     slots: list[tuple[IntArray, IntArray]]
     every: list[IntArray]
     frozen_reason: dict[int, str]
+    conflicts: list[Conflict]
 
 
 def _mix(values: IntArray | int, salt: int) -> HashArray:
@@ -112,11 +118,11 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
     roots, coarse, fine = _classes(space)
     size = space.size
     reason: dict[int, str] = {}
+    for label, why in (extra_frozen or {}).items():
+        reason.setdefault(int(roots[label]), why)
     for labels, why in space.frozen:
         for root in np.unique(roots[labels]).tolist():
             reason.setdefault(root, why)
-    for label, why in (extra_frozen or {}).items():
-        reason.setdefault(int(roots[label]), why)
     looped = coarse == fine
     for root in np.unique(coarse[looped]).tolist():
         reason.setdefault(root, "channels depend on their own summary")
@@ -147,6 +153,7 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
     summed[coarse] = True
 
     groups: list[RawGroup] = []
+    conflicts: list[Conflict] = []
     group_of = np.full(size, -1, dtype=np.int64)
     unit_of = np.zeros(size, dtype=np.int64)
     below = np.zeros(size, dtype=np.uint64)
@@ -158,9 +165,9 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
         key = own ^ rows_hash ^ ancestors ^ below
         key[summed] ^= summary[summed]
         key[frozen] ^= np.uint64(0xABCDEF0123456789)
-        _form(depth, members, key, grids, frozen, reason, aligned, below_live, groups, group_of, unit_of)
-    slots, every = memberships(groups, group_of, unit_of, coarse, fine, grids)
-    return Grouping(roots=roots, groups=groups, slots=slots, every=every, frozen_reason=reason)
+        _form(depth, members, key, grids, conflicts, frozen, reason, aligned, below_live, groups, group_of, unit_of)
+    slots, every = memberships(groups, group_of, unit_of, coarse, fine, [(rows, why) for rows, why, _ in grids], frozen)
+    return Grouping(roots=roots, groups=groups, slots=slots, every=every, frozen_reason=reason, conflicts=conflicts)
 
 
 def _aligned(base: npt.NDArray[np.bool_], key: HashArray, ancestors: HashArray) -> npt.NDArray[np.bool_]:
@@ -245,15 +252,19 @@ def _unproduced(recording: Recording, roots: IntArray, level: IntArray) -> IntAr
     return found
 
 
-def _grids(space: LabelSpace, roots: IntArray) -> tuple[list[tuple[IntArray, str]], HashArray]:
+ClassGrid = tuple[IntArray, str, bool]
+"""The classes of a :class:`Grid`, its reason, and whether it is the last resort."""
+
+
+def _grids(space: LabelSpace, roots: IntArray) -> tuple[list[ClassGrid], HashArray]:
     """Distinct grids over classes, and for each class a hash of the rows that it stands in."""
     hashes = np.zeros(roots.size, dtype=np.uint64)
     seen: set[bytes] = set()
-    grids: list[tuple[IntArray, str]] = []
+    grids: list[ClassGrid] = []
     for g in space.grids:
         rows = roots[g.rows]
-        if (rows == rows[:1]).all():
-            continue
+        if (rows == rows[:1]).all() or (rows == rows[:, :1]).all():
+            continue  # the same channels in each row, or one channel a row, which goes as a whole
         ordered = np.sort(rows, axis=1)
         if (ordered == ordered[:1]).all():
             continue
@@ -263,7 +274,7 @@ def _grids(space: LabelSpace, roots: IntArray) -> tuple[list[tuple[IntArray, str
         seen.add(key)
         marks = np.broadcast_to((np.arange(rows.shape[0]) + len(seen) * 1_000_003)[:, None], rows.shape)
         _accumulate(hashes, rows.reshape(-1), marks.reshape(-1), 11)
-        grids.append((rows, g.why))
+        grids.append((rows, g.why, g.last))
     return grids, hashes
 
 
@@ -271,7 +282,8 @@ def _form(
     depth: int,
     members: IntArray,
     key: HashArray,
-    grids: list[tuple[IntArray, str]],
+    grids: list[ClassGrid],
+    conflicts: list[Conflict],
     frozen: npt.NDArray[np.bool_],
     reason: dict[int, str],
     aligned: npt.NDArray[np.bool_],
@@ -299,7 +311,7 @@ def _form(
             a = parent[a]
         return a
 
-    for rows, why in grids:
+    for rows, why, last in grids:
         grid_cells = cell_of[rows]
         if (grid_cells < 0).all():
             continue
@@ -309,6 +321,10 @@ def _form(
             continue
         lists = [_runs(r) for r in grid_cells]
         if any(x[1] != lists[0][1] for x in lists):
+            if not last:
+                kinds: dict[tuple[int, ...], int] = {}
+                conflicts.append((rows, why, [kinds.setdefault(tuple(counts), len(kinds)) for _, counts in lists]))
+                continue
             for c in np.unique(grid_cells).tolist():
                 bad.setdefault(c, f"equal parts cut by {why} carry different channels")
             continue

@@ -43,10 +43,14 @@ class LabelRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """``rows`` of labels, ``(rows, places)``, that must keep equal counts; ``why`` names the operation that needs it."""
+    """``rows`` of labels, ``(rows, places)``, that must keep equal counts; ``why`` names the operation that needs it.
+
+    ``last``: there is no milder way to keep the counts equal; where the rows cannot be tied, their channels stay.
+    """
 
     rows: IntArray
     why: str
+    last: bool = False
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 __all__ = ["RawGroup", "Slot", "memberships"]
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 Slot = tuple[IntArray, IntArray]
 """For each class a group number (-1 for none) and a unit."""
 
@@ -24,16 +25,23 @@ class RawGroup:
 
 
 def memberships(
-    groups: list[RawGroup], group_of: IntArray, unit_of: IntArray, coarse: IntArray, fine: IntArray, grids: list[tuple[IntArray, str]]
+    groups: list[RawGroup],
+    group_of: IntArray,
+    unit_of: IntArray,
+    coarse: IntArray,
+    fine: IntArray,
+    grids: list[tuple[IntArray, str]],
+    frozen: BoolArray,
 ) -> tuple[list[Slot], list[IntArray]]:
     """Memberships of every class, in slots: a group always has the same slot, and groups that share a class have different ones.
 
-    Coarse groups whose units cannot go without breaking a grid get a reason and stay whole.
+    Coarse groups whose units cannot go without breaking a grid get a reason and stay whole. A coarse class without a unit of its own
+    goes with the unit that takes all that it stands for; where such a class must stay, so must that unit's group.
 
     Returns:
         The slots without the groups that stay whole, and the group numbers of all slots with them.
     """
-    above, below = _closure(coarse, fine)
+    above, below = all_above, all_below = _closure(coarse, fine)
     known = group_of[above] >= 0
     above, below = above[known], below[known]
     group, unit = group_of[above], unit_of[above]
@@ -51,8 +59,43 @@ def memberships(
     for g_raw in groups:
         if g_raw.cells.size == 1 and not g_raw.reason:
             g_raw.reason = "a single unit: the whole dimension would go"
-    alive = np.array([not g_raw.reason for g_raw in groups] + [False])
-    return [(np.where(alive[g], g, -1), u) for g, u in slots], [g for g, _ in slots]
+    every = [g for g, _ in slots]
+    while True:
+        alive = np.array([not g_raw.reason for g_raw in groups] + [False])
+        live = [(np.where(alive[g], g, -1), u) for g, u in slots]
+        implied = _implied(live, all_above, all_below)
+        if not _stays(groups, implied, frozen):
+            break
+    for (g, u), (classes, group_numbers, units) in zip(live, implied, strict=True):
+        open_ = (g[classes] < 0) & ~alive[group_of[classes]]
+        g[classes[open_]], u[classes[open_]] = group_numbers[open_], units[open_]
+    return live, every
+
+
+def _implied(slots: list[Slot], above: IntArray, below: IntArray) -> list[tuple[IntArray, IntArray, IntArray]]:
+    """For each slot the coarse classes of which all finer ones lie in one unit: ``(classes, groups, units)``."""
+    order = np.argsort(above, kind="stable")
+    classes, starts = np.unique(above[order], return_index=True)
+    found = []
+    for group_of, unit_of in slots:
+        if not classes.size:
+            found.append((classes, classes, classes))
+            continue
+        code = np.where(group_of[below] >= 0, group_of[below] * np.int64(1 << 32) + unit_of[below], -1)[order]
+        low, high = np.minimum.reduceat(code, starts), np.maximum.reduceat(code, starts)
+        same = (low == high) & (low >= 0)
+        found.append((classes[same], low[same] >> 32, low[same] & ((1 << 32) - 1)))
+    return found
+
+
+def _stays(groups: list[RawGroup], implied: list[tuple[IntArray, IntArray, IntArray]], frozen: BoolArray) -> bool:
+    """Keep groups whole of which a unit would take everything that a class that must stay stands for; whether there was one."""
+    found = False
+    for classes, group_numbers, _ in implied:
+        for g in np.unique(group_numbers[frozen[classes]]).tolist():
+            groups[g].reason = groups[g].reason or "a summary of its channels must stay"
+            found = True
+    return found
 
 
 def _closure(coarse: IntArray, fine: IntArray) -> tuple[IntArray, IntArray]:

@@ -26,7 +26,7 @@ class ModelGraph:
         blocks: Residual branches by name, in execution order; ``removable`` says whether a branch may go.
         kept_whole: What cannot be pruned, with reasons.
         tensor_axes: For each parameter and buffer, the size of each dimension as a function of the widths.
-        calls: The recorded sequence of operations.
+        calls: The recorded sequence of operations (those inside of ``within`` where a sub-module is pruned).
         class_units: For each coordinate class its memberships ``(group name, unit)``; a class is kept iff all its units are kept.
         tensor_blocks: For each parameter and buffer the blocks that it goes with.
         plan: What surgery needs: how each removable block, padding amount and module attribute is edited.

@@ -8,6 +8,7 @@ labelled dimensions are traced too; arithmetic keeps an expression. A function m
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,10 +17,24 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["CallWatcher", "Expression", "TracedFloat", "TracedInt", "expression", "leaves", "planted"]
+__all__ = [
+    "CallWatcher",
+    "Comparison",
+    "Expression",
+    "TracedFloat",
+    "TracedInt",
+    "Uses",
+    "expression",
+    "integer_attributes",
+    "leaves",
+    "planted",
+]
 
 Expression = tuple[Any, ...]
-"""``("const", value)``, ``("attr", module path, name)``, ``("size", number of a size leaf)`` or ``(operator, left, right)``."""
+"""``("const", value)``, ``("attr", module path, name)``, ``("size", number of a size leaf)`` or ``(operator, left, right)``.
+
+An entry of a list or tuple attribute has the name ``name[index]``.
+"""
 
 _VALUE_CALLS = frozenset(
     "mul __mul__ __rmul__ mul_ __imul__ div __truediv__ __rtruediv__ div_ true_divide add __add__ __radd__ add_ __iadd__ sub __sub__ "
@@ -27,7 +42,26 @@ _VALUE_CALLS = frozenset(
     "pow __pow__ __rpow__ full full_like fill_ softmax".split()
 )
 
+_NORM_CALLS = frozenset({"layer_norm", "rms_norm"})
 _ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
+
+
+Comparison = tuple[str, Expression, Expression, str]
+"""Operator (``eq``, ``ne``, ``lt``, ``le``, ``gt``, ``ge``), left, right, and the module whose forward compared."""
+
+
+class Uses(set[Expression]):
+    """Expressions whose value entered a computation as a number.
+
+    Attributes:
+        compared: Comparisons that the forward made, and their outcomes: they decide its course, so they must come out alike.
+        place: Path of the running module; None while the recorder or a function of PyTorch is at work, whose comparisons do not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compared: dict[Comparison, bool] = {}
+        self.place: Callable[[], str | None] = lambda: None
 
 
 def _binary(name: str, plain: Callable[[Any, Any], Any], *, swap: bool = False) -> Any:
@@ -55,13 +89,26 @@ def _number(name: str) -> Any:
     return method
 
 
+def _comparison(name: str, plain: Callable[[int, int], bool]) -> Any:
+    def method(self: TracedInt, other: Any) -> Any:
+        if not isinstance(other, int):
+            return NotImplemented
+        outcome = plain(int(self), int(other))
+        place = self.used.place()
+        if place is not None:
+            self.used.compared[name, self.expr, expression(other), place] = outcome
+        return outcome
+
+    return method
+
+
 class TracedInt(int):
     """An ``int`` with the expression that made it; ``used`` collects the expressions whose value entered a computation as a number."""
 
     expr: Expression
-    used: set[Expression]
+    used: Uses
 
-    def __new__(cls, value: int, expr: Expression, used: set[Expression]) -> TracedInt:
+    def __new__(cls, value: int, expr: Expression, used: Uses) -> TracedInt:
         """An integer of ``value`` that came from ``expr``."""
         made = super().__new__(cls, value)
         made.expr = expr
@@ -77,6 +124,14 @@ class TracedInt(int):
     __floordiv__ = _binary("floordiv", lambda a, b: a // b)
     __rfloordiv__ = _binary("floordiv", lambda a, b: a // b, swap=True)
     __mod__ = _binary("mod", lambda a, b: a % b)
+
+    __eq__ = _comparison("eq", operator.eq)
+    __ne__ = _comparison("ne", operator.ne)
+    __lt__ = _comparison("lt", operator.lt)
+    __le__ = _comparison("le", operator.le)
+    __gt__ = _comparison("gt", operator.gt)
+    __ge__ = _comparison("ge", operator.ge)
+    __hash__ = int.__hash__
 
     def __pow__(self, exponent: Any, modulus: Any = None) -> Any:
         """A power keeps its base, so that a scale such as ``head_dim ** -0.5`` can be kept as it was."""
@@ -104,9 +159,9 @@ class TracedFloat(float):
 
     base: Expression
     exponent: float
-    used: set[Expression]
+    used: Uses
 
-    def __new__(cls, value: float, base: Expression, exponent: float, used: set[Expression]) -> TracedFloat:
+    def __new__(cls, value: float, base: Expression, exponent: float, used: Uses) -> TracedFloat:
         """A number of ``value`` that is proportional to ``base ** exponent``."""
         made = super().__new__(cls, value)
         made.base, made.exponent, made.used = base, exponent, used
@@ -180,26 +235,38 @@ def leaves(expr: Expression) -> Iterator[Expression]:
         yield from leaves(expr[2])
 
 
+def integer_attributes(module: nn.Module) -> Iterator[tuple[str, int | list[int] | tuple[int, ...]]]:
+    """Public attributes of a module that are plain integers, or lists or tuples of them."""
+    for name, value in module.__dict__.items():
+        if name.startswith("_"):
+            continue
+        if type(value) is int or (type(value) in (list, tuple) and value and all(type(v) is int for v in value)):
+            yield name, value
+
+
 @contextmanager
-def planted(model: nn.Module, used: set[Expression]) -> Iterator[None]:
-    """Replace the plain ``int`` attributes of all modules by traced ones, and put them back afterwards."""
-    before: list[tuple[dict[str, Any], str, int]] = []
+def planted(model: nn.Module, used: Uses) -> Iterator[None]:
+    """Replace the plain ``int`` attributes of all modules (those in lists and tuples too) by traced ones, and put them back afterwards."""
+    before: list[tuple[dict[str, Any], str, Any, Any]] = []
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        values = module.__dict__
-        for name, value in list(values.items()):
-            if type(value) is int and not name.startswith("_"):
-                before.append((values, name, value))
-                values[name] = TracedInt(value, ("attr", path, name), used)
+        for name, value in list(integer_attributes(module)):
+            traced: Any
+            if isinstance(value, int):
+                traced = TracedInt(value, ("attr", path, name), used)
+            else:
+                traced = type(value)(TracedInt(v, ("attr", path, f"{name}[{k}]"), used) for k, v in enumerate(value))
+            before.append((module.__dict__, name, value, traced))
+            module.__dict__[name] = traced
     plain_sqrt = math.sqrt
     math.sqrt = _traced_sqrt(plain_sqrt)
     try:
         yield
     finally:
         math.sqrt = plain_sqrt
-        for values, name, value in before:
-            if isinstance(values.get(name), TracedInt):
+        for values, name, value, traced in before:
+            if values.get(name) is traced:
                 values[name] = value
 
 
@@ -214,9 +281,10 @@ class CallWatcher(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.stack: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-        self.used: set[Expression] = set()
+        self.used = Uses()
         self.on_scale: Callable[[torch.Tensor, Expression, float], None] = lambda tensor, base, exponent: None
         self.on_attention: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
+        self.on_normalise: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.trace_sizes: Callable[[torch.Tensor], tuple[int, ...] | None] = lambda tensor: None
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -244,6 +312,8 @@ class CallWatcher(TorchFunctionMode):
                     self.used.add(value.expr)
                 elif isinstance(value, TracedFloat):
                     self._scaled(name, args, value)
+        elif name in _NORM_CALLS:
+            self.on_normalise(name, args, kwargs)
         elif name in _ATTENTION_CALLS:
             self.on_attention(name, args, kwargs)
         else:

@@ -7,6 +7,7 @@ transformer layer).
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,10 @@ _ZERO_STAYS = frozenset(
     "roll "
     "index constant_pad_nd native_dropout dropout mul div relu gelu silu tanh hardtanh".split()
 )
+_ZERO_BROADCASTS = frozenset(
+    "expand clone contiguous alias detach _to_copy neg native_dropout dropout mul div relu gelu silu tanh hardtanh".split()
+)
+"""Of those the ones that take a zero of any shape, and give one that broadcasts as the real result would."""
 _MOVES = (
     "slice",
     "constant_pad_nd",
@@ -188,11 +193,15 @@ def _parts(branch: Branch, recording: Recording, alive: set[int]) -> Realisation
         draft = nodes[n].kernel
         if draft is not None and draft.kind in _HEAVY:
             return f"a part of the branch ({nodes[n].op}) is computed in the forward of '{nodes[n].module}' itself"
-    last, direct = _zero_call(branch, recording, calls, set(glue))
+    different = _difference(branch, recording, calls, set(glue))
+    if different is not None:
+        return different
+    last, tail = _zero_call(branch, recording, calls, set(glue))
     if last is None:
         return f"no module in '{holder}' ends the branch"
     # A scalar zero broadcasts in the sum; where the sum is written into the branch's own tensor it must have that tensor's shape.
-    direct = direct and not (nodes[branch.join].op.startswith("aten.add_.") and branch.operand == 0)
+    scalar = all(_broadcasts(nodes[n]) for n in tail) and not (nodes[branch.join].op.startswith("aten.add_.") and branch.operand == 0)
+    shaped = any(not _any_shape(nodes[n]) for n in glue if n not in tail)
     parts: list[Part] = []
     for call in calls:
         if not _called_once(recording, call.path):
@@ -202,13 +211,54 @@ def _parts(branch: Branch, recording: Recording, alive: set[int]) -> Realisation
         entry = [k for k, i in enumerate(call.inputs) if i.node in branch.nodes or i.node == branch.fork]
         if call.structure is None or not entry:
             return f"module '{call.path}' returns something that cannot be stood in for"
-        zero = "" if call is not last else "scalar" if direct else "like"
+        zero = "" if call is not last else "scalar" if scalar else "like"
         source, target = call.inputs[entry[0]], next((o for o in call.outputs if o.node in branch.nodes), call.outputs[0])
-        shaped = any(short_name(nodes[n]).rstrip("_") not in _ANY_SHAPE for n in glue)
-        if source.shape != target.shape and ((shaped and call is not last) or not direct):
+        if source.shape != target.shape and ((shaped and call is not last) or not scalar):
             return f"module '{call.path}' changes the shape inside the branch, and '{holder}' computes with it"
         parts.append(Part(module=call.path, argument=entry[0], output=_used_structure(call, branch, recording), zero=zero))
     return Realisation(parts=parts)
+
+
+def _any_shape(node: Node) -> bool:
+    """Whether an operation takes whatever shape a module's stand-in hands on."""
+    return short_name(node).rstrip("_") in _ANY_SHAPE and all(math.prod(i.shape) == 1 for i in node.inputs if not i.dynamic)
+
+
+def _broadcasts(node: Node) -> bool:
+    """Whether a scalar zero goes through an operation to one that broadcasts in the sum."""
+    name = short_name(node)
+    written = name.endswith("_") and any(math.prod(i.shape) > 1 for i in node.inputs[1:])
+    return name.rstrip("_") in _ZERO_BROADCASTS and not written
+
+
+def _difference(branch: Branch, recording: Recording, calls: list[ModuleCall], glue: set[int]) -> Realisation | None:
+    """A branch of the form ``scale * (f(x) - x)``: it is zero when every module of ``f`` hands its argument on."""
+    nodes = recording.nodes
+    at = nodes[branch.join].inputs[branch.operand]
+    while at.node in glue and short_name(nodes[at.node]) not in ("sub", "sub_"):
+        moving = [i for i in nodes[at.node].inputs if i.dynamic]
+        if short_name(nodes[at.node]).rstrip("_") not in _ZERO_STAYS or len(moving) != 1:
+            return None
+        at = moving[0]
+    if at.node not in glue or len(nodes[at.node].inputs) != 2:
+        return None
+    sides = nodes[at.node].inputs
+    start = [k for k, i in enumerate(sides) if i.node == branch.fork]
+    if len(start) != 1:
+        return None
+    fork, value = sides[start[0]], sides[1 - start[0]]
+    parts: list[Part] = []
+    while value is not fork:
+        step = next((c for c in calls if any(o is value for o in c.outputs) and c.stop > c.start), None)
+        if step is None or step.structure is None or not _called_once(recording, step.path) or value.shape != fork.shape:
+            return None
+        entry = [k for k, i in enumerate(step.inputs) if i.node in branch.nodes or i is fork]
+        if len(entry) != 1:
+            return None
+        parts.append(Part(module=step.path, argument=entry[0], output=_used_structure(step, branch, recording)))
+        value = step.inputs[entry[0]]
+    heavy = {p.module for p in parts}
+    return Realisation(parts=parts[::-1]) if all(c.path in heavy for c in calls if c.stop > c.start) else None
 
 
 def _calls_inside(branch: Branch, recording: Recording, alive: set[int]) -> list[ModuleCall]:
@@ -235,21 +285,21 @@ def _calls_inside(branch: Branch, recording: Recording, alive: set[int]) -> list
     return found
 
 
-def _zero_call(branch: Branch, recording: Recording, calls: list[ModuleCall], glue: set[int]) -> tuple[ModuleCall | None, bool]:
-    """The call whose result reaches the sum by steps that keep zeros zero, and whether it reaches it directly."""
+def _zero_call(branch: Branch, recording: Recording, calls: list[ModuleCall], glue: set[int]) -> tuple[ModuleCall | None, list[int]]:
+    """The call whose result reaches the sum by steps that keep zeros zero, and those steps."""
     nodes = recording.nodes
     at = nodes[branch.join].inputs[branch.operand]
-    direct = True
+    tail: list[int] = []
     while at.node in glue:
         node = nodes[at.node]
         moving = [i for i in node.inputs if i.dynamic]
         op = short_name(node).rstrip("_")
         if op not in _ZERO_STAYS or not moving or (op == "cat" and len(moving) > 1):
-            return None, False
+            return None, []
+        tail.append(at.node)
         at = moving[0]
-        direct = False
     ends = [c for c in calls if any(o is at for o in c.outputs) and c.stop > c.start and _called_once(recording, c.path)]
-    return (ends[-1], direct) if ends else (None, False)
+    return (ends[-1], tail) if ends else (None, [])
 
 
 def _used_structure(call: ModuleCall, branch: Branch, recording: Recording) -> Structure:

@@ -24,6 +24,19 @@ from latprune.graph.tensors import flatten_tensors, operands, structure
 __all__ = ["Recorder"]
 
 
+def _derived_grouped_weights(model: nn.Module) -> dict[str, int]:
+    """Weights of grouped convolutions whose module computes with them in a forward of its own (standardised weights): their groups.
+
+    There each group of filters has its own input channels from the start, because statistics over a filter must tell them apart.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        plain = type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not plain and module.groups > 1 and module.weight.shape[1] > 1:
+            found[f"{path}.weight" if path else "weight"] = int(module.groups)
+    return found
+
+
 _CREATING = frozenset(
     f"aten::{name}"
     for name in (
@@ -34,12 +47,14 @@ _CREATING = frozenset(
 
 
 class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records one run of ``model``."""
+    """Records one run of ``model``; what runs outside of the module ``within`` need not be understood."""
 
-    def __init__(self, model: nn.Module, watcher: CallWatcher) -> None:
+    def __init__(self, model: nn.Module, watcher: CallWatcher, within: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.watcher = watcher
+        self._within = within
+        self._depth = 0 if within else 1
         self.space = LabelSpace()
         self.nodes: list[Node] = []
         self.module_calls: list[ModuleCall] = []
@@ -64,6 +79,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 else:
                     self._names[id(tensor)] = name
                     self._own[id(tensor)] = tensor
+        self._groups = _derived_grouped_weights(model)
 
     def info(self, tensor: torch.Tensor) -> Info:
         """What is known of ``tensor``; a parameter gets its labels when it is first seen."""
@@ -84,7 +100,14 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         fields: list[torch.Tensor] = []
         if tensor.is_floating_point() or tensor.is_complex():
             for dim, size in enumerate(tensor.shape):
-                if size > 1:
+                if size > 1 and dim == 1 and name in self._groups:
+                    rows = self.space.fresh(self._groups[name] * size, "tensor", name, dim).reshape(-1, size)
+                    labels.append(rows[0])
+                    self._label_owner.append((int(rows[0, 0]), rows.numel(), name, dim))
+                    fields.append(
+                        rows.repeat_interleave(tensor.shape[0] // rows.shape[0], 0).reshape(*tensor.shape[:2], *[1] * (tensor.dim() - 2))
+                    )
+                elif size > 1:
                     vector = self.space.fresh(size, "tensor", name, dim)
                     labels.append(vector)
                     self._label_owner.append((int(vector[0]), size, name, dim))
@@ -96,12 +119,19 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def state_role(self, labels: torch.Tensor, role: str) -> None:
         """Remember the role of the parameter dimension whose own labels start ``labels``."""
+        owner = self.owner(labels)
+        if owner is not None:
+            self._step_roles.append((*owner, role))
+
+    def owner(self, labels: torch.Tensor) -> tuple[str, int] | None:
+        """The parameter and dimension whose own labels start ``labels``."""
         first = int(labels.reshape(-1)[0])
         at = bisect_right(self._label_owner, (first, 1 << 62, "", 0)) - 1
         if at >= 0:
             start, size, name, dim = self._label_owner[at]
             if start <= first < start + size:
-                self._step_roles.append((name, dim, role))
+                return name, dim
+        return None
 
     def set(self, tensor: torch.Tensor, info: Info) -> None:
         """Remember ``info`` of ``tensor``."""
@@ -134,6 +164,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
             self._stack.append(len(self.module_calls) - 1)
             self.module_path = path
+            self._depth += path == self._within
 
         return hook
 
@@ -143,6 +174,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         call.outputs = self._tensor_infos(output)
         call.structure = structure(output)
         self.module_path = self.module_calls[self._stack[-1]].path if self._stack else ""
+        self._depth -= call.path == self._within
 
     # -- operations ------------------------------------------------------------------------------------------------
 
@@ -165,6 +197,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs=[],
             in_fields=[i.fields for i in infos],
             literals=tuple(a for a in args if not isinstance(a, torch.Tensor)),
+            inside=self._depth > 0,
         )
         fields: list[Fields] = [()] * len(outs)
         labelled = any(i.fields for i in infos)
@@ -177,7 +210,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for i in infos:
                     step.freeze(i.fields, reason)
             else:
-                result = rule(step)
+                result = self._apply(rule, step, infos, node.inside)
                 if isinstance(result, list):
                     fields = [self._clean(r) for r in result] + [()] * (len(outs) - len(result))
                 elif outs:
@@ -192,10 +225,25 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._mutated(t, info, func)
             self.set(t, info)
             node.outputs.append(info)
-        if mutable and not outs:
+        if mutable and not outs and not node.inside:
+            for i in infos:
+                for f in i.fields:
+                    self.space.freeze(f, f"written by {func} outside of '{self._within}'")
+        elif mutable and not outs:
             raise CaptureError(f"{func} in '{self.module_path}' writes into its arguments and returns nothing; it cannot be followed")
         self.nodes.append(node)
         return out
+
+    def _apply(self, rule: Any, step: Step, infos: list[Info], inside: bool) -> Any:
+        """What a rule says; outside of the module that is pruned an operation may be more than the rule can take."""
+        try:
+            return rule(step)
+        except Exception:
+            if inside:
+                raise
+            for i in infos:
+                step.freeze(i.fields, f"read outside of '{self._within}' by {step.place}")
+            return []
 
     def _clean(self, fields: Fields) -> Fields:
         return tuple(f for f in fields if f.numel() > 1)
@@ -217,6 +265,10 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def recording(self, inputs: list[Info], outputs: list[Info]) -> Recording:
         """What the run left behind."""
+        for name in self._groups:
+            if name not in self.grouped and name in self.tensor_labels:
+                for f in self.info(self.model.get_parameter(name)).fields:
+                    self.space.freeze(f, f"'{name}' is not used as the weight of a grouped convolution alone")
         return Recording(
             space=self.space,
             nodes=self.nodes,
@@ -231,7 +283,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             pads=self.pads,
             sizes=self.sizes,
             equations=self.equations,
-            used_as_numbers=self.watcher.used,
+            uses=self.watcher.used,
             attribute_values=self.attribute_values,
             scales=self.scales,
             call_counts=Counter(c.path for c in self.module_calls),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from latprune.graph.labels import LabelSpace
-from latprune.graph.provenance import Expression
+from latprune.graph.provenance import Expression, Uses
 from latprune.graph.scales import ScaleUse
 
 __all__ = ["Axis", "Equation", "Fields", "Info", "KernelDraft", "ModuleCall", "Node", "Recording", "SizeLeaf"]
@@ -41,7 +41,7 @@ class Info:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One recorded operation; see :class:`latprune.graph.Call`."""
+    """One recorded operation; see :class:`latprune.graph.Call`. ``inside``: it ran inside of the module that is pruned."""
 
     index: int
     op: str
@@ -51,6 +51,7 @@ class Node:
     in_fields: list[Fields]
     kernel: KernelDraft | None = None
     literals: tuple[Any, ...] = ()
+    inside: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -116,7 +117,7 @@ class Recording:
     pads: dict[str, dict[str, Any]]
     sizes: list[SizeLeaf]
     equations: list[Equation]
-    used_as_numbers: set[Expression]
+    uses: Uses
     attribute_values: dict[tuple[str, str], int]
     scales: list[ScaleUse]
     call_counts: dict[str, int]

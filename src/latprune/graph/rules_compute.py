@@ -239,6 +239,10 @@ def group_norm(step: Step) -> list[Fields]:
             step.freeze([f], f"channels vary along other dimensions in {step.place}")
         elif 1 < groups < f.shape[1]:
             step.space.grid(f.reshape(groups, -1), step.place)
+        elif 1 < groups:
+            call = step.recorder.watcher.arguments("group_norm")
+            stated = groups if call is None else call[0][1] if len(call[0]) > 1 else call[1]["num_groups"]
+            step.recorder.state_size(stated, f.reshape(1, groups, 1), groups, step.place)
     step.kernel = KernelDraft(
         "norm",
         owner,

@@ -65,8 +65,14 @@ def convolution(step: Step) -> Fields:
     out: torch.Tensor = step.out
     channels_in, channels_out = x.shape[1], out.shape[1]
     x_fields = _spread(step, step.fields(x), 1)
+    pointwise = tuple(x.shape[2:]) == tuple(out.shape[2:]) and all(n == 1 for n in weight.shape[2:])
+    passing: list[torch.Tensor] = []
     for f in x_fields:
-        if 1 not in varying(f):
+        if 1 in varying(f):
+            continue
+        if pointwise or varying(f) == (0,):
+            passing.append(f)  # a position of its own, in the image or in the batch
+        else:
             step.freeze([f], f"channels vary along the image in {step.place}")
     fin = _one(x_fields, 1)
     w_fields = step.fields(weight)
@@ -74,7 +80,7 @@ def convolution(step: Step) -> Fields:
     bias_field = _one(step.fields(bias), 0) if bias is not None else None
     rank = out.dim()
     shape_out = [1, channels_out] + [1] * (rank - 2)
-    name = step.info(weight).name
+    name = _parameter(step, weight, w0)
     kernel_size = list(weight.shape[2:])
     macs = float(out.numel()) * (channels_in // groups) * math.prod(kernel_size)
     if transposed:
@@ -99,6 +105,7 @@ def convolution(step: Step) -> Fields:
     elif groups == channels_in and not transposed and w0 is not None:
         kind = "depthwise"
         per = channels_out // groups
+        _state_groups(step, w0.reshape(groups, per))
         if fin is None:
             step.space.freeze(w0, reads_unlabelled(step, step.info(x)))
         else:
@@ -107,7 +114,7 @@ def convolution(step: Step) -> Fields:
         produced = w0.reshape(shape_out)
         axes = [produced.reshape(-1)]
     else:
-        produced, axes = _grouped(step, x, weight, fin, w0, w1, groups, transposed, shape_out)
+        produced, axes = _grouped(step, x, name, fin, w0, w1, groups, transposed, shape_out)
     if bias_field is not None and produced is not None:
         step.space.unite(produced.reshape(-1), bias_field.reshape(-1))
         step.role(bias_field, "bias")
@@ -129,13 +136,33 @@ def convolution(step: Step) -> Fields:
             "output_shape": list(out.shape),
         },
     )
-    return () if produced is None else (produced,)
+    return tuple(passing) if produced is None else (produced, *passing)
+
+
+def _parameter(step: Step, weight: torch.Tensor, first: torch.Tensor | None) -> str | None:
+    """The parameter that a weight is, or that it is computed from place by place (a standardised weight)."""
+    info = step.info(weight)
+    if info.name is not None or info.dynamic or first is None:
+        return info.name
+    owner = step.recorder.owner(first)
+    if owner is None or owner[1] != 0 or step.recorder.tensor_shapes[owner[0]] != tuple(weight.shape):
+        return None
+    own = step.recorder.tensor_labels[owner[0]][0]
+    return owner[0] if own is not None and torch.equal(own, first.reshape(-1)) else None
+
+
+def _state_groups(step: Step, rows: torch.Tensor) -> None:
+    """The number of groups that the forward gives is that of the ``rows`` ``(groups, channels of one)``."""
+    call = step.recorder.watcher.arguments(*(f"conv{kind}{rank}d" for kind in ("", "_transpose") for rank in (1, 2, 3)))
+    if call is not None:
+        stated = call[0][6] if len(call[0]) > 6 else call[1].get("groups", 1)
+        step.recorder.state_size(stated, rows[None], rows.shape[0], step.place)
 
 
 def _grouped(
     step: Step,
     x: torch.Tensor,
-    weight: torch.Tensor,
+    name: str | None,
     fin: torch.Tensor | None,
     w0: torch.Tensor | None,
     w1: torch.Tensor | None,
@@ -144,7 +171,12 @@ def _grouped(
     shape_out: list[int],
 ) -> tuple[torch.Tensor | None, list[torch.Tensor | int]]:
     """Grouped convolution: each group reads its own input channels; groups go whole or keep equal counts inside."""
-    name = step.info(weight).name
+    per_in, per_out = x.shape[1] // groups, shape_out[1] // groups
+    apart = w1 is not None and w1.shape[0] > 1  # labels of its own for each group: a weight that the module computes with
+    if apart and w1 is not None:
+        every = w1.reshape(groups, per_out, per_in)
+        if not bool((every == every[:, :1]).all()):
+            name = None
     if fin is None or w0 is None or transposed or name is None:
         reason = f"a grouped convolution {'transposed or ' if transposed else ''}over derived or unlabelled values in {step.place}"
         for f in (fin, w0, w1):
@@ -152,8 +184,8 @@ def _grouped(
                 step.space.freeze(f, reason)
         produced = None if w0 is None or transposed else w0.reshape(shape_out)
         return produced, [x.shape[1] // groups, shape_out[1]]
-    per_in, per_out = x.shape[1] // groups, shape_out[1] // groups
     rows_in, rows_out = fin.reshape(groups, per_in), w0.reshape(groups, per_out)
+    _state_groups(step, rows_in)
     coarse = step.space.fresh(groups, "bundle", step.place)
     step.space.bundle(coarse.reshape(groups, 1), rows_in)
     step.space.bundle(coarse.reshape(groups, 1), rows_out)
@@ -161,6 +193,8 @@ def _grouped(
         step.space.grid(rows_in, step.place)
     if per_out > 1:
         step.space.grid(rows_out, step.place)
+    if apart and w1 is not None:
+        step.space.unite(rows_in, w1.reshape(groups, per_out, per_in)[:, 0])
     step.recorder.grouped[name] = rows_in
     step.role(w0, "producer")
     if w1 is not None:
@@ -304,3 +338,24 @@ def embedding(step: Step) -> Fields:
     step.role(columns, "producer")
     step.kernel = KernelDraft("embedding", step.info(weight).name, [columns.reshape(-1)], 0.0, {"output_shape": list(step.out.shape)})
     return (columns.reshape([1] * index.dim() + [-1]),)
+
+
+@register_rule("aten::mkldnn_rnn_layer")
+def fused_recurrent(step: Step) -> list[Fields]:
+    """A whole recurrent layer: it reads its input by the input weights; its state carries no channels that could go."""
+    source, weight = step.args[0], step.args[1]
+    place = step.place
+    given, reader = _one(step.fields(source), source.dim() - 1), _one(step.fields(weight), 1)
+    if reader is not None and given is not None:
+        step.space.unite(given.reshape(-1), reader.reshape(-1))
+    elif reader is not None:
+        _freeze_reader(step, reader, source)
+    for tensor in step.args:
+        if isinstance(tensor, torch.Tensor):
+            if tensor.dim() == 2 and step.info(tensor).name is not None:
+                for f in step.fields(tensor):
+                    step.role(f, "producer" if f.shape[0] > 1 else "consumer")
+            step.freeze((f for f in step.fields(tensor) if f is not given and f is not reader), f"read by {place}")
+    if given is not None and varying(given) != (source.dim() - 1,):
+        step.freeze([given], f"channels vary along other dimensions in {place}")
+    return [()] * len(step.out)

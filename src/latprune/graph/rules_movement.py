@@ -44,9 +44,10 @@ def view(step: Step) -> Fields:
     stated = _stated_sizes(step, old, new)
     result = []
     labelled: set[int] = set()
-    for f in step.fields(source):
+    fields = step.fields(source)
+    for f in fields:
         result.append(reshape(f, old, new))
-        labelled |= _state_cuts(step, f, old, new, stated)
+        labelled |= _state_cuts(step, f, fields, old, new, stated)
     if stated is not None:
         for d, value in enumerate(stated):
             if d not in labelled and isinstance(value, TracedInt) and int(value) != -1:
@@ -76,11 +77,19 @@ def _stated_sizes(step: Step, old: tuple[int, ...], new: tuple[int, ...]) -> lis
     return None
 
 
-def _state_cuts(step: Step, field: torch.Tensor, old: tuple[int, ...], new: tuple[int, ...], stated: list[Any] | None) -> set[int]:
-    """State equal counts and sizes for the labelled dimensions of the result; returns those dimensions."""
+def _state_cuts(
+    step: Step, field: torch.Tensor, fields: Fields, old: tuple[int, ...], new: tuple[int, ...], stated: list[Any] | None
+) -> set[int]:
+    """State equal counts and sizes for the labelled dimensions of the result; returns those dimensions.
+
+    Where another field varies along fewer dimensions, that one has the size of those (the filters of a weight, whose inputs differ).
+    """
     labelled: set[int] = set()
+    fewer = [varying(g) for g in fields if set(varying(g)) < set(varying(field))]
     for left, right in segments(old, new):
         if all(field.shape[d] == 1 for d in left):
+            continue
+        if any(set(dims) & set(left) for dims in fewer):
             continue
         local = field.expand([old[d] if d in left else field.shape[d] for d in range(len(old))])
         _state_merges(step, local, left)
@@ -303,26 +312,17 @@ def _join_fields(step: Step, parts: list[tuple[Fields, tuple[int, ...]]], dim: i
     along = [[f for f in fields if dim in varying(f)] for fields, _ in parts]
     across = [tuple(f for f in fields if dim not in varying(f)) for fields, _ in parts]
     shapes = [tuple(1 if d == dim else n for d, n in enumerate(shape)) for _, shape in parts]
-    result: list[torch.Tensor] = []
     if not any(along):
-        distinct = {tuple(f.reshape(-1).tolist()) for fs in across for f in fs if f.numel() < 4096}
-        if len(distinct) > 1 and _repeats(parts, dim):
-            joint = _joined(step, parts, dim)
-            if joint is not None:
-                return (joint,)
         return meet(step.space, list(zip(across, shapes, strict=True)), rank, step.place)
-    joint = _joined(step, parts, dim)
-    if joint is not None:
-        result.append(joint)
-    return tuple(result)
+    if all(varying(f) == (dim,) for fields in along for f in fields):
+        # Each part has its places and, apart from those, channels along other dimensions (tokens of a width).
+        joint = _joined(step, [(tuple(own), shape) for own, (_, shape) in zip(along, parts, strict=True)], dim)
+        return (joint, *meet(step.space, list(zip(across, shapes, strict=True)), rank, step.place))
+    return (_joined(step, parts, dim),)
 
 
-def _repeats(parts: list[tuple[Fields, tuple[int, ...]]], dim: int) -> bool:
-    return False
-
-
-def _joined(step: Step, parts: list[tuple[Fields, tuple[int, ...]]], dim: int) -> torch.Tensor | None:
-    """The labels of all parts along ``dim``, or None (frozen) where a part carries none or the parts vary along different dimensions."""
+def _joined(step: Step, parts: list[tuple[Fields, tuple[int, ...]]], dim: int) -> torch.Tensor:
+    """The labels of all parts along ``dim``; places of parts that carry none there are labels of their own that stay."""
     pieces = []
     for fields, shape in parts:
         if shape[dim] == 0:
@@ -332,8 +332,10 @@ def _joined(step: Step, parts: list[tuple[Fields, tuple[int, ...]]], dim: int) -
             best = list(fields)
         if len(best) != 1:
             # A part without labels: its places along the joined dimension stay, and are their own.
-            if best:
-                step.freeze(best, f"several labellings meet in {step.place}")
+            step.freeze(
+                fields,
+                f"joined with values that carry no channels in {step.place}" if not best else f"several labellings meet in {step.place}",
+            )
             fixed = step.space.fresh(shape[dim], "fixed", step.place)
             step.space.freeze(fixed, f"joined with values that carry no channels in {step.place}")
             pieces.append(fixed.reshape([shape[d] if d == dim else 1 for d in range(len(shape))]))
@@ -352,7 +354,7 @@ def _each(step: Step, results: list[list[torch.Tensor]], count: int) -> list[Fie
     return [tuple(r[k] for r in results) for k in range(count)]
 
 
-@register_rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split")
+@register_rule("aten::split", "aten::split_with_sizes", "aten::chunk", "aten::tensor_split", "aten::unsafe_split", "aten::unsafe_chunk")
 def split(step: Step) -> list[Fields]:
     """Parts; equal parts of a labelled dimension state equal counts."""
     source: torch.Tensor = step.args[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from latprune.graph.provenance import Expression
 
@@ -51,6 +52,7 @@ class Run(Protocol):
 
     nodes: list[Node]
     space: LabelSpace
+    grouped: dict[str, torch.Tensor]
 
 
 def find_targets(recorder: Run, info: Info) -> tuple[ScaleTarget, ...] | None:
@@ -84,8 +86,8 @@ def _walk(recorder: Run, info: Info, wanted: IntArray | None, found: dict[tuple[
         return len(dynamic) == len(node.inputs) and all([_walk(recorder, i, wanted, found, depth + 1) for i in dynamic])
     if op in ("mul", "div"):
         named = [i for i in node.inputs if i.name is not None and not i.dynamic]
-        if named and op == "mul":
-            return _vector(recorder, named[0], found)
+        if named and op == "mul" and _vector(recorder, named[0], found):
+            return True
         carrying = [i for i in dynamic if wanted is not None and (raw := _raw(i)) is not None and np.isin(raw, wanted).any()]
         chosen = carrying[:1] if carrying else dynamic[:1]
         return bool(chosen) and len(carrying) < 2 and _walk(recorder, chosen[0], wanted, found, depth + 1)
@@ -105,8 +107,9 @@ def _weights(recorder: Run, index: int, wanted: IntArray | None, found: dict[tup
     weight = node.kernel.weight
     if not _once(recorder, weight):
         return False
-    if any(i.name is None and not i.dynamic and len(i.shape) == 1 for i in node.inputs):
-        return False  # a bias put together from parts would have to be scaled too
+    composed = [i for i in node.inputs if i.name is None and not i.dynamic and len(i.shape) == 1]
+    if composed and (node.kernel.kind == "norm" or len(composed) > 1):
+        return False
     others = [
         i.name for i in node.inputs if i.name is not None and i.name != weight and len(i.shape) == 1 and not i.name.endswith("running_mean")
     ]
@@ -119,14 +122,33 @@ def _weights(recorder: Run, index: int, wanted: IntArray | None, found: dict[tup
     if wanted is None:
         return False
     for r in recorder.space.ranges:
-        if r.kind == "tensor" and r.tensor == weight:
+        if r.kind == "tensor" and r.tensor == weight and not (r.dim == 1 and weight in recorder.grouped):
             at = wanted[(wanted >= r.start) & (wanted < r.stop)] - r.start
             if at.size:
                 for name, dim in [(weight, r.dim), *((n, 0) for n in others)]:
-                    before = found.get((name, dim))
-                    found[(name, dim)] = at if before is None else np.union1d(before, at)
-                return True
+                    _add(found, name, dim, at)
+                return all([_parts_of_bias(recorder, i, at, found) for i in composed])
     return False
+
+
+def _add(found: dict[tuple[str, int], IntArray | None], name: str, dim: int, positions: IntArray) -> None:
+    before = found.get((name, dim))
+    found[(name, dim)] = positions if before is None else np.union1d(before, positions)
+
+
+def _parts_of_bias(recorder: Run, bias: Info, at: IntArray, found: dict[tuple[str, int], IntArray | None]) -> bool:
+    """A bias that the forward joins from several parameters: the places of those that stand at ``at``."""
+    if len(bias.fields) != 1 or bias.fields[0].numel() != bias.shape[0] or not recorder.nodes[bias.node].op.startswith("aten.cat"):
+        return False
+    left = np.unique(bias.fields[0].numpy()[at])
+    for r in recorder.space.ranges:
+        places = left[(left >= r.start) & (left < r.stop)] - r.start
+        if r.kind == "tensor" and places.size:
+            if sum(any(i.name == r.tensor for i in n.inputs) for n in recorder.nodes) != 1:
+                return False
+            _add(found, r.tensor, r.dim, places)
+            left = left[(left < r.start) | (left >= r.stop)]
+    return not left.size
 
 
 def _vector(recorder: Run, info: Info, found: dict[tuple[str, int], IntArray | None]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from latprune.graph.labels import LabelSpace
-from latprune.graph.provenance import CallWatcher, Expression, TracedFloat, TracedInt, expression, leaves
+from latprune.graph.provenance import CallWatcher, Expression, TracedFloat, TracedInt, expression, integer_attributes, leaves
 from latprune.graph.recording import Equation, Info, Node, SizeLeaf
 from latprune.graph.scales import ScaleTarget, ScaleUse, find_targets
 
@@ -27,7 +27,9 @@ class SizeFacts:
     module_path: str
     nodes: list[Node]
     space: LabelSpace
+    grouped: dict[str, torch.Tensor]
     _infos: dict[int, Any]
+    _names: dict[int, str]
 
     def _start_sizes(self) -> None:
         """Begin with nothing noted, and let the watcher call back."""
@@ -39,14 +41,15 @@ class SizeFacts:
         self._keep_alive: list[torch.Tensor] = []
         self._size_cache: dict[tuple[int, int], int] = {}
         self.watcher.trace_sizes = self.trace_sizes
+        self.watcher.used.place = lambda: None if self._paused or self.watcher.stack else self.module_path
         self.watcher.on_scale = self.on_scale
         self.watcher.on_attention = self.on_attention
-        self.attribute_values = {
-            (path, name): value
-            for path, module in self.model.named_modules()
-            for name, value in module.__dict__.items()
-            if type(value) is int and not name.startswith("_")
-        }
+        self.watcher.on_normalise = self.on_normalise
+        self.attribute_values: dict[tuple[str, str], int] = {}
+        for path, module in self.model.named_modules():
+            for name, value in integer_attributes(module):
+                entries = {name: value} if isinstance(value, int) else {f"{name}[{k}]": v for k, v in enumerate(value)}
+                self.attribute_values.update({(path, entry): v for entry, v in entries.items()})
 
     def info(self, tensor: torch.Tensor) -> Info:
         """What is known of ``tensor``."""
@@ -107,9 +110,15 @@ class SizeFacts:
     def trace_sizes(self, tensor: torch.Tensor) -> tuple[int, ...] | None:
         """The shape of a tensor with traced integers for its labelled dimensions; None where it has none."""
         found = self._infos.get(id(tensor))
-        if found is None or found[0]() is not tensor or not found[1].fields:
+        if found is None and id(tensor) in self._names:
+            with self.quiet():
+                info = self.info(tensor)
+        elif found is None or found[0]() is not tensor:
             return None
-        info = found[1]
+        else:
+            info = found[1]
+        if not info.fields:
+            return None
         shape: list[int] = list(info.shape)
         with self.quiet():
             for f in info.fields:
@@ -146,6 +155,18 @@ class SizeFacts:
             self.watcher.used.add(base)
         else:
             self.scales.append(ScaleUse(targets=targets, base=base, exponent=exponent))
+
+    def on_normalise(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The shape that the forward gives to normalise over is that of the trailing dimensions."""
+        tensor: torch.Tensor = args[0] if args else kwargs["input"]
+        stated = args[1] if len(args) > 1 else kwargs["normalized_shape"]
+        with self.quiet():
+            for f in self.info(tensor).fields:
+                for k, size in enumerate(stated):
+                    dim = f.dim() - len(stated) + k
+                    if f.shape[dim] > 1:
+                        labels = f.reshape(math.prod(f.shape[:dim]), f.shape[dim], -1)
+                        self.state_size(size, labels, f.shape[dim], f"{name} in '{self.module_path}'")
 
     def on_attention(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Attention without a scale of its own scales by the head size to the power of -1/2."""

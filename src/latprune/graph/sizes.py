@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 from latprune.graph.grouping import Grouping, solve
 from latprune.graph.labels import Grid
 from latprune.graph.provenance import Expression, leaves
-from latprune.graph.recording import Equation, Recording
+from latprune.graph.recording import Equation, Recording, SizeLeaf
 from latprune.graph.scales import ScaleUse
 
 __all__ = ["Polynomial", "Settled", "settle", "size_polynomial"]
@@ -160,7 +160,10 @@ class _Evaluator:
             return _multiply(left, right)
         a, b = _value(left), _value(right)
         if expr[0] == "mod":
-            return _constant(int(a) % int(b)) if a is not None and b is not None and a.denominator == b.denominator == 1 else None
+            if a is not None and b is not None and a.denominator == b.denominator == 1:
+                return _constant(int(a) % int(b))
+            whole = _divide(left, right)
+            return {} if whole is not None and all(c.denominator == 1 for c in whole.values()) else None
         if a is not None and b is not None and a.denominator == b.denominator == 1:
             return _constant(int(a) // int(b))
         return _divide(left, right)
@@ -174,9 +177,11 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
     """
     kept = dict(frozen)
     tried: set[int] = set()
-    for _ in range(100):
+    made: set[bytes] = set()
+    recording.equations.extend(_asserted(recording))
+    for round_ in range(100):
         grouping = solve(recording, kept)
-        if _relate(recording, grouping, kept) or _align(recording, grouping, kept, tried):
+        if _split_conflicts(recording, grouping) or _relate(recording, grouping, kept) or _align(recording, grouping, kept, tried):
             continue
         evaluator = _Evaluator(recording, grouping)
         repairs = _Repairs(evaluator)
@@ -188,12 +193,29 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
                 left, right = evaluator.value(equation.left), evaluator.value(equation.right)
                 if left is None or left != right:
                     repairs.tie([equation], _why(equation))
+        if not unsettled:
+            _comparisons(recording, evaluator, repairs)
         if not repairs.wanted:
             moving = {k: p for k, p in evaluator.attributes.items() if _value(p) is None}
             scales = [(use, p) for use in recording.scales if (p := evaluator.value(use.base)) is not None and _value(p) is None]
             return Settled(grouping=evaluator.grouping, attributes=moving, scales=scales)
-        repairs.make(recording, kept)
+        repairs.make(recording, kept, made, round_ > 40)
     raise AssertionError("the sizes of the model could not be settled")
+
+
+def _split_conflicts(recording: Recording, grouping: Grouping) -> bool:
+    """Grids whose rows carry different channels: rows alike stay grids, and equations tie the sizes of those that are not."""
+    space = recording.space
+    for rows, why, kinds in grouping.conflicts:
+        space.grids = [g for g in space.grids if g.last or g.rows.shape != rows.shape or not np.array_equal(grouping.roots[g.rows], rows)]
+        first = len(recording.sizes)
+        for kind in range(max(kinds) + 1):
+            alike = rows[[k for k, found in enumerate(kinds) if found == kind]]
+            space.grids.append(Grid(rows=alike, why=why))
+            recording.sizes.append(SizeLeaf(labels=torch.from_numpy(alike[:1, :, None].copy()), value=alike.shape[1]))
+            if kind:
+                recording.equations.append(Equation(left=("size", first), right=("size", first + kind), place=why))
+    return bool(grouping.conflicts)
 
 
 def _align(recording: Recording, grouping: Grouping, kept: dict[int, str], tried: set[int]) -> bool:
@@ -285,18 +307,30 @@ class _Repairs:
             width = math.gcd(*(grouping.groups[g].cells.shape[1] for g in numbers))
             dense = {s[1] * grouping.groups[s[0]].cells.shape[1] for s in single if s is not None}
             if width > 1 and len(dense) == 1:
-                self.grids.append(Grid(rows=np.concatenate([grouping.groups[g].cells.reshape(-1, width) for g in numbers]), why=why))
+                self.grids.append(
+                    Grid(rows=np.concatenate([grouping.groups[g].cells.reshape(-1, width) for g in numbers]), why=why, last=True)
+                )
                 return
         self.freeze(groups, why)
 
-    def make(self, recording: Recording, kept: dict[int, str]) -> None:
-        """Carry out the mildest kind of repair that was asked for."""
+    def make(self, recording: Recording, kept: dict[int, str], made: set[bytes], hurry: bool) -> None:
+        """Carry out the mildest kind of repair that was asked for.
+
+        Args:
+            recording: Gets the ties.
+            kept: Gets the channels that stay.
+            made: Ties of earlier rounds: one that has to be made again did not hold, and is the last resort.
+            hurry: Every tie is the last resort.
+        """
         groups = self.evaluator.grouping.groups
         if self.heads:
             for g, why in self.heads.items():
                 kept.update({c: why for c in groups[g].cells.reshape(-1).tolist()})
         elif self.grids:
-            recording.space.grids.extend(self.grids)
+            for grid in self.grids:
+                key = grid.rows.tobytes() + str(grid.rows.shape).encode()
+                recording.space.grids.append(replace(grid, last=hurry or key in made))
+                made.add(key)
         else:
             for g, why in self.whole.items():
                 kept.update({c: why for c in groups[g].cells.reshape(-1).tolist()})
@@ -310,6 +344,8 @@ def _attribute_polynomials(recording: Recording, evaluator: _Evaluator, repairs:
         if equation.left[0] == "attr":
             key = (str(equation.left[1]), str(equation.left[2]))
             uses.setdefault(key, []).append((evaluator.value(equation.right), equation))
+    for key, polynomial, equation in _isolated(recording, evaluator, set(uses)):
+        uses.setdefault(key, []).append((polynomial, equation))
     for key, found in uses.items():
         polynomials = [p for p, _ in found]
         name = f"{key[0]}.{key[1]}" if key[0] else key[1]
@@ -327,12 +363,51 @@ def _attribute_polynomials(recording: Recording, evaluator: _Evaluator, repairs:
     return unsettled
 
 
+def _isolated(
+    recording: Recording, evaluator: _Evaluator, alone: set[tuple[str, str]]
+) -> list[tuple[tuple[str, str], Polynomial, Equation]]:
+    """Attributes that stand in an expression with constants only (``in_channels // paths``), and what they must be to keep it right."""
+    found = []
+    for equation in recording.equations:
+        if equation.left[0] in ("attr", "const", "size", "mod"):
+            continue
+        left, right = evaluator.value(equation.left), evaluator.value(equation.right)
+        if left is None or right is None or left == right or _value(left) is None:
+            continue
+        solved = _solved(evaluator, equation.left, right)
+        if solved is not None and solved[0] not in alone:
+            found.append((*solved, equation))
+    return found
+
+
+def _solved(evaluator: _Evaluator, expr: Expression, wanted: Polynomial) -> tuple[tuple[str, str], Polynomial] | None:
+    """The attribute in ``expr``, the leftmost of several, and the value that makes the expression ``wanted``."""
+    if expr[0] == "attr":
+        return (str(expr[1]), str(expr[2])), wanted
+    if expr[0] in ("const", "size", "mod"):
+        return None
+    kind, left, right = expr
+    a, b = evaluator.value(left), evaluator.value(right)
+    other = None if b is None else _value(b)
+    if other and kind in ("floordiv", "mul"):
+        solved = _solved(evaluator, left, _multiply(wanted, {(): other if kind == "floordiv" else 1 / other}))
+    elif b is not None and kind in ("add", "sub"):
+        solved = _solved(evaluator, left, _add(wanted, b, 1 if kind == "sub" else -1))
+    else:
+        solved = None
+    if solved is None and a is not None and kind == "mul" and (other := _value(a)):
+        solved = _solved(evaluator, right, _multiply(wanted, {(): 1 / other}))
+    elif solved is None and a is not None and kind == "add":
+        solved = _solved(evaluator, right, _add(wanted, a, -1))
+    return solved
+
+
 def _numbers(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> None:
     """Sizes whose value enters a computation as a number must not change."""
     for use in recording.scales:
         if evaluator.value(use.base) is None:
             repairs.freeze(_groups_in(evaluator, use.base), "a scale follows a size that is no sum of widths")
-    for expr in recording.used_as_numbers:
+    for expr in recording.uses:
         for leaf in leaves(expr):
             value = evaluator.value(leaf)
             if value is not None and _value(value) is not None:
@@ -340,6 +415,50 @@ def _numbers(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> 
             groups = _groups_in(evaluator, leaf) if value is None else {g for k in value for g in k}
             source = f"attribute '{leaf[1]}.{leaf[2]}'" if leaf[0] == "attr" else "a runtime size"
             repairs.freeze(groups, f"{source} is also used as a number in the forward")
+
+
+def _asserted(recording: Recording) -> list[Equation]:
+    """What the forward found equal must stay equal, like a size that it states (an attribute alone stands on the left)."""
+    found = []
+    for (name, left, right, place), outcome in recording.uses.compared.items():
+        if (name, outcome) in (("eq", True), ("ne", False)):
+            if right[0] == "attr" and left[0] != "attr":
+                left, right = right, left
+            found.append(Equation(left=left, right=right, place=f"'{place}', which compares them"))
+    return found
+
+
+def _comparisons(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> None:
+    """Other comparisons decide the course of the forward: they must come out as they did at all widths."""
+    for (name, left, right, place), outcome in recording.uses.compared.items():
+        if (name, outcome) in (("eq", True), ("ne", False)):
+            continue
+        why = f"a size that follows them decides the course of the forward of '{place}'"
+        a, b = evaluator.value(left), evaluator.value(right)
+        if a is None or b is None:
+            repairs.freeze(_groups_in(evaluator, left) | _groups_in(evaluator, right), why)
+            continue
+        difference = _add(a, b, -1)
+        low, high = _range(evaluator, difference)
+        steady = {
+            "eq": low > 0 or high < 0,
+            "ne": low > 0 or high < 0,
+            "lt": (high < 0) if outcome else (low >= 0),
+            "ge": (low >= 0) if outcome else (high < 0),
+            "le": (high <= 0) if outcome else (low > 0),
+            "gt": (low > 0) if outcome else (high <= 0),
+        }[name]
+        if not steady:
+            repairs.freeze({g for k in difference for g in k}, why)
+
+
+def _range(evaluator: _Evaluator, p: Polynomial) -> tuple[Fraction, Fraction]:
+    """Smallest and largest value that a polynomial can take (each width from 1 to its columns)."""
+    low = high = Fraction(0)
+    for groups, factor in p.items():
+        most = factor * math.prod(evaluator.grouping.groups[g].cells.shape[1] for g in groups)
+        low, high = low + min(factor, most), high + max(factor, most)
+    return low, high
 
 
 def _why(equation: Equation) -> str:

@@ -24,7 +24,10 @@ from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
 
-__all__ = ["ExampleInputs", "call_with", "record", "trace"]
+__all__ = ["INPUT_WEIGHTS", "ExampleInputs", "call_with", "record", "trace"]
+
+INPUT_WEIGHTS = frozenset({"weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"})
+"""Weights of recurrent layers that read what is given to the layer."""
 
 ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -57,7 +60,8 @@ def trace(
         keep: Paths or globs of modules that are left whole.
         blocks_keep: Names or globs of blocks that stay.
         min_widths: Smallest width by group name or glob.
-        within: Path of a sub-module: only what lies inside it is pruned, with the inputs that it sees in the run of the whole model.
+        within: Path of a sub-module: only what lies inside it is pruned, with the inputs that it sees in the run of the whole model. What
+            runs outside of it may depend on the data.
 
     Raises:
         CaptureError: The model does not run on the inputs, or cannot be followed.
@@ -73,7 +77,10 @@ def trace(
             raise InvalidArgumentError(f"keep names '{pattern}', which matches no module of the model")
     if within is not None and within not in paths:
         raise InvalidArgumentError(f"within (='{within}') is no module of the model")
-    recording = record(model, example_inputs)
+    within = within or None
+    recording = record(model, example_inputs, within)
+    if within is not None and not recording.call_counts.get(within):
+        raise CaptureError(f"within (='{within}') is not called in a run on the example inputs")
     frozen = _recurrent(model, recording) | _kept(recording, keep, within)
     branches = find_branches(recording)
     settled = settle(recording, frozen)
@@ -92,7 +99,7 @@ def trace(
     for pattern in blocks_keep:
         if not any(b.name == pattern or fnmatchcase(b.name, pattern) for b in branches):
             raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {[b.name for b in branches]}")
-    graph = build(model, recording, settled, branches, min_widths={}, blocks_kept=kept_blocks)
+    graph = build(model, recording, settled, branches, min_widths={}, blocks_kept=kept_blocks, within=within or "")
     return _with_min_widths(graph, min_widths or {})
 
 
@@ -113,7 +120,7 @@ def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelG
     return replace(graph, groups=groups)
 
 
-def record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
+def record(model: nn.Module, example_inputs: ExampleInputs, within: str | None = None) -> Recording:
     """Run ``model`` once under the recorder.
 
     Raises:
@@ -121,7 +128,7 @@ def record(model: nn.Module, example_inputs: ExampleInputs) -> Recording:
     """
     watcher = CallWatcher()
     forget_cached(model)
-    recorder = Recorder(model, watcher)
+    recorder = Recorder(model, watcher, within)
     modes = [(m, m.training) for m in model.modules()]
     try:
         for m, _ in modes:
@@ -171,15 +178,14 @@ def _inside(path: str, within: str) -> bool:
 
 
 def _recurrent(model: nn.Module, recording: Recording) -> dict[int, str]:
-    """Labels of recurrent layers: one fused operation (or a loop over steps) with widths that its module checks."""
+    """Labels of recurrent layers, one fused operation or a loop over steps: what they read from outside may shrink, their state stays."""
     frozen: dict[int, str] = {}
     layers = {path: type(m).__name__ for path, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
     for r in recording.space.ranges:
-        owner = r.tensor.rpartition(".")[0]
-        if r.kind == "tensor" and owner in layers:
-            frozen |= dict.fromkeys(
-                range(r.start, r.stop), f"read or written by the recurrent layer '{owner}' ({layers[owner]}), whose widths stay"
-            )
+        owner, _, leaf = r.tensor.rpartition(".")
+        if r.kind == "tensor" and owner in layers and not (r.dim == 1 and leaf in INPUT_WEIGHTS):
+            why = f"part of the state of the recurrent layer '{owner}' ({layers[owner]}), whose width stays"
+            frozen |= dict.fromkeys(range(r.start, r.stop), why)
     return frozen
 
 

@@ -98,6 +98,9 @@ def _apply(model: nn.Module, step: EditStep) -> None:
         for holder, name in places[id(old)]:
             holder[name] = new
     modules = dict(model.named_modules(remove_duplicate=False))
+    for module in modules.values():
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()  # recurrent layers hold their weights a second time
     for a in step.attributes:
         module = modules[a.module]
         value: Any = a.after

@@ -39,6 +39,10 @@ class RecordedModel(Protocol):
         """The recorded operations, in order."""
 
     @property
+    def plan(self) -> Mapping[str, Any]:
+        """``within``: path of the sub-module whose operations were recorded; empty or missing for the whole model."""
+
+    @property
     def class_units(self) -> tuple[tuple[tuple[str, int], ...], ...]:
         """Coordinate class -> the units that it belongs to."""
 
@@ -85,6 +89,7 @@ class MaskedModel:
         self.model = model
         self.selection = selection
         self._calls = graph.calls
+        self._within = str(graph.plan.get("within", ""))
         self._kept = _kept_classes(graph, selection)
         self._removed = selection.removed_blocks
         joins = {block for call in graph.calls for block in call.joins}
@@ -107,7 +112,7 @@ class MaskedModel:
             CaptureError: The run performs other operations than the recorded one did.
         """
         follower = Follower(self)
-        with _conditions(self.model), follower:
+        with _conditions(self.model), self._following(follower):
             output = self.model(*args, **kwargs)
         follower.finish()
         masks = {}
@@ -117,6 +122,28 @@ class MaskedModel:
                 tensor.masked_fill_(mask.logical_not().to(tensor.device), 0)
                 masks[id(tensor)] = mask
         return MaskedRun(output=output, masks=masks, types=frozenset(follower.types))
+
+    @contextmanager
+    def _following(self, follower: Follower) -> Iterator[None]:
+        """The follower at work during the run, or during the calls of the sub-module that was recorded."""
+        if not self._within:
+            with follower:
+                yield
+            return
+        module = self.model.get_submodule(self._within)
+
+        def enter(*_: Any) -> None:
+            follower.__enter__()  # type: ignore[no-untyped-call]
+
+        def leave(*_: Any) -> None:
+            follower.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+        hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def with_model(self, model: nn.Module) -> MaskedModel:
         """The same masks over another instance of the same model (a copy in another type, on another device)."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.trace import INPUT_WEIGHTS
 from latprune.surgery.edits import AttributeEdit, BlockEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 
 __all__ = ["plan_step"]
@@ -88,7 +89,6 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection) -> Edit
             tensors.append(edit)
             new_shapes[name] = _shape_after(edit)
     attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts, graph.plan["aliases"])
-    attributes += _pad_attributes(model, graph, masks, gone)
     attributes += _followed_attributes(model, graph, masks, attributes)
     blocks = [_block_edit(graph, name) for name in graph.blocks if name in removed and not set(graph.blocks[name].parents) & removed]
     scales = tuple(s for s in _scales(graph, masks) if not any(s.name == g or s.name.startswith(f"{g}.") for g in gone))
@@ -177,6 +177,8 @@ def _layer_attributes(
                 wanted["num_groups"] = after[0]
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and leaf == "weight":
             wanted = {"num_embeddings": after[0], "embedding_dim": after[1]}
+        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and leaf in INPUT_WEIGHTS:
+            wanted = {"input_size": after[1]}
         elif isinstance(module, nn.PReLU) and leaf == "weight":
             wanted = {"num_parameters": after[0]}
         for name, value in wanted.items():
@@ -187,30 +189,28 @@ def _layer_attributes(
     return edits
 
 
-def _pad_attributes(model: nn.Module, graph: ModelGraph, masks: Mapping[str, Mask], gone: set[str]) -> list[AttributeEdit]:
-    """Amounts of zero channels that module attributes hold."""
-    edits = []
-    for pad in graph.plan["pads"]:
-        if not pad["units"]:
-            continue
-        before = int(getattr(model.get_submodule(pad["module"]), pad["attribute"]))
-        after = int(_places(pad["units"], masks).sum())
-        if before != after:
-            edits.append(AttributeEdit(module=pad["module"], name=pad["attribute"], before=before, after=after))
-    return edits
-
-
 def _followed_attributes(model: nn.Module, graph: ModelGraph, masks: Mapping[str, Mask], known: list[AttributeEdit]) -> list[AttributeEdit]:
-    """Attributes that the traced run showed to feed sizes (``num_heads``, ``head_dim``, split sizes, ...)."""
+    """Amounts of zero channels, and attributes that the traced run showed to feed sizes (``num_heads``, ``head_dim``, split sizes, ...)."""
     widths = {name: int(mask.sum()) // graph.groups[name].rows for name, mask in masks.items()}
+    wanted = {(p["module"], p["attribute"]): int(_places(p["units"], masks).sum()) for p in graph.plan["pads"] if p["units"]}
+    wanted |= {(e["module"], e["attribute"]): e["axis"].size(widths) for e in graph.plan["attributes"]}
     done = {(e.module, e.name) for e in known}
-    edits = []
-    for entry in graph.plan["attributes"]:
-        path, name = entry["module"], entry["attribute"]
-        before, after = int(getattr(model.get_submodule(path), name)), entry["axis"].size(widths)
-        if before != after and (path, name) not in done:
-            edits.append(AttributeEdit(module=path, name=name, before=before, after=after))
-    return edits
+    before: dict[tuple[str, str], int | tuple[int, ...]] = {}
+    after: dict[tuple[str, str], int | tuple[int, ...]] = {}
+    for (path, entry), size in wanted.items():
+        name, _, index = entry.rstrip("]").partition("[")
+        value = getattr(model.get_submodule(path), name)
+        if not index:
+            before[path, name], after[path, name] = int(value), size
+            continue
+        sizes = list(after.get((path, name), value))
+        sizes[int(index)] = size
+        before[path, name], after[path, name] = tuple(int(v) for v in value), tuple(sizes)
+    return [
+        AttributeEdit(module=key[0], name=key[1], before=before[key], after=after[key])
+        for key in after
+        if key not in done and before[key] != after[key]
+    ]
 
 
 def _scales(graph: ModelGraph, masks: Mapping[str, Mask]) -> list[ScaleEdit]:
