@@ -12,6 +12,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError, TableError
 from latprune.graph import trace
 from latprune.latency import LatencyTables, Store, TableProgress, Target, build, build_tables, get_engine, stored_tables, target_context
+from latprune.latency.repeats import with_repeats
 
 
 class Residual(nn.Module):
@@ -60,7 +61,8 @@ def test_tables_from_an_empty_store_and_then_from_a_filled_one(engine: str, tmp_
     seen: list[TableProgress] = []
     with Store(tmp_path / "s.sqlite") as store:
         tables = build_tables(model, graph, X, target, store=store, progress=seen.append, time_limit=0.0)
-        assert len(store.networks()) == tables.stats.measured_networks == 12
+        # A network that is far off is measured again beside these.
+        assert len(with_repeats(store.networks())) == tables.stats.measured_networks == 12
     assert [state.networks for state in seen] == list(range(1, 13))
     assert tables.residual.networks == 4
     assert {"stem.0", "conv1", "conv2"} <= set(tables.kernels)

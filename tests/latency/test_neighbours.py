@@ -92,7 +92,7 @@ def test_a_machine_that_fuses_another_way_is_predicted_better() -> None:
         "b.1": [("a",)],
     }
     assert tables.entries["a.2"].neighbours[0].factor == pytest.approx(0.3, rel=0.15)
-    assert tables.entries["b.1"].neighbours[0].factor == pytest.approx(3.0, rel=0.15)
+    assert tables.entries["b.1"].neighbours[0].factor == pytest.approx(3.0, rel=0.25)
     with_it, without = (Residual.of(*predicted_and_measured(item, unseen)).mean_absolute for item in (tables, plain))
     assert with_it < 0.04 and with_it < 0.4 * without
     # What is read per kernel is the kernel with its neighbours in place.

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from latprune.errors import InvalidArgumentError, TableError
-from latprune.latency.design import design_points
+from latprune.latency.design import DesignPoint, design_points
 from latprune.latency.engines import get_engine
 from latprune.latency.fit_cache import KeptFit, keep_fit, kept_fit
 from latprune.latency.fitting import fit_tables, predicted_and_measured
 from latprune.latency.machine import machine_name
+from latprune.latency.repeats import agree, as_repeat, far_off, median_sample, with_repeats
 from latprune.latency.sampling import NetworkSampler
 from latprune.latency.signature import network_fingerprint
 from latprune.latency.store import ContextInfo, NetworkSample, Store
@@ -31,6 +32,9 @@ _BATCH = 16
 _FIRST_FIT = 32
 _ENOUGH = 0.015
 _NO_BETTER = 0.93
+_SUSPECTS = 4
+"""Networks of one batch that are measured again at most: where more are far off, the tables are, not the samples."""
+_REPEATS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,9 @@ def build_tables(
     network is written to the store when it has been measured, so an interrupted build goes on where it stopped, and a store that holds
     enough networks of this structure (same engine version, device, threads, batch, precision, machine) answers without running the engine.
 
+    A network that is far off the tables before it (an interrupted run, or something that is really so) is measured again, up to twice,
+    before it joins the check and the fit; what counts is the median.
+
     Args:
         model: The dense model; it is left as it is.
         graph: Its trace.
@@ -102,9 +109,21 @@ def build_tables(
         if kept is not None and (kept.tables.stats.networks >= max_networks or (kept.settled and not extend)):
             stats = dataclasses.replace(kept.tables.stats, seconds=time.perf_counter() - start, measured_networks=0, engine_runs=0)
             return dataclasses.replace(kept.tables, stats=stats)
-    samples = store.networks(context, fingerprint) if store is not None else []
-    builder = _Builder(graph, context, samples)
+    samples = with_repeats(store.networks(context, fingerprint)) if store is not None else []
     sampler: NetworkSampler | None = None
+
+    def take(point: DesignPoint, *, again: bool = False) -> NetworkSample:
+        nonlocal sampler
+        if sampler is None:
+            sampler = NetworkSampler(model, graph, example_inputs, target, get_engine(target.engine))
+        sample = sampler.sample(point)
+        if again:
+            sample = as_repeat(sample)
+        if store is not None:
+            store.add(context, [sample])
+        return sample
+
+    builder = _Builder(graph, context, samples)
     try:
         points = design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=seed)
         for _ in samples:
@@ -112,12 +131,7 @@ def build_tables(
         while not builder.done(max_networks, extend):
             if time_limit is not None and len(builder.samples) >= _FIRST_FIT + _BATCH and time.perf_counter() - start > time_limit:
                 break
-            if sampler is None:
-                sampler = NetworkSampler(model, graph, example_inputs, target, get_engine(target.engine))
-            sample = sampler.sample(next(points))
-            if store is not None:
-                store.add(context, [sample])
-            builder.add(sample)
+            builder.add(take(next(points)), again=lambda point: take(point, again=True))
             if progress is not None:
                 progress(
                     TableProgress(
@@ -144,7 +158,7 @@ def stored_tables(graph: ModelGraph, example_inputs: Any, context: ContextInfo, 
     kept = kept_fit(store, context, fingerprint, graph)
     if kept is not None:
         return kept.tables
-    samples = store.networks(context, fingerprint)
+    samples = with_repeats(store.networks(context, fingerprint))
     if len(samples) < _FIRST_FIT + _BATCH:
         raise TableError(
             f"{store.path} holds {len(samples)} networks of it for {context.target} (version {context.version}, {context.machine}); "
@@ -171,13 +185,18 @@ class _Builder:
         self.residual: Residual | None = None
         self._advance()
 
-    def add(self, sample: NetworkSample) -> None:
+    def add(self, sample: NetworkSample, *, again: Callable[[DesignPoint], NetworkSample]) -> None:
+        """Take one more network; ``again`` measures it, or one before it, another time."""
         self.samples.append(sample)
-        self._advance()
+        self._advance(again)
 
-    def _advance(self) -> None:
-        """Do the fits and checks that the samples allow. Stored samples go through the same steps as new ones."""
+    def _advance(self, again: Callable[[DesignPoint], NetworkSample] | None = None) -> None:
+        """Do the fits and checks that the samples allow. Stored samples go through the same steps as new ones, but for the repetitions:
+        theirs are in the store.
+        """
         while len(self.samples) >= self._next:
+            if again is not None:
+                self._repeat(again)
             known = self.samples[: self._next]
             if self._pending is not None:
                 fresh = known[-_BATCH:]
@@ -191,6 +210,19 @@ class _Builder:
             self._next += _BATCH
             if len(self.samples) >= self._next or not self.settled:
                 self._pending = self._fit(known, TableStats(**_EMPTY))
+
+    def _repeat(self, again: Callable[[DesignPoint], NetworkSample]) -> None:
+        """Measure again what is far off among the networks that are about to be believed."""
+        start = self._next - _BATCH if self._pending is not None else 0
+        tables = self._pending or self._fit(self.samples[: self._next], TableStats(**_EMPTY))
+        for index in far_off(tables, self.samples[start : self._next])[:_SUSPECTS]:
+            suspect = self.samples[start + index]
+            tries = [suspect]
+            for _ in range(_REPEATS):
+                tries.append(again(DesignPoint(widths=suspect.widths, removed=suspect.removed)))
+                if any(agree(other, tries[-1]) for other in tries[:-1]):
+                    break
+            self.samples[start + index] = median_sample(tries)
 
     def _fit(self, samples: list[NetworkSample], stats: TableStats) -> LatencyTables:
         residual = self.residual if self.residual is not None else Residual.of([], [])

@@ -25,8 +25,9 @@ def design_points(groups: Sequence[ChannelGroup], blocks: Sequence[Block], *, se
 
     Widths of each group go through its whole range evenly (a stratified sample, 32 networks to a pass, shuffled by group so that groups
     vary independently and every pair of sizes gets its turn). In every second network they follow a common level instead, as widths under
-    one budget do. Three in four widths are multiples of 8 (of a smaller power of two for narrow groups), where engines have the ends of
-    their steps; the others are any integers. Every third network lacks some blocks.
+    one budget do. Most widths are multiples of 8 (of a smaller power of two for narrow groups), where engines have the ends of their
+    steps: all of them in one network of five, none on purpose in another one, three in four in the rest, because an engine that blocks its
+    channels converts between layouts where the two kinds meet. Every third network lacks some blocks.
     """
     random = np.random.default_rng(seed)
     removable = [block for block in blocks if block.removable]
@@ -36,13 +37,14 @@ def design_points(groups: Sequence[ChannelGroup], blocks: Sequence[Block], *, se
         for row in range(strata):
             common = row % 2 == 1
             level = random.uniform(0.15, 1.0)
+            aligned = {1: 1.0, 4: 0.0}.get(row % 5, 0.75)
             widths = {}
             for group in groups:
                 if common:
                     share = float(np.clip(level + random.normal(0.0, 0.2), 0.0, 1.0))
                 else:
                     share = (columns[group.name][row] + random.uniform()) / strata
-                widths[group.name] = _width(group, share, random)
+                widths[group.name] = _width(group, share, aligned, random)
             removed: tuple[str, ...] = ()
             if removable and row % 3 == 2:
                 probability = random.uniform(0.1, 0.6)
@@ -50,13 +52,13 @@ def design_points(groups: Sequence[ChannelGroup], blocks: Sequence[Block], *, se
             yield DesignPoint(widths=widths, removed=removed)
 
 
-def _width(group: ChannelGroup, share: float, random: np.random.Generator) -> int:
-    """The width at ``share`` of the way from the smallest to the largest."""
+def _width(group: ChannelGroup, share: float, aligned: float, random: np.random.Generator) -> int:
+    """The width at ``share`` of the way from the smallest to the largest; a multiple of 8 with probability ``aligned``."""
     low, high = group.min_width, group.columns
     # Below a sixteenth of the dense width nothing is offered, so nothing is measured.
     low = min(high, max(low, -(-high // 16)))
     width = low + share * (high - low)
-    if random.uniform() < 0.75:
+    if random.uniform() < aligned:
         unit = 8
         while unit > 1 and unit * 4 > high:
             unit //= 2
