@@ -9,7 +9,16 @@ import pytest
 
 from latprune.cli import predictor as command
 from latprune.errors import FileFormatError, InvalidArgumentError, TableError
-from latprune.latency import KernelPredictor, NetworkSample, Store, design_points, kernel_signature, train_predictor
+from latprune.latency import (
+    DesignPoint,
+    KernelPrediction,
+    KernelPredictor,
+    NetworkSample,
+    Store,
+    design_points,
+    kernel_signature,
+    train_predictor,
+)
 from latprune.latency.features import FEATURES, family_of, kernel_features
 from latprune.latency.forest import fit_forest
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine, true_cost
@@ -60,6 +69,31 @@ def test_predicts_kernels_and_networks(trained: KernelPredictor) -> None:
         for point in islice(design_points(list(GROUPS.values()), list(BLOCKS.values()), seed=77), 40)
     ]
     assert np.mean(np.abs(whole)) < 0.05
+
+
+def test_the_trunk_carries_beyond_the_training_data_and_the_interval_widens() -> None:
+    """Trained on kernels of at most half the size of those asked about."""
+    machine = MadeUpMachine(3, interrupted=0.0)
+    halves = [
+        DesignPoint(widths={name: max(1, point.widths[name] // 2) for name in point.widths}, removed=point.removed)
+        for point in islice(design_points(list(GROUPS.values()), list(BLOCKS.values()), seed=3), 80)
+    ]
+    predictor = train_predictor(CONTEXT, [machine.sample(point) for point in halves])
+    signature = kernel_signature(KERNELS["a.1"])
+
+    def width_of(found: KernelPrediction) -> float:
+        return float(np.log(found.high / found.low))
+
+    inside, outside = predictor.kernel(signature, (40, 32)), predictor.kernel(signature, (128, 96))
+    far = predictor.kernel(signature, (1024, 1024))
+    assert outside.ms == pytest.approx(true_cost("a.1", (128, 96)), rel=0.15)
+    assert far.ms == pytest.approx(true_cost("a.1", (1024, 1024)), rel=0.25)
+    assert outside.low <= true_cost("a.1", (128, 96)) <= outside.high
+    assert width_of(inside) <= width_of(outside) <= width_of(far)
+    assert width_of(inside) < width_of(far)
+    half = {name: width // 2 for name, width in WIDTHS.items()}
+    known, new = predictor.network(KERNELS.values(), half), predictor.network(KERNELS.values(), WIDTHS)
+    assert new.high / new.ms >= known.high / known.ms
 
 
 def test_round_trip_without_pickle(trained: KernelPredictor, tmp_path: Path) -> None:

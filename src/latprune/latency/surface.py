@@ -133,7 +133,7 @@ def fit_surface(sizes: npt.ArrayLike, ms: npt.ArrayLike, *, dense: Sequence[int]
         dense: ``(d,)`` dense sizes; the steps considered on an axis are at most half of it.
 
     Returns:
-        The surface. Samples far off it (an interrupted run) count less: their noise is raised, in two rounds.
+        The surface. Samples far off it (an interrupted run) count less, in two rounds, and far enough off for nothing.
     """
     times = np.maximum(np.asarray(ms, dtype=np.float64), 1e-6)
     points = np.asarray(sizes, dtype=np.int64).reshape(len(times), -1)
@@ -152,18 +152,21 @@ def fit_surface(sizes: npt.ArrayLike, ms: npt.ArrayLike, *, dense: Sequence[int]
     mean = _features(unique, steps, scale) @ coefficients
     residual = np.log(merged / np.maximum(mean, 1e-9))
     noise = max(0.004, within)
-    inflation = np.ones(len(residual))
+    doubt: FloatArray = np.zeros(len(residual))
     covariance = _covariance(unique, unique)
     weights: FloatArray = np.zeros(len(residual))
     for _ in range(3):
-        diagonal = (noise**2 / counts) * inflation + 0.003**2
-        inverse: FloatArray = np.asarray(np.linalg.inv(covariance + np.diag(diagonal)), dtype=np.float64)
+        diagonal = noise**2 / counts + 0.003**2
+        inverse: FloatArray = np.asarray(np.linalg.inv(covariance + np.diag(diagonal + doubt)), dtype=np.float64)
         weights = inverse @ residual
-        # Leave-one-out residuals of a Gaussian process, in units of their own standard deviation.
-        left_out = weights / np.sqrt(np.maximum(np.diag(inverse), 1e-12))
-        spread = max(1.0, float(np.median(np.abs(left_out))) * 1.4826)
+        # Leave-one-out residuals of a Gaussian process, in units of the standard deviation that they would have if nothing was doubted.
+        variance = 1.0 / np.maximum(np.diag(inverse), 1e-12)
+        own = np.maximum(variance - doubt, diagonal)
+        left_out = np.abs(weights) * variance / np.sqrt(own)
+        spread = max(1.0, float(np.median(left_out)) * 1.4826)
         noise *= float(np.clip(spread, 1.0, 1.5))
-        inflation = np.clip((np.abs(left_out) / (4.0 * spread)) ** 2, 1.0, 25.0)
+        # Beyond four of them a sample counts the less the farther off it is, until it counts for nothing.
+        doubt = own * np.clip((left_out / (4.0 * spread)) ** 4 - 1.0, 0.0, 1e3)
     return SizeSurface(steps=steps, scale=scale, coefficients=coefficients, points=unique, weights=weights, noise=noise)
 
 
