@@ -265,6 +265,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def recording(self, inputs: list[Info], outputs: list[Info]) -> Recording:
         """What the run left behind."""
+        self.absorb_scales()
         for name in self._groups:
             if name not in self.grouped and name in self.tensor_labels:
                 for f in self.info(self.model.get_parameter(name)).fields:
