@@ -55,7 +55,7 @@ def _segmentation(name: str) -> Built:
 
 def _detection(name: str) -> Built:
     side = DETECTION[name]
-    options = {"min_size": side, "max_size": side} if "rcnn" in name or "net_" in name or "fcos" in name else {}
+    options = {} if name.startswith("ssd") else {"min_size": side, "max_size": side}
     network = torchvision().models.get_model(name, weights=None, weights_backbone=None, num_classes=5, **options)
     return network, ([torch.rand(3, side, side)],)
 

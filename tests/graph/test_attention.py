@@ -140,6 +140,23 @@ class Interleaved(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 1).reshape(b, n, c))
 
 
+class Positional(nn.Module):
+    """A bias for the positions is computed from the queries too, so the scale that follows the head size must not be put into them."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.positions = nn.Parameter(torch.randn(6, width // heads))
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).reshape(3, b * self.heads, n, -1).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=q @ self.positions.T)
+        return self.proj(out.view(b, self.heads, n, -1).transpose(1, 2).reshape(b, n, -1))
+
+
 class Net(nn.Module):
     def __init__(self, attention: type[nn.Module], heads: int = 4, width: int = 16) -> None:
         super().__init__()
@@ -152,7 +169,7 @@ class Net(nn.Module):
         return self.head(x + self.attention(x))
 
 
-@pytest.mark.parametrize("attention", [Fused, ByHand, Coupled, Rotary, FusedRotary, Interleaved, Multi])
+@pytest.mark.parametrize("attention", [Fused, ByHand, Coupled, Rotary, FusedRotary, Interleaved, Positional, Multi])
 def test_pruned_equals_masked(attention: type[nn.Module]) -> None:
     model = randomise(Net(attention))
     x = torch.randn(3, 6, 5, dtype=torch.float64)

@@ -247,3 +247,26 @@ def test_zeros_that_are_computed_with_before_the_sum(branch: object, count: int)
     assert [b.removable for b in graph.blocks.values()] == [True] * count, [b.reason for b in graph.blocks.values()]
     for seed in range(4):
         assert_pruned_equals_masked(model, x, seed=seed, blocks=1 + seed % count, graph=graph)
+
+
+class Batched(nn.Module):
+    """The images are copied into a batch that is made first, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.blocks = nn.Sequential(Change(8), Change(8))
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        batch = images[0].new_full((len(images), 3, 8, 8), 0.0)
+        for place, image in enumerate(images):
+            batch[place, :, : image.shape[1], : image.shape[2]].copy_(image)
+        return self.blocks(self.stem(batch)).mean((1, 2, 3))
+
+
+def test_blocks_behind_a_batch_that_is_filled_in_place() -> None:
+    model = randomise(Batched())
+    inputs = ([torch.rand(3, 6, 8, dtype=torch.float64), torch.rand(3, 8, 5, dtype=torch.float64)],)
+    graph = trace(model, inputs)
+    assert [b.removable for b in graph.blocks.values()] == [True] * 4
+    assert_pruned_equals_masked(model, inputs, blocks=2, graph=graph)

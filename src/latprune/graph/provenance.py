@@ -282,7 +282,7 @@ class CallWatcher(TorchFunctionMode):
         super().__init__()
         self.stack: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.used = Uses()
-        self.on_scale: Callable[[torch.Tensor, Expression, float], None] = lambda tensor, base, exponent: None
+        self.on_scale: Callable[[list[torch.Tensor], Expression, float], None] = lambda tensors, base, exponent: None
         self.on_attention: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.on_normalise: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.trace_sizes: Callable[[torch.Tensor], tuple[int, ...] | None] = lambda tensor: None
@@ -331,7 +331,7 @@ class CallWatcher(TorchFunctionMode):
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         sign = 1 if "mul" in name else -1 if "div" in name and args[0] is not value else 0
         if len(tensors) == 1 and sign:
-            self.on_scale(tensors[0], value.base, sign * value.exponent)
+            self.on_scale(tensors[:1], value.base, sign * value.exponent)
         else:
             self.used.add(value.base)
 

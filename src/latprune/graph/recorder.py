@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -253,6 +254,10 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         old = self.info(tensor)
         if not tensor._is_view():
             return
+        if tensor._base is not None and info.dynamic and id(tensor._base) not in self._names:
+            # What the memory holds now depends on the inputs (a batch that images are copied into).
+            whole = self.info(tensor._base)
+            self.set(tensor._base, replace(whole, node=info.node, output=info.output, dynamic=True))
         before = sorted(tuple(f.shape) for f in old.fields)
         after = sorted(tuple(f.shape) for f in info.fields)
         if before != after:
@@ -265,6 +270,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def recording(self, inputs: list[Info], outputs: list[Info]) -> Recording:
         """What the run left behind."""
+        self.absorb_scales()
         for name in self._groups:
             if name not in self.grouped and name in self.tensor_labels:
                 for f in self.info(self.model.get_parameter(name)).fields:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from latprune.graph.labels import LabelSpace
     from latprune.graph.recording import Info, Node
 
-__all__ = ["ScaleTarget", "ScaleUse", "find_targets"]
+__all__ = ["Candidate", "ScaleTarget", "ScaleUse", "absorbed", "find_candidate", "readers_of"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -55,12 +55,61 @@ class Run(Protocol):
     grouped: dict[str, torch.Tensor]
 
 
-def find_targets(recorder: Run, info: Info) -> tuple[ScaleTarget, ...] | None:
+@dataclass(slots=True, eq=False)
+class Candidate:
+    """A tensor that may be scaled through its weights, if nothing else reads what lies between.
+
+    Attributes:
+        targets: The weights.
+        tensor: The tensor.
+        start: Number of nodes recorded before it is scaled.
+        way: Node between weights and tensor -> labels of its results that are on the way.
+    """
+
+    targets: tuple[ScaleTarget, ...]
+    tensor: Info
+    start: int
+    way: dict[int, IntArray | None]
+
+
+def find_candidate(recorder: Run, info: Info) -> Candidate | None:
     """Weights whose scaling scales the tensor of ``info``, or None where the way back is not linear or not theirs alone."""
     found: dict[tuple[str, int], IntArray | None] = {}
-    if not _walk(recorder, info, None, found, 0) or not found:
+    way: dict[int, IntArray | None] = {}
+    if not _walk(recorder, info, None, found, way, 0) or not found:
         return None  # nothing found either where the tensor comes from parameters alone
-    return tuple(ScaleTarget(tensor=n, dim=d, positions=p) for (n, d), p in found.items())
+    targets = tuple(ScaleTarget(tensor=n, dim=d, positions=p) for (n, d), p in found.items())
+    return Candidate(targets=targets, tensor=info, start=len(recorder.nodes), way=way)
+
+
+Readers = dict[int, list[tuple[int, "Info"]]]
+"""Node -> the nodes that read its results, and what they read."""
+
+
+def readers_of(nodes: list[Node]) -> Readers:
+    """Who reads the results of each node on the way to results that depend on the inputs."""
+    found: Readers = {}
+    for node in nodes:
+        if any(o.dynamic for o in node.outputs):
+            for info in node.inputs:
+                found.setdefault(info.node, []).append((node.index, info))
+    return found
+
+
+def absorbed(readers: Readers, candidates: list[Candidate]) -> Candidate | None:
+    """The first candidate of which nothing else reads what would be scaled (a position bias computed from the queries would)."""
+    for candidate in candidates:
+        way = candidate.way
+        others = [(n, i) for k in way for n, i in readers.get(k, ()) if n not in way]
+        scaling = min((n for n, i in others if i is candidate.tensor and n >= candidate.start), default=-1)
+        if not any(n != scaling and _carries(i, way[i.node]) for n, i in others):
+            return candidate
+    return None
+
+
+def _carries(info: Info, wanted: IntArray | None) -> bool:
+    own = _raw(info)
+    return own is None or wanted is None or bool(np.isin(own, wanted).any())
 
 
 def _raw(info: Info) -> IntArray | None:
@@ -69,30 +118,39 @@ def _raw(info: Info) -> IntArray | None:
     return np.unique(np.concatenate([f.reshape(-1).numpy() for f in info.fields]))
 
 
-def _walk(recorder: Run, info: Info, wanted: IntArray | None, found: dict[tuple[str, int], IntArray | None], depth: int) -> bool:
+def _walk(
+    recorder: Run,
+    info: Info,
+    wanted: IntArray | None,
+    found: dict[tuple[str, int], IntArray | None],
+    way: dict[int, IntArray | None],
+    depth: int,
+) -> bool:
     if depth > 60 or info.node < 0:
         return False
     own = _raw(info)
     if own is not None:
         wanted = own if wanted is None or not np.isin(wanted, own).any() else wanted[np.isin(wanted, own)]
+    before = way.get(info.node)
+    way[info.node] = wanted if before is None or wanted is None else np.union1d(before, wanted)
     node = recorder.nodes[info.node]
     op = node.op.split(".")[1].rstrip("_")
     dynamic = [i for i in node.inputs if i.dynamic]
     if node.kernel is not None and node.kernel.weight is not None and node.kernel.kind in ("linear", "conv", "norm", "depthwise"):
         return _weights(recorder, info.node, wanted, found)
     if op in _MOVES:
-        return all([_walk(recorder, i, wanted, found, depth + 1) for i in dynamic if i.shape and np.prod(i.shape)])
+        return all([_walk(recorder, i, wanted, found, way, depth + 1) for i in dynamic if i.shape and np.prod(i.shape)])
     if op in ("add", "sub"):
-        return len(dynamic) == len(node.inputs) and all([_walk(recorder, i, wanted, found, depth + 1) for i in dynamic])
+        return len(dynamic) == len(node.inputs) and all([_walk(recorder, i, wanted, found, way, depth + 1) for i in dynamic])
     if op in ("mul", "div"):
         named = [i for i in node.inputs if i.name is not None and not i.dynamic]
         if named and op == "mul" and _vector(recorder, named[0], found):
             return True
         carrying = [i for i in dynamic if wanted is not None and (raw := _raw(i)) is not None and np.isin(raw, wanted).any()]
         chosen = carrying[:1] if carrying else dynamic[:1]
-        return bool(chosen) and len(carrying) < 2 and _walk(recorder, chosen[0], wanted, found, depth + 1)
+        return bool(chosen) and len(carrying) < 2 and _walk(recorder, chosen[0], wanted, found, way, depth + 1)
     if op in ("bmm", "mm", "matmul", "baddbmm") and len(dynamic) == 2:
-        return op != "baddbmm" and _walk(recorder, dynamic[0], None, found, depth + 1)
+        return op != "baddbmm" and _walk(recorder, dynamic[0], None, found, way, depth + 1)
     return False
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from latprune.graph.labels import LabelSpace
 from latprune.graph.provenance import CallWatcher, Expression, TracedFloat, TracedInt, expression, integer_attributes, leaves
 from latprune.graph.recording import Equation, Info, Node, SizeLeaf
-from latprune.graph.scales import ScaleTarget, ScaleUse, find_targets
+from latprune.graph.scales import Candidate, ScaleTarget, ScaleUse, absorbed, find_candidate, readers_of
 
 __all__ = ["SizeFacts"]
 
@@ -34,6 +34,7 @@ class SizeFacts:
     def _start_sizes(self) -> None:
         """Begin with nothing noted, and let the watcher call back."""
         self.scales: list[ScaleUse] = []
+        self._pending: list[tuple[list[Candidate], Expression, float]] = []
         self.sizes: list[SizeLeaf] = []
         self.equations: list[Equation] = []
         self._paused = False
@@ -147,14 +148,22 @@ class SizeFacts:
         """State that ``left`` is the size along the middle dimension of ``labels``."""
         self.equations.append(Equation(left=left, right=self.size_leaf(labels), place=place))
 
-    def on_scale(self, tensor: torch.Tensor, base: Expression, exponent: float) -> None:
-        """A tensor is multiplied by ``base ** exponent``: find the weights that can keep the scale, or note the size as a number."""
+    def on_scale(self, tensors: list[torch.Tensor], base: Expression, exponent: float) -> None:
+        """A tensor (or one of several, of which any will do) is multiplied by ``base ** exponent``: weights may keep the scale."""
         with self.quiet():
-            targets = find_targets(self, self.info(tensor))
-        if targets is None:
-            self.watcher.used.add(base)
-        else:
-            self.scales.append(ScaleUse(targets=targets, base=base, exponent=exponent))
+            found = [find_candidate(self, self.info(t)) for t in tensors]
+        self._pending.append(([c for c in found if c is not None], base, exponent))
+
+    def absorb_scales(self) -> None:
+        """Choose the weights that keep each scale, now that all is known that reads them; where there are none, the size is a number."""
+        readers = readers_of(self.nodes) if self._pending else {}
+        for candidates, base, exponent in self._pending:
+            candidate = absorbed(readers, candidates)
+            if candidate is None:
+                self.watcher.used.add(base)
+            else:
+                self.scales.append(ScaleUse(targets=candidate.targets, base=base, exponent=exponent))
+        self._pending = []
 
     def on_normalise(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The shape that the forward gives to normalise over is that of the trailing dimensions."""
@@ -173,12 +182,13 @@ class SizeFacts:
         if name == "scaled_dot_product_attention":
             scale = kwargs.get("scale")
             query: torch.Tensor = args[0] if args else kwargs["query"]
+            key: torch.Tensor = args[1] if len(args) > 1 else kwargs["key"]
             if isinstance(scale, TracedFloat):
-                self.on_scale(query, scale.base, scale.exponent)
+                self.on_scale([query, key], scale.base, scale.exponent)
             elif scale is None:
                 sizes = self.trace_sizes(query)
                 if sizes is not None and isinstance(sizes[-1], TracedInt):
-                    self.on_scale(query, sizes[-1].expr, -0.5)
+                    self.on_scale([query, key], sizes[-1].expr, -0.5)
             return
         query = args[0] if args else kwargs["query"]
         heads = int(args[4] if len(args) > 4 else kwargs["num_heads"])
