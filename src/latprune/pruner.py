@@ -218,6 +218,11 @@ class Pruner:
         """The budget's limit in its resource's unit."""
         return self.budget.limit(dense=self._dense_value(), batch=self.target.batch)
 
+    @property
+    def tables_used(self) -> LatencyTables | None:
+        """The latency tables as far as they were needed so far; :meth:`tables` builds them."""
+        return self._tables
+
     def tables(self) -> LatencyTables:
         """Latency tables of the dense network; built at first use."""
         if self._tables is None:

@@ -71,7 +71,7 @@ def build_record(
     latency = pruner.budget.resource == "latency"
     groups = _groups(dense, pruner.edits, removed)
     # Tables are shown where the run has used some; none are built, or read, for the sake of a picture.
-    tables = pruner._tables if latency else None
+    tables = pruner.tables_used if latency else None
     notes = tuple(report.note for report in pruner.reports if report.note)
     return ResultRecord(
         model=ModelRecord(
