@@ -3,10 +3,11 @@
     python benchmarks/zoo.py -o benchmarks/results/zoo.json [--only 'timm:*'] [--timeout 300] [--again]
 
 Every network runs in a process of its own under a time limit, and is reloaded in another one; a row is written as soon as it is there, and
-rows that are there are not run again. Checked in float64 with random scales, shifts and layer scales, and statistics near those of the data,
-so that mistakes show: the pruned network's outputs against the masked network's (relative error at most 1e-9), gradients after a backward
-pass, the same outputs after a reload in a new process from edits (JSON) and weights, and ONNX (float32, 1e-3). A row passes when all hold, multiply-adds fell to
-at most 50 % (65 % where something stays whole for a reason that is named), and two blocks went where four exist.
+rows that are there are not run again. Checked in float64 with random scales, shifts and layer scales, and statistics near those of the
+data, so that mistakes show: the pruned network's outputs against the masked network's (relative error at most 1e-9), gradients after a
+backward pass, the same outputs after a reload in a new process from edits (JSON) and weights, and ONNX (float32, 1e-3). A row passes when
+all hold, multiply-adds fell to at most 50 % (65 % where something stays whole for a reason that is named), and two blocks went where four
+exist.
 """
 
 from __future__ import annotations
