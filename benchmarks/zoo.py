@@ -5,7 +5,8 @@
 Every network runs in a process of its own under a time limit, and is reloaded in another one; a row is written as soon as it is there, and
 rows that are there are not run again. Checked in float64 with random scales, shifts and layer scales, and statistics near those of the
 data, so that mistakes show: the pruned network's outputs against the masked network's (relative error at most 1e-9), gradients after a
-backward pass, the same outputs after a reload in a new process from edits (JSON) and weights, and ONNX (float32, 1e-3). A row passes when
+backward pass, the same outputs after a reload in a new process from edits (JSON) and weights, and ONNX (float32, 1e-3). Where the dense network cannot be exported to ONNX
+either, that is the reason named. A row passes when
 all hold, multiply-adds fell to at most 50 % (65 % where something stays whole for a reason that is named), and two blocks went where four
 exist.
 """
@@ -197,6 +198,12 @@ def _examine(name: str, row: dict[str, Any], folder: Path, skip_onnx: bool) -> N
             row |= {"onnx_exporter": _export(pruned, inputs), "onnx": True}
         except Exception as error:
             row |= {"onnx": False, "onnx_reason": f"{type(error).__name__}: {error}"[:300]}
+            try:
+                _export(model, inputs)
+            except Exception as dense_error:
+                # Nothing that pruning could lose: the reason is named, the row may pass.
+                reason = f"the dense network cannot be exported either ({type(dense_error).__name__}: {dense_error})"[:300]
+                row |= {"onnx_dense": False, "onnx_reason": reason}
     row["why"] = _verdict(row)
 
 
@@ -246,7 +253,7 @@ def _verdict(row: dict[str, Any]) -> str:
     unexplained = [k["what"] for k in row["kept_whole"] if not k["reason"]]
     if unexplained:
         return f"kept whole without a reason: {unexplained[0]}"
-    return "" if row["onnx"] else f"ONNX: {row['onnx_reason']}"
+    return "" if row["onnx"] or row.get("onnx_dense") is False else f"ONNX: {row['onnx_reason']}"
 
 
 def _call(model: Any, inputs: Any) -> Any:
