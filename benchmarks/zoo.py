@@ -5,10 +5,9 @@
 Every network runs in a process of its own under a time limit, and is reloaded in another one; a row is written as soon as it is there, and
 rows that are there are not run again. Checked in float64 with random scales, shifts and layer scales, and statistics near those of the
 data, so that mistakes show: the pruned network's outputs against the masked network's (relative error at most 1e-9), gradients after a
-backward pass, the same outputs after a reload in a new process from edits (JSON) and weights, and ONNX (float32, 1e-3). Where the dense network cannot be exported to ONNX
-either, that is the reason named. A row passes when
-all hold, multiply-adds fell to at most 50 % (65 % where something stays whole for a reason that is named), and two blocks went where four
-exist.
+backward pass, the same outputs after a reload in a new process from edits (JSON) and weights, and ONNX (float32, 1e-3; where the dense
+network cannot be exported either, that is the reason named). A row passes when all hold, multiply-adds fell to at most 50 % (65 % where
+something stays whole for a reason that is named), and two blocks went where four exist.
 """
 
 from __future__ import annotations
