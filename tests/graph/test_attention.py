@@ -66,6 +66,22 @@ class Coupled(nn.Module):
         return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
 
 
+class Indexed(nn.Module):
+    """As ``Coupled``, but queries, keys and values are taken out of the fused tensor one by one."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0] * (c // self.heads) ** -0.5, qkv[1], qkv[2]
+        return self.proj(((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).reshape(b, n, c))
+
+
 class Rotary(nn.Module):
     """Grouped queries, rotary positions with a buffer of frequencies."""
 
@@ -169,7 +185,7 @@ class Net(nn.Module):
         return self.head(x + self.attention(x))
 
 
-@pytest.mark.parametrize("attention", [Fused, ByHand, Coupled, Rotary, FusedRotary, Interleaved, Positional, Multi])
+@pytest.mark.parametrize("attention", [Fused, ByHand, Coupled, Indexed, Rotary, FusedRotary, Interleaved, Positional, Multi])
 def test_pruned_equals_masked(attention: type[nn.Module]) -> None:
     model = randomise(Net(attention))
     x = torch.randn(3, 6, 5, dtype=torch.float64)
@@ -196,8 +212,9 @@ def test_query_and_value_sizes_are_separate_where_the_code_lets_them() -> None:
     assert sorted((g.rows, g.columns) for g in graph.groups.values()) == [(1, 4), (1, 16), (4, 3), (4, 5)]
 
 
-def test_coupled_sizes_become_one_width() -> None:
-    graph = trace(Net(Coupled), torch.randn(2, 6, 5))
+@pytest.mark.parametrize("attention", [Coupled, Indexed])
+def test_coupled_sizes_become_one_width(attention: type[nn.Module]) -> None:
+    graph = trace(Net(attention), torch.randn(2, 6, 5))
     (group,) = graph.groups.values()
     assert group.columns == 4 and group.rows == 4 + 8
     assert any("tied by the code" in k.reason for k in graph.kept_whole)

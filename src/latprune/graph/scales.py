@@ -27,6 +27,7 @@ _MOVES = frozenset(
     "view _unsafe_view reshape transpose permute t unsqueeze squeeze expand clone contiguous slice select split split_with_sizes unbind "
     "chunk cat stack alias detach _to_copy neg roll index constant_pad_nd native_dropout dropout".split()
 )
+_PARTS = frozenset({"select", "slice"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,15 +97,20 @@ def readers_of(nodes: list[Node]) -> Readers:
     return found
 
 
-def absorbed(readers: Readers, candidates: list[Candidate]) -> Candidate | None:
+def absorbed(nodes: list[Node], readers: Readers, candidates: list[Candidate]) -> Candidate | None:
     """The first candidate of which nothing else reads what would be scaled (a position bias computed from the queries would)."""
     for candidate in candidates:
         way = candidate.way
         others = [(n, i) for k in way for n, i in readers.get(k, ()) if n not in way]
         scaling = min((n for n, i in others if i is candidate.tensor and n >= candidate.start), default=-1)
-        if not any(n != scaling and _carries(i, way[i.node]) for n, i in others):
+        if not any(n != scaling and _carries(i, way[i.node]) and not _leaves_out(nodes[n], way[i.node]) for n, i in others):
             return candidate
     return None
+
+
+def _leaves_out(node: Node, wanted: IntArray | None) -> bool:
+    """Whether a step only takes a part out that holds none of the ``wanted`` labels (the keys and values beside the queries)."""
+    return node.op.split(".")[1] in _PARTS and not any(_carries(o, wanted) for o in node.outputs)
 
 
 def _carries(info: Info, wanted: IntArray | None) -> bool:
