@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from latprune.graph.class_units import ClassUnits
 from latprune.graph.grouping import Grouping
 from latprune.graph.memberships import RawGroup
 from latprune.graph.model_graph import ModelGraph
@@ -85,19 +87,20 @@ class _Builder:
 
     def blocks_that_take(self, name: str) -> tuple[str, ...]:
         """Blocks whose removal takes the tensor away with a replaced module."""
+        return tuple(block for block, taken, stays in self._replaced if name.startswith(taken) and not name.startswith(stays))
+
+    @cached_property
+    def _replaced(self) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+        """Per block the prefixes of the tensors that go with a replaced module, and of those among them that stay."""
         found = []
         for b in self.branches:
             r = b.realisation
             if r is None:
                 continue
-            if r.module:
-                stays = [f"{r.module}.{p}" for p in r.shortcut] + [f"{r.module}.{t['module']}" for t in r.tail if "module" in t]
-                taken = _inside(name, r.module) and not any(_inside(name, p) for p in stays)
-            else:
-                taken = any(_inside(name, p.module) for p in r.parts)
-            if taken:
-                found.append(b.name)
-        return tuple(found)
+            stays = [f"{r.module}.{p}." for p in r.shortcut] + [f"{r.module}.{t['module']}." for t in r.tail if "module" in t]
+            taken = [f"{r.module}."] if r.module else [f"{p.module}." for p in r.parts]
+            found.append((b.name, tuple(taken), tuple(stays) if r.module else ()))
+        return found
 
     # -- groups ----------------------------------------------------------------------------------------------------
 
@@ -227,9 +230,13 @@ class _Builder:
         classes = self.grouping.roots[flat]
         slots = self.grouping.slots
         stacked = np.sort(np.stack([s[0][classes] for s in slots], axis=1), axis=1) if len(slots) > 1 else slots[0][0][classes][:, None]
-        if len(slots) == 1:
+        combos: list[tuple[int, ...]]
+        if len(slots) == 1 and stacked.size and (stacked == stacked[0]).all():
+            # The usual case: one group all along.
+            combos, first, counts = [(int(stacked[0, 0]),)], np.zeros(1, dtype=np.int64), np.array([len(stacked)])
+        elif len(slots) == 1:
             values, first, counts = np.unique(stacked[:, 0], return_index=True, return_counts=True)
-            combos: list[tuple[int, ...]] = [(v,) for v in values.tolist()]
+            combos = [(v,) for v in values.tolist()]
         else:
             rows, first, counts = np.unique(stacked, axis=0, return_index=True, return_counts=True)
             combos = [tuple(v) for v in rows.tolist()]
@@ -325,22 +332,15 @@ class _Builder:
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
-    def calls(self) -> tuple[tuple[Call, ...], tuple[tuple[tuple[str, int], ...], ...]]:
+    def calls(self) -> tuple[tuple[Call, ...], ClassUnits]:
         """The recorded sequence with class arrays, and the units of each class."""
         roots = self.grouping.roots
-        keys: dict[tuple[tuple[str, int], ...], int] = {}
-        number = np.full(roots.size, -1, dtype=np.int64)
-        memberships: list[tuple[tuple[str, int], ...]] = []
         involved = np.zeros(roots.size, dtype=bool)
         for group_of, _ in self.grouping.slots:
             involved |= group_of >= 0
         involved &= roots == np.arange(roots.size)
-        for c in np.flatnonzero(involved).tolist():
-            units = tuple((self.group_names[int(g[c])], int(u[c])) for g, u in reversed(self.grouping.slots) if g[c] >= 0)
-            if units not in keys:
-                keys[units] = len(memberships)
-                memberships.append(units)
-            number[c] = keys[units]
+        # Fine groups first, as the masked executor and the replay read them.
+        units, number = ClassUnits.of(self.group_names, self.grouping.slots[::-1], np.flatnonzero(involved), roots.size)
         cache: dict[int, IntArray | None] = {}
         alive: list[torch.Tensor] = []
 
@@ -374,7 +374,7 @@ class _Builder:
                     joins=joins.get(node.index, {}),
                 )
             )
-        return tuple(result), tuple(memberships)
+        return tuple(result), units
 
     # -- reasons ---------------------------------------------------------------------------------------------------
 
@@ -401,10 +401,6 @@ class _Builder:
             if why and (carried.get(g) or raw.level > 0):
                 result.append(KeptWhole(what=name, channels=int(raw.cells.size), parameters=round(shares.get(g, 0.0)), reason=why))
         return tuple(result)
-
-
-def _inside(name: str, path: str) -> bool:
-    return name.startswith(f"{path}.")
 
 
 def _widest(fields: tuple[IntArray, ...]) -> IntArray | None:
@@ -487,9 +483,10 @@ def _units(b: _Builder, labels: IntArray) -> Units:
     found: Units = []
     for group_of, unit_of in b.grouping.slots:
         here = group_of[classes]
-        for g in np.unique(here).tolist():
+        alike = bool(here.size) and bool((here == here.flat[0]).all())
+        for g in [int(here.flat[0])] if alike else np.unique(here).tolist():
             if g >= 0:
-                found.append((b.group_names[g], np.where(here == g, unit_of[classes], -1)))
+                found.append((b.group_names[g], unit_of[classes] if alike else np.where(here == g, unit_of[classes], -1)))
     return found
 
 

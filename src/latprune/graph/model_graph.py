@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class ModelGraph:
     kept_whole: tuple[KeptWhole, ...]
     tensor_axes: Mapping[str, tuple[WidthAxis, ...]]
     calls: tuple[Call, ...]
-    class_units: tuple[tuple[tuple[str, int], ...], ...]
+    class_units: Sequence[tuple[tuple[str, int], ...]]
     tensor_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
 

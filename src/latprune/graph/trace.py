@@ -13,6 +13,7 @@ from torch import nn
 import latprune.graph.rules_compute
 import latprune.graph.rules_contract
 import latprune.graph.rules_movement  # noqa: F401
+from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
@@ -71,6 +72,18 @@ def trace(
         >>> graph = latprune.graph.trace(model, torch.randn(1, 3, 224, 224), keep=["fc"])
         >>> print(graph.describe())
     """
+    with collector_resting():
+        return _trace(model, example_inputs, keep, blocks_keep, min_widths, within)
+
+
+def _trace(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    keep: Sequence[str],
+    blocks_keep: Sequence[str],
+    min_widths: Mapping[str, int] | None,
+    within: str | None,
+) -> ModelGraph:
     paths = [path for path, _ in model.named_modules()]
     for pattern in keep:
         if not any(_matches(path, pattern) for path in paths):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from latprune.collector import collector_resting
 from latprune.errors import InvalidArgumentError
 from latprune.latency.engines.base import CompiledNetwork
 from latprune.latency.statistics import median_interval, relative_drift
@@ -194,15 +194,10 @@ def timed_block(network: CompiledNetwork, count: int) -> tuple[list[float], floa
     """
     clean: list[float] = []
     disturbed: list[float] = []
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with collector_resting():
         while len(clean) < count and len(clean) + len(disturbed) < 2 * count:
             ms, interrupted = network.checked_run()
             (disturbed if interrupted else clean).append(ms)
-    finally:
-        if collecting:
-            gc.enable()
     share = len(disturbed) / (len(clean) + len(disturbed))
     return (clean if len(clean) >= len(disturbed) else clean + disturbed), share
 

@@ -7,7 +7,7 @@ weight. Surgery is checked against it; the two share nothing but the labels of t
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -43,7 +43,7 @@ class RecordedModel(Protocol):
         """``within``: path of the sub-module whose operations were recorded; empty or missing for the whole model."""
 
     @property
-    def class_units(self) -> tuple[tuple[tuple[str, int], ...], ...]:
+    def class_units(self) -> Sequence[tuple[tuple[str, int], ...]]:
         """Coordinate class -> the units that it belongs to."""
 
 
