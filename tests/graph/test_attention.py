@@ -61,7 +61,8 @@ class Coupled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]
         weights = ((q * (c // self.heads) ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
         return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
 
@@ -141,6 +142,17 @@ class FusedRotary(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(b, n, c))
 
 
+class Thirds(FusedRotary):
+    """The fused projection is cut into thirds before the heads, and the width inside is its own: whole heads may go."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, self.k_bias, self.v_bias]))
+        q, k, v = (t.reshape(b, n, self.heads, -1).transpose(1, 2) for t in qkv.chunk(3, -1))
+        out = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v)
+        return self.proj(out.transpose(1, 2).reshape(b, n, -1))
+
+
 class Interleaved(nn.Module):
     """The heads stand behind their channels in the output, and the head size is computed from the stream's width."""
 
@@ -185,7 +197,7 @@ class Net(nn.Module):
         return self.head(x + self.attention(x))
 
 
-@pytest.mark.parametrize("attention", [Fused, ByHand, Coupled, Indexed, Rotary, FusedRotary, Interleaved, Positional, Multi])
+@pytest.mark.parametrize("attention", [Fused, ByHand, Coupled, Indexed, Rotary, FusedRotary, Thirds, Interleaved, Positional, Multi])
 def test_pruned_equals_masked(attention: type[nn.Module]) -> None:
     model = randomise(Net(attention))
     x = torch.randn(3, 6, 5, dtype=torch.float64)
@@ -227,6 +239,12 @@ def test_equal_parts_of_different_channels_keep_equal_counts(attention: type[nn.
     assert group.columns == columns
     carriers = {(m.tensor, m.dim) for m in group.members}
     assert {("attention.qkv.weight", 0), ("attention.qkv.weight", 1), ("attention.proj.weight", 1), ("head.weight", 1)} <= carriers
+
+
+def test_heads_may_go_although_their_insides_stay() -> None:
+    model = randomise(Net(Thirds))
+    graph = trace(model, torch.randn(3, 6, 5, dtype=torch.float64))
+    assert [g.columns for g in graph.groups.values() if g.kind == "heads"] == [4]
 
 
 def test_rotary_pairs_stay_together_and_the_buffer_follows() -> None:

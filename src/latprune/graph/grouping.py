@@ -166,6 +166,10 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
         key[summed] ^= summary[summed]
         key[frozen] ^= np.uint64(0xABCDEF0123456789)
         _form(depth, members, key, grids, conflicts, frozen, reason, aligned, below_live, groups, group_of, unit_of)
+    for labels, why in space.still:
+        for g in np.unique(group_of[roots[labels]]).tolist():
+            if g >= 0:
+                groups[g].reason = groups[g].reason or why
     slots, every = memberships(groups, group_of, unit_of, coarse, fine, [(rows, why) for rows, why, _ in grids], frozen)
     return Grouping(roots=roots, groups=groups, slots=slots, every=every, frozen_reason=reason, conflicts=conflicts)
 

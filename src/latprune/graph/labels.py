@@ -6,7 +6,7 @@ While the run is recorded, facts are only collected (as arrays); they are solved
 - *bundle* ``coarse`` over ``fine``: a place that stands for several finer ones (a head and its channels); it goes exactly when all of
 them go;
 - *grid*: rows of places that must keep equal counts, because a later view or chunk cuts them into equal parts;
-- *freeze*: the places must stay, with the reason in words.
+- *freeze*: the places must stay, with the reason in words; *still*: they must not go by themselves, only with what stands for them.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class LabelSpace:
     grids: list[Grid] = field(default_factory=list)
     merges: list[IntArray] = field(default_factory=list)
     frozen: list[tuple[IntArray, str]] = field(default_factory=list)
+    still: list[tuple[IntArray, str]] = field(default_factory=list)
     _bundles: dict[bytes, torch.Tensor] = field(default_factory=dict)
 
     def fresh(self, count: int, kind: str, tensor: str, dim: int = 0) -> torch.Tensor:

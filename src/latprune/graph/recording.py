@@ -93,11 +93,15 @@ class SizeLeaf:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Equation:
-    """``left`` (what the forward states) must equal ``right`` (what the labels give); ``place`` names the operation."""
+    """``left`` (what the forward states) must equal ``right`` (what the labels give); ``place`` names the operation.
+
+    ``parts``: the two are parts that one dimension is cut into.
+    """
 
     left: Expression
     right: Expression
     place: str
+    parts: bool = False
 
 
 @dataclass(slots=True, eq=False)

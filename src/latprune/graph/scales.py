@@ -27,7 +27,6 @@ _MOVES = frozenset(
     "view _unsafe_view reshape transpose permute t unsqueeze squeeze expand clone contiguous slice select split split_with_sizes unbind "
     "chunk cat stack alias detach _to_copy neg roll index constant_pad_nd native_dropout dropout".split()
 )
-_PARTS = frozenset({"select", "slice"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,7 +82,7 @@ def find_candidate(recorder: Run, info: Info) -> Candidate | None:
     return Candidate(targets=targets, tensor=info, start=len(recorder.nodes), way=way)
 
 
-Readers = dict[int, list[tuple[int, "Info"]]]
+Readers = dict[int, list[tuple["Node", "Info"]]]
 """Node -> the nodes that read its results, and what they read."""
 
 
@@ -93,29 +92,26 @@ def readers_of(nodes: list[Node]) -> Readers:
     for node in nodes:
         if any(o.dynamic for o in node.outputs):
             for info in node.inputs:
-                found.setdefault(info.node, []).append((node.index, info))
+                found.setdefault(info.node, []).append((node, info))
     return found
 
 
-def absorbed(nodes: list[Node], readers: Readers, candidates: list[Candidate]) -> Candidate | None:
+def absorbed(readers: Readers, candidates: list[Candidate]) -> Candidate | None:
     """The first candidate of which nothing else reads what would be scaled (a position bias computed from the queries would)."""
     for candidate in candidates:
         way = candidate.way
-        others = [(n, i) for k in way for n, i in readers.get(k, ()) if n not in way]
-        scaling = min((n for n, i in others if i is candidate.tensor and n >= candidate.start), default=-1)
-        if not any(n != scaling and _carries(i, way[i.node]) and not _leaves_out(nodes[n], way[i.node]) for n, i in others):
+        others = [(n, i) for k in way for n, i in readers.get(k, ()) if n.index not in way]
+        scaling = min((n.index for n, i in others if i is candidate.tensor and n.index >= candidate.start), default=-1)
+        if not any(n.index != scaling and _reads(n, i, way[i.node]) for n, i in others):
             return candidate
     return None
 
 
-def _leaves_out(node: Node, wanted: IntArray | None) -> bool:
-    """Whether a step only takes a part out that holds none of the ``wanted`` labels (the keys and values beside the queries)."""
-    return node.op.split(".")[1] in _PARTS and not any(_carries(o, wanted) for o in node.outputs)
-
-
-def _carries(info: Info, wanted: IntArray | None) -> bool:
-    own = _raw(info)
-    return own is None or wanted is None or bool(np.isin(own, wanted).any())
+def _reads(node: Node, info: Info, wanted: IntArray | None) -> bool:
+    """Whether a node reads any of the ``wanted`` labels of a tensor; one that only moves places may pick others (keys beside queries)."""
+    moving = node.op.split(".")[1].rstrip("_") in _MOVES
+    parts = [_raw(i) for i in (node.outputs if moving else [info])]
+    return wanted is None or any(p is None or bool(np.isin(p, wanted).any()) for p in parts)
 
 
 def _raw(info: Info) -> IntArray | None:

@@ -158,7 +158,7 @@ class SizeFacts:
         """Choose the weights that keep each scale, now that all is known that reads them; where there are none, the size is a number."""
         readers = readers_of(self.nodes) if self._pending else {}
         for candidates, base, exponent in self._pending:
-            candidate = absorbed(self.nodes, readers, candidates)
+            candidate = absorbed(readers, candidates)
             if candidate is None:
                 self.watcher.used.add(base)
             else:

@@ -184,15 +184,17 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
         if _split_conflicts(recording, grouping) or _relate(recording, grouping, kept) or _align(recording, grouping, kept, tried):
             continue
         evaluator = _Evaluator(recording, grouping)
+        first = _Repairs(evaluator)
+        _check_equations([e for e in recording.equations if e.parts], evaluator, first)
+        if first.wanted:  # what all else depends on: the insides of fused projections
+            first.make(recording, kept, made, round_ > 40)
+            continue
         repairs = _Repairs(evaluator)
         unsettled = _attribute_polynomials(recording, evaluator, repairs)
         if not unsettled:
             _numbers(recording, evaluator, repairs)
-        for equation in recording.equations:
-            if not unsettled or unsettled.isdisjoint(leaves(equation.left)):
-                left, right = evaluator.value(equation.left), evaluator.value(equation.right)
-                if left is None or left != right:
-                    repairs.tie([equation], _why(equation))
+        open_ = [e for e in recording.equations if not unsettled or unsettled.isdisjoint(leaves(e.left))]
+        _check_equations(open_, evaluator, repairs)
         if not unsettled:
             _comparisons(recording, evaluator, repairs)
         if not repairs.wanted:
@@ -214,7 +216,7 @@ def _split_conflicts(recording: Recording, grouping: Grouping) -> bool:
             space.grids.append(Grid(rows=alike, why=why))
             recording.sizes.append(SizeLeaf(labels=torch.from_numpy(alike[:1, :, None].copy()), value=alike.shape[1]))
             if kind:
-                recording.equations.append(Equation(left=("size", first), right=("size", first + kind), place=why))
+                recording.equations.append(Equation(left=("size", first), right=("size", first + kind), place=why, parts=True))
     return bool(grouping.conflicts)
 
 
@@ -274,11 +276,12 @@ class _Repairs:
         self.heads: dict[int, str] = {}
         self.grids: list[Grid] = []
         self.whole: dict[int, str] = {}
+        self.still: dict[int, str] = {}
 
     @property
     def wanted(self) -> bool:
         """Whether anything has to be repaired."""
-        return bool(self.heads or self.grids or self.whole)
+        return bool(self.heads or self.grids or self.whole or self.still)
 
     def freeze(self, groups: set[int], why: str) -> None:
         """Keep groups whole."""
@@ -296,7 +299,14 @@ class _Repairs:
         groups: set[int] = set()
         for polynomial, expr in sides:
             groups |= {g for k in polynomial for g in k} if polynomial is not None else _groups_in(evaluator, expr)
+        parts = all(e.parts for e in equations)
+        if parts and all(p for p, _ in sides):
+            products = [set(k) for p, _ in sides for k in p or {}]
+            everywhere = {g for g in groups if all(g in k for k in products)}
+            groups = groups - everywhere or groups  # heads that all parts have do not tell them apart
         coarse = {g for g in groups if grouping.groups[g].level > 0}
+        if parts and groups - coarse:
+            groups, coarse = groups - coarse, set()  # parts of one dimension: whole heads may go whatever their insides do
         if coarse:
             for g in coarse:
                 self.heads.setdefault(g, why)
@@ -307,11 +317,12 @@ class _Repairs:
             width = math.gcd(*(grouping.groups[g].cells.shape[1] for g in numbers))
             dense = {s[1] * grouping.groups[s[0]].cells.shape[1] for s in single if s is not None}
             if width > 1 and len(dense) == 1:
-                self.grids.append(
-                    Grid(rows=np.concatenate([grouping.groups[g].cells.reshape(-1, width) for g in numbers]), why=why, last=True)
-                )
+                self.grids.append(Grid(rows=np.concatenate([grouping.groups[g].cells.reshape(-1, width) for g in numbers]), why=why))
                 return
-        self.freeze(groups, why)
+        if parts:
+            self.still.update(dict.fromkeys(groups, why))
+        else:
+            self.freeze(groups, why)
 
     def make(self, recording: Recording, kept: dict[int, str], made: set[bytes], hurry: bool) -> None:
         """Carry out the mildest kind of repair that was asked for.
@@ -332,6 +343,7 @@ class _Repairs:
                 recording.space.grids.append(replace(grid, last=hurry or key in made))
                 made.add(key)
         else:
+            recording.space.still.extend((groups[g].cells.reshape(-1), why) for g, why in self.still.items())
             for g, why in self.whole.items():
                 kept.update({c: why for c in groups[g].cells.reshape(-1).tolist()})
 
@@ -415,6 +427,13 @@ def _numbers(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> 
             groups = _groups_in(evaluator, leaf) if value is None else {g for k in value for g in k}
             source = f"attribute '{leaf[1]}.{leaf[2]}'" if leaf[0] == "attr" else "a runtime size"
             repairs.freeze(groups, f"{source} is also used as a number in the forward")
+
+
+def _check_equations(equations: list[Equation], evaluator: _Evaluator, repairs: _Repairs) -> None:
+    for equation in equations:
+        left, right = evaluator.value(equation.left), evaluator.value(equation.right)
+        if left is None or left != right:
+            repairs.tie([equation], _why(equation))
 
 
 def _asserted(recording: Recording) -> list[Equation]:
