@@ -34,7 +34,7 @@ EXPORT = (
     "torchvision:mobilenet_v2",
     "torchvision:densenet121",
     "torchvision:swin_t",
-    "torchvision:ssdlite320_mobilenet_v3_large",
+    "detection:ssdlite320_mobilenet_v3_large",
     "timm:vision_transformer",
     "timm:levit",
     "timm:nfnet",
