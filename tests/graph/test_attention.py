@@ -61,20 +61,13 @@ class Coupled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv[0], qkv[1], qkv[2]
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         weights = ((q * (c // self.heads) ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
         return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
 
 
-class Indexed(nn.Module):
-    """As ``Coupled``, but queries, keys and values are taken out of the fused tensor one by one."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+class Indexed(Coupled):
+    """Queries, keys and values are taken out of the fused tensor one by one."""
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape

@@ -53,9 +53,9 @@ def test_on_a_small_network_it_never_beats_the_proof() -> None:
             assert solution.gain <= best.gain * (1 + 1e-9)
 
 
+@needs_it
+@pytest.mark.slow
 def test_infeasible_is_proven_by_the_floor() -> None:
-    if not INSTALLED:
-        pytest.skip("needs the programs")
     solution = solve(chain(-1.0), "mindtpy")
     assert solution.status == "infeasible" and solution.floor == {"r": 0.0}
 
