@@ -195,6 +195,28 @@ def predictor() -> str | None:
     return text + table(head, rows) + "\n\n`benchmarks/latency/predictor.py`"
 
 
+def neighbours() -> str | None:
+    """What counting the kernels beside a removed block is worth."""
+    found = read("latency-neighbours")
+    if found is None:
+        return None
+    rows = [
+        [
+            row["model"],
+            ENGINES[row["engine"]],
+            "yes" if row["neighbours_counted"] else "no",
+            percent(row["mean_absolute"]),
+            percent(row["mean_absolute_with_blocks_removed"]),
+            percent(row["p95_with_blocks_removed"]),
+            percent(row["within_8_with_blocks_removed"], 0),
+        ]
+        for row in found["rows"]
+    ]
+    head = ["network", "engine", "counted", "mean error", "with blocks removed", "their 95th percentile", "within 8 %"]
+    text = "## Kernels beside a removed block\n\nTables fitted to two thirds of the measured networks, asked about the last third.\n\n"
+    return text + table(head, rows) + "\n\n`benchmarks/latency/neighbours.py`"
+
+
 def agreement() -> str | None:
     """A network against itself."""
     found = read("latency-aa")
@@ -354,6 +376,7 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     tables,
     prediction,
     predictor,
+    neighbours,
     agreement,
     solvers,
     zoo,

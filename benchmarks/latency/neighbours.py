@@ -20,6 +20,7 @@ from models import MODELS, build
 from latprune.graph import trace
 from latprune.latency import Residual, Store, TableStats, Target, machine_name, network_fingerprint, target_context
 from latprune.latency.fitting import fit_tables, predicted_and_measured
+from latprune.latency.repeats import with_repeats
 
 STATS = TableStats(
     seconds=0.0, networks=0, measured_networks=0, engine_runs=0, kernels=0, surfaces=0, shared_entries=0, positions_differing=0
@@ -45,7 +46,7 @@ def main() -> None:
             kernels, groups = list(graph.kernels.values()), list(graph.groups.values())
             for engine in args.engines:
                 context = target_context(Target(engine=engine))
-                samples = store.networks(context, network_fingerprint(kernels, x, context.target))
+                samples = with_repeats(store.networks(context, network_fingerprint(kernels, x, context.target)))
                 folds = np.array_split(np.random.default_rng(0).permutation(len(samples)), 3)
                 for counted in (False, True):
                     errors, removed = [], []

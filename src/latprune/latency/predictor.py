@@ -17,6 +17,7 @@ from latprune.graph.types import Kernel
 from latprune.latency.features import FEATURES, family_of, kernel_features
 from latprune.latency.fitting import timer_overhead
 from latprune.latency.forest import Forest, fit_forest
+from latprune.latency.repeats import with_repeats
 from latprune.latency.signature import kernel_signature
 from latprune.latency.store import ContextInfo, NetworkSample
 from latprune.latency.surface import non_negative_least_squares
@@ -208,6 +209,9 @@ def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, 
     by_structure: dict[str, list[NetworkSample]] = defaultdict(list)
     for network in networks:
         by_structure[network.fingerprint].append(network)
+    # A network that was far off and measured again counts once, as it was understood then.
+    by_structure = {fingerprint: with_repeats(group) for fingerprint, group in by_structure.items()}
+    networks = [network for group in by_structure.values() for network in group]
     timers = {fingerprint: timer_overhead(group) for fingerprint, group in by_structure.items()}
     levels = {fingerprint: float(np.median([item.reference_ms for item in group])) for fingerprint, group in by_structure.items()}
     for network in networks:
