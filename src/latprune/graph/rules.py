@@ -13,7 +13,7 @@ from latprune.graph.recording import Fields, Info, KernelDraft
 if TYPE_CHECKING:
     from latprune.graph.recorder import Recorder
 
-__all__ = ["Rule", "Step", "find_rule", "register_rule"]
+__all__ = ["Rule", "Step", "find_rule", "has_rule", "register_rule"]
 
 Rule = Callable[["Step"], Any]
 
@@ -64,6 +64,11 @@ def find_rule(func: Any) -> Rule | None:
     if rule is None and name.endswith("_") and not name.endswith("__"):
         rule = _RULES.get(name[:-1])
     return rule
+
+
+def has_rule(name: str) -> bool:
+    """Whether a rule is registered for an operation (``"mylib::myop"``), whatever its overload."""
+    return name in _RULES or any(known.startswith(f"{name}.") for known in _RULES)
 
 
 class Step:

@@ -1,0 +1,322 @@
+"""A captured program as a module: it runs the recorded steps on parameters that keep their names, without the class that they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from latprune.errors import CaptureError, InvalidArgumentError, SurgeryError
+from latprune.program.canonical import live_steps
+from latprune.program.operators import resolve
+from latprune.program.steps import BatchMultiple, Device, Dtype, Held, Program, Size, Step, Training, Value
+from latprune.program.structure import build_structure, collect
+
+__all__ = ["ProgramModule", "ProgramScope"]
+
+
+class _Frame:
+    """The values of one run."""
+
+    __slots__ = ("batch", "device", "dtype", "sizes", "training", "values")
+
+    def __init__(self, module: ProgramModule, values: list[Any], batch: Any) -> None:
+        self.values = values
+        self.batch = batch
+        self.sizes = module.size_literals
+        self.training = module.training
+        main = module.main_tensor()
+        self.dtype = main.dtype if main is not None else torch.float32
+        self.device = main.device if main is not None else torch.device("cpu")
+
+
+Resolver = Callable[[_Frame], Any]
+Instruction = Callable[[_Frame], None]
+
+
+class ProgramScope(nn.Module):
+    """Stands where a module of the captured model stood: holds its tensors, and its steps run in its name (hooks, profiles and exporters
+    see them there).
+
+    Attributes:
+        kind: Class of the module that stood here.
+    """
+
+    def __init__(self, kind: str = "") -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, frame: _Frame, instructions: tuple[Instruction, ...]) -> None:
+        """Run steps of this module."""
+        frame.training = self.training
+        for instruction in instructions:
+            instruction(frame)
+
+    def extra_repr(self) -> str:
+        """The class that stood here, and its own tensors."""
+        own = [f"{n}={tuple(t.shape)}" for n, t in (*self._parameters.items(), *self._buffers.items()) if t is not None]
+        return ", ".join([self.kind, *own])
+
+
+class ProgramModule(nn.Module):
+    """A captured network: the steps of one run, which surgery can change in every size.
+
+    It has the parameters, buffers and module paths of the model that it was captured from, takes the same arguments, and returns its
+    tensors in plain tuples, lists and dicts. Training works: batch norms use and update statistics, and dropout that the model called
+    through PyTorch's functions is there. Steps that only run in training (drop path, noise of the model's own) are not.
+
+    Attributes:
+        program: The steps, as data.
+        size_literals: The integers that state sizes in the steps; surgery changes them.
+
+    Example:
+        >>> program = latprune.capture(model, x)  # doctest: +SKIP
+        >>> print(program.code)  # doctest: +SKIP
+    """
+
+    def __init__(self, program: Program, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.program = program
+        self.size_literals = list(program.sizes)
+        self._compiled: tuple[tuple[str, tuple[Instruction, ...]], ...] | None = None
+        paths = {step.module for step in program.steps} | {name.rpartition(".")[0] for name in program.tensors}
+        for path in sorted({".".join(p.split(".")[:k]) for p in paths if p for k in range(1, p.count(".") + 2)}):
+            parent, _, leaf = path.rpartition(".")
+            try:
+                self.get_submodule(parent).add_module(leaf, ProgramScope(program.kinds.get(path, "")))
+            except KeyError as error:
+                raise CaptureError(f"a module of the model is called '{path}', which a program cannot have: {error}") from error
+        placed: dict[str, torch.Tensor] = {}
+        for name, kind in program.tensors.items():
+            placed[name] = placed[kind.alias_of] if kind.alias_of is not None else self._new(tensors[name], kind)
+            self._place(name, placed[name], kind.kind)
+
+    @staticmethod
+    def _new(tensor: torch.Tensor, kind: Any) -> torch.Tensor:
+        if kind.kind == "parameter":
+            return nn.Parameter(tensor.detach().clone(), requires_grad=kind.requires_grad)
+        return tensor.detach().clone()
+
+    def _place(self, name: str, tensor: torch.Tensor, kind: str) -> None:
+        path, _, leaf = name.rpartition(".")
+        holder = self.get_submodule(path)
+        if isinstance(tensor, nn.Parameter):
+            holder.register_parameter(leaf, tensor)
+        else:
+            holder.register_buffer(leaf, tensor, persistent=kind == "buffer")
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program.
+
+        Raises:
+            InvalidArgumentError: The arguments are not those of the captured run, or have other sizes.
+        """
+        found: dict[int, torch.Tensor] = {}
+        positional, keywords = self.program.arguments["args"], self.program.arguments["kwargs"]
+        collect(positional, args, found, "arguments")
+        collect(keywords, kwargs, found, "keyword arguments")
+        inputs = [found[k] for k in range(len(self.program.inputs))]
+        batch = self._batch(inputs)
+        values: list[Any] = inputs + [None] * (self._count() - len(inputs))
+        frame = _Frame(self, values, batch)
+        for path, instructions in self._instructions():
+            if path:
+                self.get_submodule(path)(frame, instructions)
+            else:
+                frame.training = self.training
+                for instruction in instructions:
+                    instruction(frame)
+        returned = [frame.values[r.number] if isinstance(r, Value) else self._held(r.name) for r in self.program.outputs["returned"]]
+        return build_structure(self.program.outputs["structure"], returned)
+
+    def _batch(self, inputs: list[torch.Tensor]) -> Any:
+        """The batch size, after a look at the sizes."""
+        checked = not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting())
+        batch: Any = None
+        for tensor, expected in zip(inputs, self.program.inputs, strict=True):
+            first = 1 if expected.batched else 0
+            if expected.batched and batch is None:
+                batch = tensor.shape[0]
+            if not checked:
+                continue
+            fits = tensor.dim() == len(expected.shape) and tuple(tensor.shape[first:]) == expected.shape[first:]
+            if not fits or (expected.batched and tensor.shape[0] != batch):
+                shown = ("batch", *expected.shape[1:]) if expected.batched else expected.shape
+                sizes = ", ".join(str(n) for n in shown)
+                why = f" ({self.program.batch_reason})" if self.program.batch_reason and not expected.batched else ""
+                raise InvalidArgumentError(
+                    f"input '{expected.name}' has shape {tuple(tensor.shape)}; this program was captured with ({sizes}) and runs at those "
+                    f"sizes only{why}"
+                )
+        return batch
+
+    def _count(self) -> int:
+        return 1 + max((n for step in self.program.steps for n in step.results if n is not None), default=len(self.program.inputs))
+
+    def main_tensor(self) -> torch.Tensor | None:
+        """The parameter (or buffer) whose type and device are the program's."""
+        for tensor in self.parameters():
+            if tensor.is_floating_point():
+                return tensor
+        return next(iter(self.buffers()), None)
+
+    def _held(self, name: str) -> torch.Tensor:
+        path, _, leaf = name.rpartition(".")
+        found: torch.Tensor = getattr(self.get_submodule(path), leaf)
+        return found
+
+    def _instructions(self) -> tuple[tuple[str, tuple[Instruction, ...]], ...]:
+        """The steps, bound to this module's tensors and cut where the module path changes."""
+        if self._compiled is None:
+            last: dict[int, int] = {}
+            for k, step in enumerate(self.program.steps):
+                for reference in step.reads():
+                    if isinstance(reference, Value):
+                        last[reference.number] = k
+            kept = {r.number for r in self.program.outputs["returned"] if isinstance(r, Value)} | set(range(len(self.program.inputs)))
+            ends: dict[int, list[int]] = {}
+            for number, k in last.items():
+                if number not in kept:
+                    ends.setdefault(k, []).append(number)
+            runs: list[tuple[str, list[Instruction]]] = []
+            for k, step in enumerate(self.program.steps):
+                if not runs or runs[-1][0] != step.module:
+                    runs.append((step.module, []))
+                runs[-1][1].append(self._instruction(step, tuple(ends.get(k, ()))))
+            self._compiled = tuple((path, tuple(instructions)) for path, instructions in runs)
+        return self._compiled
+
+    def _instruction(self, step: Step, ends: tuple[int, ...]) -> Instruction:
+        function = resolve(step.operator)
+        arguments = [self._resolver(a) for a in step.arguments]
+        keywords = {name: self._resolver(a) for name, a in step.keywords.items()}
+        results = step.results
+        number = step.number
+
+        def run(frame: _Frame) -> None:
+            values = frame.values
+            out = function(*[a(frame) for a in arguments], **{name: a(frame) for name, a in keywords.items()})
+            if step.several:
+                for place, value in zip(results, out, strict=True):
+                    if place is not None:
+                        values[place] = value
+            elif results[0] is not None:
+                values[results[0]] = out
+            for end in ends:
+                values[end] = None
+
+        def noted(frame: _Frame) -> None:
+            self.running = number
+            run(frame)
+
+        return noted
+
+    def _resolver(self, argument: Any) -> Resolver:
+        """How an argument becomes a value in a run."""
+        if isinstance(argument, Value):
+            number = argument.number
+            return lambda frame: frame.values[number]
+        if isinstance(argument, Held):
+            path, _, leaf = argument.name.rpartition(".")
+            holder = self.get_submodule(path)
+            return lambda frame: getattr(holder, leaf)
+        if isinstance(argument, Size):
+            index = argument.index
+            if argument.per_batch:
+                return lambda frame: frame.sizes[index] * frame.batch
+            return lambda frame: frame.sizes[index]
+        if isinstance(argument, BatchMultiple):
+            count = argument.count
+            return lambda frame: count * frame.batch
+        if isinstance(argument, Training):
+            return lambda frame: frame.training
+        if isinstance(argument, Device):
+            return lambda frame: frame.device
+        if isinstance(argument, Dtype):
+            if argument.name == "own":
+                return lambda frame: frame.dtype
+            dtype = getattr(torch, argument.name)
+            return lambda frame: dtype
+        if isinstance(argument, (list, tuple)):
+            items = [self._resolver(a) for a in argument]
+            return lambda frame: [item(frame) for item in items]
+        if isinstance(argument, str) and argument.startswith("torch."):
+            value = getattr(torch, argument.removeprefix("torch."))
+            return lambda frame: value
+        return lambda frame: argument
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold: all but the bound steps, which belong to this object."""
+        return {**self.__dict__, "_compiled": None}
+
+    # -- surgery ---------------------------------------------------------------------------------------------------
+
+    def remove_branch(self, join: int, operand: int, skipped: Iterable[int] = ()) -> None:
+        """Put the other operand in the place of the sum ``join``; ``skipped`` steps after it hand their argument on.
+
+        Raises:
+            SurgeryError: There is no such sum.
+        """
+        by_number = {step.number: step for step in self.program.steps}
+        same: dict[int, Any] = {}
+        for number in (join, *skipped):
+            step = by_number.get(number)
+            if step is None or (number == join and not step.operator.startswith("aten.add.")):
+                raise SurgeryError(f"the program has no sum at step {number}")
+            (result,) = step.results
+            if result is not None:
+                same[result] = step.arguments[1 - operand if number == join else 0]
+
+        def followed(item: Any) -> Any:
+            while isinstance(item, Value) and item.number in same:
+                item = same[item.number]
+            return item
+
+        steps = [s.mapped(followed) for s in self.program.steps if s.number not in {join, *skipped}]
+        returned = [followed(r) for r in self.program.outputs["returned"]]
+        self._change(steps, returned)
+
+    def remove_dead(self, tensors: Iterable[str]) -> None:
+        """Drop the steps that nothing depends on, and ``tensors`` that went with them."""
+        returned = self.program.outputs["returned"]
+        self._change(live_steps(list(self.program.steps), list(returned), {}), returned)
+        gone = set(tensors)
+        for name in gone:
+            path, _, leaf = name.rpartition(".")
+            holder = self.get_submodule(path)
+            holder._parameters.pop(leaf, None)
+            if leaf in holder._buffers:
+                del holder._buffers[leaf]
+                holder._non_persistent_buffers_set.discard(leaf)
+        self.program = replace(self.program, tensors={n: t for n, t in self.program.tensors.items() if n not in gone})
+
+    def _change(self, steps: list[Step], returned: list[Any]) -> None:
+        self.program = replace(self.program, steps=tuple(steps), outputs={**self.program.outputs, "returned": returned})
+        self._compiled = None
+
+    def current(self) -> Program:
+        """The program with the sizes that it has now, for saving."""
+        return replace(self.program, sizes=tuple(int(n) for n in self.size_literals))
+
+    def stored(self) -> dict[str, torch.Tensor]:
+        """All tensors by name: parameters, buffers, and the constants that a state dict leaves out."""
+        return {name: self._held(name) for name in self.program.tensors}
+
+    # -- for people ------------------------------------------------------------------------------------------------
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in the order of the captured model's forward."""
+        return tuple(entry.name for entry in self.program.inputs)
+
+    @property
+    def code(self) -> str:
+        """The steps as readable lines."""
+        from latprune.program.text import as_text
+
+        return as_text(self)
