@@ -6,8 +6,10 @@ weights and a nonlinearity or an attention; the other (the shortcut) at most one
 
 from __future__ import annotations
 
+from latprune.graph.program_blocks import cut_branch
 from latprune.graph.realise import Branch, realise, short_name
 from latprune.graph.recording import Info, Node, Recording
+from latprune.program.module import ProgramModule
 
 __all__ = ["find_branches"]
 
@@ -68,8 +70,8 @@ def _nonlinear(nodes: list[Node], at: frozenset[int]) -> bool:
     return any((k := nodes[n].kernel) is not None and k.kind in ("activation", "attention", "softmax") for n in at)
 
 
-def find_branches(recording: Recording) -> list[Branch]:
-    """All residual branches of a recording, in order of their joins."""
+def find_branches(recording: Recording, program: ProgramModule | None = None) -> list[Branch]:
+    """All residual branches of a recording, in order of their joins; ``program`` where that is what was recorded."""
     nodes = recording.nodes
     flow = _Flow(nodes)
     consumers: dict[int, list[int]] = {}
@@ -92,7 +94,10 @@ def find_branches(recording: Recording) -> list[Branch]:
             continue  # something inside the branch is read elsewhere
         if any(info.node in branch.nodes for info in recording.outputs):
             continue
-        realise(branch, recording, consumers, alive)
+        if program is not None:
+            cut_branch(branch, recording, consumers, program)
+        else:
+            realise(branch, recording, consumers, alive)
         holder = branch.realisation.module if branch.realisation is not None else None
         name = holder or node.module
         names[name] = names.get(name, 0) + 1

@@ -87,7 +87,8 @@ class _Builder:
 
     def blocks_that_take(self, name: str) -> tuple[str, ...]:
         """Blocks whose removal takes the tensor away with a replaced module."""
-        return tuple(block for block, taken, stays in self._replaced if name.startswith(taken) and not name.startswith(stays))
+        cut = tuple(b.name for b in self.branches if b.realisation is not None and b.realisation.cut and name in b.realisation.cut.tensors)
+        return cut + tuple(block for block, taken, stays in self._replaced if name.startswith(taken) and not name.startswith(stays))
 
     @cached_property
     def _replaced(self) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:

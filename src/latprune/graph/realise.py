@@ -14,7 +14,7 @@ from typing import Any
 
 from latprune.graph.recording import Info, ModuleCall, Node, Recording
 
-__all__ = ["Branch", "Part", "Realisation", "Structure", "realise", "short_name"]
+__all__ = ["Branch", "Part", "ProgramCut", "Realisation", "Structure", "nonnegative", "realise", "short_name"]
 
 _HEAVY = frozenset({"conv", "depthwise", "linear", "attention", "matmul", "softmax", "embedding"})
 _ANY_SHAPE = frozenset(
@@ -67,6 +67,19 @@ class Part:
     zero: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramCut:
+    """A branch of a captured program: the sum at step ``join`` is replaced by its operand that is not number ``operand``.
+
+    ``skipped`` steps after it have no effect on the shortcut alone; ``tensors`` are those that only the branch reads.
+    """
+
+    join: int
+    operand: int
+    skipped: tuple[int, ...]
+    tensors: tuple[str, ...]
+
+
 @dataclass(slots=True, eq=False)
 class Realisation:
     """How the removal is carried out: ``module`` is replaced by what stays of it, or ``parts`` by modules that do nothing.
@@ -78,6 +91,7 @@ class Realisation:
         tail: What follows the sum: ``{"module": relative path}`` or ``{"op": name, "args": [numbers]}``.
         output: What the module returns.
         parts: Modules of the branch that are replaced.
+        cut: How it goes from a captured program, which has no modules to replace.
     """
 
     module: str = ""
@@ -86,6 +100,7 @@ class Realisation:
     tail: list[dict[str, Any]] = field(default_factory=list)
     output: Structure = "tensor"
     parts: list[Part] = field(default_factory=list)
+    cut: ProgramCut | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +129,7 @@ def short_name(node: Node) -> str:
     return node.op.split(".")[1]
 
 
-def _nonnegative(info: Info, nodes: list[Node]) -> bool:
+def nonnegative(info: Info, nodes: list[Node]) -> bool:
     """Whether a tensor is provably free of negative values."""
     for _ in range(len(nodes)):
         if info.node < 0:
@@ -361,7 +376,7 @@ def _tail_steps(
     """The activations after the sum as steps to keep, and the ones that have no effect on the shortcut alone."""
     nodes = recording.nodes
     source = nodes[branch.join].inputs[1 - branch.operand]
-    harmless = _nonnegative(source if branch.shortcut_nodes else start, nodes)
+    harmless = nonnegative(source if branch.shortcut_nodes else start, nodes)
     steps: list[dict[str, Any]] = []
     dropped: list[int] = []
     prefix = f"{call.path}."

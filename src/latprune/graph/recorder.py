@@ -21,6 +21,7 @@ from latprune.graph.recording import Fields, Info, ModuleCall, Node, Recording
 from latprune.graph.rules import Step, find_rule
 from latprune.graph.size_facts import SizeFacts
 from latprune.graph.tensors import flatten_tensors, operands, structure
+from latprune.program.module import ProgramModule
 
 __all__ = ["Recorder"]
 
@@ -53,6 +54,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, watcher: CallWatcher, within: str | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
+        self.program = model if isinstance(model, ProgramModule) else None
         self.watcher = watcher
         self._within = within
         self._depth = 0 if within else 1
@@ -199,6 +201,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             in_fields=[i.fields for i in infos],
             literals=tuple(a for a in args if not isinstance(a, torch.Tensor)),
             inside=self._depth > 0,
+            step=self.program.running if self.program is not None else -1,
         )
         fields: list[Fields] = [()] * len(outs)
         labelled = any(i.fields for i in infos)

@@ -41,7 +41,7 @@ class Info:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One recorded operation; see :class:`latprune.graph.Call`. ``inside``: it ran inside of the module that is pruned."""
+    """One recorded operation; see :class:`latprune.graph.Call`. ``inside``: it ran inside of the module that is pruned; ``step``: that of a captured program."""
 
     index: int
     op: str
@@ -52,6 +52,7 @@ class Node:
     kernel: KernelDraft | None = None
     literals: tuple[Any, ...] = ()
     inside: bool = True
+    step: int = -1
 
 
 @dataclass(slots=True, eq=False)

@@ -366,7 +366,8 @@ def split(step: Step) -> list[Fields]:
             continue
         parts = list(step.func(f, *step.args[1:], **step.kwargs))
         _state_parts(step, parts, dim)
-        if len({p.shape[dim] for p in parts}) == 1 and len(parts) > 1:
+        apart = step.recorder.program is not None and varying(f) == (dim,)  # a program states each part's size by itself
+        if len({p.shape[dim] for p in parts}) == 1 and len(parts) > 1 and not apart:
             rows = torch.stack([p.movedim(dim, -1) for p in parts], 0).reshape(len(parts), -1)
             step.space.grid(rows, step.place)
         results.append([_picked(step, compact(p), f) for p in parts])
@@ -481,7 +482,7 @@ def _with_pads(step: Step, field: torch.Tensor, dim: int, before: int, after: in
     elif sources is None:
         step.space.freeze(labels, f"the amount of zero channels is fixed in the code of '{where}', not a module attribute, in {step.place}")
     else:
-        step.recorder.pads[name] = {"module": where, "before": (sources[0], labels[:before]), "after": (sources[1], labels[before:])}
+        step.recorder.pads[name] = {"module": step.recorder.pads_holder, "before": (sources[0], labels[:before]), "after": (sources[1], labels[before:])}
     left, right = wide.narrow(dim, 0, before), wide.narrow(dim, before, after)
     grown = list(field.shape)
     grown[dim] = before

@@ -24,6 +24,7 @@ class SizeFacts:
 
     model: nn.Module
     watcher: CallWatcher
+    program: nn.Module | None
     module_path: str
     nodes: list[Node]
     space: LabelSpace
@@ -65,6 +66,11 @@ class SizeFacts:
         finally:
             self._paused = before
 
+    @property
+    def pads_holder(self) -> str:
+        """Path of the module whose attributes hold amounts of padding: the running one, or the program where one is captured."""
+        return self.module_path if self.program is None else ""
+
     def pad_sources(self, at: int, before: int, after: int) -> tuple[str | None, str | None] | None:
         """Attributes of the running module that hold the two amounts of a padding, or None where the code fixes one of them.
 
@@ -86,7 +92,7 @@ class SizeFacts:
                 names.append(None)
                 continue
             expr = expression(value)
-            if expr[0] != "attr" or expr[1] != self.module_path:
+            if expr[0] != "attr" or expr[1] != self.pads_holder:
                 return None
             names.append(str(expr[2]))
         if names[0] is not None and names[0] == names[1]:

@@ -24,6 +24,7 @@ from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
+from latprune.program.module import ProgramModule
 
 __all__ = ["INPUT_WEIGHTS", "ExampleInputs", "call_with", "record", "trace"]
 
@@ -95,7 +96,7 @@ def _trace(
     if within is not None and not recording.call_counts.get(within):
         raise CaptureError(f"within (='{within}') is not called in a run on the example inputs")
     frozen = _recurrent(model, recording) | _kept(recording, keep, within)
-    branches = find_branches(recording)
+    branches = find_branches(recording, model if isinstance(model, ProgramModule) else None)
     settled = settle(recording, frozen)
     kept_blocks: dict[str, str] = {}
     for branch in branches:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from latprune.errors import CaptureError
+from latprune.program.liveness import live_steps, writes_of
 from latprune.program.operators import allowed
 from latprune.program.recorder import RawProgram
 from latprune.program.steps import Held, Step, Training, Value
 
-__all__ = ["canonical", "live_steps", "renumbered"]
+__all__ = ["canonical", "renumbered"]
 
 _IDENTITIES = frozenset({"aten.alias.default", "aten.lift_fresh.default", "aten.lift_fresh_copy.default"})
 _CHECKS = frozenset({"aten._assert_async.default", "aten._assert_async.msg"})
@@ -95,33 +96,6 @@ def _without_write(step: Step) -> Step:
     if namespace != "aten" or not name.endswith("_") or packet is None or overload not in packet.overloads():
         return step
     return replace(step, operator=f"aten.{name.rstrip('_')}.{overload}")
-
-
-def live_steps(steps: list[Step], returned: list[Value | Held], roots: Mapping[int, int]) -> list[Step]:
-    """The steps that the answer depends on, in order; a step that writes counts where anything of that memory is read later."""
-    wanted = {r.number for r in returned if isinstance(r, Value)}
-    memory = {roots.get(n, n) for n in wanted}
-    result = []
-    for step in reversed(steps):
-        writes = _writes(step)
-        needed = any(n in wanted for n in step.results) or any(roots.get(w, w) in memory for w in writes)
-        if not needed:
-            continue
-        result.append(replace(step, results=tuple(n if n in wanted else None for n in step.results)) if step.several else step)
-        for reference in step.reads():
-            if isinstance(reference, Value):
-                wanted.add(reference.number)
-                memory.add(roots.get(reference.number, reference.number))
-    return result[::-1]
-
-
-def _writes(step: Step) -> list[int]:
-    """Values that a step of a program writes into."""
-    parts = step.operator.split(".")
-    if len(parts) != 3 or not parts[1].endswith("_") or parts[1].endswith("__"):
-        return []
-    first = step.arguments[0]
-    return [first.number] if isinstance(first, Value) else []
 
 
 # -- public functions --------------------------------------------------------------------------------------------------------------------
@@ -325,7 +299,7 @@ def _merge_copies(steps: list[Step], returned: list[Value | Held], raw: RawProgr
     for reference in returned:
         if isinstance(reference, Value):
             readers[reference.number] = readers.get(reference.number, 0) + 1
-    written = {raw.roots.get(w, w) for step in steps for w in _writes(step)}
+    written = {raw.roots.get(w, w) for step in steps for w in writes_of(step)}
     copies: dict[int, Step] = {}
     for step in steps:
         if step.operator == "aten.clone.default" and step.results[0] is not None and readers.get(step.results[0]) == 1:

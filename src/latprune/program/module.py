@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from latprune.errors import CaptureError, InvalidArgumentError, SurgeryError
-from latprune.program.canonical import live_steps
+from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.program.liveness import live_steps, without_branch
 from latprune.program.operators import resolve
 from latprune.program.steps import BatchMultiple, Device, Dtype, Held, Program, Size, Step, Training, Value
 from latprune.program.structure import build_structure, collect
@@ -81,6 +81,7 @@ class ProgramModule(nn.Module):
         super().__init__()
         self.program = program
         self.size_literals = list(program.sizes)
+        self._running = -1
         self._compiled: tuple[tuple[str, tuple[Instruction, ...]], ...] | None = None
         paths = {step.module for step in program.steps} | {name.rpartition(".")[0] for name in program.tensors}
         for path in sorted({".".join(p.split(".")[:k]) for p in paths if p for k in range(1, p.count(".") + 2)}):
@@ -211,7 +212,7 @@ class ProgramModule(nn.Module):
                 values[end] = None
 
         def noted(frame: _Frame) -> None:
-            self.running = number
+            self._running = number
             run(frame)
 
         return noted
@@ -254,6 +255,11 @@ class ProgramModule(nn.Module):
         """What copies and pickles hold: all but the bound steps, which belong to this object."""
         return {**self.__dict__, "_compiled": None}
 
+    @property
+    def running(self) -> int:
+        """Number of the step that runs now, or ran last."""
+        return self._running
+
     # -- surgery ---------------------------------------------------------------------------------------------------
 
     def remove_branch(self, join: int, operand: int, skipped: Iterable[int] = ()) -> None:
@@ -262,23 +268,7 @@ class ProgramModule(nn.Module):
         Raises:
             SurgeryError: There is no such sum.
         """
-        by_number = {step.number: step for step in self.program.steps}
-        same: dict[int, Any] = {}
-        for number in (join, *skipped):
-            step = by_number.get(number)
-            if step is None or (number == join and not step.operator.startswith("aten.add.")):
-                raise SurgeryError(f"the program has no sum at step {number}")
-            (result,) = step.results
-            if result is not None:
-                same[result] = step.arguments[1 - operand if number == join else 0]
-
-        def followed(item: Any) -> Any:
-            while isinstance(item, Value) and item.number in same:
-                item = same[item.number]
-            return item
-
-        steps = [s.mapped(followed) for s in self.program.steps if s.number not in {join, *skipped}]
-        returned = [followed(r) for r in self.program.outputs["returned"]]
+        steps, returned = without_branch(list(self.program.steps), list(self.program.outputs["returned"]), join, operand, skipped)
         self._change(steps, returned)
 
     def remove_dead(self, tensors: Iterable[str]) -> None:

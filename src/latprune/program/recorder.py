@@ -38,6 +38,7 @@ class RawProgram:
         strides: Strides of each value.
         roots: Value whose memory each value shares (itself where it has its own).
         writes: Step -> the values that it writes into.
+        tensors: The tensors of the answer.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -49,6 +50,7 @@ class RawProgram:
     strides: dict[int, tuple[int, ...]] = field(default_factory=dict)
     roots: dict[int, int] = field(default_factory=dict)
     writes: dict[int, tuple[Value | Held, ...]] = field(default_factory=dict)
+    tensors: list[torch.Tensor] = field(default_factory=list)
 
 
 def record_program(model: nn.Module, inputs: list[torch.Tensor], call: Callable[[], Any]) -> RawProgram:
@@ -84,6 +86,7 @@ def record_program(model: nn.Module, inputs: list[torch.Tensor], call: Callable[
         tensors: list[torch.Tensor] = []
         raw.outputs = describe_outputs(output, tensors)
         raw.returned = [recorder.reference(t) for t in tensors]
+        raw.tensors = [t.clone() for t in tensors]
     finally:
         for m, training in modes:
             m.training = training

@@ -1,7 +1,7 @@
 """Physical removal of channels and blocks, the edits as data, and their replay on a fresh model."""
 
 from latprune.surgery.apply import prune, replay
-from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
+from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 from latprune.surgery.masked import MaskedModel, masked
 from latprune.surgery.masked_rules import register_masked_rule
 from latprune.surgery.removed import RemovedBranch, RemovedPart
@@ -11,6 +11,7 @@ __all__ = [
     "ArchitectureEdits",
     "AttributeEdit",
     "BlockEdit",
+    "BranchEdit",
     "EditStep",
     "EqualityReport",
     "MaskedModel",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from latprune.errors import FileFormatError
 
-__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "EditStep", "PartEdit", "ScaleEdit", "TensorEdit"]
+__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "BranchEdit", "EditStep", "PartEdit", "ScaleEdit", "TensorEdit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +85,25 @@ class BlockEdit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BranchEdit:
+    """A residual branch that is removed from a captured program.
+
+    Attributes:
+        name: Name of the block.
+        join: Number of the step that sums branch and shortcut.
+        operand: Which operand of the sum is the branch's; the other takes the sum's place.
+        skipped: Steps after the sum that have no effect on the shortcut alone.
+        tensors: Parameters and buffers that go with the branch.
+    """
+
+    name: str
+    join: int
+    operand: int
+    skipped: tuple[int, ...] = ()
+    tensors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleEdit:
     """Positions (before slicing) along ``dim`` of a parameter that are multiplied by ``factor``; ``positions`` None means all.
 
@@ -99,13 +118,14 @@ class ScaleEdit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditStep:
-    """The edits of one call of :func:`latprune.surgery.prune`, in the order scales, tensors, attributes, blocks."""
+    """The edits of one call of :func:`latprune.surgery.prune`, in the order scales, tensors, attributes, blocks, branches."""
 
     scales: tuple[ScaleEdit, ...] = ()
 
     tensors: tuple[TensorEdit, ...] = ()
     attributes: tuple[AttributeEdit, ...] = ()
     blocks: tuple[BlockEdit, ...] = ()
+    branches: tuple[BranchEdit, ...] = ()
 
 
 class _Strict(BaseModel):
@@ -149,6 +169,14 @@ class _BlockModel(_Strict):
     parts: list[_PartModel] = Field(default_factory=list)
 
 
+class _BranchModel(_Strict):
+    name: str
+    join: int = Field(ge=0)
+    operand: int = Field(ge=0, le=1)
+    skipped: list[int] = Field(default_factory=list)
+    tensors: list[str] = Field(default_factory=list)
+
+
 class _ScaleModel(_Strict):
     name: str
     dim: int = Field(ge=0)
@@ -162,6 +190,7 @@ class _StepModel(_Strict):
     tensors: list[_TensorModel]
     attributes: list[_AttributeModel]
     blocks: list[_BlockModel]
+    branches: list[_BranchModel] = Field(default_factory=list)
 
 
 class _EditsModel(_Strict):
@@ -225,7 +254,13 @@ def _step_to_dict(step: EditStep) -> dict[str, Any]:
         {"name": s.name, "dim": s.dim, "positions": None if s.positions is None else number(s.positions), "factor": s.factor}
         for s in step.scales
     ]
-    return {"index_sets": [list(s) for s in sets], "scales": scales, "tensors": tensors, "attributes": attributes, "blocks": blocks}
+    found = {"index_sets": [list(s) for s in sets], "scales": scales, "tensors": tensors, "attributes": attributes, "blocks": blocks}
+    if step.branches:
+        found["branches"] = [
+            {"name": b.name, "join": b.join, "operand": b.operand, "skipped": list(b.skipped), "tensors": list(b.tensors)}
+            for b in step.branches
+        ]
+    return found
 
 
 def _block_to_dict(block: BlockEdit) -> dict[str, Any]:
@@ -305,4 +340,7 @@ def _step_from_model(step: _StepModel, path: str) -> EditStep:
         )
         for k, s in enumerate(step.scales)
     )
-    return EditStep(scales=scales, tensors=tuple(tensors), attributes=attributes, blocks=tuple(blocks))
+    branches = tuple(
+        BranchEdit(name=b.name, join=b.join, operand=b.operand, skipped=tuple(b.skipped), tensors=tuple(b.tensors)) for b in step.branches
+    )
+    return EditStep(scales=scales, tensors=tuple(tensors), attributes=attributes, blocks=tuple(blocks), branches=branches)

@@ -12,7 +12,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.trace import INPUT_WEIGHTS
-from latprune.surgery.edits import AttributeEdit, BlockEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
+from latprune.surgery.edits import AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 
 __all__ = ["plan_step"]
 
@@ -90,9 +90,16 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection) -> Edit
             new_shapes[name] = _shape_after(edit)
     attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts, graph.plan["aliases"])
     attributes += _followed_attributes(model, graph, masks, attributes)
-    blocks = [_block_edit(graph, name) for name in graph.blocks if name in removed and not set(graph.blocks[name].parents) & removed]
+    outermost = [name for name in graph.blocks if name in removed and not set(graph.blocks[name].parents) & removed]
+    cuts = {name: graph.plan["realisations"][name].cut for name in outermost}
+    blocks = [_block_edit(graph, name) for name in outermost if cuts[name] is None]
+    branches = [
+        BranchEdit(name=name, join=c.join, operand=c.operand, skipped=c.skipped, tensors=c.tensors) for name, c in cuts.items() if c is not None
+    ]
     scales = tuple(s for s in _scales(graph, masks) if not any(s.name == g or s.name.startswith(f"{g}.") for g in gone))
-    return EditStep(scales=scales, tensors=tuple(tensors), attributes=tuple(attributes), blocks=tuple(blocks))
+    return EditStep(
+        scales=scales, tensors=tuple(tensors), attributes=tuple(attributes), blocks=tuple(blocks), branches=tuple(branches)
+    )
 
 
 def _gone(graph: ModelGraph, removed: frozenset[str]) -> set[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -57,8 +57,8 @@ class _Recorded:
     """One recording in the form in which two can be compared."""
 
     def __init__(self, model: nn.Module, structure: Any, tensors: list[torch.Tensor]) -> None:
-        args, kwargs = build_structure(structure, tensors)
-        self.raw = record_program(model, tensors, lambda: model(*args, **kwargs))
+        self.inputs = [t.clone() for t in tensors]
+        self.raw = record_program(model, tensors, _call_of(model, structure, tensors))
         steps, returned = canonical(self.raw)
         self.steps, self.returned, self.constants = renumbered(steps, returned, len(tensors), self.raw.constants)
 
@@ -66,7 +66,7 @@ class _Recorded:
 def _capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
     tensors: list[torch.Tensor] = []
     structure = describe_outputs(_as_call(example_inputs), tensors)
-    one = _Recorded(model, structure, tensors)
+    one = _Recorded(model, structure, [t.clone() for t in tensors])
     steps, batched, reason, other = one.steps, [False] * len(tensors), "", None
     larger = larger_batch(tensors)
     if larger is None:
@@ -99,7 +99,8 @@ def _capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
     )
     state = {**dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False)), **held}
     made = ProgramModule(program, state)
-    _prove(made, model, structure, tensors, larger[0] if larger is not None and any(batched) else None)
+    both = [one] if other is None or reason else [one, other]
+    _prove(made, model, structure, [(r.inputs, r.raw.tensors) for r in both])
     modes = dict(model.named_modules())
     for path, scope in made.named_modules():
         if path in modes:
@@ -177,33 +178,28 @@ def _tensors(model: nn.Module, constants: Mapping[str, torch.Tensor]) -> dict[st
     return found | {name: HeldTensor(kind="constant") for name in constants}
 
 
-def _prove(
-    program: ProgramModule, model: nn.Module, structure: Any, tensors: list[torch.Tensor], larger: list[torch.Tensor] | None
-) -> None:
-    """Compare program and model on the inputs and on others; a course that the values decide shows there."""
-    from latprune.graph.conditions import forget_cached, preserved_state
+def _prove(program: ProgramModule, model: nn.Module, structure: Any, cases: list[tuple[list[torch.Tensor], list[torch.Tensor]]]) -> None:
+    """Compare the program with what the model computed in ``cases`` (inputs and outputs), and on other values where there is one case: a
+    course that the values decide shows there.
+    """
     from latprune.surgery.verify import random_inputs
 
-    cases = [tensors, random_inputs(tensors, 7)] + ([larger] if larger is not None else [])
-    modes = [(m, m.training) for m in model.modules()]
+    if len(cases) == 1:
+        drawn = random_inputs(cases[0][0], 7)
+        cases = [*cases, (drawn, record_program(model, drawn, _call_of(model, structure, drawn)).tensors)]
     program.eval()
-    try:
-        for m, _ in modes:
-            m.training = False
-        with torch.no_grad(), preserved_state(model):
-            for case in cases:
-                args, kwargs = build_structure(structure, [t.clone() for t in case])
-                expected: list[torch.Tensor] = []
-                describe_outputs(model(*args, **kwargs), expected)
-                args, kwargs = build_structure(structure, [t.clone() for t in case])
-                got: list[torch.Tensor] = []
-                describe_outputs(program(*args, **kwargs), got)
-                for k, (a, b) in enumerate(zip(expected, got, strict=True)):
-                    _require_equal(k, a, b)
-    finally:
-        for m, training in modes:
-            m.training = training
-        forget_cached(model)
+    for inputs, expected in cases:
+        args, kwargs = build_structure(structure, [t.clone() for t in inputs])
+        found: list[torch.Tensor] = []
+        with torch.no_grad():
+            describe_outputs(program(*args, **kwargs), found)
+        for k, (a, b) in enumerate(zip(expected, found, strict=True)):
+            _require_equal(k, a, b)
+
+
+def _call_of(model: nn.Module, structure: Any, tensors: list[torch.Tensor]) -> Callable[[], Any]:
+    args, kwargs = build_structure(structure, tensors)
+    return lambda: model(*args, **kwargs)
 
 
 def _require_equal(index: int, expected: torch.Tensor, found: torch.Tensor) -> None:
