@@ -38,7 +38,7 @@ def _tensors_lost(program: ProgramModule, join: int, operand: int, skipped: list
     """Parameters, buffers and constants that only the branch reads."""
     steps, returned = list(program.program.steps), list(program.program.outputs["returned"])
     before = _held(steps)
-    after = _held(live_steps(*without_branch(steps, returned, join, operand, skipped), {}))
+    after = _held(live_steps(*without_branch(steps, returned, join, operand, skipped)))
     return tuple(name for name in before if name not in after)
 
 

@@ -38,8 +38,13 @@ def _first(out: Any) -> torch.Tensor:
     return out if isinstance(out, torch.Tensor) else next(t for t in out if isinstance(t, torch.Tensor))
 
 
-def extents(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The shape with size 1 where the tensor is expanded: there it holds one value, which meets all channels alike."""
+def extents(tensor: torch.Tensor, *, fixed: bool = False) -> tuple[int, ...]:
+    """The shape with size 1 where the tensor is expanded: there it holds one value, which meets all channels alike.
+
+    In a captured program (``fixed``) the size that it is expanded to stands in the program, and stays.
+    """
+    if fixed:
+        return tuple(tensor.shape)
     return tuple(1 if stride == 0 else n for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -62,7 +67,7 @@ def elementwise(step: Step) -> Fields:
     out = _first(step.out)
     rank = out.dim()
     operands = _operands(step)
-    result = meet(step.space, [(step.fields(t), extents(t)) for t in operands], rank, step.place)
+    result = meet(step.space, [(step.fields(t), extents(t, fixed=step.recorder.program is not None)) for t in operands], rank, step.place)
     name = step.func._schema.name.split("::")[1].rstrip("_")
     if any(step.info(t).dynamic for t in operands) and name != "copy":
         kind = "activation" if name in ACTIVATIONS else "elementwise"

@@ -10,6 +10,7 @@ import torch
 
 from latprune.errors import CaptureError
 from latprune.program.liveness import live_steps, writes_of
+from latprune.program.broadcasts import broadcast_freely
 from latprune.program.operators import allowed
 from latprune.program.recorder import RawProgram
 from latprune.program.steps import Held, Step, Training, Value
@@ -29,8 +30,9 @@ def canonical(raw: RawProgram) -> tuple[list[Step], list[Value | Held]]:
     steps = _functional(raw)
     steps, same = _public(steps, raw)
     returned = [_followed(r, same) for r in raw.returned]
-    steps = live_steps(steps, returned, raw.roots)
+    steps = live_steps(steps, returned)
     steps = _merge_copies(steps, returned, raw)
+    steps = broadcast_freely(steps, returned, raw)
     for step in steps:
         if not allowed(step.operator):
             raise CaptureError(
@@ -185,7 +187,8 @@ def _require_first_results(steps: list[Step], raw: RawProgram) -> None:
 
 @_converts("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten._reshape_alias.default")
 def _reshape(step: Step, a: _Arguments, raw: RawProgram) -> Step:
-    return _step(step, "reshape", step.arguments[0], step.arguments[1])
+    (value,) = step.results
+    return _step(step, "reshape", step.arguments[0], list(raw.shapes[value]))  # a size that was left open, too
 
 
 @_converts("aten.expand.default")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
+
+import torch
 
 from latprune.errors import SurgeryError
 from latprune.program.steps import Held, Step, Value
@@ -12,8 +15,9 @@ from latprune.program.steps import Held, Step, Value
 __all__ = ["live_steps", "without_branch", "writes_of"]
 
 
-def live_steps(steps: list[Step], returned: list[Value | Held], roots: Mapping[int, int]) -> list[Step]:
+def live_steps(steps: list[Step], returned: list[Value | Held]) -> list[Step]:
     """The steps that the answer depends on, in order; a step that writes counts where anything of that memory is read later."""
+    roots = _memories(steps)
     wanted = {r.number for r in returned if isinstance(r, Value)}
     memory = {roots.get(n, n) for n in wanted}
     result = []
@@ -28,6 +32,31 @@ def live_steps(steps: list[Step], returned: list[Value | Held], roots: Mapping[i
                 wanted.add(reference.number)
                 memory.add(roots.get(reference.number, reference.number))
     return result[::-1]
+
+
+_VIEWS = frozenset({"expand", "reshape", "select", "slice", "split_with_sizes", "dropout", "einsum"})
+"""Public functions whose results may share the memory of their first argument."""
+
+
+@lru_cache(maxsize=4096)
+def _shares_memory(operator: str) -> bool:
+    """Whether an operator's results may lie in the memory of its first argument."""
+    parts = operator.split(".")
+    if len(parts) != 3:
+        return operator in _VIEWS
+    schema = getattr(getattr(getattr(torch.ops, parts[0]), parts[1]), parts[2])._schema
+    return any(r.alias_info is not None for r in schema.returns)
+
+
+def _memories(steps: list[Step]) -> dict[int, int]:
+    """For each value that may share its memory with others, the value that the memory belongs to."""
+    roots: dict[int, int] = {}
+    for step in steps:
+        first = step.arguments[0] if step.arguments else None
+        if isinstance(first, Value) and _shares_memory(step.operator):
+            root = roots.get(first.number, first.number)
+            roots.update((n, root) for n in step.results if n is not None)
+    return roots
 
 
 def writes_of(step: Step) -> list[int]:

@@ -274,7 +274,7 @@ class ProgramModule(nn.Module):
     def remove_dead(self, tensors: Iterable[str]) -> None:
         """Drop the steps that nothing depends on, and ``tensors`` that went with them."""
         returned = self.program.outputs["returned"]
-        self._change(live_steps(list(self.program.steps), list(returned), {}), returned)
+        self._change(live_steps(list(self.program.steps), list(returned)), returned)
         gone = set(tensors)
         for name in gone:
             path, _, leaf = name.rpartition(".")
