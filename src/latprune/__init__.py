@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from latprune.methods import MDP, SPLAMP, RandomChoice, Uniform
     from latprune.pipeline import FitContext, prune
     from latprune.problem import Problem, Solution
+    from latprune.program import ProgramModule, capture, load_program, save_program
     from latprune.pruner import Pruner
     from latprune.result import Result
     from latprune.verification import verify
@@ -34,6 +35,7 @@ __all__ = [
     "LatencyTables",
     "ModelGraph",
     "Problem",
+    "ProgramModule",
     "Pruner",
     "RandomChoice",
     "Result",
@@ -42,10 +44,13 @@ __all__ = [
     "Target",
     "Uniform",
     "build_tables",
+    "capture",
+    "load_program",
     "load_result",
     "measure",
     "prune",
     "restore",
+    "save_program",
     "trace",
     "verify",
 ]
@@ -58,6 +63,7 @@ _HOMES = {
     "latprune.methods": ("MDP", "SPLAMP", "RandomChoice", "Uniform"),
     "latprune.pipeline": ("FitContext", "prune"),
     "latprune.problem": ("Problem", "Solution"),
+    "latprune.program": ("ProgramModule", "capture", "load_program", "save_program"),
     "latprune.pruner": ("Pruner",),
     "latprune.result": ("Result",),
     "latprune.verification": ("verify",),

@@ -74,6 +74,7 @@ def prune(
     seed: int = 0,
     slack: float = 0.03,
     measure_latency: bool = True,
+    form: str = "class",
     folder: str | Path | None = None,
     name: str | None = None,
     constructor: str | None = None,
@@ -107,6 +108,8 @@ def prune(
         seed: Seed of everything random.
         slack: The delivered network is accepted within ``[1 - slack, 1]`` of the budget.
         measure_latency: Also measure latency where the budget is on multiply-adds or parameters.
+        form: ``"class"``: the pruned model is the user's own class. ``"program"``: it is a captured program, in which sizes that the
+            class's code holds can shrink too and which reloads without the class; ``model`` stays as it is, ``result.model`` is pruned.
         folder: Keeps the run's progress; the same call with the same folder goes on where an interrupted one stopped.
         name: Name of the model for people; its class by default.
         constructor: ``package.module:callable`` that builds the dense model, recorded so that ``latprune verify`` can rebuild it.
@@ -140,6 +143,7 @@ def prune(
         slack=slack,
         measure_latency=measure_latency,
         progress=progress,
+        form=form,
     )
     run = _Run(pruner=pruner, folder=Path(folder) if folder is not None else None, fit=fit, evaluate=evaluate, say=say)
     try:
@@ -162,7 +166,7 @@ def prune(
         )
     finally:
         pruner.close()
-    result = Result(model=model, record=record, example_inputs=example_inputs)
+    result = Result(model=pruner.model, record=record, example_inputs=example_inputs)
     if run.folder is not None:
         result.save(run.folder / "result")
     _require_under_budget(record)

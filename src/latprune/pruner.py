@@ -16,6 +16,7 @@ from latprune.budget import Budget
 from latprune.correction import LimitSearch
 from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
+from latprune.graph.trace import FORMS
 from latprune.importance import GradientAccumulator, LossFunction, accumulator_for, cross_entropy_loss, needs_data
 from latprune.importance import score as score_importance
 from latprune.latency import (
@@ -77,6 +78,8 @@ class Pruner:
         slack: The delivered network is accepted within ``[1 - slack, 1]`` of the budget.
         measure_latency: Also measure latency where the budget is on multiply-adds or parameters.
         progress: Called with one line of text as the work goes on.
+        form: ``"class"``: the model is pruned in place. ``"program"``: a captured program of it is (:func:`latprune.capture`), which is
+            :attr:`model` then; the model itself stays as it is.
 
     Example:
         >>> pruner = Pruner(model, x, budget="50%", method="sp_lamp")  # doctest: +SKIP
@@ -104,8 +107,9 @@ class Pruner:
         slack: float = 0.03,
         measure_latency: bool = True,
         progress: Progress | None = None,
+        form: str = "class",
     ) -> None:
-        self.model = model
+        self.model = self._in_form(model, example_inputs, form)
         self.budget = Budget.parse(budget)
         self.target = target or Target()
         self.method = get_method(method)
@@ -129,10 +133,20 @@ class Pruner:
         get_engine(self.target.engine)  # a missing engine is told before anything is computed
         self._stage: _Stage | None = None
         self.dense_graph = self._traced().graph
-        self.dense_tensors = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        self.dense_model = copy.deepcopy(model).eval()
+        self.dense_tensors = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+        self.dense_model = copy.deepcopy(self.model).eval()
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=self.budget, seed=seed)
         self.fresh: Trial | None = None
+
+    @staticmethod
+    def _in_form(model: nn.Module, example_inputs: Any, form: str) -> nn.Module:
+        if form not in FORMS:
+            raise InvalidArgumentError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
+        if form == "class":
+            return model
+        from latprune.program import capture
+
+        return capture(model, example_inputs)
 
     # -- progress and time ---------------------------------------------------------------------------------------------------------------
 

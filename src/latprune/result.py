@@ -20,7 +20,7 @@ class Result:
     """What :func:`latprune.prune` returns.
 
     Attributes:
-        model: The pruned module: the user's own, changed in place.
+        model: The pruned module: the user's own, changed in place, or the captured program (``form="program"``).
         record: Everything that was found out, as plain data (``result.json``).
         example_inputs: The inputs that it was traced and measured with.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["add_model_arguments", "add_recorded_model_arguments", "add_target_arguments"]
+__all__ = ["add_form_argument", "add_model_arguments", "add_recorded_model_arguments", "add_target_arguments"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -31,6 +31,16 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = Tru
         required=required,
         metavar="[NAME=]SHAPE[:DTYPE[:HIGH]]",
         help="an example input, as 1x3x224x224 or ids=1x128:int64:30522 (integers below 30522); repeat for several inputs in order",
+    )
+
+
+def add_form_argument(parser: argparse._ActionsContainer) -> None:
+    """Add ``--form``."""
+    parser.add_argument(
+        "--form",
+        choices=["class", "program"],
+        default="class",
+        help="what the pruned model is: the model's own class, or a captured program, in which every size can shrink (default: %(default)s)",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from latprune.cli.arguments import add_model_arguments, add_target_arguments
+from latprune.cli.arguments import add_form_argument, add_model_arguments, add_target_arguments
 
 if TYPE_CHECKING:
     from latprune.methods import Method
@@ -44,6 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     job.add_argument("--keep", action="append", default=[], metavar="GLOB", help="modules to leave whole; may be repeated")
     job.add_argument("--blocks-keep", action="append", default=[], metavar="GLOB", help="blocks that must stay; may be repeated")
     job.add_argument("--min-width", action="append", default=[], metavar="GROUP=N", help="smallest width of a group; may be repeated")
+    add_form_argument(job)
     job.add_argument("--solver", help="exact, highs, group-knapsack, ... (default: the method's own)")
     job.add_argument("--time-limit", type=float, default=60.0, help="seconds that one solve may take (default: %(default)s)")
     job.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         solver=args.solver,
         time_limit=args.time_limit,
         seed=args.seed,
+        form=args.form,
         folder=output,
         constructor=args.model,
         arguments=parse_arguments(args.model_arg),

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError, LatpruneError
 from latprune.export.record import ResultRecord
@@ -44,7 +44,7 @@ class SavedResult:
     record: ResultRecord
     tensors: Mapping[str, torch.Tensor]
 
-    def restore(self, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    def restore(self, model: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
         """The pruned network, from a freshly built dense ``model`` (changed in place) or its constructor; see :func:`restore`."""
         return _apply(model, self)
 
@@ -73,9 +73,10 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
         >>> save_result("pruned", model, record)  # doctest: +SKIP
     """
     path = Path(path)
-    weights = encode_tensors(model.state_dict())
+    stored, program = _stored(model)
+    weights = encode_tensors(stored)
     provenance = record.provenance.model_copy(update={"weights_sha256": sha256_hex(weights)})
-    record = record.model_copy(update={"provenance": provenance})
+    record = record.model_copy(update={"provenance": provenance, "program": program})
     text = record.to_json().encode("utf-8")
     if path.suffix == ".zip":
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,16 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
         (path / _NEXT).replace(path / RECORD)
     sync_folder(path)
     return record
+
+
+def _stored(model: nn.Module) -> tuple[Mapping[str, torch.Tensor], dict[str, Any] | None]:
+    """The tensors to save, and the program where the network is one."""
+    from latprune.program.format import program_to_dict
+    from latprune.program.module import ProgramModule
+
+    if isinstance(model, ProgramModule):
+        return model.stored(), program_to_dict(model.current())
+    return model.state_dict(), None
 
 
 def update_record(path: str | Path, record: ResultRecord) -> None:
@@ -138,11 +149,12 @@ def read_record(path: str | Path) -> ResultRecord:
     return load_result(path).record
 
 
-def restore(model: nn.Module | Callable[[], nn.Module], path: str | Path) -> nn.Module:
-    """Reload a pruned network: build the dense model, replay the edits, load the weights.
+def restore(model: nn.Module | Callable[[], nn.Module] | None, path: str | Path) -> nn.Module:
+    """Reload a pruned network: build the dense model, replay the edits, load the weights. A captured program needs no model.
 
     Args:
-        model: A freshly built dense model (changed in place), or a callable without arguments that builds one.
+        model: A freshly built dense model (changed in place), or a callable without arguments that builds one; None, or not looked at,
+            where the result is a captured program.
         path: Folder or ``.zip`` file written by :func:`save_result`.
 
     Returns:
@@ -157,8 +169,15 @@ def restore(model: nn.Module | Callable[[], nn.Module], path: str | Path) -> nn.
     return load_result(path).restore(model)
 
 
-def _apply(model: nn.Module | Callable[[], nn.Module], saved: SavedResult) -> nn.Module:
+def _apply(model: nn.Module | Callable[[], nn.Module] | None, saved: SavedResult) -> nn.Module:
     import torch.nn
+
+    if saved.record.program is not None:
+        from latprune.program.format import restore_program
+
+        return restore_program(saved.record.program, saved.tensors, source=str(saved.path))
+    if model is None:
+        raise InvalidArgumentError(f"{saved.path} holds edits of a model's class: give the dense model, or what builds it")
 
     from latprune.surgery import ArchitectureEdits, replay
 

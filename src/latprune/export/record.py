@@ -320,6 +320,7 @@ class ResultRecord(_Record):
         stages: Seconds of each stage.
         equality: Largest difference between pruned and masked network.
         notes: Remarks for people, for instance why the result lies further below the budget than usual.
+        program: The captured program (``latprune/program``), where that is the pruned network's form; set when the result is saved.
         verifications: Later measurements in processes of their own.
     """
 
@@ -344,6 +345,7 @@ class ResultRecord(_Record):
     stages: tuple[StageRecord, ...] = ()
     equality: EqualityRecord | None = None
     notes: tuple[str, ...] = ()
+    program: dict[str, Any] | None = None
     verifications: tuple[VerificationRecord, ...] = ()
     provenance: ProvenanceRecord
 

@@ -24,6 +24,7 @@ def named_inputs(model: nn.Module, example_inputs: Inputs) -> dict[str, torch.Te
     Raises:
         InvalidArgumentError: An input is not a tensor.
     """
+    program_names: tuple[str, ...] | None = getattr(model, "input_names", None) if hasattr(model, "program") else None
     parameters = inspect.signature(model.forward).parameters
     if isinstance(example_inputs, Mapping):
         order = [name for name in parameters if name in example_inputs]
@@ -32,6 +33,8 @@ def named_inputs(model: nn.Module, example_inputs: Inputs) -> dict[str, torch.Te
         values = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         names = [name for name, parameter in parameters.items() if parameter.kind in kinds]
+        if program_names is not None:
+            names = list(program_names)
         names += [f"input_{index}" for index in range(len(names), len(values))]
         named = dict(zip(names, values, strict=False))
     for name, value in named.items():

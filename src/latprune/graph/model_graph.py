@@ -6,12 +6,15 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Selection, WidthAxis
+
+if TYPE_CHECKING:
+    from latprune.program.module import ProgramModule
 
 __all__ = ["ModelGraph"]
 
@@ -30,6 +33,7 @@ class ModelGraph:
         class_units: For each coordinate class its memberships ``(group name, unit)``; a class is kept iff all its units are kept.
         tensor_blocks: For each parameter and buffer the blocks that it goes with.
         plan: What surgery needs: how each removable block, padding amount and module attribute is edited.
+        program: The captured program that was traced (``form="program"``): what is pruned then. None for a model of a class.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -41,6 +45,7 @@ class ModelGraph:
     class_units: Sequence[tuple[tuple[str, int], ...]]
     tensor_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
+    program: ProgramModule | None = None
 
     def dense_widths(self) -> dict[str, int]:
         """Every group at its full width."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -26,10 +27,13 @@ from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
 from latprune.program.module import ProgramModule
 
-__all__ = ["INPUT_WEIGHTS", "ExampleInputs", "call_with", "record", "trace"]
+__all__ = ["FORMS", "INPUT_WEIGHTS", "ExampleInputs", "call_with", "record", "trace"]
 
 INPUT_WEIGHTS = frozenset({"weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"})
 """Weights of recurrent layers that read what is given to the layer."""
+
+FORMS = ("class", "program")
+"""What a pruned model can be: the user's class, or a captured program."""
 
 ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -51,6 +55,7 @@ def trace(
     blocks_keep: Sequence[str] = (),
     min_widths: Mapping[str, int] | None = None,
     within: str | None = None,
+    form: str = "class",
 ) -> ModelGraph:
     """Trace ``model`` in one real run and return its channel groups, kernels, removable blocks and reasons.
 
@@ -64,17 +69,29 @@ def trace(
         min_widths: Smallest width by group name or glob.
         within: Path of a sub-module: only what lies inside it is pruned, with the inputs that it sees in the run of the whole model. What
             runs outside of it may depend on the data.
+        form: What the pruned model is to be. ``"class"``: the user's own class with smaller layers, in which every size that the class's
+            code states must still fit. ``"program"``: a captured program (:func:`latprune.capture`), in which all sizes follow the
+            widths; it is ``graph.program`` then, and takes the model's place in everything that comes after.
 
     Raises:
-        CaptureError: The model does not run on the inputs, or cannot be followed.
-        InvalidArgumentError: A path or glob matches nothing.
+        CaptureError: The model does not run on the inputs, or cannot be followed or captured.
+        InvalidArgumentError: A path or glob matches nothing, or ``within`` is given for a program.
 
     Example:
         >>> graph = latprune.graph.trace(model, torch.randn(1, 3, 224, 224), keep=["fc"])
         >>> print(graph.describe())
     """
+    if form not in FORMS:
+        raise InvalidArgumentError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
+    if within and (form == "program" or isinstance(model, ProgramModule)):
+        raise InvalidArgumentError(f"within (={within!r}) needs form='class': a program is captured of a whole model; name what stays in keep")
+    if form == "program" and not isinstance(model, ProgramModule):
+        from latprune.program.capturing import capture
+
+        model = capture(model, example_inputs)
     with collector_resting():
-        return _trace(model, example_inputs, keep, blocks_keep, min_widths, within)
+        graph = _trace(model, example_inputs, keep, blocks_keep, min_widths, within)
+    return replace(graph, program=model) if isinstance(model, ProgramModule) else graph
 
 
 def _trace(
@@ -118,8 +135,6 @@ def _trace(
 
 
 def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelGraph:
-    from dataclasses import replace
-
     groups = dict(graph.groups)
     for pattern, width in min_widths.items():
         hits = [n for n in groups if n == pattern or fnmatchcase(n, pattern)]

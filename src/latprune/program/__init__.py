@@ -10,12 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latprune.program.capturing import capture
+    from latprune.program.format import load_program, save_program
     from latprune.program.module import ProgramModule, ProgramScope
     from latprune.program.steps import Program, Step
 
-__all__ = ["Program", "ProgramModule", "ProgramScope", "Step", "capture"]
+__all__ = ["Program", "ProgramModule", "ProgramScope", "Step", "capture", "load_program", "save_program"]
 
-_HOMES = {"Program": "steps", "ProgramModule": "module", "ProgramScope": "module", "Step": "steps", "capture": "capturing"}
+_HOMES = {
+    "Program": "steps",
+    "ProgramModule": "module",
+    "ProgramScope": "module",
+    "Step": "steps",
+    "capture": "capturing",
+    "load_program": "format",
+    "save_program": "format",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.trace import INPUT_WEIGHTS
+from latprune.program.module import ProgramModule
 from latprune.surgery.edits import AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 
 __all__ = ["plan_step"]
@@ -72,6 +73,8 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection) -> Edit
         InvalidArgumentError: The selection does not fit the graph.
         SurgeryError: The model does not fit the graph.
     """
+    if graph.program is not None and not isinstance(model, ProgramModule):
+        raise SurgeryError("the graph is that of a captured program: prune graph.program, not the model that it was captured from")
     masks = _masks(graph, selection)
     removed = selection.removed_blocks
     gone = _gone(graph, removed)
