@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from latprune.errors import CaptureError
+from latprune.program.fused import split_projections
 from latprune.program.liveness import live_steps, writes_of
 from latprune.program.broadcasts import broadcast_freely
 from latprune.program.operators import allowed
@@ -33,6 +34,7 @@ def canonical(raw: RawProgram) -> tuple[list[Step], list[Value | Held]]:
     steps = live_steps(steps, returned)
     steps = _merge_copies(steps, returned, raw)
     steps = broadcast_freely(steps, returned, raw)
+    steps = live_steps(split_projections(steps, returned, raw), returned)
     for step in steps:
         if not allowed(step.operator):
             raise CaptureError(

@@ -37,6 +37,26 @@ Resolver = Callable[[_Frame], Any]
 Instruction = Callable[[_Frame], None]
 
 
+class _Part:
+    """What runs in one call of a module, in order: its own steps, and calls of its children."""
+
+    __slots__ = ("items",)
+
+    def __init__(self) -> None:
+        self.items: list[Instruction | tuple[str, _Part]] = []
+
+    def run(self, module: nn.Module, frame: _Frame) -> None:
+        """Run it in the name of ``module``."""
+        frame.training = module.training
+        for item in self.items:
+            if isinstance(item, tuple):
+                child, part = item
+                module._modules[child](frame, part)  # type: ignore[misc]
+                frame.training = module.training
+            else:
+                item(frame)
+
+
 class ProgramScope(nn.Module):
     """Stands where a module of the captured model stood: holds its tensors, and its steps run in its name (hooks, profiles and exporters
     see them there).
@@ -49,11 +69,9 @@ class ProgramScope(nn.Module):
         super().__init__()
         self.kind = kind
 
-    def forward(self, frame: _Frame, instructions: tuple[Instruction, ...]) -> None:
-        """Run steps of this module."""
-        frame.training = self.training
-        for instruction in instructions:
-            instruction(frame)
+    def forward(self, frame: _Frame, part: _Part) -> None:
+        """Run steps of this module and its children."""
+        part.run(self, frame)
 
     def extra_repr(self) -> str:
         """The class that stood here, and its own tensors."""
@@ -82,7 +100,7 @@ class ProgramModule(nn.Module):
         self.program = program
         self.size_literals = list(program.sizes)
         self._running = -1
-        self._compiled: tuple[tuple[str, tuple[Instruction, ...]], ...] | None = None
+        self._compiled: _Part | None = None
         paths = {step.module for step in program.steps} | {name.rpartition(".")[0] for name in program.tensors}
         for path in sorted({".".join(p.split(".")[:k]) for p in paths if p for k in range(1, p.count(".") + 2)}):
             parent, _, leaf = path.rpartition(".")
@@ -125,13 +143,7 @@ class ProgramModule(nn.Module):
         batch = self._batch(inputs)
         values: list[Any] = inputs + [None] * (self._count() - len(inputs))
         frame = _Frame(self, values, batch)
-        for path, instructions in self._instructions():
-            if path:
-                self.get_submodule(path)(frame, instructions)
-            else:
-                frame.training = self.training
-                for instruction in instructions:
-                    instruction(frame)
+        self._bound().run(self, frame)
         returned = [frame.values[r.number] if isinstance(r, Value) else self._held(r.name) for r in self.program.outputs["returned"]]
         return build_structure(self.program.outputs["structure"], returned)
 
@@ -171,8 +183,8 @@ class ProgramModule(nn.Module):
         found: torch.Tensor = getattr(self.get_submodule(path), leaf)
         return found
 
-    def _instructions(self) -> tuple[tuple[str, tuple[Instruction, ...]], ...]:
-        """The steps, bound to this module's tensors and cut where the module path changes."""
+    def _bound(self) -> _Part:
+        """The steps, bound to this module's tensors, nested like the modules that they ran in."""
         if self._compiled is None:
             last: dict[int, int] = {}
             for k, step in enumerate(self.program.steps):
@@ -184,12 +196,19 @@ class ProgramModule(nn.Module):
             for number, k in last.items():
                 if number not in kept:
                     ends.setdefault(k, []).append(number)
-            runs: list[tuple[str, list[Instruction]]] = []
+            self._compiled = _Part()
+            open_: list[tuple[str, _Part]] = []
             for k, step in enumerate(self.program.steps):
-                if not runs or runs[-1][0] != step.module:
-                    runs.append((step.module, []))
-                runs[-1][1].append(self._instruction(step, tuple(ends.get(k, ()))))
-            self._compiled = tuple((path, tuple(instructions)) for path, instructions in runs)
+                path = step.module.split(".") if step.module else []
+                same = 0
+                while same < min(len(open_), len(path)) and open_[same][0] == path[same]:
+                    same += 1
+                del open_[same:]
+                for name in path[same:]:
+                    part = _Part()
+                    (open_[-1][1] if open_ else self._compiled).items.append((name, part))
+                    open_.append((name, part))
+                (open_[-1][1] if open_ else self._compiled).items.append(self._instruction(step, tuple(ends.get(k, ()))))
         return self._compiled
 
     def _instruction(self, step: Step, ends: tuple[int, ...]) -> Instruction:

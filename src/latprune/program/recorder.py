@@ -94,15 +94,38 @@ def record_program(model: nn.Module, inputs: list[torch.Tensor], call: Callable[
     return raw
 
 
+_PACKED = "_in_projection_packed"
+
+
+def _apart(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The fused projection of queries, keys and values, split instead of indexed."""
+
+    def project(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> Any:
+        if k is not v:
+            return original(q, k, v, w, b)
+        size = q.shape[-1]
+        if q is k:
+            return [t.contiguous() for t in torch.nn.functional.linear(q, w, b).split([size] * 3, -1)]
+        own, rest = w.split([size, 2 * size])
+        biases = (None, None) if b is None else b.split([size, 2 * size])
+        both = torch.nn.functional.linear(k, rest, biases[1]).split([size] * 2, -1)
+        return [torch.nn.functional.linear(q, own, biases[0]), *(t.contiguous() for t in both)]
+
+    return project
+
+
 @contextmanager
 def _plain_functions() -> Iterator[None]:
-    """Functions of ``torch.nn.functional`` written in Python run their bodies, so that the functions that they call are seen."""
+    """Functions of ``torch.nn.functional`` written in Python run their bodies, so that the functions that they call are seen; multi-head
+    attention splits its fused projection into parts, which may then differ in size, where it would index equal parts.
+    """
     import torch.nn.functional as functional
 
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
-    before = {name: getattr(functional, name) for name in names}
+    before = {name: getattr(functional, name) for name in (*names, _PACKED)}
     for name in names:
         setattr(functional, name, lambda *_: False)
+    setattr(functional, _PACKED, _apart(before[_PACKED]))
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
 from latprune.latency.engines.torch_network import TorchNetwork, cuda_event, inputs_on, torch_device
+from latprune.program.module import ProgramScope
 from latprune.latency.target import Target
 
 __all__ = ["TorchEngine"]
@@ -108,7 +109,7 @@ def _lap_timers(model: nn.Module, device: torch.device) -> Iterator[list[tuple[s
     handles = []
     for path, module in model.named_modules():
         if next(module.children(), None) is None and not isinstance(module, nn.Identity):
-            kind = type(module).__name__
+            kind = module.kind if isinstance(module, ProgramScope) else type(module).__name__
 
             def mark(_module: nn.Module, _args: Any, path: str = path, kind: str = kind) -> None:
                 laps.append((path, kind, _now(device)))
