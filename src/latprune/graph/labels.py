@@ -17,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["Grid", "LabelRange", "LabelSpace"]
+__all__ = ["FIXED_PAD", "Grid", "LabelRange", "LabelSpace"]
 
 IntArray = npt.NDArray[np.int64]
+FIXED_PAD = "the amount of zero channels is fixed in the code of"
+"""Begins the reason for padding whose amount no attribute holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

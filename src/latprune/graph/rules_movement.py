@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from latprune.graph.fields import align, compact, move, reshape, segments, varying
+from latprune.graph.labels import FIXED_PAD
 from latprune.graph.provenance import TracedInt
 from latprune.graph.recording import Fields
 from latprune.graph.rules import Step, register_rule
@@ -480,7 +481,7 @@ def _with_pads(step: Step, field: torch.Tensor, dim: int, before: int, after: in
     elif len(varying(field)) != 1:
         step.space.freeze(labels, f"channels padded jointly with other dimensions in {step.place}")
     elif sources is None:
-        step.space.freeze(labels, f"the amount of zero channels is fixed in the code of '{where}', not a module attribute, in {step.place}")
+        step.space.freeze(labels, f"{FIXED_PAD} '{where}', not a module attribute, in {step.place}")
     else:
         step.recorder.pads[name] = {"module": step.recorder.pads_holder, "before": (sources[0], labels[:before]), "after": (sources[1], labels[before:])}
     left, right = wide.narrow(dim, 0, before), wide.narrow(dim, before, after)

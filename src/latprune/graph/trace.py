@@ -19,6 +19,7 @@ from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.graph.form_hint import add_hints, snapshot
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.provenance import CallWatcher, planted
 from latprune.graph.recorder import Recorder
@@ -113,8 +114,11 @@ def _trace(
     if within is not None and not recording.call_counts.get(within):
         raise CaptureError(f"within (='{within}') is not called in a run on the example inputs")
     frozen = _recurrent(model, recording) | _kept(recording, keep, within)
+    before = None if within is not None or isinstance(model, ProgramModule) else snapshot(recording)
     branches = find_branches(recording, model if isinstance(model, ProgramModule) else None)
     settled = settle(recording, frozen)
+    if before is not None:
+        add_hints(before, frozen, settled.grouping, branches)
     kept_blocks: dict[str, str] = {}
     for branch in branches:
         for pattern in blocks_keep:

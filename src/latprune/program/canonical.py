@@ -16,7 +16,7 @@ from latprune.program.operators import allowed
 from latprune.program.recorder import RawProgram
 from latprune.program.steps import Held, Step, Training, Value
 
-__all__ = ["canonical", "renumbered"]
+__all__ = ["canonical", "convertible", "renumbered"]
 
 _IDENTITIES = frozenset({"aten.alias.default", "aten.lift_fresh.default", "aten.lift_fresh_copy.default"})
 _CHECKS = frozenset({"aten._assert_async.default", "aten._assert_async.msg"})
@@ -41,6 +41,11 @@ def canonical(raw: RawProgram) -> tuple[list[Step], list[Value | Held]]:
                 f"operator '{step.operator}' in '{step.module}' is not one that a captured program may hold. Use form='class'"
             )
     return steps, returned
+
+
+def convertible(operator: str) -> bool:
+    """Whether a recorded operator can become a step."""
+    return operator in _CONVERSIONS or operator in _IDENTITIES or operator in _CHECKS or allowed(operator)
 
 
 # -- writes ------------------------------------------------------------------------------------------------------------------------------
