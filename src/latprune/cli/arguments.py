@@ -40,7 +40,7 @@ def add_form_argument(parser: argparse._ActionsContainer) -> None:
         "--form",
         choices=["class", "program"],
         default="class",
-        help="what the pruned model is: the model's own class, or a captured program, in which every size can shrink (default: %(default)s)",
+        help="what the pruned model is: the model's own class, or a captured program, where every size can shrink (default: %(default)s)",
     )
 
 

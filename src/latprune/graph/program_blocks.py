@@ -1,4 +1,4 @@
-"""How a residual branch is removed from a captured program: the sum's other operand takes its place, and what nothing reads any more goes."""
+"""How a branch is removed from a captured program: the sum's other operand takes its place, and what nothing reads any more goes."""
 
 from __future__ import annotations
 

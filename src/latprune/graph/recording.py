@@ -41,7 +41,10 @@ class Info:
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One recorded operation; see :class:`latprune.graph.Call`. ``inside``: it ran inside of the module that is pruned; ``step``: that of a captured program."""
+    """One recorded operation; see :class:`latprune.graph.Call`.
+
+    ``inside``: it ran inside of the module that is pruned. ``step``: the step of a captured program that it belongs to, else -1.
+    """
 
     index: int
     op: str

@@ -483,7 +483,11 @@ def _with_pads(step: Step, field: torch.Tensor, dim: int, before: int, after: in
     elif sources is None:
         step.space.freeze(labels, f"{FIXED_PAD} '{where}', not a module attribute, in {step.place}")
     else:
-        step.recorder.pads[name] = {"module": step.recorder.pads_holder, "before": (sources[0], labels[:before]), "after": (sources[1], labels[before:])}
+        step.recorder.pads[name] = {
+            "module": step.recorder.pads_holder,
+            "before": (sources[0], labels[:before]),
+            "after": (sources[1], labels[before:]),
+        }
     left, right = wide.narrow(dim, 0, before), wide.narrow(dim, before, after)
     grown = list(field.shape)
     grown[dim] = before

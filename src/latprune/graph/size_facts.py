@@ -15,6 +15,7 @@ from latprune.graph.labels import LabelSpace
 from latprune.graph.provenance import CallWatcher, Expression, TracedFloat, TracedInt, expression, integer_attributes, leaves
 from latprune.graph.recording import Equation, Info, Node, SizeLeaf
 from latprune.graph.scales import Candidate, ScaleTarget, ScaleUse, absorbed, find_candidate, readers_of
+from latprune.program.module import ProgramModule
 
 __all__ = ["SizeFacts"]
 
@@ -24,7 +25,7 @@ class SizeFacts:
 
     model: nn.Module
     watcher: CallWatcher
-    program: nn.Module | None
+    program: ProgramModule | None
     module_path: str
     nodes: list[Node]
     space: LabelSpace

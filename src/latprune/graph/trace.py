@@ -85,7 +85,9 @@ def trace(
     if form not in FORMS:
         raise InvalidArgumentError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
     if within and (form == "program" or isinstance(model, ProgramModule)):
-        raise InvalidArgumentError(f"within (={within!r}) needs form='class': a program is captured of a whole model; name what stays in keep")
+        raise InvalidArgumentError(
+            f"within (={within!r}) needs form='class': a program is captured of a whole model; name what stays in keep"
+        )
     if form == "program" and not isinstance(model, ProgramModule):
         from latprune.program.capturing import capture
 

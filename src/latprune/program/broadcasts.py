@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from latprune.program.recorder import RawProgram
@@ -47,7 +48,7 @@ def _broadcasts(step: Step, value: int, source: Value, raw: RawProgram) -> bool:
     if step.operator not in _BROADCASTING or len(step.results) != 1 or step.results[0] is None:
         return False
     shapes = [_shape(source if r == Value(value) else r, raw.shapes, raw.held) for r in step.reads()]
-    return tuple(torch.broadcast_shapes(*shapes)) == raw.shapes[step.results[0]]
+    return tuple(np.broadcast_shapes(*shapes)) == raw.shapes[step.results[0]]
 
 
 def _shape(reference: Value | Held, shapes: Mapping[int, tuple[int, ...]], held: Mapping[str, torch.Tensor]) -> tuple[int, ...]:

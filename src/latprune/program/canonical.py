@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from latprune.errors import CaptureError
+from latprune.program.broadcasts import broadcast_freely
 from latprune.program.fused import split_projections
 from latprune.program.liveness import live_steps, writes_of
-from latprune.program.broadcasts import broadcast_freely
 from latprune.program.operators import allowed
 from latprune.program.recorder import RawProgram
 from latprune.program.steps import Held, Step, Training, Value
@@ -71,7 +71,7 @@ def _functional(raw: RawProgram) -> list[Step]:
         for target in written:
             if isinstance(target, Held):
                 raise CaptureError(
-                    f"the forward of '{step.module}' writes into '{target.name}' ({step.operator}); a program leaves its tensors as they are"
+                    f"the forward of '{step.module}' writes into '{target.name}' ({step.operator}); a program leaves its own as they are"
                 )
         if written and _only_reader(step, written, by_root, raw, last_read, made_at):
             step = _without_write(step)
@@ -183,6 +183,13 @@ def _step(step: Step, operator: str, *arguments: Any) -> Step:
     return replace(step, operator=operator, arguments=arguments, keywords={})
 
 
+def _result(step: Step) -> int:
+    """The only result of a step."""
+    (value,) = step.results
+    assert value is not None
+    return value
+
+
 def _require_first_results(steps: list[Step], raw: RawProgram) -> None:
     """A statistic that a norm returns beside its result is lost in the public function: nothing may read it."""
     lost = {n for step in raw.steps for n in step.results} - {n for step in steps for n in step.results}
@@ -194,7 +201,7 @@ def _require_first_results(steps: list[Step], raw: RawProgram) -> None:
 
 @_converts("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default", "aten._reshape_alias.default")
 def _reshape(step: Step, a: _Arguments, raw: RawProgram) -> Step:
-    (value,) = step.results
+    value = _result(step)
     return _step(step, "reshape", step.arguments[0], list(raw.shapes[value]))  # a size that was left open, too
 
 
@@ -205,7 +212,7 @@ def _expand(step: Step, a: _Arguments, raw: RawProgram) -> Step:
 
 @_converts("aten.slice.Tensor")
 def _slice(step: Step, a: _Arguments, raw: RawProgram) -> Step:
-    (value,) = step.results
+    value = _result(step)
     dim = (a["dim"] or 0) % len(raw.shapes[value])
     source = step.arguments[0]
     start, stop = a["start"], a["end"]
@@ -221,9 +228,7 @@ def _select(step: Step, a: _Arguments, raw: RawProgram) -> Step:
     return _step(step, "select", *a.all("self dim index"))
 
 
-@_converts(
-    "aten.split.Tensor", "aten.split_with_sizes.default", "aten.unsafe_split.Tensor", "aten.unsafe_split_with_sizes.default"
-)
+@_converts("aten.split.Tensor", "aten.split_with_sizes.default", "aten.unsafe_split.Tensor", "aten.unsafe_split_with_sizes.default")
 def _split(step: Step, a: _Arguments, raw: RawProgram) -> Step:
     dim = a["dim"] or 0
     return _step(step, "split_with_sizes", step.arguments[0], [raw.shapes[n][dim] for n in step.results if n is not None], dim)
@@ -239,9 +244,7 @@ def _convolution(step: Step, a: _Arguments, raw: RawProgram) -> Step:
     weight = a["weight"]
     shape = raw.shapes[weight.number] if isinstance(weight, Value) else tuple(raw.held[weight.name].shape)
     rank = len(shape) - 2
-    stride, padding, dilation, output_padding = (
-        list(v) * (rank // len(v)) for v in a.all("stride padding dilation output_padding")
-    )
+    stride, padding, dilation, output_padding = (list(v) * (rank // len(v)) for v in a.all("stride padding dilation output_padding"))
     operands = a.all("input weight bias")
     if a["transposed"]:
         return _step(step, f"conv_transpose{rank}d", *operands, stride, padding, output_padding, a["groups"], dilation)

@@ -218,5 +218,3 @@ def _require_equal(index: int, expected: torch.Tensor, found: torch.Tensor) -> N
             f"the captured program does not compute what the model computes: output {index} {problem}. Its course may depend on the values "
             "of its inputs, or on chance. Use form='class'"
         )
-
-

@@ -1,7 +1,7 @@
 """Fused projections: what a view and an index cut into equal parts is split into parts of their own sizes.
 
-``qkv.reshape(b, n, 3, heads, size).permute(2, 0, 3, 1, 4)`` and three indices give queries, keys and values of one size. Split into three and
-reshaped one by one they are the same tensors, and the values may keep other sizes than queries and keys.
+``qkv.reshape(b, n, 3, heads, size).permute(2, 0, 3, 1, 4)`` and three indices give queries, keys and values of one size. Split into
+three and reshaped one by one they are the same tensors, and the values may keep other sizes than queries and keys.
 """
 
 from __future__ import annotations

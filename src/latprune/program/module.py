@@ -149,7 +149,7 @@ class ProgramModule(nn.Module):
 
     def _batch(self, inputs: list[torch.Tensor]) -> Any:
         """The batch size, after a look at the sizes."""
-        checked = not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.compiler.is_exporting())
+        checked = not (torch._C._get_tracing_state() is not None or torch.compiler.is_compiling() or torch.compiler.is_exporting())
         batch: Any = None
         for tensor, expected in zip(inputs, self.program.inputs, strict=True):
             first = 1 if expected.batched else 0

@@ -108,20 +108,21 @@ SIZE_ARGUMENTS: Mapping[str, tuple[int, ...]] = {
 """Positions of the arguments that state sizes of what is computed on: these integers follow the widths."""
 
 _PLAIN = frozenset(
-    "_to_copy abs acos adaptive_max_pool2d add addbmm addcdiv addcmul addmm all amax amin any arange argmax argmin asin "
-    "atan atan2 avg_pool1d avg_pool2d avg_pool3d baddbmm bitwise_and bitwise_not bitwise_or bmm cat ceil celu clamp clamp_max clamp_min "
-    "clone copy cos cosh cumsum detach diagonal div elu embedding empty_like eq erf erfc exp exp2 expm1 fill flip floor floor_divide fmod "
-    "frac full full_like gather ge gelu grid_sampler_2d gt hardshrink hardsigmoid hardswish hardtanh hypot im2col index index_add index_put "
-    "index_select isfinite isinf isnan le leaky_relu lerp linalg_vector_norm log log10 log1p log2 log_sigmoid_forward logaddexp "
-    "logical_and logical_not logical_or logical_xor logsumexp lt masked_fill max max_pool2d_with_indices max_pool3d_with_indices maximum "
-    "mean min minimum mish mm mul mv nan_to_num ne neg new_empty new_full new_ones new_zeros norm ones ones_like permute pixel_shuffle "
-    "pixel_unshuffle pow prelu _prelu_kernel prod reciprocal reflection_pad1d reflection_pad2d reflection_pad3d relu relu6 remainder repeat "
-    "replication_pad1d replication_pad2d replication_pad3d roll round rot90 rsqrt rsub scalar_tensor scatter scatter_add sigmoid sign silu "
-    "sin sinh softplus softshrink sort sqrt square squeeze stack std std_mean sub sum t tan tanh threshold topk transpose tril triu trunc "
-    "unbind unfold unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d "
-    "_upsample_nearest_exact2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_nearest3d upsample_trilinear3d var var_mean where "
-    "xlogy zero zeros zeros_like col2im _safe_softmax native_channel_shuffle channel_shuffle glu selu bucketize empty new_empty_strided "
-    "linalg_cross isclose sgn index_fill index_copy cumprod eye linspace deg2rad".split()
+    "abs acos adaptive_max_pool2d add addbmm addcdiv addcmul addmm all amax amin any arange argmax argmin asin atan atan2 avg_pool1d "
+    "avg_pool2d avg_pool3d baddbmm bitwise_and bitwise_not bitwise_or bmm bucketize cat ceil celu channel_shuffle clamp clamp_max "
+    "clamp_min clone col2im copy cos cosh cumprod cumsum deg2rad detach diagonal div elu embedding empty empty_like eq erf erfc exp "
+    "exp2 expm1 eye fill flip floor floor_divide fmod frac full full_like gather ge gelu glu grid_sampler_2d gt hardshrink "
+    "hardsigmoid hardswish hardtanh hypot im2col index index_add index_copy index_fill index_put index_select isclose isfinite isinf "
+    "isnan le leaky_relu lerp linalg_cross linalg_vector_norm linspace log log10 log1p log2 log_sigmoid_forward logaddexp logical_and "
+    "logical_not logical_or logical_xor logsumexp lt masked_fill max max_pool2d_with_indices max_pool3d_with_indices maximum mean min "
+    "minimum mish mm mul mv nan_to_num native_channel_shuffle ne neg new_empty new_empty_strided new_full new_ones new_zeros norm "
+    "ones ones_like permute pixel_shuffle pixel_unshuffle pow prelu _prelu_kernel prod reciprocal reflection_pad1d reflection_pad2d "
+    "reflection_pad3d relu relu6 remainder repeat replication_pad1d replication_pad2d replication_pad3d roll rot90 round rsqrt rsub "
+    "_safe_softmax scalar_tensor scatter scatter_add selu sgn sigmoid sign silu sin sinh softplus softshrink sort sqrt square squeeze "
+    "stack std std_mean sub sum t tan tanh threshold _to_copy topk transpose tril triu trunc unbind unfold unsqueeze "
+    "upsample_bicubic2d _upsample_bicubic2d_aa upsample_bilinear2d _upsample_bilinear2d_aa upsample_linear1d upsample_nearest1d "
+    "upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d upsample_trilinear3d var var_mean where xlogy zero zeros "
+    "zeros_like".split()
 )
 """ATen operators that compute on tensors alone; each stands for its in-place form too."""
 

@@ -103,13 +103,11 @@ def _apart(original: Callable[..., Any]) -> Callable[..., Any]:
     def project(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None = None) -> Any:
         if k is not v:
             return original(q, k, v, w, b)
-        size = q.shape[-1]
+        linear, size = torch.nn.functional.linear, q.shape[-1]
         if q is k:
-            return [t.contiguous() for t in torch.nn.functional.linear(q, w, b).split([size] * 3, -1)]
-        own, rest = w.split([size, 2 * size])
-        biases = (None, None) if b is None else b.split([size, 2 * size])
-        both = torch.nn.functional.linear(k, rest, biases[1]).split([size] * 2, -1)
-        return [torch.nn.functional.linear(q, own, biases[0]), *(t.contiguous() for t in both)]
+            return [t.contiguous() for t in linear(q, w, b).chunk(3, -1)]
+        own, bias = (w[:size], w[size:]), (None, None) if b is None else (b[:size], b[size:])
+        return [linear(q, own[0], bias[0]), *(t.contiguous() for t in linear(k, own[1], bias[1]).chunk(2, -1))]
 
     return project
 
@@ -285,8 +283,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         if torch.Tag.dynamic_output_shape in func.tags and not _integer_indices(func, given):
             raise CaptureError(
-                f"the size of a tensor depends on the values of the inputs ({func} in '{self.module}'); a program has the sizes of this one "
-                "run. Use form='class'"
+                f"the size of a tensor depends on the values of the inputs ({func} in '{self.module}'); a program has the sizes of this "
+                "one run. Use form='class'"
             )
 
 

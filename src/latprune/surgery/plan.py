@@ -97,12 +97,12 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection) -> Edit
     cuts = {name: graph.plan["realisations"][name].cut for name in outermost}
     blocks = [_block_edit(graph, name) for name in outermost if cuts[name] is None]
     branches = [
-        BranchEdit(name=name, join=c.join, operand=c.operand, skipped=c.skipped, tensors=c.tensors) for name, c in cuts.items() if c is not None
+        BranchEdit(name=name, join=cut.join, operand=cut.operand, skipped=cut.skipped, tensors=cut.tensors)
+        for name, cut in cuts.items()
+        if cut is not None
     ]
     scales = tuple(s for s in _scales(graph, masks) if not any(s.name == g or s.name.startswith(f"{g}.") for g in gone))
-    return EditStep(
-        scales=scales, tensors=tuple(tensors), attributes=tuple(attributes), blocks=tuple(blocks), branches=tuple(branches)
-    )
+    return EditStep(scales=scales, tensors=tuple(tensors), attributes=tuple(attributes), blocks=tuple(blocks), branches=tuple(branches))
 
 
 def _gone(graph: ModelGraph, removed: frozenset[str]) -> set[str]:

@@ -17,8 +17,8 @@ from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
 from latprune.latency.engines.torch_network import TorchNetwork, cuda_event, inputs_on, torch_device
-from latprune.program.module import ProgramScope
 from latprune.latency.target import Target
+from latprune.program.module import ProgramScope
 
 __all__ = ["TorchEngine"]
 
