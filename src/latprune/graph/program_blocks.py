@@ -8,9 +8,41 @@ from latprune.graph.realise import Branch, ProgramCut, Realisation, nonnegative,
 from latprune.graph.recording import Recording
 from latprune.program.liveness import live_steps, without_branch
 from latprune.program.module import ProgramModule
-from latprune.program.steps import Held, Step
+from latprune.program.steps import Held, Size, Step, Value
 
-__all__ = ["cut_branch"]
+__all__ = ["cut_branch", "derived_grouped_weights"]
+
+
+def derived_grouped_weights(program: ProgramModule) -> dict[str, int]:
+    """Weights of grouped convolutions that are computed from a parameter first (standardised weights): their groups."""
+    makers = {n: step for step in program.program.steps for n in step.results if n is not None}
+    found: dict[str, int] = {}
+    for step in program.program.steps:
+        if not step.operator.startswith("conv") or not isinstance(step.arguments[1], Value) or not isinstance(step.arguments[6], Size):
+            continue
+        groups = program.size_literals[step.arguments[6].index]
+        for name in _sources(step.arguments[1], makers):
+            tensor = program.get_parameter(name) if program.program.tensors[name].kind == "parameter" else None
+            if groups > 1 and tensor is not None and tensor.dim() > 2 and tensor.shape[1] > 1:
+                found[name] = groups
+    return found
+
+
+def _sources(value: Value, makers: Mapping[int, Step]) -> list[str]:
+    """Names of the tensors that a value is computed from; none where it depends on the inputs."""
+    names: list[str] = []
+    todo, seen = [value.number], {value.number}
+    while todo:
+        step = makers.get(todo.pop())
+        if step is None:
+            return []
+        for reference in step.reads():
+            if isinstance(reference, Held):
+                names.append(reference.name)
+            elif reference.number not in seen:
+                seen.add(reference.number)
+                todo.append(reference.number)
+    return names
 
 
 def cut_branch(branch: Branch, recording: Recording, consumers: Mapping[int, list[int]], program: ProgramModule) -> None:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError
 from latprune.graph.labels import LabelSpace
+from latprune.graph.program_blocks import derived_grouped_weights
 from latprune.graph.provenance import CallWatcher
 from latprune.graph.recording import Fields, Info, ModuleCall, Node, Recording
 from latprune.graph.rules import Step, find_rule
@@ -82,7 +83,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 else:
                     self._names[id(tensor)] = name
                     self._own[id(tensor)] = tensor
-        self._groups = _derived_grouped_weights(model)
+        self._groups = _derived_grouped_weights(model) if self.program is None else derived_grouped_weights(self.program)
 
     def info(self, tensor: torch.Tensor) -> Info:
         """What is known of ``tensor``; a parameter gets its labels when it is first seen."""

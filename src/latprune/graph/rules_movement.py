@@ -420,6 +420,11 @@ def rerun(step: Step) -> Fields:
     if any(step.fields(t) for t in _tensors(step.args[1:])):
         for t in _tensors(step.args[1:]):
             step.freeze(step.fields(t), f"used as an index in {step.place}")
+    name = step.func._schema.name
+    if name in ("aten::index", "aten::index_select", "aten::gather"):
+        picked = {d for d, t in enumerate(step.args[1]) if t is not None} if name == "aten::index" else {step.args[1] % step.args[0].dim()}
+        fixed = not any(step.info(t).dynamic for t in _tensors(step.args[1:]))
+        step.freeze((f for f in step.fields(step.args[0]) if fixed and picked & set(varying(f))), f"picked by fixed indices in {step.place}")
     return _rerun(step, step.args[0])
 
 

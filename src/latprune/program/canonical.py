@@ -220,6 +220,8 @@ def _slice(step: Step, a: _Arguments, raw: RawProgram) -> Step:
     stop = None if stop is None or stop >= (1 << 62) else stop
     size = raw.shapes[source.number][dim] if isinstance(source, Value) else raw.held[source.name].shape[dim]
     stop = None if stop is not None and stop >= size else stop
+    if dim:  # counted from the end: counted from the start, it follows the widths (along a batch it would follow the batch)
+        start, stop = (bound + size if bound is not None and -size <= bound < 0 else bound for bound in (start, stop))
     return _step(step, "slice", source, dim, start, stop, a["step"] or 1)
 
 
