@@ -282,8 +282,21 @@ def select(step: Step) -> Fields:
         if f.shape[dim] == 1:
             result.append(f.squeeze(dim))
         else:
+            _state_index(step, f, dim)
             result.append(_picked(step, compact(f.select(dim, step.args[2])), f))
     return tuple(result)
+
+
+def _state_index(step: Step, field: torch.Tensor, dim: int) -> None:
+    """The index of a picked place counts the places before it, which must not shift."""
+    at = step.args[2] % field.shape[dim]
+    if at == 0:
+        return
+    call = step.recorder.watcher.arguments("select")
+    stated = call[0][2] if call is not None and len(call[0]) > 2 else at
+    stated = at if int(stated) < 0 else stated
+    part = field.narrow(dim, 0, at)
+    step.recorder.state_size(stated, part.reshape(math.prod(field.shape[:dim]), at, -1), at, step.place)
 
 
 @register_rule("aten::cat", "aten::concat")
@@ -424,7 +437,9 @@ def rerun(step: Step) -> Fields:
     if name in ("aten::index", "aten::index_select", "aten::gather"):
         picked = {d for d, t in enumerate(step.args[1]) if t is not None} if name == "aten::index" else {step.args[1] % step.args[0].dim()}
         fixed = not any(step.info(t).dynamic for t in _tensors(step.args[1:]))
-        step.freeze((f for f in step.fields(step.args[0]) if fixed and picked & set(varying(f))), f"picked by fixed indices in {step.place}")
+        step.freeze(
+            (f for f in step.fields(step.args[0]) if fixed and picked & set(varying(f))), f"picked by fixed indices in {step.place}"
+        )
     return _rerun(step, step.args[0])
 
 

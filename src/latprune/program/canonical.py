@@ -227,7 +227,10 @@ def _slice(step: Step, a: _Arguments, raw: RawProgram) -> Step:
 
 @_converts("aten.select.int")
 def _select(step: Step, a: _Arguments, raw: RawProgram) -> Step:
-    return _step(step, "select", *a.all("self dim index"))
+    source, dim, index = a.all("self dim index")
+    shape = raw.shapes[source.number] if isinstance(source, Value) else tuple(raw.held[source.name].shape)
+    dim = dim % len(shape)
+    return _step(step, "select", source, dim, index + shape[dim] if index < 0 and dim else index)
 
 
 @_converts("aten.split.Tensor", "aten.split_with_sizes.default", "aten.unsafe_split.Tensor", "aten.unsafe_split_with_sizes.default")
