@@ -6,7 +6,8 @@ Every network runs in a process of its own under a time limit, and is reloaded i
 rows that are there are not run again. Checked in float64 with random scales, shifts and layer scales, and statistics near those of the
 data, so that mistakes show: the pruned network's outputs against the masked network's (relative error at most 1e-9), gradients after a
 backward pass, the same outputs after a reload in a new process from edits (JSON) and weights, and ONNX (float32, 1e-3; where the dense
-network cannot be exported either, that is the reason named). A row passes when all hold, multiply-adds fell to at most 50 % (65 % where
+network cannot be exported either, that is the reason named). Rows ``program:...`` are pruned as captured programs (``form="program"``), and
+come back from their file alone. A row passes when all hold, multiply-adds fell to at most 50 % (65 % where
 something stays whole for a reason that is named), and two blocks went where four exist.
 """
 
@@ -136,6 +137,7 @@ def _examine(name: str, row: dict[str, Any], folder: Path, skip_onnx: bool) -> N
 
     import zoo_models
     from latprune.graph import Selection, trace
+    from latprune.program import capture
     from latprune.surgery import check_equal, masked, prune
     from latprune.surgery.verify import in_double
     from support.equivalence import randomise
@@ -150,6 +152,10 @@ def _examine(name: str, row: dict[str, Any], folder: Path, skip_onnx: bool) -> N
 
     row["step"] = "capture"
     started = time.process_time()
+    of_class = model
+    if name.startswith("program:"):
+        model = capture(model, inputs)
+        row["batch"] = model.program.batch_reason or "any"
     graph = trace(model, inputs)
     row["trace_seconds"] = round(time.process_time() - started, 3)
     dense = graph.dense_widths()
@@ -198,7 +204,7 @@ def _examine(name: str, row: dict[str, Any], folder: Path, skip_onnx: bool) -> N
         except Exception as error:
             row |= {"onnx": False, "onnx_reason": f"{type(error).__name__}: {error}"[:300]}
             try:
-                _export(model, inputs)
+                _export(of_class, inputs)
             except Exception as dense_error:
                 # Nothing that pruning could lose: the reason is named, the row may pass.
                 reason = f"the dense network cannot be exported either ({type(dense_error).__name__}: {dense_error})"[:300]
@@ -280,8 +286,11 @@ def _save(pruned: Any, edits: Any, inputs: Any, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from latprune.program import ProgramModule, save_program
     from latprune.surgery.masked_follower import tensors_in
 
+    if isinstance(pruned, ProgramModule):
+        save_program(pruned, folder / "program.safetensors")
     (folder / "edits.json").write_text(json.dumps(edits.to_dict()), encoding="utf-8")
     save_file({n: t.detach().clone().contiguous() for n, t in pruned.state_dict().items()}, folder / "weights.safetensors")
     with torch.no_grad():
@@ -295,26 +304,38 @@ def reload_of(name: str, folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     import zoo_models
+    from latprune.program import load_program
     from latprune.surgery import ArchitectureEdits, replay
-    from latprune.surgery.masked_follower import tensors_in
     from latprune.surgery.verify import in_double
 
     torch.set_num_threads(1)
     try:
         model, inputs = zoo_models.create(name)
+        if name.startswith("program:"):
+            # The file alone: nothing is built but the inputs.
+            return _same_outputs(load_program(folder / "program.safetensors"), in_double(inputs), folder)
         model.double().eval()
         replay(model, ArchitectureEdits.from_dict(json.loads((folder / "edits.json").read_text(encoding="utf-8"))))
         state = OrderedDict(load_file(folder / "weights.safetensors"))
         state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
         model.load_state_dict(state, strict=True)
-        with torch.no_grad():
-            outputs = tensors_in(_call(model, in_double(inputs)))
-        expected = load_file(folder / "outputs.safetensors")
-        assert len(outputs) == len(expected), "other outputs after the reload"
-        for index, tensor in enumerate(outputs):
-            assert torch.allclose(tensor, expected[str(index)], rtol=1e-9, atol=1e-12), f"output {index} differs after the reload"
+        return _same_outputs(model, in_double(inputs), folder)
     except Exception as error:
         return {"why": f"reload: {type(error).__name__}: {error}"[:600]}
+
+
+def _same_outputs(model: Any, inputs: Any, folder: Path) -> dict[str, Any]:
+    import torch
+    from safetensors.torch import load_file
+
+    from latprune.surgery.masked_follower import tensors_in
+
+    with torch.no_grad():
+        outputs = tensors_in(_call(model, inputs))
+    expected = load_file(folder / "outputs.safetensors")
+    assert len(outputs) == len(expected), "other outputs after the reload"
+    for index, tensor in enumerate(outputs):
+        assert torch.allclose(tensor, expected[str(index)], rtol=1e-9, atol=1e-12), f"output {index} differs after the reload"
     return {"why": ""}
 
 

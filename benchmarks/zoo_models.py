@@ -15,6 +15,7 @@ from torch import nn
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent / "tests")]
 
 import zoo_toys  # noqa: E402
+from support.programs import NETWORKS  # noqa: E402
 from support.vision import torchvision  # noqa: E402
 
 __all__ = ["create", "names", "preload"]
@@ -196,6 +197,13 @@ def _own() -> dict[str, Callable[[], Built]]:
     return own | zoo_toys.TOYS
 
 
+PROGRAMS = (
+    "torchvision:resnet18 torchvision:shufflenet_v2_x0_5 torchvision:swin_t torchvision:swin_v2_t torchvision:vit_b_32 huggingface:bert "
+    "huggingface:gpt2 huggingface:llama huggingface:segformer huggingface:swin timm:deit"
+).split()
+"""Networks that are pruned as captured programs too, as ``program:<name>``; beside them those of ``tests/support/programs.py``."""
+
+
 def names() -> list[str]:
     """All names, ``family:model``."""
     return [
@@ -205,12 +213,13 @@ def names() -> list[str]:
         *(f"detection:{name}" for name in DETECTION),
         *(f"huggingface:{name}" for name in HUGGINGFACE),
         *(f"timm:{name}" for name in timm_families()),
+        *(f"program:{name}" for name in (*PROGRAMS, *NETWORKS)),
     ]
 
 
 def preload(wanted: list[str]) -> None:
     """Import what the named networks need, once, for the processes that are started from this one."""
-    families = {name.partition(":")[0] for name in wanted}
+    families = {name.removeprefix("program:").partition(":")[0] for name in wanted}
     torchvision()
     for family, package in (("timm", "timm"), ("huggingface", "transformers")):
         if family in families:
@@ -222,6 +231,9 @@ def preload(wanted: list[str]) -> None:
 def create(name: str) -> Built:
     """Build a network with weights that follow from the seed alone."""
     torch.manual_seed(0)
+    name = name.removeprefix("program:")
+    if name in NETWORKS:
+        return NETWORKS[name]()
     family, _, model = name.partition(":")
     if family == "own":
         return _own()[model]()
