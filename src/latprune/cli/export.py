@@ -52,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
     if output.suffix not in (".onnx", ".pt2"):
         raise InvalidArgumentError(f"--output (={args.output!r}) must end in .onnx or .pt2")
     saved = load_result(args.result)
-    model = saved.restore(recorded_constructor(saved.record, args.model, args.model_arg, trust=args.trust_recorded_model))
+    if saved.record.program is not None:
+        model = saved.restore()  # a captured program needs no class
+    else:
+        model = saved.restore(recorded_constructor(saved.record, args.model, args.model_arg, trust=args.trust_recorded_model))
     inputs = recorded_inputs(saved.record, args.input)
     if output.suffix == ".pt2":
         print(f"wrote {export_program(model, inputs, output)}")
