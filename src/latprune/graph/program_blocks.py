@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
+from latprune.graph.grouping import Grouping
 from latprune.graph.realise import Branch, ProgramCut, Realisation, nonnegative, short_name
 from latprune.graph.recording import Recording
 from latprune.program.liveness import live_steps, without_branch
 from latprune.program.module import ProgramModule
-from latprune.program.steps import Held, Size, Step, Value
+from latprune.program.steps import Held, Size, Step, Value, references
 
-__all__ = ["cut_branch", "derived_grouped_weights"]
+__all__ = ["cut_branch", "derived_grouped_weights", "name_sizes"]
+
+_NUMBER = re.compile(r"'size_literals\[(\d+)\]'")
+
+
+def name_sizes(grouping: Grouping, program: ProgramModule) -> None:
+    """In the reasons, numbers of a program by the step that states them."""
+    places: dict[int, str] = {}
+    for step in program.program.steps:
+        for argument in step.arguments:
+            for reference in references(argument):
+                if isinstance(reference, Size):
+                    places[reference.index] = f"a size of {step.operator} in '{step.module}'"
+    for group in grouping.groups:
+        group.reason = _NUMBER.sub(lambda found: places[int(found[1])], group.reason).replace("by the code of ", "by ")
 
 
 def derived_grouped_weights(program: ProgramModule) -> dict[str, int]:

@@ -21,6 +21,7 @@ from latprune.graph.build import build
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
 from latprune.graph.form_hint import add_hints, snapshot
 from latprune.graph.model_graph import ModelGraph
+from latprune.graph.program_blocks import name_sizes
 from latprune.graph.provenance import CallWatcher, planted
 from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
@@ -121,6 +122,8 @@ def _trace(
     settled = settle(recording, frozen)
     if before is not None:
         add_hints(before, frozen, settled.grouping, branches)
+    if isinstance(model, ProgramModule):
+        name_sizes(settled.grouping, model)
     kept_blocks: dict[str, str] = {}
     for branch in branches:
         for pattern in blocks_keep:
