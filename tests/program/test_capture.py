@@ -252,3 +252,48 @@ def test_keep_names_modules_of_the_model() -> None:
     assert isinstance(program, ProgramModule)
     graph = trace(program, torch.randn(2, 3, 6, 6), keep=["branch.1"], min_widths={"stem*": 2})
     assert [(g.columns, g.min_width) for g in graph.groups.values()] == [(8, 2)]
+
+
+def test_batch_norms_are_recalibrated() -> None:
+    from latprune.train import recalibrate_batch_norm
+
+    torch.manual_seed(0)
+    model = ConvNet()
+    batches = [(torch.randn(4, 3, 6, 6), torch.zeros(4)) for _ in range(3)]
+    program = capture(model, batches[0][0])
+    assert recalibrate_batch_norm(program, batches) == recalibrate_batch_norm(model, batches) == 3
+    theirs = model.state_dict()
+    for name, value in program.state_dict().items():
+        torch.testing.assert_close(value, theirs[name])
+
+
+def test_operators_of_other_libraries_need_a_rule() -> None:
+    from latprune.graph import register_rule
+
+    @torch.library.custom_op("latprune_tests::doubled", mutates_args=())
+    def doubled(x: Tensor) -> Tensor:
+        return x * 2
+
+    class Doubling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(doubled(self.a(x)))
+
+    model, x = Doubling().eval(), torch.randn(3, 4)
+    with pytest.raises(CaptureError, match="operator 'latprune_tests.doubled.default' in '' is not one"):
+        capture(model, x)
+    register_rule("latprune_tests::doubled")(lambda step: step.elementwise())
+    program = capture(model, x).eval()
+    torch.testing.assert_close(program(x), model(x))
+    assert [g.columns for g in trace(program, x).groups.values()] == [6]
+
+
+def test_a_program_is_exported_and_compiled() -> None:
+    x = torch.randn(2, 3, 6, 6)
+    program = capture(ConvNet(), x).eval()
+    exported = torch.export.export(program, (x,)).module()
+    torch.testing.assert_close(exported(x), program(x))
+    torch.testing.assert_close(torch.compile(program, backend="eager")(x), program(x))

@@ -166,3 +166,22 @@ def test_a_pruned_program_is_traced_and_pruned_again() -> None:
     prune(again, graph, selection)
     check_equal(again, masked(cut, graph, selection), inputs, tolerance=1e-9)
     assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in cut.parameters())
+
+
+def test_names_and_scores_are_those_of_the_class() -> None:
+    from latprune.importance import SpLampConfig, TaylorConfig, score
+    from latprune.zoo import digits_resnet
+
+    torch.manual_seed(0)
+    model = digits_resnet(blocks=1, widths=(8, 16, 16)).eval()
+    x = torch.randn(2, 1, 32, 32)
+    program = capture(model, x)
+    of_class, of_program = trace(model, x), trace(program, x)
+    for part in ("groups", "kernels", "blocks"):
+        assert list(getattr(of_class, part)) == list(getattr(of_program, part))
+    assert of_class.macs(of_class.dense_widths()) == of_program.macs(of_program.dense_widths())
+    batches = [(torch.randn(4, 1, 32, 32), torch.randint(0, 10, (4,)))]
+    for config in (TaylorConfig(), SpLampConfig(fold_norm=True)):
+        one, other = score(model, of_class, config, batches), score(program, of_program, config, batches)
+        for name in of_class.groups:
+            np.testing.assert_allclose(np.asarray(one.units[name]), np.asarray(other.units[name]), rtol=1e-5)

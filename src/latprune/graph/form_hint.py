@@ -18,7 +18,7 @@ from latprune.graph.realise import Branch
 from latprune.graph.recording import Equation, Recording
 from latprune.graph.sizes import settle
 
-__all__ = ["add_hints", "snapshot"]
+__all__ = ["PRUNE", "REMOVE", "add_hints", "capturable", "snapshot"]
 
 _CODE = (
     "in the code of",
@@ -30,7 +30,8 @@ _CODE = (
     "follows a size",
     "follow a size",
 )
-_PRUNE, _REMOVE = "; form='program' can prune it", "; form='program' can remove it"
+PRUNE, REMOVE = "; form='program' can prune it", "; form='program' can remove it"
+"""What a reason ends in where the program is free."""
 
 
 def snapshot(recording: Recording) -> Recording:
@@ -52,17 +53,17 @@ def add_hints(before: Recording, frozen: dict[int, str], grouping: Grouping, bra
     """
     held = [g for g in grouping.groups if any(mark in g.reason for mark in _CODE)]
     stuck = [b for b in branches if b.reason]
-    if not (held or stuck) or not _capturable(before):
+    if not (held or stuck) or not capturable(before):
         return
     for branch in stuck:
-        branch.reason += _REMOVE
+        branch.reason += REMOVE
     if not held:
         return
     free = settle(_without_code(before), frozen).grouping
     own = free.slots[0][0]
     for group in held:
         if bool((own[free.roots[np.asarray(group.cells).reshape(-1)]] >= 0).all()):
-            group.reason += _PRUNE
+            group.reason += PRUNE
 
 
 def _without_code(before: Recording) -> Recording:
@@ -85,7 +86,7 @@ _INSIDE = frozenset({"aten._scaled_dot_product_flash_attention_for_cpu.default",
 """Operators inside of functions that a program keeps whole."""
 
 
-def _capturable(recording: Recording) -> bool:
+def capturable(recording: Recording) -> bool:
     """Whether a program can hold the operations of the run, as far as that can be told without capturing it."""
     from latprune.program.canonical import convertible
 

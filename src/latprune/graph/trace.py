@@ -19,7 +19,7 @@ from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
-from latprune.graph.form_hint import add_hints, snapshot
+from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.program_blocks import name_sizes
 from latprune.graph.provenance import CallWatcher, planted
@@ -135,7 +135,8 @@ def _trace(
         if within is not None and not _inside(branch.name.split("#")[0], within):
             kept_blocks[branch.name] = f"lies outside within='{within}'"
         if any(info.node in branch.nodes for info in recording.returned):
-            kept_blocks[branch.name] = "the model returns values that are computed inside it (such as a cache of keys and values)"
+            why = "the model returns values that are computed inside it (such as a cache of keys and values)"
+            kept_blocks[branch.name] = why + (REMOVE if before is not None and capturable(before) else "")
     for pattern in blocks_keep:
         if not any(b.name == pattern or fnmatchcase(b.name, pattern) for b in branches):
             raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {[b.name for b in branches]}")

@@ -15,6 +15,7 @@ from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunct
 from latprune.importance.lamp import ratios_to_larger
 from latprune.importance.magnitude import producers
 from latprune.importance.tensors import check_finite, combine, named_tensors, sum_per_unit, tensor_of
+from latprune.program.module import ProgramModule, ProgramScope
 
 __all__ = ["SpLampConfig", "sp_lamp_products"]
 
@@ -64,12 +65,14 @@ def _norm_scales(model: nn.Module, graph: GroupedModel) -> dict[str, Tensor]:
     for before, after in zip(kernels, kernels[1:], strict=False):
         if before.kind == "norm" or after.module is None or before.blocks != after.blocks:
             continue
-        module = model.get_submodule(after.module)
-        if not isinstance(module, nn.modules.batchnorm._NormBase) or module.running_var is None:
+        module: Any = model.get_submodule(after.module)
+        eps = model.norm_eps(after.module) if isinstance(model, ProgramModule) else getattr(module, "eps", None)
+        plain = isinstance(module, (nn.modules.batchnorm._NormBase, ProgramScope))
+        if not plain or eps is None or getattr(module, "running_var", None) is None:
             continue
         check_finite(module.running_var, f"{after.module}.running_var", "buffer")
-        scale = 1.0 / (module.running_var.double() + module.eps)
-        if module.affine:
+        scale = 1.0 / (module.running_var.double() + eps)
+        if getattr(module, "weight", None) is not None:
             check_finite(module.weight.detach(), f"{after.module}.weight")
             scale = scale * module.weight.detach().double().square()
         scales[before.name] = scale

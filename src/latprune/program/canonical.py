@@ -203,7 +203,7 @@ def renumbered(
         if isinstance(item, Value):
             return Value(numbers[item.number])
         if isinstance(item, Held) and item.name in constants:
-            return Held(names.setdefault(item.name, f"constants.{len(names)}"))
+            return Held(names.setdefault(item.name, f"program_constants.{len(names)}"))
         return item
 
     result = []

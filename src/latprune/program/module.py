@@ -21,13 +21,14 @@ __all__ = ["ProgramModule", "ProgramScope"]
 class _Frame:
     """The values of one run."""
 
-    __slots__ = ("batch", "device", "dtype", "sizes", "training", "values")
+    __slots__ = ("batch", "cumulative", "device", "dtype", "sizes", "training", "values")
 
     def __init__(self, module: ProgramModule, values: list[Any], batch: Any) -> None:
         self.values = values
         self.batch = batch
         self.sizes = module.size_literals
         self.training = module.training
+        self.cumulative = module.cumulative_statistics
         main = module.main_tensor()
         self.dtype = main.dtype if main is not None else torch.float32
         self.device = main.device if main is not None else torch.device("cpu")
@@ -89,6 +90,7 @@ class ProgramModule(nn.Module):
     Attributes:
         program: The steps, as data.
         size_literals: The integers that state sizes in the steps; surgery changes them.
+        cumulative_statistics: Batch norms in training mode average over all batches since their counters were reset.
 
     Example:
         >>> program = latprune.capture(model, x)  # doctest: +SKIP
@@ -99,6 +101,7 @@ class ProgramModule(nn.Module):
         super().__init__()
         self.program = program
         self.size_literals = list(program.sizes)
+        self.cumulative_statistics = False
         self._running = -1
         self._compiled: _Part | None = None
         paths = {step.module for step in program.steps} | {name.rpartition(".")[0] for name in program.tensors}
@@ -171,6 +174,18 @@ class ProgramModule(nn.Module):
     def _count(self) -> int:
         return 1 + max((n for step in self.program.steps for n in step.results if n is not None), default=len(self.program.inputs))
 
+    def norm_scopes(self) -> list[Any]:
+        """Stand-ins of batch norms that keep statistics and count their batches."""
+        wanted = ("running_mean", "running_var", "num_batches_tracked")
+        return [m for m in self.modules() if all(m._buffers.get(name) is not None for name in wanted)]
+
+    def norm_eps(self, path: str) -> float | None:
+        """What the batch norm of a module adds to its variance; None where it has none."""
+        for step in self.program.steps:
+            if step.operator == "batch_norm" and step.arguments[2] == Held(f"{path}.running_var"):
+                return float(step.arguments[7])
+        return None
+
     def main_tensor(self) -> torch.Tensor | None:
         """The parameter (or buffer) whose type and device are the program's."""
         for tensor in self.parameters():
@@ -215,6 +230,9 @@ class ProgramModule(nn.Module):
         function = resolve(step.operator)
         arguments = [self._resolver(a) for a in step.arguments]
         keywords = {name: self._resolver(a) for name, a in step.keywords.items()}
+        if step.operator == "batch_norm":
+            momentum = arguments[6]
+            arguments[6] = lambda frame: None if frame.cumulative else momentum(frame)
         results = step.results
         number = step.number
 

@@ -190,7 +190,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             known = self._constants.get(id(tensor))
             if known is not None and known[0]() is tensor:
                 return Held(known[1])
-            name = f"constants.{len(self.raw.constants)}"
+            name = f"program_constants.{len(self.raw.constants)}"
             self.raw.constants.append(name)
             self._constants[id(tensor)] = (weakref.ref(tensor), name)
             paused, self.paused = self.paused, True

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from latprune.errors import InvalidArgumentError
+from latprune.program.module import ProgramModule
 from latprune.train.batches import forward, move, split_batch
 
 __all__ = ["recalibrate_batch_norm"]
@@ -35,7 +36,9 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
     if batches < 1:
         raise InvalidArgumentError(f"batches (={batches}) must be at least 1")
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    if not norms:
+    programs = [module for module in model.modules() if isinstance(module, ProgramModule)]
+    scopes = [scope for program in programs for scope in program.norm_scopes()]
+    if not norms and not scopes:
         return 0
     taken = list(islice(data, 1))
     if not taken:
@@ -48,6 +51,13 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average
         norm.train()
+    for scope in scopes:
+        scope.running_mean.zero_()
+        scope.running_var.fill_(1)
+        scope.num_batches_tracked.zero_()
+        scope.train()
+    for program in programs:
+        program.cumulative_statistics = True
     try:
         with torch.no_grad():
             # The first batch was taken from the iterable to see whether there is one; a re-iterable object starts again.
@@ -57,6 +67,8 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+        for program in programs:
+            program.cumulative_statistics = False
         for module, mode in modes.items():
             module.training = mode
-    return len(norms)
+    return len(norms) + len(scopes)
