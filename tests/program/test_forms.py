@@ -158,6 +158,32 @@ def test_other_batch_sizes(name: str) -> None:
             torch.testing.assert_close(a[: len(b)], b)
 
 
+@pytest.mark.parametrize("name", ["vision transformer", "grouped queries", "convolutions"])
+def test_captured_at_one_entry_it_runs_at_any_batch_size(name: str) -> None:
+    model, inputs = built(name)
+    program = capture(model, inputs[:1]).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(program(inputs), model(inputs))
+
+
+def test_where_one_entry_takes_a_course_of_its_own_two_and_three_are_recorded() -> None:
+    class Squeezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            return (y if y.shape[0] == 1 else y.flip(0).flip(0)).view(-1, 2, 3).sum(1)
+
+    model = Squeezing().eval()
+    program = capture(model, torch.randn(1, 4)).eval()
+    assert not program.program.batch_reason
+    for batch in (1, 5):
+        x = torch.randn(batch, 4)
+        torch.testing.assert_close(program(x), model(x))
+
+
 def test_a_pruned_program_is_traced_and_pruned_again() -> None:
     _, cut, _, inputs = pruned("vision transformer")
     graph = trace(cut, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,23 +63,55 @@ class _Recorded:
         self.steps, self.returned, self.constants = renumbered(steps, returned, len(tensors), self.raw.constants)
 
 
+@dataclass(slots=True)
+class _Found:
+    """The recording that becomes the program, its steps with the batch size marked, and the recordings to prove it with."""
+
+    base: _Recorded
+    steps: list[Step]
+    batched: list[bool]
+    reason: str
+    proofs: list[_Recorded]
+
+
+def _find(model: nn.Module, structure: Any, tensors: list[torch.Tensor]) -> _Found:
+    """Record at the batch size of the inputs and at one more; where a single entry takes a course of its own, at two and three."""
+    one = _Recorded(model, structure, [t.clone() for t in tensors])
+    alone = _Found(base=one, steps=one.steps, batched=[False] * len(tensors), reason="no input has a batch dimension", proofs=[one])
+    larger = larger_batch(tensors)
+    if larger is None:
+        return alone
+    inputs, batched = larger
+    batch = next(t for t in tensors if t.dim()).shape[0]
+    try:
+        other = _Recorded(model, structure, inputs)
+        try:
+            return _Found(base=one, steps=_joined(one, other, batch), batched=batched, reason="", proofs=[one, other])
+        except DiffersError:
+            more = larger_batch(inputs)
+            if batch != 1 or more is None:
+                raise
+            third = _Recorded(model, structure, more[0])
+            return _Found(base=other, steps=_joined(other, third, 2), batched=batched, reason="", proofs=[one, other, third])
+    except (CaptureError, DiffersError) as error:
+        alone.reason = f"it follows the batch size in a way that cannot be written down: {error}"
+        return alone
+
+
+def _joined(one: _Recorded, other: _Recorded, batch: int) -> list[Step]:
+    """The steps of two recordings at ``batch`` and one more, as one."""
+    _same_constants(one, other)
+    if one.raw.outputs != other.raw.outputs or one.returned != other.returned:
+        raise DiffersError("the answer has another structure")
+    return with_batch(one.steps, other.steps, batch)
+
+
 def _capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
     tensors: list[torch.Tensor] = []
     structure = describe_outputs(_as_call(example_inputs), tensors)
-    one = _Recorded(model, structure, [t.clone() for t in tensors])
-    steps, batched, reason, other = one.steps, [False] * len(tensors), "", None
-    larger = larger_batch(tensors)
-    if larger is None:
-        reason = "no input has a batch dimension"
-    else:
-        try:
-            other = _Recorded(model, structure, larger[0])
-            _same_constants(one, other)
-            steps = with_batch(one.steps, other.steps, next(t for t in tensors if t.dim()).shape[0])
-            batched = larger[1]
-        except (CaptureError, DiffersError) as error:
-            reason = f"it follows the batch size in a way that cannot be written down: {error}"
-    steps = _counted(model, steps)
+    found = _find(model, structure, tensors)
+    one, batched, reason = found.base, found.batched, found.reason
+    steps = _counted(model, found.steps)
     steps, sizes = place_sizes(steps)
     names = _input_names(model, structure, len(tensors))
     held = {name: one.raw.held[old] for name, old in one.constants.items()}
@@ -99,8 +131,7 @@ def _capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
     )
     state = {**dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False)), **held}
     made = ProgramModule(program, state)
-    both = [one] if other is None or reason else [one, other]
-    _prove(made, model, structure, [(r.inputs, r.raw.tensors) for r in both])
+    _prove(made, model, structure, [(r.inputs, r.raw.tensors) for r in found.proofs])
     modes = dict(model.named_modules())
     for path, scope in made.named_modules():
         if path in modes:
