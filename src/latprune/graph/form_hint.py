@@ -93,7 +93,8 @@ def capturable(recording: Recording) -> bool:
     for node in recording.nodes:
         if not any(i.dynamic for i in node.inputs) or node.op in _INSIDE:
             continue
-        if not node.inside or not node.outputs or not convertible(node.op):
+        restrides = node.op.startswith("aten.as_strided") and node.outputs[0].shape == node.inputs[0].shape
+        if not node.inside or not node.outputs or not (restrides or convertible(node.op)):
             return False
         if node.op.split(".")[1].endswith("_") and node.inputs[0].name is not None:
             return False

@@ -322,7 +322,7 @@ def load_program(path: str | Path) -> ProgramModule:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header.get("__metadata__", {}).get("latprune_program")
         steps = json.loads(text) if text is not None else None
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from error
     if steps is None:
         raise CheckpointError(f"{path} holds no program")

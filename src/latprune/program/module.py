@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,74 +10,12 @@ import torch
 from torch import nn
 
 from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.program.binding import Frame, Part, ProgramScope, bind
 from latprune.program.liveness import live_steps, without_branch
-from latprune.program.operators import resolve
-from latprune.program.steps import BatchMultiple, Device, Dtype, Held, Program, Size, Step, Training, Value
+from latprune.program.steps import Held, Program, Step, Value
 from latprune.program.structure import build_structure, collect
 
 __all__ = ["ProgramModule", "ProgramScope"]
-
-
-class _Frame:
-    """The values of one run."""
-
-    __slots__ = ("batch", "cumulative", "device", "dtype", "sizes", "training", "values")
-
-    def __init__(self, module: ProgramModule, values: list[Any], batch: Any) -> None:
-        self.values = values
-        self.batch = batch
-        self.sizes = module.size_literals
-        self.training = module.training
-        self.cumulative = module.cumulative_statistics
-        main = module.main_tensor()
-        self.dtype = main.dtype if main is not None else torch.float32
-        self.device = main.device if main is not None else torch.device("cpu")
-
-
-Resolver = Callable[[_Frame], Any]
-Instruction = Callable[[_Frame], None]
-
-
-class _Part:
-    """What runs in one call of a module, in order: its own steps, and calls of its children."""
-
-    __slots__ = ("items",)
-
-    def __init__(self) -> None:
-        self.items: list[Instruction | tuple[str, _Part]] = []
-
-    def run(self, module: nn.Module, frame: _Frame) -> None:
-        """Run it in the name of ``module``."""
-        frame.training = module.training
-        for item in self.items:
-            if isinstance(item, tuple):
-                child, part = item
-                module._modules[child](frame, part)  # type: ignore[misc]
-                frame.training = module.training
-            else:
-                item(frame)
-
-
-class ProgramScope(nn.Module):
-    """Stands where a module of the captured model stood: holds its tensors, and its steps run in its name (hooks, profiles and exporters
-    see them there).
-
-    Attributes:
-        kind: Class of the module that stood here.
-    """
-
-    def __init__(self, kind: str = "") -> None:
-        super().__init__()
-        self.kind = kind
-
-    def forward(self, frame: _Frame, part: _Part) -> None:
-        """Run steps of this module and its children."""
-        part.run(self, frame)
-
-    def extra_repr(self) -> str:
-        """The class that stood here, and its own tensors."""
-        own = [f"{n}={tuple(t.shape)}" for n, t in (*self._parameters.items(), *self._buffers.items()) if t is not None]
-        return ", ".join([self.kind, *own])
 
 
 class ProgramModule(nn.Module):
@@ -103,7 +41,7 @@ class ProgramModule(nn.Module):
         self.size_literals = list(program.sizes)
         self.cumulative_statistics = False
         self._running = -1
-        self._compiled: _Part | None = None
+        self._compiled: Part | None = None
         paths = {step.module for step in program.steps} | {name.rpartition(".")[0] for name in program.tensors}
         for path in sorted({".".join(p.split(".")[:k]) for p in paths if p for k in range(1, p.count(".") + 2)}):
             parent, _, leaf = path.rpartition(".")
@@ -145,7 +83,7 @@ class ProgramModule(nn.Module):
         inputs = [found[k] for k in range(len(self.program.inputs))]
         batch = self._batch(inputs)
         values: list[Any] = inputs + [None] * (self._count() - len(inputs))
-        frame = _Frame(self, values, batch)
+        frame = Frame(self, values, batch)
         self._bound().run(self, frame)
         returned = [frame.values[r.number] if isinstance(r, Value) else self._held(r.name) for r in self.program.outputs["returned"]]
         return build_structure(self.program.outputs["structure"], returned)
@@ -198,99 +136,19 @@ class ProgramModule(nn.Module):
         found: torch.Tensor = getattr(self.get_submodule(path), leaf)
         return found
 
-    def _bound(self) -> _Part:
-        """The steps, bound to this module's tensors, nested like the modules that they ran in."""
+    def _bound(self) -> Part:
+        """The steps, bound to this module's tensors."""
         if self._compiled is None:
-            last: dict[int, int] = {}
-            for k, step in enumerate(self.program.steps):
-                for reference in step.reads():
-                    if isinstance(reference, Value):
-                        last[reference.number] = k
-            kept = {r.number for r in self.program.outputs["returned"] if isinstance(r, Value)} | set(range(len(self.program.inputs)))
-            ends: dict[int, list[int]] = {}
-            for number, k in last.items():
-                if number not in kept:
-                    ends.setdefault(k, []).append(number)
-            self._compiled = _Part()
-            open_: list[tuple[str, _Part]] = []
-            for k, step in enumerate(self.program.steps):
-                path = step.module.split(".") if step.module else []
-                same = 0
-                while same < min(len(open_), len(path)) and open_[same][0] == path[same]:
-                    same += 1
-                del open_[same:]
-                for name in path[same:]:
-                    part = _Part()
-                    (open_[-1][1] if open_ else self._compiled).items.append((name, part))
-                    open_.append((name, part))
-                (open_[-1][1] if open_ else self._compiled).items.append(self._instruction(step, tuple(ends.get(k, ()))))
+            self._compiled = bind(self)
         return self._compiled
-
-    def _instruction(self, step: Step, ends: tuple[int, ...]) -> Instruction:
-        function = resolve(step.operator)
-        arguments = [self._resolver(a) for a in step.arguments]
-        keywords = {name: self._resolver(a) for name, a in step.keywords.items()}
-        if step.operator == "batch_norm":
-            momentum = arguments[6]
-            arguments[6] = lambda frame: None if frame.cumulative else momentum(frame)
-        results = step.results
-        number = step.number
-
-        def run(frame: _Frame) -> None:
-            values = frame.values
-            out = function(*[a(frame) for a in arguments], **{name: a(frame) for name, a in keywords.items()})
-            if step.several:
-                for place, value in zip(results, out, strict=True):
-                    if place is not None:
-                        values[place] = value
-            elif results[0] is not None:
-                values[results[0]] = out
-            for end in ends:
-                values[end] = None
-
-        def noted(frame: _Frame) -> None:
-            self._running = number
-            run(frame)
-
-        return noted
-
-    def _resolver(self, argument: Any) -> Resolver:
-        """How an argument becomes a value in a run."""
-        if isinstance(argument, Value):
-            number = argument.number
-            return lambda frame: frame.values[number]
-        if isinstance(argument, Held):
-            path, _, leaf = argument.name.rpartition(".")
-            holder = self.get_submodule(path)
-            return lambda frame: getattr(holder, leaf)
-        if isinstance(argument, Size):
-            index = argument.index
-            if argument.per_batch:
-                return lambda frame: frame.sizes[index] * frame.batch
-            return lambda frame: frame.sizes[index]
-        if isinstance(argument, BatchMultiple):
-            count = argument.count
-            return lambda frame: count * frame.batch
-        if isinstance(argument, Training):
-            return lambda frame: frame.training
-        if isinstance(argument, Device):
-            return lambda frame: frame.device
-        if isinstance(argument, Dtype):
-            if argument.name == "own":
-                return lambda frame: frame.dtype
-            dtype = getattr(torch, argument.name)
-            return lambda frame: dtype
-        if isinstance(argument, (list, tuple)):
-            items = [self._resolver(a) for a in argument]
-            return lambda frame: [item(frame) for item in items]
-        if isinstance(argument, str) and argument.startswith("torch."):
-            value = getattr(torch, argument.removeprefix("torch."))
-            return lambda frame: value
-        return lambda frame: argument
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles hold: all but the bound steps, which belong to this object."""
         return {**self.__dict__, "_compiled": None}
+
+    def note_running(self, number: int) -> None:
+        """A step begins."""
+        self._running = number
 
     @property
     def running(self) -> int:
