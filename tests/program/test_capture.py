@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -245,6 +246,16 @@ def test_code_reads_like_a_listing() -> None:
     assert lines[1] == "v1 = conv2d(v0, stem.0.weight, stem.0.bias, [1, 1], [1, 1], [1, 1], 1)  # stem.0"
     assert lines[-1].startswith("return v")
     assert "Conv2d" in str(program)
+
+
+def test_a_program_is_copied_and_pickled() -> None:
+    x = torch.randn(2, 3, 6, 6)
+    program = capture(ConvNet(), x).eval()
+    expected = program(x)
+    for other in (copy.deepcopy(program), pickle.loads(pickle.dumps(program))):
+        other.stem.requires_grad_(False).get_submodule("0").weight.zero_()
+        assert not torch.equal(other(x), expected)
+    assert torch.equal(program(x), expected)
 
 
 def test_keep_names_modules_of_the_model() -> None:

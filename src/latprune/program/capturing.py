@@ -28,8 +28,8 @@ _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4}
 def capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
     """The captured program of ``model``: a module that computes the same without the model's class, and that can be pruned in every size.
 
-    The model runs twice, in evaluation mode and without gradients, at the batch size of the inputs and at one more; then program and
-    model are compared on the inputs and on others. The model is left as it was; the program has copies of its tensors.
+    The model runs twice, in evaluation mode and without gradients, at the batch size of the inputs and at one more with other values; then
+    the program's outputs are compared with those of both runs. The model is left as it was; the program has copies of its tensors.
 
     Args:
         model: The model; one that was captured already is returned as a copy.
