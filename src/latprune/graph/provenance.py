@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from latprune.graph.uncomputed import READING_METHODS
+
 __all__ = [
     "CallWatcher",
     "Comparison",
@@ -286,6 +288,7 @@ class CallWatcher(TorchFunctionMode):
         self.on_attention: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.on_normalise: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.trace_sizes: Callable[[torch.Tensor], tuple[int, ...] | None] = lambda tensor: None
+        self.on_values: Callable[[torch.Tensor], None] = lambda tensor: None
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Run a call with its arguments remembered."""
@@ -306,6 +309,8 @@ class CallWatcher(TorchFunctionMode):
         if name in ("numel", "nelement"):
             sizes = self.trace_sizes(args[0])
             return func(*args, **kwargs) if sizes is None else math.prod(sizes)
+        if name in READING_METHODS:
+            self.on_values(args[0])
         if name in _VALUE_CALLS:
             for value in args:
                 if isinstance(value, TracedInt):

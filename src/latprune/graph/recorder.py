@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from latprune.graph.recording import Fields, Info, ModuleCall, Node, Recording
 from latprune.graph.rules import Step, find_rule
 from latprune.graph.size_facts import SizeFacts
 from latprune.graph.tensors import flatten_tensors, operands, structure
+from latprune.graph.uncomputed import ValueRead, reads_values, result_without_computing
 
 __all__ = ["Recorder"]
 
@@ -48,13 +49,18 @@ _CREATING = frozenset(
 
 
 class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records one run of ``model``; what runs outside of the module ``within`` need not be understood."""
+    """Records one run of ``model``; what runs outside of the module ``within`` need not be understood.
 
-    def __init__(self, model: nn.Module, watcher: CallWatcher, within: str | None = None) -> None:
+    With ``computed`` False the costly operations are not computed; :class:`ValueRead` is raised where the model reads their values.
+    """
+
+    def __init__(self, model: nn.Module, watcher: CallWatcher, within: str | None = None, *, computed: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.watcher = watcher
         self._within = within
+        self._computed = computed
+        watcher.on_values = self.on_values
         self._depth = 0 if within else 1
         self.space = LabelSpace()
         self.nodes: list[Node] = []
@@ -62,6 +68,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._infos: dict[int, tuple[weakref.ref[torch.Tensor], Info]] = {}
         self._stack: list[int] = []
         self.module_path = ""
+        self.failed_in = ""
         self.tensor_labels: dict[str, list[torch.Tensor | None]] = {}
         self.tensor_shapes: dict[str, tuple[int, ...]] = {}
         self.roles: dict[tuple[str, int], list[tuple[str, int]]] = {}
@@ -142,40 +149,57 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def watch_modules(self) -> Iterator[None]:
-        """Hooks on every module that keep the path of the running module and the tensors at its borders."""
-        with ExitStack() as stack:
-            for path, module in self.model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue
-                pre = module.register_forward_pre_hook(self._enter(path), with_kwargs=True, prepend=True)
-                post = module.register_forward_hook(self._leave, with_kwargs=True)
-                stack.callback(pre.remove)
-                stack.callback(post.remove)
+        """Keep the path of the running module and the tensors at the borders of every module.
+
+        The call of modules is wrapped for the while, which sees what hooks see first and last and costs a third of two hooks on each.
+        """
+        paths = {id(m): path for path, m in self.model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
+        plain = nn.Module.__call__
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            path = paths.get(id(module))
+            if path is None:
+                return plain(module, *args, **kwargs)
+            self._enter(path, args, kwargs)
+            try:
+                output = plain(module, *args, **kwargs)
+            except BaseException:
+                self.failed_in = self.failed_in or self.module_path
+                self._left()
+                raise
+            self._leave(output)
+            return output
+
+        nn.Module.__call__ = call  # type: ignore[method-assign,assignment]
+        try:
             yield
+        finally:
+            nn.Module.__call__ = plain  # type: ignore[method-assign]
 
     def _tensor_infos(self, values: Any) -> list[Info]:
         with self.quiet():
             return [self.info(t) for t in flatten_tensors(values)]
 
-    def _enter(self, path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            parent = self._stack[-1] if self._stack else -1
-            self.module_calls.append(
-                ModuleCall(path=path, start=len(self.nodes), stop=-1, inputs=self._tensor_infos((args, kwargs)), outputs=[], parent=parent)
-            )
-            self._stack.append(len(self.module_calls) - 1)
-            self.module_path = path
-            self._depth += path == self._within
+    def _enter(self, path: str, args: Any, kwargs: Any) -> None:
+        parent = self._stack[-1] if self._stack else -1
+        self.module_calls.append(
+            ModuleCall(path=path, start=len(self.nodes), stop=-1, inputs=self._tensor_infos((args, kwargs)), outputs=[], parent=parent)
+        )
+        self._stack.append(len(self.module_calls) - 1)
+        self.module_path = path
+        self._depth += path == self._within
 
-        return hook
-
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        call = self.module_calls[self._stack.pop()]
-        call.stop = len(self.nodes)
+    def _leave(self, output: Any) -> None:
+        call = self._left()
         call.outputs = self._tensor_infos(output)
         call.structure = structure(output)
+
+    def _left(self) -> ModuleCall:
+        call = self.module_calls[self._stack.pop()]
+        call.stop = len(self.nodes)
         self.module_path = self.module_calls[self._stack[-1]].path if self._stack else ""
         self._depth -= call.path == self._within
+        return call
 
     # -- operations ------------------------------------------------------------------------------------------------
 
@@ -186,7 +210,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = operands(args, kwargs)
         infos = [self.info(t) for t in tensors]
         mutable = func._schema.is_mutable
-        out = func(*args, **kwargs)
+        out, uncomputed = (func(*args, **kwargs), False) if self._computed else self._result(func, args, kwargs, infos, mutable)
         outs = [out] if isinstance(out, torch.Tensor) else flatten_tensors(out)
         index = len(self.nodes)
         dynamic = any(i.dynamic for i in infos) and func._schema.name not in _CREATING
@@ -221,7 +245,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.roles.setdefault((tensor_name, dim), []).append((role, index))
         name = infos[0].name if len(infos) == 1 and not dynamic else None
         for k, t in enumerate(outs):
-            info = Info(fields=fields[k], node=index, output=k, shape=tuple(t.shape), name=name, dynamic=dynamic)
+            info = Info(fields=fields[k], node=index, output=k, shape=tuple(t.shape), name=name, dynamic=dynamic, uncomputed=uncomputed)
             if mutable and any(t is a for a in tensors):
                 self._mutated(t, info, func)
             self.set(t, info)
@@ -234,6 +258,23 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise CaptureError(f"{func} in '{self.module_path}' writes into its arguments and returns nothing; it cannot be followed")
         self.nodes.append(node)
         return out
+
+    def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], infos: list[Info], mutable: bool) -> tuple[Any, bool]:
+        """The result of an operation, computed only where that is cheap or needed, and whether its values are arbitrary."""
+        if infos and infos[0].dynamic:
+            out = result_without_computing(func, args, kwargs)
+            if out is not None:
+                return out, True
+        uncomputed = any(i.uncomputed for i in infos) and func._schema.name not in _CREATING
+        if uncomputed and (reads_values(func, kwargs) or (mutable and not infos[0].uncomputed)):
+            raise ValueRead
+        return func(*args, **kwargs), uncomputed
+
+    def on_values(self, tensor: torch.Tensor) -> None:
+        """The model takes the values of ``tensor`` out of PyTorch."""
+        found = self._infos.get(id(tensor))
+        if found is not None and found[0]() is tensor and found[1].uncomputed:
+            raise ValueRead
 
     def _apply(self, rule: Any, step: Step, infos: list[Info], inside: bool) -> Any:
         """What a rule says; outside of the module that is pruned an operation may be more than the rule can take."""
@@ -257,7 +298,8 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         if tensor._base is not None and info.dynamic and id(tensor._base) not in self._names:
             # What the memory holds now depends on the inputs (a batch that images are copied into).
             whole = self.info(tensor._base)
-            self.set(tensor._base, replace(whole, node=info.node, output=info.output, dynamic=True))
+            uncomputed = whole.uncomputed or info.uncomputed
+            self.set(tensor._base, replace(whole, node=info.node, output=info.output, dynamic=True, uncomputed=uncomputed))
         before = sorted(tuple(f.shape) for f in old.fields)
         after = sorted(tuple(f.shape) for f in info.fields)
         if before != after:

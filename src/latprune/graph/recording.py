@@ -29,6 +29,7 @@ class Info:
         shape: Its shape.
         name: Parameter or buffer that it is, or is a view of.
         dynamic: Whether it depends on the model's inputs.
+        uncomputed: Its values are arbitrary (:mod:`latprune.graph.uncomputed`).
     """
 
     fields: Fields
@@ -37,6 +38,7 @@ class Info:
     shape: tuple[int, ...]
     name: str | None = None
     dynamic: bool = False
+    uncomputed: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -24,6 +24,7 @@ from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
+from latprune.graph.uncomputed import ValueRead
 
 __all__ = ["INPUT_WEIGHTS", "ExampleInputs", "call_with", "record", "trace"]
 
@@ -134,14 +135,21 @@ def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelG
 
 
 def record(model: nn.Module, example_inputs: ExampleInputs, within: str | None = None) -> Recording:
-    """Run ``model`` once under the recorder.
+    """Run ``model`` once under the recorder, without computing what only flows on; a second time, computed, where it reads such values.
 
     Raises:
         CaptureError: The model does not run on the inputs.
     """
+    try:
+        return _record(model, example_inputs, within, computed=False)
+    except (ValueRead, LatpruneError):
+        return _record(model, example_inputs, within, computed=True)
+
+
+def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None, *, computed: bool) -> Recording:
     watcher = CallWatcher()
     forget_cached(model)
-    recorder = Recorder(model, watcher, within)
+    recorder = Recorder(model, watcher, within, computed=computed)
     modes = [(m, m.training) for m in model.modules()]
     try:
         for m, _ in modes:
@@ -164,7 +172,7 @@ def record(model: nn.Module, example_inputs: ExampleInputs, within: str | None =
                 raise
             except Exception as error:
                 raise CaptureError(
-                    f"the model does not run on the example inputs: {type(error).__name__}: {error} (in module '{recorder.module_path}')"
+                    f"the model does not run on the example inputs: {type(error).__name__}: {error} (in module '{recorder.failed_in}')"
                 ) from error
     finally:
         for m, training in modes:
