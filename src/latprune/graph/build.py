@@ -16,6 +16,7 @@ from latprune.graph.class_units import ClassUnits
 from latprune.graph.grouping import Grouping
 from latprune.graph.memberships import RawGroup
 from latprune.graph.model_graph import ModelGraph
+from latprune.graph.range_groups import RangeGroups
 from latprune.graph.realise import Branch
 from latprune.graph.recording import Axis, KernelDraft, Node, Recording
 from latprune.graph.sizes import Polynomial, Settled
@@ -39,6 +40,10 @@ class _Builder:
         self.users = self._users()
         self.group_names: dict[int, str] = {}
         self.columns = [g.cells.shape[1] for g in grouping.groups]
+        ranges = recording.space.ranges
+        self.along = [RangeGroups(ranges, group_of[grouping.roots]) for group_of, _ in grouping.slots]
+        self.along_whole = [RangeGroups(ranges, group_of[grouping.roots]) for group_of in self._all_groups()]
+        self.range_of = {(r.tensor, r.dim): k for k, r in enumerate(ranges) if r.kind == "tensor"}
 
     # -- blocks and kernels ----------------------------------------------------------------------------------------
 
@@ -107,9 +112,7 @@ class _Builder:
     def _first_producer(self) -> dict[int, tuple[int, str]]:
         """For each group the node (and kernel) that produces its channels first."""
         first: dict[int, tuple[int, str]] = {}
-        grouping = self.grouping
-        own = self._all_groups()
-        for r in self.recording.space.ranges:
+        for k, r in enumerate(self.recording.space.ranges):
             if r.kind != "tensor":
                 continue
             roles = self.recording.roles.get((r.tensor, r.dim), [])
@@ -122,12 +125,11 @@ class _Builder:
             else:
                 rank = 0
             node = min(producing)
-            for slot in own:
-                for g in np.unique(slot[grouping.roots[r.start : r.stop]]).tolist():
-                    if g >= 0:
-                        entry = (rank + node, self.kernel_names.get(node, r.tensor))
-                        if g not in first or entry < first[g]:
-                            first[g] = entry
+            entry = (rank + node, self.kernel_names.get(node, r.tensor))
+            for along in self.along_whole:
+                for g, _ in along.counts(k):
+                    if g not in first or entry < first[g]:
+                        first[g] = entry
         return first
 
     def _all_groups(self) -> list[IntArray]:
@@ -170,19 +172,19 @@ class _Builder:
         """Tensor dimensions that carry each prunable group."""
         found: dict[int, list[Member]] = {g: [] for g in prunable}
         roots = self.grouping.roots
-        for r in self.recording.space.ranges:
+        for k, r in enumerate(self.recording.space.ranges):
             if r.kind != "tensor":
                 continue
             if r.tensor in self.recording.grouped and r.dim == 1:
                 self._grouped_members(r.tensor, found)
                 continue
-            classes = roots[r.start : r.stop]
-            for group_of, unit_of in self.grouping.slots:
-                here = group_of[classes]
-                for g in np.unique(here).tolist():
-                    if g >= 0 and g in prunable:
-                        at = np.flatnonzero(here == g)
-                        found[g].append(self._member(r.tensor, r.dim, at, unit_of[classes][at]))
+            for (group_of, unit_of), along in zip(self.grouping.slots, self.along, strict=True):
+                for g, count in along.counts(k):
+                    if g in prunable:
+                        classes = roots[r.start : r.stop]
+                        whole = count == classes.size
+                        at = np.arange(count) if whole else np.flatnonzero(group_of[classes] == g)
+                        found[g].append(self._member(r.tensor, r.dim, at, unit_of[classes if whole else classes[at]]))
         return found
 
     def _member(self, tensor: str, dim: int, positions: IntArray, units: IntArray, within: tuple[int, int] | None = None) -> Member:
@@ -229,12 +231,14 @@ class _Builder:
         flat = (labels.numpy() if isinstance(labels, torch.Tensor) else labels).reshape(-1)
         classes = self.grouping.roots[flat]
         slots = self.grouping.slots
+        if len(slots) == 1 and flat.size:
+            here = slots[0][0][classes]
+            group = int(here[0])
+            if (here == group).all() and (group < 0 or flat.size % self.columns[group] == 0):
+                return self._single_axis(group, flat.size)  # the usual case: one group all along
         stacked = np.sort(np.stack([s[0][classes] for s in slots], axis=1), axis=1) if len(slots) > 1 else slots[0][0][classes][:, None]
         combos: list[tuple[int, ...]]
-        if len(slots) == 1 and stacked.size and (stacked == stacked[0]).all():
-            # The usual case: one group all along.
-            combos, first, counts = [(int(stacked[0, 0]),)], np.zeros(1, dtype=np.int64), np.array([len(stacked)])
-        elif len(slots) == 1:
+        if len(slots) == 1:
             values, first, counts = np.unique(stacked[:, 0], return_index=True, return_counts=True)
             combos = [(v,) for v in values.tolist()]
         else:
@@ -278,9 +282,25 @@ class _Builder:
                     elif dim == 1 and name in self.recording.grouped:
                         axes.append(self._grouped_axis(name))
                     else:
-                        axes.append(self.axis(vector, exact=True))
+                        axes.append(self._range_axis(name, dim, vector))
                 result[name] = tuple(axes)
         return result
+
+    def _range_axis(self, name: str, dim: int, labels: torch.Tensor) -> WidthAxis:
+        """The axis of a tensor's own dimension."""
+        found = [along.single(self.range_of[name, dim]) for along in self.along]
+        if len(found) == 1 and found[0] is not None:
+            return self._single_axis(found[0], labels.numel())
+        return self.axis(labels, exact=True)
+
+    def _single_axis(self, group: int, count: int) -> WidthAxis:
+        """The size of ``count`` places that belong to one group, or to none (-1)."""
+        if group < 0:
+            return WidthAxis(constant=count)
+        factor, rest = divmod(count, self.columns[group])
+        if rest:
+            raise AssertionError(f"{count} places for widths of {self.columns[group]}")
+        return WidthAxis(pieces=(Piece(groups=(self.group_names[group],), factor=factor),))
 
     def _grouped_axis(self, name: str) -> WidthAxis:
         """Input channels of one group of a grouped convolution: all widths but those of the units that the whole group goes with."""
@@ -380,20 +400,16 @@ class _Builder:
 
     def kept_whole(self) -> tuple[KeptWhole, ...]:
         """Groups that stay whole, with reasons."""
-        own = self._all_groups()[0]
         shares: dict[int, float] = {}
         carried: dict[int, bool] = {}
         parameters = dict(self.model.named_parameters())
-        for r in self.recording.space.ranges:
+        for k, r in enumerate(self.recording.space.ranges):
             if r.kind != "tensor" or r.tensor not in parameters or (r.dim == 1 and r.tensor in self.recording.grouped):
                 continue
             relevant = any(role in ("producer", "consumer", "depthwise") for role, _ in self.recording.roles.get((r.tensor, r.dim), ()))
-            here = own[self.grouping.roots[r.start : r.stop]]
-            values, counts = np.unique(here, return_counts=True)
-            for g, count in zip(values.tolist(), counts.tolist(), strict=True):
-                if g >= 0:
-                    shares[g] = shares.get(g, 0.0) + parameters[r.tensor].numel() * count / (r.stop - r.start)
-                    carried[g] = carried.get(g, False) or relevant
+            for g, count in self.along_whole[0].counts(k):
+                shares[g] = shares.get(g, 0.0) + parameters[r.tensor].numel() * count / (r.stop - r.start)
+                carried[g] = carried.get(g, False) or relevant
         result = []
         for g, name in self.group_names.items():
             raw = self.grouping.groups[g]
@@ -497,10 +513,13 @@ def _tensor_units(b: _Builder) -> dict[str, dict[int, Units]]:
         for dim, vector in enumerate(labels):
             if vector is None:
                 continue
-            flat = vector.numpy()
+            number = b.range_of[name, dim]
             if dim == 1 and name in b.recording.grouped:
-                flat = b.recording.grouped[name].numpy()
-            units = _units(b, flat)
+                units = _units(b, b.recording.grouped[name].numpy())
+            elif all(along.single(number) == -1 for along in b.along):
+                continue
+            else:
+                units = _units(b, vector.numpy())
             if units:
                 result.setdefault(name, {})[dim] = units
     return result

@@ -121,7 +121,7 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
     for label, why in (extra_frozen or {}).items():
         reason.setdefault(int(roots[label]), why)
     for labels, why in space.frozen:
-        for root in np.unique(roots[labels]).tolist():
+        for root in set(roots[labels].tolist()):
             reason.setdefault(root, why)
     looped = coarse == fine
     for root in np.unique(coarse[looped]).tolist():

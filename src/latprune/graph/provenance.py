@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -247,10 +247,10 @@ def integer_attributes(module: nn.Module) -> Iterator[tuple[str, int | list[int]
 
 
 @contextmanager
-def planted(model: nn.Module, used: Uses) -> Iterator[None]:
-    """Replace the plain ``int`` attributes of all modules (those in lists and tuples too) by traced ones, and put them back afterwards."""
+def planted(modules: Iterable[tuple[str, nn.Module]], used: Uses) -> Iterator[None]:
+    """Replace the plain ``int`` attributes of ``modules`` (those in lists and tuples too) by traced ones, and put them back afterwards."""
     before: list[tuple[dict[str, Any], str, Any, Any]] = []
-    for path, module in model.named_modules():
+    for path, module in modules:
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for name, value in list(integer_attributes(module)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,13 +26,13 @@ from latprune.graph.uncomputed import ValueRead, reads_values, result_without_co
 __all__ = ["Recorder"]
 
 
-def _derived_grouped_weights(model: nn.Module) -> dict[str, int]:
+def _derived_grouped_weights(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, int]:
     """Weights of grouped convolutions whose module computes with them in a forward of its own (standardised weights): their groups.
 
     There each group of filters has its own input channels from the start, because statistics over a filter must tell them apart.
     """
     found = {}
-    for path, module in model.named_modules():
+    for path, module in modules:
         plain = type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not plain and module.groups > 1 and module.weight.shape[1] > 1:
             found[f"{path}.weight" if path else "weight"] = int(module.groups)
@@ -57,6 +57,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, watcher: CallWatcher, within: str | None = None, *, computed: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
+        self.modules = list(model.named_modules())
         self.watcher = watcher
         self._within = within
         self._computed = computed
@@ -87,7 +88,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 else:
                     self._names[id(tensor)] = name
                     self._own[id(tensor)] = tensor
-        self._groups = _derived_grouped_weights(model)
+        self._groups = _derived_grouped_weights(self.modules)
 
     def info(self, tensor: torch.Tensor) -> Info:
         """What is known of ``tensor``; a parameter gets its labels when it is first seen."""
@@ -153,7 +154,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         The call of modules is wrapped for the while, which sees what hooks see first and last and costs a third of two hooks on each.
         """
-        paths = {id(m): path for path, m in self.model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
+        paths = {id(m): path for path, m in self.modules if not isinstance(m, torch.jit.ScriptModule)}
         plain = nn.Module.__call__
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -177,13 +178,18 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             nn.Module.__call__ = plain  # type: ignore[method-assign]
 
     def _tensor_infos(self, values: Any) -> list[Info]:
-        with self.quiet():
+        paused, self._paused = self._paused, True  # as quiet(), which costs more than what it guards here
+        try:
+            if type(values) is tuple and all(type(v) is torch.Tensor for v in values):
+                return [self.info(t) for t in values]
             return [self.info(t) for t in flatten_tensors(values)]
+        finally:
+            self._paused = paused
 
     def _enter(self, path: str, args: Any, kwargs: Any) -> None:
         parent = self._stack[-1] if self._stack else -1
         self.module_calls.append(
-            ModuleCall(path=path, start=len(self.nodes), stop=-1, inputs=self._tensor_infos((args, kwargs)), outputs=[], parent=parent)
+            ModuleCall(path=path, start=len(self.nodes), stop=-1, inputs=self._tensor_infos((args, kwargs) if kwargs else args), outputs=[], parent=parent)
         )
         self._stack.append(len(self.module_calls) - 1)
         self.module_path = path

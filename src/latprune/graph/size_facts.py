@@ -23,6 +23,7 @@ class SizeFacts:
     """Sizes and scales of a run; the base of :class:`latprune.graph.recorder.Recorder`."""
 
     model: nn.Module
+    modules: list[tuple[str, nn.Module]]
     watcher: CallWatcher
     module_path: str
     nodes: list[Node]
@@ -47,7 +48,7 @@ class SizeFacts:
         self.watcher.on_attention = self.on_attention
         self.watcher.on_normalise = self.on_normalise
         self.attribute_values: dict[tuple[str, str], int] = {}
-        for path, module in self.model.named_modules():
+        for path, module in self.modules:
             for name, value in integer_attributes(module):
                 entries = {name: value} if isinstance(value, int) else {f"{name}[{k}]": v for k, v in enumerate(value)}
                 self.attribute_values.update({(path, entry): v for entry, v in entries.items()})

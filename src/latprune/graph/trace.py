@@ -150,7 +150,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
     watcher = CallWatcher()
     forget_cached(model)
     recorder = Recorder(model, watcher, within, computed=computed)
-    modes = [(m, m.training) for m in model.modules()]
+    modes = [(m, m.training) for _, m in recorder.modules]
     try:
         for m, _ in modes:
             m.training = False
@@ -162,7 +162,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
         with ExitStack() as stack:
             stack.enter_context(capture_conditions())
             stack.enter_context(preserved_state(model))
-            stack.enter_context(planted(model, watcher.used))
+            stack.enter_context(planted(recorder.modules, watcher.used))
             stack.enter_context(recorder.watch_modules())
             stack.enter_context(watcher)
             stack.enter_context(recorder)
