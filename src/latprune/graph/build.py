@@ -34,7 +34,7 @@ class _Builder:
         self.recording = recording
         self.grouping = grouping
         self.branches = branches
-        self.leaves = {path for path, m in model.named_modules() if not any(True for _ in m.children())}
+        self.leaves = {path for path, m in recording.modules if not m._modules}
         self.node_blocks = self._node_blocks()
         self.kernel_names = self._kernel_names()
         self.users = self._users()
@@ -271,19 +271,18 @@ class _Builder:
     def tensor_axes(self) -> dict[str, tuple[WidthAxis, ...]]:
         """Axes of every parameter and buffer."""
         result: dict[str, tuple[WidthAxis, ...]] = {}
-        for kind in (self.model.named_parameters, self.model.named_buffers):
-            for name, tensor in kind():
-                labels = self.recording.tensor_labels.get(name, [])
-                axes = []
-                for dim, size in enumerate(tensor.shape):
-                    vector = labels[dim] if dim < len(labels) else None
-                    if vector is None:
-                        axes.append(WidthAxis(constant=size))
-                    elif dim == 1 and name in self.recording.grouped:
-                        axes.append(self._grouped_axis(name))
-                    else:
-                        axes.append(self._range_axis(name, dim, vector))
-                result[name] = tuple(axes)
+        for name, tensor in (self.recording.parameters | self.recording.buffers).items():
+            labels = self.recording.tensor_labels.get(name, [])
+            axes = []
+            for dim, size in enumerate(tensor.shape):
+                vector = labels[dim] if dim < len(labels) else None
+                if vector is None:
+                    axes.append(WidthAxis(constant=size))
+                elif dim == 1 and name in self.recording.grouped:
+                    axes.append(self._grouped_axis(name))
+                else:
+                    axes.append(self._range_axis(name, dim, vector))
+            result[name] = tuple(axes)
         return result
 
     def _range_axis(self, name: str, dim: int, labels: torch.Tensor) -> WidthAxis:
@@ -402,7 +401,7 @@ class _Builder:
         """Groups that stay whole, with reasons."""
         shares: dict[int, float] = {}
         carried: dict[int, bool] = {}
-        parameters = dict(self.model.named_parameters())
+        parameters = self.recording.parameters
         for k, r in enumerate(self.recording.space.ranges):
             if r.kind != "tensor" or r.tensor not in parameters or (r.dim == 1 and r.tensor in self.recording.grouped):
                 continue
@@ -467,7 +466,7 @@ def build(
         )
     tensor_axes = b.tensor_axes()
     plan: dict[str, Any] = {
-        "parameters": [name for name, _ in model.named_parameters()],
+        "parameters": list(recording.parameters),
         "within": within,
         "aliases": dict(recording.aliases),
         "realisations": {br.name: br.realisation for br in branches if br.realisation is not None},

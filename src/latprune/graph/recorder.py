@@ -81,13 +81,16 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.aliases: dict[str, str] = {}
         self._label_owner: list[tuple[int, int, str, int]] = []
         self._step_roles: list[tuple[str, int, str]] = []
-        for kind in (model.named_parameters, model.named_buffers):
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.buffers: dict[str, torch.Tensor] = {}
+        for kind, unique in ((model.named_parameters, self.parameters), (model.named_buffers, self.buffers)):
             for name, tensor in kind(remove_duplicate=False):
                 if id(tensor) in self._names:
                     self.aliases[name] = self._names[id(tensor)]
                 else:
                     self._names[id(tensor)] = name
                     self._own[id(tensor)] = tensor
+                    unique[name] = tensor
         self._groups = _derived_grouped_weights(self.modules)
 
     def info(self, tensor: torch.Tensor) -> Info:
@@ -189,7 +192,14 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _enter(self, path: str, args: Any, kwargs: Any) -> None:
         parent = self._stack[-1] if self._stack else -1
         self.module_calls.append(
-            ModuleCall(path=path, start=len(self.nodes), stop=-1, inputs=self._tensor_infos((args, kwargs) if kwargs else args), outputs=[], parent=parent)
+            ModuleCall(
+                path=path,
+                start=len(self.nodes),
+                stop=-1,
+                inputs=self._tensor_infos((args, kwargs) if kwargs else args),
+                outputs=[],
+                parent=parent,
+            )
         )
         self._stack.append(len(self.module_calls) - 1)
         self.module_path = path
@@ -274,7 +284,16 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         uncomputed = any(i.uncomputed for i in infos) and func._schema.name not in _CREATING
         if uncomputed and (reads_values(func, kwargs) or (mutable and not infos[0].uncomputed)):
             raise ValueRead
+        if mutable and infos and self._outlives(args[0], infos[0]):
+            raise ValueRead  # written once, in the run that is computed
         return func(*args, **kwargs), uncomputed
+
+    def _outlives(self, tensor: Any, info: Info) -> bool:
+        """Whether a tensor was there before the run (an input, a buffer), or is a view of one that was."""
+        if info.node < 0:
+            return True
+        base = tensor._base if isinstance(tensor, torch.Tensor) and tensor._is_view() else None
+        return base is not None and self.info(base).node < 0
 
     def on_values(self, tensor: torch.Tensor) -> None:
         """The model takes the values of ``tensor`` out of PyTorch."""
@@ -331,6 +350,9 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs=outputs,
             tensor_labels=self.tensor_labels,
             tensor_shapes=self.tensor_shapes,
+            modules=self.modules,
+            parameters=self.parameters,
+            buffers=self.buffers,
             aliases=self.aliases,
             roles=self.roles,
             grouped=self.grouped,

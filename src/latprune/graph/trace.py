@@ -95,7 +95,7 @@ def _trace(
     recording = record(model, example_inputs, within)
     if within is not None and not recording.call_counts.get(within):
         raise CaptureError(f"within (='{within}') is not called in a run on the example inputs")
-    frozen = _recurrent(model, recording) | _kept(recording, keep, within)
+    frozen = _recurrent(recording) | _kept(recording, keep, within)
     branches = find_branches(recording)
     settled = settle(recording, frozen)
     kept_blocks: dict[str, str] = {}
@@ -162,7 +162,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
         with ExitStack() as stack:
             stack.enter_context(capture_conditions())
             stack.enter_context(preserved_state(model))
-            stack.enter_context(planted(recorder.modules, watcher.used))
+            recorder.attribute_values = stack.enter_context(planted(recorder.modules, watcher.used))
             stack.enter_context(recorder.watch_modules())
             stack.enter_context(watcher)
             stack.enter_context(recorder)
@@ -198,10 +198,10 @@ def _inside(path: str, within: str) -> bool:
     return within == "" or path == within or path.startswith(f"{within}.")
 
 
-def _recurrent(model: nn.Module, recording: Recording) -> dict[int, str]:
+def _recurrent(recording: Recording) -> dict[int, str]:
     """Labels of recurrent layers, one fused operation or a loop over steps: what they read from outside may shrink, their state stays."""
     frozen: dict[int, str] = {}
-    layers = {path: type(m).__name__ for path, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
+    layers = {path: type(m).__name__ for path, m in recording.modules if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
     for r in recording.space.ranges:
         owner, _, leaf = r.tensor.rpartition(".")
         if r.kind == "tensor" and owner in layers and not (r.dim == 1 and leaf in INPUT_WEIGHTS):
