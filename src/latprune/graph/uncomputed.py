@@ -21,7 +21,7 @@ READING_METHODS = frozenset({"tolist", "numpy", "__array__", "__dlpack__", "data
 
 
 class ValueRead(BaseException):
-    """The model reads values that were not computed. (No ``Exception``: a model's own ``except`` must not catch it.)"""
+    """The model reads values that were not computed (no ``Exception``: a model's own ``except`` must not catch it)."""
 
 
 def reads_values(func: Any, kwargs: dict[str, Any]) -> bool:
