@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -304,8 +305,9 @@ def _form(
     cell_of = np.full(key.size, -1, dtype=np.int64)
     cell_of[members] = rank[inverse]
     order = np.argsort(rank[inverse], kind="stable")
-    bounds = np.flatnonzero(np.diff(rank[inverse][order], prepend=-1))
-    cells = np.split(members[order], bounds[1:])
+    bounds = [*np.flatnonzero(np.diff(rank[inverse][order], prepend=-1)).tolist(), len(order)]
+    ordered = members[order]
+    cells = [ordered[a:b] for a, b in pairwise(bounds)]
     parent = list(range(len(cells)))
     bad: dict[int, str] = {}
 

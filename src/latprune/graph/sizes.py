@@ -47,34 +47,56 @@ def size_polynomial(grouping: Grouping, labels: torch.Tensor) -> Polynomial | No
     """
     classes = grouping.roots[labels.numpy()]
     result: Polynomial | None = None
-    for part in _distinct_parts(classes):
-        found = _part_polynomial(grouping, part)
+    combined, digits = _combinations(grouping, classes)
+    for part in _distinct_rows(combined):
+        found = _counted(grouping, part, digits)
         if found is None or (result is not None and found != result):
             return None
         result = found
     return result
 
 
-def _distinct_parts(classes: IntArray) -> list[IntArray]:
+def _combinations(grouping: Grouping, classes: IntArray) -> tuple[IntArray, list[int]]:
+    """For each place ``(outer, n)`` the groups that its classes ``(outer, n, inner)`` go with, as one number; and what its digits mean.
+
+    The number has a digit for each slot, in ascending order; a digit is a place in the list of groups (-1: none). Units that do not vary
+    over the whole of an outer place do not count.
+    """
+    columns: list[IntArray] = []
+    several = classes.shape[1] * classes.shape[2] > 1
+    for group_of, unit_of in grouping.slots:
+        group = group_of[classes]
+        code = np.where(group >= 0, group * np.int64(1 << 32) + unit_of[classes], -1)
+        steady = (code == code[:, :, :1]).all(axis=2)
+        condition = several & (code == code[:, :1, :1]).all(axis=(1, 2))
+        columns.append(np.where(steady & ~condition[:, None], group[:, :, 0], -1))
+    stacked = np.sort(np.stack(columns), axis=0)
+    values, digits = np.unique(stacked, return_inverse=True)
+    combined = np.zeros(classes.shape[:2], dtype=np.int64)
+    for digit in digits.reshape(stacked.shape):
+        combined = combined * len(values) + digit
+    return combined, values.tolist()
+
+
+def _distinct_rows(rows: IntArray) -> list[IntArray]:
+    ordered = np.sort(rows, axis=1)
     seen: dict[bytes, IntArray] = {}
-    for part in classes:
-        seen.setdefault(part.tobytes(), part)
+    for row in ordered:
+        seen.setdefault(row.tobytes(), row)
     return list(seen.values())
 
 
-def _part_polynomial(grouping: Grouping, part: IntArray) -> Polynomial | None:
-    columns: list[IntArray] = []
-    for group_of, unit_of in grouping.slots:
-        group, unit = group_of[part], unit_of[part]
-        code = np.where(group >= 0, group * np.int64(1 << 32) + unit, -1)
-        steady = (code == code[:, :1]).all(axis=1)
-        condition = part.size > 1 and bool((code == code[0, 0]).all())
-        columns.append(np.where(steady & (not condition), group[:, 0], -1))
-    stacked = np.sort(np.stack(columns, axis=1), axis=1)
-    rows, counts = np.unique(stacked, axis=0, return_counts=True)
+def _counted(grouping: Grouping, combined: IntArray, digits: list[int]) -> Polynomial | None:
+    """How many places there are, given how often each combination of groups occurs among them."""
+    values, counts = np.unique(combined, return_counts=True)
     result: Polynomial = {}
-    for combo, count in zip(rows.tolist(), counts.tolist(), strict=True):
-        groups = tuple(g for g in combo if g >= 0)
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        found = []
+        for _ in grouping.slots:
+            value, digit = divmod(value, len(digits))
+            if digits[digit] >= 0:
+                found.append(digits[digit])
+        groups = tuple(sorted(found))
         dense = math.prod(grouping.groups[g].cells.shape[1] for g in groups)
         if groups and count % dense:
             return None
