@@ -196,8 +196,8 @@ def measure(
 def settle(network: CompiledNetwork, expected_ms: float) -> int:
     """Run a network whose turn it is until it has the caches to itself: six runs, fewer where they would take more than 25 ms.
 
-    After another network's turn the first run takes up to 1.4 times as long, and a network of a few milliseconds needs five more to come
-    within 1 % of its own time. Counted in, they make small networks look slower than they are in service.
+    After another network's turn the first run takes much longer, and a network of a few milliseconds needs several more to come down to its
+    own time (``benchmarks/latency/settling.py``). Counted in, they make small networks look slower than they are in service.
     Returns how many runs it made.
     """
     runs = int(np.clip(round(_SETTLE_MS / max(expected_ms, 1e-6)), 1, _SETTLE_RUNS))
