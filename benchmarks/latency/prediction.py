@@ -4,7 +4,7 @@ For each model and engine: builds (or takes from the store) the latency tables, 
 removed) and networks that the exact solver returns for random importances and budgets (widths on the steps, skewed between stages,
 blocks removed), measures each beside the dense network, and compares four predictions: the tables, the linear estimate of HALP (each
 kernel's input width frozen at its dense value), the kernel predictor alone, and a straight line on multiply-adds, the last two trained
-on the networks behind the tables.
+on what the tables were fitted to: each network once, with its repetitions taken into it.
 
     python benchmarks/latency/prediction.py --models resnet56 --engines openvino --output benchmarks/results/latency-prediction.json
 """
@@ -42,6 +42,7 @@ from latprune.latency import (
     target_context,
     train_predictor,
 )
+from latprune.latency.repeats import with_repeats
 from latprune.latency.sampling import selection_for
 from latprune.methods import get_method
 from latprune.methods.base import StageContext
@@ -129,8 +130,7 @@ def run(name: str, engine: str, count: int, store: Store, seed: int, max_seconds
     (model, x), target = build(name), Target(engine=engine)
     graph = trace(model, x)
     tables = build_tables(model, graph, x, target, store=store)
-    known = [sample for sample in store.networks() if sample.fingerprint == tables.fingerprint]
-    known = [sample for sample in known if set(sample.widths) == set(graph.groups)]
+    known = with_repeats(store.networks(target_context(target), tables.fingerprint))
     line = multiply_add_line(graph, known, tables.dense_ms)
     predictor = train_predictor(target_context(target), known)
     random = np.random.default_rng(seed)
