@@ -209,12 +209,12 @@ class _Builder:
                 self.settled = latest.mean_absolute <= _ENOUGH or stalled
             self._next += _BATCH
             if len(self.samples) >= self._next or not self.settled:
-                self._pending = self._fit(known, TableStats(**_EMPTY))
+                self._pending = self._fit(known, TableStats())
 
     def _repeat(self, again: Callable[[DesignPoint], NetworkSample]) -> None:
         """Measure again what is far off among the networks that are about to be believed."""
         start = self._next - _BATCH if self._pending is not None else 0
-        tables = self._pending or self._fit(self.samples[: self._next], TableStats(**_EMPTY))
+        tables = self._pending or self._fit(self.samples[: self._next], TableStats())
         for index in far_off(tables, self.samples[start : self._next])[:_SUSPECTS]:
             suspect = self.samples[start + index]
             tries = [suspect]
@@ -235,16 +235,4 @@ class _Builder:
 
     def tables(self, *, measured: int, runs: int) -> LatencyTables:
         """Tables from all the samples."""
-        return self._fit(self.samples, TableStats(**{**_EMPTY, "measured_networks": measured, "engine_runs": runs}))
-
-
-_EMPTY: dict[str, Any] = {
-    "seconds": 0.0,
-    "networks": 0,
-    "measured_networks": 0,
-    "engine_runs": 0,
-    "kernels": 0,
-    "surfaces": 0,
-    "shared_entries": 0,
-    "positions_differing": 0,
-}
+        return self._fit(self.samples, TableStats(measured_networks=measured, engine_runs=runs))
