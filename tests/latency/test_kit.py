@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torch import nn
 
 from latprune.cli import measure
 from latprune.errors import FileFormatError, InvalidArgumentError
-from latprune.graph import trace
-from latprune.latency import Store, Target, import_kit_results, write_kit
+from latprune.graph import ModelGraph, trace
+from latprune.latency import ContextInfo, NetworkSample, Store, Target, import_kit_results, kit_runner, write_kit
+from latprune.latency import kit as kit_module
+from latprune.latency.repeats import REPEAT, with_repeats
 
 X = torch.zeros(1, 3, 24, 24)
 TARGET = Target(engine="onnxruntime")
@@ -109,6 +112,124 @@ def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: 
     (tmp_path / "no.zip").write_text("nothing")
     with Store(":memory:") as store, pytest.raises(FileFormatError, match="no measuring kit"):
         import_kit_results(store, tmp_path / "no.zip", results, graph)
+
+
+def test_results_of_the_first_version_are_read(kit: Path, results: Path, tmp_path: Path) -> None:
+    old = json.loads(results.read_text())
+    old["version"] = 1
+    for item in old["networks"]:
+        del item["looks"], item["steady"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with Store(":memory:") as store:
+        assert import_kit_results(store, kit, tmp_path / "old.json", trace(network(), X)) == 4
+    (tmp_path / "new.json").write_text(json.dumps({**old, "version": 3}))
+    with Store(":memory:") as store, pytest.raises(FileFormatError, match="version 3"):
+        import_kit_results(store, kit, tmp_path / "new.json", trace(network(), X))
+
+
+def look(ratio: float, level: float = 2.0) -> dict[str, Any]:
+    return {"ratio": ratio, "level": level, "spread": 0.01, "runs": 10}
+
+
+@pytest.mark.parametrize(
+    ("ratios", "looks", "expected", "steady"),
+    [
+        ([0.5, 0.51], 2, 0.505, True),
+        # Interrupted at one end: a third time decides.
+        ([0.9, 0.5, 0.51], 3, 0.51, True),
+        ([0.5, 0.9, 0.51], 3, 0.51, True),
+        # No two agree: the middle one, with a mark.
+        ([0.5, 0.7, 0.9], 3, 0.7, False),
+    ],
+)
+def test_the_runner_times_a_network_again_where_its_times_disagree(
+    monkeypatch: pytest.MonkeyPatch, ratios: list[float], looks: int, expected: float, steady: bool
+) -> None:
+    coming = iter(ratios)
+    profiles: list[int] = []
+
+    def profile(*args: Any) -> tuple[list[dict[str, Any]], bool]:
+        profiles.append(1)
+        return [{"name": "c", "op": "Conv", "ms": 0.1 * len(profiles)}], True
+
+    monkeypatch.setattr(kit_runner, "open_session", lambda *args: None)
+    monkeypatch.setattr(kit_runner, "look", lambda *args: look(next(coming)))
+    monkeypatch.setattr(kit_runner, "profile", profile)
+    found = kit_runner.measured(None, b"", {}, {}, None)
+    assert (found["looks"], found["steady"]) == (looks, steady)
+    assert found["ms"] == pytest.approx(2.0 * expected) and found["reference_ms"] == 2.0
+    # The profile beside the last time counts.
+    assert found["steps"][0]["ms"] == pytest.approx(0.1 * (looks - 1))
+
+
+def test_the_runner_takes_a_profile_again_whose_halves_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = {"conv": [100.0] * 20, "small": [1.0, 3.0] * 10}
+    slowed = {"conv": [100.0] * 10 + [150.0] * 10, "small": [1.0] * 20}
+    # Single interrupted runs are left out of the mean, and are no drift.
+    hit = {"conv": [100.0] * 19 + [900.0], "small": [1.0] * 20}
+    assert not kit_runner.drifts(quiet) and kit_runner.drifts(slowed) and not kit_runner.drifts(hit)
+    coming = iter([slowed, hit])
+    monkeypatch.setattr(kit_runner, "step_runs", lambda *args: (next(coming), {"conv": "Conv", "small": "Relu"}))
+    steps, steady = kit_runner.profile(None, b"", {}, {}, 20)
+    assert steady and steps[0] == {"name": "conv", "op": "Conv", "ms": pytest.approx(0.1)}
+    monkeypatch.setattr(kit_runner, "step_runs", lambda *args: (slowed, {"conv": "Conv", "small": "Relu"}))
+    assert not kit_runner.profile(None, b"", {}, {}, 20)[1]
+
+
+def test_a_second_kit_measures_again_what_is_far_off(
+    kit: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    measure.add_parser(parser.add_subparsers())
+    second = tmp_path / "kit2.zip"
+    base = ["measure", "--model", f"{__file__}:network", "--input", "1x3x24x24", "--engine", "onnxruntime"]
+    base += ["--store", str(tmp_path / "s.sqlite")]
+
+    def run(*arguments: str) -> str:
+        args = parser.parse_args([*base, *arguments])
+        assert args.run(args) == 0
+        return capsys.readouterr().out
+
+    # Four networks cannot say what is far off.
+    assert "no second kit" in run("--plan", str(kit), "--results", str(results), "--again", str(second))
+    assert not second.exists()
+    seen: list[int] = []
+
+    def due(graph: ModelGraph, context: ContextInfo, samples: list[NetworkSample]) -> list[NetworkSample]:
+        seen.append(len(samples))
+        return [samples[2]]
+
+    monkeypatch.setattr(kit_module, "due_again", due)
+    assert "1 networks are far off" in run("--plan", str(kit), "--results", str(results), "--again", str(second))
+    with zipfile.ZipFile(second) as file:
+        file.extract("run.py", tmp_path)
+    done = subprocess.run([sys.executable, "run.py", str(second), "r2.json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr
+    with pytest.raises(FileFormatError, match="another kit"):
+        run("--plan", str(kit), "--results", str(tmp_path / "r2.json"))
+    assert "1 networks added" in run("--plan", str(second), "--results", str(tmp_path / "r2.json"))
+    with Store(tmp_path / "s.sqlite") as store:
+        samples = store.networks()
+    assert seen == [4] and len(samples) == 5 and len(with_repeats(samples)) == 4
+    assert samples[4].extra[REPEAT] == samples[2].created
+    assert (samples[4].widths, samples[4].removed) == (samples[2].widths, samples[2].removed)
+    third = tmp_path / "kit3.zip"
+    run("--plan", str(second), "--results", str(tmp_path / "r2.json"), "--again", str(third))
+    identities = []
+    for path in (kit, second, third):
+        with zipfile.ZipFile(path) as file:
+            identities.append(json.loads(file.read("plan.json"))["kit"])
+    assert len(set(identities)) == 3, "the same network twice is not the same measurement"
+
+
+def test_again_needs_what_was_measured(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    measure.add_parser(parser.add_subparsers())
+    base = ["measure", "--model", f"{__file__}:network", "--input", "1x3x24x24", "--engine", "onnxruntime", "--again", "kit2.zip"]
+    for more, missing in [([], "--plan"), (["--plan", "kit.zip"], "--results")]:
+        args = parser.parse_args([*base, *more])
+        with pytest.raises(InvalidArgumentError, match=missing):
+            args.run(args)
 
 
 def test_only_onnxruntime_can_be_planned(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from latprune.latency.engines import (
 )
 from latprune.latency.exchange import export_samples, import_samples, merge_stores, read_samples
 from latprune.latency.fanout import FanoutProgress, sample_on_cluster
-from latprune.latency.kit import import_kit_results, write_kit
+from latprune.latency.kit import import_kit_results, write_kit, write_kit_again
 from latprune.latency.machine import machine_name
 from latprune.latency.predictor import KernelPrediction, KernelPredictor, train_predictor
 from latprune.latency.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
@@ -74,4 +74,5 @@ __all__ = [
     "train_predictor",
     "unary_contributions",
     "write_kit",
+    "write_kit_again",
 ]

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from latprune.errors import TableError
 from latprune.graph.types import ChannelGroup, Kernel
+from latprune.latency.kernel_table import kernel_entry
 from latprune.latency.neighbours import Neighbour, Observation, active_factor, candidate_conditions, find_neighbours
 from latprune.latency.store import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.surface import SizeSurface, fit_surface, non_negative_least_squares
-from latprune.latency.tables import LatencyTables, Residual, TableStats, kernel_entry
+from latprune.latency.tables import LatencyTables, Residual, TableStats
 
 __all__ = ["Fit", "fit_kernels", "fit_tables", "predicted_and_measured"]
 

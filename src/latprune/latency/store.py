@@ -17,7 +17,7 @@ from typing import Any, Self
 from latprune.errors import FileFormatError, InvalidArgumentError, LatpruneError
 from latprune.latency.target import Target
 
-__all__ = ["SCHEMA_VERSION", "ContextInfo", "KernelSample", "NetworkSample", "Store", "default_store_path"]
+__all__ = ["SCHEMA_VERSION", "ContextInfo", "KernelSample", "NetworkSample", "SamplesDigest", "Store", "default_store_path"]
 
 SCHEMA_VERSION = 3
 
@@ -114,6 +114,14 @@ class NetworkSample:
     extra: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesDigest:
+    """What tells one set of networks in a store from another: how many there are, and a text that differs where the sets do."""
+
+    networks: int
+    text: str
+
+
 def default_store_path() -> Path:
     """``$LATPRUNE_CACHE/latency.sqlite`` if set, else the user's cache directory."""
     override = os.environ.get("LATPRUNE_CACHE")
@@ -148,6 +156,7 @@ class Store:
         try:
             if str(self.path) != ":memory:":
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._refuse_a_cut_page()
             self._connection = sqlite3.connect(str(self.path), timeout=timeout, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise LatpruneError(
@@ -158,6 +167,21 @@ class Store:
         except BaseException:
             self._connection.close()
             raise
+
+    def _refuse_a_cut_page(self) -> None:
+        """SQLite reads a last page that was cut off as if it ended in zeros, without a word. A write-ahead log may still repair it."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if not self.path.is_file() or (log.is_file() and log.stat().st_size):
+            return
+        with self.path.open("rb") as file:
+            header = file.read(18)
+        page = int.from_bytes(header[16:18], "big")
+        size = self.path.stat().st_size
+        if header.startswith(b"SQLite format 3") and page > 1 and size % page:
+            raise FileFormatError(
+                f"store {self.path} is damaged ({size} bytes are no whole number of its pages of {page}: it was cut off); "
+                "move it away and measure again, or restore a copy"
+            )
 
     def _prepare(self) -> None:
         try:
@@ -191,6 +215,11 @@ class Store:
         if "full" in text:
             return LatpruneError(
                 f"store {self.path}: no space left on the disk ({text}); what was written before is intact. Free space and run again"
+            )
+        if "disk I/O" in text:
+            return LatpruneError(
+                f"store {self.path}: the system refused to read or write it ({text}: a full disk, a quota or a failing device); what was "
+                "written before is intact. Make room and run again"
             )
         if "locked" in text:
             return LatpruneError(f"store {self.path}: another process holds it ({text}); try again or raise timeout")
@@ -272,35 +301,26 @@ class Store:
         ids = [row[0] for row in rows]
         kernels: dict[int, list[KernelSample]] = {identifier: [] for identifier in ids}
         bodies = dict(self._execute("SELECT id, body FROM signature", ()))
+        samples: list[tuple[Any, ...]] = []
         for start in range(0, len(ids), 500):
             part = ids[start : start + 500]
             marks = ",".join("?" * len(part))
-            for row in self._execute(f"SELECT network, kernel, signature, sizes, ms FROM sample WHERE network IN ({marks})", part):
+            samples += self._execute(f"SELECT network, kernel, signature, sizes, ms FROM sample WHERE network IN ({marks})", part)
+        try:
+            for row in samples:
                 sizes = tuple(int(size) for size in row[3].split(",")) if row[3] else ()
                 kernels[row[0]].append(KernelSample(kernel=row[1], signature=bodies[row[2]], sizes=sizes, ms=row[4]))
-        return [
-            NetworkSample(
-                fingerprint=row[1],
-                widths=json.loads(row[2]),
-                removed=tuple(json.loads(row[3])),
-                ms=row[4],
-                reference_ms=row[5],
-                created=row[6],
-                runs=row[7],
-                spread=row[8],
-                extra=json.loads(row[9]),
-                kernels=tuple(kernels[row[0]]),
-            )
-            for row in rows
-        ]
+            return [_network(row, tuple(kernels[row[0]])) for row in rows]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"store {self.path} is damaged ({error}); move it away and measure again, or restore a copy") from error
 
-    def digest(self, context: ContextInfo, fingerprint: str) -> str:
+    def digest(self, context: ContextInfo, fingerprint: str) -> SamplesDigest:
         """Tells one set of measured networks of a context and structure from another, without reading them."""
         values = (*_context_key(context), fingerprint)
         row = self._execute(
             f"SELECT count(*), max(id), total(created), total(ms) FROM network WHERE context IN ({_FIND_CONTEXT}) AND fingerprint=?", values
         )[0]
-        return ",".join(map(repr, row))
+        return SamplesDigest(networks=int(row[0]), text=",".join(map(repr, row)))
 
     def fit(self, context: ContextInfo, fingerprint: str) -> tuple[str, bytes] | None:
         """The fit kept for a context and structure: its key and its body."""
@@ -373,6 +393,22 @@ class Store:
 
 _FIND_CONTEXT = "SELECT id FROM context WHERE engine=? AND version=? AND device=? AND threads=? AND batch=? AND precision=? AND machine=?"
 _SELECT_NETWORKS = "SELECT id, fingerprint, widths, removed, ms, reference_ms, created, runs, spread, extra FROM network"
+
+
+def _network(row: tuple[Any, ...], kernels: tuple[KernelSample, ...]) -> NetworkSample:
+    """A row of ``_SELECT_NETWORKS``."""
+    return NetworkSample(
+        fingerprint=row[1],
+        widths=json.loads(row[2]),
+        removed=tuple(json.loads(row[3])),
+        ms=row[4],
+        reference_ms=row[5],
+        created=row[6],
+        runs=row[7],
+        spread=row[8],
+        extra=json.loads(row[9]),
+        kernels=kernels,
+    )
 
 
 def _context_key(context: ContextInfo) -> tuple[Any, ...]:
