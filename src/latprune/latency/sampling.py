@@ -96,6 +96,7 @@ class NetworkSampler:
                     signature=self.signatures[name],
                     sizes=tuple(axis.size(widths, point.removed) for axis in axes[name]),
                     ms=share.ms,
+                    steps=share.steps,
                 )
                 for name, share in profile.shares.items()
                 if name in self.signatures
