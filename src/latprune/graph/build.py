@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -10,17 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
+from latprune.graph.axes import Axes
 from latprune.graph.class_units import ClassUnits
 from latprune.graph.grouping import Grouping
 from latprune.graph.memberships import RawGroup
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.range_groups import RangeGroups
 from latprune.graph.realise import Branch
-from latprune.graph.recording import Axis, KernelDraft, Node, Recording
-from latprune.graph.sizes import Polynomial, Settled
-from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Member, Piece, Role, WidthAxis
+from latprune.graph.recording import KernelDraft, Node, Recording
+from latprune.graph.sizes import Settled
+from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Member, Role, WidthAxis
 
 __all__ = ["build"]
 
@@ -28,22 +27,15 @@ IntArray = npt.NDArray[np.int64]
 _ROLES = {r.value: r for r in Role}
 
 
-class _Builder:
-    def __init__(self, model: nn.Module, recording: Recording, grouping: Grouping, branches: list[Branch]) -> None:
-        self.model = model
-        self.recording = recording
-        self.grouping = grouping
+class _Builder(Axes):
+    def __init__(self, recording: Recording, grouping: Grouping, branches: list[Branch]) -> None:
+        super().__init__(recording, grouping)
         self.branches = branches
         self.leaves = {path for path, m in recording.modules if not m._modules}
         self.node_blocks = self._node_blocks()
         self.kernel_names = self._kernel_names()
         self.users = self._users()
-        self.group_names: dict[int, str] = {}
-        self.columns = [g.cells.shape[1] for g in grouping.groups]
-        ranges = recording.space.ranges
-        self.along = [RangeGroups(ranges, group_of[grouping.roots]) for group_of, _ in grouping.slots]
-        self.along_whole = [RangeGroups(ranges, group_of[grouping.roots]) for group_of in self._all_groups()]
-        self.range_of = {(r.tensor, r.dim): k for k, r in enumerate(ranges) if r.kind == "tensor"}
+        self.along_whole = [RangeGroups(recording.space.ranges, group_of[grouping.roots]) for group_of in self._all_groups()]
 
     # -- blocks and kernels ----------------------------------------------------------------------------------------
 
@@ -214,115 +206,7 @@ class _Builder:
                         at = np.flatnonzero(here == g)
                         found[g].append(self._member(tensor, 1, at, unit_of[classes][at], (k * per_out, (k + 1) * per_out)))
 
-    # -- axes ------------------------------------------------------------------------------------------------------
-
-    def axis(self, labels: Axis | IntArray, *, exact: bool) -> WidthAxis:
-        """The size of a dimension that carries ``labels``.
-
-        Args:
-            labels: Label of each place, or a constant size.
-            exact: Raise where the size is no sum of products of widths; else such places count as a constant.
-        """
-        if isinstance(labels, tuple):
-            parts = [self.axis(part, exact=exact) for part in labels]
-            return WidthAxis(pieces=tuple(p for part in parts for p in part.pieces), constant=sum(part.constant for part in parts))
-        if isinstance(labels, int):
-            return WidthAxis(constant=labels)
-        flat = (labels.numpy() if isinstance(labels, torch.Tensor) else labels).reshape(-1)
-        classes = self.grouping.roots[flat]
-        slots = self.grouping.slots
-        if len(slots) == 1 and flat.size:
-            here = slots[0][0][classes]
-            group = int(here[0])
-            if (here == group).all() and (group < 0 or flat.size % self.columns[group] == 0):
-                return self._single_axis(group, flat.size)  # the usual case: one group all along
-        stacked = np.sort(np.stack([s[0][classes] for s in slots], axis=1), axis=1) if len(slots) > 1 else slots[0][0][classes][:, None]
-        combos: list[tuple[int, ...]]
-        if len(slots) == 1:
-            values, first, counts = np.unique(stacked[:, 0], return_index=True, return_counts=True)
-            combos = [(v,) for v in values.tolist()]
-        else:
-            rows, first, counts = np.unique(stacked, axis=0, return_index=True, return_counts=True)
-            combos = [tuple(v) for v in rows.tolist()]
-        constant = 0
-        pieces: list[tuple[int, Piece]] = []
-        for combo, at, count in zip(combos, first.tolist(), counts.tolist(), strict=True):
-            groups = [g for g in combo if g >= 0]
-            if not groups:
-                constant += count
-                continue
-            dense = math.prod(self.columns[g] for g in groups)
-            if count % dense:
-                if exact:
-                    raise AssertionError(f"{count} places for widths of {dense}")
-                constant += count
-                continue
-            names = tuple(self.group_names[g] for g in sorted(groups, key=lambda g: -self.grouping.groups[g].level))
-            pieces.append((at, Piece(groups=names, factor=count // dense)))
-        return WidthAxis(pieces=tuple(p for _, p in sorted(pieces, key=lambda x: x[0])), constant=constant)
-
-    def polynomial_axis(self, polynomial: Polynomial) -> WidthAxis:
-        """A polynomial with whole coefficients as a width axis."""
-        pieces = tuple(
-            Piece(groups=tuple(self.group_names[g] for g in groups), factor=int(factor)) for groups, factor in polynomial.items() if groups
-        )
-        return WidthAxis(pieces=pieces, constant=int(polynomial.get((), 0)))
-
-    def tensor_axes(self) -> dict[str, tuple[WidthAxis, ...]]:
-        """Axes of every parameter and buffer."""
-        result: dict[str, tuple[WidthAxis, ...]] = {}
-        for name, tensor in (self.recording.parameters | self.recording.buffers).items():
-            labels = self.recording.tensor_labels.get(name, [])
-            axes = []
-            for dim, size in enumerate(tensor.shape):
-                vector = labels[dim] if dim < len(labels) else None
-                if vector is None:
-                    axes.append(WidthAxis(constant=size))
-                elif dim == 1 and name in self.recording.grouped:
-                    axes.append(self._grouped_axis(name))
-                else:
-                    axes.append(self._range_axis(name, dim, vector))
-            result[name] = tuple(axes)
-        return result
-
-    def _range_axis(self, name: str, dim: int, labels: torch.Tensor) -> WidthAxis:
-        """The axis of a tensor's own dimension."""
-        found = [along.single(self.range_of[name, dim]) for along in self.along]
-        if len(found) == 1 and found[0] is not None:
-            return self._single_axis(found[0], labels.numel())
-        return self.axis(labels, exact=True)
-
-    def _single_axis(self, group: int, count: int) -> WidthAxis:
-        """The size of ``count`` places that belong to one group, or to none (-1)."""
-        if group < 0:
-            return WidthAxis(constant=count)
-        factor, rest = divmod(count, self.columns[group])
-        if rest:
-            raise AssertionError(f"{count} places for widths of {self.columns[group]}")
-        return WidthAxis(pieces=(Piece(groups=(self.group_names[group],), factor=factor),))
-
-    def _grouped_axis(self, name: str) -> WidthAxis:
-        """Input channels of one group of a grouped convolution: all widths but those of the units that the whole group goes with."""
-        classes = self.grouping.roots[self.recording.grouped[name].numpy()]  # (groups, channels of one)
-        combos: list[set[int]] = [set() for _ in range(classes.shape[1])]
-        for group_of, unit_of in self.grouping.slots:
-            found, units = group_of[classes], unit_of[classes]
-            for g in np.unique(found[found >= 0]).tolist():
-                here = found == g
-                if here.all() and (units == units[:, :1]).all() and len(np.unique(units[:, 0])) > 1:
-                    continue  # chooses among the groups, not within one
-                for place in np.flatnonzero(here[0]).tolist():
-                    combos[place].add(g)
-        counts: dict[tuple[int, ...], int] = {}
-        for combo in combos:
-            key = tuple(sorted(combo, key=lambda g: -self.grouping.groups[g].level))
-            counts[key] = counts.get(key, 0) + 1
-        pieces = []
-        for groups, count in counts.items():
-            dense = math.prod(self.columns[g] for g in groups)
-            if groups:
-                pieces.append(Piece(groups=tuple(self.group_names[g] for g in groups), factor=count // dense))
-        return WidthAxis(pieces=tuple(pieces), constant=counts.get((), 0))
+    # -- kernels -------------------------------------------------------------------------------------------------
 
     def kernels(self) -> dict[str, Kernel]:
         """All kernels in execution order."""
@@ -346,7 +230,7 @@ class _Builder:
 
     def _kernel_axes(self, draft: KernelDraft) -> tuple[WidthAxis, ...]:
         if draft.weight in self.recording.grouped and draft.kind == "conv":
-            return (self._grouped_axis(str(draft.weight)), self.axis(draft.axes[1], exact=False))
+            return (self.grouped_axis(str(draft.weight)), self.axis(draft.axes[1], exact=False))
         return tuple(self.axis(a, exact=False) for a in draft.axes)
 
     # -- calls -----------------------------------------------------------------------------------------------------
@@ -424,7 +308,6 @@ def _widest(fields: tuple[IntArray, ...]) -> IntArray | None:
 
 
 def build(
-    model: nn.Module,
     recording: Recording,
     settled: Settled,
     branches: list[Branch],
@@ -435,7 +318,7 @@ def build(
 ) -> ModelGraph:
     """Assemble the public graph."""
     grouping = settled.grouping
-    b = _Builder(model, recording, grouping, branches)
+    b = _Builder(recording, grouping, branches)
     order = b.name_groups()
     members = b.members(set(order))
     groups: dict[str, ChannelGroup] = {}

@@ -113,7 +113,7 @@ def _trace(
     for pattern in blocks_keep:
         if not any(b.name == pattern or fnmatchcase(b.name, pattern) for b in branches):
             raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {[b.name for b in branches]}")
-    graph = build(model, recording, settled, branches, min_widths={}, blocks_kept=kept_blocks, within=within or "")
+    graph = build(recording, settled, branches, min_widths={}, blocks_kept=kept_blocks, within=within or "")
     return _with_min_widths(graph, min_widths or {})
 
 
