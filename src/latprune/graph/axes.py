@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 
 from latprune.graph.grouping import Grouping
+from latprune.graph.polynomials import Polynomial
 from latprune.graph.range_groups import RangeGroups
 from latprune.graph.recording import Axis, Recording
-from latprune.graph.sizes import Polynomial
 from latprune.graph.types import Piece, WidthAxis
 
 __all__ = ["Axes"]
