@@ -44,7 +44,7 @@ def test_forest_equals_scikit_learn() -> None:
     target = np.sin(features[:, 0]) + features[:, 1]
     weights = np.ones(300)
     forest = fit_forest(features, target, weights, trees=40, seed=3)
-    model = ExtraTreesRegressor(n_estimators=40, min_samples_leaf=2, max_features=0.6, bootstrap=True, oob_score=False, random_state=3)
+    model = ExtraTreesRegressor(n_estimators=40, min_samples_leaf=2, max_features=0.6, random_state=3)
     model.fit(features, target, sample_weight=weights)
     other = random.normal(size=(100, 4))
     assert np.allclose(forest.predict(other), model.predict(other), rtol=1e-9, atol=1e-9)
@@ -115,7 +115,7 @@ def test_broken_files_are_refused(trained: KernelPredictor, tmp_path: Path) -> N
     trained.save(tmp_path / "good.npz")
     with np.load(tmp_path / "good.npz") as file:
         arrays = {name: file[name] for name in file.files}
-    arrays["0/left"] = np.where(arrays["0/left"] >= 0, 0, -1)
+    arrays["0/forest.left"] = np.where(arrays["0/forest.left"] >= 0, 0, -1)
     np.savez(tmp_path / "cycle.npz", **arrays)
     with pytest.raises(FileFormatError, match="inconsistent"):
         KernelPredictor.load(tmp_path / "cycle.npz")
@@ -148,6 +148,13 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = parser.parse_args(arguments)
     assert args.run(args) == 0
     assert "conv1x1, linear" in capsys.readouterr().out
+    train = ["predictor", "train", "--store", str(tmp_path / "s.sqlite"), "-o", str(tmp_path / "q.npz")]
+    args = parser.parse_args(train)
+    with pytest.raises(InvalidArgumentError, match="--sweep to measure here"):
+        args.run(args)
+    args = parser.parse_args([*train, "1", "--sweep", "3"])
+    with pytest.raises(InvalidArgumentError, match="exclude each other"):
+        args.run(args)
     args = parser.parse_args(["predictor", "train", "2", "--store", str(tmp_path / "s.sqlite"), "-o", str(tmp_path / "q.npz")])
     with pytest.raises(InvalidArgumentError, match="between 1 and 1"):
         args.run(args)
