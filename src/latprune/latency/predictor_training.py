@@ -22,8 +22,7 @@ __all__ = ["train_predictor"]
 FloatArray = npt.NDArray[np.float64]
 
 _FEWEST = 20
-_TRIED_NETWORKS = 32
-"""Networks of one unit that a trial asks about; those of one structure are alike."""
+_MOST_OF_UNIT = 32
 _TRIAL_ROWS, _TRIAL_TREES = 2000, 30
 
 
@@ -85,7 +84,7 @@ def _trials(networks: Sequence[TrainingNetwork], seed: int) -> tuple[dict[str, l
     for part in np.unique(parts):
         own = [network for network, place in zip(networks, parts, strict=True) if place == part and network.trusted]
         rest = [network for network, place in zip(networks, parts, strict=True) if place != part]
-        own = [own[index] for index in random.permutation(len(own))[:_TRIED_NETWORKS]]
+        own = _thinned(own)
         models = {
             family: fit_family(rows, trees=_TRIAL_TREES, seed=seed)
             for family, rows in family_rows(rest, seed=seed, most=_TRIAL_ROWS).items()
@@ -98,6 +97,14 @@ def _trials(networks: Sequence[TrainingNetwork], seed: int) -> tuple[dict[str, l
                 trials[family].append(Trial(features=features, target=target, trunk=trunk, correction=correction, distance=distance))
         wholes += [_Whole(network, _sum(network, models)) for network in own if network.ms and set(network.families) <= set(models)]
     return trials, wholes
+
+
+def _thinned(networks: Sequence[TrainingNetwork]) -> list[TrainingNetwork]:
+    """At most 32 networks of each unit, from all over what was measured of it; those of one structure are alike."""
+    units: dict[str, list[TrainingNetwork]] = defaultdict(list)
+    for network in networks:
+        units[network.unit].append(network)
+    return [network for group in units.values() for network in group[:: -(-len(group) // _MOST_OF_UNIT)]]
 
 
 def _sum(network: TrainingNetwork, models: Mapping[str, FamilyModel]) -> float:
@@ -120,7 +127,7 @@ def _agreement(wholes: Sequence[_Whole], models: Mapping[str, FamilyModel], cons
 
 def _calibrate(networks: Sequence[TrainingNetwork], models: Mapping[str, FamilyModel]) -> tuple[float, float, float]:
     """Constant, overhead per kernel, and 95th percentile of the relative error of whole networks."""
-    timed = [network for network in networks if network.ms is not None and network.trusted]
+    timed = _thinned([network for network in networks if network.ms is not None and network.trusted])
     if not timed:
         return 0.0, 0.0, float("nan")
     goal = np.asarray([network.ms for network in timed], dtype=np.float64)

@@ -12,15 +12,16 @@ __all__ = ["PRICES", "fit_trunk", "trunk_logarithm"]
 
 FloatArray = npt.NDArray[np.float64]
 
-PRICES = 13
+PRICES = 17
 _NEAR_CACHE, _FAR_CACHE = 2.5e5, 4e6
-"""Weights (elements) of a network at which half of a kernel's own are no longer in a near, or in a far cache."""
+"""Elements that pass between two uses of a value at which half of the values are no longer in a near, or in a far cache."""
 
 
 def _columns(features: FloatArray) -> FloatArray:
-    """``(n, 13)``: multiply-adds, with and without output channels padded to the engine's blocks; those of inputs that no even block fits;
-    padded outputs, once and once per place of the window; inputs, the same; weights, and those that a network of this size pushes out of
-    a near and of a far cache; outputs once more per attached step and per reorder; one.
+    """``(n, 17)``: multiply-adds, with and without output channels padded to the engine's blocks; those of inputs that no even block fits;
+    padded outputs, once and once per place of the window; inputs, the same; weights; the weights that a network of this size pushes out of
+    a near and of a far cache; inputs and outputs that do not fit in them; what each row of the output costs before its first value, per
+    multiply-add and per place of the window; outputs once more per attached step and per reorder; one.
 
     A kernel of few channels costs its outputs and inputs, not its multiply-adds. Input channels are not padded: engines loop over them one
     by one.
@@ -30,6 +31,7 @@ def _columns(features: FloatArray) -> FloatArray:
     work, window = np.exp(column["log_work"]), np.exp(column["log_window"])
     outputs, inputs = np.exp(column["log_outputs"]), np.exp(column["log_inputs"])
     read = np.exp(column["log_in"] + column["log_out_places"]) * window
+    row, traffic = np.exp(column["log_row"]), inputs + outputs
     weights, around = np.exp(column["log_weights"]) * padding, np.exp(column["log_network_weights"])
     return np.stack(
         [
@@ -43,6 +45,10 @@ def _columns(features: FloatArray) -> FloatArray:
             weights,
             weights * around / (around + _NEAR_CACHE),
             weights * around / (around + _FAR_CACHE),
+            traffic * traffic / (traffic + _NEAR_CACHE),
+            traffic * traffic / (traffic + _FAR_CACHE),
+            work * padding / row,
+            outputs * padding * window / row,
             outputs * column["steps"],
             outputs * column["reorders"],
             np.ones(len(features)),
@@ -57,7 +63,7 @@ def trunk_logarithm(prices: FloatArray, features: FloatArray) -> FloatArray:
 
 
 def fit_trunk(features: FloatArray, target: FloatArray, weights: FloatArray) -> FloatArray:
-    """``(13,)`` non-negative prices that fit ``exp(target)`` with the least relative error, kernels that no prices fit counting less.
+    """``(17,)`` non-negative prices that fit ``exp(target)`` with the least relative error, kernels that no prices fit counting less.
 
     Raises MissingExtraError without SciPy, which scikit-learn brings.
     """
