@@ -19,7 +19,7 @@ from latprune.latency import (
     kernel_signature,
     train_predictor,
 )
-from latprune.latency.features import FEATURES, family_of, kernel_features
+from latprune.latency.features import FEATURES, family_of, kernel_features, step_of
 from latprune.latency.forest import fit_forest
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine, true_cost
 
@@ -135,6 +135,10 @@ def test_features() -> None:
     assert values["in_padding"] == 0.0
     assert values["out_padding"] == pytest.approx(1 / 3)
     assert values["in_divisible_by"] == 4.0 and values["out_divisible_by"] == 3.0
+    assert step_of(signature) == "conv"
+    assert step_of(signature.replace('"attributes":{', '"attributes":{"op":"batch_norm",')) == "conv batch_norm"
+    alone = kernel_features(signature, (32, 24), 1e7)
+    assert alone[FEATURES.index("log_network_weights")] > values["log_network_weights"]
     with pytest.raises(TableError, match="cannot be read"):
         kernel_features("{}", (1, 2))
 

@@ -158,7 +158,8 @@ def test_layers_of_a_candidate_are_the_kernels_of_its_trace(index: int) -> None:
 
 def test_an_interrupted_sweep_goes_on(engine: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[SweepProgress] = []
-    monkeypatch.setattr(sweep, "_ROUND", 4)
+    monkeypatch.setattr(sweep, "_ROUND", 8)
+    monkeypatch.setattr(sweep, "_CANDIDATES", 3)
     with Store(tmp_path / "s.sqlite") as store:
         monkeypatch.setattr(CountingEngine, "broken", 10)
         monkeypatch.setattr(CountingEngine, "error", KeyboardInterrupt)
@@ -175,7 +176,8 @@ def test_an_interrupted_sweep_goes_on(engine: Target, tmp_path: Path, monkeypatc
         assert sweep_kernels(engine, store, 2, seed=5) == 2
 
 
-def test_the_sweep_teaches_the_predictor_kernels_of_other_networks(engine: Target, tmp_path: Path) -> None:
+def test_the_sweep_teaches_the_predictor_kernels_of_other_networks(engine: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_LEAST_FIRST", 40)
     with Store(tmp_path / "s.sqlite") as store:
         sweep_kernels(engine, store, 40)
         context = target_context(engine)

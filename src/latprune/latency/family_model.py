@@ -21,8 +21,12 @@ FloatArray = npt.NDArray[np.float64]
 
 _PLACE = ("log_in", "log_out", "log_out_places", "log_window", "stride")
 """Features in which a kernel lies near others or far from them."""
-REACHES = (0.5, 1.0, 2.0, float("inf"))
+_REACHES = (0.5, 1.0, 2.0, float("inf"))
 """Distances at which the forest may have lost most of its say."""
+_STRENGTHS = (0.5, 0.75, 1.0)
+"""Shares of what the forest says that may be believed where it is at home."""
+_FAR_OFF = 4.4
+"""Median absolute deviations (three standard deviations) beyond which a kernel is taken to have been disturbed."""
 _MOST_PLACES = 800
 _MOST_NEAR = 1500
 _LEAST_ERROR = 0.02
@@ -41,6 +45,7 @@ class FamilyModel:
         forest: What the trunk leaves, over ``FEATURES``.
         places: ``(n, 5)`` where it was trained (``_PLACE``).
         reach: Distance from those at which the forest's say has fallen to a third.
+        strength: The forest's say at no distance.
         errors: Typical size of the error of the logarithm, over ``FEATURES`` and the distance; None where there were too few trials.
         factor: What a typical error is multiplied with for a 95 % interval.
         usual: Distance within which the trials lay; beyond it errors grow.
@@ -50,6 +55,7 @@ class FamilyModel:
     forest: Forest
     places: FloatArray
     reach: float
+    strength: float
     errors: Forest | None
     factor: float
     usual: float
@@ -66,7 +72,7 @@ class FamilyModel:
     def logarithm(self, features: FloatArray) -> FloatArray:
         """``(n, len(FEATURES))`` -> ``(n,)`` logarithm of milliseconds."""
         trunk, correction, distance = self.parts(features)
-        return trunk + _say(distance, self.reach) * correction
+        return trunk + _say(distance, self.reach, self.strength) * correction
 
     def error(self, features: FloatArray) -> FloatArray:
         """``(n,)`` half-widths of 95 % intervals of the logarithm."""
@@ -82,7 +88,7 @@ class FamilyModel:
         arrays: dict[str, npt.NDArray[Any]] = {f"forest.{name}": array for name, array in self.forest.to_arrays().items()}
         if self.errors is not None:
             arrays |= {f"errors.{name}": array for name, array in self.errors.to_arrays().items()}
-        numbers = np.asarray([self.reach, self.factor, self.usual], dtype=np.float64)
+        numbers = np.asarray([self.reach, self.strength, self.factor, self.usual], dtype=np.float64)
         return {**arrays, "prices": self.prices, "places": self.places, "numbers": numbers}
 
     @classmethod
@@ -94,8 +100,8 @@ class FamilyModel:
             raise FileFormatError(f"the trunk must hold {PRICES} non-negative prices", path="prices")
         if places.ndim != 2 or places.shape[1] != len(_PLACE) or not len(places):
             raise FileFormatError(f"places must have {len(_PLACE)} columns", path="places")
-        if numbers.shape != (3,) or np.isnan(numbers).any() or not (numbers >= 0).all():
-            raise FileFormatError("a model needs three non-negative numbers", path="numbers")
+        if numbers.shape != (4,) or np.isnan(numbers).any() or not (numbers >= 0).all():
+            raise FileFormatError("a model needs four non-negative numbers", path="numbers")
         own = {
             kind: {name.split(".", 1)[1]: array for name, array in arrays.items() if name.startswith(f"{kind}.")}
             for kind in ("forest", "errors")
@@ -105,9 +111,10 @@ class FamilyModel:
             forest=Forest.from_arrays(own["forest"], len(FEATURES)),
             places=places,
             reach=float(numbers[0]),
+            strength=float(numbers[1]),
             errors=Forest.from_arrays(own["errors"], len(FEATURES) + 1) if own["errors"] else None,
-            factor=float(numbers[1]),
-            usual=float(numbers[2]),
+            factor=float(numbers[2]),
+            usual=float(numbers[3]),
         )
 
 
@@ -116,8 +123,12 @@ _PLACE_COLUMNS = [FEATURES.index(name) for name in _PLACE]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trial:
-    """A model asked about kernels that it was not trained on: ``(n, features)`` of them, what they took, and the parts of its answer."""
+    """A model asked about kernels that it was not trained on: ``(n, features)`` of them, what they took, and the parts of its answer.
 
+    ``share`` is what the trial counts for beside others, however many kernels it asked about.
+    """
+
+    share: float
     features: FloatArray
     target: FloatArray
     trunk: FloatArray
@@ -125,9 +136,16 @@ class Trial:
     distance: FloatArray
 
 
-def _say(distance: FloatArray, reach: float) -> FloatArray:
-    """``(n,)`` weight of the forest: 1 among the training data, towards 0 far from all of them."""
-    return np.asarray(np.exp(-((distance / reach) ** 2)))
+def _say(distance: FloatArray, reach: float, strength: float) -> FloatArray:
+    """``(n,)`` weight of the forest: ``strength`` among the training data, towards 0 far from all of them."""
+    return np.asarray(strength * np.exp(-((distance / reach) ** 2)))
+
+
+def _undisturbed(left: FloatArray) -> FloatArray:
+    """What the trunk leaves, brought to within three robust standard deviations: interruptions only ever make a kernel slower."""
+    centre = float(np.median(left))
+    limit = max(_FAR_OFF * float(np.median(np.abs(left - centre))), _LEAST_ERROR)
+    return np.clip(left, centre - limit, centre + limit)
 
 
 def fit_family(rows: FamilyRows, *, trees: int = 60, seed: int = 0) -> FamilyModel:
@@ -136,13 +154,13 @@ def fit_family(rows: FamilyRows, *, trees: int = 60, seed: int = 0) -> FamilyMod
     if len(target) < 4:
         features, target, weights = np.repeat(features, 4, axis=0), np.repeat(target, 4), np.repeat(weights, 4)
     prices = fit_trunk(features, target, weights)
-    left = target - trunk_logarithm(prices, features)
+    left = _undisturbed(target - trunk_logarithm(prices, features))
     forest = fit_forest(features, left, weights, trees=trees, seed=seed)
     places = np.unique(features[:, _PLACE_COLUMNS], axis=0)
     if len(places) > _MOST_PLACES:
         places = places[np.sort(np.random.default_rng(seed).choice(len(places), _MOST_PLACES, replace=False))]
     return FamilyModel(
-        prices=prices, forest=forest, places=places, reach=REACHES[0], errors=None, factor=_UNTRIED / _LEAST_ERROR, usual=0.5
+        prices=prices, forest=forest, places=places, reach=_REACHES[0], strength=1.0, errors=None, factor=_UNTRIED / _LEAST_ERROR, usual=0.5
     )
 
 
@@ -153,18 +171,22 @@ def with_errors(model: FamilyModel, rows: FamilyRows, trials: Sequence[Trial], *
     """
     near = np.random.default_rng(seed).permutation(len(rows.target))[:_MOST_NEAR]
     left = rows.target[near] - trunk_logarithm(model.prices, rows.features[near])
-    close = np.abs(left - cross_predict(rows.features[near], left, rows.weights[near], seed=seed))
+    close = np.abs(left - cross_predict(rows.features[near], _undisturbed(left), rows.weights[near], seed=seed))
     features, target, trunk, correction, distance = (
         np.concatenate([getattr(trial, name) for trial in trials]) if trials else np.zeros((0, len(FEATURES)) if name == "features" else 0)
         for name in ("features", "target", "trunk", "correction", "distance")
     )
     if not len(target):
         return replace(model, factor=max(float(np.quantile(close, 0.95)), _UNTRIED) / _LEAST_ERROR)
-    cost = {reach: float(np.mean(np.minimum(np.abs(trunk + _say(distance, reach) * correction - target), 0.5))) for reach in REACHES}
-    reach = min(REACHES, key=lambda value: cost[value])
-    off = np.abs(trunk + _say(distance, reach) * correction - target)
+    shares = np.concatenate([np.full(len(trial.target), trial.share / max(1, len(trial.target))) for trial in trials])
+
+    def cost(option: tuple[float, float]) -> float:
+        return float(shares @ np.minimum(np.abs(trunk + _say(distance, *option) * correction - target), 0.5))
+
+    reach, strength = min(((reach, strength) for reach in _REACHES for strength in _STRENGTHS), key=cost)
+    off = np.abs(trunk + _say(distance, reach, strength) * correction - target)
     usual = float(np.quantile(distance, 0.9))
-    judged = replace(model, reach=reach, usual=usual)
+    judged = replace(model, reach=reach, strength=strength, usual=usual)
     if len(off) < _FEW:
         return replace(judged, factor=max(float(np.max(off)), float(np.quantile(close, 0.95))) / _LEAST_ERROR)
     inputs = np.concatenate(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from latprune.errors import TableError
 from latprune.latency.store import KernelSample
 
-__all__ = ["FEATURES", "family_of", "kernel_features", "kernel_weights", "kind_of", "network_weights"]
+__all__ = ["FEATURES", "family_of", "kernel_features", "kernel_weights", "network_weights", "step_of"]
 
 FEATURES = (
     "log_work",
@@ -63,6 +63,7 @@ def _read(signature: str) -> dict[str, Any]:
     reorders = sum("reorder" in step for step in attached)
     return {
         "kind": kind,
+        "op": attributes.get("op"),
         "window": math.prod(_numbers(attributes.get("kernel_size"), 1)),
         "stride": float(max(_numbers(attributes.get("stride"), 1))),
         "places_in": max(1, math.prod(_numbers(shapes.get("input_shape"), 1))),
@@ -84,9 +85,10 @@ def family_of(signature: str) -> str:
     return "conv1x1" if body["window"] == 1 else "conv"
 
 
-def kind_of(signature: str) -> str:
-    """The kernel's kind."""
-    return str(_read(signature)["kind"])
+def step_of(signature: str) -> str:
+    """The kernel's kind, and its operation where the kind has several: engines fuse a batch norm where they run a layer norm."""
+    body = _read(signature)
+    return f"{body['kind']} {body['op']}" if body["op"] else str(body["kind"])
 
 
 def kernel_features(signature: str, sizes: Sequence[int], weights_around: float = 1.0) -> npt.NDArray[np.float64]:

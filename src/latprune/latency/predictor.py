@@ -12,7 +12,7 @@ import numpy as np
 from latprune.errors import TableError
 from latprune.graph.types import Kernel
 from latprune.latency.family_model import FamilyModel
-from latprune.latency.features import family_of, kernel_features, kernel_weights
+from latprune.latency.features import family_of, kernel_features, kernel_weights, step_of
 from latprune.latency.signature import kernel_signature
 from latprune.latency.store import ContextInfo
 
@@ -35,8 +35,8 @@ class KernelPredictor:
     Attributes:
         context: Conditions that it was trained under.
         families: Kernel family -> its model.
-        costing: Kinds of kernels that the engine spent time on of their own; all others it fused into what ran before. Learned from the
-            engine's profiles.
+        costing: Kinds and operations of kernels (``features.step_of``) that the engine spent time on of their own; all others it fused into
+            what ran before. Learned from the engine's profiles.
         constant_ms: Latency of a network beside its kernels.
         overhead_ms: Latency per kernel beside the kernel itself.
         spread: 95th percentile of the relative error on whole networks seen in training.
@@ -97,10 +97,11 @@ class KernelPredictor:
     def network(self, kernels: Iterable[Kernel], widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> KernelPrediction:
         """Predict a network at ``widths`` without ``removed_blocks``, from its traced kernels alone."""
         removed = set(removed_blocks)
+        named = [(kernel, kernel_signature(kernel)) for kernel in kernels if removed.isdisjoint(kernel.blocks)]
         present = [
-            (kernel.name, kernel_signature(kernel), [axis.size(widths, removed) for axis in kernel.axes])
-            for kernel in kernels
-            if kernel.kind in self.costing and removed.isdisjoint(kernel.blocks)
+            (kernel.name, signature, [axis.size(widths, removed) for axis in kernel.axes])
+            for kernel, signature in named
+            if step_of(signature) in self.costing
         ]
         around = sum(kernel_weights(signature, sizes) for _, signature, sizes in present)
         total, doubt = self.constant_ms, 0.0

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from latprune.errors import TableError
 from latprune.latency.family_model import FamilyModel, Trial, fit_family, with_errors
-from latprune.latency.features import FEATURES, kind_of, network_weights
-from latprune.latency.kernel_rows import TrainingNetwork, family_rows, training_networks
+from latprune.latency.features import FEATURES, network_weights, step_of
+from latprune.latency.kernel_rows import SWEEP_PARTS, TrainingNetwork, family_rows, training_networks
 from latprune.latency.predictor import KernelPredictor
-from latprune.latency.store import ContextInfo, NetworkSample
+from latprune.latency.store import SWEEP, ContextInfo, NetworkSample
 from latprune.latency.surface import non_negative_least_squares
 
 __all__ = ["train_predictor"]
@@ -52,7 +52,7 @@ def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, 
     return KernelPredictor(
         context=context,
         families=models,
-        costing=frozenset(kind_of(signature) for network in known for signature in network.signatures),
+        costing=frozenset(step_of(signature) for network in known for signature in network.signatures),
         constant_ms=constant,
         overhead_ms=overhead,
         spread=spread,
@@ -85,6 +85,8 @@ def _trials(networks: Sequence[TrainingNetwork], seed: int) -> tuple[dict[str, l
         own = [network for network, place in zip(networks, parts, strict=True) if place == part and network.trusted]
         rest = [network for network, place in zip(networks, parts, strict=True) if place != part]
         own = _thinned(own)
+        # All of a sweep counts as one structure: models like those that people have are what will be asked about.
+        share = 1.0 / SWEEP_PARTS if own and own[0].unit.startswith(SWEEP) else 1.0
         models = {
             family: fit_family(rows, trees=_TRIAL_TREES, seed=seed)
             for family, rows in family_rows(rest, seed=seed, most=_TRIAL_ROWS).items()
@@ -94,7 +96,9 @@ def _trials(networks: Sequence[TrainingNetwork], seed: int) -> tuple[dict[str, l
             if len(features):
                 target = np.concatenate([network.rows_of(family)[1] for network in own])
                 trunk, correction, distance = model.parts(features)
-                trials[family].append(Trial(features=features, target=target, trunk=trunk, correction=correction, distance=distance))
+                trials[family].append(
+                    Trial(share=share, features=features, target=target, trunk=trunk, correction=correction, distance=distance)
+                )
         wholes += [_Whole(network, _sum(network, models)) for network in own if network.ms and set(network.families) <= set(models)]
     return trials, wholes
 

@@ -73,13 +73,14 @@ def fit_trunk(features: FloatArray, target: FloatArray, weights: FloatArray) -> 
         raise MissingExtraError("scikit-learn", "tables") from None
     columns, goal = _columns(features), np.exp(target)
     scale = np.maximum(columns.max(axis=0), 1e-30)
-    robust = np.ones(len(goal))
-    prices = np.zeros(columns.shape[1])
-    for _ in range(4):
-        row = np.sqrt(weights * robust) / goal
+    level, robust, prices = goal, np.ones(len(goal)), np.zeros(columns.shape[1])
+    for _ in range(6):
+        # Errors relative to the goal alone would favour prices that are too low, relative to the fit alone, too high.
+        row = np.sqrt(weights * robust / (goal * level))
         prices = np.asarray(nnls(columns / scale * row[:, None], goal * row)[0]) / scale
-        error = np.abs(np.log(np.maximum(columns @ prices, 1e-9) / goal))
-        robust = np.minimum(1.0, max(0.15, 2.0 * float(np.median(error))) / np.maximum(error, 1e-9))
+        level = np.clip(columns @ prices, 0.2 * goal, 5.0 * goal)
+        error = np.abs(np.log(level / goal))
+        robust = np.minimum(1.0, max(0.1, 1.5 * float(np.median(error))) / np.maximum(error, 1e-9))
     if not (columns @ prices > 0).all():
         prices[-1] += 1e-6
     return np.asarray(prices)
