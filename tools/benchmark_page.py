@@ -192,6 +192,9 @@ def predictor() -> str | None:
         )
     seconds = [row["sweep_seconds"] for row in found["rows"] if row["sweep_seconds"]]
     long = f" Measuring the random networks took {min(seconds):.0f} to {max(seconds):.0f} s per engine." if seconds else ""
+    spreads = [row["sweep_spread"] for row in found["rows"] if row["sweep_spread"] is not None]
+    if spreads:
+        long += f" The runs of the reference beside them spread by {percent(min(spreads))} to {percent(max(spreads))} (quartiles)."
     text = (
         "## The predictor on a network family it never saw\n\n"
         "Trained on the width-varied networks of the other two models, without and with a sweep of random networks "

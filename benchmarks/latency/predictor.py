@@ -162,6 +162,8 @@ def main() -> None:
                         "sweep": len(extra),
                         "training_seconds": time.perf_counter() - start,
                         "sweep_seconds": seconds if extra and measured else None,
+                        # How quiet the machine was: quartiles of the reference's runs beside the random networks, over their median.
+                        "sweep_spread": float(np.median([sample.spread for sample in extra])) if extra else None,
                         "kernels": kernels_row(predictor, asked, timer, level),
                         "networks": networks_row(predictor, graphs[name], asked, level),
                     }

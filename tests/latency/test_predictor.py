@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from itertools import islice
 from pathlib import Path
 
@@ -124,6 +125,11 @@ def test_broken_files_are_refused(trained: KernelPredictor, tmp_path: Path) -> N
 def test_unknown_families_are_refused(trained: KernelPredictor) -> None:
     with pytest.raises(TableError, match="attention"):
         trained.kernel(kernel_signature(KERNELS["stem"]).replace('"kind":"conv"', '"kind":"attention"'), (8, 8))
+    unseen = dataclasses.replace(KERNELS["stem"], kind="depthwise", axes=KERNELS["stem"].axes[1:])
+    with pytest.raises(TableError, match="kernel 'stem': no kernel of family 'depthwise'"):
+        trained.network([unseen, KERNELS["head"]], WIDTHS)
+    fused = dataclasses.replace(KERNELS["stem"], kind="norm", axes=KERNELS["stem"].axes[1:])
+    assert trained.network([fused, KERNELS["head"]], WIDTHS).ms == trained.network([KERNELS["head"]], WIDTHS).ms
     with pytest.raises(TableError, match="at least 20"):
         train_predictor(CONTEXT, networks(1, 0))
 
