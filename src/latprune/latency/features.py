@@ -14,7 +14,7 @@ import numpy.typing as npt
 from latprune.errors import TableError
 from latprune.latency.store import KernelSample
 
-__all__ = ["CONTRACTIONS", "FEATURES", "family_of", "kernel_features", "kernel_weights", "network_weights", "step_of"]
+__all__ = ["FEATURES", "LAYERS", "family_of", "kernel_features", "kernel_weights", "network_weights", "step_of"]
 
 FEATURES = (
     "log_work",
@@ -42,9 +42,8 @@ FEATURES = (
 )
 _BLOCK = 16
 _ROW_BLOCK = 6
-CONTRACTIONS = frozenset({"conv", "depthwise", "linear", "matmul", "attention"})
-"""Kinds that an engine cannot fuse away."""
-_WEIGHTLESS = frozenset({"matmul", "attention"})
+LAYERS = frozenset({"conv", "depthwise", "linear"})
+"""Kinds of kernels that have weights and that no engine fuses away."""
 
 _FREE = frozenset({"reshape", "flatten", "squeeze", "unsqueeze"})
 """Attached steps that move nothing."""
@@ -150,7 +149,7 @@ def _weights(body: dict[str, Any], sizes: Sequence[int]) -> tuple[float, float]:
 def kernel_weights(signature: str, sizes: Sequence[int]) -> float:
     """Elements of the kernel's own weights; 0 for a kernel that has none."""
     body = _read(signature)
-    return _weights(body, sizes)[0] if body["kind"] in CONTRACTIONS - _WEIGHTLESS else 0.0
+    return _weights(body, sizes)[0] if body["kind"] in LAYERS else 0.0
 
 
 def network_weights(kernels: Iterable[KernelSample]) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from latprune.errors import TableError
 from latprune.graph.types import Kernel
 from latprune.latency.family_model import FamilyModel
-from latprune.latency.features import CONTRACTIONS, family_of, kernel_features, kernel_weights, step_of
+from latprune.latency.features import LAYERS, family_of, kernel_features, kernel_weights, step_of
 from latprune.latency.signature import kernel_signature
 from latprune.latency.store import ContextInfo
 
@@ -35,8 +35,8 @@ class KernelPredictor:
     Attributes:
         context: Conditions that it was trained under.
         families: Kernel family -> its model.
-        costing: Kinds and operations of kernels (``features.step_of``) that the engine spent time on of their own; others that are no
-            contractions it fused into what ran before. Learned from the engine's profiles.
+        costing: Kinds and operations of kernels (``features.step_of``) that the engine spent time on of their own, as its profiles had it.
+            Others it fused into what ran before, except layers with weights.
         constant_ms: Latency of a network beside its kernels.
         overhead_ms: Latency per kernel beside the kernel itself.
         spread: 95th percentile of the relative error on whole networks seen in training.
@@ -97,14 +97,14 @@ class KernelPredictor:
     def network(self, kernels: Iterable[Kernel], widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> KernelPrediction:
         """Predict a network at ``widths`` without ``removed_blocks``, from its traced kernels alone.
 
-        Raises TableError where a kernel's family was not in the training data: nothing is counted as free for want of samples.
+        Raises TableError where a layer's family was not in the training data: it is not counted as free for want of samples.
         """
         removed = set(removed_blocks)
         named = [(kernel, kernel_signature(kernel)) for kernel in kernels if removed.isdisjoint(kernel.blocks)]
         present = [
             (kernel.name, signature, [axis.size(widths, removed) for axis in kernel.axes])
             for kernel, signature in named
-            if kernel.kind in CONTRACTIONS or step_of(signature) in self.costing
+            if kernel.kind in LAYERS or step_of(signature) in self.costing
         ]
         around = sum(kernel_weights(signature, sizes) for _, signature, sizes in present)
         total, doubt = self.constant_ms, 0.0

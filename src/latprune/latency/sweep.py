@@ -36,6 +36,8 @@ _REFERENCE = (0, 36)
 _LEAST_FIRST, _ROUND, _CANDIDATES = 24, 32, 4
 _CONSISTENT = 1.15
 _SHORT_MS = 0.004
+_LEAST_MS, _MOST_MS = 0.1, 60.0
+"""Predicted milliseconds of networks that may be chosen."""
 _MOST_FAILURES = 0.25
 
 
@@ -151,8 +153,11 @@ def _doubtful(predictor: KernelPredictor, seed: int, used: set[int], batch: int)
 
 
 def _doubt(predictor: KernelPredictor, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
-    """Mean width of the intervals of a network's kernels; kernels that are mostly noise count for less, however wide theirs are."""
-    found = []
+    """Mean width of the intervals of a network's kernels; kernels that are mostly noise count for less, however wide theirs are.
+
+    Networks that are all noise, or would take the time of many, are passed over: their doubt is 0.
+    """
+    found, total = [], 0.0
     kernels = [(kernel_signature(kernel), [axis.constant for axis in kernel.axes]) for kernel in _module_kernels(model, inputs)]
     around = sum(kernel_weights(signature, sizes) for signature, sizes in kernels)
     for signature, sizes in kernels:
@@ -162,8 +167,9 @@ def _doubt(predictor: KernelPredictor, model: nn.Module, inputs: tuple[torch.Ten
             continue
         features = kernel_features(signature, sizes, around)[None, :]
         ms = float(np.exp(family.logarithm(features)[0]))
+        total += ms
         found.append(min(1.0, float(family.error(features)[0])) * ms / (ms + _SHORT_MS))
-    return float(np.mean(found)) if found else 0.0
+    return float(np.mean(found)) if found and _LEAST_MS <= total <= _MOST_MS else 0.0
 
 
 def _module_kernels(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[Kernel]:
