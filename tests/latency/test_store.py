@@ -46,7 +46,7 @@ def test_round_trip(tmp_path: Path) -> None:
         assert found[0] == network(0)
         assert set(found[1].removed) == {"y", "z"}
         assert [item.fingerprint for item in store.networks()] == ["f", "f", "other"]
-        assert store.contexts() == [(CONTEXT, {"networks": 3, "structures": 2})]
+        assert store.contexts() == [(CONTEXT, {"networks": 3, "structures": 2, "sweep": 0})]
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,11 @@ from typing import Any, Self
 from latprune.errors import FileFormatError, InvalidArgumentError, LatpruneError
 from latprune.latency.target import Target
 
-__all__ = ["SCHEMA_VERSION", "ContextInfo", "KernelSample", "NetworkSample", "SamplesDigest", "Store", "default_store_path"]
+__all__ = ["SCHEMA_VERSION", "SWEEP", "ContextInfo", "KernelSample", "NetworkSample", "SamplesDigest", "Store", "default_store_path"]
 
 SCHEMA_VERSION = 4
+SWEEP = "sweep"
+"""Key in ``NetworkSample.extra`` of a random network that was measured for the predictor, and is nobody's model."""
 
 _SCHEMA = """
 CREATE TABLE context (
@@ -344,15 +346,19 @@ class Store:
             raise self._explain(error) from error
 
     def contexts(self) -> list[tuple[ContextInfo, dict[str, int]]]:
-        """Conditions in the store, each with its number of ``networks`` and ``structures``."""
+        """Conditions in the store, each with its number of ``networks`` and ``structures``, and of random networks (``sweep``)."""
         found = []
         for row in self._execute(
-            "SELECT c.engine, c.device, c.threads, c.batch, c.precision, c.version, c.machine, count(n.id), count(DISTINCT n.fingerprint)"
-            " FROM context c LEFT JOIN network n ON n.context = c.id GROUP BY c.id ORDER BY c.id",
-            (),
+            "SELECT c.engine, c.device, c.threads, c.batch, c.precision, c.version, c.machine,"
+            " count(n.id) FILTER (WHERE NOT n.swept), count(DISTINCT n.fingerprint) FILTER (WHERE NOT n.swept),"
+            " count(n.id) FILTER (WHERE n.swept) FROM context c"
+            " LEFT JOIN (SELECT id, context, fingerprint, instr(extra, ?) > 0 AS swept FROM network) n ON n.context = c.id"
+            " GROUP BY c.id ORDER BY c.id",
+            (f'"{SWEEP}": {{',),
         ):
             target = Target(engine=row[0], device=row[1], threads=row[2], batch=row[3], precision=row[4])
-            found.append((ContextInfo(target=target, version=row[5], machine=row[6]), {"networks": row[7], "structures": row[8]}))
+            counts = {"networks": row[7], "structures": row[8], "sweep": row[9]}
+            found.append((ContextInfo(target=target, version=row[5], machine=row[6]), counts))
         return found
 
     def remove(self, context: ContextInfo, fingerprint: str | None = None) -> int:
