@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,3 +261,60 @@ def test_command(results: Path, kit: Path, tmp_path: Path, capsys: pytest.Captur
     args = parser.parse_args([*base, "--results", str(results)])
     with pytest.raises(InvalidArgumentError, match="--plan"):
         args.run(args)
+
+
+class GpuSession:
+    """A session that says it runs on CUDA, and writes the profile that a build with or without CUDA profiling would."""
+
+    kernels: bool = True
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix, self.bound = prefix, 0
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="y")]
+
+    def io_binding(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            bind_ortvalue_input=lambda name, value: None, bind_output=lambda name, kind: None, synchronize_outputs=lambda: None
+        )
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.bound += 1
+
+    def end_profiling(self) -> str:
+        launch = {"cat": "Node", "name": "conv_kernel_time", "dur": 500.0, "args": {"op_name": "Conv"}}
+        kernels = [{"cat": "Kernel", "name": "sm90", "dur": 20.0}, {"cat": "Kernel", "name": "sm90", "dur": 5.0}]
+        Path(self.prefix).write_text(json.dumps([launch, *(kernels if self.kernels else [])] * self.bound))
+        return self.prefix
+
+
+def test_the_runner_reads_kernels_on_a_gpu_and_not_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit_runner, "open_session", lambda ort, data, plan, prefix: GpuSession(prefix))
+    ort = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=lambda array, kind, index: array))
+    found, ops = kit_runner.step_runs(ort, b"", {}, {"x": 0}, 10)
+    assert found == {"conv": [25.0] * 10} and ops == {"conv": "Conv"}
+    monkeypatch.setattr(GpuSession, "kernels", False)
+    with pytest.raises(SystemExit, match="without CUDA profiling"):
+        kit_runner.step_runs(ort, b"", {}, {"x": 0}, 10)
+
+
+def test_the_runner_does_not_fall_back_to_the_processor() -> None:
+    import onnxruntime
+
+    given: list[Any] = []
+
+    def session(data: bytes, options: Any, providers: list[Any]) -> SimpleNamespace:
+        given.extend(providers)
+        return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+
+    names = ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")
+    ort = SimpleNamespace(InferenceSession=session, **{name: getattr(onnxruntime, name) for name in names})
+    plan = {"target": {"threads": 1, "device": "cuda:0", "precision": "fp32"}}
+    with pytest.raises(SystemExit, match="could not start CUDAExecutionProvider"):
+        kit_runner.open_session(ort, b"", plan)
+    assert given == [("CUDAExecutionProvider", {"use_tf32": 0})]
+    assert kit_runner.machine("CPUExecutionProvider")
