@@ -217,6 +217,28 @@ def neighbours() -> str | None:
     return text + table(head, rows) + "\n\n`benchmarks/latency/neighbours.py`"
 
 
+def settling() -> str | None:
+    """The first runs after another network's turn."""
+    found = read("latency-settling")
+    if found is None:
+        return None
+    rows = [
+        [
+            row["model"],
+            ENGINES[row["engine"]],
+            percent(row["widths"], 0),
+            f"{row['settled_ms']:.2f} ms",
+            " ".join(f"{value:.2f}" for value in row["first_runs"]),
+        ]
+        for row in found["rows"]
+    ]
+    text = (
+        "## The first runs of a turn\n\nTime of each of the first runs after another network's turn, as a multiple of a settled run "
+        f"(medians). {machine(found)}.\n\n"
+    )
+    return text + table(["network", "engine", "widths", "settled", "first runs"], rows) + "\n\n`benchmarks/latency/settling.py`"
+
+
 def agreement() -> str | None:
     """A network against itself."""
     found = read("latency-aa")
@@ -377,6 +399,7 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     prediction,
     predictor,
     neighbours,
+    settling,
     agreement,
     solvers,
     zoo,

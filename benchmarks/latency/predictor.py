@@ -65,7 +65,7 @@ def main() -> None:
                 kernels, skipped = [], 0
                 for sample in networks[name]:
                     for kernel in sample.kernels:
-                        spent = max(kernel.ms - timer, 0.25 * kernel.ms) * level / sample.reference_ms
+                        spent = max(kernel.ms - timer * kernel.steps, 0.25 * kernel.ms) * level / sample.reference_ms
                         # Kernels of a few microseconds are below what a profile can tell apart.
                         if family_of(kernel.signature) not in predictor.forests or spent < 0.002:
                             skipped += 1

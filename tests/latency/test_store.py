@@ -228,7 +228,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         Store(path)
 
 
-@pytest.mark.parametrize(("schema", "extra"), [(1, {}), (2, {"scaling_governor": "performance"})])
+@pytest.mark.parametrize(("schema", "extra"), [(1, {}), (2, {"scaling_governor": "performance"}), (3, {"scaling_governor": "performance"})])
 def test_an_old_store_is_migrated(tmp_path: Path, schema: int, extra: dict[str, str]) -> None:
     path = tmp_path / "s.sqlite"
     shutil.copy(Path(__file__).parent / "data" / f"store-schema-{schema}.sqlite", path)
@@ -237,7 +237,7 @@ def test_an_old_store_is_migrated(tmp_path: Path, schema: int, extra: dict[str, 
         (found,) = store.networks()
         assert found.widths == {"a": 8, "b": 4}
         assert found.extra == extra
-        assert len(found.kernels) == 2
+        assert [kernel.steps for kernel in found.kernels] == [1, 1]
         store.keep_fit(CONTEXT, "f", "key", b"body")
         store.add(CONTEXT, [network(1)])
     with Store(path) as store:

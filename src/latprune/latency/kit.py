@@ -287,6 +287,7 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
                         signature=signatures[kernel.name],
                         sizes=tuple(axis.size(widths, entry["removed"]) for axis in kernel.axes),
                         ms=profiles[network.index].shares[kernel.name].ms,
+                        steps=profiles[network.index].shares[kernel.name].steps,
                     )
                     for kernel in kernels
                     if kernel.name in signatures and kernel.name in profiles[network.index].shares

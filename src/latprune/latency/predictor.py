@@ -217,7 +217,7 @@ def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, 
     for network in networks:
         speed = levels[network.fingerprint] / network.reference_ms
         for sample in network.kernels:
-            spent = max(sample.ms - timers[network.fingerprint], 0.25 * sample.ms, 3e-4) * speed
+            spent = max(sample.ms - timers[network.fingerprint] * sample.steps, 0.25 * sample.ms, 3e-4) * speed
             rows[family_of(sample.signature)].append((sample.signature, sample.sizes, spent))
     count = sum(len(samples) for samples in rows.values())
     if count < _FEWEST:

@@ -10,7 +10,7 @@ import numpy as np
 
 from latprune.latency.fitting import fit_tables
 from latprune.latency.neighbours import active_factor
-from latprune.latency.store import ContextInfo, KernelSample, NetworkSample
+from latprune.latency.store import ContextInfo, NetworkSample
 from latprune.latency.tables import LatencyTables, Residual, TableStats
 
 if TYPE_CHECKING:
@@ -104,10 +104,7 @@ def median_sample(samples: Sequence[NetworkSample]) -> NetworkSample:
     return dataclasses.replace(
         first,
         ms=float(np.median(wholes)) if wholes else None,
-        kernels=tuple(
-            KernelSample(kernel=kernel.kernel, signature=kernel.signature, sizes=kernel.sizes, ms=float(np.median(times[kernel.kernel])))
-            for kernel in first.kernels
-        ),
+        kernels=tuple(dataclasses.replace(kernel, ms=float(np.median(times[kernel.kernel]))) for kernel in first.kernels),
         runs=sum(sample.runs for sample in samples),
     )
 

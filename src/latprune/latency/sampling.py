@@ -17,7 +17,7 @@ from latprune.latency.design import DesignPoint, pick_units
 from latprune.latency.engines import CompiledNetwork, Engine
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
-from latprune.latency.protocol import timed_block, warm_up
+from latprune.latency.protocol import settle, timed_block, warm_up
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import KernelSample, NetworkSample
 from latprune.latency.target import Target
@@ -96,6 +96,7 @@ class NetworkSampler:
                     signature=self.signatures[name],
                     sizes=tuple(axis.size(widths, point.removed) for axis in axes[name]),
                     ms=share.ms,
+                    steps=share.steps,
                 )
                 for name, share in profile.shares.items()
                 if name in self.signatures
@@ -109,20 +110,19 @@ class NetworkSampler:
     def _time(self, network: CompiledNetwork, rounds: int = 6) -> tuple[float, float, float, int]:
         """(latency, reference's latency, spread, runs): medians over short rounds that alternate between the two."""
         expected = warm_up(network, max_seconds=1.0)
-        blocks = (
-            (self._reference, int(np.clip(round(8.0 / self._reference_ms), 2, 30))),
-            (network, int(np.clip(round(8.0 / max(expected, 1e-3)), 2, 30))),
-        )
+        turns = ((self._reference, self._reference_ms), (network, max(expected, 1e-3)))
         medians: tuple[list[float], list[float]] = ([], [])
+        runs = 0
         for _ in range(rounds):
-            for values, (held, count) in zip(medians, blocks, strict=True):
-                held.run()
-                values.append(float(np.median(timed_block(held, count)[0])))
+            for values, (held, ms) in zip(medians, turns, strict=True):
+                runs += settle(held, ms)
+                times, _ = timed_block(held, int(np.clip(round(8.0 / ms), 2, 30)))
+                runs += len(times)
+                values.append(float(np.median(times)))
         reference = np.asarray(medians[0])
         ratio = float(np.median(np.asarray(medians[1]) / reference))
         level = float(np.median(reference))
         quartiles = np.quantile(reference, [0.25, 0.75])
-        runs = rounds * (blocks[0][1] + blocks[1][1] + 2)
         self.runs += runs
         return ratio * level, level, float((quartiles[1] - quartiles[0]) / level), runs
 

@@ -19,7 +19,7 @@ from latprune.latency.target import Target
 
 __all__ = ["SCHEMA_VERSION", "ContextInfo", "KernelSample", "NetworkSample", "SamplesDigest", "Store", "default_store_path"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _SCHEMA = """
 CREATE TABLE context (
@@ -36,7 +36,7 @@ CREATE INDEX network_by_fingerprint ON network (context, fingerprint);
 CREATE TABLE signature (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
 CREATE TABLE sample (
     network INTEGER NOT NULL REFERENCES network(id) ON DELETE CASCADE, kernel TEXT NOT NULL, signature INTEGER NOT NULL REFERENCES
-    signature(id), sizes TEXT NOT NULL, ms REAL NOT NULL, PRIMARY KEY (network, kernel)
+    signature(id), sizes TEXT NOT NULL, ms REAL NOT NULL, steps INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (network, kernel)
 ) WITHOUT ROWID;
 CREATE INDEX sample_by_signature ON sample (signature);
 CREATE TABLE fit (
@@ -49,6 +49,7 @@ _MIGRATIONS = {
     1: "ALTER TABLE network ADD COLUMN extra TEXT NOT NULL DEFAULT '{}'",
     2: "CREATE TABLE fit (context INTEGER NOT NULL REFERENCES context(id), fingerprint TEXT NOT NULL, key TEXT NOT NULL,"
     " body BLOB NOT NULL, PRIMARY KEY (context, fingerprint))",
+    3: "ALTER TABLE sample ADD COLUMN steps INTEGER NOT NULL DEFAULT 1",
 }
 """Schema version -> statements that lead to the next one."""
 
@@ -77,12 +78,14 @@ class KernelSample:
         signature: Its signature (``kernel_signature``).
         sizes: Axis sizes it ran at.
         ms: Time of one execution in milliseconds, as the engine's profile has it.
+        steps: How many steps of the profile that is: its own, and those that go with it (a change of layout).
     """
 
     kernel: str
     signature: str
     sizes: tuple[int, ...]
     ms: float
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,9 +291,9 @@ class Store:
                 found = self._connection.execute("SELECT id FROM signature WHERE body=?", (sample.signature,)).fetchone()
                 signatures[sample.signature] = int(found[0])
         self._connection.executemany(
-            "INSERT INTO sample (network, kernel, signature, sizes, ms) VALUES (?,?,?,?,?)",
+            "INSERT INTO sample (network, kernel, signature, sizes, ms, steps) VALUES (?,?,?,?,?,?)",
             [
-                (cursor.lastrowid, sample.kernel, signatures[sample.signature], ",".join(map(str, sample.sizes)), sample.ms)
+                (cursor.lastrowid, sample.kernel, signatures[sample.signature], ",".join(map(str, sample.sizes)), sample.ms, sample.steps)
                 for sample in network.kernels
             ],
         )
@@ -305,11 +308,11 @@ class Store:
         for start in range(0, len(ids), 500):
             part = ids[start : start + 500]
             marks = ",".join("?" * len(part))
-            samples += self._execute(f"SELECT network, kernel, signature, sizes, ms FROM sample WHERE network IN ({marks})", part)
+            samples += self._execute(f"SELECT network, kernel, signature, sizes, ms, steps FROM sample WHERE network IN ({marks})", part)
         try:
             for row in samples:
                 sizes = tuple(int(size) for size in row[3].split(",")) if row[3] else ()
-                kernels[row[0]].append(KernelSample(kernel=row[1], signature=bodies[row[2]], sizes=sizes, ms=row[4]))
+                kernels[row[0]].append(KernelSample(kernel=row[1], signature=bodies[row[2]], sizes=sizes, ms=row[4], steps=row[5]))
             return [_network(row, tuple(kernels[row[0]])) for row in rows]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"store {self.path} is damaged ({error}); move it away and measure again, or restore a copy") from error
