@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -162,6 +163,20 @@ def test_the_runner_times_a_network_again_where_its_times_disagree(
     assert found["ms"] == pytest.approx(2.0 * expected) and found["reference_ms"] == 2.0
     # The profile beside the last time counts.
     assert found["steps"][0]["ms"] == pytest.approx(0.1 * (looks - 1))
+
+
+def test_the_runner_lets_a_network_settle_in_its_turn() -> None:
+    """As the protocol does: what its results are compared with was timed so."""
+    assert [kit_runner.settling(ms) for ms in (0.4, 5.0, 12.0, 80.0)] == [6, 5, 2, 1]
+    turns: list[str] = []
+
+    def run(name: str) -> Callable[[], None]:
+        return lambda: turns.append(name)
+
+    found = kit_runner.look(run("dense"), run("pruned"))
+    assert found["runs"] == 6 * 2 * (6 + 30)
+    assert turns[:4] == ["dense"] * 4 and turns[4:10] == ["pruned"] * 6
+    assert "".join(name[0] for name in turns[10:]) == ("d" * 36 + "p" * 36) * 6
 
 
 def test_the_runner_takes_a_profile_again_whose_halves_disagree(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,9 +95,15 @@ def runner(ort: Any, session: Any, feed: dict[str, Any]) -> Callable[[], Any]:
     return lambda: (session.run_with_iobinding(binding), binding.synchronize_outputs())
 
 
-def times(run: Callable[[], Any], count: int) -> list[float]:
-    """Milliseconds of ``count`` runs after one that is not counted."""
-    run()
+def settling(expected: float) -> int:
+    """Runs that a network needs to have the caches back after another one's turn: six, fewer where they would take more than 25 ms."""
+    return max(1, min(6, round(25.0 / max(expected, 1e-3))))
+
+
+def times(run: Callable[[], Any], count: int, before: int = 1) -> list[float]:
+    """Milliseconds of ``count`` runs after ``before`` that are not counted."""
+    for _ in range(before):
+        run()
     found = []
     for _ in range(count):
         start = time.perf_counter()
@@ -108,14 +114,16 @@ def times(run: Callable[[], Any], count: int) -> list[float]:
 
 def look(reference: Callable[[], Any], network: Callable[[], Any]) -> dict[str, Any]:
     """The network's milliseconds beside the dense network's: medians of six rounds that alternate between the two."""
-    one = median(times(network, 5))
-    whole = median(times(reference, 3))
-    counts = [max(2, min(30, round(8.0 / max(value, 1e-3)))) for value in (whole, one)]
-    rounds = [(median(times(reference, counts[0])), median(times(network, counts[1]))) for _ in range(6)]
+    turns = []
+    for run, first in ((reference, 3), (network, 5)):
+        expected = median(times(run, first))
+        turns.append((run, max(2, min(30, round(8.0 / max(expected, 1e-3)))), settling(expected)))
+    rounds = [tuple(median(times(run, count, before)) for run, count, before in turns) for _ in range(6)]
     level = median([pair[0] for pair in rounds])
     ordered = sorted(pair[0] for pair in rounds)
     ratio = median([pair[1] / pair[0] for pair in rounds])
-    return {"ratio": ratio, "level": level, "spread": (ordered[4] - ordered[1]) / level, "runs": 6 * sum(counts)}
+    runs = 6 * sum(count + before for _, count, before in turns)
+    return {"ratio": ratio, "level": level, "spread": (ordered[4] - ordered[1]) / level, "runs": runs}
 
 
 def closest(ratios: list[float]) -> float:
