@@ -35,6 +35,7 @@ from latprune.latency import (
     Residual,
     Store,
     Target,
+    available_engines,
     build_tables,
     get_engine,
     machine_name,
@@ -126,8 +127,8 @@ def measured_ratios(
     return ratios
 
 
-def run(name: str, engine: str, count: int, store: Store, seed: int, max_seconds: float) -> dict[str, Any]:
-    (model, x), target = build(name), Target(engine=engine)
+def run(name: str, target: Target, count: int, store: Store, seed: int, max_seconds: float) -> dict[str, Any]:
+    model, x = build(name)
     graph = trace(model, x)
     tables = build_tables(model, graph, x, target, store=store)
     known = with_repeats(store.networks(target_context(target), tables.fingerprint))
@@ -136,7 +137,8 @@ def run(name: str, engine: str, count: int, store: Store, seed: int, max_seconds
     random = np.random.default_rng(seed)
     row: dict[str, Any] = {
         "model": name,
-        "engine": engine,
+        "engine": target.engine,
+        "device": target.device,
         "engine_version": tables.version,
         "dense_ms": tables.dense_ms,
         "tables": dataclasses.asdict(tables.stats),
@@ -160,10 +162,24 @@ def run(name: str, engine: str, count: int, store: Store, seed: int, max_seconds
     return row
 
 
+HEAD = f"{'model':13} {'engine':13} {'networks':8} {'predicted by':13} {'mean':>7} {'bias':>7} {'p95':>7} {'within 8 %':>10}"
+
+
+def show(row: Mapping[str, Any]) -> None:
+    for kind in ("random", "solver"):
+        for key, found in row[kind].items():
+            print(
+                f"{row['model']:13} {row['engine']:13} {kind:8} {key:13} {found['mean_absolute']:>7.1%} {found['bias']:>+7.1%} "
+                f"{found['p95']:>7.1%} {found['within_8']:>10.0%}",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet56", "mobilenet_v2", "resnet50"], choices=list(MODELS))
-    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"])
+    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"], choices=sorted(available_engines()))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--networks", type=int, default=50, help="networks of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds that one network may be timed for")
@@ -174,21 +190,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if args.output and args.output.exists():
         rows = json.loads(args.output.read_text())["rows"]
-    print(f"{'model':13} {'engine':12} {'networks':8} {'predicted by':13} {'mean':>7} {'bias':>7} {'p95':>7} {'within 8 %':>10}")
+    print(HEAD)
     for name in args.models:
         for engine in args.engines:
             start = time.perf_counter()
             with Store(args.store or ":memory:") as store:
-                row = run(name, engine, args.networks, store, args.seed, args.seconds)
+                row = run(name, Target(engine=engine, device=args.device), args.networks, store, args.seed, args.seconds)
             row["seconds"] = time.perf_counter() - start
             rows = [other for other in rows if (other["model"], other["engine"]) != (name, engine)] + [row]
-            for kind in ("random", "solver"):
-                for key, found in row[kind].items():
-                    print(
-                        f"{name:13} {engine:12} {kind:8} {key:13} {found['mean_absolute']:>7.1%} {found['bias']:>+7.1%} "
-                        f"{found['p95']:>7.1%} {found['within_8']:>10.0%}",
-                        flush=True,
-                    )
+            show(row)
             if args.output:
                 args.output.parent.mkdir(exist_ok=True)
                 args.output.write_text(

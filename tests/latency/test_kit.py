@@ -5,7 +5,9 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,6 +155,7 @@ def test_the_runner_times_a_network_again_where_its_times_disagree(
         return [{"name": "c", "op": "Conv", "ms": 0.1 * len(profiles)}], True
 
     monkeypatch.setattr(kit_runner, "open_session", lambda *args: None)
+    monkeypatch.setattr(kit_runner, "runner", lambda *args: None)
     monkeypatch.setattr(kit_runner, "look", lambda *args: look(next(coming)))
     monkeypatch.setattr(kit_runner, "profile", profile)
     found = kit_runner.measured(None, b"", {}, {}, None)
@@ -160,6 +163,20 @@ def test_the_runner_times_a_network_again_where_its_times_disagree(
     assert found["ms"] == pytest.approx(2.0 * expected) and found["reference_ms"] == 2.0
     # The profile beside the last time counts.
     assert found["steps"][0]["ms"] == pytest.approx(0.1 * (looks - 1))
+
+
+def test_the_runner_lets_a_network_settle_in_its_turn() -> None:
+    """As the protocol does: what its results are compared with was timed so."""
+    assert [kit_runner.settling(ms) for ms in (0.4, 5.0, 12.0, 80.0)] == [6, 5, 2, 1]
+    turns: list[str] = []
+
+    def run(name: str) -> Callable[[], None]:
+        return lambda: turns.append(name)
+
+    found = kit_runner.look(run("dense"), run("pruned"))
+    assert found["runs"] == 6 * 2 * (6 + 30)
+    assert turns[:4] == ["dense"] * 4 and turns[4:10] == ["pruned"] * 6
+    assert "".join(name[0] for name in turns[10:]) == ("d" * 36 + "p" * 36) * 6
 
 
 def test_the_runner_takes_a_profile_again_whose_halves_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +207,11 @@ def test_a_second_kit_measures_again_what_is_far_off(
         assert args.run(args) == 0
         return capsys.readouterr().out
 
-    # Four networks cannot say what is far off.
+    # Four networks cannot say what is far off, and none of them is doubtful by itself, however busy this machine was.
+    calm = json.loads(results.read_text())
+    calm["networks"] = [{**item, "steady": True} for item in calm["networks"]]
+    results = tmp_path / "r1.json"
+    results.write_text(json.dumps(calm))
     assert "no second kit" in run("--plan", str(kit), "--results", str(results), "--again", str(second))
     assert not second.exists()
     seen: list[int] = []
@@ -200,7 +221,7 @@ def test_a_second_kit_measures_again_what_is_far_off(
         return [samples[2]]
 
     monkeypatch.setattr(kit_module, "due_again", due)
-    assert "1 networks are far off" in run("--plan", str(kit), "--results", str(results), "--again", str(second))
+    assert "1 networks to measure again" in run("--plan", str(kit), "--results", str(results), "--again", str(second))
     with zipfile.ZipFile(second) as file:
         file.extract("run.py", tmp_path)
     done = subprocess.run([sys.executable, "run.py", str(second), "r2.json"], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -259,3 +280,60 @@ def test_command(results: Path, kit: Path, tmp_path: Path, capsys: pytest.Captur
     args = parser.parse_args([*base, "--results", str(results)])
     with pytest.raises(InvalidArgumentError, match="--plan"):
         args.run(args)
+
+
+class GpuSession:
+    """A session that says it runs on CUDA, and writes the profile that a build with or without CUDA profiling would."""
+
+    kernels: bool = True
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix, self.bound = prefix, 0
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="y")]
+
+    def io_binding(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            bind_ortvalue_input=lambda name, value: None, bind_output=lambda name, kind: None, synchronize_outputs=lambda: None
+        )
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.bound += 1
+
+    def end_profiling(self) -> str:
+        launch = {"cat": "Node", "name": "conv_kernel_time", "dur": 500.0, "args": {"op_name": "Conv"}}
+        kernels = [{"cat": "Kernel", "name": "sm90", "dur": 20.0}, {"cat": "Kernel", "name": "sm90", "dur": 5.0}]
+        Path(self.prefix).write_text(json.dumps([launch, *(kernels if self.kernels else [])] * self.bound))
+        return self.prefix
+
+
+def test_the_runner_reads_kernels_on_a_gpu_and_not_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit_runner, "open_session", lambda ort, data, plan, prefix: GpuSession(prefix))
+    ort = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=lambda array, kind, index: array))
+    found, ops = kit_runner.step_runs(ort, b"", {}, {"x": 0}, 10)
+    assert found == {"conv": [25.0] * 10} and ops == {"conv": "Conv"}
+    monkeypatch.setattr(GpuSession, "kernels", False)
+    with pytest.raises(SystemExit, match="without CUDA profiling"):
+        kit_runner.step_runs(ort, b"", {}, {"x": 0}, 10)
+
+
+def test_the_runner_does_not_fall_back_to_the_processor() -> None:
+    import onnxruntime
+
+    given: list[Any] = []
+
+    def session(data: bytes, options: Any, providers: list[Any]) -> SimpleNamespace:
+        given.extend(providers)
+        return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+
+    names = ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")
+    ort = SimpleNamespace(InferenceSession=session, **{name: getattr(onnxruntime, name) for name in names})
+    plan = {"target": {"threads": 1, "device": "cuda:0", "precision": "fp32"}}
+    with pytest.raises(SystemExit, match="could not start CUDAExecutionProvider"):
+        kit_runner.open_session(ort, b"", plan)
+    assert given == [("CUDAExecutionProvider", {"use_tf32": 0})]
+    assert kit_runner.machine("CPUExecutionProvider")

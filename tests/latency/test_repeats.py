@@ -100,6 +100,13 @@ def test_what_is_due_again_is_told_from_the_samples_alone() -> None:
     assert len(with_repeats(stored)) == 32
 
 
+def test_what_a_device_doubts_itself_is_due_again() -> None:
+    known = samples(MadeUpMachine(3, interrupted=0.0), 6)
+    doubted = [dataclasses.replace(sample, extra={"steady": index != 4}) for index, sample in enumerate(known)]
+    assert due_again(GRAPH, CONTEXT, doubted) == [doubted[4]]
+    assert due_again(GRAPH, CONTEXT, [*doubted, as_repeat(known[4], doubted[4])]) == []
+
+
 def test_where_many_are_far_off_a_quarter_is_due_at_most() -> None:
     known = samples(MadeUpMachine(3, interrupted=0.0), 32)
     odd = [interrupted(sample, None, 3.0) if index % 3 == 0 else sample for index, sample in enumerate(known)]

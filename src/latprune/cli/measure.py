@@ -56,9 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     kit = parser.add_argument_group("another device", "one that runs neither PyTorch nor latprune")
     kit.add_argument("--plan", metavar="KIT.zip", help="write the networks and a one-file runner instead of measuring")
     kit.add_argument("--results", metavar="FILE", help="add what the runner of --plan wrote to the store instead of measuring")
-    kit.add_argument(
-        "--again", metavar="KIT.zip", help="with --results: write a second kit of the networks that are far off, to measure them again"
-    )
+    kit.add_argument("--again", metavar="KIT.zip", help="with --results: write a second kit, of the networks that are far off or doubtful")
     parser.set_defaults(run=run)
 
 
@@ -158,9 +156,9 @@ def _kit(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, targ
             if args.again:
                 count = write_kit_again(args.again, store, args.plan, args.results, model, graph, inputs)
                 if count:
-                    print(f"{count} networks are far off; {args.again} measures them again: python run.py {args.again} results2.json")
+                    print(f"{count} networks to measure again are in {args.again}; on the device: python run.py {args.again} results2.json")
                 else:
-                    print("no network is far off: there is nothing to measure again, and no second kit")
+                    print("no network is far off or doubtful: there is nothing to measure again, and no second kit")
         return 0
     identity = write_kit(args.plan, model, graph, inputs, target, networks=args.max_networks, seed=args.seed)
     print(f"kit {identity} written to {args.plan}; on the device: unzip it and run python run.py {args.plan} results.json")

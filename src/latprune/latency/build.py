@@ -15,7 +15,6 @@ from latprune.latency.design import DesignPoint, design_points
 from latprune.latency.engines import get_engine
 from latprune.latency.fit_cache import KeptFit, keep_fit, kept_fit
 from latprune.latency.fitting import fit_tables, predicted_and_measured
-from latprune.latency.machine import machine_name
 from latprune.latency.repeats import REPEATS, agree, as_repeat, far_off, median_sample, with_repeats
 from latprune.latency.sampling import NetworkSampler
 from latprune.latency.signature import network_fingerprint
@@ -48,7 +47,8 @@ class TableProgress:
 
 def target_context(target: Target) -> ContextInfo:
     """The conditions of measurements made here and now on ``target``."""
-    return ContextInfo(target=target, version=get_engine(target.engine).version(), machine=machine_name())
+    engine = get_engine(target.engine)
+    return ContextInfo(target=target, version=engine.version(), machine=engine.machine(target))
 
 
 def build_tables(

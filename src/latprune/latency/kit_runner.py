@@ -12,29 +12,40 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+ON_CUDA = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
 TRIES = 3
 # A network's two times, and the two halves of its profile, must agree this well.
 WHOLE_DRIFT, STEP_DRIFT = 0.04, 1.15
 
 
-def machine() -> str:
-    """The processor's name."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            fields = dict(_pair(line) for line in file if ":" in line)
-        name = fields.get("model name") or fields.get("Hardware")
-        if name:
-            return name
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def machine(provider: str) -> str:
+    """The processor's name, or the board's, and before it the GPU's where the provider uses one."""
+    name = ""
+    for path, key in (("/proc/cpuinfo", "model name"), ("/proc/device-tree/model", ""), ("/proc/cpuinfo", "Hardware")):
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        except OSError:
+            continue
+        name = name or (dict(_pair(line) for line in text.splitlines() if ":" in line).get(key, "") if key else text.strip("\0 \n"))
+    name = name or platform.processor() or platform.machine()
+    if provider in ON_CUDA:
+        try:
+            command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+            gpus = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\n")
+            name = f"{gpus[0].strip()}, {name}"
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return name
 
 
 def _pair(line: str) -> tuple[str, str]:
@@ -56,7 +67,13 @@ def open_session(ort: Any, data: bytes, plan: dict[str, Any], prefix: str | None
         options.enable_profiling = True
         options.profile_file_prefix = prefix
     device = target["device"].split(":")[0]
-    return ort.InferenceSession(data, options, providers=[PROVIDERS.get(device.lower(), device)])
+    provider = PROVIDERS.get(device.lower(), device)
+    # Left to itself, CUDA multiplies fp32 in TF32.
+    settings = {"use_tf32": int(target["precision"] == "tf32")} if provider == PROVIDERS["cuda"] else {}
+    session = ort.InferenceSession(data, options, providers=[(provider, settings)])
+    if provider not in session.get_providers():
+        sys.exit(f"onnxruntime could not start {provider} here; it would run on {session.get_providers()[0]}")
+    return session
 
 
 def median(values: list[float]) -> float:
@@ -66,27 +83,47 @@ def median(values: list[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def times(session: Any, feed: dict[str, Any], count: int) -> list[float]:
-    """Milliseconds of ``count`` runs after one that is not counted."""
-    session.run(None, feed)
+def runner(ort: Any, session: Any, feed: dict[str, Any]) -> Callable[[], Any]:
+    """One inference; on CUDA with inputs that lie on the device and outputs that stay there."""
+    if session.get_providers()[0] not in ON_CUDA:
+        return lambda: session.run(None, feed)
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda")
+    return lambda: (session.run_with_iobinding(binding), binding.synchronize_outputs())
+
+
+def settling(expected: float) -> int:
+    """Runs that a network needs to have the caches back after another one's turn: six, fewer where they would take more than 25 ms."""
+    return max(1, min(6, round(25.0 / max(expected, 1e-3))))
+
+
+def times(run: Callable[[], Any], count: int, before: int = 1) -> list[float]:
+    """Milliseconds of ``count`` runs after ``before`` that are not counted."""
+    for _ in range(before):
+        run()
     found = []
     for _ in range(count):
         start = time.perf_counter()
-        session.run(None, feed)
+        run()
         found.append((time.perf_counter() - start) * 1e3)
     return found
 
 
-def look(reference: Any, session: Any, feed: dict[str, Any]) -> dict[str, Any]:
+def look(reference: Callable[[], Any], network: Callable[[], Any]) -> dict[str, Any]:
     """The network's milliseconds beside the dense network's: medians of six rounds that alternate between the two."""
-    one = median(times(session, feed, 5))
-    whole = median(times(reference, feed, 3))
-    counts = [max(2, min(30, round(8.0 / max(value, 1e-3)))) for value in (whole, one)]
-    rounds = [(median(times(reference, feed, counts[0])), median(times(session, feed, counts[1]))) for _ in range(6)]
+    turns = []
+    for run, first in ((reference, 3), (network, 5)):
+        expected = median(times(run, first))
+        turns.append((run, max(2, min(30, round(8.0 / max(expected, 1e-3)))), settling(expected)))
+    rounds = [tuple(median(times(run, count, before)) for run, count, before in turns) for _ in range(6)]
     level = median([pair[0] for pair in rounds])
     ordered = sorted(pair[0] for pair in rounds)
     ratio = median([pair[1] / pair[0] for pair in rounds])
-    return {"ratio": ratio, "level": level, "spread": (ordered[4] - ordered[1]) / level, "runs": 6 * sum(counts)}
+    runs = 6 * sum(count + before for _, count, before in turns)
+    return {"ratio": ratio, "level": level, "spread": (ordered[4] - ordered[1]) / level, "runs": runs}
 
 
 def closest(ratios: list[float]) -> float:
@@ -100,18 +137,27 @@ def step_runs(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any],
     warm = 3
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(ort, data, plan, os.path.join(folder, "p"))
+        run = runner(ort, session, feed)
         for _ in range(warm + runs):
-            session.run(None, feed)
+            run()
         with open(session.end_profiling(), encoding="utf-8") as file:
             events = json.load(file)
     durations: dict[str, list[float]] = {}
     ops: dict[str, str] = {}
+    on_device = session.get_providers()[0] in ON_CUDA
+    if on_device and not any(event.get("cat") == "Kernel" for event in events):
+        sys.exit("this onnxruntime was built without CUDA profiling: it cannot say what a step takes on the device")
+    last: list[float] = []
     for event in events:
         name = event.get("name", "")
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
             step = name[: -len("_kernel_time")]
-            durations.setdefault(step, []).append(float(event["dur"]))
+            last = durations.setdefault(step, [])
+            last.append(0.0 if on_device else float(event["dur"]))
             ops[step] = str(event.get("args", {}).get("op_name", ""))
+        elif on_device and event.get("cat") == "Kernel" and last:
+            # The device's kernels follow the step that launched them.
+            last[-1] += float(event["dur"])
     found = {}
     for step, values in durations.items():
         per_run = len(values) // (warm + runs)
@@ -145,14 +191,14 @@ def profile(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], r
     return steps, steady
 
 
-def measured(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], reference: Any) -> dict[str, Any]:
+def measured(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], reference: Callable[[], Any]) -> dict[str, Any]:
     """One network: its time before and after its profile, and both again where the times do not agree."""
-    session = open_session(ort, data, plan)
-    looks = [look(reference, session, feed)]
+    network = runner(ort, open_session(ort, data, plan), feed)
+    looks = [look(reference, network)]
     expected = looks[0]["ratio"] * looks[0]["level"]
     while len(looks) < TRIES and (len(looks) == 1 or closest([item["ratio"] for item in looks]) > WHOLE_DRIFT):
         steps, steady = profile(ort, data, plan, feed, max(15, min(120, round(250.0 / max(expected, 1e-3)))))
-        looks.append(look(reference, session, feed))
+        looks.append(look(reference, network))
     level = median([item["level"] for item in looks])
     return {
         "ms": level * median([item["ratio"] for item in looks]),
@@ -192,7 +238,7 @@ def main() -> int:
             "version": 2,
             "kit": plan["kit"],
             "engine_version": ort.__version__,
-            "machine": machine(),
+            "machine": machine(reference.get_providers()[0]),
             "provider": reference.get_providers()[0],
             "networks": [],
         }
@@ -202,12 +248,13 @@ def main() -> int:
             if before.get("kit") == plan["kit"]:
                 results["networks"] = before["networks"]
         done = {network["index"] for network in results["networks"]}
-        times(reference, feed, 5)
+        run = runner(ort, reference, feed)
+        times(run, 5)
         for index in range(len(plan["networks"])):
             if index in done:
                 continue
             data = kit.read(f"models/{index}.onnx")
-            results["networks"].append({"index": index, **measured(ort, data, plan, feed, reference)})
+            results["networks"].append({"index": index, **measured(ort, data, plan, feed, run)})
             with open(sys.argv[2] + ".part", "w", encoding="utf-8") as file:
                 json.dump(results, file)
             os.replace(sys.argv[2] + ".part", sys.argv[2])

@@ -117,20 +117,27 @@ def with_repeats(samples: Sequence[NetworkSample]) -> list[NetworkSample]:
 def due_again(graph: ModelGraph, context: ContextInfo, samples: Sequence[NetworkSample]) -> list[NetworkSample]:
     """Which of the stored ``samples`` of one context and structure should be measured again, the farthest off first.
 
-    Those are the ones that the tables of all the samples cannot explain, at most one in four, and the ones that were measured again and
-    said something else: until two measurements agree, or there were two repetitions. It is for measurements made where no tables are at
-    hand (a rack of devices, a kit); ``build_tables`` looks after each batch. Fewer than 24 networks say nothing.
+    Those are the ones that the tables of all the samples cannot explain, at most one in four (fewer than 24 networks say nothing), the ones
+    whose own times did not agree (``extra["steady"]``), and the ones that were measured again and said something else: until two
+    measurements agree, or there were two repetitions. It is for measurements made where no tables are at hand (a rack of devices, a kit);
+    ``build_tables`` looks after each batch.
     """
     groups = _by_network(samples)
-    if len(groups) < _LEAST:
-        return []
+    due = _unexplained(graph, context, groups) if len(groups) >= _LEAST else []
+    for index, group in enumerate(groups):
+        doubtful = group[0].extra.get("steady") is False if len(group) == 1 else len(group) <= REPEATS and not _settled(group)
+        if doubtful and index not in due:
+            due.append(index)
+    return [groups[index][0] for index in due]
+
+
+def _unexplained(graph: ModelGraph, context: ContextInfo, groups: Sequence[Sequence[NetworkSample]]) -> list[int]:
+    """Networks measured once that are far off the tables of all."""
     merged = [median_sample(group) for group in groups]
     tables = fit_tables(
         merged, list(graph.kernels.values()), list(graph.groups.values()), context, residual=Residual.of([], []), stats=TableStats()
     )
-    suspects = [index for index in far_off(tables, merged) if len(groups[index]) == 1][: max(1, len(groups) // _ONE_IN)]
-    unsure = [index for index, group in enumerate(groups) if 1 < len(group) <= REPEATS and not _settled(group)]
-    return [groups[index][0] for index in [*suspects, *unsure]]
+    return [index for index in far_off(tables, merged) if len(groups[index]) == 1][: max(1, len(groups) // _ONE_IN)]
 
 
 def _settled(group: Sequence[NetworkSample]) -> bool:
