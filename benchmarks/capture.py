@@ -92,12 +92,14 @@ def exported(model: nn.Module, x: Any) -> Callable[[], Any]:
 
 
 def peer_rows(repeats: int) -> Iterator[Row]:
-    """Both tools on the same network in the same process."""
+    """Both tools on the same network in the same process, with small images and with those that the network is meant for."""
     for name in PEER:
-        model, x = create(name)
+        model, small = create(name)
         model.eval()
-        found = in_turns({"latprune": ours(model, x), "torch_pruning": peer(copy.deepcopy(model), x)}, repeats)
-        yield {"section": "peer", "network": name} | flat(found)
+        for x in (small, torch.randn(1, 3, 224, 224)):
+            if x.shape != small.shape or x is small:
+                found = in_turns({"latprune": ours(model, x), "torch_pruning": peer(copy.deepcopy(model), x)}, repeats)
+                yield {"section": "peer", "network": f"{name}, {x.shape[-1]}x{x.shape[-1]}"} | flat(found)
 
 
 def export_rows(repeats: int) -> Iterator[Row]:

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from models import build
 
-from latprune.latency import Measurement, Target, get_engine, machine_name, measure
-from latprune.zoo import cifar_resnet
+from latprune.latency import Measurement, Target, available_engines, get_engine, machine_name, measure
 
 
 def burn(stop: Any) -> None:
@@ -33,10 +33,10 @@ def burn(stop: Any) -> None:
         data /= np.abs(data).max()
 
 
-def run(engine: str, repeats: int, load: int, max_seconds: float) -> Iterator[dict[str, Any]]:
+def run(target: Target, repeats: int, load: int, max_seconds: float, name: str = "resnet56") -> Iterator[dict[str, Any]]:
     """One row per engine, again after each repeat."""
-    model, x = cifar_resnet(depth=56).eval(), torch.randn(1, 3, 32, 32)
-    target = Target(engine=engine)
+    model, x = build(name)
+    engine = get_engine(target.engine)
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     burners = [context.Process(target=burn, args=(stop,), daemon=True) for _ in range(load)]
@@ -46,10 +46,10 @@ def run(engine: str, repeats: int, load: int, max_seconds: float) -> Iterator[di
     found: list[Measurement] = []
     start = time.perf_counter()
     try:
-        with get_engine(engine).compile(model, x, target) as first, get_engine(engine).compile(model, x, target) as second:
+        with engine.compile(model, x, target) as first, engine.compile(model, x, target) as second:
             for repeat in range(repeats):
                 found.append(measure({"a": first, "b": second}, reference="a", seed=repeat, max_seconds=max_seconds)["b"])
-                yield summary(engine, found, load, max_seconds, time.perf_counter() - start)
+                yield summary(target, found, load, max_seconds, time.perf_counter() - start)
     finally:
         stop.set()
         for burner in burners:
@@ -58,11 +58,12 @@ def run(engine: str, repeats: int, load: int, max_seconds: float) -> Iterator[di
                 burner.terminate()
 
 
-def summary(engine: str, found: list[Measurement], load: int, max_seconds: float, seconds: float) -> dict[str, Any]:
+def summary(target: Target, found: list[Measurement], load: int, max_seconds: float, seconds: float) -> dict[str, Any]:
     ratios = np.asarray([item.ratio for item in found], dtype=np.float64)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return {
-        "engine": engine,
+        "engine": target.engine,
+        "device": target.device,
         "repeats": len(found),
         "busy_processes": load,
         "load_average": os.getloadavg()[0],
@@ -78,9 +79,21 @@ def summary(engine: str, found: list[Measurement], load: int, max_seconds: float
     }
 
 
+HEAD = f"{'engine':13} {'95 % band of the ratio':24} {'within 2 %':>10} {'hold 1':>8} {'s each':>7}"
+
+
+def show(row: dict[str, Any]) -> None:
+    band = f"[{row['band_low']:.4f}, {row['band_high']:.4f}]"
+    print(
+        f"{row['engine']:13} {band:24} {row['within_2_percent']:>10.0%} {row['intervals_that_hold_1']:>8.0%} {row['seconds_each']:>7.1f}",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"])
+    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"], choices=sorted(available_engines()))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--load", type=int, default=1, help="busy processes beside the measurement")
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds that one measurement may take")
@@ -90,19 +103,14 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     if args.output and args.output.exists():
         rows = {row["engine"]: row for row in json.loads(args.output.read_text())["rows"]}
-    print(f"{'engine':12} {'95 % band of the ratio':24} {'within 2 %':>10} {'hold 1':>8} {'s each':>7}")
+    print(HEAD)
     for engine in args.engines:
-        for row in run(engine, args.repeats, args.load, args.seconds):
+        for row in run(Target(engine=engine, device=args.device), args.repeats, args.load, args.seconds):
             rows[engine] = row
             if args.output:
                 document = {"benchmark": "latency-aa", "machine": machine_name(), "rows": list(rows.values())}
                 args.output.write_text(json.dumps(document, indent=1) + "\n")
-        row = rows[engine]
-        band = f"[{row['band_low']:.4f}, {row['band_high']:.4f}]"
-        print(
-            f"{engine:12} {band:24} {row['within_2_percent']:>10.0%} {row['intervals_that_hold_1']:>8.0%} {row['seconds_each']:>7.1f}",
-            flush=True,
-        )
+        show(rows[engine])
 
 
 if __name__ == "__main__":

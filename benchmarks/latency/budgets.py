@@ -21,7 +21,7 @@ from models import MODELS, build
 import latprune
 from latprune.errors import LatpruneError
 from latprune.importance import MagnitudeConfig
-from latprune.latency import LatencyTables, Store, Target, build_tables, machine_name
+from latprune.latency import LatencyTables, Store, Target, available_engines, build_tables, machine_name
 
 Row = dict[str, Any]
 
@@ -29,7 +29,8 @@ Row = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet50", "mobilenet_v2", "resnet56"], choices=list(MODELS))
-    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"])
+    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"], choices=sorted(available_engines()))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--budgets", default="80%,70%,60%,50%,40%,30%,20%")
     parser.add_argument("--store", type=Path, default=Path("runs/latency.sqlite"))
     parser.add_argument("--records", type=Path, default=Path("runs/budgets"), help="folder for the record of each result")
@@ -38,14 +39,11 @@ def main() -> None:
     torch.set_num_threads(1)
     args.store.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
-    print(
-        f"{'model':13} {'engine':12} {'budget':>6} {'predicted':>10} {'measured':>10} {'error':>7} | {'delivered':>10} {'of dense':>8} "
-        f"{'95 % interval':>18} {'of budget':>9} {'blocks':>6} {'tried':>5}"
-    )
+    print(HEAD)
     with Store(args.store) as store:
         for name in args.models:
             for engine in args.engines:
-                target = Target(engine=engine, threads=1, batch=1)
+                target = Target(engine=engine, device=args.device, threads=1, batch=1)
                 model, x = build(name)
                 tables = build_tables(model, latprune.trace(model, x), x, target, store=store)
                 for budget in args.budgets.split(","):
@@ -60,6 +58,7 @@ def deliver(name: str, target: Target, budget: str, tables: LatencyTables, recor
     row: Row = {
         "model": name,
         "engine": target.engine,
+        "device": target.device,
         "engine_version": tables.version,
         "budget": budget,
         "dense_ms": tables.dense_ms,
@@ -98,8 +97,14 @@ def deliver(name: str, target: Target, budget: str, tables: LatencyTables, recor
     }
 
 
+HEAD = (
+    f"{'model':13} {'engine':13} {'budget':>6} {'predicted':>10} {'measured':>10} {'error':>7} | {'delivered':>10} {'of dense':>8} "
+    f"{'95 % interval':>18} {'of budget':>9} {'blocks':>6} {'tried':>5}"
+)
+
+
 def show(row: Row) -> None:
-    head = f"{row['model']:13} {row['engine']:12} {row['budget']:>6} "
+    head = f"{row['model']:13} {row['engine']:13} {row['budget']:>6} "
     if "failed" in row:
         print(head + row["failed"], flush=True)
         return

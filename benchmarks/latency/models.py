@@ -26,6 +26,8 @@ def _deit_tiny() -> nn.Module:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet8": (lambda: cifar_resnet(depth=8), (1, 3, 32, 32)),
+    "resnet20": (lambda: cifar_resnet(depth=20), (1, 3, 32, 32)),
     "resnet56": (lambda: cifar_resnet(depth=56), (1, 3, 32, 32)),
     "resnet50": (resnet50, (1, 3, 224, 224)),
     "mobilenet_v2": (mobilenet_v2, (1, 3, 224, 224)),

@@ -4,7 +4,7 @@ For each model and engine: builds (or takes from the store) the latency tables, 
 removed) and networks that the exact solver returns for random importances and budgets (widths on the steps, skewed between stages,
 blocks removed), measures each beside the dense network, and compares four predictions: the tables, the linear estimate of HALP (each
 kernel's input width frozen at its dense value), the kernel predictor alone, and a straight line on multiply-adds, the last two trained
-on the networks behind the tables.
+on what the tables were fitted to: each network once, with its repetitions taken into it.
 
     python benchmarks/latency/prediction.py --models resnet56 --engines openvino --output benchmarks/results/latency-prediction.json
 """
@@ -35,6 +35,7 @@ from latprune.latency import (
     Residual,
     Store,
     Target,
+    available_engines,
     build_tables,
     get_engine,
     machine_name,
@@ -42,6 +43,7 @@ from latprune.latency import (
     target_context,
     train_predictor,
 )
+from latprune.latency.repeats import with_repeats
 from latprune.latency.sampling import selection_for
 from latprune.methods import get_method
 from latprune.methods.base import StageContext
@@ -125,18 +127,18 @@ def measured_ratios(
     return ratios
 
 
-def run(name: str, engine: str, count: int, store: Store, seed: int, max_seconds: float) -> dict[str, Any]:
-    (model, x), target = build(name), Target(engine=engine)
+def run(name: str, target: Target, count: int, store: Store, seed: int, max_seconds: float) -> dict[str, Any]:
+    model, x = build(name)
     graph = trace(model, x)
     tables = build_tables(model, graph, x, target, store=store)
-    known = [sample for sample in store.networks() if sample.fingerprint == tables.fingerprint]
-    known = [sample for sample in known if set(sample.widths) == set(graph.groups)]
+    known = with_repeats(store.networks(target_context(target), tables.fingerprint))
     line = multiply_add_line(graph, known, tables.dense_ms)
     predictor = train_predictor(target_context(target), known)
     random = np.random.default_rng(seed)
     row: dict[str, Any] = {
         "model": name,
-        "engine": engine,
+        "engine": target.engine,
+        "device": target.device,
         "engine_version": tables.version,
         "dense_ms": tables.dense_ms,
         "tables": dataclasses.asdict(tables.stats),
@@ -160,10 +162,24 @@ def run(name: str, engine: str, count: int, store: Store, seed: int, max_seconds
     return row
 
 
+HEAD = f"{'model':13} {'engine':13} {'networks':8} {'predicted by':13} {'mean':>7} {'bias':>7} {'p95':>7} {'within 8 %':>10}"
+
+
+def show(row: Mapping[str, Any]) -> None:
+    for kind in ("random", "solver"):
+        for key, found in row[kind].items():
+            print(
+                f"{row['model']:13} {row['engine']:13} {kind:8} {key:13} {found['mean_absolute']:>7.1%} {found['bias']:>+7.1%} "
+                f"{found['p95']:>7.1%} {found['within_8']:>10.0%}",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet56", "mobilenet_v2", "resnet50"], choices=list(MODELS))
-    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"])
+    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"], choices=sorted(available_engines()))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--networks", type=int, default=50, help="networks of each kind")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=4.0, help="seconds that one network may be timed for")
@@ -174,21 +190,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if args.output and args.output.exists():
         rows = json.loads(args.output.read_text())["rows"]
-    print(f"{'model':13} {'engine':12} {'networks':8} {'predicted by':13} {'mean':>7} {'bias':>7} {'p95':>7} {'within 8 %':>10}")
+    print(HEAD)
     for name in args.models:
         for engine in args.engines:
             start = time.perf_counter()
             with Store(args.store or ":memory:") as store:
-                row = run(name, engine, args.networks, store, args.seed, args.seconds)
+                row = run(name, Target(engine=engine, device=args.device), args.networks, store, args.seed, args.seconds)
             row["seconds"] = time.perf_counter() - start
             rows = [other for other in rows if (other["model"], other["engine"]) != (name, engine)] + [row]
-            for kind in ("random", "solver"):
-                for key, found in row[kind].items():
-                    print(
-                        f"{name:13} {engine:12} {kind:8} {key:13} {found['mean_absolute']:>7.1%} {found['bias']:>+7.1%} "
-                        f"{found['p95']:>7.1%} {found['within_8']:>10.0%}",
-                        flush=True,
-                    )
+            show(row)
             if args.output:
                 args.output.parent.mkdir(exist_ok=True)
                 args.output.write_text(

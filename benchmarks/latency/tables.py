@@ -22,7 +22,7 @@ import torch
 from models import MODELS, build
 
 from latprune.graph import trace
-from latprune.latency import DesignPoint, Store, Target, build_tables, get_engine, machine_name, merge_stores
+from latprune.latency import DesignPoint, Store, Target, available_engines, build_tables, get_engine, machine_name, merge_stores
 from latprune.latency.protocol import warm_up
 from latprune.latency.sampling import selection_for
 from latprune.surgery import prune
@@ -45,10 +45,65 @@ def whole_network_days(model: torch.nn.Module, graph: Any, x: torch.Tensor, targ
     }
 
 
+def run(name: str, target: Target, keep: Path | None = None) -> dict[str, Any]:
+    """One row: the tables of a model from an empty store, whose samples go to ``keep`` as well."""
+    model, x = build(name)
+    graph = trace(model, x)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "latency.sqlite"
+        try:
+            with Store(path) as store:
+                tables = build_tables(model, graph, x, target, store=store)
+                start = time.perf_counter()
+                again = build_tables(model, graph, x, target, store=store)
+                lookup = time.perf_counter() - start
+                size = sum(part.stat().st_size for part in Path(folder).iterdir())
+        finally:
+            if keep is not None:
+                keep.parent.mkdir(parents=True, exist_ok=True)
+                with Store(keep) as kept:
+                    merge_stores(kept, [path])
+    assert again.stats.measured_networks == 0
+    start = time.perf_counter()
+    for kernel in tables.kernels:
+        tables.cost(kernel, tables.entries[kernel].dense)
+    entry = (time.perf_counter() - start) / len(tables.kernels)
+    return {
+        "model": name,
+        "engine": target.engine,
+        "device": target.device,
+        "engine_version": tables.version,
+        "stats": dataclasses.asdict(tables.stats),
+        "residual": dataclasses.asdict(tables.residual),
+        "lookup_seconds": lookup,
+        "entry_ms": entry * 1e3,
+        "store_megabytes": size / 1e6,
+        "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "whole_network": whole_network_days(model, graph, x, target),
+    }
+
+
+HEAD = (
+    f"{'model':13} {'engine':13} {'seconds':>8} {'networks':>8} {'runs':>7} {'error':>6} {'again':>7} {'entry':>9} {'memory':>8} "
+    f"{'whole-network':>14}"
+)
+
+
+def show(row: dict[str, Any]) -> None:
+    stats = row["stats"]
+    print(
+        f"{row['model']:13} {row['engine']:13} {stats['seconds']:>8.0f} {stats['networks']:>8} {stats['engine_runs']:>7} "
+        f"{row['residual']['mean_absolute']:>6.1%} {1e3 * row['lookup_seconds']:>4.0f} ms {row['entry_ms']:>6.2f} ms "
+        f"{row['peak_gigabytes']:>5.1f} GB {row['whole_network']['days']:>9.1f} days",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet50"], choices=list(MODELS))
-    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"])
+    parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"], choices=sorted(available_engines()))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--keep", type=Path, help="store to keep for other benchmarks; must not exist yet")
     parser.add_argument("--output", type=Path, help="JSON file; rows of other models and engines in it are kept")
     args = parser.parse_args()
@@ -56,50 +111,12 @@ def main() -> None:
     if args.keep is not None and args.keep.exists():
         parser.error(f"--keep {args.keep} exists; the seconds would not be those of an empty store")
     rows: list[dict[str, Any]] = json.loads(args.output.read_text())["rows"] if args.output and args.output.exists() else []
-    print(
-        f"{'model':13} {'engine':12} {'seconds':>8} {'networks':>8} {'runs':>7} {'error':>6} {'again':>7} {'entry':>9} {'memory':>8} "
-        f"{'whole-network':>14}"
-    )
+    print(HEAD)
     for name in args.models:
         for engine in args.engines:
-            (model, x), target = build(name), Target(engine=engine)
-            graph = trace(model, x)
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "latency.sqlite"
-                with Store(path) as store:
-                    tables = build_tables(model, graph, x, target, store=store)
-                    start = time.perf_counter()
-                    again = build_tables(model, graph, x, target, store=store)
-                    lookup = time.perf_counter() - start
-                    size = sum(part.stat().st_size for part in Path(folder).iterdir())
-                if args.keep is not None:
-                    args.keep.parent.mkdir(parents=True, exist_ok=True)
-                    with Store(args.keep) as kept:
-                        merge_stores(kept, [path])
-            assert again.stats.measured_networks == 0
-            start = time.perf_counter()
-            for kernel in tables.kernels:
-                tables.cost(kernel, tables.entries[kernel].dense)
-            entry = (time.perf_counter() - start) / len(tables.kernels)
-            row = {
-                "model": name,
-                "engine": engine,
-                "engine_version": tables.version,
-                "stats": dataclasses.asdict(tables.stats),
-                "residual": dataclasses.asdict(tables.residual),
-                "lookup_seconds": lookup,
-                "entry_ms": entry * 1e3,
-                "store_megabytes": size / 1e6,
-                "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-                "whole_network": whole_network_days(model, graph, x, target),
-            }
+            row = run(name, Target(engine=engine, device=args.device), args.keep)
             rows = [other for other in rows if (other["model"], other["engine"]) != (name, engine)] + [row]
-            print(
-                f"{name:13} {engine:12} {tables.stats.seconds:>8.0f} {tables.stats.networks:>8} {tables.stats.engine_runs:>7} "
-                f"{tables.residual.mean_absolute:>6.1%} {1e3 * lookup:>4.0f} ms {row['entry_ms']:>6.2f} ms "
-                f"{row['peak_gigabytes']:>5.1f} GB {row['whole_network']['days']:>9.1f} days",
-                flush=True,
-            )
+            show(row)
             if args.output:
                 document = {"benchmark": "latency-tables", "machine": machine_name(), "rows": rows}
                 args.output.write_text(json.dumps(document, indent=1) + "\n")

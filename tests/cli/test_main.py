@@ -112,6 +112,9 @@ def test_debug_lets_the_traceback_through(monkeypatch: pytest.MonkeyPatch) -> No
         main(["try", "--debug"])
 
 
-def test_python_dash_m_runs_it_too() -> None:
-    process = subprocess.run([sys.executable, "-m", "latprune.cli", "--version"], capture_output=True, text=True)
+@pytest.mark.parametrize("module", ["latprune", "latprune.cli"])
+def test_python_dash_m_runs_it_too(module: str) -> None:
+    process = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
     assert process.returncode == 0 and process.stdout.strip() == f"latprune {__version__}"
+    process = subprocess.run([sys.executable, "-m", module, "prunes"], capture_output=True, text=True)
+    assert process.returncode == 2 and "usage: latprune" in process.stderr

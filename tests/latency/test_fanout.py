@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from torch import nn
 
 from latprune.errors import EngineError, InvalidArgumentError
 from latprune.graph import trace
-from latprune.latency import Store, Target, design_points
+from latprune.latency import ContextInfo, NetworkSample, Store, Target, design_points
 from latprune.latency.fanout import FanoutProgress, sample_on_cluster
+from latprune.latency.repeats import REPEAT, with_repeats
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -94,6 +96,39 @@ def test_jobs_go_to_the_devices_and_a_lost_ones_to_another(cluster: str, tmp_pat
     assert len(set(workers[:4])) == 2
     assert lost[-1] == 1
     assert len(set(workers[6:])) == 1
+
+
+class Disturbed(Store):
+    """Writes the tenth network that comes back as if a device had been interrupted for all of it."""
+
+    written = 0
+
+    def add(self, context: ContextInfo, networks: Iterable[NetworkSample]) -> int:
+        (network,) = networks
+        self.written += 1
+        if self.written == 10:
+            assert network.ms is not None
+            network = replace(network, ms=3.0 * network.ms)
+        return super().add(context, [network])
+
+
+def test_networks_that_are_far_off_go_out_again(cluster: str, tmp_path: Path) -> None:
+    network = model()
+    graph = trace(network, X)
+    points = list(islice(design_points(list(graph.groups.values()), list(graph.blocks.values())), 28))
+    states: list[FanoutProgress] = []
+    with Disturbed(tmp_path / "s.sqlite") as store:
+        done = sample_on_cluster(
+            network, graph, X, Target(engine="openvino"), points, store, label="board", address=cluster, progress=states.append
+        )
+        samples = store.networks()
+    assert done == 28 == len(with_repeats(samples))
+    repeats = [sample for sample in samples if REPEAT in sample.extra]
+    assert (states[-1].done, states[-1].again) == (len(samples), len(repeats)) and states[-1].jobs == states[-1].done
+    slow = samples[9]
+    assert slow.created in {item.extra[REPEAT] for item in repeats}
+    (merged,) = (item for item in with_repeats(samples) if item.created == slow.created)
+    assert slow.ms is not None and merged.ms is not None and merged.ms < 0.8 * slow.ms
 
 
 def test_no_device_is_said(cluster: str, tmp_path: Path) -> None:

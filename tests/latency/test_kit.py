@@ -5,7 +5,10 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +16,10 @@ from torch import nn
 
 from latprune.cli import measure
 from latprune.errors import FileFormatError, InvalidArgumentError
-from latprune.graph import trace
-from latprune.latency import Store, Target, import_kit_results, write_kit
+from latprune.graph import ModelGraph, trace
+from latprune.latency import ContextInfo, NetworkSample, Store, Target, import_kit_results, kit_runner, write_kit
+from latprune.latency import kit as kit_module
+from latprune.latency.repeats import REPEAT, with_repeats
 
 X = torch.zeros(1, 3, 24, 24)
 TARGET = Target(engine="onnxruntime")
@@ -111,6 +116,143 @@ def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: 
         import_kit_results(store, tmp_path / "no.zip", results, graph)
 
 
+def test_results_of_the_first_version_are_read(kit: Path, results: Path, tmp_path: Path) -> None:
+    old = json.loads(results.read_text())
+    old["version"] = 1
+    for item in old["networks"]:
+        del item["looks"], item["steady"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with Store(":memory:") as store:
+        assert import_kit_results(store, kit, tmp_path / "old.json", trace(network(), X)) == 4
+    (tmp_path / "new.json").write_text(json.dumps({**old, "version": 3}))
+    with Store(":memory:") as store, pytest.raises(FileFormatError, match="version 3"):
+        import_kit_results(store, kit, tmp_path / "new.json", trace(network(), X))
+
+
+def look(ratio: float, level: float = 2.0) -> dict[str, Any]:
+    return {"ratio": ratio, "level": level, "spread": 0.01, "runs": 10}
+
+
+@pytest.mark.parametrize(
+    ("ratios", "looks", "expected", "steady"),
+    [
+        ([0.5, 0.51], 2, 0.505, True),
+        # Interrupted at one end: a third time decides.
+        ([0.9, 0.5, 0.51], 3, 0.51, True),
+        ([0.5, 0.9, 0.51], 3, 0.51, True),
+        # No two agree: the middle one, with a mark.
+        ([0.5, 0.7, 0.9], 3, 0.7, False),
+    ],
+)
+def test_the_runner_times_a_network_again_where_its_times_disagree(
+    monkeypatch: pytest.MonkeyPatch, ratios: list[float], looks: int, expected: float, steady: bool
+) -> None:
+    coming = iter(ratios)
+    profiles: list[int] = []
+
+    def profile(*args: Any) -> tuple[list[dict[str, Any]], bool]:
+        profiles.append(1)
+        return [{"name": "c", "op": "Conv", "ms": 0.1 * len(profiles)}], True
+
+    monkeypatch.setattr(kit_runner, "open_session", lambda *args: None)
+    monkeypatch.setattr(kit_runner, "runner", lambda *args: None)
+    monkeypatch.setattr(kit_runner, "look", lambda *args: look(next(coming)))
+    monkeypatch.setattr(kit_runner, "profile", profile)
+    found = kit_runner.measured(None, b"", {}, {}, None)
+    assert (found["looks"], found["steady"]) == (looks, steady)
+    assert found["ms"] == pytest.approx(2.0 * expected) and found["reference_ms"] == 2.0
+    # The profile beside the last time counts.
+    assert found["steps"][0]["ms"] == pytest.approx(0.1 * (looks - 1))
+
+
+def test_the_runner_lets_a_network_settle_in_its_turn() -> None:
+    """As the protocol does: what its results are compared with was timed so."""
+    assert [kit_runner.settling(ms) for ms in (0.4, 5.0, 12.0, 80.0)] == [6, 5, 2, 1]
+    turns: list[str] = []
+
+    def run(name: str) -> Callable[[], None]:
+        return lambda: turns.append(name)
+
+    found = kit_runner.look(run("dense"), run("pruned"))
+    assert found["runs"] == 6 * 2 * (6 + 30)
+    assert turns[:4] == ["dense"] * 4 and turns[4:10] == ["pruned"] * 6
+    assert "".join(name[0] for name in turns[10:]) == ("d" * 36 + "p" * 36) * 6
+
+
+def test_the_runner_takes_a_profile_again_whose_halves_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = {"conv": [100.0] * 20, "small": [1.0, 3.0] * 10}
+    slowed = {"conv": [100.0] * 10 + [150.0] * 10, "small": [1.0] * 20}
+    # Single interrupted runs are left out of the mean, and are no drift.
+    hit = {"conv": [100.0] * 19 + [900.0], "small": [1.0] * 20}
+    assert not kit_runner.drifts(quiet) and kit_runner.drifts(slowed) and not kit_runner.drifts(hit)
+    coming = iter([slowed, hit])
+    monkeypatch.setattr(kit_runner, "step_runs", lambda *args: (next(coming), {"conv": "Conv", "small": "Relu"}))
+    steps, steady = kit_runner.profile(None, b"", {}, {}, 20)
+    assert steady and steps[0] == {"name": "conv", "op": "Conv", "ms": pytest.approx(0.1)}
+    monkeypatch.setattr(kit_runner, "step_runs", lambda *args: (slowed, {"conv": "Conv", "small": "Relu"}))
+    assert not kit_runner.profile(None, b"", {}, {}, 20)[1]
+
+
+def test_a_second_kit_measures_again_what_is_far_off(
+    kit: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    measure.add_parser(parser.add_subparsers())
+    second = tmp_path / "kit2.zip"
+    base = ["measure", "--model", f"{__file__}:network", "--input", "1x3x24x24", "--engine", "onnxruntime"]
+    base += ["--store", str(tmp_path / "s.sqlite")]
+
+    def run(*arguments: str) -> str:
+        args = parser.parse_args([*base, *arguments])
+        assert args.run(args) == 0
+        return capsys.readouterr().out
+
+    # Four networks cannot say what is far off, and none of them is doubtful by itself, however busy this machine was.
+    calm = json.loads(results.read_text())
+    calm["networks"] = [{**item, "steady": True} for item in calm["networks"]]
+    results = tmp_path / "r1.json"
+    results.write_text(json.dumps(calm))
+    assert "no second kit" in run("--plan", str(kit), "--results", str(results), "--again", str(second))
+    assert not second.exists()
+    seen: list[int] = []
+
+    def due(graph: ModelGraph, context: ContextInfo, samples: list[NetworkSample]) -> list[NetworkSample]:
+        seen.append(len(samples))
+        return [samples[2]]
+
+    monkeypatch.setattr(kit_module, "due_again", due)
+    assert "1 networks to measure again" in run("--plan", str(kit), "--results", str(results), "--again", str(second))
+    with zipfile.ZipFile(second) as file:
+        file.extract("run.py", tmp_path)
+    done = subprocess.run([sys.executable, "run.py", str(second), "r2.json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2, done.stderr
+    with pytest.raises(FileFormatError, match="another kit"):
+        run("--plan", str(kit), "--results", str(tmp_path / "r2.json"))
+    assert "1 networks added" in run("--plan", str(second), "--results", str(tmp_path / "r2.json"))
+    with Store(tmp_path / "s.sqlite") as store:
+        samples = store.networks()
+    assert seen == [4] and len(samples) == 5 and len(with_repeats(samples)) == 4
+    assert samples[4].extra[REPEAT] == samples[2].created
+    assert (samples[4].widths, samples[4].removed) == (samples[2].widths, samples[2].removed)
+    third = tmp_path / "kit3.zip"
+    run("--plan", str(second), "--results", str(tmp_path / "r2.json"), "--again", str(third))
+    identities = []
+    for path in (kit, second, third):
+        with zipfile.ZipFile(path) as file:
+            identities.append(json.loads(file.read("plan.json"))["kit"])
+    assert len(set(identities)) == 3, "the same network twice is not the same measurement"
+
+
+def test_again_needs_what_was_measured(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    measure.add_parser(parser.add_subparsers())
+    base = ["measure", "--model", f"{__file__}:network", "--input", "1x3x24x24", "--engine", "onnxruntime", "--again", "kit2.zip"]
+    for more, missing in [([], "--plan"), (["--plan", "kit.zip"], "--results")]:
+        args = parser.parse_args([*base, *more])
+        with pytest.raises(InvalidArgumentError, match=missing):
+            args.run(args)
+
+
 def test_only_onnxruntime_can_be_planned(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="onnxruntime"):
         write_kit(tmp_path / "k.zip", network(), trace(network(), X), X, Target(engine="openvino"))
@@ -138,3 +280,60 @@ def test_command(results: Path, kit: Path, tmp_path: Path, capsys: pytest.Captur
     args = parser.parse_args([*base, "--results", str(results)])
     with pytest.raises(InvalidArgumentError, match="--plan"):
         args.run(args)
+
+
+class GpuSession:
+    """A session that says it runs on CUDA, and writes the profile that a build with or without CUDA profiling would."""
+
+    kernels: bool = True
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix, self.bound = prefix, 0
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="y")]
+
+    def io_binding(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            bind_ortvalue_input=lambda name, value: None, bind_output=lambda name, kind: None, synchronize_outputs=lambda: None
+        )
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.bound += 1
+
+    def end_profiling(self) -> str:
+        launch = {"cat": "Node", "name": "conv_kernel_time", "dur": 500.0, "args": {"op_name": "Conv"}}
+        kernels = [{"cat": "Kernel", "name": "sm90", "dur": 20.0}, {"cat": "Kernel", "name": "sm90", "dur": 5.0}]
+        Path(self.prefix).write_text(json.dumps([launch, *(kernels if self.kernels else [])] * self.bound))
+        return self.prefix
+
+
+def test_the_runner_reads_kernels_on_a_gpu_and_not_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit_runner, "open_session", lambda ort, data, plan, prefix: GpuSession(prefix))
+    ort = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=lambda array, kind, index: array))
+    found, ops = kit_runner.step_runs(ort, b"", {}, {"x": 0}, 10)
+    assert found == {"conv": [25.0] * 10} and ops == {"conv": "Conv"}
+    monkeypatch.setattr(GpuSession, "kernels", False)
+    with pytest.raises(SystemExit, match="without CUDA profiling"):
+        kit_runner.step_runs(ort, b"", {}, {"x": 0}, 10)
+
+
+def test_the_runner_does_not_fall_back_to_the_processor() -> None:
+    import onnxruntime
+
+    given: list[Any] = []
+
+    def session(data: bytes, options: Any, providers: list[Any]) -> SimpleNamespace:
+        given.extend(providers)
+        return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
+
+    names = ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")
+    ort = SimpleNamespace(InferenceSession=session, **{name: getattr(onnxruntime, name) for name in names})
+    plan = {"target": {"threads": 1, "device": "cuda:0", "precision": "fp32"}}
+    with pytest.raises(SystemExit, match="could not start CUDAExecutionProvider"):
+        kit_runner.open_session(ort, b"", plan)
+    assert given == [("CUDAExecutionProvider", {"use_tf32": 0})]
+    assert kit_runner.machine("CPUExecutionProvider")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from latprune.latency import (
     kernel_signature,
     train_predictor,
 )
-from latprune.latency.features import FEATURES, family_of, kernel_features
+from latprune.latency.features import FEATURES, family_of, kernel_features, step_of
 from latprune.latency.forest import fit_forest
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine, true_cost
 
@@ -44,7 +45,7 @@ def test_forest_equals_scikit_learn() -> None:
     target = np.sin(features[:, 0]) + features[:, 1]
     weights = np.ones(300)
     forest = fit_forest(features, target, weights, trees=40, seed=3)
-    model = ExtraTreesRegressor(n_estimators=40, min_samples_leaf=2, max_features=0.6, bootstrap=True, oob_score=False, random_state=3)
+    model = ExtraTreesRegressor(n_estimators=40, min_samples_leaf=2, max_features=0.6, random_state=3)
     model.fit(features, target, sample_weight=weights)
     other = random.normal(size=(100, 4))
     assert np.allclose(forest.predict(other), model.predict(other), rtol=1e-9, atol=1e-9)
@@ -115,7 +116,7 @@ def test_broken_files_are_refused(trained: KernelPredictor, tmp_path: Path) -> N
     trained.save(tmp_path / "good.npz")
     with np.load(tmp_path / "good.npz") as file:
         arrays = {name: file[name] for name in file.files}
-    arrays["0/left"] = np.where(arrays["0/left"] >= 0, 0, -1)
+    arrays["0/forest.left"] = np.where(arrays["0/forest.left"] >= 0, 0, -1)
     np.savez(tmp_path / "cycle.npz", **arrays)
     with pytest.raises(FileFormatError, match="inconsistent"):
         KernelPredictor.load(tmp_path / "cycle.npz")
@@ -124,6 +125,11 @@ def test_broken_files_are_refused(trained: KernelPredictor, tmp_path: Path) -> N
 def test_unknown_families_are_refused(trained: KernelPredictor) -> None:
     with pytest.raises(TableError, match="attention"):
         trained.kernel(kernel_signature(KERNELS["stem"]).replace('"kind":"conv"', '"kind":"attention"'), (8, 8))
+    unseen = dataclasses.replace(KERNELS["stem"], kind="depthwise", axes=KERNELS["stem"].axes[1:])
+    with pytest.raises(TableError, match="kernel 'stem': no kernel of family 'depthwise'"):
+        trained.network([unseen, KERNELS["head"]], WIDTHS)
+    fused = dataclasses.replace(KERNELS["stem"], kind="norm", axes=KERNELS["stem"].axes[1:])
+    assert trained.network([fused, KERNELS["head"]], WIDTHS).ms == trained.network([KERNELS["head"]], WIDTHS).ms
     with pytest.raises(TableError, match="at least 20"):
         train_predictor(CONTEXT, networks(1, 0))
 
@@ -135,6 +141,10 @@ def test_features() -> None:
     assert values["in_padding"] == 0.0
     assert values["out_padding"] == pytest.approx(1 / 3)
     assert values["in_divisible_by"] == 4.0 and values["out_divisible_by"] == 3.0
+    assert step_of(signature) == "conv"
+    assert step_of(signature.replace('"attributes":{', '"attributes":{"op":"batch_norm",')) == "conv batch_norm"
+    alone = kernel_features(signature, (32, 24), 1e7)
+    assert alone[FEATURES.index("log_network_weights")] > values["log_network_weights"]
     with pytest.raises(TableError, match="cannot be read"):
         kernel_features("{}", (1, 2))
 
@@ -148,6 +158,13 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = parser.parse_args(arguments)
     assert args.run(args) == 0
     assert "conv1x1, linear" in capsys.readouterr().out
+    train = ["predictor", "train", "--store", str(tmp_path / "s.sqlite"), "-o", str(tmp_path / "q.npz")]
+    args = parser.parse_args(train)
+    with pytest.raises(InvalidArgumentError, match="--sweep to measure here"):
+        args.run(args)
+    args = parser.parse_args([*train, "1", "--sweep", "3"])
+    with pytest.raises(InvalidArgumentError, match="exclude each other"):
+        args.run(args)
     args = parser.parse_args(["predictor", "train", "2", "--store", str(tmp_path / "s.sqlite"), "-o", str(tmp_path / "q.npz")])
     with pytest.raises(InvalidArgumentError, match="between 1 and 1"):
         args.run(args)

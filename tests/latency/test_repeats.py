@@ -13,12 +13,11 @@ import pytest
 
 from latprune.latency import DesignPoint, LatencyTables, NetworkSample, Residual, Store, TableStats, Target, build, design_points
 from latprune.latency.fitting import fit_tables
-from latprune.latency.repeats import agree, as_repeat, far_off, median_sample, with_repeats
+from latprune.latency.repeats import REPEAT, agree, as_repeat, due_again, far_off, median_sample, with_repeats
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine
 
-STATS = TableStats(
-    seconds=0.0, networks=0, measured_networks=0, engine_runs=0, kernels=0, surfaces=0, shared_entries=0, positions_differing=0
-)
+GRAPH: Any = SimpleNamespace(kernels=KERNELS, groups=GROUPS, blocks=BLOCKS)
+STATS = TableStats()
 
 
 def samples(machine: MadeUpMachine, count: int, seed: int = 0) -> list[NetworkSample]:
@@ -65,11 +64,53 @@ def test_repetitions_count_by_their_median_at_one_speed(tables: LatencyTables) -
     assert middle.reference_ms == slow.reference_ms and agree(middle, second)
     assert middle.runs == 30 and [item.sizes for item in middle.kernels] == [item.sizes for item in first.kernels]
     other = machine.sample(points[1])
-    stored = [slow, other, as_repeat(second), as_repeat(third), machine.sample(points[0])]
+    stored = [slow, other, as_repeat(second, slow), as_repeat(third, slow), machine.sample(points[0])]
     merged = with_repeats(stored)
-    assert len(merged) == 3 and merged[0] == middle and merged[1] is other
+    assert len(merged) == 3 and merged[1] is other
+    assert merged[0] == middle
     # Without the mark it is a network of its own: small networks meet the same widths twice.
     assert merged[2] is stored[4]
+    # And then a repetition belongs to the one that it names; in old stores, which did not name it, to the latest before it.
+    twin = dataclasses.replace(stored[4], created=5.0)
+    assert [item.runs for item in with_repeats([slow, twin, as_repeat(second, slow)])] == [20, 10]
+    unnamed = dataclasses.replace(second, extra={REPEAT: True})
+    assert [item.runs for item in with_repeats([slow, twin, unnamed])] == [10, 20]
+
+
+def test_what_is_due_again_is_told_from_the_samples_alone() -> None:
+    machine = MadeUpMachine(3, interrupted=0.0)
+    known = samples(machine, 32)
+    assert due_again(GRAPH, CONTEXT, known) == []
+    stored = list(known)
+    stored[5], stored[20] = interrupted(known[5], None, 1.5), interrupted(known[20], "stem", 5.0)
+    assert due_again(GRAPH, CONTEXT, stored[:23]) == [], "too few networks to say what is far off"
+
+    def again(index: int, factor: float = 1.0) -> None:
+        point = DesignPoint(widths=known[index].widths, removed=known[index].removed)
+        stored.append(as_repeat(interrupted(machine.sample(point), None, factor), stored[index]))
+
+    first = due_again(GRAPH, CONTEXT, stored)
+    assert {id(sample) for sample in first} == {id(stored[5]), id(stored[20])}
+    # One repetition agrees with nothing: once more, and then it rests, whatever came out. The other says what the first said.
+    again(5, 2.5)
+    stored.append(as_repeat(stored[20], stored[20]))
+    assert due_again(GRAPH, CONTEXT, stored) == [stored[5]]
+    again(5)
+    assert due_again(GRAPH, CONTEXT, stored) == []
+    assert len(with_repeats(stored)) == 32
+
+
+def test_what_a_device_doubts_itself_is_due_again() -> None:
+    known = samples(MadeUpMachine(3, interrupted=0.0), 6)
+    doubted = [dataclasses.replace(sample, extra={"steady": index != 4}) for index, sample in enumerate(known)]
+    assert due_again(GRAPH, CONTEXT, doubted) == [doubted[4]]
+    assert due_again(GRAPH, CONTEXT, [*doubted, as_repeat(known[4], doubted[4])]) == []
+
+
+def test_where_many_are_far_off_a_quarter_is_due_at_most() -> None:
+    known = samples(MadeUpMachine(3, interrupted=0.0), 32)
+    odd = [interrupted(sample, None, 3.0) if index % 3 == 0 else sample for index, sample in enumerate(known)]
+    assert len(due_again(GRAPH, CONTEXT, odd)) <= 8
 
 
 class InterruptedSampler:
@@ -95,7 +136,6 @@ class InterruptedSampler:
         pass
 
 
-GRAPH: Any = SimpleNamespace(kernels=KERNELS, groups=GROUPS, blocks=BLOCKS)
 TARGET = Target(engine="torch")
 FINGERPRINT = build.network_fingerprint(list(KERNELS.values()), np.zeros(1), TARGET)
 

@@ -46,7 +46,7 @@ def test_round_trip(tmp_path: Path) -> None:
         assert found[0] == network(0)
         assert set(found[1].removed) == {"y", "z"}
         assert [item.fingerprint for item in store.networks()] == ["f", "f", "other"]
-        assert store.contexts() == [(CONTEXT, {"networks": 3, "structures": 2})]
+        assert store.contexts() == [(CONTEXT, {"networks": 3, "structures": 2, "sweep": 0})]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,49 @@ def test_a_truncated_store_is_refused_in_words(tmp_path: Path) -> None:
         store.check()
 
 
+def test_wherever_a_store_is_cut_off_it_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    with Store(path) as store:
+        store.add(CONTEXT, [network(index) for index in range(40)])
+    data = path.read_bytes()
+    pages = range(4096, len(data), 4096)
+    for size in sorted({50, 100, 1000, *pages, *(page + 1 for page in pages), *(page + 2500 for page in pages), len(data) - 1}):
+        if size < len(data):
+            cut = tmp_path / f"{size}.sqlite"
+            cut.write_bytes(data[:size])
+            with pytest.raises(FileFormatError, match="damaged"), Store(cut) as store:
+                store.networks()
+                store.check()
+            assert cut.read_bytes() == data[:size], "what is left may still be of use"
+
+
+def test_values_that_cannot_be_read_are_said(tmp_path: Path) -> None:
+    for change in ("UPDATE network SET widths=x'00'", "UPDATE sample SET sizes='3,x'", "UPDATE sample SET signature=99"):
+        path = tmp_path / f"{len(change)}.sqlite"
+        with Store(path) as store:
+            store.add(CONTEXT, [network()])
+            store._connection.execute("PRAGMA foreign_keys=OFF")
+            store._connection.execute(change)
+        with Store(path) as store, pytest.raises(FileFormatError, match="damaged"):
+            store.networks()
+
+
+def test_a_torn_log_loses_the_last_networks_only(tmp_path: Path) -> None:
+    path, log = tmp_path / "s.sqlite", tmp_path / "s.sqlite-wal"
+    with Store(path) as store:
+        store.add(CONTEXT, [network(index) for index in range(20)])
+        copy = tmp_path / "torn.sqlite"
+        for size in (log.stat().st_size, log.stat().st_size - 3000, log.stat().st_size // 2):
+            shutil.copy(path, copy)
+            Path(f"{copy}-wal").write_bytes(log.read_bytes()[:size])
+            Path(f"{copy}-shm").unlink(missing_ok=True)
+            with Store(copy) as torn:
+                torn.check()
+                found = torn.networks()
+            assert found == store.networks()[: len(found)]
+            assert len(found) == 20 if size == log.stat().st_size else 0 < len(found) < 20
+
+
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     path.write_text("widths and latencies " * 100)
@@ -185,15 +228,17 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         Store(path)
 
 
-def test_an_old_store_is_migrated(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("schema", "extra"), [(1, {}), (2, {"scaling_governor": "performance"}), (3, {"scaling_governor": "performance"})])
+def test_an_old_store_is_migrated(tmp_path: Path, schema: int, extra: dict[str, str]) -> None:
     path = tmp_path / "s.sqlite"
-    shutil.copy(Path(__file__).parent / "data" / "store-schema-1.sqlite", path)
+    shutil.copy(Path(__file__).parent / "data" / f"store-schema-{schema}.sqlite", path)
     with Store(path) as store:
         store.check()
         (found,) = store.networks()
         assert found.widths == {"a": 8, "b": 4}
-        assert found.extra == {}
-        assert len(found.kernels) == 2
+        assert found.extra == extra
+        assert [kernel.steps for kernel in found.kernels] == [1, 1]
+        store.keep_fit(CONTEXT, "f", "key", b"body")
         store.add(CONTEXT, [network(1)])
     with Store(path) as store:
         assert len(store.networks()) == 2

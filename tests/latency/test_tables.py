@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -81,6 +82,17 @@ def test_the_profilers_own_cost_is_taken_off() -> None:
     assert 0.002 < timer_overhead(known) < 0.006
     residual = Residual.of(*predicted_and_measured(fitted(known), samples(MadeUpMachine(9, timer=0.006), 40, seed=5)))
     assert residual.mean_absolute < 0.03
+
+
+def test_the_profilers_cost_is_per_step() -> None:
+    known = samples(MadeUpMachine(3, timer=0.006, layout_changes=True, interrupted=0.0), 64)
+    assert timer_overhead(known) == pytest.approx(0.006, rel=0.25)
+    unseen = samples(MadeUpMachine(9, timer=0.006, layout_changes=True), 40, seed=5)
+    found = Residual.of(*predicted_and_measured(fitted(known), unseen))
+    per_kernel = [replace(sample, kernels=tuple(replace(kernel, steps=1) for kernel in sample.kernels)) for sample in known]
+    without = Residual.of(*predicted_and_measured(fitted(per_kernel), unseen))
+    assert found.mean_absolute < 0.03
+    assert found.mean_absolute < without.mean_absolute
 
 
 def test_prediction_is_constant_plus_kernels(tables: LatencyTables) -> None:

@@ -58,10 +58,16 @@ class MadeUpMachine:
         noise: float = 0.02,
         interrupted: float = 0.01,
         timer: float = 0.0,
+        layout_changes: bool = False,
         factors: Mapping[str, float] = {},  # noqa: B006
         beside: Mapping[str, tuple[str, float]] = {},  # noqa: B006
     ) -> None:
-        """``beside``: kernel -> (block, what the kernel costs where that block is gone, as a factor)."""
+        """``beside``: kernel -> (block, what the kernel costs where that block is gone, as a factor).
+
+        With ``layout_changes`` a kernel whose last size is no multiple of 8
+        shows two more steps in its profile, each with the timer's cost.
+        """
+        self.layout_changes = layout_changes
         self.random = np.random.default_rng(seed)
         self.noise, self.interrupted, self.timer, self.factors = noise, interrupted, timer, factors
         self.beside = beside
@@ -88,10 +94,11 @@ class MadeUpMachine:
             if set(item.blocks) & set(point.removed):
                 continue
             sizes = tuple(one.size(widths, point.removed) for one in item.axes)
-            ms = self.cost(name, sizes, point.removed) * float(np.exp(self.random.normal(0.0, self.noise))) + self.timer
+            steps = 3 if self.layout_changes and sizes[-1] % 8 else 1
+            ms = self.cost(name, sizes, point.removed) * float(np.exp(self.random.normal(0.0, self.noise))) + self.timer * steps
             if self.random.uniform() < self.interrupted:
                 ms *= 5.0
-            kernels.append(KernelSample(kernel=name, signature=kernel_signature(item), sizes=sizes, ms=ms * speed))
+            kernels.append(KernelSample(kernel=name, signature=kernel_signature(item), sizes=sizes, ms=ms * speed, steps=steps))
         return NetworkSample(
             fingerprint="made up",
             widths=widths,

@@ -61,4 +61,4 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="cpu", help="device in the engine's words (default: %(default)s)")
     group.add_argument("--threads", type=int, default=1, help="threads of one inference (default: %(default)s)")
     group.add_argument("--batch", type=int, help="batch size (default: the first dimension of the first input)")
-    group.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16 (default: %(default)s)")
+    group.add_argument("--precision", default="fp32", help="fp32, tf32 (on CUDA), bf16 or fp16 (default: %(default)s)")

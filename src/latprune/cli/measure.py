@@ -26,6 +26,8 @@ examples:
   latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --plan kit.zip
     (on the device: unzip kit.zip run.py && python run.py kit.zip results.json)
   latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --plan kit.zip --results results.json
+  latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --plan kit.zip --results results.json --again kit2.zip
+    (runs on the device as the first did; --plan kit2.zip --results results2.json takes its results in)
 """
 
 
@@ -54,6 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     kit = parser.add_argument_group("another device", "one that runs neither PyTorch nor latprune")
     kit.add_argument("--plan", metavar="KIT.zip", help="write the networks and a one-file runner instead of measuring")
     kit.add_argument("--results", metavar="FILE", help="add what the runner of --plan wrote to the store instead of measuring")
+    kit.add_argument("--again", metavar="KIT.zip", help="with --results: write a second kit, of the networks that are far off or doubtful")
     parser.set_defaults(run=run)
 
 
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     target = target_from(args)
     model = load_model(args.model, args.model_arg, args.weights)
     inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
-    if args.plan or args.results:
+    if args.plan or args.results or args.again:
         return _kit(args, model, inputs, target)
     report = reporter()
     if args.ray:
@@ -108,12 +111,19 @@ def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, 
 
     from latprune.errors import InvalidArgumentError
     from latprune.graph import trace
-    from latprune.latency import Store, design_points, sample_on_cluster
+    from latprune.latency import FanoutProgress, Store, design_points, sample_on_cluster
 
     if not args.label:
         raise InvalidArgumentError("--ray needs --label, the custom resource that the devices' nodes offer")
     graph = trace(model, inputs)
     points = list(islice(design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=args.seed), args.max_networks))
+    again = 0
+
+    def progress(state: FanoutProgress) -> None:
+        nonlocal again
+        again = state.again
+        report(f"{state.done} of {state.jobs} networks, {state.again} of them again, {state.devices} devices, {state.lost} lost")
+
     with Store(args.store) as store:
         done = sample_on_cluster(
             model,
@@ -124,23 +134,31 @@ def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, 
             store,
             label=args.label,
             address=args.ray,
-            progress=lambda state: report(f"{state.done} of {state.jobs} networks, {state.devices} devices, {state.lost} lost"),
+            progress=progress,
         )
-        print(f"{done} networks added to {store.path}")
+        print(f"{done} networks added to {store.path}; {again} repetitions of networks that were far off")
     return 0
 
 
 def _kit(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, target: Target) -> int:
     from latprune.errors import InvalidArgumentError
     from latprune.graph import trace
-    from latprune.latency import Store, import_kit_results, write_kit
+    from latprune.latency import Store, import_kit_results, write_kit, write_kit_again
 
     if not args.plan:
-        raise InvalidArgumentError("--results needs --plan, the kit that was run")
+        raise InvalidArgumentError("--results and --again need --plan, the kit that was run")
+    if args.again and not args.results:
+        raise InvalidArgumentError("--again needs --results, what the runner of --plan wrote")
     graph = trace(model, inputs)
     if args.results:
         with Store(args.store) as store:
             print(f"{import_kit_results(store, args.plan, args.results, graph)} networks added to {store.path}")
+            if args.again:
+                count = write_kit_again(args.again, store, args.plan, args.results, model, graph, inputs)
+                if count:
+                    print(f"{count} networks to measure again are in {args.again}; on the device: python run.py {args.again} results2.json")
+                else:
+                    print("no network is far off or doubtful: there is nothing to measure again, and no second kit")
         return 0
     identity = write_kit(args.plan, model, graph, inputs, target, networks=args.max_networks, seed=args.seed)
     print(f"kit {identity} written to {args.plan}; on the device: unzip it and run python run.py {args.plan} results.json")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from latprune.cli.arguments import add_model_arguments
+from latprune.cli.arguments import add_model_arguments, add_target_arguments
+
+if TYPE_CHECKING:
+    from latprune.latency import ContextInfo, Store
 
 __all__ = ["add_parser", "run"]
 
 _EPILOG = """\
 examples:
+  latprune predictor train --sweep 200 --engine openvino -o openvino.npz
   latprune predictor train 1 -o openvino.npz
   latprune predictor predict openvino.npz --model latprune.zoo:mobilenet_v2 --input 1x3x224x224
 """
@@ -19,18 +24,27 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the command."""
     parser = subparsers.add_parser(
         "predictor",
-        help="train a latency predictor on measured tables, and use it",
-        description="A predictor stands in for a device that is not at hand: a forest per kernel family, trained on what a store holds "
-        "for one set of conditions (numbered as `latprune table ls` lists them).",
+        help="train a latency predictor on measured tables and random networks, and use it",
+        description="A predictor stands in for tables and for a device that is not at hand: a regression model per kernel family, trained "
+        "on what a store holds for one set of conditions. --sweep first measures random networks here, which show it kernels of all kinds.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
-    train = actions.add_parser("train", help="train on a store")
-    train.add_argument("context", type=int, metavar="N", help="number of the conditions")
+    train = actions.add_parser("train", help="train on a store, with --sweep on random networks as well")
+    train.add_argument(
+        "context",
+        type=int,
+        nargs="?",
+        metavar="N",
+        help="number of the conditions, as `latprune table ls` lists them (with --sweep: the target's, here and now)",
+    )
     train.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
-    train.add_argument("--seed", type=int, default=0, help="seed of the forests (default: %(default)s)")
+    train.add_argument("--sweep", type=int, metavar="NETWORKS", help="measure random networks first until the store holds this many")
+    train.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop measuring after this long")
+    train.add_argument("--seed", type=int, default=0, help="seed of the random networks and of the forests (default: %(default)s)")
     train.add_argument("-o", "--output", required=True, metavar="FILE", help="predictor file to write (.npz)")
+    add_target_arguments(train)
     predict = actions.add_parser("predict", help="predict a model's latency")
     predict.add_argument("predictor", metavar="FILE", help="predictor file")
     add_model_arguments(predict)
@@ -42,16 +56,11 @@ def run(args: argparse.Namespace) -> int:
     from latprune.latency import KernelPredictor, Store, train_predictor
 
     if args.action == "train":
-        from latprune.errors import InvalidArgumentError
-
         with Store(args.store) as store:
-            contexts = store.contexts()
-            if not 1 <= args.context <= len(contexts):
-                raise InvalidArgumentError(f"N (={args.context}) must lie between 1 and {len(contexts)}; see latprune table ls")
-            context = contexts[args.context - 1][0]
+            context = _swept(args, store) if args.sweep is not None else _chosen(args, store)
             predictor = train_predictor(context, store.networks(context), seed=args.seed)
         predictor.save(args.output)
-        print(f"{predictor.samples} kernel samples of {context.target}; families: {', '.join(sorted(predictor.forests))}")
+        print(f"{predictor.samples} kernel samples of {context.target}; families: {', '.join(sorted(predictor.families))}")
         print(f"95 % of the networks that it was trained on within {predictor.spread:.1%}; written to {args.output}")
         return 0
 
@@ -64,3 +73,39 @@ def run(args: argparse.Namespace) -> int:
     found = predictor.network(graph.kernels.values(), graph.dense_widths())
     print(f"{found.ms:.3f} ms  [{found.low:.3f}, {found.high:.3f}]  on {predictor.context.target} ({predictor.context.machine})")
     return 0
+
+
+def _chosen(args: argparse.Namespace, store: Store) -> ContextInfo:
+    """The conditions of the given number."""
+    from latprune.errors import InvalidArgumentError
+
+    contexts = store.contexts()
+    if args.context is None:
+        raise InvalidArgumentError("train needs N, the number of the conditions (see latprune table ls), or --sweep to measure here")
+    if not 1 <= args.context <= len(contexts):
+        raise InvalidArgumentError(f"N (={args.context}) must lie between 1 and {len(contexts)}; see latprune table ls")
+    context, _ = contexts[int(args.context) - 1]
+    return context
+
+
+def _swept(args: argparse.Namespace, store: Store) -> ContextInfo:
+    """Measure random networks under the target's conditions; returns those."""
+    from latprune.cli.loading import target_from
+    from latprune.cli.progress import reporter
+    from latprune.errors import InvalidArgumentError
+    from latprune.latency import SweepProgress, sweep_kernels, target_context
+
+    if args.context is not None:
+        raise InvalidArgumentError(f"N (={args.context}) and --sweep exclude each other: a sweep measures on the target, here and now")
+    target = target_from(args)
+    report = reporter()
+
+    def progress(state: SweepProgress) -> None:
+        if state.networks % 8 == 0 or state.networks == state.wanted:
+            chosen = ", chosen by doubt" if state.adaptive else ""
+            failed = f", {state.failed} failed" if state.failed else ""
+            report(f"{state.networks} of {state.wanted} random networks{chosen}{failed}")
+
+    measured = sweep_kernels(target, store, args.sweep, seed=args.seed, time_limit=args.time_limit, progress=progress)
+    print(f"{measured} random networks measured and stored in {store.path}")
+    return target_context(target)

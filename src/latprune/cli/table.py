@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from latprune.errors import InvalidArgumentError
     from latprune.latency import Store, export_samples, import_samples, merge_stores
+    from latprune.latency.store import SWEEP
 
     with Store(args.store) as store:
         contexts = store.contexts()
@@ -62,14 +63,17 @@ def run(args: argparse.Namespace) -> int:
                 print(
                     f"{number:3}  {context.target}, version {context.version}, on {context.machine}: "
                     f"{counts['networks']} networks of {counts['structures']} structures"
+                    + (f", and {counts['sweep']} random ones for the predictor" if counts["sweep"] else "")
                 )
         elif args.action == "show":
             context, _ = contexts[pick(args.context)]
             print(f"{context.target}, version {context.version}, on {context.machine}")
             for network in store.networks(context):
                 whole = f"{network.ms:9.3f} ms" if network.ms is not None else "   not timed"
+                # A random network is nobody's model: what it was timed beside is the sweep's reference.
+                name, beside = ("random  ", "beside") if SWEEP in network.extra else (network.fingerprint[:8], "dense ")
                 print(
-                    f"{network.fingerprint[:8]}  {whole}  dense {network.reference_ms:9.3f} ms  {len(network.kernels):4} kernels  "
+                    f"{name}  {whole}  {beside} {network.reference_ms:9.3f} ms  {len(network.kernels):4} kernels  "
                     f"{len(network.removed):3} blocks gone  {network.runs:4} runs  spread {network.spread:.1%}"
                 )
         elif args.action == "export":

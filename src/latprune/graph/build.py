@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -10,16 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
+from latprune.graph.axes import Axes
 from latprune.graph.class_units import ClassUnits
 from latprune.graph.grouping import Grouping
 from latprune.graph.memberships import RawGroup
 from latprune.graph.model_graph import ModelGraph
+from latprune.graph.range_groups import RangeGroups
 from latprune.graph.realise import Branch
-from latprune.graph.recording import Axis, KernelDraft, Node, Recording
-from latprune.graph.sizes import Polynomial, Settled
-from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Member, Piece, Role, WidthAxis
+from latprune.graph.recording import KernelDraft, Node, Recording
+from latprune.graph.sizes import Settled
+from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Member, Role, WidthAxis
 
 __all__ = ["build"]
 
@@ -27,18 +27,15 @@ IntArray = npt.NDArray[np.int64]
 _ROLES = {r.value: r for r in Role}
 
 
-class _Builder:
-    def __init__(self, model: nn.Module, recording: Recording, grouping: Grouping, branches: list[Branch]) -> None:
-        self.model = model
-        self.recording = recording
-        self.grouping = grouping
+class _Builder(Axes):
+    def __init__(self, recording: Recording, grouping: Grouping, branches: list[Branch]) -> None:
+        super().__init__(recording, grouping)
         self.branches = branches
-        self.leaves = {path for path, m in model.named_modules() if not any(True for _ in m.children())}
+        self.leaves = {path for path, m in recording.modules if not m._modules}
         self.node_blocks = self._node_blocks()
         self.kernel_names = self._kernel_names()
         self.users = self._users()
-        self.group_names: dict[int, str] = {}
-        self.columns = [g.cells.shape[1] for g in grouping.groups]
+        self.along_whole = [RangeGroups(recording.space.ranges, group_of[grouping.roots]) for group_of in self._all_groups()]
 
     # -- blocks and kernels ----------------------------------------------------------------------------------------
 
@@ -108,9 +105,7 @@ class _Builder:
     def _first_producer(self) -> dict[int, tuple[int, str]]:
         """For each group the node (and kernel) that produces its channels first."""
         first: dict[int, tuple[int, str]] = {}
-        grouping = self.grouping
-        own = self._all_groups()
-        for r in self.recording.space.ranges:
+        for k, r in enumerate(self.recording.space.ranges):
             if r.kind != "tensor":
                 continue
             roles = self.recording.roles.get((r.tensor, r.dim), [])
@@ -123,12 +118,11 @@ class _Builder:
             else:
                 rank = 0
             node = min(producing)
-            for slot in own:
-                for g in np.unique(slot[grouping.roots[r.start : r.stop]]).tolist():
-                    if g >= 0:
-                        entry = (rank + node, self.kernel_names.get(node, r.tensor))
-                        if g not in first or entry < first[g]:
-                            first[g] = entry
+            entry = (rank + node, self.kernel_names.get(node, r.tensor))
+            for along in self.along_whole:
+                for g, _ in along.counts(k):
+                    if g not in first or entry < first[g]:
+                        first[g] = entry
         return first
 
     def _all_groups(self) -> list[IntArray]:
@@ -171,19 +165,19 @@ class _Builder:
         """Tensor dimensions that carry each prunable group."""
         found: dict[int, list[Member]] = {g: [] for g in prunable}
         roots = self.grouping.roots
-        for r in self.recording.space.ranges:
+        for k, r in enumerate(self.recording.space.ranges):
             if r.kind != "tensor":
                 continue
             if r.tensor in self.recording.grouped and r.dim == 1:
                 self._grouped_members(r.tensor, found)
                 continue
-            classes = roots[r.start : r.stop]
-            for group_of, unit_of in self.grouping.slots:
-                here = group_of[classes]
-                for g in np.unique(here).tolist():
-                    if g >= 0 and g in prunable:
-                        at = np.flatnonzero(here == g)
-                        found[g].append(self._member(r.tensor, r.dim, at, unit_of[classes][at]))
+            for (group_of, unit_of), along in zip(self.grouping.slots, self.along, strict=True):
+                for g, count in along.counts(k):
+                    if g in prunable:
+                        classes = roots[r.start : r.stop]
+                        whole = count == classes.size
+                        at = np.arange(count) if whole else np.flatnonzero(group_of[classes] == g)
+                        found[g].append(self._member(r.tensor, r.dim, at, unit_of[classes if whole else classes[at]]))
         return found
 
     def _member(self, tensor: str, dim: int, positions: IntArray, units: IntArray, within: tuple[int, int] | None = None) -> Member:
@@ -213,98 +207,7 @@ class _Builder:
                         at = np.flatnonzero(here == g)
                         found[g].append(self._member(tensor, 1, at, unit_of[classes][at], (k * per_out, (k + 1) * per_out)))
 
-    # -- axes ------------------------------------------------------------------------------------------------------
-
-    def axis(self, labels: Axis | IntArray, *, exact: bool) -> WidthAxis:
-        """The size of a dimension that carries ``labels``.
-
-        Args:
-            labels: Label of each place, or a constant size.
-            exact: Raise where the size is no sum of products of widths; else such places count as a constant.
-        """
-        if isinstance(labels, tuple):
-            parts = [self.axis(part, exact=exact) for part in labels]
-            return WidthAxis(pieces=tuple(p for part in parts for p in part.pieces), constant=sum(part.constant for part in parts))
-        if isinstance(labels, int):
-            return WidthAxis(constant=labels)
-        flat = (labels.numpy() if isinstance(labels, torch.Tensor) else labels).reshape(-1)
-        classes = self.grouping.roots[flat]
-        slots = self.grouping.slots
-        stacked = np.sort(np.stack([s[0][classes] for s in slots], axis=1), axis=1) if len(slots) > 1 else slots[0][0][classes][:, None]
-        combos: list[tuple[int, ...]]
-        if len(slots) == 1 and stacked.size and (stacked == stacked[0]).all():
-            # The usual case: one group all along.
-            combos, first, counts = [(int(stacked[0, 0]),)], np.zeros(1, dtype=np.int64), np.array([len(stacked)])
-        elif len(slots) == 1:
-            values, first, counts = np.unique(stacked[:, 0], return_index=True, return_counts=True)
-            combos = [(v,) for v in values.tolist()]
-        else:
-            rows, first, counts = np.unique(stacked, axis=0, return_index=True, return_counts=True)
-            combos = [tuple(v) for v in rows.tolist()]
-        constant = 0
-        pieces: list[tuple[int, Piece]] = []
-        for combo, at, count in zip(combos, first.tolist(), counts.tolist(), strict=True):
-            groups = [g for g in combo if g >= 0]
-            if not groups:
-                constant += count
-                continue
-            dense = math.prod(self.columns[g] for g in groups)
-            if count % dense:
-                if exact:
-                    raise AssertionError(f"{count} places for widths of {dense}")
-                constant += count
-                continue
-            names = tuple(self.group_names[g] for g in sorted(groups, key=lambda g: -self.grouping.groups[g].level))
-            pieces.append((at, Piece(groups=names, factor=count // dense)))
-        return WidthAxis(pieces=tuple(p for _, p in sorted(pieces, key=lambda x: x[0])), constant=constant)
-
-    def polynomial_axis(self, polynomial: Polynomial) -> WidthAxis:
-        """A polynomial with whole coefficients as a width axis."""
-        pieces = tuple(
-            Piece(groups=tuple(self.group_names[g] for g in groups), factor=int(factor)) for groups, factor in polynomial.items() if groups
-        )
-        return WidthAxis(pieces=pieces, constant=int(polynomial.get((), 0)))
-
-    def tensor_axes(self) -> dict[str, tuple[WidthAxis, ...]]:
-        """Axes of every parameter and buffer."""
-        result: dict[str, tuple[WidthAxis, ...]] = {}
-        for kind in (self.model.named_parameters, self.model.named_buffers):
-            for name, tensor in kind():
-                labels = self.recording.tensor_labels.get(name, [])
-                axes = []
-                for dim, size in enumerate(tensor.shape):
-                    vector = labels[dim] if dim < len(labels) else None
-                    if vector is None:
-                        axes.append(WidthAxis(constant=size))
-                    elif dim == 1 and name in self.recording.grouped:
-                        axes.append(self._grouped_axis(name))
-                    else:
-                        axes.append(self.axis(vector, exact=True))
-                result[name] = tuple(axes)
-        return result
-
-    def _grouped_axis(self, name: str) -> WidthAxis:
-        """Input channels of one group of a grouped convolution: all widths but those of the units that the whole group goes with."""
-        classes = self.grouping.roots[self.recording.grouped[name].numpy()]  # (groups, channels of one)
-        combos: list[set[int]] = [set() for _ in range(classes.shape[1])]
-        for group_of, unit_of in self.grouping.slots:
-            found, units = group_of[classes], unit_of[classes]
-            for g in np.unique(found[found >= 0]).tolist():
-                here = found == g
-                if here.all() and (units == units[:, :1]).all() and len(np.unique(units[:, 0])) > 1:
-                    continue  # chooses among the groups, not within one
-                for place in np.flatnonzero(here[0]).tolist():
-                    combos[place].add(g)
-        counts: dict[tuple[int, ...], int] = {}
-        for combo in combos:
-            key = tuple(sorted(combo, key=lambda g: -self.grouping.groups[g].level))
-            counts[key] = counts.get(key, 0) + 1
-        pieces = []
-        for groups, count in counts.items():
-            dense = math.prod(self.columns[g] for g in groups)
-            if groups:
-                pieces.append(Piece(groups=tuple(self.group_names[g] for g in groups), factor=count // dense))
-        return WidthAxis(pieces=tuple(pieces), constant=counts.get((), 0))
+    # -- kernels -------------------------------------------------------------------------------------------------
 
     def kernels(self) -> dict[str, Kernel]:
         """All kernels in execution order."""
@@ -328,7 +231,7 @@ class _Builder:
 
     def _kernel_axes(self, draft: KernelDraft) -> tuple[WidthAxis, ...]:
         if draft.weight in self.recording.grouped and draft.kind == "conv":
-            return (self._grouped_axis(str(draft.weight)), self.axis(draft.axes[1], exact=False))
+            return (self.grouped_axis(str(draft.weight)), self.axis(draft.axes[1], exact=False))
         return tuple(self.axis(a, exact=False) for a in draft.axes)
 
     # -- calls -----------------------------------------------------------------------------------------------------
@@ -381,20 +284,16 @@ class _Builder:
 
     def kept_whole(self) -> tuple[KeptWhole, ...]:
         """Groups that stay whole, with reasons."""
-        own = self._all_groups()[0]
         shares: dict[int, float] = {}
         carried: dict[int, bool] = {}
-        parameters = dict(self.model.named_parameters())
-        for r in self.recording.space.ranges:
+        parameters = self.recording.parameters
+        for k, r in enumerate(self.recording.space.ranges):
             if r.kind != "tensor" or r.tensor not in parameters or (r.dim == 1 and r.tensor in self.recording.grouped):
                 continue
             relevant = any(role in ("producer", "consumer", "depthwise") for role, _ in self.recording.roles.get((r.tensor, r.dim), ()))
-            here = own[self.grouping.roots[r.start : r.stop]]
-            values, counts = np.unique(here, return_counts=True)
-            for g, count in zip(values.tolist(), counts.tolist(), strict=True):
-                if g >= 0:
-                    shares[g] = shares.get(g, 0.0) + parameters[r.tensor].numel() * count / (r.stop - r.start)
-                    carried[g] = carried.get(g, False) or relevant
+            for g, count in self.along_whole[0].counts(k):
+                shares[g] = shares.get(g, 0.0) + parameters[r.tensor].numel() * count / (r.stop - r.start)
+                carried[g] = carried.get(g, False) or relevant
         result = []
         for g, name in self.group_names.items():
             raw = self.grouping.groups[g]
@@ -410,7 +309,6 @@ def _widest(fields: tuple[IntArray, ...]) -> IntArray | None:
 
 
 def build(
-    model: nn.Module,
     recording: Recording,
     settled: Settled,
     branches: list[Branch],
@@ -421,7 +319,7 @@ def build(
 ) -> ModelGraph:
     """Assemble the public graph."""
     grouping = settled.grouping
-    b = _Builder(model, recording, grouping, branches)
+    b = _Builder(recording, grouping, branches)
     order = b.name_groups()
     members = b.members(set(order))
     groups: dict[str, ChannelGroup] = {}
@@ -452,7 +350,7 @@ def build(
         )
     tensor_axes = b.tensor_axes()
     plan: dict[str, Any] = {
-        "parameters": [name for name, _ in model.named_parameters()],
+        "parameters": list(recording.parameters),
         "within": within,
         "aliases": dict(recording.aliases),
         "realisations": {br.name: br.realisation for br in branches if br.realisation is not None},
@@ -498,10 +396,13 @@ def _tensor_units(b: _Builder) -> dict[str, dict[int, Units]]:
         for dim, vector in enumerate(labels):
             if vector is None:
                 continue
-            flat = vector.numpy()
+            number = b.range_of[name, dim]
             if dim == 1 and name in b.recording.grouped:
-                flat = b.recording.grouped[name].numpy()
-            units = _units(b, flat)
+                units = _units(b, b.recording.grouped[name].numpy())
+            elif all(along.single(number) == -1 for along in b.along):
+                continue
+            else:
+                units = _units(b, vector.numpy())
             if units:
                 result.setdefault(name, {})[dim] = units
     return result

@@ -36,6 +36,9 @@ def _meet_two(
     if not left and not right:
         return []
     right_dims = [varying(g) for g in right]
+    if len(left) == len(right) == 1 and varying(left[0]) == right_dims[0]:  # nearly always
+        space.unite(left[0], right[0])
+        return left
     taken = [False] * len(right)
     kept: list[torch.Tensor] = []
     loose: list[tuple[torch.Tensor, tuple[int, ...]]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ def preserved_state(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for values, saved in before:
+            if len(values) == len(saved) and all(map(is_, values, saved)) and all(map(is_, values.values(), saved.values())):
+                continue
             for name in [n for n in values if n not in saved]:
                 del values[name]
             for name, value in saved.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -121,7 +122,7 @@ def solve(recording: Recording, extra_frozen: Mapping[int, str] | None = None) -
     for label, why in (extra_frozen or {}).items():
         reason.setdefault(int(roots[label]), why)
     for labels, why in space.frozen:
-        for root in np.unique(roots[labels]).tolist():
+        for root in set(roots[labels].tolist()):
             reason.setdefault(root, why)
     looped = coarse == fine
     for root in np.unique(coarse[looped]).tolist():
@@ -304,8 +305,9 @@ def _form(
     cell_of = np.full(key.size, -1, dtype=np.int64)
     cell_of[members] = rank[inverse]
     order = np.argsort(rank[inverse], kind="stable")
-    bounds = np.flatnonzero(np.diff(rank[inverse][order], prepend=-1))
-    cells = np.split(members[order], bounds[1:])
+    bounds = [*np.flatnonzero(np.diff(rank[inverse][order], prepend=-1)).tolist(), len(order)]
+    ordered = members[order]
+    cells = [ordered[a:b] for a, b in pairwise(bounds)]
     parent = list(range(len(cells)))
     bad: dict[int, str] = {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -127,8 +128,9 @@ def _slot_of_group(below: IntArray, group: IntArray, count: int) -> IntArray:
         return slot
     pairs = np.unique(below * np.int64(count) + group)
     classes, members = pairs // count, pairs % count
-    starts = np.flatnonzero(np.append(True, classes[1:] != classes[:-1]))
-    together = {tuple(m.tolist()) for m in np.split(members, starts[1:])}
+    bounds = [*np.flatnonzero(np.append(True, classes[1:] != classes[:-1])).tolist(), len(classes)]
+    groups_of = members.tolist()
+    together = {tuple(groups_of[a:b]) for a, b in pairwise(bounds)}
     clash: dict[int, set[int]] = {}
     for groups in together:
         for g in groups:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from latprune.graph.uncomputed import READING_METHODS
 
 __all__ = [
     "CallWatcher",
@@ -238,31 +240,39 @@ def leaves(expr: Expression) -> Iterator[Expression]:
 def integer_attributes(module: nn.Module) -> Iterator[tuple[str, int | list[int] | tuple[int, ...]]]:
     """Public attributes of a module that are plain integers, or lists or tuples of them."""
     for name, value in module.__dict__.items():
-        if name.startswith("_"):
-            continue
-        if type(value) is int or (type(value) in (list, tuple) and value and all(type(v) is int for v in value)):
-            yield name, value
+        kind = type(value)
+        if kind is int or ((kind is list or kind is tuple) and value and all(type(v) is int for v in value)):
+            if not name.startswith("_"):
+                yield name, value
 
 
 @contextmanager
-def planted(model: nn.Module, used: Uses) -> Iterator[None]:
-    """Replace the plain ``int`` attributes of all modules (those in lists and tuples too) by traced ones, and put them back afterwards."""
+def planted(modules: Iterable[tuple[str, nn.Module]], used: Uses) -> Iterator[dict[tuple[str, str], int]]:
+    """Replace the plain ``int`` attributes of ``modules`` (those in lists and tuples too) by traced ones, and put them back afterwards.
+
+    Yields:
+        The value of each attribute, by module path and name.
+    """
     before: list[tuple[dict[str, Any], str, Any, Any]] = []
-    for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        for name, value in list(integer_attributes(module)):
+    plain_values: dict[tuple[str, str], int] = {}
+    for path, module in modules:
+        entries = list(integer_attributes(module))
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        for name, value in entries:
             traced: Any
             if isinstance(value, int):
+                plain_values[path, name] = value
                 traced = TracedInt(value, ("attr", path, name), used)
             else:
+                plain_values.update({(path, f"{name}[{k}]"): v for k, v in enumerate(value)})
                 traced = type(value)(TracedInt(v, ("attr", path, f"{name}[{k}]"), used) for k, v in enumerate(value))
-            before.append((module.__dict__, name, value, traced))
-            module.__dict__[name] = traced
+            if not scripted:
+                before.append((module.__dict__, name, value, traced))
+                module.__dict__[name] = traced
     plain_sqrt = math.sqrt
     math.sqrt = _traced_sqrt(plain_sqrt)
     try:
-        yield
+        yield plain_values
     finally:
         math.sqrt = plain_sqrt
         for values, name, value, traced in before:
@@ -286,6 +296,7 @@ class CallWatcher(TorchFunctionMode):
         self.on_attention: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.on_normalise: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.trace_sizes: Callable[[torch.Tensor], tuple[int, ...] | None] = lambda tensor: None
+        self.on_values: Callable[[torch.Tensor], None] = lambda tensor: None
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Run a call with its arguments remembered."""
@@ -306,6 +317,8 @@ class CallWatcher(TorchFunctionMode):
         if name in ("numel", "nelement"):
             sizes = self.trace_sizes(args[0])
             return func(*args, **kwargs) if sizes is None else math.prod(sizes)
+        if name in READING_METHODS:
+            self.on_values(args[0])
         if name in _VALUE_CALLS:
             for value in args:
                 if isinstance(value, TracedInt):

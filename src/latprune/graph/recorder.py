@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,18 +22,19 @@ from latprune.graph.recording import Fields, Info, ModuleCall, Node, Recording
 from latprune.graph.rules import Step, find_rule
 from latprune.graph.size_facts import SizeFacts
 from latprune.graph.tensors import flatten_tensors, operands, structure
+from latprune.graph.uncomputed import ValueRead, reads_values, result_without_computing
 from latprune.program.module import ProgramModule
 
 __all__ = ["Recorder"]
 
 
-def _derived_grouped_weights(model: nn.Module) -> dict[str, int]:
+def _derived_grouped_weights(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, int]:
     """Weights of grouped convolutions whose module computes with them in a forward of its own (standardised weights): their groups.
 
     There each group of filters has its own input channels from the start, because statistics over a filter must tell them apart.
     """
     found = {}
-    for path, module in model.named_modules():
+    for path, module in modules:
         plain = type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not plain and module.groups > 1 and module.weight.shape[1] > 1:
             found[f"{path}.weight" if path else "weight"] = int(module.groups)
@@ -50,14 +51,20 @@ _CREATING = frozenset(
 
 
 class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records one run of ``model``; what runs outside of the module ``within`` need not be understood."""
+    """Records one run of ``model``; what runs outside of the module ``within`` need not be understood.
 
-    def __init__(self, model: nn.Module, watcher: CallWatcher, within: str | None = None) -> None:
+    With ``computed`` False the costly operations are not computed; :class:`ValueRead` is raised where the model reads their values.
+    """
+
+    def __init__(self, model: nn.Module, watcher: CallWatcher, within: str | None = None, *, computed: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.program = model if isinstance(model, ProgramModule) else None
+        self.modules = list(model.named_modules())
         self.watcher = watcher
         self._within = within
+        self._computed = computed
+        watcher.on_values = self.on_values
         self._depth = 0 if within else 1
         self.space = LabelSpace()
         self.nodes: list[Node] = []
@@ -65,6 +72,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._infos: dict[int, tuple[weakref.ref[torch.Tensor], Info]] = {}
         self._stack: list[int] = []
         self.module_path = ""
+        self.failed_in = ""
         self.tensor_labels: dict[str, list[torch.Tensor | None]] = {}
         self.tensor_shapes: dict[str, tuple[int, ...]] = {}
         self.roles: dict[tuple[str, int], list[tuple[str, int]]] = {}
@@ -76,14 +84,17 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.aliases: dict[str, str] = {}
         self._label_owner: list[tuple[int, int, str, int]] = []
         self._step_roles: list[tuple[str, int, str]] = []
-        for kind in (model.named_parameters, model.named_buffers):
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.buffers: dict[str, torch.Tensor] = {}
+        for kind, unique in ((model.named_parameters, self.parameters), (model.named_buffers, self.buffers)):
             for name, tensor in kind(remove_duplicate=False):
                 if id(tensor) in self._names:
                     self.aliases[name] = self._names[id(tensor)]
                 else:
                     self._names[id(tensor)] = name
                     self._own[id(tensor)] = tensor
-        self._groups = _derived_grouped_weights(model) if self.program is None else derived_grouped_weights(self.program)
+                    unique[name] = tensor
+        self._groups = _derived_grouped_weights(self.modules) if self.program is None else derived_grouped_weights(self.program)
 
     def info(self, tensor: torch.Tensor) -> Info:
         """What is known of ``tensor``; a parameter gets its labels when it is first seen."""
@@ -145,40 +156,69 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def watch_modules(self) -> Iterator[None]:
-        """Hooks on every module that keep the path of the running module and the tensors at its borders."""
-        with ExitStack() as stack:
-            for path, module in self.model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue
-                pre = module.register_forward_pre_hook(self._enter(path), with_kwargs=True, prepend=True)
-                post = module.register_forward_hook(self._leave, with_kwargs=True)
-                stack.callback(pre.remove)
-                stack.callback(post.remove)
+        """Keep the path of the running module and the tensors at the borders of every module.
+
+        The call of modules is wrapped for the while, which sees what hooks see first and last and costs a third of two hooks on each.
+        """
+        paths = {id(m): path for path, m in self.modules if not isinstance(m, torch.jit.ScriptModule)}
+        plain = nn.Module.__call__
+
+        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            path = paths.get(id(module))
+            if path is None:
+                return plain(module, *args, **kwargs)
+            self._enter(path, args, kwargs)
+            try:
+                output = plain(module, *args, **kwargs)
+            except BaseException:
+                self.failed_in = self.failed_in or self.module_path
+                self._left()
+                raise
+            self._leave(output)
+            return output
+
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        try:
             yield
+        finally:
+            nn.Module.__call__ = plain  # type: ignore[method-assign]
 
     def _tensor_infos(self, values: Any) -> list[Info]:
-        with self.quiet():
+        paused, self._paused = self._paused, True  # as quiet(), which costs more than what it guards here
+        try:
+            if type(values) is tuple and all(type(v) is torch.Tensor for v in values):
+                return [self.info(t) for t in values]
             return [self.info(t) for t in flatten_tensors(values)]
+        finally:
+            self._paused = paused
 
-    def _enter(self, path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            parent = self._stack[-1] if self._stack else -1
-            self.module_calls.append(
-                ModuleCall(path=path, start=len(self.nodes), stop=-1, inputs=self._tensor_infos((args, kwargs)), outputs=[], parent=parent)
+    def _enter(self, path: str, args: Any, kwargs: Any) -> None:
+        parent = self._stack[-1] if self._stack else -1
+        self.module_calls.append(
+            ModuleCall(
+                path=path,
+                start=len(self.nodes),
+                stop=-1,
+                inputs=self._tensor_infos((args, kwargs) if kwargs else args),
+                outputs=[],
+                parent=parent,
             )
-            self._stack.append(len(self.module_calls) - 1)
-            self.module_path = path
-            self._depth += path == self._within
+        )
+        self._stack.append(len(self.module_calls) - 1)
+        self.module_path = path
+        self._depth += path == self._within
 
-        return hook
-
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        call = self.module_calls[self._stack.pop()]
-        call.stop = len(self.nodes)
+    def _leave(self, output: Any) -> None:
+        call = self._left()
         call.outputs = self._tensor_infos(output)
         call.structure = structure(output)
+
+    def _left(self) -> ModuleCall:
+        call = self.module_calls[self._stack.pop()]
+        call.stop = len(self.nodes)
         self.module_path = self.module_calls[self._stack[-1]].path if self._stack else ""
         self._depth -= call.path == self._within
+        return call
 
     # -- operations ------------------------------------------------------------------------------------------------
 
@@ -189,7 +229,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = operands(args, kwargs)
         infos = [self.info(t) for t in tensors]
         mutable = func._schema.is_mutable
-        out = func(*args, **kwargs)
+        out, uncomputed = (func(*args, **kwargs), False) if self._computed else self._result(func, args, kwargs, infos, mutable)
         outs = [out] if isinstance(out, torch.Tensor) else flatten_tensors(out)
         index = len(self.nodes)
         dynamic = any(i.dynamic for i in infos) and func._schema.name not in _CREATING
@@ -225,7 +265,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.roles.setdefault((tensor_name, dim), []).append((role, index))
         name = infos[0].name if len(infos) == 1 and not dynamic else None
         for k, t in enumerate(outs):
-            info = Info(fields=fields[k], node=index, output=k, shape=tuple(t.shape), name=name, dynamic=dynamic)
+            info = Info(fields=fields[k], node=index, output=k, shape=tuple(t.shape), name=name, dynamic=dynamic, uncomputed=uncomputed)
             if mutable and any(t is a for a in tensors):
                 self._mutated(t, info, func)
             self.set(t, info)
@@ -238,6 +278,32 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise CaptureError(f"{func} in '{self.module_path}' writes into its arguments and returns nothing; it cannot be followed")
         self.nodes.append(node)
         return out
+
+    def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], infos: list[Info], mutable: bool) -> tuple[Any, bool]:
+        """The result of an operation, computed only where that is cheap or needed, and whether its values are arbitrary."""
+        if infos and infos[0].dynamic:
+            out = result_without_computing(func, args, kwargs)
+            if out is not None:
+                return out, True
+        uncomputed = any(i.uncomputed for i in infos) and func._schema.name not in _CREATING
+        if uncomputed and (reads_values(func, kwargs) or (mutable and not infos[0].uncomputed)):
+            raise ValueRead
+        if mutable and infos and self._outlives(args[0], infos[0]):
+            raise ValueRead  # written once, in the run that is computed
+        return func(*args, **kwargs), uncomputed
+
+    def _outlives(self, tensor: Any, info: Info) -> bool:
+        """Whether a tensor was there before the run (an input, a buffer), or is a view of one that was."""
+        if info.node < 0:
+            return True
+        base = tensor._base if isinstance(tensor, torch.Tensor) and tensor._is_view() else None
+        return base is not None and self.info(base).node < 0
+
+    def on_values(self, tensor: torch.Tensor) -> None:
+        """The model takes the values of ``tensor`` out of PyTorch."""
+        found = self._infos.get(id(tensor))
+        if found is not None and found[0]() is tensor and found[1].uncomputed:
+            raise ValueRead
 
     def _apply(self, rule: Any, step: Step, infos: list[Info], inside: bool) -> Any:
         """What a rule says; outside of the module that is pruned an operation may be more than the rule can take."""
@@ -261,7 +327,8 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         if tensor._base is not None and info.dynamic and id(tensor._base) not in self._names:
             # What the memory holds now depends on the inputs (a batch that images are copied into).
             whole = self.info(tensor._base)
-            self.set(tensor._base, replace(whole, node=info.node, output=info.output, dynamic=True))
+            uncomputed = whole.uncomputed or info.uncomputed
+            self.set(tensor._base, replace(whole, node=info.node, output=info.output, dynamic=True, uncomputed=uncomputed))
         before = sorted(tuple(f.shape) for f in old.fields)
         after = sorted(tuple(f.shape) for f in info.fields)
         if before != after:
@@ -287,6 +354,9 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs=outputs,
             tensor_labels=self.tensor_labels,
             tensor_shapes=self.tensor_shapes,
+            modules=self.modules,
+            parameters=self.parameters,
+            buffers=self.buffers,
             aliases=self.aliases,
             roles=self.roles,
             grouped=self.grouped,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from latprune.graph.labels import LabelSpace
 from latprune.graph.provenance import Expression, Uses
@@ -29,6 +30,7 @@ class Info:
         shape: Its shape.
         name: Parameter or buffer that it is, or is a view of.
         dynamic: Whether it depends on the model's inputs.
+        uncomputed: Its values are arbitrary (:mod:`latprune.graph.uncomputed`).
     """
 
     fields: Fields
@@ -37,6 +39,7 @@ class Info:
     shape: tuple[int, ...]
     name: str | None = None
     dynamic: bool = False
+    uncomputed: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -110,7 +113,7 @@ class Equation:
 
 @dataclass(slots=True, eq=False)
 class Recording:
-    """Everything that one run left behind."""
+    """Everything that one run left behind, and the model's modules and tensors by name (each once)."""
 
     space: LabelSpace
     nodes: list[Node]
@@ -119,6 +122,9 @@ class Recording:
     outputs: list[Info]
     tensor_labels: dict[str, list[torch.Tensor | None]]
     tensor_shapes: dict[str, tuple[int, ...]]
+    modules: list[tuple[str, nn.Module]]
+    parameters: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
     aliases: dict[str, str]
     roles: dict[tuple[str, int], list[tuple[str, int]]]
     grouped: dict[str, torch.Tensor]

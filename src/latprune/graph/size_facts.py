@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from latprune.graph.labels import LabelSpace
-from latprune.graph.provenance import CallWatcher, Expression, TracedFloat, TracedInt, expression, integer_attributes, leaves
+from latprune.graph.provenance import CallWatcher, Expression, TracedFloat, TracedInt, expression, leaves
 from latprune.graph.recording import Equation, Info, Node, SizeLeaf
 from latprune.graph.scales import Candidate, ScaleTarget, ScaleUse, absorbed, find_candidate, readers_of
 from latprune.program.module import ProgramModule
@@ -49,10 +49,6 @@ class SizeFacts:
         self.watcher.on_attention = self.on_attention
         self.watcher.on_normalise = self.on_normalise
         self.attribute_values: dict[tuple[str, str], int] = {}
-        for path, module in self.model.named_modules():
-            for name, value in integer_attributes(module):
-                entries = {name: value} if isinstance(value, int) else {f"{name}[{k}]": v for k, v in enumerate(value)}
-                self.attribute_values.update({(path, entry): v for entry, v in entries.items()})
 
     def info(self, tensor: torch.Tensor) -> Info:
         """What is known of ``tensor``."""

@@ -19,15 +19,14 @@ import torch
 
 from latprune.graph.grouping import Grouping, solve
 from latprune.graph.labels import Grid
+from latprune.graph.polynomials import Polynomial, add, constant, divide, known_value, multiply, size_polynomial
 from latprune.graph.provenance import Expression, leaves
 from latprune.graph.recording import Equation, Recording, SizeLeaf
 from latprune.graph.scales import ScaleUse
 
-__all__ = ["Polynomial", "Settled", "settle", "size_polynomial"]
+__all__ = ["Settled", "settle"]
 
 IntArray = npt.NDArray[np.int64]
-Polynomial = dict[tuple[int, ...], Fraction]
-"""Product of group widths (sorted group numbers, with repeats) -> coefficient; the empty product is the constant."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,90 +36,6 @@ class Settled:
     grouping: Grouping
     attributes: dict[tuple[str, str], Polynomial]
     scales: list[tuple[ScaleUse, Polynomial]]
-
-
-def size_polynomial(grouping: Grouping, labels: torch.Tensor) -> Polynomial | None:
-    """Size along the middle dimension of ``labels`` ``(outer, n, inner)``, given that the outer place is kept.
-
-    A place counts while any of its inner places is kept. Units that do not vary over an outer place are conditions and do not count.
-    None where the outer places disagree or the size is no polynomial.
-    """
-    classes = grouping.roots[labels.numpy()]
-    result: Polynomial | None = None
-    for part in _distinct_parts(classes):
-        found = _part_polynomial(grouping, part)
-        if found is None or (result is not None and found != result):
-            return None
-        result = found
-    return result
-
-
-def _distinct_parts(classes: IntArray) -> list[IntArray]:
-    seen: dict[bytes, IntArray] = {}
-    for part in classes:
-        seen.setdefault(part.tobytes(), part)
-    return list(seen.values())
-
-
-def _part_polynomial(grouping: Grouping, part: IntArray) -> Polynomial | None:
-    columns: list[IntArray] = []
-    for group_of, unit_of in grouping.slots:
-        group, unit = group_of[part], unit_of[part]
-        code = np.where(group >= 0, group * np.int64(1 << 32) + unit, -1)
-        steady = (code == code[:, :1]).all(axis=1)
-        condition = part.size > 1 and bool((code == code[0, 0]).all())
-        columns.append(np.where(steady & (not condition), group[:, 0], -1))
-    stacked = np.sort(np.stack(columns, axis=1), axis=1)
-    rows, counts = np.unique(stacked, axis=0, return_counts=True)
-    result: Polynomial = {}
-    for combo, count in zip(rows.tolist(), counts.tolist(), strict=True):
-        groups = tuple(g for g in combo if g >= 0)
-        dense = math.prod(grouping.groups[g].cells.shape[1] for g in groups)
-        if groups and count % dense:
-            return None
-        result[groups] = result.get(groups, Fraction(0)) + Fraction(count, dense)
-    return {k: v for k, v in result.items() if v}
-
-
-def _constant(value: int) -> Polynomial:
-    return {(): Fraction(value)} if value else {}
-
-
-def _value(p: Polynomial) -> Fraction | None:
-    if not p:
-        return Fraction(0)
-    return p[()] if set(p) == {()} else None
-
-
-def _add(a: Polynomial, b: Polynomial, sign: int = 1) -> Polynomial:
-    out = dict(a)
-    for k, v in b.items():
-        out[k] = out.get(k, Fraction(0)) + sign * v
-    return {k: v for k, v in out.items() if v}
-
-
-def _multiply(a: Polynomial, b: Polynomial) -> Polynomial:
-    out: Polynomial = {}
-    for ka, va in a.items():
-        for kb, vb in b.items():
-            key = tuple(sorted(ka + kb))
-            out[key] = out.get(key, Fraction(0)) + va * vb
-    return {k: v for k, v in out.items() if v}
-
-
-def _divide(a: Polynomial, b: Polynomial) -> Polynomial | None:
-    """``a / b`` for a single product ``b`` that divides every product of ``a``."""
-    if len(b) != 1:
-        return None
-    (kb, vb), out = next(iter(b.items())), {}
-    for ka, va in a.items():
-        rest = list(ka)
-        for g in kb:
-            if g not in rest:
-                return None
-            rest.remove(g)
-        out[tuple(rest)] = va / vb
-    return out
 
 
 class _Evaluator:
@@ -143,30 +58,30 @@ class _Evaluator:
     def value(self, expr: Expression) -> Polynomial | None:
         """The expression as a polynomial, or None where it is none."""
         if expr[0] == "const":
-            return _constant(int(expr[1]))
+            return constant(int(expr[1]))
         if expr[0] == "size":
             return self.size(int(expr[1]))
         if expr[0] == "attr":
             key = (str(expr[1]), str(expr[2]))
-            return self.attributes.get(key, _constant(self.recording.attribute_values[key]))
+            return self.attributes.get(key, constant(self.recording.attribute_values[key]))
         left, right = self.value(expr[1]), self.value(expr[2])
         if left is None or right is None:
             return None
         if expr[0] == "add":
-            return _add(left, right)
+            return add(left, right)
         if expr[0] == "sub":
-            return _add(left, right, -1)
+            return add(left, right, -1)
         if expr[0] == "mul":
-            return _multiply(left, right)
-        a, b = _value(left), _value(right)
+            return multiply(left, right)
+        a, b = known_value(left), known_value(right)
         if expr[0] == "mod":
             if a is not None and b is not None and a.denominator == b.denominator == 1:
-                return _constant(int(a) % int(b))
-            whole = _divide(left, right)
+                return constant(int(a) % int(b))
+            whole = divide(left, right)
             return {} if whole is not None and all(c.denominator == 1 for c in whole.values()) else None
         if a is not None and b is not None and a.denominator == b.denominator == 1:
-            return _constant(int(a) // int(b))
-        return _divide(left, right)
+            return constant(int(a) // int(b))
+        return divide(left, right)
 
 
 def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
@@ -198,8 +113,8 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
         if not unsettled:
             _comparisons(recording, evaluator, repairs)
         if not repairs.wanted:
-            moving = {k: p for k, p in evaluator.attributes.items() if _value(p) is None}
-            scales = [(use, p) for use in recording.scales if (p := evaluator.value(use.base)) is not None and _value(p) is None]
+            moving = {k: p for k, p in evaluator.attributes.items() if known_value(p) is None}
+            scales = [(use, p) for use in recording.scales if (p := evaluator.value(use.base)) is not None and known_value(p) is None]
             return Settled(grouping=evaluator.grouping, attributes=moving, scales=scales)
         repairs.make(recording, kept, made, round_ > 40)
     raise AssertionError("the sizes of the model could not be settled")
@@ -384,7 +299,7 @@ def _isolated(
         if equation.left[0] in ("attr", "const", "size", "mod"):
             continue
         left, right = evaluator.value(equation.left), evaluator.value(equation.right)
-        if left is None or right is None or left == right or _value(left) is None:
+        if left is None or right is None or left == right or known_value(left) is None:
             continue
         solved = _solved(evaluator, equation.left, right)
         if solved is not None and solved[0] not in alone:
@@ -400,17 +315,17 @@ def _solved(evaluator: _Evaluator, expr: Expression, wanted: Polynomial) -> tupl
         return None
     kind, left, right = expr
     a, b = evaluator.value(left), evaluator.value(right)
-    other = None if b is None else _value(b)
+    other = None if b is None else known_value(b)
     if other and kind in ("floordiv", "mul"):
-        solved = _solved(evaluator, left, _multiply(wanted, {(): other if kind == "floordiv" else 1 / other}))
+        solved = _solved(evaluator, left, multiply(wanted, {(): other if kind == "floordiv" else 1 / other}))
     elif b is not None and kind in ("add", "sub"):
-        solved = _solved(evaluator, left, _add(wanted, b, 1 if kind == "sub" else -1))
+        solved = _solved(evaluator, left, add(wanted, b, 1 if kind == "sub" else -1))
     else:
         solved = None
-    if solved is None and a is not None and kind == "mul" and (other := _value(a)):
-        solved = _solved(evaluator, right, _multiply(wanted, {(): 1 / other}))
+    if solved is None and a is not None and kind == "mul" and (other := known_value(a)):
+        solved = _solved(evaluator, right, multiply(wanted, {(): 1 / other}))
     elif solved is None and a is not None and kind == "add":
-        solved = _solved(evaluator, right, _add(wanted, a, -1))
+        solved = _solved(evaluator, right, add(wanted, a, -1))
     return solved
 
 
@@ -422,7 +337,7 @@ def _numbers(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> 
     for expr in recording.uses:
         for leaf in leaves(expr):
             value = evaluator.value(leaf)
-            if value is not None and _value(value) is not None:
+            if value is not None and known_value(value) is not None:
                 continue
             groups = _groups_in(evaluator, leaf) if value is None else {g for k in value for g in k}
             source = f"attribute '{leaf[1]}.{leaf[2]}'" if leaf[0] == "attr" else "a runtime size"
@@ -457,7 +372,7 @@ def _comparisons(recording: Recording, evaluator: _Evaluator, repairs: _Repairs)
         if a is None or b is None:
             repairs.freeze(_groups_in(evaluator, left) | _groups_in(evaluator, right), why)
             continue
-        difference = _add(a, b, -1)
+        difference = add(a, b, -1)
         low, high = _range(evaluator, difference)
         steady = {
             "eq": low > 0 or high < 0,

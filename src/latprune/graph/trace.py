@@ -27,6 +27,7 @@ from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
+from latprune.graph.uncomputed import ValueRead
 from latprune.program.module import ProgramModule
 
 __all__ = ["FORMS", "INPUT_WEIGHTS", "ExampleInputs", "call_with", "record", "trace"]
@@ -116,7 +117,7 @@ def _trace(
     recording = record(model, example_inputs, within)
     if within is not None and not recording.call_counts.get(within):
         raise CaptureError(f"within (='{within}') is not called in a run on the example inputs")
-    frozen = _recurrent(model, recording) | _kept(recording, keep, within)
+    frozen = _recurrent(recording) | _kept(recording, keep, within)
     before = None if within is not None or isinstance(model, ProgramModule) else snapshot(recording)
     branches = find_branches(recording, model if isinstance(model, ProgramModule) else None)
     settled = settle(recording, frozen)
@@ -140,7 +141,7 @@ def _trace(
     for pattern in blocks_keep:
         if not any(b.name == pattern or fnmatchcase(b.name, pattern) for b in branches):
             raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {[b.name for b in branches]}")
-    graph = build(model, recording, settled, branches, min_widths={}, blocks_kept=kept_blocks, within=within or "")
+    graph = build(recording, settled, branches, min_widths={}, blocks_kept=kept_blocks, within=within or "")
     return _with_min_widths(graph, min_widths or {})
 
 
@@ -160,15 +161,22 @@ def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelG
 
 
 def record(model: nn.Module, example_inputs: ExampleInputs, within: str | None = None) -> Recording:
-    """Run ``model`` once under the recorder.
+    """Run ``model`` once under the recorder, without computing what only flows on; a second time, computed, where it reads such values.
 
     Raises:
         CaptureError: The model does not run on the inputs.
     """
+    try:
+        return _record(model, example_inputs, within, computed=False)
+    except (ValueRead, LatpruneError):
+        return _record(model, example_inputs, within, computed=True)
+
+
+def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None, *, computed: bool) -> Recording:
     watcher = CallWatcher()
     forget_cached(model)
-    recorder = Recorder(model, watcher, within)
-    modes = [(m, m.training) for m in model.modules()]
+    recorder = Recorder(model, watcher, within, computed=computed)
+    modes = [(m, m.training) for _, m in recorder.modules]
     try:
         for m, _ in modes:
             m.training = False
@@ -180,7 +188,7 @@ def record(model: nn.Module, example_inputs: ExampleInputs, within: str | None =
         with ExitStack() as stack:
             stack.enter_context(capture_conditions())
             stack.enter_context(preserved_state(model))
-            stack.enter_context(planted(model, watcher.used))
+            recorder.attribute_values = stack.enter_context(planted(recorder.modules, watcher.used))
             stack.enter_context(recorder.watch_modules())
             stack.enter_context(watcher)
             stack.enter_context(recorder)
@@ -190,7 +198,7 @@ def record(model: nn.Module, example_inputs: ExampleInputs, within: str | None =
                 raise
             except Exception as error:
                 raise CaptureError(
-                    f"the model does not run on the example inputs: {type(error).__name__}: {error} (in module '{recorder.module_path}')"
+                    f"the model does not run on the example inputs: {type(error).__name__}: {error} (in module '{recorder.failed_in}')"
                 ) from error
     finally:
         for m, training in modes:
@@ -216,10 +224,10 @@ def _inside(path: str, within: str) -> bool:
     return within == "" or path == within or path.startswith(f"{within}.")
 
 
-def _recurrent(model: nn.Module, recording: Recording) -> dict[int, str]:
+def _recurrent(recording: Recording) -> dict[int, str]:
     """Labels of recurrent layers, one fused operation or a loop over steps: what they read from outside may shrink, their state stays."""
     frozen: dict[int, str] = {}
-    layers = {path: type(m).__name__ for path, m in model.named_modules() if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
+    layers = {path: type(m).__name__ for path, m in recording.modules if isinstance(m, (nn.RNNBase, nn.RNNCellBase))}
     for r in recording.space.ranges:
         owner, _, leaf = r.tensor.rpartition(".")
         if r.kind == "tensor" and owner in layers and not (r.dim == 1 and leaf in INPUT_WEIGHTS):

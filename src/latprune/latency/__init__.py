@@ -14,14 +14,16 @@ from latprune.latency.engines import (
 )
 from latprune.latency.exchange import export_samples, import_samples, merge_stores, read_samples
 from latprune.latency.fanout import FanoutProgress, sample_on_cluster
-from latprune.latency.kit import import_kit_results, write_kit
+from latprune.latency.kit import import_kit_results, write_kit, write_kit_again
 from latprune.latency.machine import machine_name
-from latprune.latency.predictor import KernelPrediction, KernelPredictor, train_predictor
+from latprune.latency.predictor import KernelPrediction, KernelPredictor
+from latprune.latency.predictor_training import train_predictor
 from latprune.latency.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
 from latprune.latency.scenarios import OfflineMeasurement, measure_offline
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Store, default_store_path
 from latprune.latency.surface import SizeSurface, fit_surface
+from latprune.latency.sweep import SweepProgress, sweep_kernels
 from latprune.latency.tables import KernelTable, LatencyTables, Residual, TableStats
 from latprune.latency.target import PRECISIONS, Target
 from latprune.latency.unary import measure_unary_contributions, unary_contributions
@@ -46,6 +48,7 @@ __all__ = [
     "Residual",
     "SizeSurface",
     "Store",
+    "SweepProgress",
     "TableProgress",
     "TableStats",
     "Target",
@@ -70,8 +73,10 @@ __all__ = [
     "register_engine",
     "sample_on_cluster",
     "stored_tables",
+    "sweep_kernels",
     "target_context",
     "train_predictor",
     "unary_contributions",
     "write_kit",
+    "write_kit_again",
 ]

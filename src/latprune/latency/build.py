@@ -15,8 +15,7 @@ from latprune.latency.design import DesignPoint, design_points
 from latprune.latency.engines import get_engine
 from latprune.latency.fit_cache import KeptFit, keep_fit, kept_fit
 from latprune.latency.fitting import fit_tables, predicted_and_measured
-from latprune.latency.machine import machine_name
-from latprune.latency.repeats import agree, as_repeat, far_off, median_sample, with_repeats
+from latprune.latency.repeats import REPEATS, agree, as_repeat, far_off, median_sample, with_repeats
 from latprune.latency.sampling import NetworkSampler
 from latprune.latency.signature import network_fingerprint
 from latprune.latency.store import ContextInfo, NetworkSample, Store
@@ -34,7 +33,6 @@ _ENOUGH = 0.015
 _NO_BETTER = 0.93
 _SUSPECTS = 4
 """Networks of one batch that are measured again at most: where more are far off, the tables are, not the samples."""
-_REPEATS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +47,8 @@ class TableProgress:
 
 def target_context(target: Target) -> ContextInfo:
     """The conditions of measurements made here and now on ``target``."""
-    return ContextInfo(target=target, version=get_engine(target.engine).version(), machine=machine_name())
+    engine = get_engine(target.engine)
+    return ContextInfo(target=target, version=engine.version(), machine=engine.machine(target))
 
 
 def build_tables(
@@ -109,18 +108,19 @@ def build_tables(
         if kept is not None and (kept.tables.stats.networks >= max_networks or (kept.settled and not extend)):
             stats = dataclasses.replace(kept.tables.stats, seconds=time.perf_counter() - start, measured_networks=0, engine_runs=0)
             return dataclasses.replace(kept.tables, stats=stats)
-    samples = with_repeats(store.networks(context, fingerprint)) if store is not None else []
+    stored = store.networks(context, fingerprint) if store is not None else []
+    samples, written = with_repeats(stored), len(stored)
     sampler: NetworkSampler | None = None
 
-    def take(point: DesignPoint, *, again: bool = False) -> NetworkSample:
-        nonlocal sampler
+    def take(point: DesignPoint, first: NetworkSample | None = None) -> NetworkSample:
+        nonlocal sampler, written
         if sampler is None:
             sampler = NetworkSampler(model, graph, example_inputs, target, get_engine(target.engine))
         sample = sampler.sample(point)
-        if again:
-            sample = as_repeat(sample)
+        if first is not None:
+            sample = as_repeat(sample, first)
         if store is not None:
-            store.add(context, [sample])
+            written += store.add(context, [sample])
         return sample
 
     builder = _Builder(graph, context, samples)
@@ -131,7 +131,7 @@ def build_tables(
         while not builder.done(max_networks, extend):
             if time_limit is not None and len(builder.samples) >= _FIRST_FIT + _BATCH and time.perf_counter() - start > time_limit:
                 break
-            builder.add(take(next(points)), again=lambda point: take(point, again=True))
+            builder.add(take(next(points)), again=lambda first: take(DesignPoint(widths=first.widths, removed=first.removed), first))
             if progress is not None:
                 progress(
                     TableProgress(
@@ -144,7 +144,7 @@ def build_tables(
     measured = len(builder.samples) - len(samples)
     tables = builder.tables(measured=measured, runs=sampler.runs if sampler is not None else 0)
     if store is not None:
-        keep_fit(store, context, fingerprint, graph, KeptFit(tables=tables, settled=builder.settled))
+        keep_fit(store, context, fingerprint, graph, KeptFit(tables=tables, settled=builder.settled), measured=written)
     return dataclasses.replace(tables, stats=dataclasses.replace(tables.stats, seconds=time.perf_counter() - start))
 
 
@@ -158,7 +158,8 @@ def stored_tables(graph: ModelGraph, example_inputs: Any, context: ContextInfo, 
     kept = kept_fit(store, context, fingerprint, graph)
     if kept is not None:
         return kept.tables
-    samples = with_repeats(store.networks(context, fingerprint))
+    stored = store.networks(context, fingerprint)
+    samples = with_repeats(stored)
     if len(samples) < _FIRST_FIT + _BATCH:
         raise TableError(
             f"{store.path} holds {len(samples)} networks of it for {context.target} (version {context.version}, {context.machine}); "
@@ -166,7 +167,7 @@ def stored_tables(graph: ModelGraph, example_inputs: Any, context: ContextInfo, 
         )
     builder = _Builder(graph, context, samples)
     tables = builder.tables(measured=0, runs=0)
-    keep_fit(store, context, fingerprint, graph, KeptFit(tables=tables, settled=builder.settled))
+    keep_fit(store, context, fingerprint, graph, KeptFit(tables=tables, settled=builder.settled), measured=len(stored))
     return tables
 
 
@@ -185,12 +186,12 @@ class _Builder:
         self.residual: Residual | None = None
         self._advance()
 
-    def add(self, sample: NetworkSample, *, again: Callable[[DesignPoint], NetworkSample]) -> None:
+    def add(self, sample: NetworkSample, *, again: Callable[[NetworkSample], NetworkSample]) -> None:
         """Take one more network; ``again`` measures it, or one before it, another time."""
         self.samples.append(sample)
         self._advance(again)
 
-    def _advance(self, again: Callable[[DesignPoint], NetworkSample] | None = None) -> None:
+    def _advance(self, again: Callable[[NetworkSample], NetworkSample] | None = None) -> None:
         """Do the fits and checks that the samples allow. Stored samples go through the same steps as new ones, but for the repetitions:
         theirs are in the store.
         """
@@ -209,17 +210,17 @@ class _Builder:
                 self.settled = latest.mean_absolute <= _ENOUGH or stalled
             self._next += _BATCH
             if len(self.samples) >= self._next or not self.settled:
-                self._pending = self._fit(known, TableStats(**_EMPTY))
+                self._pending = self._fit(known, TableStats())
 
-    def _repeat(self, again: Callable[[DesignPoint], NetworkSample]) -> None:
+    def _repeat(self, again: Callable[[NetworkSample], NetworkSample]) -> None:
         """Measure again what is far off among the networks that are about to be believed."""
         start = self._next - _BATCH if self._pending is not None else 0
-        tables = self._pending or self._fit(self.samples[: self._next], TableStats(**_EMPTY))
+        tables = self._pending or self._fit(self.samples[: self._next], TableStats())
         for index in far_off(tables, self.samples[start : self._next])[:_SUSPECTS]:
             suspect = self.samples[start + index]
             tries = [suspect]
-            for _ in range(_REPEATS):
-                tries.append(again(DesignPoint(widths=suspect.widths, removed=suspect.removed)))
+            for _ in range(REPEATS):
+                tries.append(again(suspect))
                 if any(agree(other, tries[-1]) for other in tries[:-1]):
                     break
             self.samples[start + index] = median_sample(tries)
@@ -235,16 +236,4 @@ class _Builder:
 
     def tables(self, *, measured: int, runs: int) -> LatencyTables:
         """Tables from all the samples."""
-        return self._fit(self.samples, TableStats(**{**_EMPTY, "measured_networks": measured, "engine_runs": runs}))
-
-
-_EMPTY: dict[str, Any] = {
-    "seconds": 0.0,
-    "networks": 0,
-    "measured_networks": 0,
-    "engine_runs": 0,
-    "kernels": 0,
-    "surfaces": 0,
-    "shared_entries": 0,
-    "positions_differing": 0,
-}
+        return self._fit(self.samples, TableStats(measured_networks=measured, engine_runs=runs))

@@ -14,11 +14,12 @@ from latprune.latency.target import Target
 __all__ = ["export_samples", "import_samples", "merge_stores", "read_samples"]
 
 _FORMAT = "latprune/latency-samples"
-_VERSION = 1
+_VERSION = 2
+_READ = ("1", "2")
 _COLUMNS = (
     "engine", "engine_version", "device", "threads", "batch", "precision", "machine",
     "fingerprint", "widths", "removed", "ms", "reference_ms", "runs", "spread", "created", "extra",
-    "kernel_names", "kernel_signatures", "kernel_sizes", "kernel_ms",
+    "kernel_names", "kernel_signatures", "kernel_sizes", "kernel_ms", "kernel_steps",
 )  # fmt: skip
 
 
@@ -59,6 +60,7 @@ def _schema(pyarrow: Any) -> Any:
         "kernel_signatures": pyarrow.list_(text),
         "kernel_sizes": pyarrow.list_(pyarrow.list_(integer)),
         "kernel_ms": pyarrow.list_(number),
+        "kernel_steps": pyarrow.list_(integer),
     }
     return pyarrow.schema([(name, kinds.get(name, text)) for name in _COLUMNS])
 
@@ -86,6 +88,7 @@ def _row(context: ContextInfo, network: NetworkSample) -> dict[str, Any]:
         "kernel_signatures": [kernel.signature for kernel in network.kernels],
         "kernel_sizes": [list(kernel.sizes) for kernel in network.kernels],
         "kernel_ms": [kernel.ms for kernel in network.kernels],
+        "kernel_steps": [kernel.steps for kernel in network.kernels],
     }
 
 
@@ -99,9 +102,10 @@ def read_samples(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if metadata.get("format") != _FORMAT:
         raise FileFormatError(f"{path} is no file of latency samples (format {metadata.get('format')!r})", path="format")
-    if metadata.get("version") != str(_VERSION):
-        raise FileFormatError(f"{path} has version {metadata.get('version')!r}; this latprune reads {_VERSION}", path="version")
-    missing = [name for name in _COLUMNS if name not in table.column_names]
+    if metadata.get("version") not in _READ:
+        raise FileFormatError(f"{path} has version {metadata.get('version')!r}; this latprune reads {' and '.join(_READ)}", path="version")
+    wanted = _COLUMNS if metadata["version"] == str(_VERSION) else _COLUMNS[:-1]
+    missing = [name for name in wanted if name not in table.column_names]
     if missing:
         raise FileFormatError(f"{path} lacks the columns {', '.join(missing)}", path=missing[0])
     return [_parse(index, row) for index, row in enumerate(table.to_pylist())]
@@ -112,6 +116,7 @@ def _parse(index: int, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSamp
         target = Target(engine=row["engine"], device=row["device"], threads=row["threads"], batch=row["batch"], precision=row["precision"])
         context = ContextInfo(target=target, version=row["engine_version"], machine=row["machine"])
         lists = [row[name] for name in ("kernel_names", "kernel_signatures", "kernel_sizes", "kernel_ms")]
+        lists.append(row.get("kernel_steps", [1] * len(lists[0])))
         network = NetworkSample(
             fingerprint=row["fingerprint"],
             widths={name: int(width) for name, width in json.loads(row["widths"]).items()},
@@ -119,8 +124,8 @@ def _parse(index: int, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSamp
             ms=row["ms"],
             reference_ms=float(row["reference_ms"]),
             kernels=tuple(
-                KernelSample(kernel=name, signature=signature, sizes=tuple(sizes), ms=float(ms))
-                for name, signature, sizes, ms in zip(*lists, strict=True)
+                KernelSample(kernel=name, signature=signature, sizes=tuple(sizes), ms=float(ms), steps=int(steps))
+                for name, signature, sizes, ms, steps in zip(*lists, strict=True)
             ),
             runs=row["runs"],
             spread=row["spread"],

@@ -6,7 +6,7 @@ import os
 import platform
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -15,7 +15,9 @@ from latprune.errors import EngineError, InvalidArgumentError, LatpruneError, Mi
 from latprune.latency.build import target_context
 from latprune.latency.design import DesignPoint
 from latprune.latency.engines import get_engine
+from latprune.latency.repeats import REPEATS, as_repeat, due_again
 from latprune.latency.sampling import NetworkSampler
+from latprune.latency.signature import network_fingerprint
 from latprune.latency.store import ContextInfo, NetworkSample, Store
 from latprune.latency.target import Target
 
@@ -27,10 +29,20 @@ __all__ = ["FanoutProgress", "sample_on_cluster"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FanoutProgress:
-    """Where a fan-out stands: ``done`` of ``jobs`` networks, ``devices`` left, ``lost`` ones, and the ``worker`` that measured last."""
+    """Where a fan-out stands.
+
+    Attributes:
+        done: Measurements made.
+        jobs: Measurements planned; they grow when networks are to be measured again.
+        again: Those of ``done`` that repeat a network.
+        devices: Devices left.
+        lost: Devices lost.
+        worker: The one that measured last.
+    """
 
     done: int
     jobs: int
+    again: int
     devices: int
     lost: int
     worker: str
@@ -79,6 +91,10 @@ def sample_on_cluster(
     lost in the middle of a job loses that job only; another device measures it. Each sample is stored under the conditions of the
     device that took it (its engine's version, its processor), so devices of different kinds under one label do not mix.
 
+    When all networks are measured, those that are far off what the others of their conditions say (``repeats.due_again``) go out again, to
+    a device of the same conditions, until two measurements agree, at most twice. The repetitions are stored beside the first. A network
+    whose kind of device is gone by then stays as it was measured, and is due again when networks are measured there the next time.
+
     Args:
         model: The dense model; sent to the devices.
         graph: Its trace.
@@ -92,7 +108,7 @@ def sample_on_cluster(
         progress: Called after each network.
 
     Returns:
-        How many networks were measured.
+        How many networks were measured, repetitions not counted.
 
     Raises:
         EngineError: No node offers the label, all devices were lost, or a device refused a network.
@@ -109,43 +125,134 @@ def sample_on_cluster(
         raise EngineError(f"no node of the Ray cluster offers the resource {label!r}; start one with: {hint}")
     shared = [ray.put(value) for value in (model, graph, example_inputs, target)]
     remote = ray.remote(num_cpus=0, resources={label: 1})(_Device)
-    idle: list[Any] = [remote.remote(*shared) for _ in range(min(offered, len(points)))]
-    queue: deque[tuple[DesignPoint, int]] = deque((point, 0) for point in points)
-    running: dict[Any, tuple[Any, DesignPoint, int]] = {}
-    done = lost = 0
+    rack = _Rack(
+        ray, [remote.remote(*shared) for _ in range(min(offered, len(points)))], store, label=label, attempts=attempts, progress=progress
+    )
+    fingerprint = network_fingerprint(list(graph.kernels.values()), example_inputs, target)
     try:
-        while queue or running:
-            while queue and idle:
-                point, tried = queue.popleft()
-                device = idle.pop()
-                running[device.sample.remote(point)] = (device, point, tried)
-            if not running:
-                raise EngineError(
-                    f"all {lost} devices labelled {label!r} were lost; {len(queue)} of {len(points)} networks are not measured"
-                )
-            finished, _ = ray.wait(list(running), num_returns=1)
-            for reference in finished:
-                device, point, tried = running.pop(reference)
-                try:
-                    worker, context, sample = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    cause = error.cause
-                    if isinstance(cause, LatpruneError):
-                        raise cause from error
-                    raise EngineError(f"a device with the label {label!r} failed: {error}") from error
-                except ray.exceptions.RayError as error:
-                    # The device is gone. Its job goes to another one.
-                    lost += 1
-                    if tried + 1 >= attempts:
-                        raise EngineError(f"a network lost its device {attempts} times; the last time: {error}") from error
-                    queue.appendleft((point, tried + 1))
-                    continue
-                idle.append(device)
-                store.add(context, [sample])
-                done += 1
-                if progress is not None:
-                    progress(FanoutProgress(done=done, jobs=len(points), devices=len(idle) + len(running), lost=lost, worker=worker))
+        rack.run([_Job(point=point) for point in points])
+        for _ in range(REPEATS):
+            again = [
+                _Job(point=DesignPoint(widths=first.widths, removed=first.removed), first=first, context=context)
+                for context in rack.contexts
+                for first in due_again(graph, context, store.networks(context, fingerprint))
+            ]
+            if not again:
+                break
+            rack.run(again)
     finally:
-        for device in [*idle, *(device for device, _, _ in running.values())]:
-            ray.kill(device)
-    return done
+        rack.close()
+    return rack.done - rack.again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """One network to measure; with ``first`` it is a repetition, which only a device of the conditions ``context`` can make."""
+
+    point: DesignPoint
+    first: NetworkSample | None = None
+    context: ContextInfo | None = None
+    tried: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A device, and its conditions once it has answered."""
+
+    handle: Any
+    context: ContextInfo | None = None
+
+
+class _Rack:
+    """The devices of one label, and what was measured on them so far."""
+
+    def __init__(
+        self,
+        ray: Any,
+        handles: Sequence[Any],
+        store: Store,
+        *,
+        label: str,
+        attempts: int,
+        progress: Callable[[FanoutProgress], None] | None,
+    ) -> None:
+        self._ray = ray
+        self._idle = [_Member(handle) for handle in handles]
+        self._running: dict[Any, tuple[_Member, _Job]] = {}
+        self._store = store
+        self._label = label
+        self._attempts = attempts
+        self._progress = progress
+        self._jobs = self._lost = 0
+        self.done = self.again = 0
+        self.contexts: dict[ContextInfo, None] = {}
+        """Conditions that were met, in order."""
+
+    def run(self, jobs: Sequence[_Job]) -> None:
+        """Do the jobs. Networks that no device is left for are an error, repetitions are not: what they would repeat is stored."""
+        queue = deque(jobs)
+        self._jobs += len(jobs)
+        while queue or self._running:
+            self._assign(queue)
+            if not self._running:
+                left = sum(job.first is None for job in queue)
+                if left:
+                    raise EngineError(
+                        f"all {self._lost} devices labelled {self._label!r} were lost; {left} of {self._jobs} networks are not measured"
+                    )
+                self._jobs -= len(queue)
+                return
+            for reference in self._ray.wait(list(self._running), num_returns=1)[0]:
+                self._collect(reference, queue)
+
+    def _assign(self, queue: deque[_Job]) -> None:
+        for _ in range(len(queue)):
+            job = queue.popleft()
+            member = next((member for member in self._idle if job.context is None or member.context == job.context), None)
+            if member is None:
+                queue.append(job)
+            else:
+                self._idle.remove(member)
+                self._running[member.handle.sample.remote(job.point)] = (member, job)
+
+    def _collect(self, reference: Any, queue: deque[_Job]) -> None:
+        member, job = self._running.pop(reference)
+        try:
+            worker, context, sample = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, LatpruneError):
+                raise cause from error
+            raise EngineError(f"a device with the label {self._label!r} failed: {error}") from error
+        except self._ray.exceptions.RayError as error:
+            # The device is gone. Its job goes to another one.
+            self._lost += 1
+            if job.tried + 1 < self._attempts:
+                queue.appendleft(replace(job, tried=job.tried + 1))
+            elif job.first is None:
+                raise EngineError(f"a network lost its device {self._attempts} times; the last time: {error}") from error
+            else:
+                self._jobs -= 1
+            return
+        member.context = context
+        self.contexts[context] = None
+        self._idle.append(member)
+        self._store.add(context, [sample if job.first is None else as_repeat(sample, job.first)])
+        self.done += 1
+        self.again += job.first is not None
+        if self._progress is not None:
+            self._progress(
+                FanoutProgress(
+                    done=self.done,
+                    jobs=self._jobs,
+                    again=self.again,
+                    devices=len(self._idle) + len(self._running),
+                    lost=self._lost,
+                    worker=worker,
+                )
+            )
+
+    def close(self) -> None:
+        """Let the devices go."""
+        for member in [*self._idle, *(member for member, _ in self._running.values())]:
+            self._ray.kill(member.handle)

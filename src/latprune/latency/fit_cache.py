@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latprune.latency.store import ContextInfo, Store
+from latprune.latency.store import ContextInfo, SamplesDigest, Store
 from latprune.latency.tables import LatencyTables
 
 if TYPE_CHECKING:
@@ -35,22 +35,25 @@ class KeptFit:
 def kept_fit(store: Store, context: ContextInfo, fingerprint: str, graph: ModelGraph) -> KeptFit | None:
     """The fit kept for exactly what the store holds now, or None."""
     found = store.fit(context, fingerprint)
-    if found is None or found[0] != _key(store, context, fingerprint, graph):
+    if found is None or found[0] != _key(store.digest(context, fingerprint), graph):
         return None
     data = json.loads(zlib.decompress(found[1]))
     return KeptFit(tables=LatencyTables.from_dict(data["tables"]), settled=bool(data["settled"]))
 
 
-def keep_fit(store: Store, context: ContextInfo, fingerprint: str, graph: ModelGraph, fit: KeptFit) -> None:
-    """Keep a fit of all the networks that the store holds of this structure."""
+def keep_fit(store: Store, context: ContextInfo, fingerprint: str, graph: ModelGraph, fit: KeptFit, *, measured: int) -> None:
+    """Keep a fit of the ``measured`` networks (repetitions counted) of this structure, unless another process wrote more meanwhile."""
+    digest = store.digest(context, fingerprint)
+    if digest.networks != measured:
+        return
     body = zlib.compress(json.dumps({"settled": fit.settled, "tables": fit.tables.to_dict()}).encode())
-    store.keep_fit(context, fingerprint, _key(store, context, fingerprint, graph), body)
+    store.keep_fit(context, fingerprint, _key(digest, graph), body)
 
 
-def _key(store: Store, context: ContextInfo, fingerprint: str, graph: ModelGraph) -> str:
+def _key(samples: SamplesDigest, graph: ModelGraph) -> str:
     groups = [[group.name, group.columns, group.min_width] for group in graph.groups.values()]
     kernels: Sequence[Any] = [asdict(kernel) for kernel in graph.kernels.values()]
-    text = json.dumps([store.digest(context, fingerprint), _code(), groups, kernels], sort_keys=True, default=str)
+    text = json.dumps([samples.text, _code(), groups, kernels], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from latprune.errors import TableError
 from latprune.graph.types import ChannelGroup, Kernel
+from latprune.latency.kernel_table import kernel_entry
 from latprune.latency.neighbours import Neighbour, Observation, active_factor, candidate_conditions, find_neighbours
 from latprune.latency.store import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.surface import SizeSurface, fit_surface, non_negative_least_squares
-from latprune.latency.tables import LatencyTables, Residual, TableStats, kernel_entry
+from latprune.latency.tables import LatencyTables, Residual, TableStats
 
 __all__ = ["Fit", "fit_kernels", "fit_tables", "predicted_and_measured"]
 
@@ -56,18 +57,19 @@ def dense_level(samples: Sequence[NetworkSample]) -> float:
 
 
 def timer_overhead(samples: Sequence[NetworkSample]) -> float:
-    """Milliseconds that the engine's own profiling adds to each kernel.
+    """Milliseconds that the engine's own profiling adds to each step.
 
-    Some engines count the cost of writing a profile entry to the kernel (several microseconds); it is taken off before anything is fitted.
-    The profile's surplus over the end-to-end time is ``timer * kernels - constant``; networks without some of their blocks tell the two
-    apart.
+    Some engines count the cost of writing a profile entry to the step (a few microseconds); it is taken off before anything is fitted.
+    The profile's surplus over the end-to-end time is ``timer * steps - constant``; networks without some of their blocks, and networks
+    between whose kernels the layout changes more or less often, tell the two apart.
     """
     timed = [sample for sample in samples if sample.ms is not None and sample.kernels]
     if not timed:
         return 0.0
     whole = np.asarray([sample.ms for sample in timed], dtype=np.float64)
     surplus = np.asarray([sum(kernel.ms for kernel in sample.kernels) for sample in timed]) - whole
-    columns = np.stack([np.asarray([float(len(sample.kernels)) for sample in timed]), -np.ones(len(timed))], axis=1)
+    steps = np.asarray([float(sum(kernel.steps for kernel in sample.kernels)) for sample in timed])
+    columns = np.stack([steps, -np.ones(len(timed))], axis=1)
     weights = 1.0 / whole
     solution = np.zeros(2)
     for _ in range(4):
@@ -97,7 +99,7 @@ def _spent(samples: Sequence[NetworkSample]) -> list[tuple[NetworkSample, Kernel
     """Every kernel's milliseconds without the timer's, at the common speed."""
     level, timer = dense_level(samples), timer_overhead(samples)
     return [
-        (network, sample, max(sample.ms - timer, 0.25 * sample.ms) * level / network.reference_ms)
+        (network, sample, max(sample.ms - timer * sample.steps, 0.25 * sample.ms) * level / network.reference_ms)
         for network in samples
         for sample in network.kernels
     ]

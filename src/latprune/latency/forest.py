@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from latprune.errors import FileFormatError, MissingExtraError
 
-__all__ = ["Forest", "fit_forest"]
+__all__ = ["Forest", "cross_predict", "fit_forest"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -28,7 +28,6 @@ class Forest:
         feature: ``(nodes,)`` feature that a node looks at.
         threshold: ``(nodes,)`` where it splits.
         value: ``(nodes,)`` the leaf's value.
-        error: 95th percentile of the absolute error on samples that a tree had not seen.
     """
 
     roots: IntArray
@@ -37,7 +36,6 @@ class Forest:
     feature: IntArray
     threshold: FloatArray
     value: FloatArray
-    error: float
 
     def predict(self, features: npt.ArrayLike) -> FloatArray:
         """``(n, features)`` -> ``(n,)``."""
@@ -56,7 +54,7 @@ class Forest:
 
     def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Name -> array, for an ``.npz`` file."""
-        return {name: np.asarray(getattr(self, name)) for name in ("roots", "left", "right", "feature", "threshold", "value", "error")}
+        return {name: np.asarray(getattr(self, name)) for name in ("roots", "left", "right", "feature", "threshold", "value")}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], features: int) -> Forest:
@@ -69,7 +67,6 @@ class Forest:
                 feature=np.asarray(arrays["feature"], dtype=np.int64),
                 threshold=np.asarray(arrays["threshold"], dtype=np.float64),
                 value=np.asarray(arrays["value"], dtype=np.float64),
-                error=float(arrays["error"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"forest is malformed: {error!r}") from error
@@ -90,17 +87,13 @@ class Forest:
         return forest
 
 
-def fit_forest(features: FloatArray, target: FloatArray, weights: FloatArray, *, trees: int = 60, seed: int = 0) -> Forest:
+def fit_forest(features: FloatArray, target: FloatArray, weights: FloatArray, *, trees: int = 60, leaf: int = 2, seed: int = 0) -> Forest:
     """Fit a forest to ``(n, features)`` and ``(n,)``; raises MissingExtraError without scikit-learn."""
     try:
         from sklearn.ensemble import ExtraTreesRegressor
     except ImportError:
         raise MissingExtraError("scikit-learn", "tables") from None
-    # Too few samples leave some of them in every tree's draw, and then nothing is left to judge the forest by.
-    judged = len(features) >= 12
-    model = ExtraTreesRegressor(
-        n_estimators=trees, min_samples_leaf=2, max_features=0.6, bootstrap=judged, oob_score=judged, random_state=seed, n_jobs=1
-    )
+    model = ExtraTreesRegressor(n_estimators=trees, min_samples_leaf=leaf, max_features=0.6, random_state=seed, n_jobs=1)
     model.fit(features, target, sample_weight=weights)
     parts = [estimator.tree_ for estimator in model.estimators_]
     offsets = np.cumsum([0, *(part.node_count for part in parts)])
@@ -111,7 +104,6 @@ def fit_forest(features: FloatArray, target: FloatArray, weights: FloatArray, *,
         )
         for part, offset in zip(parts, offsets[:-1], strict=True)
     ]
-    unseen = np.abs(target - (model.oob_prediction_ if judged else np.median(target)))
     return Forest(
         roots=np.asarray(offsets[:-1], dtype=np.int64),
         left=np.concatenate([pair[0] for pair in shifted]).astype(np.int64),
@@ -119,5 +111,18 @@ def fit_forest(features: FloatArray, target: FloatArray, weights: FloatArray, *,
         feature=np.concatenate([np.maximum(part.feature, 0) for part in parts]).astype(np.int64),
         threshold=np.concatenate([part.threshold for part in parts]).astype(np.float64),
         value=np.concatenate([part.value[:, 0, 0] for part in parts]).astype(np.float64),
-        error=float(np.quantile(unseen, 0.95)),
     )
+
+
+def cross_predict(
+    features: FloatArray, target: FloatArray, weights: FloatArray, *, folds: int = 3, trees: int = 20, leaf: int = 2, seed: int = 0
+) -> FloatArray:
+    """``(n,)`` what forests that were not fitted to a sample say of it; of fewer than 12 samples, their median."""
+    if len(target) < 12:
+        return np.full(len(target), float(np.median(target)))
+    part = np.random.default_rng(seed).permutation(len(target)) % folds
+    found = np.zeros(len(target))
+    for fold in range(folds):
+        rest = part != fold
+        found[~rest] = fit_forest(features[rest], target[rest], weights[rest], trees=trees, leaf=leaf, seed=seed).predict(features[~rest])
+    return found

@@ -2,6 +2,9 @@
 
 The kit holds ONNX models (the dense network and width-varied copies), a plan, and ``run.py``, which needs Python, numpy and ONNX Runtime.
 On the device: ``python run.py kit.zip results.json``. The runner writes its answer after every network and goes on where it stopped.
+
+The runner measures a network again where its own times disagree. What only the other networks show to be far off comes to light where the
+results are imported: ``write_kit_again`` makes a small kit of these, whose results join the first ones as repetitions.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +31,7 @@ from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
 from latprune.latency.engines.onnxruntime import step_path
 from latprune.latency.matching import match_profile
+from latprune.latency.repeats import REPEAT, due_again
 from latprune.latency.sampling import selection_for
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Store
@@ -36,11 +40,13 @@ from latprune.latency.target import Target
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
-__all__ = ["import_kit_results", "write_kit"]
+__all__ = ["import_kit_results", "write_kit", "write_kit_again"]
 
 _FORMAT = "latprune/latency-kit"
 _RESULTS = "latprune/latency-kit-results"
-_VERSION = 1
+_VERSION = 2
+_VERSIONS = (1, 2)
+"""Versions that are read: the first knew neither repetitions nor how steady the runner found a network."""
 
 
 class _Strict(BaseModel):
@@ -61,6 +67,8 @@ class _Network(_Strict):
     runs: int = Field(ge=1)
     created: float
     steps: tuple[_Step, ...]
+    looks: int = Field(default=1, ge=1)
+    steady: bool = True
 
 
 class _Results(_Strict):
@@ -94,14 +102,66 @@ def write_kit(
         networks: Width-varied networks.
         seed: Seed of the design: the same as ``build_tables`` would measure.
     """
-    from latprune.surgery import prune
-
     if target.engine != "onnxruntime":
         raise InvalidArgumentError(f"target.engine (={target.engine!r}) must be 'onnxruntime': the runner needs nothing else on the device")
     if networks < 2:
         raise InvalidArgumentError(f"networks (={networks}) must be at least 2")
-    inputs = prepare_inputs(example_inputs, target, cast=True)
     points = list(islice(design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=seed), networks))
+    return _write(path, model, graph, example_inputs, target, points, {"seed": seed})
+
+
+def write_kit_again(
+    path: str | Path,
+    store: Store,
+    kit: str | Path,
+    results: str | Path,
+    model: nn.Module,
+    graph: ModelGraph,
+    example_inputs: Any,
+) -> int:
+    """Write a kit of the networks that should be measured again on a device whose results were imported; returns how many there are.
+
+    Those are networks that are far off what the others of the device say, and repetitions that did not agree (``repeats.due_again``). The
+    second kit's results are imported as any other's and count as repetitions. Nothing is written where no network is due.
+
+    Args:
+        path: Zip file to write.
+        store: Store that the results were imported to.
+        kit: The kit that was run last.
+        results: What its runner wrote.
+        model: The dense model; it is left as it is.
+        graph: Its trace.
+        example_inputs: What it runs on.
+
+    Example:
+        >>> import_kit_results(store, "kit.zip", "results.json", graph)
+        >>> write_kit_again("kit2.zip", store, "kit.zip", "results.json", model, graph, x)
+    """
+    plan = _plan(kit)
+    found = _read_results(results, kit, plan)
+    context = ContextInfo(target=Target(**plan["target"]), version=found.engine_version, machine=found.machine)
+    first = due_again(graph, context, store.networks(context, plan["fingerprint"]))
+    if first:
+        points = [DesignPoint(widths=sample.widths, removed=sample.removed) for sample in first]
+        again = [sample.created for sample in first]
+        # The same network may be due twice; what was known before tells its two kits apart.
+        after = store.digest(context, plan["fingerprint"]).text
+        _write(path, model, graph, example_inputs, context.target, points, {"seed": plan["seed"], "again": again, "after": after})
+    return len(first)
+
+
+def _write(
+    path: str | Path,
+    model: nn.Module,
+    graph: ModelGraph,
+    example_inputs: Any,
+    target: Target,
+    points: Sequence[DesignPoint],
+    origin: Mapping[str, Any],
+) -> str:
+    from latprune.surgery import prune
+
+    inputs = prepare_inputs(example_inputs, target, cast=True)
     files: dict[str, bytes] = {}
     entries = []
     for index, point in enumerate([DesignPoint(widths={}), *points]):
@@ -116,7 +176,7 @@ def write_kit(
         "version": _VERSION,
         "target": target.to_dict(),
         "fingerprint": network_fingerprint(list(graph.kernels.values()), example_inputs, target),
-        "seed": seed,
+        **origin,
         "inputs": [{"shape": list(tensor.shape), "dtype": str(tensor.numpy().dtype)} for tensor in inputs.tensors],
         "networks": entries,
     }
@@ -146,13 +206,30 @@ def _plan(kit: str | Path) -> dict[str, Any]:
             plan: dict[str, Any] = json.loads(io.TextIOWrapper(file.open("plan.json"), encoding="utf-8").read())
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise FileFormatError(f"{kit} is no measuring kit: {error}") from error
-    if plan.get("format") != _FORMAT or plan.get("version") != _VERSION:
+    if plan.get("format") != _FORMAT or plan.get("version") not in _VERSIONS:
         raise FileFormatError(f"{kit} has format {plan.get('format')!r}, version {plan.get('version')!r}", path="format")
     return plan
 
 
+def _read_results(results: str | Path, kit: str | Path, plan: Mapping[str, Any]) -> _Results:
+    try:
+        found = _Results.model_validate_json(Path(results).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{results} cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise FileFormatError(str(first["msg"]), path=".".join(map(str, first["loc"]))) from error
+    if found.format != _RESULTS or found.version not in _VERSIONS:
+        raise FileFormatError(f"{results} has format {found.format!r}, version {found.version}", path="format")
+    if found.kit != plan["kit"]:
+        raise FileFormatError(f"{results} was measured with another kit ({found.kit}); this one is {plan['kit']}", path="kit")
+    return found
+
+
 def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph: ModelGraph) -> int:
     """Add what a device measured to a store, under the device's own conditions; returns the number of networks added.
+
+    Results of a kit that ``write_kit_again`` made count as repetitions of the networks that are there.
 
     Args:
         store: Store to add to.
@@ -165,17 +242,7 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
         InvalidArgumentError: The graph is another model's.
     """
     plan = _plan(kit)
-    try:
-        found = _Results.model_validate_json(Path(results).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{results} cannot be read: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise FileFormatError(str(first["msg"]), path=".".join(map(str, first["loc"]))) from error
-    if found.format != _RESULTS or found.version != _VERSION:
-        raise FileFormatError(f"{results} has format {found.format!r}, version {found.version}", path="format")
-    if found.kit != plan["kit"]:
-        raise FileFormatError(f"{results} was measured with another kit ({found.kit}); this one is {plan['kit']}", path="kit")
+    found = _read_results(results, kit, plan)
     kernels = list(graph.kernels.values())
     dense = graph.dense_widths()
     for number, entry in enumerate(plan["networks"]):
@@ -199,6 +266,7 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
         for kernel in kernels
         if kernel.name in profiles[0].shares
     }
+    again = plan.get("again")
     known = {network.created for network in store.networks(context, plan["fingerprint"])}
     samples = []
     for network in found.networks:
@@ -219,6 +287,7 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
                         signature=signatures[kernel.name],
                         sizes=tuple(axis.size(widths, entry["removed"]) for axis in kernel.axes),
                         ms=profiles[network.index].shares[kernel.name].ms,
+                        steps=profiles[network.index].shares[kernel.name].steps,
                     )
                     for kernel in kernels
                     if kernel.name in signatures and kernel.name in profiles[network.index].shares
@@ -226,7 +295,8 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
                 runs=network.runs,
                 spread=network.spread,
                 created=network.created,
-                extra={"kit": found.kit, "provider": found.provider},
+                extra={"kit": found.kit, "provider": found.provider, "steady": network.steady}
+                | ({REPEAT: again[network.index - 1]} if again is not None else {}),
             )
         )
     return store.add(context, samples)

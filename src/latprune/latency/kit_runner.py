@@ -1,6 +1,9 @@
 """Measures the networks of a latprune kit on this device. Needs Python 3.8 or later, numpy and onnxruntime, and nothing else.
 
 python run.py kit.zip results.json
+
+Each network is timed before and after its profile, beside the dense network; where the two times disagree by more than 4 %, it is timed
+again, and a profile whose halves disagree is taken again. Stopped, it goes on where it was.
 """
 
 # This file is copied into every kit and run where latprune is not installed: it must import nothing of it and stay one file.
@@ -9,26 +12,40 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from typing import Any
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+ON_CUDA = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+TRIES = 3
+# A network's two times, and the two halves of its profile, must agree this well.
+WHOLE_DRIFT, STEP_DRIFT = 0.04, 1.15
 
 
-def machine() -> str:
-    """The processor's name."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            fields = dict(_pair(line) for line in file if ":" in line)
-        name = fields.get("model name") or fields.get("Hardware")
-        if name:
-            return name
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def machine(provider: str) -> str:
+    """The processor's name, or the board's, and before it the GPU's where the provider uses one."""
+    name = ""
+    for path, key in (("/proc/cpuinfo", "model name"), ("/proc/device-tree/model", ""), ("/proc/cpuinfo", "Hardware")):
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+        except OSError:
+            continue
+        name = name or (dict(_pair(line) for line in text.splitlines() if ":" in line).get(key, "") if key else text.strip("\0 \n"))
+    name = name or platform.processor() or platform.machine()
+    if provider in ON_CUDA:
+        try:
+            command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+            gpus = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\n")
+            name = f"{gpus[0].strip()}, {name}"
+        except (OSError, subprocess.SubprocessError):
+            pass
+    return name
 
 
 def _pair(line: str) -> tuple[str, str]:
@@ -50,7 +67,13 @@ def open_session(ort: Any, data: bytes, plan: dict[str, Any], prefix: str | None
         options.enable_profiling = True
         options.profile_file_prefix = prefix
     device = target["device"].split(":")[0]
-    return ort.InferenceSession(data, options, providers=[PROVIDERS.get(device.lower(), device)])
+    provider = PROVIDERS.get(device.lower(), device)
+    # Left to itself, CUDA multiplies fp32 in TF32.
+    settings = {"use_tf32": int(target["precision"] == "tf32")} if provider == PROVIDERS["cuda"] else {}
+    session = ort.InferenceSession(data, options, providers=[(provider, settings)])
+    if provider not in session.get_providers():
+        sys.exit(f"onnxruntime could not start {provider} here; it would run on {session.get_providers()[0]}")
+    return session
 
 
 def median(values: list[float]) -> float:
@@ -60,42 +83,133 @@ def median(values: list[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def times(session: Any, feed: dict[str, Any], count: int) -> list[float]:
-    """Milliseconds of ``count`` runs after one that is not counted."""
-    session.run(None, feed)
+def runner(ort: Any, session: Any, feed: dict[str, Any]) -> Callable[[], Any]:
+    """One inference; on CUDA with inputs that lie on the device and outputs that stay there."""
+    if session.get_providers()[0] not in ON_CUDA:
+        return lambda: session.run(None, feed)
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda")
+    return lambda: (session.run_with_iobinding(binding), binding.synchronize_outputs())
+
+
+def settling(expected: float) -> int:
+    """Runs that a network needs to have the caches back after another one's turn: six, fewer where they would take more than 25 ms."""
+    return max(1, min(6, round(25.0 / max(expected, 1e-3))))
+
+
+def times(run: Callable[[], Any], count: int, before: int = 1) -> list[float]:
+    """Milliseconds of ``count`` runs after ``before`` that are not counted."""
+    for _ in range(before):
+        run()
     found = []
     for _ in range(count):
         start = time.perf_counter()
-        session.run(None, feed)
+        run()
         found.append((time.perf_counter() - start) * 1e3)
     return found
 
 
-def profile(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], runs: int) -> list[dict[str, Any]]:
-    """Mean milliseconds of every step, interrupted executions left out."""
+def look(reference: Callable[[], Any], network: Callable[[], Any]) -> dict[str, Any]:
+    """The network's milliseconds beside the dense network's: medians of six rounds that alternate between the two."""
+    turns = []
+    for run, first in ((reference, 3), (network, 5)):
+        expected = median(times(run, first))
+        turns.append((run, max(2, min(30, round(8.0 / max(expected, 1e-3)))), settling(expected)))
+    rounds = [tuple(median(times(run, count, before)) for run, count, before in turns) for _ in range(6)]
+    level = median([pair[0] for pair in rounds])
+    ordered = sorted(pair[0] for pair in rounds)
+    ratio = median([pair[1] / pair[0] for pair in rounds])
+    runs = 6 * sum(count + before for _, count, before in turns)
+    return {"ratio": ratio, "level": level, "spread": (ordered[4] - ordered[1]) / level, "runs": runs}
+
+
+def closest(ratios: list[float]) -> float:
+    """How far the two closest of some ratios lie apart, relative."""
+    ordered = sorted(ratios)
+    return min(high / low - 1.0 for low, high in zip(ordered, ordered[1:]))  # noqa: B905 - Python 3.8 has no strict
+
+
+def step_runs(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], runs: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Microseconds of every step in each of ``runs`` runs, a list per step, and the steps' kinds."""
     warm = 3
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(ort, data, plan, os.path.join(folder, "p"))
+        run = runner(ort, session, feed)
         for _ in range(warm + runs):
-            session.run(None, feed)
+            run()
         with open(session.end_profiling(), encoding="utf-8") as file:
             events = json.load(file)
     durations: dict[str, list[float]] = {}
     ops: dict[str, str] = {}
+    on_device = session.get_providers()[0] in ON_CUDA
+    if on_device and not any(event.get("cat") == "Kernel" for event in events):
+        sys.exit("this onnxruntime was built without CUDA profiling: it cannot say what a step takes on the device")
+    last: list[float] = []
     for event in events:
         name = event.get("name", "")
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
             step = name[: -len("_kernel_time")]
-            durations.setdefault(step, []).append(float(event["dur"]))
+            last = durations.setdefault(step, [])
+            last.append(0.0 if on_device else float(event["dur"]))
             ops[step] = str(event.get("args", {}).get("op_name", ""))
-    found = []
+        elif on_device and event.get("cat") == "Kernel" and last:
+            # The device's kernels follow the step that launched them.
+            last[-1] += float(event["dur"])
+    found = {}
     for step, values in durations.items():
         per_run = len(values) // (warm + runs)
-        sums = [sum(values[index * per_run : (index + 1) * per_run]) for index in range(warm, warm + runs)]
+        found[step] = [sum(values[index * per_run : (index + 1) * per_run]) for index in range(warm, warm + runs)]
+    return found, ops
+
+
+def drifts(found: dict[str, Any]) -> bool:
+    """Whether a step that is more than noise changed between the first and the second half of the runs."""
+    halves = []
+    for values in found.values():
+        middle = len(values) // 2
+        halves.append((median(values[:middle]), median(values[middle:])))
+    # The profile counts in whole microseconds.
+    least = max(5.0, 0.005 * sum(first for first, _ in halves))
+    return any(max(pair) > least and max(pair) > STEP_DRIFT * min(pair) + 1.0 for pair in halves)
+
+
+def profile(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], runs: int) -> tuple[list[dict[str, Any]], bool]:
+    """Mean milliseconds of every step, interrupted executions left out, and whether its two halves agreed; it is taken again where not."""
+    for _ in range(TRIES):
+        found, ops = step_runs(ort, data, plan, feed, runs)
+        steady = not drifts(found)
+        if steady:
+            break
+    steps = []
+    for step, sums in found.items():
         limit = 1.1 * median(sums) + 1.0
         kept = [value for value in sums if value <= limit]
-        found.append({"name": step, "op": ops[step], "ms": sum(kept) / len(kept) * 1e-3})
-    return found
+        steps.append({"name": step, "op": ops[step], "ms": sum(kept) / len(kept) * 1e-3})
+    return steps, steady
+
+
+def measured(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], reference: Callable[[], Any]) -> dict[str, Any]:
+    """One network: its time before and after its profile, and both again where the times do not agree."""
+    network = runner(ort, open_session(ort, data, plan), feed)
+    looks = [look(reference, network)]
+    expected = looks[0]["ratio"] * looks[0]["level"]
+    while len(looks) < TRIES and (len(looks) == 1 or closest([item["ratio"] for item in looks]) > WHOLE_DRIFT):
+        steps, steady = profile(ort, data, plan, feed, max(15, min(120, round(250.0 / max(expected, 1e-3)))))
+        looks.append(look(reference, network))
+    level = median([item["level"] for item in looks])
+    return {
+        "ms": level * median([item["ratio"] for item in looks]),
+        "reference_ms": level,
+        "spread": median([item["spread"] for item in looks]),
+        "runs": sum(item["runs"] for item in looks),
+        "created": time.time(),
+        "steps": steps,
+        "looks": len(looks),
+        "steady": steady and closest([item["ratio"] for item in looks]) <= WHOLE_DRIFT,
+    }
 
 
 def main() -> int:
@@ -121,10 +235,10 @@ def main() -> int:
         feed = dict(zip([item.name for item in reference.get_inputs()], arrays))  # noqa: B905 - Python 3.8 has no strict
         results = {
             "format": "latprune/latency-kit-results",
-            "version": 1,
+            "version": 2,
             "kit": plan["kit"],
             "engine_version": ort.__version__,
-            "machine": machine(),
+            "machine": machine(reference.get_providers()[0]),
             "provider": reference.get_providers()[0],
             "networks": [],
         }
@@ -134,33 +248,18 @@ def main() -> int:
             if before.get("kit") == plan["kit"]:
                 results["networks"] = before["networks"]
         done = {network["index"] for network in results["networks"]}
-        times(reference, feed, 5)
+        run = runner(ort, reference, feed)
+        times(run, 5)
         for index in range(len(plan["networks"])):
             if index in done:
                 continue
             data = kit.read(f"models/{index}.onnx")
-            session = open_session(ort, data, plan)
-            one = median(times(session, feed, 5))
-            whole = median(times(reference, feed, 3))
-            counts = [max(2, min(30, round(8.0 / max(value, 1e-3)))) for value in (whole, one)]
-            rounds = [(median(times(reference, feed, counts[0])), median(times(session, feed, counts[1]))) for _ in range(6)]
-            level = median([pair[0] for pair in rounds])
-            ordered = sorted(pair[0] for pair in rounds)
-            results["networks"].append(
-                {
-                    "index": index,
-                    "ms": level * median([pair[1] / pair[0] for pair in rounds]),
-                    "reference_ms": level,
-                    "spread": (ordered[4] - ordered[1]) / level,
-                    "runs": 6 * sum(counts),
-                    "created": time.time(),
-                    "steps": profile(ort, data, plan, feed, max(15, min(120, round(250.0 / max(one, 1e-3))))),
-                }
-            )
+            results["networks"].append({"index": index, **measured(ort, data, plan, feed, run)})
             with open(sys.argv[2] + ".part", "w", encoding="utf-8") as file:
                 json.dump(results, file)
             os.replace(sys.argv[2] + ".part", sys.argv[2])
-            print(f"{index + 1} of {len(plan['networks'])}")
+            note = "" if results["networks"][-1]["steady"] else " (its times do not agree)"
+            print(f"{index + 1} of {len(plan['networks'])}{note}")
     return 0
 
 

@@ -39,6 +39,11 @@ class KernelShare:
     ms: float
     attached: tuple[str, ...]
 
+    @property
+    def steps(self) -> int:
+        """How many steps of the profile it is made of."""
+        return 1 + len(self.attached)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchedProfile:

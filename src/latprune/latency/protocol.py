@@ -14,7 +14,13 @@ from latprune.errors import InvalidArgumentError
 from latprune.latency.engines.base import CompiledNetwork
 from latprune.latency.statistics import median_interval, relative_drift
 
-__all__ = ["FixedRunsMeasurement", "Measurement", "measure", "measure_fixed_runs", "timed_block", "warm_up"]
+__all__ = ["PROTOCOL", "FixedRunsMeasurement", "Measurement", "measure", "measure_fixed_runs", "settle", "timed_block", "warm_up"]
+
+PROTOCOL = 2
+"""Number of the way in which networks are timed; samples that were taken in another way are not mixed in."""
+
+_SETTLE_RUNS = 6
+_SETTLE_MS = 25.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,11 +121,11 @@ def measure(
 ) -> dict[str, Measurement]:
     """Measure networks beside each other, so that what disturbs the machine disturbs all of them alike.
 
-    Each round visits every network once, in a random order, for a block of runs of about ``block_ms``. The first run of a block brings the
-    network back into the caches and is not counted. Latency is the median over rounds of the blocks' medians; the ratio to the reference is
-    taken within each round, so slow changes of the machine's speed cancel. Rounds go on until every 95 % interval (of the ratio where there
-    is a reference, else of the latency) is within ``tolerance`` on both sides, at least ``min_rounds``, or until time or rounds run out:
-    then ``converged`` is False.
+    Each round visits every network once, in a random order, for a block of runs of about ``block_ms``. The first runs of a block bring the
+    network back into the caches and are not counted (:func:`settle`). Latency is the median over rounds of the blocks' medians; the ratio
+    to the reference is taken within each round, so slow changes of the machine's speed cancel. Rounds go on until every 95 % interval (of
+    the ratio where there is a reference, else of the latency) is within ``tolerance`` on both sides, at least ``min_rounds``, or until
+    time or rounds run out: then ``converged`` is False.
 
     Args:
         networks: Name -> compiled network.
@@ -147,7 +153,8 @@ def measure(
         raise InvalidArgumentError(f"tolerance (={tolerance}) must lie between 0 and 1")
     if min_rounds < 1 or max_rounds < min_rounds:
         raise InvalidArgumentError(f"min_rounds (={min_rounds}) must be at least 1 and at most max_rounds (={max_rounds})")
-    blocks = {name: int(np.clip(round(block_ms / max(warm_up(network), 1e-6)), 3, 200)) for name, network in networks.items()}
+    expected = {name: max(warm_up(network), 1e-6) for name, network in networks.items()}
+    blocks = {name: int(np.clip(round(block_ms / ms), 3, 200)) for name, ms in expected.items()}
     names = list(networks)
     medians: dict[str, list[float]] = {name: [] for name in names}
     singles: dict[str, list[float]] = {name: [] for name in names}
@@ -160,7 +167,7 @@ def measure(
         for index in random.permutation(len(names)):
             name = names[index]
             network = networks[name]
-            network.run()
+            settle(network, expected[name])
             times, disturbed = timed_block(network, blocks[name])
             medians[name].append(float(np.median(times)))
             singles[name] += times
@@ -184,6 +191,19 @@ def measure(
         name: _summarise(name, medians, singles[name], reference, converged[name], tolerance, interrupted[name] / len(medians[name]))
         for name in names
     }
+
+
+def settle(network: CompiledNetwork, expected_ms: float) -> int:
+    """Run a network whose turn it is until it has the caches to itself: six runs, fewer where they would take more than 25 ms.
+
+    After another network's turn the first run takes much longer, and a network of a few milliseconds needs several more to come down to its
+    own time (``benchmarks/latency/settling.py``). Counted in, they make small networks look slower than they are in service.
+    Returns how many runs it made.
+    """
+    runs = int(np.clip(round(_SETTLE_MS / max(expected_ms, 1e-6)), 1, _SETTLE_RUNS))
+    for _ in range(runs):
+        network.run()
+    return runs
 
 
 def timed_block(network: CompiledNetwork, count: int) -> tuple[list[float], float]:

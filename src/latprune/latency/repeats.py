@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from latprune.latency.fitting import fit_tables
 from latprune.latency.neighbours import active_factor
-from latprune.latency.store import KernelSample, NetworkSample
-from latprune.latency.tables import LatencyTables
+from latprune.latency.store import ContextInfo, NetworkSample
+from latprune.latency.tables import LatencyTables, Residual, TableStats
 
-__all__ = ["REPEAT", "agree", "as_repeat", "far_off", "median_sample", "with_repeats"]
+if TYPE_CHECKING:
+    from latprune.graph import ModelGraph
+
+__all__ = ["REPEAT", "REPEATS", "agree", "as_repeat", "due_again", "far_off", "median_sample", "with_repeats"]
 
 REPEAT = "repeat"
-"""Key in ``NetworkSample.extra`` of a network that was measured again because the first time was far off."""
+"""Key in ``NetworkSample.extra`` of a network that was measured again because the first time was far off; holds the first's ``created``."""
+REPEATS = 2
+"""How often one network is measured again at most."""
+
+_LEAST = 24
+"""Networks without which tables cannot say what is far off."""
+_ONE_IN = 4
+"""At most one network in this many is suspected: where more are far off, the tables are, not the samples."""
 
 _KERNEL, _WHOLE = 0.3, 0.08
 """Logarithms of measured over predicted beyond which a kernel or a network may be far off."""
@@ -71,9 +83,9 @@ def agree(first: NetworkSample, second: NetworkSample) -> bool:
     )
 
 
-def as_repeat(sample: NetworkSample) -> NetworkSample:
-    """The sample, marked as a repetition."""
-    return dataclasses.replace(sample, extra={**sample.extra, REPEAT: True})
+def as_repeat(sample: NetworkSample, first: NetworkSample) -> NetworkSample:
+    """The sample, marked as a repetition of ``first``."""
+    return dataclasses.replace(sample, extra={**sample.extra, REPEAT: first.created})
 
 
 def median_sample(samples: Sequence[NetworkSample]) -> NetworkSample:
@@ -92,24 +104,61 @@ def median_sample(samples: Sequence[NetworkSample]) -> NetworkSample:
     return dataclasses.replace(
         first,
         ms=float(np.median(wholes)) if wholes else None,
-        kernels=tuple(
-            KernelSample(kernel=kernel.kernel, signature=kernel.signature, sizes=kernel.sizes, ms=float(np.median(times[kernel.kernel])))
-            for kernel in first.kernels
-        ),
+        kernels=tuple(dataclasses.replace(kernel, ms=float(np.median(times[kernel.kernel]))) for kernel in first.kernels),
         runs=sum(sample.runs for sample in samples),
     )
 
 
 def with_repeats(samples: Sequence[NetworkSample]) -> list[NetworkSample]:
-    """Stored samples with each repetition taken into the latest sample of its network before it."""
+    """Stored samples with each repetition taken into the sample that it repeats."""
+    return [median_sample(group) for group in _by_network(samples)]
+
+
+def due_again(graph: ModelGraph, context: ContextInfo, samples: Sequence[NetworkSample]) -> list[NetworkSample]:
+    """Which of the stored ``samples`` of one context and structure should be measured again, the farthest off first.
+
+    Those are the ones that the tables of all the samples cannot explain, at most one in four (fewer than 24 networks say nothing), the ones
+    whose own times did not agree (``extra["steady"]``), and the ones that were measured again and said something else: until two
+    measurements agree, or there were two repetitions. It is for measurements made where no tables are at hand (a rack of devices, a kit);
+    ``build_tables`` looks after each batch.
+    """
+    groups = _by_network(samples)
+    due = _unexplained(graph, context, groups) if len(groups) >= _LEAST else []
+    for index, group in enumerate(groups):
+        doubtful = group[0].extra.get("steady") is False if len(group) == 1 else len(group) <= REPEATS and not _settled(group)
+        if doubtful and index not in due:
+            due.append(index)
+    return [groups[index][0] for index in due]
+
+
+def _unexplained(graph: ModelGraph, context: ContextInfo, groups: Sequence[Sequence[NetworkSample]]) -> list[int]:
+    """Networks measured once that are far off the tables of all."""
+    merged = [median_sample(group) for group in groups]
+    tables = fit_tables(
+        merged, list(graph.kernels.values()), list(graph.groups.values()), context, residual=Residual.of([], []), stats=TableStats()
+    )
+    return [index for index in far_off(tables, merged) if len(groups[index]) == 1][: max(1, len(groups) // _ONE_IN)]
+
+
+def _settled(group: Sequence[NetworkSample]) -> bool:
+    return any(agree(first, second) for index, second in enumerate(group) for first in group[:index])
+
+
+def _by_network(samples: Sequence[NetworkSample]) -> list[list[NetworkSample]]:
+    """Each network's samples: its own, then its repetitions.
+
+    Small networks meet the same widths twice, so a repetition names the sample that it repeats. Where that is not here, or in stores from
+    before they were named, it is the latest one of the same network.
+    """
     groups: list[list[NetworkSample]] = []
     for sample in samples:
         own = None
-        if sample.extra.get(REPEAT):
+        if REPEAT in sample.extra:
             key = (dict(sample.widths), sample.removed)
-            own = next((group for group in reversed(groups) if (dict(group[0].widths), group[0].removed) == key), None)
+            same = [group for group in reversed(groups) if (dict(group[0].widths), group[0].removed) == key]
+            own = next((group for group in same if group[0].created == sample.extra[REPEAT]), same[0] if same else None)
         if own is None:
             groups.append([sample])
         else:
             own.append(sample)
-    return [median_sample(group) for group in groups]
+    return groups

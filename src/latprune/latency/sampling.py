@@ -17,7 +17,7 @@ from latprune.latency.design import DesignPoint, pick_units
 from latprune.latency.engines import CompiledNetwork, Engine
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
-from latprune.latency.protocol import timed_block, warm_up
+from latprune.latency.protocol import settle, timed_block, warm_up
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import KernelSample, NetworkSample
 from latprune.latency.target import Target
@@ -25,13 +25,38 @@ from latprune.latency.target import Target
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
-__all__ = ["NetworkSampler", "selection_for"]
+__all__ = ["NetworkSampler", "profile_runs", "selection_for", "time_beside"]
 
 
 def selection_for(graph: ModelGraph, point: DesignPoint) -> Selection:
     """The selection that keeps the first units of each row at the point's widths."""
     kept = {name: pick_units(group, point.widths.get(name, group.columns)) for name, group in graph.groups.items()}
     return Selection(kept=kept, removed_blocks=frozenset(point.removed))
+
+
+def time_beside(
+    reference: CompiledNetwork, reference_ms: float, network: CompiledNetwork, *, rounds: int = 6
+) -> tuple[float, float, float, int]:
+    """(latency, reference's latency, spread, runs), milliseconds: medians over short rounds that alternate between the two."""
+    turns = ((reference, reference_ms), (network, max(warm_up(network, max_seconds=1.0), 1e-3)))
+    medians: tuple[list[float], list[float]] = ([], [])
+    runs = 0
+    for _ in range(rounds):
+        for values, (held, ms) in zip(medians, turns, strict=True):
+            runs += settle(held, ms)
+            times, _ = timed_block(held, int(np.clip(round(8.0 / ms), 2, 30)))
+            runs += len(times)
+            values.append(float(np.median(times)))
+    found = np.asarray(medians[0])
+    ratio = float(np.median(np.asarray(medians[1]) / found))
+    level = float(np.median(found))
+    quartiles = np.quantile(found, [0.25, 0.75])
+    return ratio * level, level, float((quartiles[1] - quartiles[0]) / level), runs
+
+
+def profile_runs(ms: float) -> int:
+    """Runs that a profile of a network of this latency takes: a quarter of a second's worth, 15 to 120."""
+    return int(np.clip(round(250.0 / max(ms, 1e-3)), 15, 120))
 
 
 class NetworkSampler:
@@ -59,7 +84,7 @@ class NetworkSampler:
         self._reference = engine.compile(model, example_inputs, target)
         self._reference_ms = warm_up(self._reference)
         with engine.compile(model, example_inputs, target, profile=True) as network:
-            profile = match_profile(network.profile(self._profile_runs(self._reference_ms)), self._kernels)
+            profile = match_profile(network.profile(profile_runs(self._reference_ms)), self._kernels)
         if not profile.shares:
             raise EngineError(
                 f"{engine.name}: no step of its profile could be matched to a kernel of the model; the profile names no known module"
@@ -79,7 +104,8 @@ class NetworkSampler:
         prune(pruned, self._graph, selection_for(self._graph, point))
         with self._engine.compile(pruned, self._inputs, self._target, profile=True) as network:
             del pruned
-            ms, reference_ms, spread, runs = self._time(network)
+            ms, reference_ms, spread, runs = time_beside(self._reference, self._reference_ms, network)
+            self.runs += runs
             profile = self._profile(network, point.removed, ms)
         gc.collect(0)
         widths = {**self._widths, **point.widths}
@@ -96,6 +122,7 @@ class NetworkSampler:
                     signature=self.signatures[name],
                     sizes=tuple(axis.size(widths, point.removed) for axis in axes[name]),
                     ms=share.ms,
+                    steps=share.steps,
                 )
                 for name, share in profile.shares.items()
                 if name in self.signatures
@@ -106,34 +133,10 @@ class NetworkSampler:
             extra=clock_information(),
         )
 
-    def _time(self, network: CompiledNetwork, rounds: int = 6) -> tuple[float, float, float, int]:
-        """(latency, reference's latency, spread, runs): medians over short rounds that alternate between the two."""
-        expected = warm_up(network, max_seconds=1.0)
-        blocks = (
-            (self._reference, int(np.clip(round(8.0 / self._reference_ms), 2, 30))),
-            (network, int(np.clip(round(8.0 / max(expected, 1e-3)), 2, 30))),
-        )
-        medians: tuple[list[float], list[float]] = ([], [])
-        for _ in range(rounds):
-            for values, (held, count) in zip(medians, blocks, strict=True):
-                held.run()
-                values.append(float(np.median(timed_block(held, count)[0])))
-        reference = np.asarray(medians[0])
-        ratio = float(np.median(np.asarray(medians[1]) / reference))
-        level = float(np.median(reference))
-        quartiles = np.quantile(reference, [0.25, 0.75])
-        runs = rounds * (blocks[0][1] + blocks[1][1] + 2)
-        self.runs += runs
-        return ratio * level, level, float((quartiles[1] - quartiles[0]) / level), runs
-
     def _profile(self, network: CompiledNetwork, removed: Iterable[str], ms: float) -> MatchedProfile:
-        count = self._profile_runs(ms)
+        count = profile_runs(ms)
         self.runs += count
         return match_profile(network.profile(count), self._kernels, removed)
-
-    @staticmethod
-    def _profile_runs(ms: float) -> int:
-        return int(np.clip(round(250.0 / max(ms, 1e-3)), 15, 120))
 
     def close(self) -> None:
         """Free the reference."""

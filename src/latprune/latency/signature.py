@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from latprune.graph.types import Kernel, WidthAxis
+from latprune.latency.protocol import PROTOCOL
 from latprune.latency.target import Target
 
 __all__ = ["input_shapes", "kernel_signature", "network_fingerprint"]
@@ -50,7 +51,10 @@ def input_shapes(example_inputs: Any) -> list[list[int]]:
 
 
 def network_fingerprint(kernels: Sequence[Kernel], example_inputs: Any, target: Target) -> str:
-    """Identity of a network's structure: its kernels in order with their axes and blocks, and the input shapes. Weights do not enter."""
+    """Identity of a network's structure: its kernels in order with their axes and blocks, and the input shapes. Weights do not enter.
+
+    The number of the timing protocol does: networks that were timed in another way are other networks.
+    """
     body = {
         "kernels": [
             [
@@ -65,6 +69,7 @@ def network_fingerprint(kernels: Sequence[Kernel], example_inputs: Any, target: 
         ],
         "inputs": input_shapes(example_inputs),
         "batch": target.batch,
+        "protocol": PROTOCOL,
     }
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -17,9 +17,11 @@ from typing import Any, Self
 from latprune.errors import FileFormatError, InvalidArgumentError, LatpruneError
 from latprune.latency.target import Target
 
-__all__ = ["SCHEMA_VERSION", "ContextInfo", "KernelSample", "NetworkSample", "Store", "default_store_path"]
+__all__ = ["SCHEMA_VERSION", "SWEEP", "ContextInfo", "KernelSample", "NetworkSample", "SamplesDigest", "Store", "default_store_path"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+SWEEP = "sweep"
+"""Key in ``NetworkSample.extra`` of a random network that was measured for the predictor, and is nobody's model."""
 
 _SCHEMA = """
 CREATE TABLE context (
@@ -36,7 +38,7 @@ CREATE INDEX network_by_fingerprint ON network (context, fingerprint);
 CREATE TABLE signature (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
 CREATE TABLE sample (
     network INTEGER NOT NULL REFERENCES network(id) ON DELETE CASCADE, kernel TEXT NOT NULL, signature INTEGER NOT NULL REFERENCES
-    signature(id), sizes TEXT NOT NULL, ms REAL NOT NULL, PRIMARY KEY (network, kernel)
+    signature(id), sizes TEXT NOT NULL, ms REAL NOT NULL, steps INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (network, kernel)
 ) WITHOUT ROWID;
 CREATE INDEX sample_by_signature ON sample (signature);
 CREATE TABLE fit (
@@ -49,6 +51,7 @@ _MIGRATIONS = {
     1: "ALTER TABLE network ADD COLUMN extra TEXT NOT NULL DEFAULT '{}'",
     2: "CREATE TABLE fit (context INTEGER NOT NULL REFERENCES context(id), fingerprint TEXT NOT NULL, key TEXT NOT NULL,"
     " body BLOB NOT NULL, PRIMARY KEY (context, fingerprint))",
+    3: "ALTER TABLE sample ADD COLUMN steps INTEGER NOT NULL DEFAULT 1",
 }
 """Schema version -> statements that lead to the next one."""
 
@@ -77,12 +80,14 @@ class KernelSample:
         signature: Its signature (``kernel_signature``).
         sizes: Axis sizes it ran at.
         ms: Time of one execution in milliseconds, as the engine's profile has it.
+        steps: How many steps of the profile that is: its own, and those that go with it (a change of layout).
     """
 
     kernel: str
     signature: str
     sizes: tuple[int, ...]
     ms: float
+    steps: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +117,14 @@ class NetworkSample:
     spread: float
     created: float
     extra: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesDigest:
+    """What tells one set of networks in a store from another: how many there are, and a text that differs where the sets do."""
+
+    networks: int
+    text: str
 
 
 def default_store_path() -> Path:
@@ -148,6 +161,7 @@ class Store:
         try:
             if str(self.path) != ":memory:":
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._refuse_a_cut_page()
             self._connection = sqlite3.connect(str(self.path), timeout=timeout, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise LatpruneError(
@@ -158,6 +172,21 @@ class Store:
         except BaseException:
             self._connection.close()
             raise
+
+    def _refuse_a_cut_page(self) -> None:
+        """SQLite reads a last page that was cut off as if it ended in zeros, without a word. A write-ahead log may still repair it."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if not self.path.is_file() or (log.is_file() and log.stat().st_size):
+            return
+        with self.path.open("rb") as file:
+            header = file.read(18)
+        page = int.from_bytes(header[16:18], "big")
+        size = self.path.stat().st_size
+        if header.startswith(b"SQLite format 3") and page > 1 and size % page:
+            raise FileFormatError(
+                f"store {self.path} is damaged ({size} bytes are no whole number of its pages of {page}: it was cut off); "
+                "move it away and measure again, or restore a copy"
+            )
 
     def _prepare(self) -> None:
         try:
@@ -191,6 +220,11 @@ class Store:
         if "full" in text:
             return LatpruneError(
                 f"store {self.path}: no space left on the disk ({text}); what was written before is intact. Free space and run again"
+            )
+        if "disk I/O" in text:
+            return LatpruneError(
+                f"store {self.path}: the system refused to read or write it ({text}: a full disk, a quota or a failing device); what was "
+                "written before is intact. Make room and run again"
             )
         if "locked" in text:
             return LatpruneError(f"store {self.path}: another process holds it ({text}); try again or raise timeout")
@@ -259,9 +293,9 @@ class Store:
                 found = self._connection.execute("SELECT id FROM signature WHERE body=?", (sample.signature,)).fetchone()
                 signatures[sample.signature] = int(found[0])
         self._connection.executemany(
-            "INSERT INTO sample (network, kernel, signature, sizes, ms) VALUES (?,?,?,?,?)",
+            "INSERT INTO sample (network, kernel, signature, sizes, ms, steps) VALUES (?,?,?,?,?,?)",
             [
-                (cursor.lastrowid, sample.kernel, signatures[sample.signature], ",".join(map(str, sample.sizes)), sample.ms)
+                (cursor.lastrowid, sample.kernel, signatures[sample.signature], ",".join(map(str, sample.sizes)), sample.ms, sample.steps)
                 for sample in network.kernels
             ],
         )
@@ -272,35 +306,26 @@ class Store:
         ids = [row[0] for row in rows]
         kernels: dict[int, list[KernelSample]] = {identifier: [] for identifier in ids}
         bodies = dict(self._execute("SELECT id, body FROM signature", ()))
+        samples: list[tuple[Any, ...]] = []
         for start in range(0, len(ids), 500):
             part = ids[start : start + 500]
             marks = ",".join("?" * len(part))
-            for row in self._execute(f"SELECT network, kernel, signature, sizes, ms FROM sample WHERE network IN ({marks})", part):
+            samples += self._execute(f"SELECT network, kernel, signature, sizes, ms, steps FROM sample WHERE network IN ({marks})", part)
+        try:
+            for row in samples:
                 sizes = tuple(int(size) for size in row[3].split(",")) if row[3] else ()
-                kernels[row[0]].append(KernelSample(kernel=row[1], signature=bodies[row[2]], sizes=sizes, ms=row[4]))
-        return [
-            NetworkSample(
-                fingerprint=row[1],
-                widths=json.loads(row[2]),
-                removed=tuple(json.loads(row[3])),
-                ms=row[4],
-                reference_ms=row[5],
-                created=row[6],
-                runs=row[7],
-                spread=row[8],
-                extra=json.loads(row[9]),
-                kernels=tuple(kernels[row[0]]),
-            )
-            for row in rows
-        ]
+                kernels[row[0]].append(KernelSample(kernel=row[1], signature=bodies[row[2]], sizes=sizes, ms=row[4], steps=row[5]))
+            return [_network(row, tuple(kernels[row[0]])) for row in rows]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"store {self.path} is damaged ({error}); move it away and measure again, or restore a copy") from error
 
-    def digest(self, context: ContextInfo, fingerprint: str) -> str:
+    def digest(self, context: ContextInfo, fingerprint: str) -> SamplesDigest:
         """Tells one set of measured networks of a context and structure from another, without reading them."""
         values = (*_context_key(context), fingerprint)
         row = self._execute(
             f"SELECT count(*), max(id), total(created), total(ms) FROM network WHERE context IN ({_FIND_CONTEXT}) AND fingerprint=?", values
         )[0]
-        return ",".join(map(repr, row))
+        return SamplesDigest(networks=int(row[0]), text=",".join(map(repr, row)))
 
     def fit(self, context: ContextInfo, fingerprint: str) -> tuple[str, bytes] | None:
         """The fit kept for a context and structure: its key and its body."""
@@ -321,15 +346,19 @@ class Store:
             raise self._explain(error) from error
 
     def contexts(self) -> list[tuple[ContextInfo, dict[str, int]]]:
-        """Conditions in the store, each with its number of ``networks`` and ``structures``."""
+        """Conditions in the store, each with its number of ``networks`` and ``structures``, and of random networks (``sweep``)."""
         found = []
         for row in self._execute(
-            "SELECT c.engine, c.device, c.threads, c.batch, c.precision, c.version, c.machine, count(n.id), count(DISTINCT n.fingerprint)"
-            " FROM context c LEFT JOIN network n ON n.context = c.id GROUP BY c.id ORDER BY c.id",
-            (),
+            "SELECT c.engine, c.device, c.threads, c.batch, c.precision, c.version, c.machine,"
+            " count(n.id) FILTER (WHERE NOT n.swept), count(DISTINCT n.fingerprint) FILTER (WHERE NOT n.swept),"
+            " count(n.id) FILTER (WHERE n.swept) FROM context c"
+            " LEFT JOIN (SELECT id, context, fingerprint, instr(extra, ?) > 0 AS swept FROM network) n ON n.context = c.id"
+            " GROUP BY c.id ORDER BY c.id",
+            (f'"{SWEEP}": {{',),
         ):
             target = Target(engine=row[0], device=row[1], threads=row[2], batch=row[3], precision=row[4])
-            found.append((ContextInfo(target=target, version=row[5], machine=row[6]), {"networks": row[7], "structures": row[8]}))
+            counts = {"networks": row[7], "structures": row[8], "sweep": row[9]}
+            found.append((ContextInfo(target=target, version=row[5], machine=row[6]), counts))
         return found
 
     def remove(self, context: ContextInfo, fingerprint: str | None = None) -> int:
@@ -373,6 +402,22 @@ class Store:
 
 _FIND_CONTEXT = "SELECT id FROM context WHERE engine=? AND version=? AND device=? AND threads=? AND batch=? AND precision=? AND machine=?"
 _SELECT_NETWORKS = "SELECT id, fingerprint, widths, removed, ms, reference_ms, created, runs, spread, extra FROM network"
+
+
+def _network(row: tuple[Any, ...], kernels: tuple[KernelSample, ...]) -> NetworkSample:
+    """A row of ``_SELECT_NETWORKS``."""
+    return NetworkSample(
+        fingerprint=row[1],
+        widths=json.loads(row[2]),
+        removed=tuple(json.loads(row[3])),
+        ms=row[4],
+        reference_ms=row[5],
+        created=row[6],
+        runs=row[7],
+        spread=row[8],
+        extra=json.loads(row[9]),
+        kernels=kernels,
+    )
 
 
 def _context_key(context: ContextInfo) -> tuple[Any, ...]:

@@ -10,114 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import FileFormatError, InvalidArgumentError, TableError
-from latprune.graph.types import Kernel, Piece, WidthAxis
-from latprune.latency.neighbours import Neighbour, active_factor
+from latprune.errors import InvalidArgumentError, TableError
+from latprune.latency.choices import group_step, offered_widths
+from latprune.latency.kernel_table import KernelTable
+from latprune.latency.neighbours import active_factor
+from latprune.latency.residual import Residual, TableStats
 from latprune.latency.surface import SizeSurface
 from latprune.latency.target import Target
 
 __all__ = ["KernelTable", "LatencyTables", "Residual", "TableStats"]
 
 FloatArray = npt.NDArray[np.float64]
-
-_FORMAT = "latprune/latency-tables"
-_VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Residual:
-    """How far predictions were from measured networks that had no part in the fit.
-
-    Attributes:
-        networks: How many networks.
-        mean_absolute: Mean of |predicted / measured - 1|.
-        bias: Mean of predicted / measured - 1.
-        p95: 95th percentile of |predicted / measured - 1|.
-        within_8: Share of networks within +-8 %.
-        predicted: Milliseconds predicted, one per network.
-        measured: Milliseconds measured, at the tables' speed of the machine.
-    """
-
-    networks: int
-    mean_absolute: float
-    bias: float
-    p95: float
-    within_8: float
-    predicted: tuple[float, ...] = ()
-    measured: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        # A file holds lists.
-        object.__setattr__(self, "predicted", tuple(self.predicted))
-        object.__setattr__(self, "measured", tuple(self.measured))
-
-    @classmethod
-    def of(cls, predicted: npt.ArrayLike, measured: npt.ArrayLike) -> Residual:
-        """The residual of predictions against measurements, both ``(n,)`` milliseconds."""
-        pairs = np.asarray(predicted, dtype=np.float64), np.asarray(measured, dtype=np.float64)
-        error = pairs[0] / pairs[1] - 1.0
-        if not len(error):
-            return cls(networks=0, mean_absolute=float("nan"), bias=float("nan"), p95=float("nan"), within_8=float("nan"))
-        size = np.abs(error)
-        return cls(
-            networks=len(error),
-            mean_absolute=float(size.mean()),
-            bias=float(error.mean()),
-            p95=float(np.quantile(size, 0.95)),
-            within_8=float((size <= 0.08).mean()),
-            predicted=tuple(pairs[0].tolist()),
-            measured=tuple(pairs[1].tolist()),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableStats:
-    """What it took to make the tables.
-
-    Attributes:
-        seconds: Seconds of this build.
-        networks: Width-varied networks behind the tables, stored ones included.
-        measured_networks: Those that this build measured.
-        engine_runs: Inferences that this build made.
-        kernels: Kernels with a table.
-        surfaces: Distinct surfaces; equal kernels share one.
-        shared_entries: Kernels that use another position's surface unchanged.
-        positions_differing: Kernels whose in-place samples differ from their equals' beyond the noise; they have a factor of their own.
-    """
-
-    seconds: float
-    networks: int
-    measured_networks: int
-    engine_runs: int
-    kernels: int
-    surfaces: int
-    shared_entries: int
-    positions_differing: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class KernelTable:
-    """One kernel's cost: ``factor * surface(sizes) + overhead``, milliseconds.
-
-    Attributes:
-        name: Kernel name.
-        surface: Key of its surface.
-        factor: Its position's factor, times the calibration.
-        overhead_ms: What running one more kernel costs beside the kernel itself (calibrated end to end).
-        axes: Its width axes.
-        blocks: Blocks it lies in.
-        dense: Its dense axis sizes.
-        neighbours: What the removal of blocks beside it makes of its cost.
-    """
-
-    name: str
-    surface: str
-    factor: float
-    overhead_ms: float
-    axes: tuple[WidthAxis, ...]
-    blocks: tuple[str, ...]
-    dense: tuple[int, ...]
-    neighbours: tuple[Neighbour, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -237,19 +140,7 @@ class LatencyTables:
 
     def step(self, group: str) -> int:
         """Step of the group's staircase in units of its width: the one that most of the cost of its kernels follows."""
-        votes: dict[int, float] = {}
-        for name in self.kernels_of(group):
-            entry = self.entries[name]
-            cost = self.cost(name, entry.dense)
-            for axis, step in zip(entry.axes, self.surfaces[entry.surface].steps, strict=True):
-                for piece in axis.pieces:
-                    if group in piece.groups:
-                        per_unit = piece.factor
-                        for other in piece.groups:
-                            per_unit *= self.widths[other] if other != group else 1
-                        width_step = max(1, -(-step // per_unit))
-                        votes[width_step] = votes.get(width_step, 0.0) + cost
-        return max(votes, key=lambda step: (votes[step], step)) if votes else 1
+        return group_step(self, group)
 
     def choices(self, group: str, *, limit: int = 16) -> list[int]:
         """Widths on offer: the right ends of the measured steps, the dense width always among them; at most ``limit``.
@@ -261,34 +152,8 @@ class LatencyTables:
             raise InvalidArgumentError(f"group (={group!r}) is not in the tables; they have {', '.join(self.widths)}")
         cached = self._choices.get(group)
         if cached is None:
-            cached = self._choices[group] = self._find_choices(group, limit)
+            cached = self._choices[group] = offered_widths(self, group, limit=limit)
         return list(cached)
-
-    def _find_choices(self, group: str, limit: int) -> list[int]:
-        dense, minimum = self.widths[group], max(1, self.min_widths.get(group, 1))
-        if dense <= minimum:
-            return [dense]
-        step = self.step(group)
-        while dense // step > limit:
-            step *= 2
-        candidates = sorted({*(width for width in range(step, dense, step) if width >= minimum), minimum, dense})
-        if step > 1 and minimum < step and len(candidates) > 2:
-            candidates.remove(minimum)
-        settings = [
-            {},
-            {name: max(self.min_widths.get(name, 1), width // 2) for name, width in self.widths.items() if name != group},
-        ]
-        curves = [self.curve(group, candidates, base) for base in settings]
-        # A saving below a quarter of an average step is noise of the fit, not a step.
-        least = [0.25 * float(np.ptp(curve)) / max(1, len(candidates) - 1) for curve in curves]
-        kept: list[int] = []
-        floors = [np.inf] * len(curves)
-        for index in range(len(candidates) - 1, -1, -1):
-            cheaper = [bool(curve[index] < floor - gain) for curve, floor, gain in zip(curves, floors, least, strict=True)]
-            if not kept or any(cheaper):
-                kept.append(candidates[index])
-                floors = [min(floor, float(curve[index])) for curve, floor in zip(curves, floors, strict=True)]
-        return kept[::-1]
 
     def corrected(self, measurements: Sequence[tuple[Mapping[str, int], Iterable[str], float]]) -> LatencyTables:
         """Tables whose predictions follow measured networks.
@@ -322,111 +187,13 @@ class LatencyTables:
 
     def to_dict(self) -> dict[str, Any]:
         """The tables as a JSON object (``format`` latprune/latency-tables, version 1)."""
-        return {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "target": self.target.to_dict(),
-            "engine_version": self.version,
-            "machine": self.machine,
-            "fingerprint": self.fingerprint,
-            "constant_ms": self.constant_ms,
-            "scale": self.scale,
-            "dense_ms": self.dense_ms,
-            "residual": dataclasses.asdict(self.residual),
-            "stats": dataclasses.asdict(self.stats),
-            "widths": dict(self.widths),
-            "min_widths": dict(self.min_widths),
-            "surfaces": {key: surface.to_dict() for key, surface in self.surfaces.items()},
-            "entries": [_entry_to_dict(entry) for entry in self.entries.values()],
-        }
+        from latprune.latency.table_format import tables_to_dict
+
+        return tables_to_dict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LatencyTables:
         """The tables from their JSON object; raises FileFormatError naming the place that is wrong."""
-        if data.get("format") != _FORMAT:
-            raise FileFormatError(f"format (={data.get('format')!r}) must be {_FORMAT!r}", path="format")
-        if data.get("version") != _VERSION:
-            raise FileFormatError(f"version (={data.get('version')!r}) must be {_VERSION}", path="version")
-        try:
-            surfaces = {key: SizeSurface.from_dict(value) for key, value in data["surfaces"].items()}
-            entries = [_entry_from_dict(item) for item in data["entries"]]
-            tables = cls(
-                target=Target(**data["target"]),
-                version=data["engine_version"],
-                machine=data["machine"],
-                fingerprint=data["fingerprint"],
-                entries={entry.name: entry for entry in entries},
-                surfaces=surfaces,
-                widths={key: int(value) for key, value in data["widths"].items()},
-                min_widths={key: int(value) for key, value in data["min_widths"].items()},
-                constant_ms=float(data["constant_ms"]),
-                dense_ms=float(data["dense_ms"]),
-                residual=Residual(**data["residual"]),
-                stats=TableStats(**data["stats"]),
-                scale=float(data["scale"]),
-            )
-        except FileFormatError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileFormatError(f"latency tables are malformed: {error!r}") from error
-        for index, entry in enumerate(entries):
-            if entry.surface not in surfaces:
-                raise FileFormatError(f"surface (={entry.surface!r}) is not in the file", path=f"entries[{index}].surface")
-            if len(surfaces[entry.surface].steps) != len(entry.axes) or len(entry.dense) != len(entry.axes):
-                raise FileFormatError(f"kernel {entry.name!r} and its surface differ in their number of axes", path=f"entries[{index}]")
-        return tables
+        from latprune.latency.table_format import tables_from_dict
 
-
-def kernel_entry(
-    kernel: Kernel, surface: str, factor: float, overhead_ms: float, widths: Mapping[str, int], neighbours: tuple[Neighbour, ...] = ()
-) -> KernelTable:
-    """The table of a traced kernel."""
-    return KernelTable(
-        name=kernel.name,
-        surface=surface,
-        factor=factor,
-        overhead_ms=overhead_ms,
-        axes=kernel.axes,
-        blocks=kernel.blocks,
-        dense=tuple(axis.size(widths) for axis in kernel.axes),
-        neighbours=neighbours,
-    )
-
-
-def _entry_to_dict(entry: KernelTable) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "surface": entry.surface,
-        "factor": entry.factor,
-        "overhead_ms": entry.overhead_ms,
-        "axes": [
-            {"constant": axis.constant, "pieces": [[list(piece.groups), piece.factor, list(piece.blocks)] for piece in axis.pieces]}
-            for axis in entry.axes
-        ],
-        "blocks": list(entry.blocks),
-        "dense": list(entry.dense),
-        "neighbours": [[list(item.removed), item.factor] for item in entry.neighbours],
-    }
-
-
-def _entry_from_dict(data: Mapping[str, Any]) -> KernelTable:
-    axes = tuple(
-        WidthAxis(
-            constant=int(axis["constant"]),
-            pieces=tuple(
-                Piece(groups=tuple(groups), factor=int(factor), blocks=tuple(blocks)) for groups, factor, blocks in axis["pieces"]
-            ),
-        )
-        for axis in data["axes"]
-    )
-    return KernelTable(
-        name=data["name"],
-        surface=data["surface"],
-        factor=float(data["factor"]),
-        overhead_ms=float(data["overhead_ms"]),
-        axes=axes,
-        blocks=tuple(data["blocks"]),
-        dense=tuple(int(size) for size in data["dense"]),
-        # Files from before neighbours were known have none.
-        neighbours=tuple(Neighbour(removed=tuple(removed), factor=float(factor)) for removed, factor in data.get("neighbours", ())),
-    )
+        return tables_from_dict(data)

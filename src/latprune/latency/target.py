@@ -9,7 +9,7 @@ from latprune.errors import InvalidArgumentError
 
 __all__ = ["PRECISIONS", "Target"]
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +21,7 @@ class Target:
         device: Device in the engine's own words: ``cpu``, ``cuda:0``, ``GPU.0``, an execution provider.
         threads: Threads that one inference may use; pinned.
         batch: Batch size; the example inputs' first dimension is brought to it.
-        precision: ``fp32``, ``bf16`` or ``fp16``: what the engine computes in.
+        precision: What the engine computes in: ``fp32``, ``bf16``, ``fp16``, or ``tf32`` (fp32 tensors, multiplied in TF32; CUDA only).
     """
 
     engine: str = "openvino"

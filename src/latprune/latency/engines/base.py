@@ -15,6 +15,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.latency.engines.interruptions import involuntary_switches
+from latprune.latency.machine import machine_name
 from latprune.latency.target import Target
 
 __all__ = ["CompiledNetwork", "Engine", "KernelTime", "available_engines", "get_engine", "register_engine"]
@@ -136,6 +137,10 @@ class Engine(ABC):
             EngineError: Conversion failed, or the engine cannot meet the target (device, precision).
             MissingExtraError: The engine is not installed.
         """
+
+    def machine(self, target: Target) -> str:
+        """What identifies the hardware that ``target`` runs on: the processor, and before it the accelerator where there is one."""
+        return machine_name()
 
     def describe(self) -> dict[str, Any]:
         """What the adapter states about itself, as a JSON object."""

@@ -16,7 +16,7 @@ from latprune.latency.target import Target
 
 __all__ = ["DTYPES", "ModelInputs", "evaluation_copy", "prepare_inputs"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +33,17 @@ class ModelInputs:
         return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-def prepare_inputs(example_inputs: Any, target: Target, *, cast: bool) -> ModelInputs:
+_CPU = torch.device("cpu")
+
+
+def prepare_inputs(
+    example_inputs: Any, target: Target, *, cast: bool, device: torch.device = _CPU, keep_format: bool = False
+) -> ModelInputs:
     """Split ``example_inputs`` into arguments, bring each tensor's first dimension to ``target.batch``, and cast floats if ``cast``.
 
     The first dimension of the first tensor is taken to be the batch; every tensor whose first dimension is equal to it follows. Rows are
-    repeated or dropped.
+    repeated or dropped. Wherever the tensors were, they are on ``device`` then, and contiguous; with ``keep_format`` those that came in the
+    ``channels_last`` format stay in it.
     """
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -65,16 +71,18 @@ def prepare_inputs(example_inputs: Any, target: Target, *, cast: bool) -> ModelI
             tensor = tensor.repeat(repeats, *([1] * (tensor.dim() - 1)))[: target.batch]
         if cast and tensor.is_floating_point():
             tensor = tensor.to(DTYPES[target.precision])
-        return tensor.contiguous()
+        last = keep_format and leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last) and not leaf.is_contiguous()
+        return tensor.to(device).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
     args, kwargs = pytree.tree_map(bring, (args, kwargs))
     return ModelInputs(args=args, kwargs=kwargs)
 
 
-def evaluation_copy(model: nn.Module, target: Target, *, cast: bool) -> nn.Module:
-    """The model in eval mode for an adapter to read: itself where nothing has to change, else a copy."""
-    needs_cast = cast and target.precision != "fp32"
-    if not needs_cast and not any(module.training for module in model.modules()):
+def evaluation_copy(model: nn.Module, target: Target, *, cast: bool, device: torch.device = _CPU) -> nn.Module:
+    """The model in eval mode on ``device`` for an adapter to read: itself where nothing has to change, else a copy."""
+    needs_cast = cast and DTYPES[target.precision] != torch.float32
+    elsewhere = any(tensor.device != device for tensor in (*model.parameters(), *model.buffers()))
+    if not needs_cast and not elsewhere and not any(module.training for module in model.modules()):
         return model
-    duplicate = copy.deepcopy(model).eval()
+    duplicate = copy.deepcopy(model).eval().to(device)
     return duplicate.to(DTYPES[target.precision]) if needs_cast else duplicate

@@ -18,11 +18,13 @@ from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
 from latprune.latency.engines.interruptions import undisturbed
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
+from latprune.latency.machine import cuda_name, machine_name
 from latprune.latency.target import Target
 
 __all__ = ["OnnxRuntimeEngine", "step_path"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_ON_CUDA = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
 _CONTRACTIONS = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"})
 
 
@@ -35,22 +37,35 @@ def _module() -> Any:
 
 
 class OnnxRuntimeEngine(Engine):
-    """ONNX Runtime through its Python session. ``Target.device`` is ``cpu``, ``cuda:0`` or the name of an execution provider."""
+    """ONNX Runtime through its Python session. ``Target.device`` is ``cpu``, ``cuda:0`` or the name of an execution provider.
+
+    On CUDA the inputs lie on the device before a run and the outputs stay there. Only builds with CUDA profiling time kernels there; others
+    see the host's launches, and are refused a profile.
+    """
 
     name = "onnxruntime"
     fuses = "all graph optimisations: convolution + norm + activation + addition, blocked channel layout where it pays, attention patterns"
     profiles_kernels = True
-    pins = "intra-op threads, one inter-op thread, sequential execution, no spinning, full graph optimisation"
+    pins = "intra-op threads, one inter-op thread, sequential execution, no spinning, full graph optimisation, TF32 off for fp32 on CUDA"
 
     def version(self) -> str:
         """Version of the onnxruntime package."""
         return str(_module().__version__)
+
+    def machine(self, target: Target) -> str:
+        """See ``Engine.machine``."""
+        if _provider_name(target.device) not in _ON_CUDA:
+            return machine_name()
+        gpu = cuda_name(int(target.device.partition(":")[2] or 0))
+        return f"{gpu}, {machine_name()}" if gpu else machine_name()
 
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``."""
         runtime = _module()
         if target.precision == "bf16":
             raise EngineError("precision (='bf16') is not available on onnxruntime; use 'fp32' or 'fp16'")
+        if target.precision == "tf32" and _provider_name(target.device) != "CUDAExecutionProvider":
+            raise EngineError("precision (='tf32') needs the CUDA execution provider")
         start = time.perf_counter()
         inputs = prepare_inputs(example_inputs, target, cast=True)
         exported = export_onnx(evaluation_copy(model, target, cast=True), inputs)
@@ -58,13 +73,21 @@ class OnnxRuntimeEngine(Engine):
         return _OnnxRuntimeNetwork(runtime, exported, arrays, target, profile, start)
 
 
-def _provider(runtime: Any, device: str) -> tuple[str, dict[str, Any]]:
-    kind, _, index = device.partition(":")
-    name = _PROVIDERS.get(kind.lower(), kind)
+def _provider_name(device: str) -> str:
+    kind = device.partition(":")[0]
+    return _PROVIDERS.get(kind.lower(), kind)
+
+
+def _provider(runtime: Any, target: Target) -> tuple[str, dict[str, Any]]:
+    name, index = _provider_name(target.device), target.device.partition(":")[2]
     available = runtime.get_available_providers()
     if name not in available:
-        raise EngineError(f"device (={device!r}) needs the execution provider {name}; this onnxruntime has {', '.join(available)}")
-    return name, {"device_id": int(index)} if index else {}
+        raise EngineError(f"device (={target.device!r}) needs the execution provider {name}; this onnxruntime has {', '.join(available)}")
+    options: dict[str, Any] = {"device_id": int(index)} if index else {}
+    if name == "CUDAExecutionProvider":
+        # Left to itself, the provider multiplies fp32 in TF32.
+        options["use_tf32"] = int(target.precision == "tf32")
+    return name, options
 
 
 def step_path(exported: OnnxNetwork, step: str, op: str) -> str | None:
@@ -78,11 +101,15 @@ class _OnnxRuntimeNetwork(CompiledNetwork):
     ) -> None:
         self._runtime = runtime
         self._exported = exported
-        self._provider = _provider(runtime, target.device)
+        self._provider = _provider(runtime, target)
         self._profiled = profile
         self._threads = target.threads
-        self._session = None if profile else self._open(None)
         self._feed: dict[str, npt.NDArray[Any]] = dict(zip(exported.input_names, arrays, strict=True))
+        self._device = ("cuda", self._provider[1].get("device_id", 0)) if self._provider[0] in _ON_CUDA else None
+        self._binding: Any = None
+        self._session = None if profile else self._open(None)
+        if self._session is not None and self._device is not None:
+            self._binding = self._bound(self._session)
         super().__init__(target, f"{exported.conversion} -> onnxruntime", time.perf_counter() - start)
 
     def _open(self, prefix: str | None) -> Any:
@@ -97,21 +124,46 @@ class _OnnxRuntimeNetwork(CompiledNetwork):
             options.enable_profiling = True
             options.profile_file_prefix = prefix
         try:
-            return self._runtime.InferenceSession(self._exported.data, options, providers=[self._provider])
+            session = self._runtime.InferenceSession(self._exported.data, options, providers=[self._provider])
         except Exception as error:
             raise EngineError(f"onnxruntime could not load the network: {error}") from error
+        if self._provider[0] not in session.get_providers():
+            # It goes on with the CPU where a provider's libraries are missing, and says so in its log alone.
+            raise EngineError(f"onnxruntime could not start {self._provider[0]} and would run on {', '.join(session.get_providers())}")
+        return session
+
+    def _bound(self, session: Any) -> Any:
+        """Inputs on the device, once, and outputs that stay there."""
+        kind, index = self._device or ("cpu", 0)
+        binding = session.io_binding()
+        for name, array in self._feed.items():
+            binding.bind_ortvalue_input(name, self._runtime.OrtValue.ortvalue_from_numpy(array, kind, index))
+        for output in session.get_outputs():
+            binding.bind_output(output.name, kind, index)
+        binding.synchronize_inputs()
+        return binding
 
     def _open_session(self) -> Any:
         if self._session is None:
             if self._feed is None or not self._exported.data:
                 raise EngineError("the network is closed")
             self._session = self._open(None)
+            if self._device is not None:
+                self._binding = self._bound(self._session)
         return self._session
 
     def run(self) -> None:
-        self._open_session().run(None, self._feed)
+        session = self._open_session()
+        if self._binding is None:
+            session.run(None, self._feed)
+        else:
+            session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
 
     def outputs(self) -> list[npt.NDArray[np.floating[Any]]]:
+        if self._device is not None:
+            self.run()
+            return [np.asarray(array, dtype=np.float64) for array in self._binding.copy_outputs_to_cpu()]
         return [np.asarray(array, dtype=np.float64) for array in self._open_session().run(None, self._feed)]
 
     def profile(self, runs: int) -> list[KernelTime]:
@@ -121,20 +173,35 @@ class _OnnxRuntimeNetwork(CompiledNetwork):
         with tempfile.TemporaryDirectory() as folder:
             # A session writes its profile once, at its end; so each profile has a session of its own.
             session = self._open(str(Path(folder) / "run"))
+            binding = self._bound(session) if self._device is not None else None
             for _ in range(warm + runs):
-                session.run(None, self._feed)
+                if binding is None:
+                    session.run(None, self._feed)
+                else:
+                    session.run_with_iobinding(binding)
             events = json.loads(Path(session.end_profiling()).read_text())
         return self._read(events, warm, runs)
 
     def _read(self, events: list[dict[str, Any]], warm: int, runs: int) -> list[KernelTime]:
         durations: dict[str, list[float]] = defaultdict(list)
         ops: dict[str, str] = {}
+        on_device = self._device is not None
+        if on_device and not any(event.get("cat") == "Kernel" for event in events):
+            raise EngineError(
+                "this onnxruntime was built without CUDA profiling: its profile has the host's launches, not what the kernels take; "
+                "take the engine 'torch' or a build with it"
+            )
+        last: list[float] | None = None
         for event in events:
             name = event.get("name", "")
             if event.get("cat") == "Node" and name.endswith("_kernel_time"):
                 step = name.removesuffix("_kernel_time")
-                durations[step].append(float(event["dur"]))
+                last = durations[step]
+                last.append(0.0 if on_device else float(event["dur"]))
                 ops[step] = str(event.get("args", {}).get("op_name", ""))
+            elif on_device and event.get("cat") == "Kernel" and last is not None:
+                # The device's kernels follow the step that launched them.
+                last[-1] += float(event["dur"])
         result = []
         for order, (step, values) in enumerate(durations.items()):
             per_run = np.asarray(values).reshape(warm + runs, -1).sum(axis=1)[warm:]
@@ -152,6 +219,7 @@ class _OnnxRuntimeNetwork(CompiledNetwork):
         return result
 
     def close(self) -> None:
+        self._binding = None
         self._session = None
         self._feed = {}
         self._exported = OnnxNetwork(data=b"", conversion="", paths={}, ops={}, producers={}, inputs_of={}, input_names=())

@@ -15,6 +15,7 @@ from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
 from latprune.latency.engines.interruptions import undisturbed
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
+from latprune.latency.machine import machine_name
 from latprune.latency.target import Target
 
 __all__ = ["OpenVinoEngine"]
@@ -45,15 +46,27 @@ class OpenVinoEngine(Engine):
         """Version and build of the openvino package."""
         return str(_module().get_version())
 
+    def machine(self, target: Target) -> str:
+        """See ``Engine.machine``."""
+        device = _device(target)
+        if device == "CPU":
+            return machine_name()
+        try:
+            return f"{_module().Core().get_property(device, 'FULL_DEVICE_NAME')}, {machine_name()}"
+        except RuntimeError as error:
+            raise EngineError(f"device (={target.device!r}) is not one that openvino has: {error}") from error
+
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``."""
         openvino = _module()
+        if target.precision not in _HINTS:
+            raise EngineError(f"precision (={target.precision!r}) must be one of {', '.join(_HINTS)} on openvino")
         start = time.perf_counter()
         # The network stays fp32; the hint makes the plugin compute in the target's precision, as it would in deployment.
         inputs = prepare_inputs(example_inputs, target, cast=False)
         exported = export_onnx(evaluation_copy(model, target, cast=False), inputs)
         core = openvino.Core()
-        device = target.device.upper() if target.device.lower() in ("cpu", "gpu", "npu") else target.device
+        device = _device(target)
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[target.precision], "PERF_COUNT": profile, "NUM_STREAMS": 1}
         if device == "CPU":
             config |= {"INFERENCE_NUM_THREADS": target.threads, "ENABLE_CPU_PINNING": False}
@@ -63,6 +76,10 @@ class OpenVinoEngine(Engine):
             raise EngineError(f"openvino could not compile the network for {device}: {error}") from error
         arrays = [tensor.cpu().numpy() for tensor in inputs.tensors]
         return _OpenVinoNetwork(compiled, exported, arrays, target, profile, start)
+
+
+def _device(target: Target) -> str:
+    return target.device.upper() if target.device.lower() in ("cpu", "gpu", "npu") else target.device
 
 
 class _OpenVinoNetwork(CompiledNetwork):

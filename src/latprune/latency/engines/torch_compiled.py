@@ -13,8 +13,8 @@ from torch import nn
 from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
-from latprune.latency.engines.torch_eager import TorchEngine
-from latprune.latency.engines.torch_network import TorchNetwork, inputs_on, torch_device
+from latprune.latency.engines.torch_eager import EagerNetwork, TorchEngine
+from latprune.latency.engines.torch_network import TorchNetwork, torch_device, torch_machine
 from latprune.latency.target import Target
 
 __all__ = ["TorchCompileEngine"]
@@ -28,24 +28,29 @@ class TorchCompileEngine(Engine):
     """``torch.compile`` with static shapes; on CUDA in the mode ``reduce-overhead``, which records CUDA graphs.
 
     A kernel of Inductor does not say which module it computes, so the profile is the eager modules' own times, scaled to add up to the
-    compiled network's end-to-end time: their proportions are eager's, their sum is not.
+    compiled network's end-to-end time: their proportions are eager's, their sum is not. On CUDA they are the proportions of eager's kernels
+    without their launches, which CUDA graphs do away with.
     """
 
     name = "torch_compile"
     fuses = "element-wise chains, norms and reductions into generated kernels; convolutions and matmuls stay library calls on CPU"
     profiles_kernels = True
-    pins = "threads of the process, precision of parameters and inputs, eval mode, gradients off, static shapes"
+    pins = "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, static shapes, cuDNN without autotuning"
 
     def version(self) -> str:
         """Version of torch."""
         return str(torch.__version__)
 
+    def machine(self, target: Target) -> str:
+        """See ``Engine.machine``."""
+        return torch_machine(target)
+
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``. Takes seconds to minutes: Inductor calls a C++ compiler."""
         start = time.perf_counter()
         device = torch_device(target)
-        inputs = inputs_on(prepare_inputs(example_inputs, target, cast=True), device)
-        held = copy.deepcopy(evaluation_copy(model, target, cast=True)).to(device)
+        inputs = prepare_inputs(example_inputs, target, cast=True, device=device, keep_format=True)
+        held = copy.deepcopy(evaluation_copy(model, target, cast=True, device=device))
         eager = TorchEngine().compile(model, example_inputs, target, profile=True) if profile else None
         return _TorchCompileNetwork(held, inputs, target, device, eager, start)
 
@@ -57,7 +62,7 @@ class _TorchCompileNetwork(TorchNetwork):
         inputs: ModelInputs,
         target: Target,
         device: torch.device,
-        eager: CompiledNetwork | None,
+        eager: EagerNetwork | None,
         start: float,
     ) -> None:
         self._eager = eager
@@ -65,20 +70,31 @@ class _TorchCompileNetwork(TorchNetwork):
         compiled: Any = torch.compile(model, dynamic=False, mode=mode)
         super().__init__(compiled, inputs, target, device, f"torch.compile (inductor, {mode})", start)
         settings: Any = torch._dynamo.config
+        skipped = _graphs_skipped()
         try:
             with settings.patch(recompile_limit=_RECOMPILATIONS, fail_on_recompile_limit_hit=True):
+                # CUDA graphs: the first run compiles, the second one records, the third one replays.
                 for _ in range(3):
-                    self._forward()
+                    self.run()
         except EngineError:
             raise
         except Exception as error:
             raise EngineError(f"torch.compile could not compile {type(model).__name__}: {error}") from error
+        if _graphs_skipped() > skipped:
+            self.conversion += f", {_graphs_skipped() - skipped} parts without CUDA graphs"
         self.seconds = time.perf_counter() - start
+
+    def _forward(self) -> Any:
+        if self._device.type == "cuda":
+            # Networks are run in turns; what the one before put out is not needed any more.
+            new_step: Any = torch.compiler.cudagraph_mark_step_begin
+            new_step()
+        return super()._forward()
 
     def profile(self, runs: int) -> list[KernelTime]:
         if self._eager is None:
             raise EngineError("this network was compiled without profile=True")
-        entries = self._eager.profile(runs)
+        entries = self._eager.laps(runs, ahead=True)
         whole = float(np.median([self.checked_run()[0] for _ in range(runs)]))
         scale = whole / max(sum(entry.ms for entry in entries), 1e-9)
         return [
@@ -90,3 +106,9 @@ class _TorchCompileNetwork(TorchNetwork):
         super().close()
         if self._eager is not None:
             self._eager.close()
+
+
+def _graphs_skipped() -> int:
+    """How many graphs of this process Inductor would not record as CUDA graphs: it falls back without an error."""
+    counters: Any = torch._dynamo.utils.counters
+    return int(counters["inductor"]["cudagraph_skips"])

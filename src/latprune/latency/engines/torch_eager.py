@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,13 @@ import torch
 from torch import nn
 
 from latprune.errors import EngineError
-from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
+from latprune.latency.engines.base import Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
-from latprune.latency.engines.torch_network import TorchNetwork, cuda_event, inputs_on, torch_device
+from latprune.latency.engines.torch_network import TorchNetwork, cuda_event, torch_device, torch_machine
 from latprune.latency.target import Target
 from latprune.program.module import ProgramScope
 
-__all__ = ["TorchEngine"]
+__all__ = ["EagerNetwork", "TorchEngine"]
 
 
 class TorchEngine(Engine):
@@ -29,29 +28,40 @@ class TorchEngine(Engine):
     name = "torch"
     fuses = "nothing: each operation is a kernel of its own; what runs between two leaf modules counts to the module before it"
     profiles_kernels = True
-    pins = "threads of the process, precision of parameters and inputs, eval mode, gradients off"
+    pins = "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, cuDNN without autotuning"
 
     def version(self) -> str:
         """Version of torch."""
         return str(torch.__version__)
 
-    def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
+    def machine(self, target: Target) -> str:
+        """See ``Engine.machine``."""
+        return torch_machine(target)
+
+    def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> EagerNetwork:
         """See ``Engine.compile``."""
         start = time.perf_counter()
         device = torch_device(target)
-        inputs = prepare_inputs(example_inputs, target, cast=True)
-        held = evaluation_copy(model, target, cast=True)
-        if device.type != "cpu":
-            held, inputs = copy.deepcopy(held).to(device), inputs_on(inputs, device)
-        return _TorchNetwork(held, inputs, target, device, profile, start)
+        inputs = prepare_inputs(example_inputs, target, cast=True, device=device, keep_format=True)
+        held = evaluation_copy(model, target, cast=True, device=device)
+        return EagerNetwork(held, inputs, target, device, profile, start)
 
 
-class _TorchNetwork(TorchNetwork):
+class EagerNetwork(TorchNetwork):
+    """The module on its device."""
+
     def __init__(self, model: nn.Module, inputs: ModelInputs, target: Target, device: torch.device, profile: bool, start: float) -> None:
         self._profiled = profile
         super().__init__(model, inputs, target, device, "none (eager module)", start)
 
     def profile(self, runs: int) -> list[KernelTime]:
+        """See ``CompiledNetwork.profile``. On CUDA the marks are events in the stream, so a module costs what passes on the device until
+        the next one begins, its launch included.
+        """
+        return self.laps(runs)
+
+    def laps(self, runs: int, *, ahead: bool = False) -> list[KernelTime]:
+        """The profile; with ``ahead`` the device starts each run late, when the host has queued it: what is left are the kernels alone."""
         if not self._profiled:
             raise EngineError("this network was compiled without profile=True")
         if not isinstance(self._call, nn.Module):
@@ -61,9 +71,12 @@ class _TorchNetwork(TorchNetwork):
         laps: dict[str, list[float]] = defaultdict(list)
         ops: dict[str, str] = {}
         paths: dict[str, str] = {}
-        with _lap_timers(self._call, self._device) as timers:
+        with self._conditions(), _lap_timers(self._call, self._device) as timers:
+            wait = self._head_start() if ahead and self._device.type == "cuda" else None
             for _ in range(runs):
                 timers.clear()
+                if wait is not None:
+                    wait()
                 timers.append(("", "", _now(self._device)))
                 self._forward()
                 end = _now(self._device)
@@ -87,6 +100,23 @@ class _TorchNetwork(TorchNetwork):
             )
             for order, (name, values) in enumerate(laps.items())
         ]
+
+    def _head_start(self) -> Callable[[], None]:
+        """Makes the device wait for about as long as the host takes to queue one run with its timers."""
+        sleep: Any = torch.cuda._sleep
+        cycles = 10_000_000
+        before, after = cuda_event(), cuda_event()
+        before.record()
+        sleep(cycles)
+        after.record()
+        after.synchronize()
+        per_ms = cycles / max(float(before.elapsed_time(after)), 1e-3)
+        torch.cuda.synchronize(self._device)
+        start = time.perf_counter()
+        self._forward()
+        queued_ms = (time.perf_counter() - start) * 1e3
+        torch.cuda.synchronize(self._device)
+        return lambda: sleep(int(1.5 * queued_ms * per_ms))
 
 
 def _now(device: torch.device) -> Any:

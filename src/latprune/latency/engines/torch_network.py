@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from torch.utils import _pytree as pytree
 from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork
 from latprune.latency.engines.inputs import ModelInputs
+from latprune.latency.machine import machine_name
 from latprune.latency.target import Target
 
-__all__ = ["TorchNetwork", "cuda_event", "flatten_outputs", "inputs_on", "torch_device"]
+__all__ = ["TorchNetwork", "cuda_conditions", "cuda_event", "flatten_outputs", "torch_device", "torch_machine"]
 
 
 class TorchNetwork(CompiledNetwork):
@@ -38,26 +40,36 @@ class TorchNetwork(CompiledNetwork):
         with torch.inference_mode():
             return self._call(*self._inputs.args, **self._inputs.kwargs)
 
+    def _conditions(self) -> contextlib.AbstractContextManager[None]:
+        """What the device has to be told before anything runs on it."""
+        return cuda_conditions(self._device, self.target.precision) if self._device.type == "cuda" else contextlib.nullcontext()
+
     def run(self) -> None:
         """See ``CompiledNetwork.run``."""
-        self._forward()
-        if self._device.type == "cuda":
+        if self._device.type != "cuda":
+            self._forward()
+            return
+        with self._conditions():
+            self._forward()
             torch.cuda.synchronize(self._device)
 
     def timed_run(self) -> float:
         """Wall clock on CPU; the device's own events on CUDA."""
         if self._device.type != "cuda":
             return super().timed_run()
-        before, after = cuda_event(), cuda_event()
-        before.record()
-        self._forward()
-        after.record()
-        after.synchronize()
+        # Events are recorded on the current stream of the current device, which must be the network's.
+        with self._conditions():
+            before, after = cuda_event(), cuda_event()
+            before.record()
+            self._forward()
+            after.record()
+            after.synchronize()
         return float(before.elapsed_time(after))
 
     def outputs(self) -> list[npt.NDArray[np.floating[Any]]]:
         """See ``CompiledNetwork.outputs``."""
-        return flatten_outputs(self._forward())
+        with self._conditions():
+            return flatten_outputs(self._forward())
 
     def close(self) -> None:
         """See ``CompiledNetwork.close``."""
@@ -65,22 +77,51 @@ class TorchNetwork(CompiledNetwork):
 
 
 def torch_device(target: Target) -> torch.device:
-    """The target's device; raises EngineError where this PyTorch does not have it."""
+    """The target's device with its index; raises EngineError where this PyTorch does not have it, or cannot time it."""
     try:
         device = torch.device(target.device)
     except RuntimeError as error:
         raise EngineError(f"device (={target.device!r}) is not a PyTorch device: {error}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type not in ("cpu", "cuda"):
+        raise EngineError(f"device (={target.device!r}) must be a cpu or cuda device: on others the end of a run is not waited for")
+    if device.type == "cpu":
+        if target.precision == "tf32":
+            raise EngineError("precision (='tf32') needs a CUDA device")
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise EngineError(f"device (={target.device!r}) needs CUDA, which this PyTorch ({torch.__version__}) does not see")
-    return device
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise EngineError(f"device (={target.device!r}) must be one of {torch.cuda.device_count()} CUDA devices, cuda:0 and up")
+    return torch.device("cuda", index)
 
 
-def inputs_on(inputs: ModelInputs, device: torch.device) -> ModelInputs:
-    """The same inputs with all tensors on ``device``."""
-    args, kwargs = pytree.tree_map(
-        lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, (inputs.args, dict(inputs.kwargs))
-    )
-    return ModelInputs(args=args, kwargs=kwargs)
+@contextlib.contextmanager
+def cuda_conditions(device: torch.device, precision: str) -> Iterator[None]:
+    """Run on ``device``, compute in ``precision``, choose cuDNN's algorithms by its heuristics.
+
+    PyTorch lets cuDNN multiply fp32 tensors in TF32 unless told otherwise, and autotuning would give two measurements two algorithms. The
+    process's own settings come back afterwards.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    cudnn.benchmark = False
+    try:
+        with torch.cuda.device(device):
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+def torch_machine(target: Target) -> str:
+    """The processor, and before it the GPU and cuDNN's version where the target is one: eager PyTorch depends on both."""
+    device = torch_device(target)
+    if device.type != "cuda":
+        return machine_name()
+    cudnn: Any = torch.backends.cudnn
+    return f"{torch.cuda.get_device_name(device)} (cuDNN {cudnn.version()}), {machine_name()}"
 
 
 def flatten_outputs(value: Any) -> list[npt.NDArray[np.floating[Any]]]:

@@ -1,0 +1,87 @@
+"""The predictor's file: an ``.npz`` of plain arrays with a JSON header, nothing pickled."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from latprune.errors import FileFormatError
+from latprune.latency.family_model import FamilyModel
+from latprune.latency.features import FEATURES
+from latprune.latency.predictor import KernelPredictor
+from latprune.latency.store import ContextInfo
+from latprune.latency.target import Target
+
+__all__ = ["read_predictor", "write_predictor"]
+
+_FORMAT = "latprune/latency-predictor"
+_VERSION = 3
+
+
+def write_predictor(predictor: KernelPredictor, path: str | Path) -> None:
+    """Write the file."""
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "features": list(FEATURES),
+        "context": asdict(predictor.context),
+        "families": list(predictor.families),
+        "costing": sorted(predictor.costing),
+        "constant_ms": predictor.constant_ms,
+        "overhead_ms": predictor.overhead_ms,
+        "spread": predictor.spread,
+        "agreement": predictor.agreement,
+        "typical_weights": predictor.typical_weights,
+        "samples": predictor.samples,
+    }
+    arrays = {
+        f"{index}/{name}": array for index, model in enumerate(predictor.families.values()) for name, array in model.to_arrays().items()
+    }
+    with Path(path).open("wb") as file:
+        np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+
+
+def read_predictor(path: str | Path) -> KernelPredictor:
+    """Read a file; raises FileFormatError where it is something else, of another version, or inconsistent."""
+    try:
+        with np.load(str(path), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(arrays.pop("header").tobytes().decode())
+    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise FileFormatError(f"{path} is no predictor file: {error}") from error
+    if header.get("format") != _FORMAT or header.get("version") != _VERSION:
+        raise FileFormatError(
+            f"{path} has format {header.get('format')!r}, version {header.get('version')!r}; this release reads version {_VERSION}: "
+            "train it again",
+            path="format",
+        )
+    if header.get("features") != list(FEATURES):
+        raise FileFormatError(f"{path} was trained on other features; train it again", path="features")
+    try:
+        context = ContextInfo(
+            target=Target(**header["context"]["target"]), version=header["context"]["version"], machine=header["context"]["machine"]
+        )
+        return KernelPredictor(
+            context=context,
+            families={
+                family: FamilyModel.from_arrays(
+                    {name.split("/", 1)[1]: array for name, array in arrays.items() if name.startswith(f"{index}/")}
+                )
+                for index, family in enumerate(header["families"])
+            },
+            costing=frozenset(header["costing"]),
+            constant_ms=float(header["constant_ms"]),
+            overhead_ms=float(header["overhead_ms"]),
+            spread=float(header["spread"]),
+            agreement=float(header["agreement"]),
+            typical_weights=float(header["typical_weights"]),
+            samples=int(header["samples"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, FileFormatError):
+            raise
+        raise FileFormatError(f"{path} is malformed: {error!r}") from error

@@ -1,0 +1,117 @@
+"""Latency tables as a versioned JSON object, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from latprune.errors import FileFormatError
+from latprune.graph.types import Piece, WidthAxis
+from latprune.latency.kernel_table import KernelTable
+from latprune.latency.neighbours import Neighbour
+from latprune.latency.residual import Residual, TableStats
+from latprune.latency.surface import SizeSurface
+from latprune.latency.tables import LatencyTables
+from latprune.latency.target import Target
+
+__all__ = ["tables_from_dict", "tables_to_dict"]
+
+_FORMAT = "latprune/latency-tables"
+_VERSION = 1
+
+
+def tables_to_dict(tables: LatencyTables) -> dict[str, Any]:
+    """The tables as a JSON object (``format`` latprune/latency-tables, version 1)."""
+    return {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "target": tables.target.to_dict(),
+        "engine_version": tables.version,
+        "machine": tables.machine,
+        "fingerprint": tables.fingerprint,
+        "constant_ms": tables.constant_ms,
+        "scale": tables.scale,
+        "dense_ms": tables.dense_ms,
+        "residual": dataclasses.asdict(tables.residual),
+        "stats": dataclasses.asdict(tables.stats),
+        "widths": dict(tables.widths),
+        "min_widths": dict(tables.min_widths),
+        "surfaces": {key: surface.to_dict() for key, surface in tables.surfaces.items()},
+        "entries": [_entry_to_dict(entry) for entry in tables.entries.values()],
+    }
+
+
+def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
+    """The tables from their JSON object; raises FileFormatError naming the place that is wrong."""
+    if data.get("format") != _FORMAT:
+        raise FileFormatError(f"format (={data.get('format')!r}) must be {_FORMAT!r}", path="format")
+    if data.get("version") != _VERSION:
+        raise FileFormatError(f"version (={data.get('version')!r}) must be {_VERSION}", path="version")
+    try:
+        surfaces = {key: SizeSurface.from_dict(value) for key, value in data["surfaces"].items()}
+        entries = [_entry_from_dict(item) for item in data["entries"]]
+        tables = LatencyTables(
+            target=Target(**data["target"]),
+            version=data["engine_version"],
+            machine=data["machine"],
+            fingerprint=data["fingerprint"],
+            entries={entry.name: entry for entry in entries},
+            surfaces=surfaces,
+            widths={key: int(value) for key, value in data["widths"].items()},
+            min_widths={key: int(value) for key, value in data["min_widths"].items()},
+            constant_ms=float(data["constant_ms"]),
+            dense_ms=float(data["dense_ms"]),
+            residual=Residual(**data["residual"]),
+            stats=TableStats(**data["stats"]),
+            scale=float(data["scale"]),
+        )
+    except FileFormatError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"latency tables are malformed: {error!r}") from error
+    for index, entry in enumerate(entries):
+        if entry.surface not in surfaces:
+            raise FileFormatError(f"surface (={entry.surface!r}) is not in the file", path=f"entries[{index}].surface")
+        if len(surfaces[entry.surface].steps) != len(entry.axes) or len(entry.dense) != len(entry.axes):
+            raise FileFormatError(f"kernel {entry.name!r} and its surface differ in their number of axes", path=f"entries[{index}]")
+    return tables
+
+
+def _entry_to_dict(entry: KernelTable) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "surface": entry.surface,
+        "factor": entry.factor,
+        "overhead_ms": entry.overhead_ms,
+        "axes": [
+            {"constant": axis.constant, "pieces": [[list(piece.groups), piece.factor, list(piece.blocks)] for piece in axis.pieces]}
+            for axis in entry.axes
+        ],
+        "blocks": list(entry.blocks),
+        "dense": list(entry.dense),
+        "neighbours": [[list(item.removed), item.factor] for item in entry.neighbours],
+    }
+
+
+def _entry_from_dict(data: Mapping[str, Any]) -> KernelTable:
+    axes = tuple(
+        WidthAxis(
+            constant=int(axis["constant"]),
+            pieces=tuple(
+                Piece(groups=tuple(groups), factor=int(factor), blocks=tuple(blocks)) for groups, factor, blocks in axis["pieces"]
+            ),
+        )
+        for axis in data["axes"]
+    )
+    return KernelTable(
+        name=data["name"],
+        surface=data["surface"],
+        factor=float(data["factor"]),
+        overhead_ms=float(data["overhead_ms"]),
+        axes=axes,
+        blocks=tuple(data["blocks"]),
+        dense=tuple(int(size) for size in data["dense"]),
+        # Files from before neighbours were known have none.
+        neighbours=tuple(Neighbour(removed=tuple(removed), factor=float(factor)) for removed, factor in data.get("neighbours", ())),
+    )
