@@ -122,8 +122,8 @@ def _apply(model: nn.Module, step: EditStep) -> None:
             stand_in = RemovedBranch(original, argument=b.argument, shortcut=b.shortcut, tail=b.tail, output=b.output)
             _replace(model, original, stand_in)
         for part in b.parts:
-            stand_in = RemovedPart(argument=part.argument, output=part.output, zero=part.zero)
-            _replace(model, modules[part.module], stand_in.train(modules[part.module].training))
+            original = modules[part.module]
+            _replace(model, original, RemovedPart(original, argument=part.argument, output=part.output, zero=part.zero))
 
 
 def _replace(model: nn.Module, original: nn.Module, stand_in: nn.Module) -> None:

@@ -100,17 +100,31 @@ class RemovedBranch(nn.Module):
 class RemovedPart(nn.Module):
     """Stands in for a module of a removed branch: hands its argument on, or a zero in its place.
 
+    The forward around it may read more of the module than its result. Plain attributes read as they were, tensors and sub-modules as None.
+
     Args:
+        original: The module that goes.
         argument: Which of the tensor arguments (flattened in order) is handed on.
         output: None where it returns a tensor; else one entry for each place of a tuple: True for the tensor, False for None.
         zero: ``scalar``: a zero that broadcasts (engines fold the sum away); ``like``: zeros of the argument's shape; empty: the argument.
     """
 
-    def __init__(self, *, argument: int, output: tuple[bool, ...] | None = None, zero: str = "") -> None:
+    def __init__(self, original: nn.Module, *, argument: int, output: tuple[bool, ...] | None = None, zero: str = "") -> None:
         super().__init__()
         self.argument = argument
         self.output = output
         self.zero = zero
+        gone = (*original._parameters, *original._buffers, *original._modules)
+        plain = {name: value for name, value in vars(original).items() if isinstance(value, (bool, int, float, str)) and name != "training"}
+        self.was: dict[str, Any] = {**plain, **dict.fromkeys(gone)}
+        # Fused fast paths of PyTorch's own layers pass by the modules and read their weights; a hook tells them not to.
+        self.register_forward_hook(_no_change)
+        self.train(original.training)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the original had under a name that this module has nothing under."""
+        was = self.__dict__.get("was", {})
+        return was[name] if name in was else super().__getattr__(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The argument, or a zero."""
@@ -124,6 +138,10 @@ class RemovedPart(nn.Module):
     def extra_repr(self) -> str:
         """What it returns, for ``print(model)``."""
         return f"zero={self.zero!r}" if self.zero else "identity"
+
+
+def _no_change(module: nn.Module, args: Any, output: Any) -> None:
+    """A forward hook that leaves the output as it is."""
 
 
 def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], number: int) -> torch.Tensor:
