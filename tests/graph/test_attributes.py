@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -188,3 +189,34 @@ def test_an_attribute_inside_an_expression() -> None:
     assert_pruned_equals_masked(model, x)
     pruned = halves(model, x)
     assert (pruned[1].width, pruned[1].paths, pruned[1].inner) == (4, 2, 4)
+
+
+class _Repeats(nn.Module):
+    """A gain of one value, repeated over the channels as often as the code, an attribute or the tensor's own size says."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.last = nn.Conv2d(8, 6, 3)
+        self.gain = nn.Parameter(torch.randn(1, 1, 1, 1))
+        self.width = 8
+        self.source = source
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        times = {"code": 8, "attribute": self.width, "size": h.shape[1]}[self.source]
+        found: torch.Tensor = self.last(h * self.gain.expand(-1, times, 1, 1)).mean((2, 3))
+        return found
+
+
+@pytest.mark.parametrize("source", ["code", "attribute", "size"])
+def test_what_is_repeated_over_channels_follows_them(source: str) -> None:
+    model = _Repeats(source).double().eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    graph = trace(model, x)
+    if source == "code":
+        assert "first" not in graph.groups
+        assert any(kept.what == "first" and "8 is fixed in the code" in kept.reason for kept in graph.kept_whole)
+    else:
+        assert graph.groups["first"].columns == 8
+        assert_pruned_equals_masked(model, x, seed=0, graph=graph)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from latprune.errors import CaptureError
 from latprune.graph.labels import LabelSpace
 from latprune.graph.program_blocks import derived_grouped_weights
-from latprune.graph.provenance import CallWatcher
+from latprune.graph.provenance import CallWatcher, Expression
 from latprune.graph.recording import Fields, Info, ModuleCall, Node, Recording
 from latprune.graph.rules import Step, find_rule
 from latprune.graph.size_facts import SizeFacts
@@ -245,8 +245,10 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             step=self.program.running if self.program is not None else -1,
         )
         fields: list[Fields] = [()] * len(outs)
+        expanded: tuple[tuple[int, Expression], ...] = ()
         labelled = any(i.fields for i in infos)
-        rule = find_rule(func) if labelled or dynamic else None
+        # How often a value is repeated matters even where the value carries no channels: it may meet some.
+        rule = find_rule(func) if labelled or dynamic or func._schema.name == "aten::expand" else None
         if labelled or rule is not None:
             step = Step(self, func, args, kwargs, out)
             self._step_roles = []
@@ -260,12 +262,13 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                     fields = [self._clean(r) for r in result] + [()] * (len(outs) - len(result))
                 elif outs:
                     fields = [self._clean(result), *([()] * (len(outs) - 1))]
-            node.kernel = step.kernel
+            node.kernel, expanded = step.kernel, step.expanded
             for tensor_name, dim, role in self._step_roles:
                 self.roles.setdefault((tensor_name, dim), []).append((role, index))
         name = infos[0].name if len(infos) == 1 and not dynamic else None
         for k, t in enumerate(outs):
             info = Info(fields=fields[k], node=index, output=k, shape=tuple(t.shape), name=name, dynamic=dynamic, uncomputed=uncomputed)
+            info.expanded = expanded
             if mutable and any(t is a for a in tensors):
                 self._mutated(t, info, func)
             self.set(t, info)

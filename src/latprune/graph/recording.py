@@ -31,6 +31,7 @@ class Info:
         name: Parameter or buffer that it is, or is a view of.
         dynamic: Whether it depends on the model's inputs.
         uncomputed: Its values are arbitrary (:mod:`latprune.graph.uncomputed`).
+        expanded: Dimensions that hold one value repeated, and the expression of the code that says how often.
     """
 
     fields: Fields
@@ -40,6 +41,7 @@ class Info:
     name: str | None = None
     dynamic: bool = False
     uncomputed: bool = False
+    expanded: tuple[tuple[int, Expression], ...] = ()
 
 
 @dataclass(slots=True, eq=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.provenance import Expression
 from latprune.graph.recording import Fields, Info, KernelDraft
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class Step:
         self.kwargs = kwargs
         self.out = out
         self.kernel: KernelDraft | None = None
+        self.expanded: tuple[tuple[int, Expression], ...] = ()
 
     @property
     def place(self) -> str:

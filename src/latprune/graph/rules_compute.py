@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -68,11 +69,22 @@ def elementwise(step: Step) -> Fields:
     rank = out.dim()
     operands = _operands(step)
     result = meet(step.space, [(step.fields(t), extents(t, fixed=step.recorder.program is not None)) for t in operands], rank, step.place)
+    _state_repeats(step, operands)
     name = step.func._schema.name.split("::")[1].rstrip("_")
     if any(step.info(t).dynamic for t in operands) and name != "copy":
         kind = "activation" if name in ACTIVATIONS else "elementwise"
         step.kernel = KernelDraft(kind, None, [width_axis(result, tuple(out.shape))], 0.0, {"op": name, "output_shape": list(out.shape)})
     return result
+
+
+def _state_repeats(step: Step, operands: list[torch.Tensor]) -> None:
+    """A value that the code repeats a number of times meets as many channels: that number is their size."""
+    for t in operands:
+        for dim, expr in step.info(t).expanded:
+            at = dim - t.dim()
+            for f in (f for other in operands if other is not t for f in step.fields(other)):
+                if f.dim() >= -at and f.shape[at] > 1:
+                    step.recorder.state_expression(expr, f.reshape(math.prod(f.shape[:at]), f.shape[at], -1), step.place)
 
 
 # PReLU with one slope for each channel reaches dispatch reshaped, so that it broadcasts like any other operand.

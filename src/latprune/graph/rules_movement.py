@@ -9,7 +9,7 @@ import torch
 
 from latprune.graph.fields import align, compact, move, reshape, segments, varying
 from latprune.graph.labels import FIXED_PAD
-from latprune.graph.provenance import TracedInt
+from latprune.graph.provenance import Expression, TracedInt, expression
 from latprune.graph.recording import Fields
 from latprune.graph.rules import Step, register_rule
 
@@ -165,7 +165,18 @@ def expand(step: Step) -> Fields:
                 if len(sizes) == f.dim() and int(sizes[dim]) != -1:
                     before = math.prod(f.shape[:dim])
                     step.recorder.state_size(sizes[dim], f.reshape(before, f.shape[dim], -1), f.shape[dim], step.place)
+        step.expanded = _repeated(step, sizes)
     return result
+
+
+def _repeated(step: Step, sizes: list[Any]) -> tuple[tuple[int, Expression], ...]:
+    """Dimensions that hold one value repeated as often as the code says (and not as a size that it read says)."""
+    rank = step.out.dim()
+    before = [1] * (rank - step.args[0].dim()) + list(step.args[0].shape)
+    if len(sizes) != rank:
+        return ()
+    found = [(dim, expression(sizes[dim])) for dim in range(rank) if before[dim] == 1 and step.out.shape[dim] > 1]
+    return tuple((dim, expr) for dim, expr in found if expr[0] in ("const", "attr"))
 
 
 @register_rule(
