@@ -48,6 +48,11 @@ class LimitSearch:
             raise InvalidArgumentError(f"slack (={self.slack}) and margin (={self.margin}) must satisfy 0 < margin < slack < 1")
 
     @property
+    def speed(self) -> float:
+        """Measured over predicted value of the network before this stage: how fast the machine runs now, against when tables were made."""
+        return self.start / self.start_predicted
+
+    @property
     def aim(self) -> float:
         """The measured value that a candidate should have."""
         return self.budget * (1.0 - self.margin)
@@ -55,7 +60,7 @@ class LimitSearch:
     def next_limit(self) -> float:
         """Predicted limit to solve for next; never one that was tried before."""
         if not self.rounds:
-            return self.aim * self.start_predicted / self.start
+            return self.aim / self.speed
         limit = self._scaled()
         low = max((r.limit for r in self.rounds if r.measured <= self.aim), default=None)
         high = min((r.limit for r in self.rounds if r.measured > self.aim), default=None)
@@ -67,7 +72,7 @@ class LimitSearch:
     @property
     def _step(self) -> float:
         """Distance of limits that are tried in turn: a small part of the window of acceptance."""
-        return 0.2 * self.slack * self.budget * self.start_predicted / self.start
+        return 0.2 * self.slack * self.budget / self.speed
 
     def _scaled(self) -> float:
         """The limit at which the saving, scaled as the nearest rounds showed, reaches the aim."""

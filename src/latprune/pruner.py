@@ -338,11 +338,11 @@ class Pruner:
             limit=limit,
             widths=dict(proposal.widths),
             removed_blocks=proposal.removed_blocks,
-            predicted=proposal.predicted,
+            predicted=proposal.predicted * search.speed,
             problem=proposal.problem.to_dict() if proposal.problem is not None else None,
             solution=proposal.solution.to_dict() if proposal.solution is not None else None,
             measured=trial.pruned if trial is not None else None,
-            rounds=tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
+            rounds=tuple((r.limit * search.speed, r.predicted * search.speed, r.measured) for r in search.rounds),
             equality=(equality.max_abs, equality.max_rel),
             note=note,
         )

@@ -118,7 +118,7 @@ class CandidateSearch:
         self._seen[proposal.key] = trial.value
         self.limits.record(limit, proposal.predicted, trial.value)
         self._say(
-            f"candidate {len(self._seen)}: predicted {proposal.predicted:.3f} ms, measured {trial.value:.3f} ms, "
+            f"candidate {len(self._seen)}: predicted {proposal.predicted * self.limits.speed:.3f} ms, measured {trial.value:.3f} ms, "
             f"limit {self.limits.budget:.3f} ms"
         )
         return Candidate(proposal=proposal, network=network, trial=trial)

@@ -20,9 +20,9 @@ class StageReport:
         limit: The stage's limit in the budget's resource.
         widths: Group name -> width after the stage.
         removed_blocks: Blocks that went in this stage.
-        predicted: Predicted value of the delivered network.
+        predicted: Predicted value of the delivered network; a latency at the machine's present speed, as the dense network shows it.
         measured: Its measurement beside the dense network; None where the budget is not on latency.
-        rounds: Candidates that were measured: ``(predicted limit, predicted, measured)``.
+        rounds: Candidates that were measured: ``(predicted limit, predicted, measured)``, predictions at the present speed too.
         equality: Largest ``(absolute, relative)`` difference between the pruned and the masked network.
         problem: The problem that was solved last, in its file's form; None for a method that solves none.
         solution: The solver's answer, in its file's form.
