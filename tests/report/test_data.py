@@ -125,3 +125,15 @@ def test_ticks_are_round_evenly_spaced_and_inside(low: float, span: float, count
     assert all(low - 1e-6 * (1 + abs(low)) <= tick <= (low + span) * (1 + 1e-6) + 1e-9 for tick in ticks)
     gaps = [later - earlier for earlier, later in zip(ticks, ticks[1:], strict=False)]
     assert all(gap == pytest.approx(gaps[0], rel=1e-3, abs=1e-9) for gap in gaps)
+
+
+def test_limit_and_prediction_are_drawn_at_the_speed_of_the_final_measurement() -> None:
+    now = sample_record()
+    assert now.dense.latency is not None and now.budget.limit is not None
+    # The machine was a tenth slower during the search: half of the dense network was 1.76 ms then.
+    slower = sample_record(budget={**now.budget.model_dump(), "limit": 1.76}, predicted_ms=1.1 * 1.58)
+    bars = compute_latency(slower)
+    assert bars is not None and bars.limit == pytest.approx(1.6) and bars.predicted == pytest.approx(1.58)
+    by_the_clock = sample_record(budget={**now.budget.model_dump(), "text": "1.76ms", "unit": "ms", "value": 1.76, "limit": 1.76})
+    bars = compute_latency(by_the_clock)
+    assert bars is not None and bars.limit == 1.76 and bars.predicted == 1.58

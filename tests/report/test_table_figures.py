@@ -74,7 +74,8 @@ def test_predictions_and_the_delivered_network_at_the_tables_speed(tables: Laten
     assert found is not None and found.mean_absolute == pytest.approx(tables.residual.mean_absolute, rel=1e-2)
     errors = [abs(a / b - 1) for a, b in zip(tables.residual.predicted, tables.residual.measured, strict=True)]
     assert found.within_10 == sum(error <= 0.1 for error in errors) / 32 > 0.9
-    assert found.delivered == (pytest.approx(0.4906 * tables.dense_ms), 1.58)
+    # Half of the dense network was 1.6 ms during the search, where 1.58 ms were predicted.
+    assert found.delivered == (pytest.approx(0.4906 * tables.dense_ms), pytest.approx(1.58 / 3.2 * tables.dense_ms))
     svg = scatter_svg(found)
     assert len(ElementTree.fromstring(svg).findall("circle[@class='point']")) == 32
     points = numbers(svg, r'class="point" cx="([\d.]+)" cy="([\d.]+)"')

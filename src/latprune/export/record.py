@@ -314,7 +314,7 @@ class ResultRecord(_Record):
         problem: The problem that was solved last (``latprune/problem``), if the method solves one.
         solution: Its solution (``latprune/solution``).
         tables: The latency tables that the run used: their error and some of their curves.
-        predicted_ms: Latency that the tables predicted for the delivered network.
+        predicted_ms: Latency that the tables predicted for the delivered network, at the machine's speed during the search.
         corrections: Rounds of measure, correct and solve again.
         accuracies: Accuracies through the run, in order of time.
         stages: Seconds of each stage.

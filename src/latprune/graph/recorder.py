@@ -158,7 +158,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
     def watch_modules(self) -> Iterator[None]:
         """Keep the path of the running module and the tensors at the borders of every module.
 
-        The call of modules is wrapped for the while, which sees what hooks see first and last and costs a third of two hooks on each.
+        The call of modules is wrapped for the while, which sees what hooks see first and last and costs less than two hooks on each.
         """
         paths = {id(m): path for path, m in self.modules if not isinstance(m, torch.jit.ScriptModule)}
         plain = nn.Module.__call__

@@ -254,12 +254,23 @@ def compute_latency(record: ResultRecord) -> LatencyBars | None:
     """The two latencies and the limit, or None where they were not measured."""
     if record.dense.latency is None or record.pruned.latency is None:
         return None
+    # Limit and prediction are brought to the speed that the machine had in the final measurement.
+    speed = record.dense.latency.ms / _dense_in_search(record, record.dense.latency)
+    limit = record.budget.limit if record.budget.resource == "latency" else None
     return LatencyBars(
         dense=record.dense.latency,
         pruned=record.pruned.latency,
-        limit=record.budget.limit if record.budget.resource == "latency" else None,
-        predicted=record.predicted_ms,
+        limit=limit * speed if limit is not None else None,
+        predicted=record.predicted_ms * speed if record.predicted_ms is not None else None,
     )
+
+
+def _dense_in_search(record: ResultRecord, final: LatencyRecord) -> float:
+    """Milliseconds of the dense network at the speed of the search, which a percentage was taken of; a time is judged by the clock."""
+    budget = record.budget
+    if budget.resource == "latency" and budget.unit == "%" and budget.limit is not None:
+        return budget.limit * 100.0 / budget.value
+    return final.ms
 
 
 def compute_predictions(record: ResultRecord) -> PredictionPoints | None:
@@ -268,10 +279,10 @@ def compute_predictions(record: ResultRecord) -> PredictionPoints | None:
     if tables is None or not tables.predicted:
         return None
     errors = [abs(predicted / measured - 1.0) for predicted, measured in zip(tables.predicted, tables.measured, strict=True)]
-    delivered, latency = None, record.pruned.latency
-    if latency is not None and latency.ratio is not None and record.predicted_ms is not None:
+    delivered, latency, dense = None, record.pruned.latency, record.dense.latency
+    if latency is not None and latency.ratio is not None and dense is not None and record.predicted_ms is not None:
         # The machine may run at another speed today; the ratio to the dense network does not change with it.
-        delivered = (latency.ratio * tables.dense_ms, record.predicted_ms)
+        delivered = (latency.ratio * tables.dense_ms, record.predicted_ms / _dense_in_search(record, dense) * tables.dense_ms)
     return PredictionPoints(
         predicted=tables.predicted,
         measured=tables.measured,
