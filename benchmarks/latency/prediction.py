@@ -2,9 +2,10 @@
 
 For each model and engine: builds (or takes from the store) the latency tables, draws random networks (widths 15 to 100 %, random blocks
 removed) and networks that the exact solver returns for random importances and budgets (widths on the steps, skewed between stages,
-blocks removed), measures each beside the dense network, and compares four predictions: the tables, the linear estimate of HALP (each
+blocks removed), measures each beside the dense network, all of them once and then all of them again, and compares four predictions: the tables, the linear estimate of HALP (each
 kernel's input width frozen at its dense value), the kernel predictor alone, and a straight line on multiply-adds, the last two trained
-on what the tables were fitted to: each network once, with its repetitions taken into it.
+on what the tables were fitted to: each network once, with its repetitions taken into it. The goal is the geometric mean of the two
+measurements; how far they lie apart is the part of the error that is the machine's own (``repeated``).
 
     python benchmarks/latency/prediction.py --models resnet56 --engines openvino --output benchmarks/results/latency-prediction.json
 """
@@ -117,9 +118,8 @@ def measured_ratios(
             pruned = copy.deepcopy(model)
             prune(pruned, graph, selection_for(graph, point))
             with engine.compile(pruned, x, target) as network:
-                found = measure({"dense": dense, "pruned": network}, reference="dense", min_rounds=11, max_seconds=max_seconds, seed=index)[
-                    "pruned"
-                ]
+                both = measure({"dense": dense, "pruned": network}, reference="dense", min_rounds=9, max_seconds=max_seconds, seed=index)
+            found = both["pruned"]
             assert found.ratio is not None
             ratios.append(found.ratio)
             del pruned
@@ -146,7 +146,8 @@ def run(name: str, target: Target, count: int, store: Store, seed: int, max_seco
     }
     for kind in ("random", "solver"):
         points = random_points(graph, count, random) if kind == "random" else solver_points(model, graph, tables, count, random)
-        measured = np.asarray(measured_ratios(model, graph, x, target, points, max_seconds)) * tables.dense_ms
+        first, second = (np.asarray(measured_ratios(model, graph, x, target, points, max_seconds / 2)) for _ in range(2))
+        measured = np.sqrt(first * second) * tables.dense_ms
         predictions = {
             "tables": [tables.predict(point.widths, point.removed) for point in points],
             "halp_linear": [halp_estimate(tables, point.widths, point.removed) for point in points],
@@ -154,6 +155,7 @@ def run(name: str, target: Target, count: int, store: Store, seed: int, max_seco
             "multiply_adds": [line(point.widths, point.removed) for point in points],
         }
         row[kind] = {key: dataclasses.asdict(Residual.of(values, measured)) for key, values in predictions.items()}
+        row[f"{kind}_repeated"] = float(np.mean(np.abs(np.log(second / first))))
         row[f"{kind}_networks"] = [
             {"measured": float(measured[index]), "removed": len(point.removed)}
             | {key: values[index] for key, values in predictions.items()}
@@ -173,6 +175,7 @@ def show(row: Mapping[str, Any]) -> None:
                 f"{found['p95']:>7.1%} {found['within_8']:>10.0%}",
                 flush=True,
             )
+        print(f"{row['model']:13} {row['engine']:13} {kind:8} {'(repeated)':13} {row[f'{kind}_repeated']:>7.1%}", flush=True)
 
 
 def main() -> None:
@@ -182,7 +185,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--networks", type=int, default=50, help="networks of each kind")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=4.0, help="seconds that one network may be timed for")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds that one network may be timed for, both times together")
     parser.add_argument("--store", type=Path, help="latency store (default: an empty one in memory)")
     parser.add_argument("--output", type=Path, help="JSON file; rows of other models and engines in it are kept")
     args = parser.parse_args()

@@ -14,7 +14,7 @@ from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
 from latprune.latency.engines.torch_eager import EagerNetwork, TorchEngine
-from latprune.latency.engines.torch_network import TorchNetwork, torch_device, torch_machine
+from latprune.latency.engines.torch_network import TorchNetwork, torch_device, torch_machine, torch_version
 from latprune.latency.target import Target
 
 __all__ = ["TorchCompileEngine"]
@@ -35,11 +35,11 @@ class TorchCompileEngine(Engine):
     name = "torch_compile"
     fuses = "element-wise chains, norms and reductions into generated kernels; convolutions and matmuls stay library calls on CPU"
     profiles_kernels = True
-    pins = "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, static shapes, cuDNN without autotuning"
+    pins = "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, static shapes, freed memory kept on CPU (glibc), cuDNN without autotuning"
 
     def version(self) -> str:
-        """Version of torch."""
-        return str(torch.__version__)
+        """See ``torch_version``."""
+        return torch_version()
 
     def machine(self, target: Target) -> str:
         """See ``Engine.machine``."""

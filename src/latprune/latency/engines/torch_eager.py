@@ -15,7 +15,7 @@ from torch import nn
 from latprune.errors import EngineError
 from latprune.latency.engines.base import Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
-from latprune.latency.engines.torch_network import TorchNetwork, cuda_event, torch_device, torch_machine
+from latprune.latency.engines.torch_network import TorchNetwork, cuda_event, torch_device, torch_machine, torch_version
 from latprune.latency.target import Target
 from latprune.program.module import ProgramScope
 
@@ -28,11 +28,11 @@ class TorchEngine(Engine):
     name = "torch"
     fuses = "nothing: each operation is a kernel of its own; what runs between two leaf modules counts to the module before it"
     profiles_kernels = True
-    pins = "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, cuDNN without autotuning"
+    pins = "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, freed memory kept on CPU (glibc), cuDNN without autotuning"
 
     def version(self) -> str:
-        """Version of torch."""
-        return str(torch.__version__)
+        """See ``torch_version``."""
+        return torch_version()
 
     def machine(self, target: Target) -> str:
         """See ``Engine.machine``."""

@@ -13,12 +13,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError
+from latprune.latency.engines.allocator import allocator_kept, keep_freed_memory
 from latprune.latency.engines.base import CompiledNetwork
 from latprune.latency.engines.inputs import ModelInputs
 from latprune.latency.machine import machine_name
 from latprune.latency.target import Target
 
-__all__ = ["TorchNetwork", "cuda_conditions", "cuda_event", "flatten_outputs", "torch_device", "torch_machine"]
+__all__ = ["TorchNetwork", "cuda_conditions", "cuda_event", "flatten_outputs", "torch_device", "torch_machine", "torch_version"]
 
 
 class TorchNetwork(CompiledNetwork):
@@ -30,6 +31,8 @@ class TorchNetwork(CompiledNetwork):
         self._call: Callable[..., Any] | None = call
         self._inputs = inputs
         self._device = device
+        if device.type == "cpu":
+            keep_freed_memory()
         super().__init__(target, conversion, time.perf_counter() - start)
 
     def _forward(self) -> Any:
@@ -113,6 +116,11 @@ def cuda_conditions(device: torch.device, precision: str) -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+def torch_version() -> str:
+    """Version of torch, and that freed memory is kept where it is: figures from before, or from a C library that cannot, are others."""
+    return f"{torch.__version__}, freed memory kept" if allocator_kept() else str(torch.__version__)
 
 
 def torch_machine(target: Target) -> str:
