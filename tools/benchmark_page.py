@@ -168,7 +168,19 @@ def prediction() -> str | None:
         if key in row[kind]
     ]
     head = ["network", "engine", "unseen networks", "predicted by", "mean error", "bias", "within 8 %"]
-    text = f"## Prediction of unseen networks, end to end\n\nOne thread, batch 1. {machine(found)}.\n\n"
+    repeated = [
+        f"{row['model']} on {ENGINES[row['engine']]} {100 * row['random_repeated']:.1f} / {100 * row['solver_repeated']:.1f} %"
+        for row in found["rows"]
+        if "random_repeated" in row
+    ]
+    text = f"## Prediction of unseen networks, end to end\n\nOne thread, batch 1. {machine(found)}."
+    if repeated:
+        text += (
+            " Two measurements of the same network, minutes apart, differ on average by (random / of the solver): "
+            + ", ".join(repeated)
+            + "; the goal is their geometric mean."
+        )
+    text += "\n\n"
     return text + table(head, rows) + "\n\n`benchmarks/latency/prediction.py`"
 
 
@@ -249,6 +261,38 @@ def settling() -> str | None:
         f"(medians). {machine(found)}.\n\n"
     )
     return text + table(["network", "engine", "widths", "settled", "first runs"], rows) + "\n\n`benchmarks/latency/settling.py`"
+
+
+def page_faults() -> str | None:
+    """Eager PyTorch and memory that the C library gives back."""
+    found = read("latency-page-faults")
+    if found is None:
+        return None
+    settings = {"default": "glibc's default", "kept": "kept by latprune", "environment": "kept by environment variables"}
+    rows = [
+        [
+            row["model"],
+            settings[row["setting"]],
+            percent(row["with_faults"], 0),
+            f"{row['most_faults']:.0f}",
+            f"{row['dense_ms'][0]:.2f} to {row['dense_ms'][1]:.2f} ms",
+            percent(row["spread"], 0),
+        ]
+        for row in found["rows"]
+    ]
+    head = [
+        "network",
+        "freed memory",
+        "networks with faults",
+        "most faults in a run",
+        "dense network",
+        "between processes, at most",
+    ]
+    text = (
+        "## Page faults of eager PyTorch\n\nThe dense network and eight random ones, in processes that differ only in what becomes "
+        f"of freed memory. {machine(found)}.\n\n"
+    )
+    return text + table(head, rows) + "\n\n`benchmarks/latency/page_faults.py`"
 
 
 def agreement() -> str | None:
@@ -412,6 +456,7 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     predictor,
     neighbours,
     settling,
+    page_faults,
     agreement,
     solvers,
     zoo,

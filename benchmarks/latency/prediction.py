@@ -2,10 +2,10 @@
 
 For each model and engine: builds (or takes from the store) the latency tables, draws random networks (widths 15 to 100 %, random blocks
 removed) and networks that the exact solver returns for random importances and budgets (widths on the steps, skewed between stages,
-blocks removed), measures each beside the dense network, all of them once and then all of them again, and compares four predictions: the tables, the linear estimate of HALP (each
-kernel's input width frozen at its dense value), the kernel predictor alone, and a straight line on multiply-adds, the last two trained
-on what the tables were fitted to: each network once, with its repetitions taken into it. The goal is the geometric mean of the two
-measurements; how far they lie apart is the part of the error that is the machine's own (``repeated``).
+blocks removed), measures each beside the dense network, all of them once and then all of them again, and compares four predictions: the
+tables, the linear estimate of HALP (each kernel's input width frozen at its dense value), the kernel predictor alone, and a straight line
+on multiply-adds, the last two trained on what the tables were fitted to: each network once, with its repetitions taken into it. The goal
+is the geometric mean of the two measurements; how far they lie apart is the part of the error that is the machine's own (``repeated``).
 
     python benchmarks/latency/prediction.py --models resnet56 --engines openvino --output benchmarks/results/latency-prediction.json
 """

@@ -9,12 +9,15 @@ import numpy as np
 
 from latprune.graph.types import Block, ChannelGroup, Kernel, Piece, WidthAxis
 from latprune.latency import ContextInfo, DesignPoint, KernelSample, NetworkSample, Target, kernel_signature
+from latprune.latency.cache_effect import CacheEffect
+from latprune.latency.features import kernel_traffic
 
 CONTEXT = ContextInfo(target=Target(engine="torch"), version="1.0", machine="made up")
 WIDTHS = {"stream": 128, "a": 96, "b": 96}
 BLOCKS = {name: Block(name=name, kernels=(f"{name}.1", f"{name}.2")) for name in ("a", "b")}
 GROUPS = {name: ChannelGroup(name=name, rows=1, columns=width, min_width=1, kind="channels", members=()) for name, width in WIDTHS.items()}
 CONSTANT, OVERHEAD = 0.05, 0.002
+STEADY = CacheEffect()
 
 
 def axis(group: str) -> WidthAxis:
@@ -48,6 +51,15 @@ def true_cost(name: str, sizes: tuple[int, ...], factors: Mapping[str, float] = 
     return factors.get(name, 1.0) * (0.006 + 4e-5 * inputs * (math.ceil(outputs / 16) * 16) / 16)
 
 
+TRAFFIC = {name: kernel_traffic(kernel_signature(item), len(item.axes)) for name, item in KERNELS.items()}
+
+
+def moved(widths: Mapping[str, int], removed: tuple[str, ...] = ()) -> float:
+    """Elements that a network moves."""
+    running = [item for item in KERNELS.values() if not set(item.blocks) & set(removed)]
+    return sum(TRAFFIC[item.name].total([one.size(widths, removed) for one in item.axes]) for item in running)
+
+
 class MadeUpMachine:
     """Samples networks as NetworkSampler does: noisy, with some kernels interrupted, at a speed that changes from network to network."""
 
@@ -61,8 +73,10 @@ class MadeUpMachine:
         layout_changes: bool = False,
         factors: Mapping[str, float] = {},  # noqa: B006
         beside: Mapping[str, tuple[str, float]] = {},  # noqa: B006
+        caches: CacheEffect = STEADY,
     ) -> None:
-        """``beside``: kernel -> (block, what the kernel costs where that block is gone, as a factor).
+        """``beside``: kernel -> (block, what the kernel costs where that block is gone, as a factor). ``caches``: what the traffic of
+        the network around them makes of the kernels.
 
         With ``layout_changes`` a kernel whose last size is no multiple of 8
         shows two more steps in its profile, each with the timer's cost.
@@ -71,31 +85,34 @@ class MadeUpMachine:
         self.random = np.random.default_rng(seed)
         self.noise, self.interrupted, self.timer, self.factors = noise, interrupted, timer, factors
         self.beside = beside
+        self.caches = caches
 
-    def cost(self, name: str, sizes: tuple[int, ...], removed: tuple[str, ...]) -> float:
-        """True milliseconds of a kernel in a network without ``removed``."""
+    def cost(self, name: str, sizes: tuple[int, ...], removed: tuple[str, ...], share: float = 1.0) -> float:
+        """True milliseconds of a kernel in a network without ``removed`` that moves ``share`` of what the dense one does."""
         block, factor = self.beside.get(name, ("", 1.0))
-        return true_cost(name, sizes, self.factors) * (factor if block in removed else 1.0)
+        around = float(self.caches.factor(share, TRAFFIC[name].weight_share(sizes)))
+        return true_cost(name, sizes, self.factors) * (factor if block in removed else 1.0) * around
 
     def latency(self, widths: Mapping[str, int], removed: tuple[str, ...] = ()) -> float:
         """True end-to-end milliseconds."""
-        total = CONSTANT
+        total, share = CONSTANT, moved(widths, removed) / moved(WIDTHS)
         for name, item in KERNELS.items():
             if not set(item.blocks) & set(removed):
                 sizes = tuple(one.size(widths, removed) for one in item.axes)
-                total += self.cost(name, sizes, removed) + OVERHEAD
+                total += self.cost(name, sizes, removed, share) + OVERHEAD
         return total
 
     def sample(self, point: DesignPoint) -> NetworkSample:
         widths = {**WIDTHS, **point.widths}
         speed = float(np.exp(self.random.normal(0.0, 0.1)))
+        share = moved(widths, point.removed) / moved(WIDTHS)
         kernels = []
         for name, item in KERNELS.items():
             if set(item.blocks) & set(point.removed):
                 continue
             sizes = tuple(one.size(widths, point.removed) for one in item.axes)
             steps = 3 if self.layout_changes and sizes[-1] % 8 else 1
-            ms = self.cost(name, sizes, point.removed) * float(np.exp(self.random.normal(0.0, self.noise))) + self.timer * steps
+            ms = self.cost(name, sizes, point.removed, share) * float(np.exp(self.random.normal(0.0, self.noise))) + self.timer * steps
             if self.random.uniform() < self.interrupted:
                 ms *= 5.0
             kernels.append(KernelSample(kernel=name, signature=kernel_signature(item), sizes=sizes, ms=ms * speed, steps=steps))

@@ -176,6 +176,11 @@ def _show(tables: LatencyTables) -> None:
     print(
         f"measured  {stats.measured_networks} networks now, {stats.networks} in all; {stats.engine_runs} engine runs, {stats.seconds:.1f} s"
     )
+    if tables.cache_effect:
+        low, high = (1.0 - float(tables.cache_effect.factor(0.5, share)) for share in (0.0, 1.0))
+        print(
+            f"caches    in a network that moves half as much, a kernel takes {low:.1%} (all activations) to {high:.1%} (all weights) less"
+        )
     if residual.networks:
         print(
             f"error     {residual.mean_absolute:.1%} mean, {residual.p95:.1%} at 95 %, {residual.within_8:.0%} within 8 % "

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.errors import TableError
+from latprune.latency.cache_effect import Traffic
 from latprune.latency.store import KernelSample
 
-__all__ = ["FEATURES", "LAYERS", "family_of", "kernel_features", "kernel_weights", "network_weights", "step_of"]
+__all__ = ["FEATURES", "LAYERS", "family_of", "kernel_features", "kernel_traffic", "kernel_weights", "network_weights", "step_of"]
 
 FEATURES = (
     "log_work",
@@ -150,6 +151,16 @@ def kernel_weights(signature: str, sizes: Sequence[int]) -> float:
     """Elements of the kernel's own weights; 0 for a kernel that has none."""
     body = _read(signature)
     return _weights(body, sizes)[0] if body["kind"] in LAYERS else 0.0
+
+
+def kernel_traffic(signature: str, axes: int) -> Traffic:
+    """What a kernel of ``axes`` axes moves per unit of its sizes. Raises TableError where the signature cannot be read."""
+    body = _read(signature)
+    return Traffic(
+        inputs=float(body["places_in"] * (body["groups"] if axes > 1 else 1)),
+        outputs=float(body["places_out"]),
+        weights=float(max(1, body["window"])) if body["kind"] in LAYERS else 0.0,
+    )
 
 
 def network_weights(kernels: Iterable[KernelSample]) -> float:

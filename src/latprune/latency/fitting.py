@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from latprune.errors import TableError
 from latprune.graph.types import ChannelGroup, Kernel
+from latprune.latency.cache_effect import NO_TRAFFIC, CacheEffect, Traffic, fit_cache_effect, full_effect
+from latprune.latency.features import kernel_traffic
 from latprune.latency.kernel_table import kernel_entry
 from latprune.latency.neighbours import Neighbour, Observation, active_factor, candidate_conditions, find_neighbours
 from latprune.latency.store import ContextInfo, KernelSample, NetworkSample
@@ -39,6 +41,9 @@ class Fit:
         keys: Kernel name -> surface key.
         factors: Kernel name -> its position's factor; 1 where its samples agree with its equals'.
         neighbours: Kernel name -> what the removal of blocks beside it makes of its cost.
+        cache_effect: What the traffic of the rest of the network makes of every kernel's cost.
+        traffic: Kernel name -> what it moves.
+        shares: Traffic of each network, relative to the dense one.
         shared: Kernels that share a surface with others unchanged.
         differing: Kernels with a factor of their own.
     """
@@ -47,6 +52,9 @@ class Fit:
     keys: Mapping[str, str]
     factors: Mapping[str, float]
     neighbours: Mapping[str, tuple[Neighbour, ...]]
+    cache_effect: CacheEffect
+    traffic: Mapping[str, Traffic]
+    shares: Sequence[float]
     shared: int
     differing: int
 
@@ -79,54 +87,108 @@ def timer_overhead(samples: Sequence[NetworkSample]) -> float:
     return float(np.clip(solution[0], 0.0, _TIMER_LIMIT))
 
 
-def fit_kernels(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], widths: Mapping[str, int], *, beside: bool = True) -> Fit:
+def fit_kernels(
+    samples: Sequence[NetworkSample], kernels: Sequence[Kernel], widths: Mapping[str, int], *, beside: bool = True, caches: bool = True
+) -> Fit:
     """One surface per signature, from the in-place samples of all the positions that have it.
 
     Each sample is brought to the common speed of the machine by the reference beside it. A position whose samples differ from the others'
     (median residual beyond 3 standard errors and 2 %) gets a factor; the surface is then fitted again to what the factors leave. So it is
-    where the removal of a block changes what its neighbours cost, unless ``beside`` is False.
+    with what a kernel's cost owes to the size of the network around it, unless ``caches`` is False, and where the removal of a block
+    changes what its neighbours cost, unless ``beside`` is False.
     """
-    fit = _fit_surfaces(samples, kernels, widths, {})
-    neighbours = _neighbours(samples, kernels, fit) if beside else {}
+    base = _Base.of(samples, kernels, widths)
+    effect = _cache_effect(base) if caches else CacheEffect()
+    fit = _fit_surfaces(base, {}, effect)
+    neighbours = _neighbours(base, fit) if beside else {}
     if not neighbours:
         return fit
-    fit = _fit_surfaces(samples, kernels, widths, neighbours)
+    fit = _fit_surfaces(base, neighbours, effect)
     # The first surfaces were bent by the very samples that stand beside a gap; against these the factors come out right.
-    return replace(fit, neighbours=_neighbours(samples, kernels, fit))
+    return replace(fit, neighbours=_neighbours(base, fit))
 
 
-def _spent(samples: Sequence[NetworkSample]) -> list[tuple[NetworkSample, KernelSample, float]]:
-    """Every kernel's milliseconds without the timer's, at the common speed."""
-    level, timer = dense_level(samples), timer_overhead(samples)
-    return [
-        (network, sample, max(sample.ms - timer * sample.steps, 0.25 * sample.ms) * level / network.reference_ms)
-        for network in samples
-        for sample in network.kernels
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Base:
+    """What every round of the fit starts from: the network and kernel of each sample, its milliseconds without the timer's, at the common
+    speed, and what networks and kernels move.
+    """
+
+    rows: list[tuple[int, NetworkSample, KernelSample, float]]
+    kernels: Sequence[Kernel]
+    widths: Mapping[str, int]
+    traffic: Mapping[str, Traffic]
+    shares: list[float]
+
+    @classmethod
+    def of(cls, samples: Sequence[NetworkSample], kernels: Sequence[Kernel], widths: Mapping[str, int]) -> _Base:
+        level, timer = dense_level(samples), timer_overhead(samples)
+        rows = [
+            (index, network, sample, max(sample.ms - timer * sample.steps, 0.25 * sample.ms) * level / network.reference_ms)
+            for index, network in enumerate(samples)
+            for sample in network.kernels
+        ]
+        seen = {sample.kernel: sample.signature for _, _, sample, _ in rows}
+        held = [kernel for kernel in kernels if kernel.name in seen]
+        traffic = {kernel.name: kernel_traffic(seen[kernel.name], len(kernel.axes)) for kernel in held}
+
+        def moved(widths: Mapping[str, int], removed: set[str]) -> float:
+            return sum(
+                traffic[kernel.name].total([axis.size(widths, removed) for axis in kernel.axes])
+                for kernel in held
+                if removed.isdisjoint(kernel.blocks)
+            )
+
+        dense = max(moved(widths, set()), 1.0)
+        shares = [max(moved({**widths, **network.widths}, set(network.removed)) / dense, 1e-3) for network in samples]
+        return cls(rows=rows, kernels=kernels, widths=widths, traffic=traffic, shares=shares)
+
+    def cache_factor(self, effect: CacheEffect, network: int, sample: KernelSample) -> float:
+        """What the network around it makes of a sample's cost."""
+        if not effect:
+            return 1.0
+        return float(effect.factor(self.shares[network], self.traffic.get(sample.kernel, NO_TRAFFIC).weight_share(sample.sizes)))
 
 
-def _neighbours(samples: Sequence[NetworkSample], kernels: Sequence[Kernel], fit: Fit) -> dict[str, tuple[Neighbour, ...]]:
+def _fitted(base: _Base, fit: Fit, network: int, sample: KernelSample) -> float:
+    """What the surfaces say of a sample, but for its neighbours."""
+    surface = fit.surfaces[fit.keys[sample.kernel]]
+    return fit.factors[sample.kernel] * float(surface.at([sample.sizes])[0]) * base.cache_factor(fit.cache_effect, network, sample)
+
+
+def _cache_effect(base: _Base) -> CacheEffect:
+    def residuals(effect: CacheEffect, among: CacheEffect | None) -> CacheEffect:
+        fit = _fit_surfaces(base, {}, effect)
+        rows = []
+        for index, _, sample, spent in base.rows:
+            if sample.kernel in fit.keys:
+                fitted = _fitted(base, fit, index, sample)
+                share = float(base.traffic[sample.kernel].weight_share(sample.sizes))
+                rows.append((np.log(max(spent, _CLOCK) / max(fitted, _CLOCK)), base.shares[index], share, fitted, index))
+        logs, shares, weights, costs, networks = np.asarray(rows, dtype=np.float64).reshape(-1, 5).T
+        return fit_cache_effect(logs, shares, weights, costs, networks.astype(np.int64), among=among)
+
+    seen = residuals(CacheEffect(), None)
+    return full_effect(seen, residuals(seen, seen)) if seen else seen
+
+
+def _neighbours(base: _Base, fit: Fit) -> dict[str, tuple[Neighbour, ...]]:
     observations: dict[str, list[Observation]] = defaultdict(list)
-    for network, sample, spent in _spent(samples):
+    for index, network, sample, spent in base.rows:
         key = fit.keys.get(sample.kernel)
         if key is not None:
-            fitted = fit.factors[sample.kernel] * float(fit.surfaces[key].at([sample.sizes])[0])
-            residual = float(np.log(max(spent, _CLOCK) / max(fitted, _CLOCK)))
+            residual = float(np.log(max(spent, _CLOCK) / max(_fitted(base, fit, index, sample), _CLOCK)))
             observations[key].append(Observation(kernel=sample.kernel, residual=residual, removed=frozenset(network.removed)))
-    return find_neighbours(observations, candidate_conditions([kernel for kernel in kernels if kernel.name in fit.keys]))
+    return find_neighbours(observations, candidate_conditions([kernel for kernel in base.kernels if kernel.name in fit.keys]))
 
 
-def _fit_surfaces(
-    samples: Sequence[NetworkSample],
-    kernels: Sequence[Kernel],
-    widths: Mapping[str, int],
-    neighbours: Mapping[str, tuple[Neighbour, ...]],
-) -> Fit:
+def _fit_surfaces(base: _Base, neighbours: Mapping[str, tuple[Neighbour, ...]], effect: CacheEffect) -> Fit:
+    widths = base.widths
     by_signature: dict[str, list[tuple[KernelSample, float]]] = defaultdict(list)
-    for network, sample, spent in _spent(samples):
-        beside = active_factor(neighbours.get(sample.kernel, ()), network.removed)
-        by_signature[sample.signature].append((sample, spent / beside))
-    names = {kernel.name: kernel for kernel in kernels}
+    for index, network, sample, spent in base.rows:
+        around = active_factor(neighbours.get(sample.kernel, ()), network.removed) * base.cache_factor(effect, index, sample)
+        by_signature[sample.signature].append((sample, spent / around))
+    names = {kernel.name: kernel for kernel in base.kernels}
     surfaces: dict[str, SizeSurface] = {}
     keys: dict[str, str] = {}
     factors: dict[str, float] = {}
@@ -158,7 +220,17 @@ def _fit_surfaces(
         differing += sum(name in own for name in known)
         if len(known) > 1:
             shared += sum(name not in own for name in known) - (0 if any(name in own for name in known) else 1)
-    return Fit(surfaces=surfaces, keys=keys, factors=factors, neighbours=neighbours, shared=shared, differing=differing)
+    return Fit(
+        surfaces=surfaces,
+        keys=keys,
+        factors=factors,
+        neighbours=neighbours,
+        cache_effect=effect,
+        traffic=base.traffic,
+        shares=base.shares,
+        shared=shared,
+        differing=differing,
+    )
 
 
 def _position_factors(
@@ -189,22 +261,24 @@ def fit_tables(
     residual: Residual,
     stats: TableStats,
     beside: bool = True,
+    caches: bool = True,
 ) -> LatencyTables:
     """Calibrated tables from measured networks.
 
     End to end, a network takes ``constant + sum over its kernels of (factor * surface + overhead)``. The constant, the overhead of one
     more kernel, a common factor and a small factor per surface are the maximum of a posterior: priors say that the profile is nearly
-    right, the measured networks say where it is not. ``beside=False`` leaves out what the removal of a block changes in its neighbours.
+    right, the measured networks say where it is not. ``beside=False`` leaves out what the removal of a block changes in its neighbours,
+    ``caches=False`` what the network around a kernel does to it through the caches.
     """
     widths = {group.name: group.columns for group in groups}
     if len(samples) < 2:
         raise TableError(f"tables need at least 2 measured networks, but there are {len(samples)}")
-    fit = fit_kernels(samples, kernels, widths, beside=beside)
+    fit = fit_kernels(samples, kernels, widths, beside=beside, caches=caches)
     ordered = [kernel for kernel in kernels if kernel.name in fit.keys]
     level = dense_level(samples)
     index = {key: column for column, key in enumerate(fit.surfaces)}
     rows, targets = [], []
-    for network in samples:
+    for network, share in zip(samples, fit.shares, strict=True):
         if network.ms is None:
             continue
         parts = np.zeros(len(index))
@@ -214,6 +288,8 @@ def fit_tables(
             if removed.isdisjoint(kernel.blocks):
                 sizes = np.maximum([axis.size(network.widths, removed) for axis in kernel.axes], 1)
                 factor = fit.factors[kernel.name] * active_factor(fit.neighbours.get(kernel.name, ()), removed)
+                if fit.cache_effect:
+                    factor *= float(fit.cache_effect.factor(share, fit.traffic[kernel.name].weight_share(sizes.tolist())))
                 parts[index[fit.keys[kernel.name]]] += factor * float(fit.surfaces[fit.keys[kernel.name]].at(sizes)[0])
                 count += 1
         rows.append(np.concatenate([[1.0, float(count)], parts]))
@@ -227,6 +303,7 @@ def fit_tables(
             overhead,
             widths,
             fit.neighbours.get(kernel.name, ()),
+            fit.traffic[kernel.name],
         )
         for kernel in ordered
     }
@@ -242,6 +319,7 @@ def fit_tables(
         constant_ms=constant,
         dense_ms=level,
         residual=residual,
+        cache_effect=fit.cache_effect,
         stats=TableStats(
             seconds=stats.seconds,
             networks=len(samples),

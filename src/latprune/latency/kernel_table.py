@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latprune.graph.types import Kernel, WidthAxis
+from latprune.latency.cache_effect import NO_TRAFFIC, Traffic
 from latprune.latency.neighbours import Neighbour
 
 __all__ = ["KernelTable", "kernel_entry"]
@@ -24,6 +25,7 @@ class KernelTable:
         blocks: Blocks it lies in.
         dense: Its dense axis sizes.
         neighbours: What the removal of blocks beside it makes of its cost.
+        traffic: What it moves.
     """
 
     name: str
@@ -34,10 +36,17 @@ class KernelTable:
     blocks: tuple[str, ...]
     dense: tuple[int, ...]
     neighbours: tuple[Neighbour, ...] = ()
+    traffic: Traffic = NO_TRAFFIC
 
 
 def kernel_entry(
-    kernel: Kernel, surface: str, factor: float, overhead_ms: float, widths: Mapping[str, int], neighbours: tuple[Neighbour, ...] = ()
+    kernel: Kernel,
+    surface: str,
+    factor: float,
+    overhead_ms: float,
+    widths: Mapping[str, int],
+    neighbours: tuple[Neighbour, ...] = (),
+    traffic: Traffic = NO_TRAFFIC,
 ) -> KernelTable:
     """The table of a traced kernel."""
     return KernelTable(
@@ -49,4 +58,5 @@ def kernel_entry(
         blocks=kernel.blocks,
         dense=tuple(axis.size(widths) for axis in kernel.axes),
         neighbours=neighbours,
+        traffic=traffic,
     )

@@ -46,12 +46,13 @@ def far_off(tables: LatencyTables, samples: Sequence[NetworkSample]) -> list[int
     for sample in samples:
         speed = tables.dense_ms / sample.reference_ms
         predicted = tables.predict(sample.widths, sample.removed)
+        inside = tables.at(tables.traffic(sample.widths, sample.removed))
         wholes.append(float(np.log(sample.ms * speed / predicted)) if sample.ms is not None else 0.0)
         found = {}
         for kernel in sample.kernels:
             entry = tables.entries.get(kernel.kernel)
             if entry is not None:
-                cost = tables.cost(kernel.kernel, kernel.sizes) * active_factor(entry.neighbours, sample.removed)
+                cost = inside.cost(kernel.kernel, kernel.sizes) * active_factor(entry.neighbours, sample.removed)
                 if cost > max(_SHARE * predicted, _LEAST_MS):
                     found[kernel.kernel] = float(np.log(max(kernel.ms * speed, 1e-6) / cost))
         parts.append(found)

@@ -8,6 +8,7 @@ from typing import Any
 
 from latprune.errors import FileFormatError
 from latprune.graph.types import Piece, WidthAxis
+from latprune.latency.cache_effect import CacheEffect, Traffic
 from latprune.latency.kernel_table import KernelTable
 from latprune.latency.neighbours import Neighbour
 from latprune.latency.residual import Residual, TableStats
@@ -32,6 +33,7 @@ def tables_to_dict(tables: LatencyTables) -> dict[str, Any]:
         "fingerprint": tables.fingerprint,
         "constant_ms": tables.constant_ms,
         "scale": tables.scale,
+        "cache_effect": dataclasses.asdict(tables.cache_effect),
         "dense_ms": tables.dense_ms,
         "residual": dataclasses.asdict(tables.residual),
         "stats": dataclasses.asdict(tables.stats),
@@ -65,6 +67,8 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
             residual=Residual(**data["residual"]),
             stats=TableStats(**data["stats"]),
             scale=float(data["scale"]),
+            # Files from before the effect was known have none.
+            cache_effect=CacheEffect(**data.get("cache_effect", {})),
         )
     except FileFormatError:
         raise
@@ -91,6 +95,7 @@ def _entry_to_dict(entry: KernelTable) -> dict[str, Any]:
         "blocks": list(entry.blocks),
         "dense": list(entry.dense),
         "neighbours": [[list(item.removed), item.factor] for item in entry.neighbours],
+        "traffic": dataclasses.asdict(entry.traffic),
     }
 
 
@@ -114,4 +119,5 @@ def _entry_from_dict(data: Mapping[str, Any]) -> KernelTable:
         dense=tuple(int(size) for size in data["dense"]),
         # Files from before neighbours were known have none.
         neighbours=tuple(Neighbour(removed=tuple(removed), factor=float(factor)) for removed, factor in data.get("neighbours", ())),
+        traffic=Traffic(**data.get("traffic", {})),
     )

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.errors import InvalidArgumentError, TableError
+from latprune.latency.cache_effect import CacheEffect
 from latprune.latency.choices import group_step, offered_widths
 from latprune.latency.kernel_table import KernelTable
 from latprune.latency.neighbours import active_factor
@@ -38,6 +39,8 @@ class LatencyTables:
         min_widths: Group name -> smallest width the group allows.
         constant_ms: Latency that no width changes, milliseconds.
         scale: Correction of every kernel's cost from measured networks (``corrected``).
+        cache_effect: What the traffic of the rest of the network makes of a kernel's cost.
+        share: Traffic of the network that ``cost`` and ``table`` stand in, relative to the dense one (``at``).
         dense_ms: Measured latency of the dense network, milliseconds.
         residual: Error on measured networks that were not used in the fit.
         stats: What making them took.
@@ -56,6 +59,8 @@ class LatencyTables:
     residual: Residual
     stats: TableStats
     scale: float = 1.0
+    cache_effect: CacheEffect = CacheEffect()
+    share: float = 1.0
     _choices: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     @property
@@ -66,7 +71,8 @@ class LatencyTables:
     def cost(self, kernel: str, sizes: Sequence[int]) -> float:
         """Milliseconds of one kernel at ``sizes`` (one per axis of the kernel); 0 for a kernel that the engine fuses into another one.
 
-        All blocks around the kernel are taken to be there; ``predict`` counts what their removal changes (``KernelTable.neighbours``).
+        All blocks around the kernel are taken to be there; ``predict`` counts what their removal changes (``KernelTable.neighbours``). The
+        network around it moves ``share`` of what the dense one does.
         """
         return float(self._values(kernel, [np.asarray([size]) for size in sizes]).reshape(-1)[0])
 
@@ -90,10 +96,11 @@ class LatencyTables:
                     f"kernel {kernel!r}, axis {axis}: sizes {size.min()} to {size.max()} asked for, but the table covers 1 to {dense}; "
                     "build the tables from the dense network"
                 )
-        values = self.scale * (
-            entry.factor * self.surfaces[entry.surface].grid(*(np.maximum(size, 1) for size in sizes)) + entry.overhead_ms
-        )
-        values = np.maximum(values, 0.0)
+        held = [np.maximum(size, 1) for size in sizes]
+        values = entry.factor * self.surfaces[entry.surface].grid(*held)
+        if self.cache_effect and self.share != 1.0:
+            values = values * self.cache_effect.factor(self.share, entry.traffic.weight_share(np.ix_(*held)))
+        values = np.maximum(self.scale * (values + entry.overhead_ms), 0.0)
         for axis, size in enumerate(sizes):
             if (size == 0).any():
                 values = np.where((size == 0).reshape([-1 if other == axis else 1 for other in range(len(sizes))]), 0.0, values)
@@ -106,12 +113,33 @@ class LatencyTables:
         if unknown:
             raise InvalidArgumentError(f"widths name groups that the network does not have: {', '.join(sorted(unknown))}")
         removed = set(removed_blocks)
+        inside = self.at(self.traffic(full, removed))
         total = self.constant_ms
         for entry in self.entries.values():
             if removed.isdisjoint(entry.blocks):
-                cost = self.cost(entry.name, [axis.size(full, removed) for axis in entry.axes])
+                cost = inside.cost(entry.name, [axis.size(full, removed) for axis in entry.axes])
                 total += cost * active_factor(entry.neighbours, removed)
         return total
+
+    def traffic(self, widths: Mapping[str, int] | None = None, removed_blocks: Iterable[str] = ()) -> float:
+        """What the network at ``widths`` without ``removed_blocks`` moves, relative to the dense one; 1 where it makes no difference."""
+        if not self.cache_effect:
+            return 1.0
+        full = {**self.widths, **(widths or {})}
+        removed = set(removed_blocks)
+        moved = sum(
+            entry.traffic.total([axis.size(full, removed) for axis in entry.axes])
+            for entry in self.entries.values()
+            if removed.isdisjoint(entry.blocks)
+        )
+        dense = sum(entry.traffic.total(entry.dense) for entry in self.entries.values())
+        return max(moved / dense, 1e-3) if dense > 0 else 1.0
+
+    def at(self, share: float) -> LatencyTables:
+        """The same tables, read inside a network that moves ``share`` of what the dense one does (``traffic``)."""
+        if not share > 0:
+            raise InvalidArgumentError(f"share (={share}) must be positive")
+        return self if share == self.share or not self.cache_effect else dataclasses.replace(self, share=share)
 
     def kernels_of(self, group: str) -> list[str]:
         """Kernels whose cost depends on the group's width."""
@@ -125,6 +153,7 @@ class LatencyTables:
             raise InvalidArgumentError(f"group (={group!r}) is not in the tables")
         full = {**self.widths, **(base or {})}
         removed = frozenset(removed_blocks)
+        share = self.traffic(full, removed)
         total = np.zeros(len(widths))
         for name in self.kernels_of(group):
             entry = self.entries[name]
@@ -133,8 +162,11 @@ class LatencyTables:
             sizes = np.asarray(
                 [[axis.size({**full, group: int(width)}, removed) for axis in entry.axes] for width in widths], dtype=np.int64
             )
-            values = entry.factor * self.surfaces[entry.surface].at(np.maximum(sizes, 1)) + entry.overhead_ms
-            values = values * active_factor(entry.neighbours, removed)
+            held = np.maximum(sizes, 1)
+            values = entry.factor * self.surfaces[entry.surface].at(held)
+            if self.cache_effect and share != 1.0:
+                values = values * self.cache_effect.factor(share, entry.traffic.weight_share(list(held.T)))
+            values = (values + entry.overhead_ms) * active_factor(entry.neighbours, removed)
             total += np.where((sizes > 0).all(axis=1), np.maximum(self.scale * values, 0.0), 0.0)
         return total
 

@@ -9,7 +9,9 @@ from latprune.errors import InvalidArgumentError
 from latprune.importance import TaylorConfig
 from latprune.methods.assemble import assemble
 from latprune.methods.base import Method, Proposer, StageContext, register_method
+from latprune.methods.crowded import CrowdedProposer
 from latprune.methods.solved import SolvedProposer
+from latprune.problem import Problem
 
 __all__ = ["MDP"]
 
@@ -53,5 +55,11 @@ class MDP(Method):
 
     def prepare(self, context: StageContext) -> Proposer:
         """One problem over all widths and blocks."""
-        problem = assemble(context, limit=None, channels=self.channels, blocks=self.blocks)
-        return SolvedProposer(context, problem, context.solver or "exact")
+        solver = context.solver or "exact"
+
+        def problem_of(context: StageContext) -> Problem:
+            return assemble(context, limit=None, channels=self.channels, blocks=self.blocks)
+
+        if context.resource == "latency" and context.tables is not None and context.tables.cache_effect:
+            return CrowdedProposer(context, problem_of, solver)
+        return SolvedProposer(context, problem_of(context), solver)

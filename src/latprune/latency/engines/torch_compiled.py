@@ -35,7 +35,10 @@ class TorchCompileEngine(Engine):
     name = "torch_compile"
     fuses = "element-wise chains, norms and reductions into generated kernels; convolutions and matmuls stay library calls on CPU"
     profiles_kernels = True
-    pins = "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, static shapes, freed memory kept on CPU (glibc), cuDNN without autotuning"
+    pins = (
+        "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, static shapes, freed memory kept on CPU (glibc), "
+        "cuDNN without autotuning"
+    )
 
     def version(self) -> str:
         """See ``torch_version``."""

@@ -28,7 +28,10 @@ class TorchEngine(Engine):
     name = "torch"
     fuses = "nothing: each operation is a kernel of its own; what runs between two leaf modules counts to the module before it"
     profiles_kernels = True
-    pins = "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, freed memory kept on CPU (glibc), cuDNN without autotuning"
+    pins = (
+        "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, freed memory kept on CPU (glibc), cuDNN without "
+        "autotuning"
+    )
 
     def version(self) -> str:
         """See ``torch_version``."""

@@ -1,0 +1,189 @@
+"""Kernels that are faster in a smaller network: found in samples, counted in predictions and when a budget is solved."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from latprune.errors import BudgetInfeasibleError, InvalidArgumentError
+from latprune.graph import trace
+from latprune.importance import MagnitudeConfig, score
+from latprune.latency import DesignPoint, KernelSample, LatencyTables, NetworkSample, Residual, TableStats, design_points, kernel_signature
+from latprune.latency.cache_effect import CacheEffect, Traffic, full_effect
+from latprune.latency.features import kernel_traffic
+from latprune.latency.fitting import fit_tables, predicted_and_measured
+from latprune.methods import MDP, StageContext
+from latprune.methods.crowded import CrowdedProposer
+from latprune.zoo import cifar_resnet
+from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine, moved
+
+STATS = TableStats(
+    seconds=0.0, networks=0, measured_networks=0, engine_runs=0, kernels=0, surfaces=0, shared_entries=0, positions_differing=0
+)
+
+
+def samples(machine: MadeUpMachine, count: int, seed: int = 0) -> list[NetworkSample]:
+    return [machine.sample(point) for point in islice(design_points(list(GROUPS.values()), list(BLOCKS.values()), seed=seed), count)]
+
+
+def fitted(known: list[NetworkSample], *, caches: bool = True) -> LatencyTables:
+    return fit_tables(
+        known, list(KERNELS.values()), list(GROUPS.values()), CONTEXT, residual=Residual.of([], []), stats=STATS, caches=caches
+    )
+
+
+def test_traffic_counts_inputs_outputs_and_weights() -> None:
+    traffic = Traffic(inputs=64.0, outputs=16.0, weights=9.0)
+    assert traffic.total((3, 5)) == 64 * 3 + 16 * 5 + 9 * 15
+    assert traffic.weight_share((3, 5)) == pytest.approx(135 / (192 + 80 + 135))
+    grid = traffic.weight_share(np.ix_([3, 4], [5, 6, 7]))
+    assert grid.shape == (2, 3) and grid[0, 0] == traffic.weight_share((3, 5))
+    assert Traffic().total(()) == 0.0
+
+
+def test_a_steady_machine_has_no_effect() -> None:
+    tables = fitted(samples(MadeUpMachine(3, noise=0.03), 96))
+    assert not tables.cache_effect
+    assert tables.traffic({"a": 8}) == 1.0 and tables.at(0.3) is tables
+
+
+@pytest.mark.parametrize("true", [CacheEffect(all=0.2), CacheEffect(all=0.1, weights=0.2)])
+def test_the_effect_is_found_and_makes_skewed_networks_right(true: CacheEffect) -> None:
+    known = samples(MadeUpMachine(0, caches=true), 96)
+    tables, plain = fitted(known), fitted(known, caches=False)
+    # How the exponents split hardly shows; their sum at the usual share of weights does.
+    usual = 0.6
+    assert tables.cache_effect.all + usual * tables.cache_effect.weights == pytest.approx(true.all + usual * true.weights, rel=0.35)
+    # As solvers make them: the stream narrow, a block's inner width whole.
+    machine = MadeUpMachine(1, caches=true)
+    unseen = [machine.sample(DesignPoint(widths={"stream": s, "a": a, "b": b})) for s in (16, 32) for a in (16, 96) for b in (16, 96)]
+    with_it, without = (Residual.of(*predicted_and_measured(item, unseen)).mean_absolute for item in (tables, plain))
+    assert with_it < 0.04 and with_it < 0.7 * without
+
+
+def test_tables_are_read_inside_a_network() -> None:
+    tables = fitted(samples(MadeUpMachine(0, caches=CacheEffect(all=0.2)), 96))
+    widths = {"stream": 48, "a": 32}
+    share = tables.traffic(widths, ["b"])
+    assert share == pytest.approx(moved({**WIDTHS, **widths}, ("b",)) / moved(WIDTHS))
+    inside = tables.at(share)
+    full = {**WIDTHS, **widths}
+    total = tables.constant_ms + sum(
+        inside.cost(name, [axis.size(full, {"b"}) for axis in entry.axes])
+        for name, entry in tables.entries.items()
+        if "b" not in entry.blocks
+    )
+    assert tables.predict(widths, ["b"]) == pytest.approx(total) and inside.predict(widths, ["b"]) == pytest.approx(total)
+    assert inside.cost("a.1", (48, 32)) < tables.cost("a.1", (48, 32))
+    grid = inside.table("a.1", [48, 64], [16, 32])
+    assert grid[0, 1] == pytest.approx(inside.cost("a.1", (48, 32)))
+    # A curve stands in the network of its base.
+    curve = tables.curve("a", [32], widths, ["b"])
+    assert curve[0] == pytest.approx(inside.cost("a.1", (48, 32)) + inside.cost("a.2", (32, 48)))
+    with pytest.raises(InvalidArgumentError, match="share"):
+        tables.at(0.0)
+
+
+def test_files_keep_the_effect_and_older_files_have_none() -> None:
+    tables = fitted(samples(MadeUpMachine(0, caches=CacheEffect(all=0.2)), 64))
+    again = LatencyTables.from_dict(tables.to_dict())
+    assert again.cache_effect == tables.cache_effect
+    assert again.predict({"a": 48}, ["b"]) == pytest.approx(tables.predict({"a": 48}, ["b"]))
+    older = tables.to_dict()
+    del older["cache_effect"]
+    for entry in older["entries"]:
+        del entry["traffic"]
+    plain = LatencyTables.from_dict(older)
+    assert not plain.cache_effect and plain.traffic({"a": 8}) == 1.0
+
+
+def test_what_surfaces_swallow_is_put_back() -> None:
+    # A third of the effect was seen; with that taken off, two thirds of what was seen remain.
+    assert full_effect(CacheEffect(all=0.05), CacheEffect(all=0.05 * 2 / 3)).all == pytest.approx(0.15)
+    assert full_effect(CacheEffect(all=0.05), CacheEffect(all=0.06)).all == pytest.approx(0.2)
+    assert full_effect(CacheEffect(all=0.3), CacheEffect(all=0.25)).all == 0.5
+    assert not full_effect(CacheEffect(), CacheEffect(all=0.1))
+
+
+@pytest.fixture(scope="module")
+def context() -> StageContext:
+    """ResNet-20 on a machine whose kernels cost multiply-adds, and a fifth of a power of what the network moves."""
+    torch.manual_seed(0)
+    model = cifar_resnet(20).eval()
+    graph = trace(model, torch.randn(1, 3, 32, 32))
+    kernels = [kernel for kernel in graph.kernels.values() if kernel.macs and kernel.kind in ("conv", "linear")]
+    traffic = {kernel.name: kernel_traffic(kernel_signature(kernel), len(kernel.axes)) for kernel in kernels}
+    dense = graph.dense_widths()
+
+    def moved_by(widths: dict[str, int], removed: tuple[str, ...]) -> float:
+        return sum(
+            traffic[k.name].total([axis.size(widths, removed) for axis in k.axes]) for k in kernels if not set(k.blocks) & set(removed)
+        )
+
+    known = []
+    for point in islice(design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=0), 48):
+        widths = {**dense, **point.widths}
+        around = (moved_by(widths, point.removed) / moved_by(dense, ())) ** 0.2
+        parts = []
+        for kernel in kernels:
+            if not set(kernel.blocks) & set(point.removed):
+                sizes = tuple(axis.size(widths, point.removed) for axis in kernel.axes)
+                ms = (0.01 + 1e-7 * kernel.macs * float(np.prod(sizes))) * around
+                parts.append(KernelSample(kernel=kernel.name, signature=kernel_signature(kernel), sizes=sizes, ms=ms, steps=1))
+        known.append(
+            NetworkSample(
+                fingerprint="made up",
+                widths=widths,
+                removed=point.removed,
+                ms=0.05 + sum(part.ms for part in parts),
+                reference_ms=0.05 + sum(0.01 + 1e-7 * k.macs * float(np.prod([a.size(dense) for a in k.axes])) for k in kernels),
+                kernels=tuple(parts),
+                runs=10,
+                spread=0.0,
+                created=0.0,
+                extra={},
+            )
+        )
+    tables = fit_tables(
+        known, list(graph.kernels.values()), list(graph.groups.values()), CONTEXT, residual=Residual.of([], []), stats=STATS
+    )
+    assert tables.cache_effect.all > 0.05
+    choices = {g.name: tuple(sorted({max(1, g.columns // 4), max(1, g.columns // 2), g.columns})) for g in graph.groups.values()}
+    return StageContext(
+        graph=graph, importance=score(model, graph, MagnitudeConfig()), tables=tables, resource="latency", choices=choices, dense=1.0
+    )
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.4, 0.25])
+def test_the_solvers_network_costs_what_the_tables_predict(context: StageContext, share: float) -> None:
+    assert context.tables is not None
+    proposer = MDP().prepare(context)
+    assert isinstance(proposer, CrowdedProposer)
+    limit = share * context.tables.predict()
+    found = proposer.propose(limit)
+    assert found.predicted <= limit * (1 + 1e-9)
+    assert context.predict(found.widths, found.removed_blocks) == pytest.approx(found.predicted, rel=0.01)
+
+
+def test_the_floor_can_be_proposed(context: StageContext) -> None:
+    assert context.tables is not None
+    proposer = MDP(blocks=False).prepare(context)
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        proposer.propose(0.01 * context.tables.predict())
+    floor = caught.value.floor["latency"]
+    smallest = proposer.propose(floor * (1 + 1e-6))
+    assert all(width == min(context.choices[name]) for name, width in smallest.widths.items())
+    assert context.predict(smallest.widths) == pytest.approx(floor, rel=0.01)
+    below = proposer.propose(1.1 * floor)
+    assert floor <= context.predict(below.widths) <= 1.1 * floor * 1.01
+
+
+def test_without_an_effect_one_problem_does(context: StageContext) -> None:
+    assert not isinstance(MDP().prepare(StageContext(**{**_fields(context), "resource": "flops", "tables": None})), CrowdedProposer)
+
+
+def _fields(context: StageContext) -> dict[str, object]:
+    return {name: getattr(context, name) for name in context.__dataclass_fields__}
