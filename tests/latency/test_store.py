@@ -14,7 +14,7 @@ import pytest
 
 from latprune.errors import FileFormatError, LatpruneError
 from latprune.latency import ContextInfo, KernelSample, NetworkSample, Store, Target, default_store_path
-from latprune.latency.store import SCHEMA_VERSION
+from latprune.latency.store_schema import SCHEMA_VERSION
 
 CONTEXT = ContextInfo(target=Target(engine="torch"), version="1.0", machine="test")
 

@@ -33,8 +33,8 @@ from latprune.latency import (
 from latprune.latency.engines import base
 from latprune.latency.features import kernel_features
 from latprune.latency.random_networks import random_network
+from latprune.latency.samples import SWEEP
 from latprune.latency.signature import kernel_signature
-from latprune.latency.store import SWEEP
 from latprune.latency.sweep import _module_kernels
 
 pytest.importorskip("sklearn")

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from latprune.errors import InvalidArgumentError
     from latprune.latency import Store, export_samples, import_samples, merge_stores
-    from latprune.latency.store import SWEEP
+    from latprune.latency.samples import SWEEP
 
     with Store(args.store) as store:
         contexts = store.contexts()

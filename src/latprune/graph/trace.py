@@ -13,7 +13,10 @@ from torch import nn
 
 import latprune.graph.rules_compute
 import latprune.graph.rules_contract
+import latprune.graph.rules_cutting  # noqa: F401
+import latprune.graph.rules_joining  # noqa: F401
 import latprune.graph.rules_movement  # noqa: F401
+import latprune.graph.rules_views  # noqa: F401
 from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.blocks import find_branches

@@ -19,9 +19,10 @@ from latprune.latency.machine import machine_name
 from latprune.latency.predictor import KernelPrediction, KernelPredictor
 from latprune.latency.predictor_training import train_predictor
 from latprune.latency.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
+from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.scenarios import OfflineMeasurement, measure_offline
 from latprune.latency.signature import kernel_signature, network_fingerprint
-from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Store, default_store_path
+from latprune.latency.store import Store, default_store_path
 from latprune.latency.surface import SizeSurface, fit_surface
 from latprune.latency.sweep import SweepProgress, sweep_kernels
 from latprune.latency.tables import KernelTable, LatencyTables, Residual, TableStats

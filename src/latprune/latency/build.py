@@ -16,9 +16,10 @@ from latprune.latency.engines import get_engine
 from latprune.latency.fit_cache import KeptFit, keep_fit, kept_fit
 from latprune.latency.fitting import fit_tables, predicted_and_measured
 from latprune.latency.repeats import REPEATS, agree, as_repeat, far_off, median_sample, with_repeats
+from latprune.latency.samples import ContextInfo, NetworkSample
 from latprune.latency.sampling import NetworkSampler
 from latprune.latency.signature import network_fingerprint
-from latprune.latency.store import ContextInfo, NetworkSample, Store
+from latprune.latency.store import Store
 from latprune.latency.tables import LatencyTables, Residual, TableStats
 from latprune.latency.target import Target
 

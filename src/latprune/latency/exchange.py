@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
-from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Store
+from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
+from latprune.latency.store import Store
 from latprune.latency.target import Target
 
 __all__ = ["export_samples", "import_samples", "merge_stores", "read_samples"]

@@ -16,9 +16,10 @@ from latprune.latency.build import target_context
 from latprune.latency.design import DesignPoint
 from latprune.latency.engines import get_engine
 from latprune.latency.repeats import REPEATS, as_repeat, due_again
+from latprune.latency.samples import ContextInfo, NetworkSample
 from latprune.latency.sampling import NetworkSampler
 from latprune.latency.signature import network_fingerprint
-from latprune.latency.store import ContextInfo, NetworkSample, Store
+from latprune.latency.store import Store
 from latprune.latency.target import Target
 
 if TYPE_CHECKING:

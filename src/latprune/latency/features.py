@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from latprune.errors import TableError
 from latprune.latency.cache_effect import Traffic
-from latprune.latency.store import KernelSample
+from latprune.latency.samples import KernelSample
 
 __all__ = ["FEATURES", "LAYERS", "family_of", "kernel_features", "kernel_traffic", "kernel_weights", "network_weights", "step_of"]
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from latprune.errors import InvalidArgumentError, MissingExtraError
 from latprune.latency.fitting import predicted_and_measured
-from latprune.latency.store import NetworkSample
+from latprune.latency.samples import NetworkSample
 from latprune.latency.tables import LatencyTables
 
 __all__ = [

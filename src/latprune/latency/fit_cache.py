@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latprune.latency.store import ContextInfo, SamplesDigest, Store
+from latprune.latency.samples import ContextInfo
+from latprune.latency.store import SamplesDigest, Store
 from latprune.latency.tables import LatencyTables
 
 if TYPE_CHECKING:

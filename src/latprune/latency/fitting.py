@@ -16,7 +16,7 @@ from latprune.latency.cache_effect import NO_TRAFFIC, CacheEffect, Traffic, fit_
 from latprune.latency.features import kernel_traffic
 from latprune.latency.kernel_table import kernel_entry
 from latprune.latency.neighbours import Neighbour, Observation, active_factor, candidate_conditions, find_neighbours
-from latprune.latency.store import ContextInfo, KernelSample, NetworkSample
+from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.surface import SizeSurface, fit_surface, non_negative_least_squares
 from latprune.latency.tables import LatencyTables, Residual, TableStats
 

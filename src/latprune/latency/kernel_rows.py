@@ -12,7 +12,7 @@ import numpy.typing as npt
 from latprune.latency.features import family_of, kernel_features, network_weights
 from latprune.latency.fitting import timer_overhead
 from latprune.latency.repeats import with_repeats
-from latprune.latency.store import SWEEP, NetworkSample
+from latprune.latency.samples import SWEEP, NetworkSample
 
 __all__ = ["SWEEP_PARTS", "FamilyRows", "TrainingNetwork", "family_rows", "training_networks"]
 

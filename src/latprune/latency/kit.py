@@ -32,9 +32,10 @@ from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
 from latprune.latency.engines.onnxruntime import step_path
 from latprune.latency.matching import match_profile
 from latprune.latency.repeats import REPEAT, due_again
+from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.sampling import selection_for
 from latprune.latency.signature import kernel_signature, network_fingerprint
-from latprune.latency.store import ContextInfo, KernelSample, NetworkSample, Store
+from latprune.latency.store import Store
 from latprune.latency.target import Target
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from latprune.errors import TableError
 from latprune.graph.types import Kernel
 from latprune.latency.family_model import FamilyModel
 from latprune.latency.features import LAYERS, family_of, kernel_features, kernel_weights, step_of
+from latprune.latency.samples import ContextInfo
 from latprune.latency.signature import kernel_signature
-from latprune.latency.store import ContextInfo
 
 __all__ = ["KernelPrediction", "KernelPredictor"]
 

@@ -13,7 +13,7 @@ from latprune.errors import FileFormatError
 from latprune.latency.family_model import FamilyModel
 from latprune.latency.features import FEATURES
 from latprune.latency.predictor import KernelPredictor
-from latprune.latency.store import ContextInfo
+from latprune.latency.samples import ContextInfo
 from latprune.latency.target import Target
 
 __all__ = ["read_predictor", "write_predictor"]

@@ -14,7 +14,7 @@ from latprune.latency.family_model import FamilyModel, Trial, fit_family, with_e
 from latprune.latency.features import FEATURES, network_weights, step_of
 from latprune.latency.kernel_rows import SWEEP_PARTS, TrainingNetwork, family_rows, training_networks
 from latprune.latency.predictor import KernelPredictor
-from latprune.latency.store import SWEEP, ContextInfo, NetworkSample
+from latprune.latency.samples import SWEEP, ContextInfo, NetworkSample
 from latprune.latency.surface import non_negative_least_squares
 
 __all__ = ["train_predictor"]

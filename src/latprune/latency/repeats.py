@@ -10,7 +10,7 @@ import numpy as np
 
 from latprune.latency.fitting import fit_tables
 from latprune.latency.neighbours import active_factor
-from latprune.latency.store import ContextInfo, NetworkSample
+from latprune.latency.samples import ContextInfo, NetworkSample
 from latprune.latency.tables import LatencyTables, Residual, TableStats
 
 if TYPE_CHECKING:

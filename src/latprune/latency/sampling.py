@@ -18,8 +18,8 @@ from latprune.latency.engines import CompiledNetwork, Engine
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
 from latprune.latency.protocol import settle, timed_block, warm_up
+from latprune.latency.samples import KernelSample, NetworkSample
 from latprune.latency.signature import kernel_signature, network_fingerprint
-from latprune.latency.store import KernelSample, NetworkSample
 from latprune.latency.target import Target
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,108 +15,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from latprune.errors import FileFormatError, InvalidArgumentError, LatpruneError
+from latprune.latency.samples import SWEEP, ContextInfo, KernelSample, NetworkSample
+from latprune.latency.store_schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from latprune.latency.target import Target
 
-__all__ = ["SCHEMA_VERSION", "SWEEP", "ContextInfo", "KernelSample", "NetworkSample", "SamplesDigest", "Store", "default_store_path"]
-
-SCHEMA_VERSION = 4
-SWEEP = "sweep"
-"""Key in ``NetworkSample.extra`` of a random network that was measured for the predictor, and is nobody's model."""
-
-_SCHEMA = """
-CREATE TABLE context (
-    id INTEGER PRIMARY KEY, engine TEXT NOT NULL, version TEXT NOT NULL, device TEXT NOT NULL, threads INTEGER NOT NULL,
-    batch INTEGER NOT NULL, precision TEXT NOT NULL, machine TEXT NOT NULL,
-    UNIQUE (engine, version, device, threads, batch, precision, machine)
-);
-CREATE TABLE network (
-    id INTEGER PRIMARY KEY, context INTEGER NOT NULL REFERENCES context(id), fingerprint TEXT NOT NULL, widths TEXT NOT NULL,
-    removed TEXT NOT NULL, ms REAL, reference_ms REAL NOT NULL, created REAL NOT NULL, runs INTEGER NOT NULL, spread REAL NOT NULL,
-    extra TEXT NOT NULL DEFAULT '{}'
-);
-CREATE INDEX network_by_fingerprint ON network (context, fingerprint);
-CREATE TABLE signature (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
-CREATE TABLE sample (
-    network INTEGER NOT NULL REFERENCES network(id) ON DELETE CASCADE, kernel TEXT NOT NULL, signature INTEGER NOT NULL REFERENCES
-    signature(id), sizes TEXT NOT NULL, ms REAL NOT NULL, steps INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (network, kernel)
-) WITHOUT ROWID;
-CREATE INDEX sample_by_signature ON sample (signature);
-CREATE TABLE fit (
-    context INTEGER NOT NULL REFERENCES context(id), fingerprint TEXT NOT NULL, key TEXT NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (context, fingerprint)
-);
-"""
-
-_MIGRATIONS = {
-    1: "ALTER TABLE network ADD COLUMN extra TEXT NOT NULL DEFAULT '{}'",
-    2: "CREATE TABLE fit (context INTEGER NOT NULL REFERENCES context(id), fingerprint TEXT NOT NULL, key TEXT NOT NULL,"
-    " body BLOB NOT NULL, PRIMARY KEY (context, fingerprint))",
-    3: "ALTER TABLE sample ADD COLUMN steps INTEGER NOT NULL DEFAULT 1",
-}
-"""Schema version -> statements that lead to the next one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContextInfo:
-    """Conditions that samples were taken under; samples of different conditions are never mixed.
-
-    Attributes:
-        target: Engine, device, threads, batch, precision.
-        version: The engine's version.
-        machine: What identifies the machine's processor.
-    """
-
-    target: Target
-    version: str
-    machine: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelSample:
-    """One kernel inside one measured network.
-
-    Attributes:
-        kernel: Name of the kernel.
-        signature: Its signature (``kernel_signature``).
-        sizes: Axis sizes it ran at.
-        ms: Time of one execution in milliseconds, as the engine's profile has it.
-        steps: How many steps of the profile that is: its own, and those that go with it (a change of layout).
-    """
-
-    kernel: str
-    signature: str
-    sizes: tuple[int, ...]
-    ms: float
-    steps: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkSample:
-    """One measured network: its widths, what all of it took, and what its kernels took.
-
-    Attributes:
-        fingerprint: Structure that the widths refer to (``network_fingerprint``).
-        widths: Group name -> width.
-        removed: Removed blocks, sorted.
-        ms: End-to-end latency, milliseconds, or None where only the profile was taken.
-        reference_ms: End-to-end latency of the dense network measured beside it, milliseconds.
-        kernels: The samples of its kernels.
-        runs: Inferences behind it.
-        spread: Interquartile range over median of the reference's runs: how quiet the machine was.
-        created: Seconds since the epoch.
-        extra: Anything else worth keeping (clock information).
-    """
-
-    fingerprint: str
-    widths: Mapping[str, int]
-    removed: tuple[str, ...]
-    ms: float | None
-    reference_ms: float
-    kernels: tuple[KernelSample, ...]
-    runs: int
-    spread: float
-    created: float
-    extra: Mapping[str, Any]
+__all__ = ["SamplesDigest", "Store", "default_store_path"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +101,7 @@ class Store:
                 version = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
                 tables = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
                 if version == 0 and not tables:
-                    for statement in _SCHEMA.split(";"):
+                    for statement in SCHEMA.split(";"):
                         if statement.strip():
                             self._connection.execute(statement)
                     self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -210,7 +113,7 @@ class Store:
                         f"store {self.path} has schema {version}, newer than {SCHEMA_VERSION}; update latprune or use another file"
                     )
                 for step in range(version, SCHEMA_VERSION):
-                    self._connection.execute(_MIGRATIONS[step])
+                    self._connection.execute(MIGRATIONS[step])
                 self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
             raise self._explain(error) from error

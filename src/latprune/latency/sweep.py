@@ -24,9 +24,10 @@ from latprune.latency.predictor import KernelPredictor
 from latprune.latency.predictor_training import train_predictor
 from latprune.latency.protocol import warm_up
 from latprune.latency.random_networks import DESIGN, random_network
+from latprune.latency.samples import SWEEP, KernelSample, NetworkSample
 from latprune.latency.sampling import profile_runs, time_beside
 from latprune.latency.signature import kernel_signature, network_fingerprint
-from latprune.latency.store import SWEEP, KernelSample, NetworkSample, Store
+from latprune.latency.store import Store
 from latprune.latency.target import Target
 
 __all__ = ["SweepProgress", "sweep_kernels"]
