@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from latprune.graph.grouping import Grouping
-from latprune.graph.labels import FIXED_PAD, LabelSpace
+from latprune.graph.labels import CodeReason, LabelSpace
 from latprune.graph.provenance import Uses
 from latprune.graph.realise import Branch
 from latprune.graph.recording import Equation, Recording
@@ -20,16 +20,6 @@ from latprune.graph.sizes import settle
 
 __all__ = ["PRUNE", "REMOVE", "add_hints", "capturable", "snapshot"]
 
-_CODE = (
-    "in the code of",
-    "by the code of",
-    "feeds all their sizes",
-    "used as a number",
-    "decides the course",
-    "be no whole number",
-    "follows a size",
-    "follow a size",
-)
 PRUNE, REMOVE = "; form='program' can prune it", "; form='program' can remove it"
 """What a reason ends in where the program is free."""
 
@@ -51,7 +41,7 @@ def add_hints(before: Recording, frozen: dict[int, str], grouping: Grouping, bra
         grouping: The settled groups.
         branches: The residual branches.
     """
-    held = [g for g in grouping.groups if any(mark in g.reason for mark in _CODE)]
+    held = [g for g in grouping.groups if isinstance(g.reason, CodeReason)]
     stuck = [b for b in branches if b.reason]
     if not (held or stuck) or not capturable(before):
         return
@@ -78,7 +68,7 @@ def _without_code(before: Recording) -> Recording:
             values["", name] = before.sizes[int(equation.right[1])].value
             equations.append(Equation(left=("attr", "", name), right=equation.right, place=equation.place))
     space: LabelSpace = before.space
-    space.frozen = [(labels, why) for labels, why in space.frozen if not why.startswith(FIXED_PAD)]
+    space.frozen = [(labels, why) for labels, why in space.frozen if not isinstance(why, CodeReason)]
     return replace(before, equations=equations, attribute_values=values, uses=Uses(), scales=[])
 
 

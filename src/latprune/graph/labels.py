@@ -17,11 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-__all__ = ["FIXED_PAD", "Grid", "LabelRange", "LabelSpace"]
+__all__ = ["CodeReason", "Grid", "LabelRange", "LabelSpace"]
 
 IntArray = npt.NDArray[np.int64]
-FIXED_PAD = "the amount of zero channels is fixed in the code of"
-"""Begins the reason for padding whose amount no attribute holds."""
+
+
+class CodeReason(str):
+    """Why channels stay, where that lies in the code of the model's class: a captured program would be free of it."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from latprune.graph.fields import varying
-from latprune.graph.labels import FIXED_PAD
+from latprune.graph.labels import CodeReason
 from latprune.graph.recording import Fields
 from latprune.graph.rules import Step, register_rule
 
@@ -115,7 +115,9 @@ def _with_pads(step: Step, field: torch.Tensor, dim: int, before: int, after: in
     elif len(varying(field)) != 1:
         step.space.freeze(labels, f"channels padded jointly with other dimensions in {step.place}")
     elif sources is None:
-        step.space.freeze(labels, f"{FIXED_PAD} '{where}', not a module attribute, in {step.place}")
+        step.space.freeze(
+            labels, CodeReason(f"the amount of zero channels is fixed in the code of '{where}', not a module attribute, in {step.place}")
+        )
     else:
         step.recorder.pads[name] = {
             "module": step.recorder.pads_holder,

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from latprune.graph.grouping import Grouping, solve
-from latprune.graph.labels import Grid
+from latprune.graph.labels import CodeReason, Grid
 from latprune.graph.polynomials import Polynomial, add, constant, divide, known_value, multiply, size_polynomial
 from latprune.graph.provenance import Expression, leaves
 from latprune.graph.recording import Equation, Recording, SizeLeaf
@@ -201,11 +201,11 @@ class _Repairs:
     def freeze(self, groups: set[int], why: str) -> None:
         """Keep groups whole."""
         for g in groups:
-            self.whole.setdefault(g, why)
+            self.whole.setdefault(g, CodeReason(why))
 
     def tie(self, equations: list[Equation], why: str) -> None:
         """Repair equations: first keep whole heads, then equal counts between single widths, else keep all groups whole."""
-        evaluator, grouping = self.evaluator, self.evaluator.grouping
+        evaluator, grouping, why = self.evaluator, self.evaluator.grouping, CodeReason(why)
         sides: list[tuple[Polynomial | None, Expression]] = []
         for e in equations:
             sides.append((evaluator.value(e.right), e.right))
