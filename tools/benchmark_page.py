@@ -276,18 +276,10 @@ def page_faults() -> str | None:
             percent(row["with_faults"], 0),
             f"{row['most_faults']:.0f}",
             f"{row['dense_ms'][0]:.2f} to {row['dense_ms'][1]:.2f} ms",
-            percent(row["spread"], 0),
         ]
         for row in found["rows"]
     ]
-    head = [
-        "network",
-        "freed memory",
-        "networks with faults",
-        "most faults in a run",
-        "dense network",
-        "between processes, at most",
-    ]
+    head = ["network", "freed memory", "networks with faults", "most faults in a run", "dense network, between processes"]
     text = (
         "## Page faults of eager PyTorch\n\nThe dense network and eight random ones, in processes that differ only in what becomes "
         f"of freed memory. {machine(found)}.\n\n"
