@@ -54,12 +54,6 @@ def true_cost(name: str, sizes: tuple[int, ...], factors: Mapping[str, float] = 
 TRAFFIC = {name: kernel_traffic(kernel_signature(item), len(item.axes)) for name, item in KERNELS.items()}
 
 
-def moved(widths: Mapping[str, int], removed: tuple[str, ...] = ()) -> float:
-    """Elements that a network moves."""
-    running = [item for item in KERNELS.values() if not set(item.blocks) & set(removed)]
-    return sum(TRAFFIC[item.name].total([one.size(widths, removed) for one in item.axes]) for item in running)
-
-
 class MadeUpMachine:
     """Samples networks as NetworkSampler does: noisy, with some kernels interrupted, at a speed that changes from network to network."""
 
@@ -75,8 +69,8 @@ class MadeUpMachine:
         beside: Mapping[str, tuple[str, float]] = {},  # noqa: B006
         caches: CacheEffect = STEADY,
     ) -> None:
-        """``beside``: kernel -> (block, what the kernel costs where that block is gone, as a factor). ``caches``: what the traffic of
-        the network around them makes of the kernels.
+        """``beside``: kernel -> (block, what the kernel costs where that block is gone, as a factor). ``caches``: what the latency
+        of the network around them makes of the kernels.
 
         With ``layout_changes`` a kernel whose last size is no multiple of 8
         shows two more steps in its profile, each with the timer's cost.
@@ -88,14 +82,20 @@ class MadeUpMachine:
         self.caches = caches
 
     def cost(self, name: str, sizes: tuple[int, ...], removed: tuple[str, ...], share: float = 1.0) -> float:
-        """True milliseconds of a kernel in a network without ``removed`` that moves ``share`` of what the dense one does."""
+        """True milliseconds of a kernel in a network without ``removed`` that takes ``share`` of the dense one's latency."""
         block, factor = self.beside.get(name, ("", 1.0))
         around = float(self.caches.factor(share, TRAFFIC[name].weight_share(sizes)))
         return true_cost(name, sizes, self.factors) * (factor if block in removed else 1.0) * around
 
     def latency(self, widths: Mapping[str, int], removed: tuple[str, ...] = ()) -> float:
-        """True end-to-end milliseconds."""
-        total, share = CONSTANT, moved(widths, removed) / moved(WIDTHS)
+        """True end-to-end milliseconds: what a network takes decides what its kernels cost."""
+        dense, total = self._total(WIDTHS, (), 1.0), self._total(widths, removed, 1.0)
+        for _ in range(40 if self.caches else 0):
+            total = self._total(widths, removed, total / dense)
+        return total
+
+    def _total(self, widths: Mapping[str, int], removed: tuple[str, ...], share: float) -> float:
+        total = CONSTANT
         for name, item in KERNELS.items():
             if not set(item.blocks) & set(removed):
                 sizes = tuple(one.size(widths, removed) for one in item.axes)
@@ -105,7 +105,7 @@ class MadeUpMachine:
     def sample(self, point: DesignPoint) -> NetworkSample:
         widths = {**WIDTHS, **point.widths}
         speed = float(np.exp(self.random.normal(0.0, 0.1)))
-        share = moved(widths, point.removed) / moved(WIDTHS)
+        share = self.latency(widths, point.removed) / self.latency(WIDTHS)
         kernels = []
         for name, item in KERNELS.items():
             if set(item.blocks) & set(point.removed):

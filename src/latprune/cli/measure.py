@@ -179,7 +179,7 @@ def _show(tables: LatencyTables) -> None:
     if tables.cache_effect:
         low, high = (1.0 - float(tables.cache_effect.factor(0.5, share)) for share in (0.0, 1.0))
         print(
-            f"caches    in a network that moves half as much, a kernel takes {low:.1%} (all activations) to {high:.1%} (all weights) less"
+            f"caches    in a network that takes half as long, a kernel takes {low:.1%} (all activations) to {high:.1%} (all weights) less"
         )
     if residual.networks:
         print(

@@ -1,8 +1,9 @@
 """What the rest of the network does to a kernel through the caches.
 
-Between two runs of a kernel everything else that the network reads and writes passes through the caches. The more that is, the farther away
-a kernel finds its weights and inputs, so the same kernel at the same sizes takes longer in a large network than in a small one. Tables
-made in place show it, and without it they would tell a solver's networks, which are narrow early and dense late, too slow.
+Between two runs of a kernel the rest of the network runs. The longer that takes, the more of the kernel's weights and inputs have left the
+near caches, pushed out by the network itself and by whatever else the processor's cores are doing; so the same kernel at the same sizes
+takes longer in a large network than in a small one. Samples in place show it. Tables without it would tell a solver's networks, which
+are narrow early and dense late, too slow.
 """
 
 from __future__ import annotations
@@ -44,11 +45,6 @@ class Traffic:
             product = product * array
         return np.asarray(self.inputs * arrays[0] + self.outputs * arrays[-1]), np.asarray(self.weights * product)
 
-    def total(self, sizes: Sequence[int]) -> float:
-        """Elements moved at ``sizes``."""
-        activations, weights = self.elements(sizes)
-        return float(activations + weights)
-
     def weight_share(self, sizes: Sequence[npt.ArrayLike]) -> FloatArray:
         """Share of the weights in what is moved at ``sizes``."""
         activations, weights = self.elements(sizes)
@@ -60,8 +56,8 @@ NO_TRAFFIC = Traffic()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheEffect:
-    """A kernel costs ``share ** (all + weights * w)`` times its table: ``share`` is what the network moves, relative to the dense one, and
-    ``w`` the share of weights in what the kernel itself moves.
+    """A kernel costs ``share ** (all + weights * w)`` times its table: ``share`` is the latency of the network around it, relative to the
+    dense one's, and ``w`` the share of weights in what the kernel itself moves.
     """
 
     all: float = 0.0
@@ -70,9 +66,13 @@ class CacheEffect:
     def __bool__(self) -> bool:
         return self.all != 0.0 or self.weights != 0.0
 
+    def exponent(self, weight_share: npt.ArrayLike) -> FloatArray:
+        """The exponent of kernels of ``weight_share``."""
+        return np.asarray(self.all + self.weights * np.asarray(weight_share, dtype=np.float64))
+
     def factor(self, share: float, weight_share: npt.ArrayLike) -> FloatArray:
         """The factor at ``share`` for kernels of ``weight_share``."""
-        return np.exp(math.log(share) * (self.all + self.weights * np.asarray(weight_share, dtype=np.float64)))
+        return np.exp(math.log(share) * self.exponent(weight_share))
 
 
 def fit_cache_effect(
@@ -88,7 +88,7 @@ def fit_cache_effect(
 
     Args:
         residuals: ``(n,)`` logarithms of measured over fitted time of kernel samples.
-        shares: ``(n,)`` what the sample's network moves, relative to dense.
+        shares: ``(n,)`` latency of the sample's network, relative to dense.
         weight_shares: ``(n,)`` share of weights in what the kernel moves.
         costs: ``(n,)`` fitted milliseconds: how much a sample counts.
         networks: ``(n,)`` index of the sample's network; samples of one network err together.

@@ -43,7 +43,7 @@ class Staircase:
         ms: ``(n,)`` milliseconds.
         steps: ``(k,)`` right ends of the steps.
         sample_sizes: ``(m,)`` sizes of in-place samples whose other axes are dense or nearly so.
-        sample_ms: ``(m,)`` their milliseconds.
+        sample_ms: ``(m,)`` their milliseconds, brought to a network that takes as long as the dense one (``CacheEffect``).
     """
 
     kernel: str
@@ -89,13 +89,14 @@ def compute_staircase(tables: LatencyTables, kernel: str, axis: int = -1, sample
     step = tables.surfaces[entry.surface].steps[axis]
     near: list[tuple[int, float]] = []
     for network in samples:
-        speed = tables.dense_ms / network.reference_ms
+        speed, share = tables.dense_ms / network.reference_ms, tables.share_of(network.widths, network.removed)
         for sample in network.kernels:
             others = [
                 size >= 0.9 * dense for index, (size, dense) in enumerate(zip(sample.sizes, entry.dense, strict=False)) if index != axis
             ]
             if sample.kernel == kernel and all(others):
-                near.append((sample.sizes[axis], sample.ms * speed))
+                around = float(tables.cache_effect.factor(share, entry.traffic.weight_share(sample.sizes)))
+                near.append((sample.sizes[axis], sample.ms * speed / around))
     ends = np.unique(np.minimum(np.arange(step, entry.dense[axis] + step, step), entry.dense[axis]))
     return Staircase(
         kernel=kernel,

@@ -41,9 +41,9 @@ class Fit:
         keys: Kernel name -> surface key.
         factors: Kernel name -> its position's factor; 1 where its samples agree with its equals'.
         neighbours: Kernel name -> what the removal of blocks beside it makes of its cost.
-        cache_effect: What the traffic of the rest of the network makes of every kernel's cost.
+        cache_effect: What the latency of the rest of the network makes of every kernel's cost.
         traffic: Kernel name -> what it moves.
-        shares: Traffic of each network, relative to the dense one.
+        shares: Latency of each network, relative to the dense one.
         shared: Kernels that share a surface with others unchanged.
         differing: Kernels with a factor of their own.
     """
@@ -129,18 +129,11 @@ class _Base:
             for sample in network.kernels
         ]
         seen = {sample.kernel: sample.signature for _, _, sample, _ in rows}
-        held = [kernel for kernel in kernels if kernel.name in seen]
-        traffic = {kernel.name: kernel_traffic(seen[kernel.name], len(kernel.axes)) for kernel in held}
-
-        def moved(widths: Mapping[str, int], removed: set[str]) -> float:
-            return sum(
-                traffic[kernel.name].total([axis.size(widths, removed) for axis in kernel.axes])
-                for kernel in held
-                if removed.isdisjoint(kernel.blocks)
-            )
-
-        dense = max(moved(widths, set()), 1.0)
-        shares = [max(moved({**widths, **network.widths}, set(network.removed)) / dense, 1e-3) for network in samples]
+        traffic = {kernel.name: kernel_traffic(seen[kernel.name], len(kernel.axes)) for kernel in kernels if kernel.name in seen}
+        shares = [
+            max((network.ms if network.ms is not None else sum(kernel.ms for kernel in network.kernels)) / network.reference_ms, 1e-3)
+            for network in samples
+        ]
         return cls(rows=rows, kernels=kernels, widths=widths, traffic=traffic, shares=shares)
 
     def cache_factor(self, effect: CacheEffect, network: int, sample: KernelSample) -> float:

@@ -46,7 +46,7 @@ def far_off(tables: LatencyTables, samples: Sequence[NetworkSample]) -> list[int
     for sample in samples:
         speed = tables.dense_ms / sample.reference_ms
         predicted = tables.predict(sample.widths, sample.removed)
-        inside = tables.at(tables.traffic(sample.widths, sample.removed))
+        inside = tables.at(tables.share_of(sample.widths, sample.removed))
         wholes.append(float(np.log(sample.ms * speed / predicted)) if sample.ms is not None else 0.0)
         found = {}
         for kernel in sample.kernels:

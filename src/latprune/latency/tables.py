@@ -23,6 +23,9 @@ __all__ = ["KernelTable", "LatencyTables", "Residual", "TableStats"]
 
 FloatArray = npt.NDArray[np.float64]
 
+_STANDS = 12
+_SMALLEST = 1e-3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LatencyTables:
@@ -39,8 +42,8 @@ class LatencyTables:
         min_widths: Group name -> smallest width the group allows.
         constant_ms: Latency that no width changes, milliseconds.
         scale: Correction of every kernel's cost from measured networks (``corrected``).
-        cache_effect: What the traffic of the rest of the network makes of a kernel's cost.
-        share: Traffic of the network that ``cost`` and ``table`` stand in, relative to the dense one (``at``).
+        cache_effect: What the latency of the rest of the network makes of a kernel's cost.
+        share: Latency of the network that ``cost`` and ``table`` stand in, relative to the dense one (``at``).
         dense_ms: Measured latency of the dense network, milliseconds.
         residual: Error on measured networks that were not used in the fit.
         stats: What making them took.
@@ -72,7 +75,7 @@ class LatencyTables:
         """Milliseconds of one kernel at ``sizes`` (one per axis of the kernel); 0 for a kernel that the engine fuses into another one.
 
         All blocks around the kernel are taken to be there; ``predict`` counts what their removal changes (``KernelTable.neighbours``). The
-        network around it moves ``share`` of what the dense one does.
+        network around it takes ``share`` of the dense one's latency.
         """
         return float(self._values(kernel, [np.asarray([size]) for size in sizes]).reshape(-1)[0])
 
@@ -113,30 +116,35 @@ class LatencyTables:
         if unknown:
             raise InvalidArgumentError(f"widths name groups that the network does not have: {', '.join(sorted(unknown))}")
         removed = set(removed_blocks)
-        inside = self.at(self.traffic(full, removed))
+        total = self._total(full, removed, 1.0)
+        if not self.cache_effect:
+            return total
+        # A network stands in itself: what it takes decides what its kernels cost. Exponents below one make this converge.
+        dense = self._total(self.widths, set(), 1.0)
+        for _ in range(_STANDS):
+            before, total = total, self._total(full, removed, max(total / dense, _SMALLEST))
+            if abs(total - before) <= 1e-5 * total:
+                break
+        return total
+
+    def _total(self, widths: Mapping[str, int], removed: set[str], share: float) -> float:
+        """Constant and kernels of a network, inside one that takes ``share`` of the dense one's latency."""
+        inside = self.at(share)
         total = self.constant_ms
         for entry in self.entries.values():
             if removed.isdisjoint(entry.blocks):
-                cost = inside.cost(entry.name, [axis.size(full, removed) for axis in entry.axes])
+                cost = inside.cost(entry.name, [axis.size(widths, removed) for axis in entry.axes])
                 total += cost * active_factor(entry.neighbours, removed)
         return total
 
-    def traffic(self, widths: Mapping[str, int] | None = None, removed_blocks: Iterable[str] = ()) -> float:
-        """What the network at ``widths`` without ``removed_blocks`` moves, relative to the dense one; 1 where it makes no difference."""
+    def share_of(self, widths: Mapping[str, int] | None = None, removed_blocks: Iterable[str] = ()) -> float:
+        """Latency of the network at ``widths`` without ``removed_blocks``, relative to the dense one; 1 where it makes no difference."""
         if not self.cache_effect:
             return 1.0
-        full = {**self.widths, **(widths or {})}
-        removed = set(removed_blocks)
-        moved = sum(
-            entry.traffic.total([axis.size(full, removed) for axis in entry.axes])
-            for entry in self.entries.values()
-            if removed.isdisjoint(entry.blocks)
-        )
-        dense = sum(entry.traffic.total(entry.dense) for entry in self.entries.values())
-        return max(moved / dense, 1e-3) if dense > 0 else 1.0
+        return max(self.predict(widths, removed_blocks) / self._total(self.widths, set(), 1.0), _SMALLEST)
 
     def at(self, share: float) -> LatencyTables:
-        """The same tables, read inside a network that moves ``share`` of what the dense one does (``traffic``)."""
+        """The same tables, read inside a network that takes ``share`` of the dense one's latency (``share_of``)."""
         if not share > 0:
             raise InvalidArgumentError(f"share (={share}) must be positive")
         return self if share == self.share or not self.cache_effect else dataclasses.replace(self, share=share)
@@ -153,7 +161,7 @@ class LatencyTables:
             raise InvalidArgumentError(f"group (={group!r}) is not in the tables")
         full = {**self.widths, **(base or {})}
         removed = frozenset(removed_blocks)
-        share = self.traffic(full, removed)
+        share = self.share_of(full, removed)
         total = np.zeros(len(widths))
         for name in self.kernels_of(group):
             entry = self.entries[name]
