@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from latprune.errors import BudgetInfeasibleError, InvalidArgumentError
+from latprune.errors import BudgetInfeasibleError, FileFormatError, InvalidArgumentError
 from latprune.graph import trace
 from latprune.graph.types import Kernel
 from latprune.importance import MagnitudeConfig, score
@@ -103,11 +103,21 @@ def test_files_keep_the_effect_and_older_files_have_none() -> None:
     assert not plain.cache_effect and plain.share_of({"a": 8}) == 1.0
 
 
+def test_malformed_effects_name_the_place() -> None:
+    written = fitted(samples(MadeUpMachine(0, caches=CacheEffect(all=0.2)), 64)).to_dict()
+    for effect in ({"all": 0.6, "weights": 0.5}, {"all": -0.1, "weights": 0.0}, {"all": float("nan"), "weights": 0.0}):
+        with pytest.raises(FileFormatError, match="cache_effect"):
+            LatencyTables.from_dict({**written, "cache_effect": effect})
+    del written["entries"][1]["traffic"]
+    with pytest.raises(FileFormatError, match=r"entries\[1\]\.traffic"):
+        LatencyTables.from_dict(written)
+
+
 def test_what_surfaces_swallow_is_put_back() -> None:
     # A third of the effect was seen; with that taken off, two thirds of what was seen remain.
     assert full_effect(CacheEffect(all=0.05), CacheEffect(all=0.05 * 2 / 3)).all == pytest.approx(0.15)
     assert full_effect(CacheEffect(all=0.05), CacheEffect(all=0.06)).all == pytest.approx(0.2)
-    assert full_effect(CacheEffect(all=0.3), CacheEffect(all=0.25)).all == 0.5
+    assert full_effect(CacheEffect(all=0.3), CacheEffect(all=0.25)).all == 0.45
     assert not full_effect(CacheEffect(), CacheEffect(all=0.1))
 
 

@@ -20,7 +20,8 @@ __all__ = ["NO_TRAFFIC", "CacheEffect", "Traffic", "fit_cache_effect", "full_eff
 FloatArray = npt.NDArray[np.float64]
 
 _SURE = 2.0
-_STEEPEST = 0.5
+_STEEPEST = 0.45
+"""Of each exponent: their sum stays below 1, so that a kernel's cost grows more slowly than the latency around it."""
 _LARGEST_STEP = 4.0
 _OUTLIER = 0.4
 
@@ -95,7 +96,7 @@ def fit_cache_effect(
         among: Fit the exponents that are not 0 here, whatever their errors, instead of judging which ones there are.
 
     Returns:
-        The least-squares exponents; 0 for one that is below four standard errors or negative.
+        The least-squares exponents; 0 for one that is below two standard errors or negative.
     """
     kept = np.abs(residuals) < _OUTLIER
     if not kept.any():

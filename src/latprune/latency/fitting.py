@@ -94,7 +94,7 @@ def fit_kernels(
 
     Each sample is brought to the common speed of the machine by the reference beside it. A position whose samples differ from the others'
     (median residual beyond 3 standard errors and 2 %) gets a factor; the surface is then fitted again to what the factors leave. So it is
-    with what a kernel's cost owes to the size of the network around it, unless ``caches`` is False, and where the removal of a block
+    with what a kernel's cost owes to the latency of the network around it, unless ``caches`` is False, and where the removal of a block
     changes what its neighbours cost, unless ``beside`` is False.
     """
     base = _Base.of(samples, kernels, widths)
@@ -111,7 +111,7 @@ def fit_kernels(
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Base:
     """What every round of the fit starts from: the network and kernel of each sample, its milliseconds without the timer's, at the common
-    speed, and what networks and kernels move.
+    speed, what kernels move, and each network's latency relative to dense.
     """
 
     rows: list[tuple[int, NetworkSample, KernelSample, float]]

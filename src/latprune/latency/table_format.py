@@ -67,8 +67,7 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
             residual=Residual(**data["residual"]),
             stats=TableStats(**data["stats"]),
             scale=float(data["scale"]),
-            # Files from before the effect was known have none.
-            cache_effect=CacheEffect(**data.get("cache_effect", {})),
+            cache_effect=_cache_effect_from_dict(data),
         )
     except FileFormatError:
         raise
@@ -80,6 +79,20 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
         if len(surfaces[entry.surface].steps) != len(entry.axes) or len(entry.dense) != len(entry.axes):
             raise FileFormatError(f"kernel {entry.name!r} and its surface differ in their number of axes", path=f"entries[{index}]")
     return tables
+
+
+def _cache_effect_from_dict(data: Mapping[str, Any]) -> CacheEffect:
+    """The effect; files from before it was known have none."""
+    found = data.get("cache_effect", {})
+    effect = CacheEffect(all=float(found.get("all", 0.0)), weights=float(found.get("weights", 0.0)))
+    if not (effect.all >= 0.0 and effect.weights >= 0.0 and effect.all + effect.weights < 1.0):
+        raise FileFormatError(
+            f"cache_effect (={found!r}) must hold two exponents, none negative, whose sum is below 1", path="cache_effect"
+        )
+    for index, entry in enumerate(data["entries"] if effect else ()):
+        if "traffic" not in entry:
+            raise FileFormatError("what the kernel moves is missing; files with a cache_effect say it", path=f"entries[{index}].traffic")
+    return effect
 
 
 def _entry_to_dict(entry: KernelTable) -> dict[str, Any]:
