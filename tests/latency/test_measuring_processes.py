@@ -118,17 +118,17 @@ for path in sys.argv[1:]:
 
 
 def test_processes_may_make_stores_at_the_same_moment(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", MAKE, *(str(tmp_path / f"{index}.sqlite") for index in range(10))]
+    command = [sys.executable, "-c", MAKE, *(str(tmp_path / f"{index}.sqlite") for index in range(40))]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(4)]
     for process in processes:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    assert [process.communicate()[1] for process in processes] == [""] * 3
-    for index in range(10):
+    assert [process.communicate()[1] for process in processes] == [""] * 4
+    for index in range(40):
         assert stored(tmp_path / f"{index}.sqlite") == []
 
 

@@ -71,7 +71,7 @@ class Store:
                 f"store {self.path} cannot be opened: {error}; set LATPRUNE_CACHE to a folder that can be written"
             ) from error
         try:
-            self._prepare()
+            self._prepare(timeout)
         except BaseException:
             self._connection.close()
             raise
@@ -91,9 +91,9 @@ class Store:
                 "move it away and measure again, or restore a copy"
             )
 
-    def _prepare(self) -> None:
+    def _prepare(self, timeout: float) -> None:
         try:
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._use_a_write_ahead_log(timeout)
             # FULL makes a commit survive loss of power as well; a commit per measured network is rare enough to afford it.
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("PRAGMA foreign_keys=ON")
@@ -117,6 +117,22 @@ class Store:
                 self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
             raise self._explain(error) from error
+
+    def _use_a_write_ahead_log(self, timeout: float) -> None:
+        """Switch the journal's mode, which is in the file and so already done in all but a new one.
+
+        The switch reads first and then asks for the whole file. Where two do so at once, SQLite refuses one of them without waiting,
+        because each would wait for the other: the one refused lets go of its lock and asks again.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     def _explain(self, error: sqlite3.Error) -> LatpruneError:
         text = str(error)
