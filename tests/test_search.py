@@ -39,7 +39,7 @@ class Machine:
         self.truth, self.fresh = truth, fresh or truth
         self.calls: list[tuple[int, bool]] = []
 
-    def __call__(self, network: Network, *, fresh: bool = False) -> Trial:
+    def __call__(self, network: Network, *, window: tuple[float, float], fresh: bool = False) -> Trial:
         self.calls.append((network.width, fresh))
         value = (self.fresh if fresh else self.truth)(network.width)
         return Trial(dense=measurement(8.0, 1.0), pruned=measurement(value, value / 8.0), value=value, uncertainty=0.001 * value)

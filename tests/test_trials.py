@@ -30,10 +30,11 @@ class Copy:
 
 
 class Engine:
-    """Counts what is compiled."""
+    """Counts what is compiled, and keeps what each measurement was told to look for."""
 
     def __init__(self) -> None:
         self.copies: list[Copy] = []
+        self.questions: list[Any] = []
 
     def compile(self, network: nn.Module, example_inputs: Any, target: Target) -> Copy:
         self.copies.append(Copy(network))
@@ -46,8 +47,9 @@ def machine(monkeypatch):
     engine, ratios = Engine(), []
     monkeypatch.setattr(trials, "get_engine", lambda name: engine)
 
-    def measure(networks: dict[str, Copy], **_: Any) -> dict[str, Measurement]:
+    def measure(networks: dict[str, Copy], *, decided: Any = None, **_: Any) -> dict[str, Measurement]:
         assert not any(copy.closed for copy in networks.values())
+        engine.questions.append(decided)
         ratio = ratios.pop(0) if "pruned" in networks else 1.0
         return {name: measurement(name, 1.0 if name == "dense" else ratio) for name in networks}
 
@@ -55,9 +57,9 @@ def machine(monkeypatch):
     return engine, ratios
 
 
-def measurement(name: str, ratio: float) -> Measurement:
-    times = {"ms": 8.0 * ratio, "low": 7.9 * ratio, "high": 8.1 * ratio, "ratio": ratio, "ratio_low": 0.998 * ratio}
-    counts = {"ratio_high": 1.002 * ratio, "reference": "dense", "spread": 0.01, "runs": 100, "rounds": 20, "drift": 0.0}
+def measurement(name: str, ratio: float, half: float = 0.002) -> Measurement:
+    times = {"ms": 8.0 * ratio, "low": 7.9 * ratio, "high": 8.1 * ratio, "ratio": ratio, "ratio_low": (1 - half) * ratio}
+    counts = {"ratio_high": (1 + half) * ratio, "reference": "dense", "spread": 0.01, "runs": 100, "rounds": 20, "drift": 0.0}
     return Measurement(name=name, **times, **counts, converged=True, tolerance=0.01)
 
 
@@ -103,3 +105,41 @@ def test_the_middle_of_three_counts_where_the_first_is_not_clearly_under_the_lim
     ratios += list(order)
     assert found.final(network, limit=4.0).value == pytest.approx(8.0 * 0.4998)
     assert not ratios
+
+
+@pytest.mark.parametrize(
+    ("ratio", "half", "clear"),
+    [
+        (0.55, 0.005, True),  # above the budget
+        (0.45, 0.005, True),  # below the window
+        (0.4925, 0.005, True),  # within
+        (0.4925, 0.02, False),  # the interval reaches over both ends
+        (0.499, 0.002, False),  # over the budget or not
+        (0.486, 0.005, False),  # in the window or not
+        (0.30, 0.009, False),  # clear, but too coarse for the correction that builds on it
+    ],
+)
+def test_a_candidate_is_measured_until_it_is_clear_where_it_lies(machine, ratio, half, clear):
+    engine, ratios = machine
+    found, network = trials_for("50%")
+    ratios.append(ratio)
+    found.trial(network, window=(0.485 * 8.0, 0.5 * 8.0))
+    assert engine.questions[-1]({"pruned": measurement("pruned", ratio, half)}) is clear
+
+
+def test_without_a_window_a_measurement_has_only_its_precision_to_reach(machine):
+    engine, ratios = machine
+    found, network = trials_for("50%")
+    ratios += [0.5, 0.4]
+    found.trial(network)
+    found.final(network, limit=None)
+    assert engine.questions == [None, None, None]
+
+
+def test_the_final_measurement_ends_once_the_network_is_clearly_under_or_over_the_limit(machine):
+    engine, ratios = machine
+    found, network = trials_for("50%")
+    ratios.append(0.45)
+    found.final(network, limit=4.0)
+    ask = engine.questions[-1]
+    assert [ask({"pruned": measurement("pruned", r, 0.005)}) for r in (0.3, 0.49, 0.498, 0.502, 0.51)] == [True, True, False, False, True]

@@ -57,6 +57,11 @@ class LimitSearch:
         """The measured value that a candidate should have."""
         return self.budget * (1.0 - self.margin)
 
+    @property
+    def window(self) -> tuple[float, float]:
+        """Lowest and highest measured value at which a candidate is accepted."""
+        return self.budget * (1.0 - self.slack), self.budget
+
     def next_limit(self) -> float:
         """Predicted limit to solve for next; never one that was tried before."""
         if not self.rounds:
@@ -105,4 +110,5 @@ class LimitSearch:
             measured: Its measured value.
             uncertainty: Half-width of the measurement's interval; the whole interval must be under the budget.
         """
-        return self.budget * (1.0 - self.slack) <= measured and measured + uncertainty <= self.budget
+        low, high = self.window
+        return low <= measured and measured + uncertainty <= high

@@ -211,9 +211,9 @@ class Pruner:
 
     # -- latency -------------------------------------------------------------------------------------------------------------------------
 
-    def _trial(self, network: nn.Module, *, fresh: bool = False) -> Trial:
+    def _trial(self, network: nn.Module, *, fresh: bool = False, window: tuple[float, float] | None = None) -> Trial:
         with self.timed("final measurement" if fresh else "measure candidates"):
-            return self._trials.trial(network, fresh=fresh)
+            return self._trials.trial(network, fresh=fresh, window=window)
 
     def _dense_value(self) -> float:
         """The dense network's value of the budgeted resource."""

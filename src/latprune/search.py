@@ -45,7 +45,8 @@ class CandidateSearch:
         proposer: Finds the best network under a predicted limit.
         limits: Chooses the limits; its ``budget`` is what must be met.
         cut: Cuts a proposal out of a copy of the model.
-        measure: Measures a network; with ``fresh=True`` both it and the dense network are converted and compiled anew.
+        measure: Measures a network, until it is clear where it lies to ``window``; with ``fresh=True`` both it and the dense network are
+            converted and compiled anew.
         asked: The budget in the user's words, for errors.
         say: Takes one line of text per candidate.
     """
@@ -114,7 +115,7 @@ class CandidateSearch:
 
     def _tried(self, limit: float, proposal: Proposal) -> Candidate:
         network = self._cut(proposal)
-        trial = self._measure(network)
+        trial = self._measure(network, window=self.limits.window)
         self._seen[proposal.key] = trial.value
         self.limits.record(limit, proposal.predicted, trial.value)
         self._say(
@@ -125,7 +126,7 @@ class CandidateSearch:
 
     def _confirmed(self, candidate: Candidate) -> bool:
         """Whether a fresh measurement bears the candidate out; where it does not, the search goes on with what it showed."""
-        trial = candidate.fresh = self._measure(candidate.network, fresh=True)
+        trial = candidate.fresh = self._measure(candidate.network, fresh=True, window=self.limits.window)
         self._say(f"measured afresh: {trial.value:.3f} ms, limit {self.limits.budget:.3f} ms")
         if self.limits.accepts(trial.value, uncertainty=trial.uncertainty):
             return True
@@ -144,7 +145,7 @@ class CandidateSearch:
         """The candidate closest under the budget that is still under it when measured afresh."""
         for proposal, trial, is_fresh in sorted(self._under, key=lambda entry: entry[1].value, reverse=True):
             network = self._cut(proposal)
-            fresh = trial if is_fresh else self._measure(network, fresh=True)
+            fresh = trial if is_fresh else self._measure(network, fresh=True, window=self.limits.window)
             if fresh.value <= self.limits.budget:
                 note = (
                     f"the delivered network lies at {fresh.value / self.limits.budget:.1%} of the budget: of {len(self._seen)} networks "

@@ -78,6 +78,22 @@ def test_says_when_the_interval_was_not_reached() -> None:
     assert "not within" in str(found["pruned"])
 
 
+def test_ends_when_the_question_is_answered() -> None:
+    asked: list[Measurement] = []
+
+    def decided(found: dict[str, Measurement]) -> bool:
+        asked.append(found["pruned"])
+        return found["pruned"].ratio_high < 1.0
+
+    noisy = {"reference": "dense", "tolerance": 0.0005, "max_rounds": 200}
+    found = measure(pair(Machine(2, noise=0.3), 0.8), **noisy, decided=decided)["pruned"]
+    assert found == asked[-1] and found.rounds == 15 and not found.converged
+    asked.clear()
+    undecided = measure(pair(Machine(2, noise=0.3), 1.1), **noisy, decided=decided)["pruned"]
+    assert undecided.rounds == 200 and not undecided.converged
+    assert [m.rounds for m in asked] == sorted({m.rounds for m in asked}) and 5 < len(asked) < 25
+
+
 def test_without_a_reference_the_latency_itself_is_pinned_down() -> None:
     found = measure({"only": FakeNetwork(Machine(3), 2.0)})["only"]
     assert found.ratio is None and found.reference is None

@@ -131,7 +131,7 @@ class LatencyRecord(_Record):
         spread: Interquartile range of single runs over their median.
         rounds: Rounds of the interleaved measurement.
         drift: Relative change of the level during the measurement.
-        converged: Whether the interval became as tight as ``tolerance`` asks within the time allowed.
+        converged: Whether the interval became as tight as ``tolerance`` asks before the measurement ended.
         tolerance: Relative half-width of the 95 % interval that was asked for.
         interrupted: Share of runs during which another process took the processor.
     """

@@ -40,7 +40,7 @@ class Measurement:
         runs: Inferences that were timed and counted.
         rounds: Rounds, each of which visits every network.
         drift: Relative change of the level from the first third of the rounds to the last.
-        converged: Whether the interval reached ``tolerance`` before time ran out.
+        converged: Whether the interval reached ``tolerance`` before the measurement ended.
         tolerance: Half-width of the 95 % interval, relative, that was asked for.
         interrupted: Share of runs during which another process took the processor; they are left out where enough others remain.
     """
@@ -118,6 +118,7 @@ def measure(
     block_ms: float = 25.0,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
+    decided: Callable[[Mapping[str, Measurement]], bool] | None = None,
 ) -> dict[str, Measurement]:
     """Measure networks beside each other, so that what disturbs the machine disturbs all of them alike.
 
@@ -125,7 +126,7 @@ def measure(
     network back into the caches and are not counted (:func:`settle`). Latency is the median over rounds of the blocks' medians; the ratio
     to the reference is taken within each round, so slow changes of the machine's speed cancel. Rounds go on until every 95 % interval (of
     the ratio where there is a reference, else of the latency) is within ``tolerance`` on both sides, at least ``min_rounds``, or until
-    time or rounds run out: then ``converged`` is False.
+    time or rounds run out: then ``converged`` is False. Who measures to answer a question may stop as soon as it is answered (``decided``).
 
     Args:
         networks: Name -> compiled network.
@@ -137,6 +138,8 @@ def measure(
         block_ms: Time one block should take, milliseconds; at least three counted runs are always made.
         seed: Seed of the order within rounds.
         progress: Called after each round with the share of the allowed time that has passed.
+        decided: Called with the measurements so far each time that the intervals are looked at; True ends the rounds. It is asked again and
+            again while the intervals shrink, so it should leave more room than a single look at 95 % would need.
 
     Returns:
         Name -> Measurement, in the order of ``networks``.
@@ -163,6 +166,13 @@ def measure(
     start = time.perf_counter()
     next_check = min_rounds
     converged = dict.fromkeys(names, False)
+
+    def found() -> dict[str, Measurement]:
+        return {
+            name: _summarise(name, medians, singles[name], reference, converged[name], tolerance, interrupted[name] / len(medians[name]))
+            for name in names
+        }
+
     for done in range(1, max_rounds + 1):
         for index in random.permutation(len(names)):
             name = names[index]
@@ -185,12 +195,9 @@ def measure(
                 _, low, high = median_interval(_series(medians, name, reference))
                 centre = float(np.median(_series(medians, name, reference)))
                 converged[name] = max(high - centre, centre - low) <= tolerance * centre
-            if all(converged.values()) or out_of_time:
+            if all(converged.values()) or out_of_time or (decided is not None and decided(found())):
                 break
-    return {
-        name: _summarise(name, medians, singles[name], reference, converged[name], tolerance, interrupted[name] / len(medians[name]))
-        for name in names
-    }
+    return found()
 
 
 def settle(network: CompiledNetwork, expected_ms: float) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-from latprune.export.record import ResultRecord
+from latprune.export.record import LatencyRecord, ResultRecord
 from latprune.report import formatting as fmt
 from latprune.report.data import ReportData, compute_report
 from latprune.report.style import STYLE
@@ -262,13 +262,21 @@ def _running(data: ReportData) -> str:
     return f'<div class="pair">{cards}</div>' if cards else ""
 
 
+def _precision(latency: LatencyRecord) -> str:
+    """How closely the latency is known: by its ratio where it has one, since that is what was pinned down."""
+    centre, low, high = latency.ratio, latency.ratio_low, latency.ratio_high
+    if centre is None or low is None or high is None:
+        centre, low, high = latency.ms, latency.low, latency.high
+    return f"95 % interval of ±{fmt.percent((high - low) / 2 / centre)}"
+
+
 def _provenance(data: ReportData) -> str:
     record = data.record
     source, latency = record.provenance, record.pruned.latency
     measured = ""
     if latency is not None:
         measured = f"{latency.runs} runs" + (f" in {latency.rounds} rounds" if latency.rounds is not None else "")
-        measured += "" if latency.converged else "; the interval did not become as tight as asked for"
+        measured += f", {_precision(latency)}"
     inputs = ", ".join(
         f"{item.name}: {fmt.shape(item.shape)} {item.dtype}" if item.name else f"{fmt.shape(item.shape)} {item.dtype}"
         for item in record.model.inputs
