@@ -15,8 +15,8 @@ from latprune.trials import Trial
 
 __all__ = ["Candidate", "CandidateSearch"]
 
-MAX_MEASURED = 12
-MAX_SOLVED = 40
+MAX_MEASURED = 20
+MAX_SOLVED = 60
 
 
 @dataclass(slots=True)
