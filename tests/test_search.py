@@ -26,6 +26,20 @@ class Steps(Proposer):
         return Proposal(widths={"g": width}, removed_blocks=(), predicted=0.1 * width)
 
 
+class Gaps(Steps):
+    """Solves only for widths that are multiples of 20; widened, for any."""
+
+    def propose(self, limit: float) -> Proposal:
+        found = super().propose(limit)
+        width = 20 * (found.widths["g"] // 20)
+        return Proposal(widths={"g": width}, removed_blocks=(), predicted=0.1 * width)
+
+    def widened(self, found: Proposal, limit: float) -> Proposal:
+        wider = super().propose(limit)
+        assert wider.widths["g"] >= found.widths["g"]
+        return wider
+
+
 class Network(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,9 +65,9 @@ def measurement(ms: float, ratio: float) -> Measurement:
     return Measurement(name="pruned", **around, **counts)
 
 
-def search(machine: Machine, budget: float) -> CandidateSearch:
+def search(machine: Machine, budget: float, proposer: Proposer | None = None) -> CandidateSearch:
     return CandidateSearch(
-        Steps(),
+        proposer or Steps(),
         LimitSearch(budget=budget, start=8.0, start_predicted=8.0),
         cut=lambda proposal: Network(proposal.widths["g"]),
         measure=machine,
@@ -81,6 +95,22 @@ def test_a_candidate_whose_fresh_measurement_is_over_the_budget_is_not_delivered
 
 def test_where_no_width_lies_in_the_window_the_closest_under_it_is_delivered_with_a_note():
     found = search(Machine(lambda width: 3.6 if width < 50 else 5.5), 5.0).run()
+    assert found.fresh.value == 3.6
+    assert "72.0%" in found.note
+
+
+@pytest.mark.parametrize("slope", [0.1, 0.11, 0.12])
+@pytest.mark.parametrize("error", [0.0, 0.06, -0.06])
+def test_where_no_solved_network_lies_in_the_window_the_closest_is_widened(slope, error):
+    """Solved networks measure at 3 ms and then above 5; whole networks are mispredicted, the widths between them by another slope."""
+    machine = Machine(lambda width: 3.0 * (1 + error) + slope * (width - 40) if width >= 40 else 2.0)
+    found = search(machine, 5.0, Gaps()).run()
+    assert 0.97 * 5.0 <= found.fresh.value <= 5.0
+    assert found.note == "" and found.network.width % 20 and found.network.width == found.proposal.widths["g"]
+
+
+def test_widening_that_steps_over_the_window_leaves_the_closest():
+    found = search(Machine(lambda width: 3.6 if width < 47 else 5.5), 5.0, Gaps()).run()
     assert found.fresh.value == 3.6
     assert "72.0%" in found.note
 

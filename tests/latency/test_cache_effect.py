@@ -190,6 +190,24 @@ def test_the_solvers_network_costs_what_the_tables_predict(context: StageContext
             assert found.problem.evaluate(assignment).gain <= found.solution.gain * (1 + 1e-9)
 
 
+@pytest.mark.parametrize(("resource", "method"), [("latency", MDP()), ("latency", MDP(blocks=False)), ("flops", MDP())])
+def test_a_network_is_widened_up_to_a_higher_limit(context: StageContext, resource: str, method: MDP) -> None:
+    inside = context if resource == "latency" else StageContext(**{**_fields(context), "resource": "flops", "tables": None})
+    dense = inside.predict(context.graph.dense_widths())
+    proposer = method.prepare(inside)
+    found = proposer.propose(0.4 * dense)
+    for limit in (found.predicted * (1 + 1e-6), 0.6 * dense):
+        wider = proposer.widened(found, limit)
+        assert wider is not None
+        assert all(wider.widths[name] >= found.widths[name] for name in found.widths)
+        assert set(wider.removed_blocks) <= set(found.removed_blocks)
+        assert found.predicted * (1 - 1e-9) <= wider.predicted <= limit * (1 + 1e-5)
+        best, at = proposer.propose(limit).solution, wider.solution
+        assert best is not None and best.gain is not None and at is not None and at.gain is not None and at.gain <= best.gain * (1 + 1e-9)
+        assert wider.problem is not None and wider.problem.to_dict()
+    assert wider.predicted > 1.15 * found.predicted
+
+
 def test_the_floor_can_be_proposed(context: StageContext) -> None:
     assert context.tables is not None
     proposer = MDP(blocks=False).prepare(context)

@@ -65,6 +65,7 @@ class LatencyTables:
     cache_effect: CacheEffect = CacheEffect()
     share: float = 1.0
     _choices: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    _dense: list[float] = field(default_factory=list, init=False, repr=False)
 
     @property
     def kernels(self) -> list[str]:
@@ -91,16 +92,7 @@ class LatencyTables:
         shape = tuple(len(size) for size in sizes)
         if entry is None:
             return np.zeros(shape)
-        if len(sizes) != len(entry.axes):
-            raise InvalidArgumentError(f"kernel {kernel!r} has {len(entry.axes)} axes, but {len(sizes)} sizes were given")
-        for axis, (size, dense) in enumerate(zip(sizes, entry.dense, strict=True)):
-            if len(size) and (size.min() < 0 or size.max() > dense):
-                raise TableError(
-                    f"kernel {kernel!r}, axis {axis}: sizes {size.min()} to {size.max()} asked for, but the table covers 1 to {dense}; "
-                    "build the tables from the dense network"
-                )
-        held = [np.maximum(size, 1) for size in sizes]
-        values = entry.factor * self.surfaces[entry.surface].grid(*held)
+        held, values = self._alone(entry, sizes)
         if self.cache_effect and self.share != 1.0:
             values = values * self.cache_effect.factor(self.share, entry.traffic.weight_share(np.ix_(*held)))
         values = np.maximum(self.scale * (values + entry.overhead_ms), 0.0)
@@ -109,6 +101,19 @@ class LatencyTables:
                 values = np.where((size == 0).reshape([-1 if other == axis else 1 for other in range(len(sizes))]), 0.0, values)
         return np.asarray(values)
 
+    def _alone(self, entry: KernelTable, sizes: list[npt.NDArray[np.int64]]) -> tuple[list[npt.NDArray[np.int64]], FloatArray]:
+        """Sizes as the surface takes them, and what it says there, whatever runs around the kernel."""
+        if len(sizes) != len(entry.axes):
+            raise InvalidArgumentError(f"kernel {entry.name!r} has {len(entry.axes)} axes, but {len(sizes)} sizes were given")
+        for axis, (size, dense) in enumerate(zip(sizes, entry.dense, strict=True)):
+            if len(size) and (size.min() < 0 or size.max() > dense):
+                raise TableError(
+                    f"kernel {entry.name!r}, axis {axis}: sizes {size.min()} to {size.max()} asked for, but the table covers 1 to {dense}; "
+                    "build the tables from the dense network"
+                )
+        held = [np.maximum(size, 1) for size in sizes]
+        return held, entry.factor * self.surfaces[entry.surface].grid(*held)
+
     def predict(self, widths: Mapping[str, int] | None = None, removed_blocks: Iterable[str] = ()) -> float:
         """Latency in milliseconds of the network at ``widths`` (groups not named stay dense) without ``removed_blocks``."""
         full = {**self.widths, **(widths or {})}
@@ -116,32 +121,41 @@ class LatencyTables:
         if unknown:
             raise InvalidArgumentError(f"widths name groups that the network does not have: {', '.join(sorted(unknown))}")
         removed = set(removed_blocks)
-        total = self._total(full, removed, 1.0)
+        running = self._running(full, removed)
+        total = self.constant_ms + running.total(1.0)
         if not self.cache_effect:
             return total
         # A network stands in itself: what it takes decides what its kernels cost. Exponents below one make this converge.
-        dense = self._total(self.widths, set(), 1.0)
         for _ in range(_STANDS):
-            before, total = total, self._total(full, removed, max(total / dense, _SMALLEST))
+            before, total = total, self.constant_ms + running.total(max(total / self._dense_total(), _SMALLEST))
             if abs(total - before) <= 1e-5 * total:
                 break
         return total
 
-    def _total(self, widths: Mapping[str, int], removed: set[str], share: float) -> float:
-        """Constant and kernels of a network, inside one that takes ``share`` of the dense one's latency."""
-        inside = self.at(share)
-        total = self.constant_ms
+    def _dense_total(self) -> float:
+        """Constant and kernels of the dense network; shares are relative to it."""
+        if not self._dense:
+            self._dense.append(self.constant_ms + self._running(self.widths, set()).total(1.0))
+        return self._dense[0]
+
+    def _running(self, widths: Mapping[str, int], removed: set[str]) -> _Running:
+        """The kernels of a network."""
+        rows = []
         for entry in self.entries.values():
-            if removed.isdisjoint(entry.blocks):
-                cost = inside.cost(entry.name, [axis.size(widths, removed) for axis in entry.axes])
-                total += cost * active_factor(entry.neighbours, removed)
-        return total
+            sizes = [axis.size(widths, removed) for axis in entry.axes]
+            if not removed.isdisjoint(entry.blocks) or 0 in sizes:
+                continue
+            held, alone = self._alone(entry, [np.asarray([size]) for size in sizes])
+            exponent = float(self.cache_effect.exponent(entry.traffic.weight_share(held)).reshape(-1)[0])
+            rows.append((float(alone.reshape(-1)[0]), exponent, entry.overhead_ms, active_factor(entry.neighbours, removed)))
+        alone, exponents, overheads, neighbours = np.asarray(rows, dtype=np.float64).reshape(-1, 4).T
+        return _Running(alone, exponents, overheads, neighbours, self.scale)
 
     def share_of(self, widths: Mapping[str, int] | None = None, removed_blocks: Iterable[str] = ()) -> float:
         """Latency of the network at ``widths`` without ``removed_blocks``, relative to the dense one; 1 where it makes no difference."""
         if not self.cache_effect:
             return 1.0
-        return max(self.predict(widths, removed_blocks) / self._total(self.widths, set(), 1.0), _SMALLEST)
+        return max(self.predict(widths, removed_blocks) / self._dense_total(), _SMALLEST)
 
     def at(self, share: float) -> LatencyTables:
         """The same tables, read inside a network that takes ``share`` of the dense one's latency (``share_of``)."""
@@ -237,3 +251,19 @@ class LatencyTables:
         from latprune.latency.table_format import tables_from_dict
 
         return tables_from_dict(data)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """The kernels that run in a network, one entry each."""
+
+    alone: FloatArray
+    exponents: FloatArray
+    overheads: FloatArray
+    neighbours: FloatArray
+    scale: float
+
+    def total(self, share: float) -> float:
+        """Their milliseconds inside a network that takes ``share`` of the dense one's latency."""
+        costs = np.maximum(self.scale * (self.alone * share**self.exponents + self.overheads), 0.0)
+        return float((costs * self.neighbours).sum())

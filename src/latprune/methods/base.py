@@ -118,6 +118,14 @@ class Proposer(ABC):
             BudgetInfeasibleError: No network is under ``limit``; the error carries the lowest predicted value.
         """
 
+    def widened(self, found: Proposal, limit: float) -> Proposal | None:
+        """The best network under ``limit`` that keeps all that ``found`` keeps; None where the method has no choice of such networks.
+
+        Between two neighbouring networks little has to be predicted, so that such a one comes closer to a budget than the tables' error
+        over whole networks allows.
+        """
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method(ABC):

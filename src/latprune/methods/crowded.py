@@ -34,8 +34,7 @@ class CrowdedProposer(Proposer):
 
     def propose(self, limit: float) -> Proposal:
         """Solve for ``limit``; see the base class."""
-        inside = replace(self._context, tables=self._tables.at(max(limit / self._dense, _SMALLEST)))
-        solved = SolvedProposer(inside, self._problem_of(inside), self._solver)
+        solved = self._inside(limit)
         try:
             return self._stood_in_itself(solved.propose(limit))
         except BudgetInfeasibleError as error:
@@ -49,6 +48,16 @@ class CrowdedProposer(Proposer):
                 limit=dict(error.limit),
                 floor={**error.floor, self._context.resource: smallest.predicted},
             ) from error
+
+    def widened(self, found: Proposal, limit: float) -> Proposal | None:
+        """Solve for ``limit`` among the networks that are nowhere narrower; see the base class."""
+        wider = self._inside(limit).widened(found, limit)
+        return self._stood_in_itself(wider) if wider is not None else None
+
+    def _inside(self, limit: float) -> SolvedProposer:
+        """The problem with the costs of kernels inside a network that takes ``limit``."""
+        inside = replace(self._context, tables=self._tables.at(max(limit / self._dense, _SMALLEST)))
+        return SolvedProposer(inside, self._problem_of(inside), self._solver)
 
     def _stood_in_itself(self, found: Proposal) -> Proposal:
         """The proposal with its prediction inside of itself: where choices are few, it may lie far below the limit."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from latprune.errors import LatpruneError
 from latprune.methods.assemble import proposal_of
 from latprune.methods.base import Proposal, Proposer, StageContext
-from latprune.problem import Problem, Solution
+from latprune.problem import Problem, Solution, at_least
 from latprune.solve import require_answer, solve
 
 __all__ = ["SolvedProposer"]
@@ -22,8 +22,15 @@ class SolvedProposer(Proposer):
 
     def propose(self, limit: float) -> Proposal:
         """Solve for ``limit``; see the base class."""
-        row = self._problem.costs[0]
-        problem = self._problem.replace_limits({row.name: limit})
+        return self._solved(self._problem, limit)
+
+    def widened(self, found: Proposal, limit: float) -> Proposal | None:
+        """Solve for ``limit`` among the networks that are nowhere narrower; see the base class."""
+        assert found.solution is not None and found.solution.assignment is not None
+        return self._solved(at_least(self._problem, found.solution.assignment), limit)
+
+    def _solved(self, problem: Problem, limit: float) -> Proposal:
+        problem = problem.replace_limits({problem.costs[0].name: limit})
         solution: Solution = solve(problem, solver=self._solver, time_limit=self._context.time_limit)
         require_answer(problem, solution)
         if solution.assignment is None:

@@ -1,0 +1,46 @@
+"""A pruning problem among fewer networks: those that keep at least what a given one keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from latprune.problem.types import Axis, Problem, Term
+
+__all__ = ["at_least"]
+
+
+def at_least(problem: Problem, assignment: Mapping[str, int]) -> Problem:
+    """The same problem over assignments that are nowhere below ``assignment``: no narrower group, no block removed that stays in it.
+
+    Args:
+        problem: The problem; its limits stay.
+        assignment: Variable name -> value, each among the variable's choices.
+
+    Raises:
+        InvalidArgumentError: A variable is missing or unknown, or its value is not one of its choices.
+    """
+    problem.evaluate(assignment)  # checks the assignment
+    first = {v.name: v.choices.index(assignment[v.name]) for v in problem.variables if v.kind == "width"}
+
+    def cut(axis: Axis) -> slice:
+        # A sum may offer totals that can no longer be reached: a total reads the entry of its own.
+        return slice(first.get(axis, 0), None) if isinstance(axis, str) else slice(None)
+
+    def narrowed(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        return tuple(replace(term, table=term.table[tuple(cut(axis) for axis in term.over)]) for term in terms)
+
+    variables = tuple(replace(v, choices=v.choices[first[v.name] :]) if v.kind == "width" else v for v in problem.variables)
+    # A block's variable always has both values, so those that stay are held by a loss that no other choice makes up for. It is finite, so
+    # that the problem can be written to a file.
+    finite = [term.table[np.isfinite(term.table)] for term in problem.gains]
+    loss = 1.0 + sum(float(max(values.max(initial=0.0), 0.0) - min(values.min(initial=0.0), 0.0)) for values in finite)
+    kept = [v.name for v in problem.variables if v.kind == "block" and assignment[v.name] == 1]
+    held = tuple(Term(name=f"{name} stays", over=(name,), table=np.array([-loss, 0.0])) for name in kept)
+    return Problem(
+        variables=variables,
+        gains=narrowed(problem.gains) + held,
+        costs=tuple(replace(resource, terms=narrowed(resource.terms)) for resource in problem.costs),
+    )
