@@ -67,10 +67,12 @@ class MadeUpMachine:
         layout_changes: bool = False,
         factors: Mapping[str, float] = {},  # noqa: B006
         beside: Mapping[str, tuple[str, float]] = {},  # noqa: B006
+        added: Mapping[str, tuple[str, float]] = {},  # noqa: B006
         caches: CacheEffect = STEADY,
     ) -> None:
-        """``beside``: kernel -> (block, what the kernel costs where that block is gone, as a factor). ``caches``: what the latency
-        of the network around them makes of the kernels.
+        """``beside``: kernel -> (block, what the kernel costs where that block is gone, as a factor). ``added``: kernel -> (block,
+        milliseconds of a step that runs on the kernel's output where that block is gone, at the dense width). ``caches``: what the
+        latency of the network around them makes of the kernels.
 
         With ``layout_changes`` a kernel whose last size is no multiple of 8
         shows two more steps in its profile, each with the timer's cost.
@@ -79,13 +81,16 @@ class MadeUpMachine:
         self.random = np.random.default_rng(seed)
         self.noise, self.interrupted, self.timer, self.factors = noise, interrupted, timer, factors
         self.beside = beside
+        self.added = added
         self.caches = caches
 
     def cost(self, name: str, sizes: tuple[int, ...], removed: tuple[str, ...], share: float = 1.0) -> float:
         """True milliseconds of a kernel in a network without ``removed`` that takes ``share`` of the dense one's latency."""
         block, factor = self.beside.get(name, ("", 1.0))
         around = float(self.caches.factor(share, TRAFFIC[name].weight_share(sizes)))
-        return true_cost(name, sizes, self.factors) * (factor if block in removed else 1.0) * around
+        gone, added = self.added.get(name, ("", 0.0))
+        step = added * sizes[-1] / KERNELS[name].axes[-1].size(WIDTHS) if gone in removed else 0.0
+        return true_cost(name, sizes, self.factors) * (factor if block in removed else 1.0) * around + step
 
     def latency(self, widths: Mapping[str, int], removed: tuple[str, ...] = ()) -> float:
         """True end-to-end milliseconds: what a network takes decides what its kernels cost."""

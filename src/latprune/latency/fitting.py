@@ -15,7 +15,7 @@ from latprune.graph.types import ChannelGroup, Kernel
 from latprune.latency.cache_effect import NO_TRAFFIC, CacheEffect, Traffic, fit_cache_effect, full_effect
 from latprune.latency.features import kernel_traffic
 from latprune.latency.kernel_table import kernel_entry
-from latprune.latency.neighbours import Neighbour, Observation, active_factor, candidate_conditions, find_neighbours
+from latprune.latency.neighbours import Neighbour, Observation, active, candidate_conditions, find_neighbours, written
 from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.surface import SizeSurface, fit_surface, non_negative_least_squares
 from latprune.latency.tables import LatencyTables, Residual, TableStats
@@ -28,6 +28,8 @@ _CLOCK = 3e-4
 """Milliseconds below which a kernel cannot be told from nothing: profiles count in microseconds."""
 _TIMER_LIMIT = 0.01
 _ROUNDS = 4
+_LEAST_OWN = 0.1
+"""Share of a sample that is the kernel's own, whatever is said to be added to it."""
 _DIFFERS = 0.02
 """Relative difference below which two positions of equal kernels are taken as one even where the samples could tell them apart."""
 
@@ -111,13 +113,14 @@ def fit_kernels(
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Base:
     """What every round of the fit starts from: the network and kernel of each sample, its milliseconds without the timer's, at the common
-    speed, what kernels move, and each network's latency relative to dense.
+    speed, what kernels move, their dense sizes, and each network's latency relative to dense.
     """
 
     rows: list[tuple[int, NetworkSample, KernelSample, float]]
     kernels: Sequence[Kernel]
     widths: Mapping[str, int]
     traffic: Mapping[str, Traffic]
+    dense: Mapping[str, tuple[int, ...]]
     shares: list[float]
 
     @classmethod
@@ -134,13 +137,18 @@ class _Base:
             max((network.ms if network.ms is not None else sum(kernel.ms for kernel in network.kernels)) / network.reference_ms, 1e-3)
             for network in samples
         ]
-        return cls(rows=rows, kernels=kernels, widths=widths, traffic=traffic, shares=shares)
+        dense = {kernel.name: tuple(axis.size(widths) for axis in kernel.axes) for kernel in kernels}
+        return cls(rows=rows, kernels=kernels, widths=widths, traffic=traffic, dense=dense, shares=shares)
 
     def cache_factor(self, effect: CacheEffect, network: int, sample: KernelSample) -> float:
         """What the network around it makes of a sample's cost."""
         if not effect:
             return 1.0
         return float(effect.factor(self.shares[network], self.traffic.get(sample.kernel, NO_TRAFFIC).weight_share(sample.sizes)))
+
+    def written(self, sample: KernelSample) -> float:
+        """What a sample's kernel wrote, relative to the dense one."""
+        return float(written(sample.sizes, self.dense.get(sample.kernel, sample.sizes)))
 
 
 def _fitted(base: _Base, fit: Fit, network: int, sample: KernelSample) -> float:
@@ -170,8 +178,15 @@ def _neighbours(base: _Base, fit: Fit) -> dict[str, tuple[Neighbour, ...]]:
     for index, network, sample, spent in base.rows:
         key = fit.keys.get(sample.kernel)
         if key is not None:
-            residual = float(np.log(max(spent, _CLOCK) / max(_fitted(base, fit, index, sample), _CLOCK)))
-            observations[key].append(Observation(kernel=sample.kernel, residual=residual, removed=frozenset(network.removed)))
+            observations[key].append(
+                Observation(
+                    kernel=sample.kernel,
+                    spent=max(spent, _CLOCK),
+                    fitted=max(_fitted(base, fit, index, sample), _CLOCK),
+                    removed=frozenset(network.removed),
+                    written=base.written(sample),
+                )
+            )
     return find_neighbours(observations, candidate_conditions([kernel for kernel in base.kernels if kernel.name in fit.keys]))
 
 
@@ -179,8 +194,9 @@ def _fit_surfaces(base: _Base, neighbours: Mapping[str, tuple[Neighbour, ...]], 
     widths = base.widths
     by_signature: dict[str, list[tuple[KernelSample, float]]] = defaultdict(list)
     for index, network, sample, spent in base.rows:
-        around = active_factor(neighbours.get(sample.kernel, ()), network.removed) * base.cache_factor(effect, index, sample)
-        by_signature[sample.signature].append((sample, spent / around))
+        factor, added = active(neighbours.get(sample.kernel, ()), network.removed)
+        alone = max(spent - added * base.written(sample), _LEAST_OWN * spent)
+        by_signature[sample.signature].append((sample, alone / (factor * base.cache_factor(effect, index, sample))))
     names = {kernel.name: kernel for kernel in base.kernels}
     surfaces: dict[str, SizeSurface] = {}
     keys: dict[str, str] = {}
@@ -270,6 +286,7 @@ def fit_tables(
     ordered = [kernel for kernel in kernels if kernel.name in fit.keys]
     level = dense_level(samples)
     index = {key: column for column, key in enumerate(fit.surfaces)}
+    dense = {kernel.name: [axis.size(widths) for axis in kernel.axes] for kernel in ordered}
     rows, targets = [], []
     for network, share in zip(samples, fit.shares, strict=True):
         if network.ms is None:
@@ -280,22 +297,25 @@ def fit_tables(
         for kernel in ordered:
             if removed.isdisjoint(kernel.blocks):
                 sizes = np.maximum([axis.size(network.widths, removed) for axis in kernel.axes], 1)
-                factor = fit.factors[kernel.name] * active_factor(fit.neighbours.get(kernel.name, ()), removed)
+                beside_it, added = active(fit.neighbours.get(kernel.name, ()), removed)
+                factor = fit.factors[kernel.name] * beside_it
                 if fit.cache_effect:
                     factor *= float(fit.cache_effect.factor(share, fit.traffic[kernel.name].weight_share(sizes.tolist())))
-                parts[index[fit.keys[kernel.name]]] += factor * float(fit.surfaces[fit.keys[kernel.name]].at(sizes)[0])
+                alone = factor * float(fit.surfaces[fit.keys[kernel.name]].at(sizes)[0])
+                parts[index[fit.keys[kernel.name]]] += alone + added * float(written(list(sizes), dense[kernel.name]))
                 count += 1
         rows.append(np.concatenate([[1.0, float(count)], parts]))
         targets.append(network.ms * level / network.reference_ms)
     constant, overhead, scales = _calibrate(np.asarray(rows), np.asarray(targets))
+    scale = {kernel.name: float(scales[index[fit.keys[kernel.name]]]) for kernel in ordered}
     entries = {
         kernel.name: kernel_entry(
             kernel,
             fit.keys[kernel.name],
-            fit.factors[kernel.name] * float(scales[index[fit.keys[kernel.name]]]),
+            fit.factors[kernel.name] * scale[kernel.name],
             overhead,
             widths,
-            fit.neighbours.get(kernel.name, ()),
+            tuple(replace(item, added_ms=item.added_ms * scale[kernel.name]) for item in fit.neighbours.get(kernel.name, ())),
             fit.traffic[kernel.name],
         )
         for kernel in ordered

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latprune.latency.fitting import fit_tables
-from latprune.latency.neighbours import active_factor
 from latprune.latency.samples import ContextInfo, NetworkSample
 from latprune.latency.tables import LatencyTables, Residual, TableStats
 
@@ -52,7 +51,7 @@ def far_off(tables: LatencyTables, samples: Sequence[NetworkSample]) -> list[int
         for kernel in sample.kernels:
             entry = tables.entries.get(kernel.kernel)
             if entry is not None:
-                cost = inside.cost(kernel.kernel, kernel.sizes) * active_factor(entry.neighbours, sample.removed)
+                cost = inside.cost(kernel.kernel, kernel.sizes, sample.removed)
                 if cost > max(_SHARE * predicted, _LEAST_MS):
                     found[kernel.kernel] = float(np.log(max(kernel.ms * speed, 1e-6) / cost))
         parts.append(found)

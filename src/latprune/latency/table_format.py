@@ -107,7 +107,7 @@ def _entry_to_dict(entry: KernelTable) -> dict[str, Any]:
         ],
         "blocks": list(entry.blocks),
         "dense": list(entry.dense),
-        "neighbours": [[list(item.removed), item.factor] for item in entry.neighbours],
+        "neighbours": [dataclasses.asdict(item) for item in entry.neighbours],
         "traffic": dataclasses.asdict(entry.traffic),
     }
 
@@ -130,7 +130,12 @@ def _entry_from_dict(data: Mapping[str, Any]) -> KernelTable:
         axes=axes,
         blocks=tuple(data["blocks"]),
         dense=tuple(int(size) for size in data["dense"]),
-        # Files from before neighbours were known have none.
-        neighbours=tuple(Neighbour(removed=tuple(removed), factor=float(factor)) for removed, factor in data.get("neighbours", ())),
+        neighbours=tuple(_neighbour_from(item) for item in data.get("neighbours", ())),
         traffic=Traffic(**data.get("traffic", {})),
     )
+
+
+def _neighbour_from(data: Any) -> Neighbour:
+    """A neighbour; older files hold ``[removed, factor]``, and files from before they were known none."""
+    item = dict(zip(("removed", "factor"), data, strict=True)) if isinstance(data, list) else data
+    return Neighbour(removed=tuple(item["removed"]), factor=float(item["factor"]), added_ms=float(item.get("added_ms", 0.0)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from latprune.errors import InvalidArgumentError, TableError
 from latprune.latency.cache_effect import CacheEffect
 from latprune.latency.choices import group_step, offered_widths
 from latprune.latency.kernel_table import KernelTable
-from latprune.latency.neighbours import active_factor
+from latprune.latency.neighbours import Neighbour, active, written
 from latprune.latency.residual import Residual, TableStats
 from latprune.latency.surface import SizeSurface
 from latprune.latency.target import Target
@@ -72,16 +73,34 @@ class LatencyTables:
         """Names of the kernels that cost something, in the order in which they run."""
         return list(self.entries)
 
-    def cost(self, kernel: str, sizes: Sequence[int]) -> float:
-        """Milliseconds of one kernel at ``sizes`` (one per axis of the kernel); 0 for a kernel that the engine fuses into another one.
-
-        All blocks around the kernel are taken to be there; ``predict`` counts what their removal changes (``KernelTable.neighbours``). The
-        network around it takes ``share`` of the dense one's latency.
+    def cost(self, kernel: str, sizes: Sequence[int], removed_blocks: Iterable[str] = ()) -> float:
+        """Milliseconds of one kernel at ``sizes`` (one per axis of the kernel) in a network without ``removed_blocks``, which takes
+        ``share`` of the dense one's latency; 0 for a kernel that the engine fuses into another one.
         """
-        return float(self._values(kernel, [np.asarray([size]) for size in sizes]).reshape(-1)[0])
+        grid = [np.asarray([size]) for size in sizes]
+        total, removed = self._values(kernel, grid), frozenset(removed_blocks)
+        for blocks, change in self.changes(kernel) if removed else ():
+            if removed.issuperset(blocks):
+                total = total + change(*grid)
+        return float(total.reshape(-1)[0])
+
+    def changes(self, kernel: str) -> list[tuple[tuple[str, ...], Callable[..., FloatArray]]]:
+        """What the removal of blocks beside a kernel does to its cost (``KernelTable.neighbours``): ``(blocks, table)``, where ``table`` is
+        called like :meth:`table` and says how many milliseconds more the kernel costs once all of ``blocks`` are gone.
+        """
+        entry = self.entries.get(kernel)
+        return [(item.removed, partial(self._change, kernel, item)) for item in (entry.neighbours if entry is not None else ())]
+
+    def _change(self, kernel: str, item: Neighbour, *sizes: npt.ArrayLike) -> FloatArray:
+        axes = [np.asarray(size, dtype=np.int64).reshape(-1) for size in sizes]
+        total = (item.factor - 1.0) * self._values(kernel, axes)
+        if item.added_ms:
+            added = self.scale * item.added_ms * written(np.ix_(*axes), self.entries[kernel].dense)
+            total = total + added * reduce(np.multiply.outer, [axis > 0 for axis in axes], np.ones(()))
+        return np.asarray(total)
 
     def table(self, kernel: str, *sizes: npt.ArrayLike) -> FloatArray:
-        """Milliseconds of one kernel on the grid of one integer vector per axis -> array with one dimension per axis.
+        """Milliseconds of one kernel on the grid of one integer vector per axis -> array with one dimension per axis, all blocks there.
 
         Any size from 1 to the dense size may be asked for. A size of 0 means that the kernel reads or makes nothing; it costs nothing.
         """
@@ -147,9 +166,10 @@ class LatencyTables:
                 continue
             held, alone = self._alone(entry, [np.asarray([size]) for size in sizes])
             exponent = float(self.cache_effect.exponent(entry.traffic.weight_share(held)).reshape(-1)[0])
-            rows.append((float(alone.reshape(-1)[0]), exponent, entry.overhead_ms, active_factor(entry.neighbours, removed)))
-        alone, exponents, overheads, neighbours = np.asarray(rows, dtype=np.float64).reshape(-1, 4).T
-        return _Running(alone, exponents, overheads, neighbours, self.scale)
+            factor, more = active(entry.neighbours, removed)
+            rows.append((float(alone.reshape(-1)[0]), exponent, entry.overhead_ms, factor, more * float(written(sizes, entry.dense))))
+        alone, exponents, overheads, factors, added = np.asarray(rows, dtype=np.float64).reshape(-1, 5).T
+        return _Running(alone, exponents, overheads, factors, added, self.scale)
 
     def share_of(self, widths: Mapping[str, int] | None = None, removed_blocks: Iterable[str] = ()) -> float:
         """Latency of the network at ``widths`` without ``removed_blocks``, relative to the dense one; 1 where it makes no difference."""
@@ -188,8 +208,10 @@ class LatencyTables:
             values = entry.factor * self.surfaces[entry.surface].at(held)
             if self.cache_effect and share != 1.0:
                 values = values * self.cache_effect.factor(share, entry.traffic.weight_share(list(held.T)))
-            values = (values + entry.overhead_ms) * active_factor(entry.neighbours, removed)
-            total += np.where((sizes > 0).all(axis=1), np.maximum(self.scale * values, 0.0), 0.0)
+            factor, added = active(entry.neighbours, removed)
+            values = np.maximum(self.scale * (values + entry.overhead_ms), 0.0) * factor
+            values = np.asarray(values + self.scale * added * written(list(sizes.T), entry.dense))
+            total += np.where((sizes > 0).all(axis=1), values, 0.0)
         return total
 
     def step(self, group: str) -> int:
@@ -260,10 +282,11 @@ class _Running:
     alone: FloatArray
     exponents: FloatArray
     overheads: FloatArray
-    neighbours: FloatArray
+    factors: FloatArray
+    added: FloatArray
     scale: float
 
     def total(self, share: float) -> float:
         """Their milliseconds inside a network that takes ``share`` of the dense one's latency."""
         costs = np.maximum(self.scale * (self.alone * share**self.exponents + self.overheads), 0.0)
-        return float((costs * self.neighbours).sum())
+        return float((costs * self.factors + self.scale * self.added).sum())

@@ -55,7 +55,7 @@ def resource_terms(context: StageContext, removable: Iterable[str]) -> tuple[lis
         assert context.tables is not None
         tables = context.tables
         parts = [
-            cost_terms(graph.kernels[name], partial(tables.table, name), choices, removable, tables.entries[name].neighbours)
+            cost_terms(graph.kernels[name], partial(tables.table, name), choices, removable, tables.changes(name))
             for name in tables.kernels
         ]
     constant = context.tables.constant_ms if context.resource == "latency" and context.tables is not None else 0.0

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.graph.types import Kernel, Piece, WidthAxis
-from latprune.latency.neighbours import Neighbour
 from latprune.problem import Axis, Sum, SumMember, Term
 
 __all__ = ["block_variable", "cost_terms", "product_terms"]
@@ -33,7 +32,7 @@ def cost_terms(
     table: SizeTable,
     choices: Mapping[str, Sequence[int]],
     removable: Iterable[str],
-    neighbours: Iterable[Neighbour] = (),
+    changes: Iterable[tuple[tuple[str, ...], SizeTable]] = (),
 ) -> tuple[list[Term], float]:
     """One kernel's cost as terms of a pruning problem.
 
@@ -45,7 +44,7 @@ def cost_terms(
         table: Cost on the grid of axis sizes, in the order of ``kernel.axes``.
         choices: Widths on offer per group.
         removable: Blocks that have a variable; a kernel inside others is not gated by them.
-        neighbours: What the removal of blocks beside it makes of its cost: ``(factor - 1) * cost`` more where they are gone. ``(1 - z)`` is
+        changes: ``(blocks, table)``: what the kernel costs more where all of ``blocks``, which stand beside it, are gone. ``(1 - z)`` is
             multiplied out, because gates ask for blocks that are there.
 
     Returns:
@@ -55,14 +54,13 @@ def cost_terms(
     axes = tuple(_simplify(axis, set(kernel.blocks), gates) for axis in kernel.axes)
     gate = _gate(kernel.blocks, gates)
     terms, constant = _terms(kernel.name, axes, table, choices, gate)
-    for neighbour in neighbours:
-        if not gates.issuperset(neighbour.removed):
+    for blocks, change in changes:
+        if not gates.issuperset(blocks):
             continue
-        for count in range(len(neighbour.removed) + 1):
-            for present in combinations(neighbour.removed, count):
-                share = (neighbour.factor - 1.0) * (-1.0) ** count
-                name = f"{kernel.name} without {'+'.join(neighbour.removed)}"
-                more, fixed = _terms(name, axes, _scaled(table, share), choices, (*gate, *_gate(present, gates)))
+        for count in range(len(blocks) + 1):
+            for present in combinations(blocks, count):
+                name = f"{kernel.name} without {'+'.join(blocks)}"
+                more, fixed = _terms(name, axes, _scaled(change, (-1.0) ** count), choices, (*gate, *_gate(present, gates)))
                 terms += more
                 constant += fixed
     return terms, constant
