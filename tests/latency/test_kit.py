@@ -91,6 +91,34 @@ def test_a_runner_goes_on_where_it_stopped(kit: Path, results: Path, tmp_path: P
     assert [item["created"] for item in again][:3] == created[:3] and len(again) == 5
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kit": "0" * 32}, "another kit"),
+        ({"engine_version": "1.0"}, "another engine_version"),
+        ({"machine": "a board"}, "another machine"),
+        ({"networks": None}, "holds no results"),
+    ],
+)
+def test_a_runner_neither_mixes_nor_overwrites_other_results(
+    kit: Path, results: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    other = {**json.loads(results.read_text()), **change}
+    if change == {"networks": None}:
+        del other["networks"]
+    (tmp_path / "results.json").write_text(json.dumps(other))
+    command = [sys.executable, str(results.parent / "run.py"), str(kit), "results.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "results.json").read_text()) == other
+
+
+def test_a_runner_without_its_kit_says_so(results: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(results.parent / "run.py"), "kit.zip", "results.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("kit.zip is not there")
+
+
 def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: Path, tmp_path: Path) -> None:
     graph = trace(network(), X)
     good = json.loads(results.read_text())
