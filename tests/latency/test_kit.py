@@ -19,6 +19,7 @@ from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.graph import ModelGraph, trace
 from latprune.latency import ContextInfo, NetworkSample, Store, Target, import_kit_results, kit_runner, write_kit
 from latprune.latency import kit as kit_module
+from latprune.latency.engines.onnx_graph import export_onnx
 from latprune.latency.repeats import REPEAT, with_repeats
 
 X = torch.zeros(1, 3, 24, 24)
@@ -26,11 +27,11 @@ TARGET = Target(engine="onnxruntime")
 
 
 class Small(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 32, 3, padding=1)
-        self.conv1 = nn.Conv2d(32, 32, 3, padding=1)
-        self.conv2 = nn.Conv2d(32, 32, 3, padding=1)
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.stem(x))
@@ -129,6 +130,10 @@ def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: 
         ({**good, "networks": [{**good["networks"][0], "ms": -1}]}, r"networks.0.ms"),
         ({**good, "networks": [*good["networks"], {**good["networks"][0], "index": 99}]}, "does not have"),
         ({**good, "surprise": 1}, "surprise"),
+        ({**good, "networks": [*good["networks"], good["networks"][2]]}, "networks.5.index: network 2 is there twice"),
+        ({**good, "networks": [*good["networks"][:2], {**good["networks"][2], "steps": []}]}, "networks.2.steps: no step"),
+        ({**good, "networks": [{**good["networks"][0], "ms": 1e300}]}, r"networks.0.ms"),
+        ({**good, "networks": [{**good["networks"][0], "created": float("nan")}]}, r"networks.0.created"),
     ]
     with Store(tmp_path / "s.sqlite") as store:
         for content, message in cases:
@@ -138,6 +143,10 @@ def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: 
         other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)).eval()
         with pytest.raises(InvalidArgumentError, match="kit's model"):
             import_kit_results(store, kit, results, trace(other, X))
+        # The same names of groups, and other sizes.
+        for wider, x in ((Small(64), X), (Small(), torch.zeros(1, 3, 16, 16))):
+            with pytest.raises(InvalidArgumentError, match="kit's model"):
+                import_kit_results(store, kit, results, trace(wider.eval(), x))
         assert store.networks() == []
     (tmp_path / "no.zip").write_text("nothing")
     with Store(":memory:") as store, pytest.raises(FileFormatError, match="no measuring kit"):
@@ -279,6 +288,21 @@ def test_again_needs_what_was_measured(tmp_path: Path) -> None:
         args = parser.parse_args([*base, *more])
         with pytest.raises(InvalidArgumentError, match=missing):
             args.run(args)
+
+
+def test_a_kit_that_cannot_be_finished_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kit.zip"
+    path.write_text("the one before")
+    made = iter(range(2))
+
+    def export(*args: Any) -> Any:
+        next(made)
+        return export_onnx(*args)
+
+    monkeypatch.setattr(kit_module, "export_onnx", export)
+    with pytest.raises(StopIteration):
+        write_kit(path, network(), trace(network(), X), X, TARGET, networks=4)
+    assert path.read_text() == "the one before" and list(tmp_path.iterdir()) == [path]
 
 
 def test_only_onnxruntime_can_be_planned(tmp_path: Path) -> None:
