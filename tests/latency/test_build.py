@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,11 @@ def test_a_kept_fit_is_used_for_the_same_samples_only(tmp_path: Path, monkeypatc
         assert again.residual == tables.residual
         assert stored_tables(graph, X, target_context(target), store).predict() == tables.predict()
         assert not fits
+        for body in (b"no zlib", zlib.compress(b"no JSON"), zlib.compress(b'{"settled": true}')):
+            store._connection.execute("UPDATE fit SET body=?", (body,))
+            assert build_tables(model, graph, X, target, store=store, max_networks=12).predict() == pytest.approx(tables.predict())
+            assert fits, "a fit that cannot be read is made again"
+            fits.clear()
 
         narrower = trace(model, X, min_widths={"conv1": 8})
         build_tables(model, narrower, X, target, store=store, max_networks=12)
