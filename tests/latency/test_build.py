@@ -12,7 +12,18 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError, TableError
 from latprune.graph import trace
-from latprune.latency import LatencyTables, Store, TableProgress, Target, build, build_tables, get_engine, stored_tables, target_context
+from latprune.latency import (
+    ContextInfo,
+    LatencyTables,
+    Store,
+    TableProgress,
+    Target,
+    build,
+    build_tables,
+    get_engine,
+    stored_tables,
+    target_context,
+)
 from latprune.latency.repeats import with_repeats
 
 
@@ -187,3 +198,41 @@ def test_measure_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "widths on offer" in out and "12 networks now" in out
     tables = LatencyTables.from_dict(json.loads((tmp_path / "t.json").read_text()))
     assert tables.choices("conv1")[-1] == 48
+    with Store(tmp_path / "s.sqlite") as store:
+        ((here, _),) = store.contexts()
+        board = ContextInfo(target=here.target, version=here.version, machine="a board")
+        store.add(board, store.networks(here))
+    # The board is not at hand, and its tables are made without any engine.
+    base = arguments[:5] + ["--store", str(tmp_path / "s.sqlite")]
+    args = parser.parse_args([*base, "--context", "2", "-o", str(tmp_path / "new" / "board.json")])
+    assert args.run(args) == 0
+    assert "0 networks now, 12 in all" in capsys.readouterr().out
+    found = LatencyTables.from_dict(json.loads((tmp_path / "new" / "board.json").read_text()))
+    assert found.machine == "a board" and found.predict() == pytest.approx(tables.predict())
+    with pytest.raises(InvalidArgumentError, match="between 1 and 2"):
+        measure.run(parser.parse_args([*base, "--context", "3"]))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--plan", "k.zip", "--ray", "auto", "--label", "x"], "exclude each other"),
+        (["--context", "1", "--plan", "k.zip"], "exclude each other"),
+        (["--label", "x"], "--label needs --ray"),
+        (["--ray", "auto", "--label", "x", "-o", "t.json"], "--output does nothing with --ray"),
+        (["--ray", "auto", "--label", "x", "--time-limit", "5"], "--time-limit does nothing with --ray"),
+        (["--plan", "k.zip", "--extend"], "--extend does nothing with --plan"),
+        (["--time-limit", "-1"], "not negative"),
+        (["--time-limit", "nan"], "not negative"),
+        (["-o", "."], "is a folder"),
+        (["-o", f"{__file__}/t.json"], "its folder cannot be made"),
+    ],
+)
+def test_measure_command_refuses_what_it_would_ignore_before_it_measures(more: list[str], message: str) -> None:
+    from latprune.cli import measure
+
+    parser = argparse.ArgumentParser()
+    measure.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["measure", "--model", "none.py:none", "--input", "1x3x24x24", *more])
+    with pytest.raises(InvalidArgumentError, match=message):
+        args.run(args)

@@ -170,3 +170,20 @@ def test_table_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert run("--store", second, "check") == 0
     with pytest.raises(InvalidArgumentError, match="between 1 and 1"):
         run("--store", first, "show", "2")
+    assert run("ls", "--store", first) == 0, "behind the action, where other commands have it"
+    assert f"{first}: 1 conditions" in capsys.readouterr().out
+
+
+def test_reading_commands_leave_no_store_and_no_file_where_there_is_none(tmp_path: Path) -> None:
+    typo = str(tmp_path / "typo.sqlite")
+    for action in (["ls"], ["show", "1"], ["check"], ["export", str(tmp_path / "x.parquet")]):
+        with pytest.raises(InvalidArgumentError, match="no such file"):
+            run(*action, "--store", typo)
+    assert list(tmp_path.iterdir()) == []
+    with Store(typo):
+        pass
+    with pytest.raises(InvalidArgumentError, match="holds nothing yet"):
+        run("show", "1", "--store", typo)
+    with pytest.raises(InvalidArgumentError, match="is a folder"):
+        run("export", str(tmp_path), "--store", typo)
+    assert run("export", str(tmp_path / "new" / "x.parquet"), "--store", typo) == 0

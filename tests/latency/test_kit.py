@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from latprune.cli import measure
-from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.errors import FileFormatError, InvalidArgumentError, TableError
 from latprune.graph import ModelGraph, trace
 from latprune.latency import ContextInfo, NetworkSample, Store, Target, import_kit_results, kit_runner, write_kit
 from latprune.latency import kit as kit_module
@@ -328,7 +328,11 @@ def test_command(results: Path, kit: Path, tmp_path: Path, capsys: pytest.Captur
     assert args.run(args) == 0 and (tmp_path / "new.zip").is_file()
     args = parser.parse_args([*base, "--plan", str(kit), "--results", str(results)])
     assert args.run(args) == 0
-    assert "4 networks added" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 networks added" in said and "their tables: --context 1" in said
+    args = parser.parse_args([*base, "--context", "1"])
+    with pytest.raises(TableError, match="holds 4 networks"):
+        args.run(args)
     args = parser.parse_args([*base, "--results", str(results)])
     with pytest.raises(InvalidArgumentError, match="--plan"):
         args.run(args)
