@@ -269,6 +269,12 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "s.sqlite")
 
 
+def test_a_folder_is_no_store(tmp_path: Path) -> None:
+    for folder in (tmp_path, "."):
+        with pytest.raises(LatpruneError, match="it is a folder"):
+            Store(folder)
+
+
 def test_default_path_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LATPRUNE_CACHE", str(tmp_path / "cache"))
     assert default_store_path() == tmp_path / "cache" / "latency.sqlite"

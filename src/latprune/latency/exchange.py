@@ -119,16 +119,16 @@ def read_samples(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
         kind = _schema(pyarrow).field(name).type
         if table.schema.field(name).type != kind:
             raise FileFormatError(f"{path} has the column as {table.schema.field(name).type}; it must be {kind}", path=name)
-    return [_parse(index, row) for index, row in enumerate(table.to_pylist())]
+    return [_parse(f"{path}, rows[{index}]", row) for index, row in enumerate(table.to_pylist())]
 
 
-def _parse(index: int, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSample]:
+def _parse(place: str, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSample]:
     for name in _TEXTS:
         if not row[name]:
-            raise FileFormatError(f"{name} (={row[name]!r}) must be a text that is not empty", path=f"rows[{index}].{name}")
+            raise FileFormatError(f"{name} (={row[name]!r}) must be a text that is not empty", path=f"{place}.{name}")
     for name in _NUMBERS:
         if row[name] is None or not 0 <= row[name] < math.inf:
-            raise FileFormatError(f"{name} (={row[name]!r}) must be a finite number, not negative", path=f"rows[{index}].{name}")
+            raise FileFormatError(f"{name} (={row[name]!r}) must be a finite number, not negative", path=f"{place}.{name}")
     try:
         target = Target(engine=row["engine"], device=row["device"], threads=row["threads"], batch=row["batch"], precision=row["precision"])
         context = ContextInfo(target=target, version=row["engine_version"], machine=row["machine"])
@@ -150,18 +150,18 @@ def _parse(index: int, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSamp
             extra=json.loads(row["extra"]),
         )
     except (TypeError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"malformed: {error}", path=f"rows[{index}]") from error
+        raise FileFormatError(f"malformed: {error}", path=place) from error
     times = [network.reference_ms, *(kernel.ms for kernel in network.kernels)] + ([network.ms] if network.ms is not None else [])
     if not network.reference_ms > 0 or any(not 0 <= ms < 1e9 for ms in times):
-        raise FileFormatError("times must be non-negative milliseconds, the reference's positive", path=f"rows[{index}].ms")
+        raise FileFormatError("times must be non-negative milliseconds, the reference's positive", path=f"{place}.ms")
     if len({kernel.kernel for kernel in network.kernels}) < len(network.kernels):
-        raise FileFormatError("a kernel is there twice", path=f"rows[{index}].kernel_names")
+        raise FileFormatError("a kernel is there twice", path=f"{place}.kernel_names")
     for kernel in network.kernels:
         if len(kernel.sizes) != _axes(kernel.signature) or any(size < 0 for size in kernel.sizes):
             raise FileFormatError(
                 f"kernel {kernel.kernel!r} has the sizes {list(kernel.sizes)}, none of which may be negative, and the signature "
                 f"{kernel.signature!r}, which must be a JSON object that names as many axes under 'fixed'",
-                path=f"rows[{index}].kernel_sizes",
+                path=f"{place}.kernel_sizes",
             )
     return context, network
 

@@ -61,6 +61,8 @@ class Store:
 
     def __init__(self, path: str | Path | None = None, *, timeout: float = 60.0) -> None:
         self.path = default_store_path() if path is None else Path(path)
+        if self.path.is_dir():
+            raise LatpruneError(f"store {self.path} cannot be opened: it is a folder; name a file in it")
         try:
             if str(self.path) != ":memory:":
                 self.path.parent.mkdir(parents=True, exist_ok=True)
