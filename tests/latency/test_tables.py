@@ -125,6 +125,9 @@ def test_arguments_are_checked(tables: LatencyTables) -> None:
         tables.cost("a.1", (129, 5))
     with pytest.raises(InvalidArgumentError, match="2 axes"):
         tables.cost("a.1", (12,))
+    # Its letters would name no block, and the answer would be the whole network's.
+    with pytest.raises(InvalidArgumentError, match="not one name"):
+        tables.predict(removed_blocks="a")
     with pytest.raises(InvalidArgumentError, match="other"):
         tables.predict({"other": 3})
     with pytest.raises(InvalidArgumentError, match="other"):

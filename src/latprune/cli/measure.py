@@ -211,6 +211,8 @@ def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, 
 
 
 def _kit(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, target: Target) -> int:
+    from pathlib import Path
+
     from latprune.errors import InvalidArgumentError
     from latprune.graph import trace
     from latprune.latency import Store, import_kit_results, write_kit, write_kit_again
@@ -232,7 +234,11 @@ def _kit(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, targ
             _name_conditions(store, graph, inputs)
         return 0
     identity = write_kit(args.plan, model, graph, inputs, target, networks=args.max_networks, seed=args.seed)
-    print(f"kit {identity} written to {args.plan}; on the device: unzip it and run python run.py {args.plan} results.json")
+    size = Path(args.plan).stat().st_size / 1e6
+    print(
+        f"kit {identity} of {args.max_networks} networks, {size:.0f} MB, written to {args.plan}; "
+        f"on the device: unzip {args.plan} run.py && python run.py {args.plan} results.json"
+    )
     return 0
 
 

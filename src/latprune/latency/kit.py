@@ -172,7 +172,8 @@ def _write(
             if index:
                 prune(changed, graph, selection_for(graph, point))
             exported = export_onnx(evaluation_copy(changed, target, cast=True), inputs)
-            kit.writestr(f"models/{index}.onnx", exported.data)
+            # Weights hardly compress, and trying takes longer than all else here.
+            kit.writestr(f"models/{index}.onnx", exported.data, zipfile.ZIP_STORED)
             entries.append({"widths": dict(point.widths), "removed": list(point.removed), "names": _names(exported)})
         plan = {
             "format": _FORMAT,
