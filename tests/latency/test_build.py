@@ -6,6 +6,7 @@ import json
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from latprune.errors import InvalidArgumentError, TableError
 from latprune.graph import trace
 from latprune.latency import (
     ContextInfo,
+    DesignPoint,
     LatencyTables,
     Store,
     TableProgress,
@@ -21,6 +23,7 @@ from latprune.latency import (
     build,
     build_tables,
     get_engine,
+    sampling,
     stored_tables,
     target_context,
 )
@@ -236,3 +239,24 @@ def test_measure_command_refuses_what_it_would_ignore_before_it_measures(more: l
     args = parser.parse_args(["measure", "--model", "none.py:none", "--input", "1x3x24x24", *more])
     with pytest.raises(InvalidArgumentError, match=message):
         args.run(args)
+
+
+@pytest.mark.parametrize(("levels", "expected"), [([2.0, 1.0], 1.0), ([1.0], 1.0), ([4.0, 3.0, 2.0], 2.0)])
+def test_a_network_is_measured_again_where_the_machines_speed_changed_before_its_profile(
+    monkeypatch: pytest.MonkeyPatch, levels: list[float], expected: float
+) -> None:
+    """Its kernels would be brought to the dense network's speed with the speed of another moment."""
+    model, target = network(), Target(engine="torch")
+    sampler = sampling.NetworkSampler(model, trace(model, X), X, target, get_engine("torch"))
+    coming = iter(levels)
+
+    def beside(*_: object) -> tuple[float, float, float, int]:
+        level = next(coming)
+        return 0.5 * level, level, 0.0, 10
+
+    monkeypatch.setattr(sampling, "time_beside", beside)
+    monkeypatch.setattr(sampling, "timed_block", lambda *_: (np.array([1.0, 1.02]), 0.0))
+    sample = sampler.sample(DesignPoint(widths={"conv1": 24}))
+    sampler.close()
+    assert (sample.ms, sample.reference_ms) == (0.5 * expected, expected)
+    assert next(coming, None) is None
