@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from latprune.errors import CheckpointError, InvalidArgumentError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["decode_tensors", "encode_tensors", "sha256_hex", "stage_file", "write_atomic"]
+__all__ = ["decode_tensors", "encode_tensors", "replacing", "sha256_hex", "stage_file", "write_atomic"]
 
 _ALIAS = "alias:"
 
@@ -30,21 +31,49 @@ def stage_file(path: Path, data: bytes) -> Path:
     Raises:
         OSError: The folder cannot be written or the disk is full; nothing is left behind.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    staged = Path(name)
+    staged = _beside(path)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for the owner alone; a result is an ordinary file.
-        umask = os.umask(0)
-        os.umask(umask)
-        staged.chmod(0o666 & ~umask)
+        staged.write_bytes(data)
+        _settle(staged)
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
     return staged
+
+
+def _beside(path: Path) -> Path:
+    """A new empty file in the folder of ``path``."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+def _settle(staged: Path) -> None:
+    """Flush a written file to the disk, and make it an ordinary one: ``mkstemp`` makes files for the owner alone."""
+    with staged.open("rb+") as file:
+        os.fsync(file.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    staged.chmod(0o666 & ~umask)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` for the body to write, piece by piece; it becomes ``path`` where the body ends without an error.
+
+    Raises:
+        OSError: As :func:`stage_file`; the old file is untouched and nothing is left behind.
+    """
+    path = Path(path)
+    staged = _beside(path)
+    try:
+        yield staged
+        _settle(staged)
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:

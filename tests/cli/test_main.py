@@ -94,6 +94,7 @@ class Command(ModuleType):
         (MissingExtraError("onnx", "onnx"), 5, "pip install 'latprune[onnx]'"),
         (OverBudgetError("over", budget_ms=1.0, measured_ms=2.0), 6, "error: over"),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "x.json"), 2, "latprune: error: [Errno 28] No space left on device: 'x.json'"),
         (ZeroDivisionError("a bug"), 1, "internal error: ZeroDivisionError: a bug\nrun again with --debug"),
     ],
 )

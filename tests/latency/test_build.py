@@ -3,15 +3,30 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError, TableError
 from latprune.graph import trace
-from latprune.latency import LatencyTables, Store, TableProgress, Target, build, build_tables, get_engine, stored_tables, target_context
+from latprune.latency import (
+    ContextInfo,
+    DesignPoint,
+    LatencyTables,
+    Store,
+    TableProgress,
+    Target,
+    build,
+    build_tables,
+    get_engine,
+    sampling,
+    stored_tables,
+    target_context,
+)
 from latprune.latency.repeats import with_repeats
 
 
@@ -108,6 +123,11 @@ def test_a_kept_fit_is_used_for_the_same_samples_only(tmp_path: Path, monkeypatc
         assert again.residual == tables.residual
         assert stored_tables(graph, X, target_context(target), store).predict() == tables.predict()
         assert not fits
+        for body in (b"no zlib", zlib.compress(b"no JSON"), zlib.compress(b'{"settled": true}')):
+            store._connection.execute("UPDATE fit SET body=?", (body,))
+            assert build_tables(model, graph, X, target, store=store, max_networks=12).predict() == pytest.approx(tables.predict())
+            assert fits, "a fit that cannot be read is made again"
+            fits.clear()
 
         narrower = trace(model, X, min_widths={"conv1": 8})
         build_tables(model, narrower, X, target, store=store, max_networks=12)
@@ -181,3 +201,62 @@ def test_measure_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "widths on offer" in out and "12 networks now" in out
     tables = LatencyTables.from_dict(json.loads((tmp_path / "t.json").read_text()))
     assert tables.choices("conv1")[-1] == 48
+    with Store(tmp_path / "s.sqlite") as store:
+        ((here, _),) = store.contexts()
+        board = ContextInfo(target=here.target, version=here.version, machine="a board")
+        store.add(board, store.networks(here))
+    # The board is not at hand, and its tables are made without any engine.
+    base = arguments[:5] + ["--store", str(tmp_path / "s.sqlite")]
+    args = parser.parse_args([*base, "--context", "2", "-o", str(tmp_path / "new" / "board.json")])
+    assert args.run(args) == 0
+    assert "0 networks now, 12 in all" in capsys.readouterr().out
+    found = LatencyTables.from_dict(json.loads((tmp_path / "new" / "board.json").read_text()))
+    assert found.machine == "a board" and found.predict() == pytest.approx(tables.predict())
+    with pytest.raises(InvalidArgumentError, match="between 1 and 2"):
+        measure.run(parser.parse_args([*base, "--context", "3"]))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--plan", "k.zip", "--ray", "auto", "--label", "x"], "exclude each other"),
+        (["--context", "1", "--plan", "k.zip"], "exclude each other"),
+        (["--label", "x"], "--label needs --ray"),
+        (["--ray", "auto", "--label", "x", "-o", "t.json"], "--output does nothing with --ray"),
+        (["--ray", "auto", "--label", "x", "--time-limit", "5"], "--time-limit does nothing with --ray"),
+        (["--plan", "k.zip", "--extend"], "--extend does nothing with --plan"),
+        (["--time-limit", "-1"], "not negative"),
+        (["--time-limit", "nan"], "not negative"),
+        (["-o", "."], "is a folder"),
+        (["-o", f"{__file__}/t.json"], "its folder cannot be made"),
+    ],
+)
+def test_measure_command_refuses_what_it_would_ignore_before_it_measures(more: list[str], message: str) -> None:
+    from latprune.cli import measure
+
+    parser = argparse.ArgumentParser()
+    measure.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["measure", "--model", "none.py:none", "--input", "1x3x24x24", *more])
+    with pytest.raises(InvalidArgumentError, match=message):
+        args.run(args)
+
+
+@pytest.mark.parametrize(("levels", "expected"), [([2.0, 1.0], 1.0), ([1.0], 1.0), ([4.0, 3.0, 2.0], 2.0)])
+def test_a_network_is_measured_again_where_the_machines_speed_changed_before_its_profile(
+    monkeypatch: pytest.MonkeyPatch, levels: list[float], expected: float
+) -> None:
+    """Its kernels would be brought to the dense network's speed with the speed of another moment."""
+    model, target = network(), Target(engine="torch")
+    sampler = sampling.NetworkSampler(model, trace(model, X), X, target, get_engine("torch"))
+    coming = iter(levels)
+
+    def beside(*_: object) -> tuple[float, float, float, int]:
+        level = next(coming)
+        return 0.5 * level, level, 0.0, 10
+
+    monkeypatch.setattr(sampling, "time_beside", beside)
+    monkeypatch.setattr(sampling, "timed_block", lambda *_: (np.array([1.0, 1.02]), 0.0))
+    sample = sampler.sample(DesignPoint(widths={"conv1": 24}))
+    sampler.close()
+    assert (sample.ms, sample.reference_ms) == (0.5 * expected, expected)
+    assert next(coming, None) is None

@@ -66,6 +66,20 @@ def test_onnxruntime_refuses_bf16() -> None:
         get_engine("onnxruntime").compile(nn.Linear(3, 4), torch.randn(1, 3), Target(engine="onnxruntime", precision="bf16"))
 
 
+@pytest.mark.parametrize("device", ["cpu:x", "cuda:first"])
+def test_onnxruntime_refuses_a_device_without_a_number(device: str) -> None:
+    target, engine = Target(engine="onnxruntime", device=device), get_engine("onnxruntime")
+    assert engine.machine(target)
+    with pytest.raises(EngineError, match="device"):
+        engine.compile(nn.Linear(3, 4), torch.randn(1, 3), target)
+
+
+def test_openvino_says_in_one_line_which_devices_it_has() -> None:
+    with pytest.raises(EngineError, match=r"'QUARK'.* finds .*CPU.* here: .") as caught:
+        get_engine("openvino").machine(Target(engine="openvino", device="QUARK"))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_a_model_that_cannot_be_exported_is_an_engine_error(name: str) -> None:
     class Odd(nn.Module):

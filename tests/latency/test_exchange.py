@@ -78,6 +78,75 @@ def test_foreign_and_broken_files_are_refused(tmp_path: Path) -> None:
         read_samples(tmp_path / "negative.parquet")
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "place"),
+    [
+        ("engine", None, "engine"),
+        ("machine", "", "machine"),
+        ("fingerprint", None, "fingerprint"),
+        ("runs", None, "runs"),
+        ("spread", float("nan"), "spread"),
+        ("created", None, "created"),
+        ("kernel_names", ["in"] * 3, "kernel_names"),
+        ("kernel_signatures", ["x"] * 3, "kernel_sizes"),
+        ("kernel_sizes", [[1]] * 3, "kernel_sizes"),
+    ],
+)
+def test_a_row_that_breaks_a_rule_is_named_and_nothing_is_imported(tmp_path: Path, column: str, value: object, place: str) -> None:
+    """The file is at fault: the store must not be called damaged."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    with Store(tmp_path / "a.sqlite") as store:
+        store.add(CONTEXT, networks(2))
+        export_samples(store, tmp_path / "good.parquet")
+    good = parquet.read_table(tmp_path / "good.parquet")
+    rows = good.to_pylist()
+    count = len(rows[1]["kernel_names"])
+    rows[1][column] = value[:1] * count if isinstance(value, list) else value
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=good.schema), tmp_path / "bad.parquet")
+    with Store(tmp_path / "b.sqlite") as store:
+        with pytest.raises(FileFormatError, match=rf"rows\[1\]\.{place}"):
+            import_samples(store, tmp_path / "bad.parquet")
+        assert store.networks() == []
+
+
+def test_columns_of_another_type_and_changed_bytes_are_refused(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    with Store(tmp_path / "a.sqlite") as store:
+        store.add(CONTEXT, networks(2))
+        export_samples(store, tmp_path / "good.parquet")
+    good = parquet.read_table(tmp_path / "good.parquet")
+    index = good.column_names.index("ms")
+    parquet.write_table(good.set_column(index, "ms", pyarrow.array(["a", "b"])), tmp_path / "text.parquet")
+    with pytest.raises(FileFormatError, match="ms: .* as string; it must be double"):
+        read_samples(tmp_path / "text.parquet")
+    chunk = parquet.ParquetFile(tmp_path / "good.parquet").metadata.row_group(0).column(index)
+    data = bytearray((tmp_path / "good.parquet").read_bytes())
+    data[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 0xFF
+    (tmp_path / "changed.parquet").write_bytes(bytes(data))
+    with pytest.raises(FileFormatError, match="cannot be read as Parquet"):
+        read_samples(tmp_path / "changed.parquet")
+
+
+def test_an_export_that_fails_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet as parquet
+
+    def full(table: object, path: str, **options: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "x.parquet").write_text("before")
+    monkeypatch.setattr(parquet, "write_table", full)
+    with Store(":memory:") as store:
+        store.add(CONTEXT, networks(1))
+        with pytest.raises(OSError, match="space"):
+            export_samples(store, tmp_path / "x.parquet")
+    assert (tmp_path / "x.parquet").read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
 def run(*arguments: str) -> int:
     parser = argparse.ArgumentParser()
     table.add_parser(parser.add_subparsers())
@@ -101,3 +170,20 @@ def test_table_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert run("--store", second, "check") == 0
     with pytest.raises(InvalidArgumentError, match="between 1 and 1"):
         run("--store", first, "show", "2")
+    assert run("ls", "--store", first) == 0, "behind the action, where other commands have it"
+    assert f"{first}: 1 conditions" in capsys.readouterr().out
+
+
+def test_reading_commands_leave_no_store_and_no_file_where_there_is_none(tmp_path: Path) -> None:
+    typo = str(tmp_path / "typo.sqlite")
+    for action in (["ls"], ["show", "1"], ["check"], ["export", str(tmp_path / "x.parquet")]):
+        with pytest.raises(InvalidArgumentError, match="no such file"):
+            run(*action, "--store", typo)
+    assert list(tmp_path.iterdir()) == []
+    with Store(typo):
+        pass
+    with pytest.raises(InvalidArgumentError, match="holds nothing yet"):
+        run("show", "1", "--store", typo)
+    with pytest.raises(InvalidArgumentError, match="is a folder"):
+        run("export", str(tmp_path), "--store", typo)
+    assert run("export", str(tmp_path / "new" / "x.parquet"), "--store", typo) == 0

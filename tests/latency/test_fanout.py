@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -140,3 +141,16 @@ def test_no_device_is_said(cluster: str, tmp_path: Path) -> None:
             sample_on_cluster(network, graph, X, Target(engine="openvino"), points, store, label="phone", address=cluster)
         with pytest.raises(InvalidArgumentError, match="points"):
             sample_on_cluster(network, graph, X, Target(engine="openvino"), [], store, label="board", address=cluster)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
+def test_an_address_where_nobody_answers_is_said_at_once(address: str) -> None:
+    """Ray itself asks for minutes."""
+    network = model()
+    graph = trace(network, X)
+    points = list(islice(design_points(list(graph.groups.values()), []), 1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = address.format(free.getsockname()[1])
+        with Store(":memory:") as store, pytest.raises(EngineError, match="no Ray cluster answers there"):
+            sample_on_cluster(network, graph, X, Target(engine="openvino"), points, store, label="board", address=place)

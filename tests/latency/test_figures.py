@@ -62,6 +62,6 @@ def test_pair_map(tables: LatencyTables, tmp_path: Path) -> None:
 def test_prediction_scatter(tables: LatencyTables, tmp_path: Path) -> None:
     data = compute_prediction_scatter(tables, samples(30, 9))
     assert data.within_10 == np.mean(np.abs(data.predicted / data.measured - 1) <= 0.1) > 0.9
-    assert plot_prediction_scatter(data, tmp_path / "p.svg").is_file()
+    assert plot_prediction_scatter(data, tmp_path / "new" / "p.svg").is_file()
     with pytest.raises(InvalidArgumentError, match="at least one"):
         compute_prediction_scatter(tables, [])

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from latprune.cli import measure
-from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.errors import FileFormatError, InvalidArgumentError, TableError
 from latprune.graph import ModelGraph, trace
 from latprune.latency import ContextInfo, NetworkSample, Store, Target, import_kit_results, kit_runner, write_kit
 from latprune.latency import kit as kit_module
+from latprune.latency.engines.onnx_graph import export_onnx
 from latprune.latency.repeats import REPEAT, with_repeats
 
 X = torch.zeros(1, 3, 24, 24)
@@ -26,11 +27,11 @@ TARGET = Target(engine="onnxruntime")
 
 
 class Small(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 32, 3, padding=1)
-        self.conv1 = nn.Conv2d(32, 32, 3, padding=1)
-        self.conv2 = nn.Conv2d(32, 32, 3, padding=1)
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.relu(self.stem(x))
@@ -91,6 +92,34 @@ def test_a_runner_goes_on_where_it_stopped(kit: Path, results: Path, tmp_path: P
     assert [item["created"] for item in again][:3] == created[:3] and len(again) == 5
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kit": "0" * 32}, "another kit"),
+        ({"engine_version": "1.0"}, "another engine_version"),
+        ({"machine": "a board"}, "another machine"),
+        ({"networks": None}, "holds no results"),
+    ],
+)
+def test_a_runner_neither_mixes_nor_overwrites_other_results(
+    kit: Path, results: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    other = {**json.loads(results.read_text()), **change}
+    if change == {"networks": None}:
+        del other["networks"]
+    (tmp_path / "results.json").write_text(json.dumps(other))
+    command = [sys.executable, str(results.parent / "run.py"), str(kit), "results.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "results.json").read_text()) == other
+
+
+def test_a_runner_without_its_kit_says_so(results: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(results.parent / "run.py"), "kit.zip", "results.json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("kit.zip is not there")
+
+
 def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: Path, tmp_path: Path) -> None:
     graph = trace(network(), X)
     good = json.loads(results.read_text())
@@ -101,6 +130,10 @@ def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: 
         ({**good, "networks": [{**good["networks"][0], "ms": -1}]}, r"networks.0.ms"),
         ({**good, "networks": [*good["networks"], {**good["networks"][0], "index": 99}]}, "does not have"),
         ({**good, "surprise": 1}, "surprise"),
+        ({**good, "networks": [*good["networks"], good["networks"][2]]}, "networks.5.index: network 2 is there twice"),
+        ({**good, "networks": [*good["networks"][:2], {**good["networks"][2], "steps": []}]}, "networks.2.steps: no step"),
+        ({**good, "networks": [{**good["networks"][0], "ms": 1e300}]}, r"networks.0.ms"),
+        ({**good, "networks": [{**good["networks"][0], "created": float("nan")}]}, r"networks.0.created"),
     ]
     with Store(tmp_path / "s.sqlite") as store:
         for content, message in cases:
@@ -110,6 +143,10 @@ def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: 
         other = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)).eval()
         with pytest.raises(InvalidArgumentError, match="kit's model"):
             import_kit_results(store, kit, results, trace(other, X))
+        # The same names of groups, and other sizes.
+        for wider, x in ((Small(64), X), (Small(), torch.zeros(1, 3, 16, 16))):
+            with pytest.raises(InvalidArgumentError, match="kit's model"):
+                import_kit_results(store, kit, results, trace(wider.eval(), x))
         assert store.networks() == []
     (tmp_path / "no.zip").write_text("nothing")
     with Store(":memory:") as store, pytest.raises(FileFormatError, match="no measuring kit"):
@@ -253,6 +290,21 @@ def test_again_needs_what_was_measured(tmp_path: Path) -> None:
             args.run(args)
 
 
+def test_a_kit_that_cannot_be_finished_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kit.zip"
+    path.write_text("the one before")
+    made = iter(range(2))
+
+    def export(*args: Any) -> Any:
+        next(made)
+        return export_onnx(*args)
+
+    monkeypatch.setattr(kit_module, "export_onnx", export)
+    with pytest.raises(StopIteration):
+        write_kit(path, network(), trace(network(), X), X, TARGET, networks=4)
+    assert path.read_text() == "the one before" and list(tmp_path.iterdir()) == [path]
+
+
 def test_only_onnxruntime_can_be_planned(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="onnxruntime"):
         write_kit(tmp_path / "k.zip", network(), trace(network(), X), X, Target(engine="openvino"))
@@ -273,10 +325,17 @@ def test_command(results: Path, kit: Path, tmp_path: Path, capsys: pytest.Captur
         str(tmp_path / "s.sqlite"),
     ]
     args = parser.parse_args([*base, "--plan", str(tmp_path / "new.zip"), "--max-networks", "2"])
-    assert args.run(args) == 0 and (tmp_path / "new.zip").is_file()
+    assert args.run(args) == 0 and "of 2 networks" in capsys.readouterr().out
+    with zipfile.ZipFile(tmp_path / "new.zip") as file:
+        stored = {item.filename for item in file.infolist() if item.compress_type == zipfile.ZIP_STORED}
+    assert stored == {f"models/{index}.onnx" for index in range(3)}, "packing weights takes longer than exporting them, for nothing"
     args = parser.parse_args([*base, "--plan", str(kit), "--results", str(results)])
     assert args.run(args) == 0
-    assert "4 networks added" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 networks added" in said and "their tables: --context 1" in said
+    args = parser.parse_args([*base, "--context", "1"])
+    with pytest.raises(TableError, match="holds 4 networks"):
+        args.run(args)
     args = parser.parse_args([*base, "--results", str(results)])
     with pytest.raises(InvalidArgumentError, match="--plan"):
         args.run(args)

@@ -108,14 +108,23 @@ def test_round_trip_without_pickle(trained: KernelPredictor, tmp_path: Path) -> 
 
 def test_broken_files_are_refused(trained: KernelPredictor, tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("nothing")
-    with pytest.raises(FileFormatError, match="no predictor file"):
+    # numpy would take it for a pickle and tell how to open one.
+    with pytest.raises(FileFormatError, match="no predictor file: it is no whole .npz archive"):
         KernelPredictor.load(tmp_path / "text.npz")
+    with pytest.raises(FileFormatError, match="No such file"):
+        KernelPredictor.load(tmp_path / "missing.npz")
+    np.savez(tmp_path / "list.npz", header=np.frombuffer(b"[]", dtype=np.uint8))
+    with pytest.raises(FileFormatError, match="no JSON object"):
+        KernelPredictor.load(tmp_path / "list.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(FileFormatError, match="no predictor file"):
         KernelPredictor.load(tmp_path / "other.npz")
     trained.save(tmp_path / "good.npz")
     with np.load(tmp_path / "good.npz") as file:
         arrays = {name: file[name] for name in file.files}
+    np.savez(tmp_path / "nan.npz", **{**arrays, "0/forest.value": arrays["0/forest.value"] * np.nan})
+    with pytest.raises(FileFormatError, match="inconsistent"):
+        KernelPredictor.load(tmp_path / "nan.npz")
     arrays["0/forest.left"] = np.where(arrays["0/forest.left"] >= 0, 0, -1)
     np.savez(tmp_path / "cycle.npz", **arrays)
     with pytest.raises(FileFormatError, match="inconsistent"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from latprune.errors import FileFormatError, LatpruneError
+from latprune.errors import FileFormatError, InvalidArgumentError, LatpruneError
 from latprune.latency import ContextInfo, KernelSample, NetworkSample, Store, Target, default_store_path
 from latprune.latency.store_schema import SCHEMA_VERSION
 
@@ -75,7 +75,8 @@ def test_a_network_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None
     twice = network().kernels[:1] * 2
     broken = NetworkSample(**{**{key: getattr(network(), key) for key in NetworkSample.__slots__}, "kernels": twice})
     with Store(tmp_path / "s.sqlite") as store:
-        with pytest.raises(LatpruneError):
+        # The network is at fault, not the store: nobody must move that away.
+        with pytest.raises(InvalidArgumentError, match="the store is sound"):
             store.add(CONTEXT, [network(0), broken])
         assert len(store.networks()) == 1
         store.check()
@@ -181,6 +182,10 @@ def test_values_that_cannot_be_read_are_said(tmp_path: Path) -> None:
             store._connection.execute(change)
         with Store(path) as store, pytest.raises(FileFormatError, match="damaged"):
             store.networks()
+    with Store(path) as store:
+        store._connection.execute("UPDATE context SET threads=0")
+        with pytest.raises(FileFormatError, match="damaged"):
+            store.contexts()
 
 
 def test_a_torn_log_loses_the_last_networks_only(tmp_path: Path) -> None:
@@ -262,6 +267,12 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LatpruneError, match="LATPRUNE_CACHE"):
         Store(tmp_path / "file" / "s.sqlite")
+
+
+def test_a_folder_is_no_store(tmp_path: Path) -> None:
+    for folder in (tmp_path, "."):
+        with pytest.raises(LatpruneError, match="it is a folder"):
+            Store(folder)
 
 
 def test_default_path_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

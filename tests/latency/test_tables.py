@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import islice
 
@@ -124,6 +125,9 @@ def test_arguments_are_checked(tables: LatencyTables) -> None:
         tables.cost("a.1", (129, 5))
     with pytest.raises(InvalidArgumentError, match="2 axes"):
         tables.cost("a.1", (12,))
+    # Its letters would name no block, and the answer would be the whole network's.
+    with pytest.raises(InvalidArgumentError, match="not one name"):
+        tables.predict(removed_blocks="a")
     with pytest.raises(InvalidArgumentError, match="other"):
         tables.predict({"other": 3})
     with pytest.raises(InvalidArgumentError, match="other"):
@@ -165,6 +169,12 @@ def test_malformed_files_name_the_place(tables: LatencyTables) -> None:
         ({"entries": [{**good["entries"][0], "surface": "none"}]}, r"entries\[0\].surface"),
         ({"entries": [{**good["entries"][0], "dense": [1]}]}, r"entries\[0\]"),
         ({"widths": None}, "malformed"),
+        ({"widths": {}}, r"entries\[\d\].axes: groups that widths lacks"),
+        ({"constant_ms": math.nan}, "constant_ms"),
+        ({"dense_ms": -1.0}, "dense_ms"),
+        ({"scale": 0.0}, "scale"),
+        ({"entries": [{**good["entries"][0], "factor": math.inf}]}, r"entries\[0\]: factor"),
+        ({"surfaces": {key: {**value, "noise": math.nan} for key, value in good["surfaces"].items()}}, "not finite"),
     ]:
         with pytest.raises(FileFormatError, match=message):
             LatencyTables.from_dict({**good, **change})

@@ -18,6 +18,7 @@ __all__ = ["build_parser", "main"]
 
 COMMANDS = (prune, inspect, verify, export, report, measure, table, predictor, solve, frontier, demo)
 INTERRUPTED = 130
+BAD_FILE = 2
 
 _DESCRIPTION = "Prune a PyTorch model to a latency budget on the engine that will run it."
 _EPILOG = """\
@@ -69,6 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`latprune ... | head`); close stdout so that the interpreter does not complain at its end.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if args.debug:
+            raise
+        # A folder that is not there or not ours, a full disk, a host that does not answer: nothing that a traceback would help with.
+        print(f"latprune: error: {error}", file=sys.stderr)
+        return BAD_FILE
     except Exception as error:
         if args.debug:
             raise

@@ -21,16 +21,21 @@ if TYPE_CHECKING:
     from torch import nn
 
     from latprune.export.record import ResultRecord
+    from latprune.latency.samples import ContextInfo
+    from latprune.latency.store import Store
     from latprune.latency.target import Target
 
     ExampleInputs = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
 
 __all__ = [
     "InputSpec",
+    "conditions",
+    "existing_store",
     "example_inputs",
     "load_callable",
     "load_model",
     "load_weights",
+    "output_file",
     "parse_arguments",
     "parse_input",
     "recorded_constructor",
@@ -284,3 +289,36 @@ def target_from(args: argparse.Namespace) -> Target:
     if batch is None:
         batch = parse_input(args.input[0]).shape[0] if getattr(args, "input", None) else 1
     return Target(engine=args.engine, device=args.device, threads=args.threads, batch=batch, precision=args.precision)
+
+
+def output_file(text: str, *, argument: str) -> Path:
+    """The file that a command will write, its folder made: asked for before anything is measured, not after.
+
+    Raises:
+        InvalidArgumentError: It is a folder, or its folder can neither be found nor made.
+    """
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgumentError(f"{argument} (={text!r}): its folder cannot be made: {error}") from error
+    if path.is_dir() or not path.name:
+        raise InvalidArgumentError(f"{argument} (={text!r}) is a folder; it must be a file")
+    return path
+
+
+def existing_store(text: str | None) -> str | None:
+    """The store of ``--store`` for a command that only reads, which must not leave an empty file where a name was mistyped."""
+    if text is not None and not Path(text).is_file():
+        raise InvalidArgumentError(f"--store (={text!r}): there is no such file")
+    return text
+
+
+def conditions(store: Store, number: int) -> ContextInfo:
+    """The conditions that ``latprune table ls`` lists under ``number``."""
+    contexts = store.contexts()
+    if not contexts:
+        raise InvalidArgumentError(f"N (={number}): {store.path} holds nothing yet; latprune measure fills it")
+    if not 1 <= number <= len(contexts):
+        raise InvalidArgumentError(f"N (={number}) must lie between 1 and {len(contexts)}; see latprune table ls")
+    return contexts[number - 1][0]

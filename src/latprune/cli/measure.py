@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from latprune.graph import ExampleInputs
-    from latprune.latency import LatencyTables, Target
+    from latprune.graph import ExampleInputs, ModelGraph
+    from latprune.latency import LatencyTables, Store, Target
 
 __all__ = ["add_parser", "run"]
 
@@ -28,6 +28,8 @@ examples:
   latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --plan kit.zip --results results.json
   latprune measure --model nets.py:net --input 1x3x224x224 --engine onnxruntime --plan kit.zip --results results.json --again kit2.zip
     (runs on the device as the first did; --plan kit2.zip --results results2.json takes its results in)
+  latprune measure --model nets.py:net --input 1x3x224x224 --context 2 -o board.json
+    (tables of another device, from the store alone)
 """
 
 
@@ -45,11 +47,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_target_arguments(parser)
     group = parser.add_argument_group("measuring")
     group.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
-    group.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop measuring after this long")
+    group.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="SECONDS",
+        help="stop measuring after this long; the 48 networks that tables need are measured anyway",
+    )
     group.add_argument("--max-networks", type=int, default=128, help="width-varied networks at most (default: %(default)s)")
     group.add_argument("--extend", action="store_true", help="measure up to --max-networks even where the tables are good already")
     group.add_argument("--seed", type=int, default=0, help="seed of the choice of networks (default: %(default)s)")
     group.add_argument("-o", "--output", metavar="FILE", help="also write the tables as JSON")
+    group.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="measure nothing: tables from what the store holds under these conditions (numbered by `latprune table ls`), whatever device "
+        "they are of",
+    )
     rack = parser.add_argument_group("many devices", "nodes of a Ray cluster, each measuring one network at a time")
     rack.add_argument("--ray", metavar="ADDRESS", help="measure on a cluster (ray://HOST:PORT, HOST:PORT or auto) instead of here")
     rack.add_argument("--label", metavar="NAME", help="custom resource that the devices' nodes offer")
@@ -62,14 +76,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    import json
-    from pathlib import Path
-
     from latprune.cli.loading import example_inputs, load_model, target_from
     from latprune.cli.progress import reporter
     from latprune.graph import trace
     from latprune.latency import Store, TableProgress, build_tables
 
+    _check(args)
+    if args.context is not None:
+        return _stored(args)
     target = target_from(args)
     model = load_model(args.model, args.model_arg, args.weights)
     inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
@@ -100,10 +114,65 @@ def run(args: argparse.Namespace) -> int:
         place = store.path
     _show(tables)
     print(f"stored in {place}")
-    if args.output:
-        Path(args.output).write_text(json.dumps(tables.to_dict()))
-        print(f"tables written to {args.output}")
+    _write(tables, args.output)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would be ignored, and files that could not be written once all is measured."""
+    from latprune.cli.loading import output_file
+    from latprune.errors import InvalidArgumentError
+
+    modes = [name for name in ("ray", "plan", "context") if getattr(args, name) is not None]
+    if len(modes) > 1:
+        raise InvalidArgumentError(f"--{modes[0]} and --{modes[1]} exclude each other")
+    if args.label and not args.ray:
+        raise InvalidArgumentError("--label needs --ray, the cluster whose nodes offer it")
+    ignored = {"ray": ("time_limit", "extend", "output"), "plan": ("time_limit", "extend", "output"), "context": ("time_limit", "extend")}
+    for name in ignored[modes[0]] if modes else ():
+        if getattr(args, name):
+            raise InvalidArgumentError(f"--{name.replace('_', '-')} does nothing with --{modes[0]}; leave it out")
+    if args.time_limit is not None and not args.time_limit >= 0:
+        raise InvalidArgumentError(f"--time-limit (={args.time_limit}) must be a number of seconds, not negative")
+    for name in ("output", "again") if args.results else ("output", "plan"):
+        if getattr(args, name):
+            output_file(getattr(args, name), argument=f"--{name}")
+
+
+def _write(tables: LatencyTables, output: str | None) -> None:
+    import json
+
+    from latprune.storage import write_atomic
+
+    if output:
+        write_atomic(output, json.dumps(tables.to_dict()))
+        print(f"tables written to {output}")
+
+
+def _stored(args: argparse.Namespace) -> int:
+    """Tables of conditions in the store, which may be another device's."""
+    from latprune.cli.loading import conditions, example_inputs, existing_store, load_model
+    from latprune.graph import trace
+    from latprune.latency import Store, stored_tables
+
+    with Store(existing_store(args.store)) as store:
+        context = conditions(store, args.context)
+        model = load_model(args.model, args.model_arg, args.weights)
+        inputs = example_inputs(args.input, batch=context.target.batch, seed=args.seed)
+        tables = stored_tables(trace(model, inputs), inputs, context, store)
+    _show(tables)
+    _write(tables, args.output)
+    return 0
+
+
+def _name_conditions(store: Store, graph: ModelGraph, inputs: ExampleInputs) -> None:
+    """Say under which numbers the store holds networks of this model: their tables are a command away, on any machine."""
+    from latprune.latency import network_fingerprint
+
+    for number, (context, _) in enumerate(store.contexts(), start=1):
+        count = store.digest(context, network_fingerprint(list(graph.kernels.values()), inputs, context.target)).networks
+        if count:
+            print(f"{count} networks of this model on {context.machine}, version {context.version}; their tables: --context {number}")
 
 
 def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, target: Target, report: Callable[[str], None]) -> int:
@@ -137,10 +206,13 @@ def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, 
             progress=progress,
         )
         print(f"{done} networks added to {store.path}; {again} repetitions of networks that were far off")
+        _name_conditions(store, graph, inputs)
     return 0
 
 
 def _kit(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, target: Target) -> int:
+    from pathlib import Path
+
     from latprune.errors import InvalidArgumentError
     from latprune.graph import trace
     from latprune.latency import Store, import_kit_results, write_kit, write_kit_again
@@ -159,9 +231,14 @@ def _kit(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, targ
                     print(f"{count} networks to measure again are in {args.again}; on the device: python run.py {args.again} results2.json")
                 else:
                     print("no network is far off or doubtful: there is nothing to measure again, and no second kit")
+            _name_conditions(store, graph, inputs)
         return 0
     identity = write_kit(args.plan, model, graph, inputs, target, networks=args.max_networks, seed=args.seed)
-    print(f"kit {identity} written to {args.plan}; on the device: unzip it and run python run.py {args.plan} results.json")
+    size = Path(args.plan).stat().st_size / 1e6
+    print(
+        f"kit {identity} of {args.max_networks} networks, {size:.0f} MB, written to {args.plan}; "
+        f"on the device: unzip {args.plan} run.py && python run.py {args.plan} results.json"
+    )
     return 0
 
 

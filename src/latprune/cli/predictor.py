@@ -56,12 +56,15 @@ def run(args: argparse.Namespace) -> int:
     from latprune.latency import KernelPredictor, Store, train_predictor
 
     if args.action == "train":
-        with Store(args.store) as store:
+        from latprune.cli.loading import existing_store, output_file
+
+        output = output_file(args.output, argument="--output")
+        with Store(args.store if args.sweep is not None else existing_store(args.store)) as store:
             context = _swept(args, store) if args.sweep is not None else _chosen(args, store)
             predictor = train_predictor(context, store.networks(context), seed=args.seed)
-        predictor.save(args.output)
+        predictor.save(output)
         print(f"{predictor.samples} kernel samples of {context.target}; families: {', '.join(sorted(predictor.families))}")
-        print(f"95 % of the networks that it was trained on within {predictor.spread:.1%}; written to {args.output}")
+        print(f"95 % of the networks that it was trained on within {predictor.spread:.1%}; written to {output}")
         return 0
 
     from latprune.cli.loading import example_inputs, load_model
@@ -77,15 +80,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _chosen(args: argparse.Namespace, store: Store) -> ContextInfo:
     """The conditions of the given number."""
+    from latprune.cli.loading import conditions
     from latprune.errors import InvalidArgumentError
 
-    contexts = store.contexts()
     if args.context is None:
         raise InvalidArgumentError("train needs N, the number of the conditions (see latprune table ls), or --sweep to measure here")
-    if not 1 <= args.context <= len(contexts):
-        raise InvalidArgumentError(f"N (={args.context}) must lie between 1 and {len(contexts)}; see latprune table ls")
-    context, _ = contexts[int(args.context) - 1]
-    return context
+    return conditions(store, args.context)
 
 
 def _swept(args: argparse.Namespace, store: Store) -> ContextInfo:

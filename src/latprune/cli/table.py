@@ -27,7 +27,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
+    where = "latency store (default: the user's cache folder)"
+    parser.add_argument("--store", metavar="FILE", help=where)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     actions.add_parser("ls", help="list the conditions and how much was measured under each")
     show = actions.add_parser("show", help="show the networks measured under one condition")
@@ -40,24 +41,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     merge = actions.add_parser("merge", help="add the samples of other stores")
     merge.add_argument("stores", nargs="+", metavar="STORE", help="stores to read")
     actions.add_parser("check", help="verify the store's integrity")
+    for action in actions.choices.values():
+        # Behind the action too, where the other commands have it; absent there, it must not hide the one before it.
+        action.add_argument("--store", metavar="FILE", default=argparse.SUPPRESS, help=where)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from latprune.errors import InvalidArgumentError
+    from latprune.cli.loading import conditions, existing_store, output_file
     from latprune.latency import Store, export_samples, import_samples, merge_stores
     from latprune.latency.samples import SWEEP
 
-    with Store(args.store) as store:
-        contexts = store.contexts()
-
-        def pick(number: int) -> int:
-            if not 1 <= number <= len(contexts):
-                raise InvalidArgumentError(f"N (={number}) must lie between 1 and {len(contexts)}; see latprune table ls")
-            return number - 1
-
+    with Store(args.store if args.action in ("import", "merge") else existing_store(args.store)) as store:
         if args.action == "ls":
+            contexts = store.contexts()
             print(f"{store.path}: {len(contexts)} conditions")
             for number, (context, counts) in enumerate(contexts, start=1):
                 print(
@@ -66,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
                     + (f", and {counts['sweep']} random ones for the predictor" if counts["sweep"] else "")
                 )
         elif args.action == "show":
-            context, _ = contexts[pick(args.context)]
+            context = conditions(store, args.context)
             print(f"{context.target}, version {context.version}, on {context.machine}")
             for network in store.networks(context):
                 whole = f"{network.ms:9.3f} ms" if network.ms is not None else "   not timed"
@@ -77,8 +75,9 @@ def run(args: argparse.Namespace) -> int:
                     f"{len(network.removed):3} blocks gone  {network.runs:4} runs  spread {network.spread:.1%}"
                 )
         elif args.action == "export":
-            chosen = [contexts[pick(number)][0] for number in args.context] if args.context else None
-            print(f"{export_samples(store, args.file, contexts=chosen)} networks written to {args.file}")
+            chosen = [conditions(store, number) for number in args.context] if args.context else None
+            file = output_file(args.file, argument="FILE")
+            print(f"{export_samples(store, file, contexts=chosen)} networks written to {file}")
         elif args.action == "import":
             print(f"{sum(import_samples(store, file) for file in args.files)} networks added to {store.path}")
         elif args.action == "merge":

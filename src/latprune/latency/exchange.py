@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraE
 from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.store import Store
 from latprune.latency.target import Target
+from latprune.storage import replacing
 
 __all__ = ["export_samples", "import_samples", "merge_stores", "read_samples"]
 
 _FORMAT = "latprune/latency-samples"
 _VERSION = 2
 _READ = ("1", "2")
+_TEXTS = ("engine", "engine_version", "device", "precision", "machine", "fingerprint")
+_NUMBERS = ("runs", "spread", "created")
 _COLUMNS = (
     "engine", "engine_version", "device", "threads", "batch", "precision", "machine",
     "fingerprint", "widths", "removed", "ms", "reference_ms", "runs", "spread", "created", "extra",
@@ -43,7 +48,8 @@ def export_samples(store: Store, path: str | Path, *, contexts: Iterable[Context
     rows = [_row(context, network) for context in chosen for network in store.networks(context)]
     schema = _schema(pyarrow).with_metadata({"format": _FORMAT, "version": str(_VERSION)})
     table = pyarrow.Table.from_pylist(rows, schema=schema)
-    parquet.write_table(table, str(path), compression="zstd")
+    with replacing(path) as staged:
+        parquet.write_table(table, str(staged), compression="zstd", write_page_checksum=True)
     return len(rows)
 
 
@@ -97,7 +103,7 @@ def read_samples(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
     """Read a file that ``export_samples`` wrote; raises FileFormatError naming the row and column that are wrong."""
     pyarrow, parquet = _arrow()
     try:
-        table = parquet.read_table(str(path))
+        table = parquet.read_table(str(path), page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise FileFormatError(f"{path} cannot be read as Parquet: {error}") from error
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
@@ -109,10 +115,20 @@ def read_samples(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
     missing = [name for name in wanted if name not in table.column_names]
     if missing:
         raise FileFormatError(f"{path} lacks the columns {', '.join(missing)}", path=missing[0])
-    return [_parse(index, row) for index, row in enumerate(table.to_pylist())]
+    for name in wanted:
+        kind = _schema(pyarrow).field(name).type
+        if table.schema.field(name).type != kind:
+            raise FileFormatError(f"{path} has the column as {table.schema.field(name).type}; it must be {kind}", path=name)
+    return [_parse(f"{path}, rows[{index}]", row) for index, row in enumerate(table.to_pylist())]
 
 
-def _parse(index: int, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSample]:
+def _parse(place: str, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSample]:
+    for name in _TEXTS:
+        if not row[name]:
+            raise FileFormatError(f"{name} (={row[name]!r}) must be a text that is not empty", path=f"{place}.{name}")
+    for name in _NUMBERS:
+        if row[name] is None or not 0 <= row[name] < math.inf:
+            raise FileFormatError(f"{name} (={row[name]!r}) must be a finite number, not negative", path=f"{place}.{name}")
     try:
         target = Target(engine=row["engine"], device=row["device"], threads=row["threads"], batch=row["batch"], precision=row["precision"])
         context = ContextInfo(target=target, version=row["engine_version"], machine=row["machine"])
@@ -134,11 +150,29 @@ def _parse(index: int, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSamp
             extra=json.loads(row["extra"]),
         )
     except (TypeError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"malformed: {error}", path=f"rows[{index}]") from error
+        raise FileFormatError(f"malformed: {error}", path=place) from error
     times = [network.reference_ms, *(kernel.ms for kernel in network.kernels)] + ([network.ms] if network.ms is not None else [])
     if not network.reference_ms > 0 or any(not 0 <= ms < 1e9 for ms in times):
-        raise FileFormatError("times must be non-negative milliseconds, the reference's positive", path=f"rows[{index}].ms")
+        raise FileFormatError("times must be non-negative milliseconds, the reference's positive", path=f"{place}.ms")
+    if len({kernel.kernel for kernel in network.kernels}) < len(network.kernels):
+        raise FileFormatError("a kernel is there twice", path=f"{place}.kernel_names")
+    for kernel in network.kernels:
+        if len(kernel.sizes) != _axes(kernel.signature) or any(size < 0 for size in kernel.sizes):
+            raise FileFormatError(
+                f"kernel {kernel.kernel!r} has the sizes {list(kernel.sizes)}, none of which may be negative, and the signature "
+                f"{kernel.signature!r}, which must be a JSON object that names as many axes under 'fixed'",
+                path=f"{place}.kernel_sizes",
+            )
     return context, network
+
+
+@cache
+def _axes(signature: str) -> int | None:
+    """How many axes a kernel of this signature has (``kernel_signature``); None where it is no signature."""
+    try:
+        return len(json.loads(signature)["fixed"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def import_samples(store: Store, path: str | Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
 __all__ = ["FanoutProgress", "sample_on_cluster"]
+
+_ANSWERS_WITHIN = 10.0
+"""Seconds that the cluster's head may take to answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,17 @@ def _ray() -> Any:
     except ImportError:
         raise MissingExtraError("ray", "ray") from None
     return ray
+
+
+def _refuse_silence(address: str | None) -> None:
+    """Ray asks for minutes where nobody answers, and then ends the process."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWERS_WITHIN).close()
+    except OSError as error:
+        raise EngineError(f"address (={address!r}): no Ray cluster answers there ({error}); start one with ray start --head") from error
 
 
 class _Device:
@@ -112,13 +127,14 @@ def sample_on_cluster(
         How many networks were measured, repetitions not counted.
 
     Raises:
-        EngineError: No node offers the label, all devices were lost, or a device refused a network.
+        EngineError: Nobody answers at the address, no node offers the label, all devices were lost, or a device refused a network.
         MissingExtraError: Ray is not installed.
     """
     if not points:
         raise InvalidArgumentError("points must hold at least one network")
     ray = _ray()
     if not ray.is_initialized():
+        _refuse_silence(address)
         ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
     offered = int(ray.cluster_resources().get(label, 0))
     if offered < 1:

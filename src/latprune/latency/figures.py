@@ -151,6 +151,7 @@ def _save(figure: Any, path: str | Path) -> Path:
     place = Path(path)
     if place.suffix not in (".png", ".svg"):
         raise InvalidArgumentError(f"path (={str(path)!r}) must end in .png or .svg")
+    place.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(place, dpi=150)
     return place
 
@@ -179,6 +180,8 @@ def plot_pair_map(data: PairMap, path: str | Path) -> Path:
 def plot_prediction_scatter(data: PredictionScatter, path: str | Path) -> Path:
     """Draw predicted against measured latency with the +-10 % band, as PNG or SVG."""
     figure, axes = _figure(4.8, 4.8)
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     ends = np.array([min(data.measured.min(), data.predicted.min()) * 0.9, max(data.measured.max(), data.predicted.max()) * 1.1])
     axes.fill_between(ends, ends * 0.9, ends * 1.1, color="0.9", label="+-10 %")
     axes.plot(ends, ends, color="0.5", linewidth=0.8)
@@ -190,5 +193,10 @@ def plot_prediction_scatter(data: PredictionScatter, path: str | Path) -> Path:
         xscale="log",
         yscale="log",
     )
+    # Left to itself, a scale of less than a decade names so many numbers that they run into each other.
+    for side in (axes.xaxis, axes.yaxis):
+        side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        side.set_major_formatter(StrMethodFormatter("{x:g}"))
+        side.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False, loc="upper left")
     return _save(figure, path)

@@ -34,12 +34,15 @@ class KeptFit:
 
 
 def kept_fit(store: Store, context: ContextInfo, fingerprint: str, graph: ModelGraph) -> KeptFit | None:
-    """The fit kept for exactly what the store holds now, or None."""
+    """The fit kept for exactly what the store holds now, or None; one that cannot be read is none, for the samples can be fitted again."""
     found = store.fit(context, fingerprint)
     if found is None or found[0] != _key(store.digest(context, fingerprint), graph):
         return None
-    data = json.loads(zlib.decompress(found[1]))
-    return KeptFit(tables=LatencyTables.from_dict(data["tables"]), settled=bool(data["settled"]))
+    try:
+        data = json.loads(zlib.decompress(found[1]))
+        return KeptFit(tables=LatencyTables.from_dict(data["tables"]), settled=bool(data["settled"]))
+    except (zlib.error, KeyError, TypeError, ValueError):
+        return None
 
 
 def keep_fit(store: Store, context: ContextInfo, fingerprint: str, graph: ModelGraph, fit: KeptFit, *, measured: int) -> None:

@@ -81,6 +81,7 @@ class Forest:
             and bool((forest.left[inner] > here[inner]).all() and (forest.right[inner] > here[inner]).all())
             and bool((forest.left < nodes).all() and (forest.right < nodes).all())
             and bool(((forest.feature[inner] >= 0) & (forest.feature[inner] < features)).all())
+            and bool(np.isfinite(forest.threshold[inner]).all() and np.isfinite(forest.value).all())
         )
         if not sound:
             raise FileFormatError(f"forest is inconsistent: its {nodes} nodes do not make trees over {features} features")

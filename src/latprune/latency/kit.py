@@ -30,13 +30,14 @@ from latprune.latency.engines import KernelTime
 from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
 from latprune.latency.engines.onnxruntime import step_path
-from latprune.latency.matching import match_profile
+from latprune.latency.matching import MatchedProfile, match_profile
 from latprune.latency.repeats import REPEAT, due_again
 from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.sampling import selection_for
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import Store
 from latprune.latency.target import Target
+from latprune.storage import replacing
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
@@ -57,16 +58,16 @@ class _Strict(BaseModel):
 class _Step(_Strict):
     name: str
     op: str
-    ms: float = Field(ge=0, allow_inf_nan=False)
+    ms: float = Field(ge=0, lt=1e9, allow_inf_nan=False)
 
 
 class _Network(_Strict):
     index: int = Field(ge=0)
-    ms: float = Field(gt=0, allow_inf_nan=False)
-    reference_ms: float = Field(gt=0, allow_inf_nan=False)
+    ms: float = Field(gt=0, lt=1e9, allow_inf_nan=False)
+    reference_ms: float = Field(gt=0, lt=1e9, allow_inf_nan=False)
     spread: float = Field(ge=0, allow_inf_nan=False)
     runs: int = Field(ge=1)
-    created: float
+    created: float = Field(ge=0, allow_inf_nan=False)
     steps: tuple[_Step, ...]
     looks: int = Field(default=1, ge=1)
     steady: bool = True
@@ -163,32 +164,36 @@ def _write(
     from latprune.surgery import prune
 
     inputs = prepare_inputs(example_inputs, target, cast=True)
-    files: dict[str, bytes] = {}
     entries = []
-    for index, point in enumerate([DesignPoint(widths={}), *points]):
-        changed = copy.deepcopy(model)
-        if index:
-            prune(changed, graph, selection_for(graph, point))
-        exported = export_onnx(evaluation_copy(changed, target, cast=True), inputs)
-        files[f"models/{index}.onnx"] = exported.data
-        entries.append({"widths": dict(point.widths), "removed": list(point.removed), "names": _names(exported)})
-    plan = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "target": target.to_dict(),
-        "fingerprint": network_fingerprint(list(graph.kernels.values()), example_inputs, target),
-        **origin,
-        "inputs": [{"shape": list(tensor.shape), "dtype": str(tensor.numpy().dtype)} for tensor in inputs.tensors],
-        "networks": entries,
-    }
-    text = json.dumps(plan, sort_keys=True)
-    identity = hashlib.sha256(text.encode()).hexdigest()[:32]
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as kit:
+    # Each network goes to the disk as it is made: all of them together can be many gigabytes.
+    with replacing(path) as staged, zipfile.ZipFile(staged, "w", zipfile.ZIP_DEFLATED) as kit:
+        for index, point in enumerate([DesignPoint(widths={}), *points]):
+            changed = copy.deepcopy(model)
+            if index:
+                prune(changed, graph, selection_for(graph, point))
+            exported = export_onnx(evaluation_copy(changed, target, cast=True), inputs)
+            # Weights hardly compress, and trying takes longer than all else here.
+            kit.writestr(f"models/{index}.onnx", exported.data, zipfile.ZIP_STORED)
+            entries.append({"widths": dict(point.widths), "removed": list(point.removed), "names": _names(exported)})
+        plan = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "target": target.to_dict(),
+            "fingerprint": network_fingerprint(list(graph.kernels.values()), example_inputs, target),
+            "structure": _structure(graph, target),
+            **origin,
+            "inputs": [{"shape": list(tensor.shape), "dtype": str(tensor.numpy().dtype)} for tensor in inputs.tensors],
+            "networks": entries,
+        }
+        identity = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:32]
         kit.writestr("plan.json", json.dumps({**plan, "kit": identity}, sort_keys=True))
         kit.writestr("run.py", importlib.resources.files("latprune.latency").joinpath("kit_runner.py").read_text())
-        for name, data in files.items():
-            kit.writestr(name, data)
     return identity
+
+
+def _structure(graph: ModelGraph, target: Target) -> str:
+    """The fingerprint without the example inputs, which are not at hand where results are imported; kernels know their shapes."""
+    return network_fingerprint(list(graph.kernels.values()), (), target)
 
 
 def _names(exported: OnnxNetwork) -> dict[str, Any]:
@@ -219,7 +224,7 @@ def _read_results(results: str | Path, kit: str | Path, plan: Mapping[str, Any])
         raise FileFormatError(f"{results} cannot be read: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise FileFormatError(str(first["msg"]), path=".".join(map(str, first["loc"]))) from error
+        raise FileFormatError(f"{first['msg']} (in {results})", path=".".join(map(str, first["loc"]))) from error
     if found.format != _RESULTS or found.version not in _VERSIONS:
         raise FileFormatError(f"{results} has format {found.format!r}, version {found.version}", path="format")
     if found.kit != plan["kit"]:
@@ -250,16 +255,23 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
         if set(entry["widths"]) - set(dense) or set(entry["removed"]) - set(graph.blocks):
             raise InvalidArgumentError(f"graph is not that of the kit's model: network {number} names groups or blocks that it lacks")
     target = Target(**plan["target"])
-    context = ContextInfo(target=target, version=found.engine_version, machine=found.machine)
-    profiles = {
-        network.index: match_profile(
-            _entries(network, plan["networks"][network.index]["names"]), kernels, plan["networks"][network.index]["removed"]
+    # Kits from before the structure was in the plan have none.
+    if "structure" in plan and plan["structure"] != _structure(graph, target):
+        raise InvalidArgumentError(
+            f"graph is not that of the kit's model: widths or input sizes differ, or {kit} was written by a latprune that timed networks "
+            "in another way; give the model, its arguments and the input that the kit was written with"
         )
-        for network in found.networks
-        if network.index < len(plan["networks"])
-    }
-    if len(profiles) < len(found.networks):
-        raise FileFormatError(f"{results} names a network that the kit does not have", path="networks")
+    context = ContextInfo(target=target, version=found.engine_version, machine=found.machine)
+    profiles: dict[int, MatchedProfile] = {}
+    for place, network in enumerate(found.networks):
+        if network.index >= len(plan["networks"]):
+            raise FileFormatError(f"{results} names a network that the kit does not have", path=f"networks.{place}.index")
+        if network.index in profiles:
+            raise FileFormatError(f"network {network.index} is there twice", path=f"networks.{place}.index")
+        entry = plan["networks"][network.index]
+        profiles[network.index] = match_profile(_entries(network, entry["names"]), kernels, entry["removed"])
+        if not profiles[network.index].shares:
+            raise FileFormatError("no step could be matched to a kernel of the model", path=f"networks.{place}.steps")
     if 0 not in profiles:
         raise FileFormatError(f"{results} lacks the dense network; run the kit again", path="networks")
     signatures = {

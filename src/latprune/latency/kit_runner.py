@@ -3,7 +3,8 @@
 python run.py kit.zip results.json
 
 Each network is timed before and after its profile, beside the dense network; where the two times disagree by more than 4 %, it is timed
-again, and a profile whose halves disagree is taken again. Stopped, it goes on where it was.
+again, and a profile whose halves disagree is taken again. Stopped, it goes on where it was. A results file of another kit, or of another
+version of ONNX Runtime, is left alone.
 """
 
 # This file is copied into every kit and run where latprune is not installed: it must import nothing of it and stay one file.
@@ -212,6 +213,22 @@ def measured(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], 
     }
 
 
+def measured_before(path: str, now: dict[str, Any]) -> list[dict[str, Any]]:
+    """The networks that a results file holds already. A file of another kit, or of other conditions, is neither mixed nor overwritten."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+        networks: list[dict[str, Any]] = before["networks"]
+    except (ValueError, KeyError, TypeError) as error:
+        sys.exit(f"{path} is there, but holds no results ({error!r}); name another file, or move it away")
+    for key in ("kit", "engine_version", "machine", "provider"):
+        if before.get(key) != now[key]:
+            sys.exit(
+                f"{path} was measured with another {key} ({before.get(key)!r}, here {now[key]!r}); name another file for these results"
+            )
+    return networks
+
+
 def main() -> int:
     """Measure what is still missing, writing the results after each network."""
     import numpy as np
@@ -221,6 +238,8 @@ def main() -> int:
         print(__doc__)
         return 2
     results: dict[str, Any]
+    if not zipfile.is_zipfile(sys.argv[1]):
+        sys.exit(f"{sys.argv[1]} is not there, or is no whole zip file; copy the kit again")
     with zipfile.ZipFile(sys.argv[1]) as kit:
         plan = json.loads(kit.read("plan.json").decode("utf-8"))
         dense = kit.read("models/0.onnx")
@@ -243,10 +262,7 @@ def main() -> int:
             "networks": [],
         }
         if os.path.exists(sys.argv[2]):
-            with open(sys.argv[2], encoding="utf-8") as file:
-                before = json.load(file)
-            if before.get("kit") == plan["kit"]:
-                results["networks"] = before["networks"]
+            results["networks"] = measured_before(sys.argv[2], results)
         done = {network["index"] for network in results["networks"]}
         run = runner(ort, reference, feed)
         times(run, 5)
@@ -264,4 +280,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from latprune.latency.features import FEATURES
 from latprune.latency.predictor import KernelPredictor
 from latprune.latency.samples import ContextInfo
 from latprune.latency.target import Target
+from latprune.storage import replacing
 
 __all__ = ["read_predictor", "write_predictor"]
 
@@ -41,18 +43,23 @@ def write_predictor(predictor: KernelPredictor, path: str | Path) -> None:
     arrays = {
         f"{index}/{name}": array for index, model in enumerate(predictor.families.values()) for name, array in model.to_arrays().items()
     }
-    with Path(path).open("wb") as file:
+    with replacing(path) as staged, staged.open("wb") as file:
         np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)  # type: ignore[arg-type]
 
 
 def read_predictor(path: str | Path) -> KernelPredictor:
     """Read a file; raises FileFormatError where it is something else, of another version, or inconsistent."""
     try:
+        # np.load takes any other file for a pickle, and offers to open it.
+        if Path(path).is_file() and not zipfile.is_zipfile(path):
+            raise ValueError("it is no whole .npz archive")
         with np.load(str(path), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(arrays.pop("header").tobytes().decode())
     except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise FileFormatError(f"{path} is no predictor file: {error}") from error
+    if not isinstance(header, dict):
+        raise FileFormatError(f"{path} is no predictor file: its header is no JSON object")
     if header.get("format") != _FORMAT or header.get("version") != _VERSION:
         raise FileFormatError(
             f"{path} has format {header.get('format')!r}, version {header.get('version')!r}; this release reads version {_VERSION}: "
@@ -65,7 +72,7 @@ def read_predictor(path: str | Path) -> KernelPredictor:
         context = ContextInfo(
             target=Target(**header["context"]["target"]), version=header["context"]["version"], machine=header["context"]["machine"]
         )
-        return KernelPredictor(
+        predictor = KernelPredictor(
             context=context,
             families={
                 family: FamilyModel.from_arrays(
@@ -81,6 +88,10 @@ def read_predictor(path: str | Path) -> KernelPredictor:
             typical_weights=float(header["typical_weights"]),
             samples=int(header["samples"]),
         )
+        numbers = (predictor.constant_ms, predictor.overhead_ms, predictor.spread, predictor.agreement, predictor.typical_weights)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("numbers that are not finite")
+        return predictor
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, FileFormatError):
             raise

@@ -61,6 +61,8 @@ class Store:
 
     def __init__(self, path: str | Path | None = None, *, timeout: float = 60.0) -> None:
         self.path = default_store_path() if path is None else Path(path)
+        if self.path.is_dir():
+            raise LatpruneError(f"store {self.path} cannot be opened: it is a folder; name a file in it")
         try:
             if str(self.path) != ":memory:":
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +138,8 @@ class Store:
 
     def _explain(self, error: sqlite3.Error) -> LatpruneError:
         text = str(error)
+        if isinstance(error, sqlite3.IntegrityError):
+            return InvalidArgumentError(f"store {self.path}: a network was refused ({text}); nothing of it was written, the store is sound")
         if "full" in text:
             return LatpruneError(
                 f"store {self.path}: no space left on the disk ({text}); what was written before is intact. Free space and run again"
@@ -275,7 +279,12 @@ class Store:
             " GROUP BY c.id ORDER BY c.id",
             (f'"{SWEEP}": {{',),
         ):
-            target = Target(engine=row[0], device=row[1], threads=row[2], batch=row[3], precision=row[4])
+            try:
+                target = Target(engine=row[0], device=row[1], threads=row[2], batch=row[3], precision=row[4])
+            except (InvalidArgumentError, TypeError) as error:
+                raise FileFormatError(
+                    f"store {self.path} is damaged ({error}); move it away and measure again, or restore a copy"
+                ) from error
             counts = {"networks": row[7], "structures": row[8], "sweep": row[9]}
             found.append((ContextInfo(target=target, version=row[5], machine=row[6]), counts))
         return found

@@ -119,6 +119,8 @@ class SizeSurface:
             raise FileFormatError(
                 f"surface has {len(steps)} axes, but {len(surface.scale)} scales and {len(surface.coefficients)} coefficients"
             )
+        if not all(np.isfinite(part).all() for part in (surface.scale, surface.coefficients, surface.weights, surface.noise)):
+            raise FileFormatError("surface holds numbers that are not finite")
         if len(surface.weights) not in (0, len(surface.points)):
             raise FileFormatError(f"surface has {len(surface.points)} points, but {len(surface.weights)} weights")
         return surface

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,7 +74,21 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"latency tables are malformed: {error!r}") from error
+    for name, value, valid in (
+        ("constant_ms", tables.constant_ms, math.isfinite(tables.constant_ms)),
+        ("dense_ms", tables.dense_ms, 0.0 < tables.dense_ms < math.inf),
+        ("scale", tables.scale, 0.0 < tables.scale < math.inf),
+    ):
+        if not valid:
+            raise FileFormatError(f"{name} (={value}) must be finite, and positive unless it is the constant", path=name)
     for index, entry in enumerate(entries):
+        if not (math.isfinite(entry.factor) and math.isfinite(entry.overhead_ms)):
+            raise FileFormatError(
+                f"factor (={entry.factor}) and overhead_ms (={entry.overhead_ms}) must be finite", path=f"entries[{index}]"
+            )
+        unknown = {group for axis in entry.axes for piece in axis.pieces for group in piece.groups} - set(tables.widths)
+        if unknown:
+            raise FileFormatError(f"groups that widths lacks: {', '.join(sorted(map(str, unknown)))}", path=f"entries[{index}].axes")
         if entry.surface not in surfaces:
             raise FileFormatError(f"surface (={entry.surface!r}) is not in the file", path=f"entries[{index}].surface")
         if len(surfaces[entry.surface].steps) != len(entry.axes) or len(entry.dense) != len(entry.axes):

@@ -139,6 +139,8 @@ class LatencyTables:
         unknown = set(full) - set(self.widths)
         if unknown:
             raise InvalidArgumentError(f"widths name groups that the network does not have: {', '.join(sorted(unknown))}")
+        if isinstance(removed_blocks, str):
+            raise InvalidArgumentError(f"removed_blocks (={removed_blocks!r}) must be a list of names, not one name")
         removed = set(removed_blocks)
         running = self._running(full, removed)
         total = self.constant_ms + running.total(1.0)

@@ -56,7 +56,8 @@ class OnnxRuntimeEngine(Engine):
         """See ``Engine.machine``."""
         if _provider_name(target.device) not in _ON_CUDA:
             return machine_name()
-        gpu = cuda_name(int(target.device.partition(":")[2] or 0))
+        index = target.device.partition(":")[2]
+        gpu = cuda_name(int(index) if index.isdecimal() else 0)
         return f"{gpu}, {machine_name()}" if gpu else machine_name()
 
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
@@ -83,6 +84,8 @@ def _provider(runtime: Any, target: Target) -> tuple[str, dict[str, Any]]:
     available = runtime.get_available_providers()
     if name not in available:
         raise EngineError(f"device (={target.device!r}) needs the execution provider {name}; this onnxruntime has {', '.join(available)}")
+    if index and not index.isdecimal():
+        raise EngineError(f"device (={target.device!r}) must end in the number of a device behind its colon, as in cuda:0")
     options: dict[str, Any] = {"device_id": int(index)} if index else {}
     if name == "CUDAExecutionProvider":
         # Left to itself, the provider multiplies fp32 in TF32.

@@ -54,7 +54,10 @@ class OpenVinoEngine(Engine):
         try:
             return f"{_module().Core().get_property(device, 'FULL_DEVICE_NAME')}, {machine_name()}"
         except RuntimeError as error:
-            raise EngineError(f"device (={target.device!r}) is not one that openvino has: {error}") from error
+            # The last line says what is wrong, those before it where in openvino's source.
+            reason = str(error).strip().rpartition("\n")[2]
+            there = ", ".join(_module().Core().available_devices)
+            raise EngineError(f"device (={target.device!r}) cannot be used by openvino, which finds {there} here: {reason}") from error
 
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``."""
