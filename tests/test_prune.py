@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import latprune
+from latprune.cli import main
 from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError, TableError
 from latprune.importance import MagnitudeConfig, TaylorConfig
 from latprune.latency import LatencyTables, Store, Target, build_tables
@@ -223,3 +224,36 @@ def test_the_folder_of_a_finished_run_is_resumed_and_another_runs_folder_refused
 def test_kept_whole_model_is_refused():
     with pytest.raises(InvalidArgumentError, match="inspect"):
         prune(network(), "flops=50%", keep=["*"], measure_latency=False)
+
+
+def test_tables_of_other_conditions_or_networks_are_refused(tables):
+    with pytest.raises(InvalidArgumentError, match=r"hold for .*onnxruntime.*target is .*openvino"):
+        latprune.prune(network(), X, budget="60%", target=Target(engine="openvino"), method=BY_MAGNITUDE, tables=tables)
+    narrow = digits_resnet(blocks=2, widths=(8, 32, 64)).eval()
+    with pytest.raises(InvalidArgumentError, match=r"another network: their kernel 'conv1' has dense sizes \[1, 16\], .* \[1, 8\]"):
+        prune(narrow, "60%", tables=tables)
+    with pytest.raises(InvalidArgumentError, match="another network: their kernel .* does not exist"):
+        prune(digits_resnet(blocks=1, widths=(16, 32, 64)).eval(), "60%", tables=tables)
+    with pytest.raises(InvalidArgumentError, match="another network: .* input shapes"):
+        latprune.prune(network(), torch.randn(1, 1, 48, 48), budget="60%", target=TARGET, method=BY_MAGNITUDE, tables=tables)
+
+
+def test_tables_bring_their_target_and_may_vary_what_is_kept(tables):
+    pruner = latprune.Pruner(network(), X, budget="60%", method=BY_MAGNITUDE, tables=tables, keep=["conv1"])
+    assert pruner.target == TARGET and len(pruner.dense_graph.groups) < len(tables.widths)
+    report = pruner.step()
+    pruner.close()
+    assert report.measured is not None and report.measured.ratio <= 0.6 and "conv1" not in report.widths
+
+
+def test_the_command_takes_tables_from_a_file(tables, tmp_path, capsys):
+    path = tmp_path / "tables.json"
+    path.write_text(json.dumps(tables.to_dict()))
+    model = ["--model", "latprune.zoo:digits_resnet", "--model-arg", "blocks=2", "--model-arg", "widths=[16,32,64]", "--input", "1x1x32x32"]
+    job = ["--budget", "60%", "--importance", "magnitude", "--tables", str(path), "--store", str(tmp_path / "none.sqlite")]
+    assert main(["prune", *model, *job, "--engine", "onnxruntime", "--quiet", "-o", str(tmp_path / "out")]) == 0
+    assert "Budget met" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "result" / "result.json").read_text())
+    assert "tables" not in {stage["name"] for stage in record["stages"]}
+    assert main(["prune", *model, *job, "--engine", "openvino", "-o", str(tmp_path / "other")]) == 2
+    assert "tables hold for" in capsys.readouterr().err

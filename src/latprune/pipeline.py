@@ -91,7 +91,7 @@ def prune(
         model: A PyTorch module; it keeps its class and gets smaller layers.
         example_inputs: A tensor, a tuple of positional or a mapping of keyword inputs.
         budget: ``"50%"`` of the dense latency, ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``.
-        target: Engine, device, threads, batch size and precision; OpenVINO on one CPU thread by default.
+        target: Engine, device, threads, batch size and precision; those of ``tables``, else OpenVINO on one CPU thread, by default.
         method: ``"mdp"``, ``"sp_lamp"``, ``"uniform"``, ``"random"``, or a method object with its options.
         data: Batches for importance scores that need gradients (``mdp`` does); each is handed to ``loss``.
         loss: Scalar loss of ``(model, batch)``.
@@ -101,7 +101,7 @@ def prune(
         keep: Modules or globs to leave whole.
         blocks_keep: Blocks that must stay.
         min_widths: Group name or glob -> smallest width.
-        tables: Latency tables measured earlier; None builds them.
+        tables: Latency tables of this model on ``target``, measured earlier; None builds them.
         store: Where measurements are kept between runs.
         solver: Solver's name; None leaves it to the method.
         time_limit: Seconds that one solve may take.

@@ -28,6 +28,7 @@ from latprune.latency import (
     build_tables,
     get_engine,
 )
+from latprune.latency.build import require_same_network
 from latprune.methods import Method, Proposal, Proposer, StageContext, get_method, selection_of
 from latprune.search import CandidateSearch
 from latprune.search_counted import search_counted
@@ -65,12 +66,12 @@ class Pruner:
         model: The model; it keeps its class, only smaller layers (and removed blocks) are put in place.
         example_inputs: A tensor, a tuple of positional or a mapping of keyword inputs.
         budget: For instance ``"50%"``, ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``.
-        target: Engine and conditions of all measurements.
+        target: Engine and conditions of all measurements; those of ``tables`` by default.
         method: A method's name or object.
         keep: Modules or globs to leave whole.
         blocks_keep: Blocks (module names or globs) that must stay.
         min_widths: Group name or glob -> smallest width.
-        tables: Latency tables measured earlier (perhaps elsewhere); None builds them.
+        tables: Latency tables of this model on ``target``, measured earlier; None builds them.
         store: Where measurements are kept between runs; None uses the default store.
         solver: Solver's name; None leaves it to the method.
         time_limit: Seconds that one solve may take.
@@ -111,7 +112,7 @@ class Pruner:
     ) -> None:
         self.model = self._in_form(model, example_inputs, form)
         self.budget = Budget.parse(budget)
-        self.target = target or Target()
+        self.target = target or (tables.target if tables is not None else Target())
         self.method = get_method(method)
         self.example_inputs = example_inputs
         self.seed = seed
@@ -133,6 +134,8 @@ class Pruner:
         get_engine(self.target.engine)  # a missing engine is told before anything is computed
         self._stage: _Stage | None = None
         self.dense_graph = self._traced().graph
+        if tables is not None:
+            require_same_network(tables, self.dense_graph, example_inputs, self.target, kept=bool(self._keep))
         self.dense_tensors = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
         self.dense_model = copy.deepcopy(self.model).eval()
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=self.budget, seed=seed)

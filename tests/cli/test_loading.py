@@ -14,6 +14,7 @@ from latprune.cli.loading import (
     example_inputs,
     load_callable,
     load_model,
+    load_tables,
     load_weights,
     parse_arguments,
     parse_input,
@@ -21,7 +22,7 @@ from latprune.cli.loading import (
     recorded_inputs,
     target_from,
 )
-from latprune.errors import CheckpointError, InvalidArgumentError
+from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError
 from support.sample_record import sample_dict, sample_record
 
 
@@ -174,3 +175,14 @@ def test_a_saved_result_does_not_choose_the_code_that_runs(nets: Path) -> None:
 def test_recorded_inputs_have_the_recorded_shape() -> None:
     assert recorded_inputs(sample_record(), []).shape == (1, 3, 32, 32)  # type: ignore[union-attr]
     assert recorded_inputs(sample_record(), ["2x3x8x8"]).shape == (2, 3, 8, 8)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "cannot be read"), ("{", "cannot be read"), ("[]", "JSON object, not a list"), ("{}", "format")]
+)
+def test_files_that_hold_no_tables_are_named(tmp_path: Path, content: str | None, says: str) -> None:
+    path = tmp_path / "tables.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(FileFormatError, match=says):
+        load_tables(str(path))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from latprune.export.record import ResultRecord
     from latprune.latency.samples import ContextInfo
     from latprune.latency.store import Store
+    from latprune.latency.tables import LatencyTables
     from latprune.latency.target import Target
 
     ExampleInputs = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
@@ -34,6 +35,7 @@ __all__ = [
     "example_inputs",
     "load_callable",
     "load_model",
+    "load_tables",
     "load_weights",
     "output_file",
     "parse_arguments",
@@ -204,6 +206,24 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"--weights (={str(path)!r}) do not fit the model: {error}") from error
+
+
+def load_tables(path: str) -> LatencyTables:
+    """Latency tables from a file that ``latprune measure -o`` wrote.
+
+    Raises:
+        FileFormatError: The file cannot be read, or holds no tables.
+    """
+    from latprune.errors import FileFormatError
+    from latprune.latency.tables import LatencyTables
+
+    try:
+        data = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"tables {path} cannot be read: {error}; give a file that `latprune measure -o FILE` wrote") from error
+    if not isinstance(data, dict):
+        raise FileFormatError(f"tables {path} must hold a JSON object, not a {type(data).__name__}")
+    return LatencyTables.from_dict(data)
 
 
 def load_model(spec: str, arguments: Sequence[str] = (), weights: str | Path | None = None) -> nn.Module:

@@ -65,6 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder for progress and result")
     out.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
+    out.add_argument("--tables", metavar="FILE", help="latency tables of this model and target, from latprune measure -o (default: built)")
     out.add_argument("--onnx", action="store_true", help="also export FOLDER/result/model.onnx")
     out.add_argument("--quiet", action="store_true", help="print the result only")
     parser.set_defaults(run=run)
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from pathlib import Path
 
-    from latprune.cli.loading import example_inputs, load_callable, load_model, parse_arguments, target_from
+    from latprune.cli.loading import example_inputs, load_callable, load_model, load_tables, parse_arguments, target_from
     from latprune.cli.progress import reporter
     from latprune.latency import Store
     from latprune.pipeline import prune
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     keywords = parse_arguments(args.data_arg, argument="--data-arg")
     batches = load_callable(args.data, argument="--data")(**keywords) if args.data else None
     output = Path(args.output)
+    tables = load_tables(args.tables) if args.tables else None
     result = prune(
         model,
         inputs,
@@ -98,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         keep=args.keep,
         blocks_keep=args.blocks_keep,
         min_widths=_min_widths(args.min_width),
+        tables=tables,
         store=Store(args.store) if args.store else None,
         solver=args.solver,
         time_limit=args.time_limit,

@@ -26,7 +26,7 @@ from latprune.latency.target import Target
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
-__all__ = ["TableProgress", "build_tables", "stored_tables", "target_context"]
+__all__ = ["TableProgress", "build_tables", "require_same_network", "stored_tables", "target_context"]
 
 _BATCH = 16
 _FIRST_FIT = 32
@@ -34,6 +34,9 @@ _ENOUGH = 0.015
 _NO_BETTER = 0.93
 _SUSPECTS = 4
 """Networks of one batch that are measured again at most: where more are far off, the tables are, not the samples."""
+
+_LOOKS = 3
+"""Times that the first tables are asked what is far off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +175,43 @@ def stored_tables(graph: ModelGraph, example_inputs: Any, context: ContextInfo, 
     return tables
 
 
+def require_same_network(tables: LatencyTables, graph: ModelGraph, example_inputs: Any, target: Target, *, kept: bool = False) -> None:
+    """Refuse tables that were measured under other conditions or on another network.
+
+    Args:
+        tables: The tables.
+        graph: The dense network.
+        example_inputs: What it runs on.
+        target: The conditions wanted.
+        kept: Whether ``graph`` holds groups whole that the tables may vary.
+
+    Raises:
+        InvalidArgumentError: The tables are for another target, another structure, or other input shapes.
+    """
+    if tables.target != target:
+        raise InvalidArgumentError(
+            f"tables hold for {tables.target}, but the target is {target}: latencies of one say nothing of the other. Ask for the tables' "
+            "own target, or measure tables for this one"
+        )
+    if tables.fingerprint == network_fingerprint(list(graph.kernels.values()), example_inputs, target):
+        return
+    dense = graph.dense_widths()
+    for name, entry in tables.entries.items():
+        kernel = graph.kernels.get(name)
+        found = tuple(axis.size(dense) for axis in kernel.axes) if kernel is not None else None
+        if found != entry.dense:
+            says = f"has dense sizes {list(found)}" if found is not None else "does not exist"
+            raise InvalidArgumentError(
+                f"tables are of another network: their kernel {name!r} has dense sizes {list(entry.dense)}, in this model it {says}; build "
+                "tables of this model"
+            )
+    if not kept:
+        raise InvalidArgumentError(
+            "tables are of another network: its kernels are as large as this model's, but its input shapes, its blocks or the way in which "
+            "it was timed differ; build tables of this model on these example inputs"
+        )
+
+
 class _Builder:
     """Samples so far, and the checks made on the way."""
 
@@ -216,15 +256,22 @@ class _Builder:
     def _repeat(self, again: Callable[[NetworkSample], NetworkSample]) -> None:
         """Measure again what is far off among the networks that are about to be believed."""
         start = self._next - _BATCH if self._pending is not None else 0
-        tables = self._pending or self._fit(self.samples[: self._next], TableStats())
-        for index in far_off(tables, self.samples[start : self._next])[:_SUSPECTS]:
-            suspect = self.samples[start + index]
-            tries = [suspect]
-            for _ in range(REPEATS):
-                tries.append(again(suspect))
-                if any(agree(other, tries[-1]) for other in tries[:-1]):
-                    break
-            self.samples[start + index] = median_sample(tries)
+        repeated: set[int] = set()
+        # The first tables are bent by the very samples that they judge, so once some are mended they are asked again.
+        for _ in range(1 if self._pending is not None else _LOOKS):
+            tables = self._pending or self._fit(self.samples[: self._next], TableStats())
+            suspects = [index for index in far_off(tables, self.samples[start : self._next]) if index not in repeated][:_SUSPECTS]
+            if not suspects:
+                break
+            for index in suspects:
+                suspect = self.samples[start + index]
+                tries = [suspect]
+                for _ in range(REPEATS):
+                    tries.append(again(suspect))
+                    if any(agree(other, tries[-1]) for other in tries[:-1]):
+                        break
+                self.samples[start + index] = median_sample(tries)
+            repeated.update(suspects)
 
     def _fit(self, samples: list[NetworkSample], stats: TableStats) -> LatencyTables:
         residual = self.residual if self.residual is not None else Residual.of([], [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +28,8 @@ _CLOCK = 3e-4
 """Milliseconds below which a kernel cannot be told from nothing: profiles count in microseconds."""
 _TIMER_LIMIT = 0.01
 _ROUNDS = 4
+_DENSE_COUNTS = 8
+"""Networks that the dense one counts as in the calibration."""
 _LEAST_OWN = 0.1
 """Share of a sample that is the kernel's own, whatever is said to be added to it."""
 _DIFFERS = 0.02
@@ -287,25 +289,30 @@ def fit_tables(
     level = dense_level(samples)
     index = {key: column for column, key in enumerate(fit.surfaces)}
     dense = {kernel.name: [axis.size(widths) for axis in kernel.axes] for kernel in ordered}
-    rows, targets = [], []
-    for network, share in zip(samples, fit.shares, strict=True):
-        if network.ms is None:
-            continue
-        parts = np.zeros(len(index))
-        removed = set(network.removed)
-        count = 0
+
+    def parts(widths: Mapping[str, int], removed: Collection[str], share: float) -> FloatArray:
+        """One network as the calibration sees it: 1, its kernels, and their milliseconds per surface."""
+        found = np.zeros(2 + len(index))
+        found[0] = 1.0
         for kernel in ordered:
-            if removed.isdisjoint(kernel.blocks):
-                sizes = np.maximum([axis.size(network.widths, removed) for axis in kernel.axes], 1)
-                beside_it, added = active(fit.neighbours.get(kernel.name, ()), removed)
-                factor = fit.factors[kernel.name] * beside_it
-                if fit.cache_effect:
-                    factor *= float(fit.cache_effect.factor(share, fit.traffic[kernel.name].weight_share(sizes.tolist())))
-                alone = factor * float(fit.surfaces[fit.keys[kernel.name]].at(sizes)[0])
-                parts[index[fit.keys[kernel.name]]] += alone + added * float(written(list(sizes), dense[kernel.name]))
-                count += 1
-        rows.append(np.concatenate([[1.0, float(count)], parts]))
-        targets.append(network.ms * level / network.reference_ms)
+            if not set(kernel.blocks).isdisjoint(removed):
+                continue
+            sizes = np.maximum([axis.size(widths, removed) for axis in kernel.axes], 1)
+            beside_it, added = active(fit.neighbours.get(kernel.name, ()), removed)
+            factor = fit.factors[kernel.name] * beside_it
+            if fit.cache_effect:
+                factor *= float(fit.cache_effect.factor(share, fit.traffic[kernel.name].weight_share(sizes.tolist())))
+            alone = factor * float(fit.surfaces[fit.keys[kernel.name]].at(sizes)[0])
+            found[2 + index[fit.keys[kernel.name]]] += alone + added * float(written(list(sizes), dense[kernel.name]))
+            found[1] += 1.0
+        return found
+
+    timed = [(sample, share, sample.ms) for sample, share in zip(samples, fit.shares, strict=True) if sample.ms is not None]
+    rows = [parts(sample.widths, set(sample.removed), share) for sample, share, _ in timed]
+    targets = [ms * level / sample.reference_ms for sample, _, ms in timed]
+    # The dense network was timed beside every other one, so its latency is known better than any, and shares of it are what is asked for.
+    rows += [parts(widths, set(), 1.0)] * _DENSE_COUNTS
+    targets += [level] * _DENSE_COUNTS
     constant, overhead, scales = _calibrate(np.asarray(rows), np.asarray(targets))
     scale = {kernel.name: float(scales[index[fit.keys[kernel.name]]]) for kernel in ordered}
     entries = {
