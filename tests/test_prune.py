@@ -1,6 +1,7 @@
 """The whole way on a small residual network: budgets, refusals, saved state, reload."""
 
 import copy
+import dataclasses
 import json
 import math
 
@@ -11,7 +12,7 @@ import latprune
 from latprune.cli import main
 from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError, TableError
 from latprune.importance import MagnitudeConfig, TaylorConfig
-from latprune.latency import LatencyTables, Store, Target, build_tables
+from latprune.latency import LatencyTables, Residual, Store, Target, build_tables
 from latprune.zoo import digits_resnet
 
 TARGET = Target(engine="onnxruntime")
@@ -257,3 +258,50 @@ def test_the_command_takes_tables_from_a_file(tables, tmp_path, capsys):
     assert "tables" not in {stage["name"] for stage in record["stages"]}
     assert main(["prune", *model, *job, "--engine", "openvino", "-o", str(tmp_path / "other")]) == 2
     assert "tables hold for" in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_engine(monkeypatch):
+    """A machine without the device: whatever asks for its engine fails."""
+
+    def refuse(name):
+        raise AssertionError("no engine is asked for")
+
+    monkeypatch.setattr("latprune.pruner.get_engine", refuse)
+    monkeypatch.setattr("latprune.trials.get_engine", refuse)
+
+
+@pytest.mark.parametrize("method", [BY_MAGNITUDE, latprune.SPLAMP(stages=2), latprune.Uniform()])
+def test_a_device_that_is_not_at_hand_is_pruned_for_by_its_tables(tables, no_engine, tmp_path, method):
+    model = network()
+    result = prune(model, "60%", tables=tables, method=method, measure_latency=False)
+    record = result.record
+    assert result.latency_ms is None and record.budget_share is None and not record.corrections
+    limit = 0.6 * tables.dense_ms
+    assert record.budget.limit == pytest.approx(limit)
+    assert tables.residual.room >= 1.0 and record.predicted_ms <= limit / tables.residual.room * (1 + 1e-9)
+    kept = {group.name: group.kept for group in record.groups}
+    assert tables.predict(kept, record.blocks_removed) == pytest.approx(record.predicted_ms)
+    assert record.predicted_ms >= 0.9 * limit / tables.residual.room
+    assert "predicted, not measured" in record.notes[-1]
+    assert "not measured" in str(result) and "predicted" in str(result)
+    result.save(tmp_path / "saved")
+    result.report(tmp_path / "report.html")
+    torch.testing.assert_close(latprune.restore(network, tmp_path / "saved")(X), model.eval()(X), rtol=0, atol=0)
+
+
+def test_a_latency_budget_without_measuring_needs_tables_and_their_error(tables):
+    with pytest.raises(InvalidArgumentError, match="give the tables of the device"):
+        prune(network(), "60%", measure_latency=False)
+    unchecked = dataclasses.replace(tables, residual=Residual.of([], []))
+    with pytest.raises(InvalidArgumentError, match="not checked on any network"):
+        prune(network(), "60%", tables=unchecked, measure_latency=False)
+    with pytest.raises(BudgetInfeasibleError):
+        prune(network(), "1%", tables=tables, measure_latency=False)
+
+
+def test_a_pruned_network_predicted_on_one_machine_is_verified_on_the_device(tables, tmp_path):
+    result = prune(network(), "60%", tables=tables, measure_latency=False)
+    result.save(tmp_path / "saved")
+    check = latprune.verify(tmp_path / "saved", network, tolerance=0.3)
+    assert check.met and check.pruned.ratio < 0.7

@@ -107,7 +107,8 @@ def prune(
         time_limit: Seconds that one solve may take.
         seed: Seed of everything random.
         slack: The delivered network is accepted within ``[1 - slack, 1]`` of the budget.
-        measure_latency: Also measure latency where the budget is on multiply-adds or parameters.
+        measure_latency: False measures nothing. A budget on multiply-adds or parameters is counted all the same; one on latency takes the
+            word of ``tables``, for a device that is not at hand, and leaves room for their error.
         form: ``"class"``: the pruned model is the user's own class. ``"program"``: it is a captured program, in which sizes that the
             class's code holds can shrink too and which reloads without the class; ``model`` stays as it is, ``result.model`` is pruned.
         folder: Keeps the run's progress; the same call with the same folder goes on where an interrupted one stopped.

@@ -54,7 +54,6 @@ class Trials:
         self._target = target
         self._budget = budget
         self._seed = seed
-        self._engine = get_engine(target.engine)
         self._compiled: CompiledNetwork | None = None
         self.dense_ms: float | None = None
 
@@ -89,7 +88,7 @@ class Trials:
             self.close()
             tolerance, max_seconds, rounds = 0.004, 40.0, 40
         dense_ms = self.dense_latency() if self._relative else 1.0
-        with self._engine.compile(network.eval(), self._example_inputs, self._target) as compiled:
+        with self._compile(network.eval()) as compiled:
             found = measure(
                 {"dense": self._compiled_dense(), "pruned": compiled},
                 reference="dense",
@@ -128,8 +127,11 @@ class Trials:
 
     def _compiled_dense(self) -> CompiledNetwork:
         if self._compiled is None:
-            self._compiled = self._engine.compile(self._dense, self._example_inputs, self._target)
+            self._compiled = self._compile(self._dense)
         return self._compiled
+
+    def _compile(self, network: nn.Module) -> CompiledNetwork:
+        return get_engine(self._target.engine).compile(network, self._example_inputs, self._target)
 
     def close(self) -> None:
         """Free the engine's copy of the dense network."""

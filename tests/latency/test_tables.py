@@ -193,3 +193,13 @@ def test_residual() -> None:
     assert found.bias == pytest.approx(0.0, abs=1e-12)
     assert found.within_8 == pytest.approx(1 / 3)
     assert Residual.of([], []).networks == 0
+
+
+def test_room_for_error_is_what_one_in_twenty_networks_took_longer() -> None:
+    predicted = np.full(100, 2.0)
+    measured = 2.0 * np.linspace(0.9, 1.1, 100)
+    assert Residual.of(predicted, measured).room == pytest.approx(1.09, abs=0.002)
+    assert Residual.of(predicted, 0.8 * measured).room == 1.0
+    assert math.isnan(Residual.of([], []).room)
+    # As read from a file that holds no single networks.
+    assert Residual(networks=9, mean_absolute=0.02, bias=0.0, p95=0.05, within_8=1.0).room == pytest.approx(1 / 0.95)

@@ -66,6 +66,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder for progress and result")
     out.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
     out.add_argument("--tables", metavar="FILE", help="latency tables of this model and target, from latprune measure -o (default: built)")
+    out.add_argument(
+        "--predict-only", action="store_true", help="measure nothing: the device is not here; take the word of --tables, less their error"
+    )
     out.add_argument("--onnx", action="store_true", help="also export FOLDER/result/model.onnx")
     out.add_argument("--quiet", action="store_true", help="print the result only")
     parser.set_defaults(run=run)
@@ -101,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         blocks_keep=args.blocks_keep,
         min_widths=_min_widths(args.min_width),
         tables=tables,
+        measure_latency=not args.predict_only,
         store=Store(args.store) if args.store else None,
         solver=args.solver,
         time_limit=args.time_limit,

@@ -37,6 +37,15 @@ class Residual:
         object.__setattr__(self, "predicted", tuple(self.predicted))
         object.__setattr__(self, "measured", tuple(self.measured))
 
+    @property
+    def room(self) -> float:
+        """What a prediction is multiplied by so that 95 % of the networks took at most that long; at least 1, NaN without networks."""
+        if not self.networks:
+            return float("nan")
+        if not self.predicted:
+            return 1.0 / max(1.0 - self.p95, 0.1)
+        return max(1.0, float(np.quantile(np.asarray(self.measured) / np.asarray(self.predicted), 0.95)))
+
     @classmethod
     def of(cls, predicted: npt.ArrayLike, measured: npt.ArrayLike) -> Residual:
         """The residual of predictions against measurements, both ``(n,)`` milliseconds."""

@@ -155,7 +155,10 @@ def compute_verdict(record: ResultRecord) -> Verdict:
     """Whether the delivered network is at or under its budget, in words."""
     share, limit = record.budget_share, record.budget.limit
     if share is None or limit is None:
-        return Verdict(outcome="unknown", share=None, text=f"Budget {record.budget.text}: not measured")
+        text = f"Budget {record.budget.text}: not measured"
+        if record.budget.resource == "latency" and limit is not None and record.predicted_ms is not None:
+            text += f"; {fmt.milliseconds(record.predicted_ms)} predicted, {fmt.milliseconds(limit)} allowed"
+        return Verdict(outcome="unknown", share=None, text=text)
     outcome: Literal["met", "over"] = "met" if share <= 1.0 else "over"
     latency = record.pruned.latency
     if record.budget.resource == "latency" and record.budget.unit == "%" and latency is not None and latency.ratio is not None:
