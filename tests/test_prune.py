@@ -258,6 +258,8 @@ def test_the_command_takes_tables_from_a_file(tables, tmp_path, capsys):
     assert "tables" not in {stage["name"] for stage in record["stages"]}
     assert main(["prune", *model, *job, "--engine", "openvino", "-o", str(tmp_path / "other")]) == 2
     assert "tables hold for" in capsys.readouterr().err
+    assert main(["prune", *model, *job, "--engine", "onnxruntime", "--predict-only", "--quiet", "-o", str(tmp_path / "told")]) == 0
+    assert "predicted, not measured" in capsys.readouterr().out
 
 
 @pytest.fixture
