@@ -102,7 +102,7 @@ def prune(
         blocks_keep: Blocks that must stay.
         min_widths: Group name or glob -> smallest width.
         tables: Latency tables of this model on ``target``, measured earlier; None builds them.
-        store: Where measurements are kept between runs.
+        store: Where measurements are kept between runs; None uses the default store.
         solver: Solver's name; None leaves it to the method.
         time_limit: Seconds that one solve may take.
         seed: Seed of everything random.

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -28,6 +30,7 @@ from latprune.latency import (
     Target,
     build_tables,
     get_engine,
+    measure_unary_contributions,
 )
 from latprune.latency.build import require_same_network
 from latprune.methods import Method, Proposal, Proposer, StageContext, get_method, selection_of
@@ -133,6 +136,7 @@ class Pruner:
         self._blocks_keep = tuple(blocks_keep)
         self._min_widths = dict(min_widths or {})
         self._store = store
+        self._own_store: Store | None = None
         self._tables = tables
         self._progress = progress or (lambda text: None)
         self._stages_done = 0
@@ -263,11 +267,17 @@ class Pruner:
                     self.dense_graph,
                     self.example_inputs,
                     self.target,
-                    store=self._store,
+                    store=self._samples(),
                     progress=self._table_progress,
                     seed=self.seed,
                 )
         return self._tables
+
+    def _samples(self) -> Store:
+        """The store that was given, else the default one, which :meth:`close` closes."""
+        if self._store is None:
+            self._store = self._own_store = Store()
+        return self._store
 
     def _table_progress(self, progress: TableProgress) -> None:
         if progress.networks % 8 == 0:
@@ -394,7 +404,7 @@ class Pruner:
             solver=self.solver,
             time_limit=self.time_limit,
             seed=self.seed,
-            measure_widths=(lambda widths: self._measure_widths(graph, widths)) if self.measure_latency else None,
+            measure_alone=(lambda choices: self._measure_alone(graph, choices)) if self.measure_latency else None,
         )
         return replace(context, dense=context.predict(graph.dense_widths()))
 
@@ -403,10 +413,14 @@ class Pruner:
         cut(network, graph, selection_of(graph, ranking, proposal))
         return network
 
-    def _measure_widths(self, graph: ModelGraph, widths: Mapping[str, int]) -> float:
-        ranking = {name: torch.arange(group.units, 0, -1).numpy() for name, group in graph.groups.items()}
-        network = self._cut_copy(graph, ranking, Proposal(widths=widths, removed_blocks=(), predicted=0.0))
-        return self._trials.trial(network, tolerance=0.01, max_seconds=5.0).value
+    def _measure_alone(self, graph: ModelGraph, choices: Mapping[str, Sequence[int]]) -> dict[str, npt.NDArray[np.float64]]:
+        def say(group: str, width: int, ratio: float) -> None:
+            self._progress(f"whole networks: {group} at {width} takes {ratio:.1%}")
+
+        with self.timed("whole networks"):
+            return measure_unary_contributions(
+                self.model, graph, self.example_inputs, self.target, choices, store=self._samples(), progress=say
+            )
 
     def _check(self, graph: ModelGraph, ranking: Mapping[str, Any], proposal: Proposal, network: nn.Module) -> EqualityReport:
         """Compare the cut copy with the masked network on random inputs before the user's model is touched."""
@@ -422,8 +436,11 @@ class Pruner:
         return trial.dense, trial.pruned
 
     def close(self) -> None:
-        """Free the engine's copy of the dense network."""
+        """Free the engine's copy of the dense network, and close the store that was opened here."""
         self._trials.close()
+        if self._own_store is not None:
+            self._own_store.close()
+            self._store = self._own_store = None
 
     # -- state ---------------------------------------------------------------------------------------------------------------------------
 

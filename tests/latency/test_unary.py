@@ -1,15 +1,27 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.errors import InvalidArgumentError, TableError
 from latprune.graph import trace
-from latprune.latency import Measurement, Residual, TableStats, Target, design_points, measure_unary_contributions, unary_contributions
+from latprune.latency import (
+    Residual,
+    Store,
+    TableStats,
+    Target,
+    design_points,
+    measure_unary_contributions,
+    stored_tables,
+    target_context,
+    unary_contributions,
+)
 from latprune.latency.fitting import fit_tables
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, MadeUpMachine
 
@@ -28,24 +40,47 @@ def test_from_tables() -> None:
             expected = tables.predict({**current, group: width}, ["b"]) - tables.predict(current, ["b"])
             assert value == pytest.approx(expected, abs=1e-9)
     assert found["a"][-1] == pytest.approx(0.0, abs=1e-12) and found["stream"][-1] == pytest.approx(0.0, abs=1e-12)
-    with pytest.raises(InvalidArgumentError, match="none"):
-        unary_contributions(tables, {"none": [1]})
+    for choices in ({"none": [1]}, {"a": [0]}, {"a": [97]}, {"a": [1.5]}):
+        with pytest.raises(InvalidArgumentError, match="choices"):
+            unary_contributions(tables, choices)
 
 
-def test_from_whole_networks() -> None:
+def test_from_whole_networks(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 128, 3), nn.ReLU(), nn.Conv2d(128, 16, 3)).eval()
     x = torch.zeros(1, 3, 40, 40)
-    graph = trace(model, x)
-    seen: list[tuple[str, int, Measurement]] = []
-    found = measure_unary_contributions(
-        model, graph, x, Target(engine="openvino"), {"2": [16, 128]}, max_seconds=0.5, progress=lambda *args: seen.append(args)
+    graph, target = trace(model, x), Target(engine="openvino")
+    seen: list[tuple[str, int, float]] = []
+
+    def stopped(*args: Any) -> None:
+        seen.append(args)
+        raise KeyboardInterrupt
+
+    path = tmp_path / "s.sqlite"
+    with Store(path) as store, pytest.raises(KeyboardInterrupt):
+        measure_unary_contributions(model, graph, x, target, {"2": [16, 64, 128]}, store=store, max_seconds=0.5, progress=stopped)
+    with Store(path) as store:
+        options = {"store": store, "max_seconds": 0.5, "progress": lambda *args: seen.append(args)}
+        found = measure_unary_contributions(model, graph, x, target, {"2": [16, 64, 128]}, **options)
+        # What was timed before the interruption is not timed again.
+        assert [(group, width) for group, width, _ in seen] == [("2", 16), ("2", 64)]
+        assert found["2"].shape == (3,) and found["2"][0] < found["2"][1] < 0.0 == found["2"][2]
+        level = float(np.median([sample.reference_ms for sample in store.networks()]))
+        assert found["2"][:2] == pytest.approx([(ratio - 1) * level for _, _, ratio in seen])
+        again = measure_unary_contributions(model, graph, x, target, {"2": [16, 64, 128]}, **options)
+        assert len(seen) == 2 and np.array_equal(found["2"], again["2"])
+        # In-place tables are made of other samples.
+        with pytest.raises(TableError, match="holds 0 networks"):
+            stored_tables(graph, x, target_context(target), store)
+
+
+@pytest.mark.parametrize(
+    ("choices", "says"), [({"none": [1]}, "none"), ({"2": [1.5]}, "width 1.5"), ({"2": [0]}, "width 0"), ({"2": [129]}, "from 1 to 128")]
+)
+def test_choices_are_checked_before_anything_is_timed(choices: dict[str, list[Any]], says: str) -> None:
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 128, 3), nn.ReLU(), nn.Conv2d(128, 16, 3)).eval(),
+        torch.zeros(1, 3, 8, 8),
     )
-    assert found["2"].shape == (2,)
-    # An eighth of the middle layer's channels takes most of the time away; the dense width is the reference itself.
-    assert found["2"][0] < 0.0 and found["2"][1] == 0.0
-    assert [(group, width) for group, width, _ in seen] == [("2", 16)]
-    assert found["2"][0] == pytest.approx((seen[0][2].ratio - 1) * seen[0][2].ms / seen[0][2].ratio, rel=0.5)
-    assert np.isfinite(found["2"]).all()
-    with pytest.raises(InvalidArgumentError, match="none"):
-        measure_unary_contributions(model, graph, x, Target(), {"none": [1]})
+    with pytest.raises(InvalidArgumentError, match=says):
+        measure_unary_contributions(model, trace(model, x), x, Target(engine="openvino"), choices)

@@ -43,19 +43,18 @@ def test_each_kernel_is_counted_by_its_producer_and_its_consumer(context):
 
 
 def test_whole_network_times_are_kept_even_where_fewer_channels_are_slower(context):
-    calls = []
-
-    def measure(widths):
-        calls.append(dict(widths))
-        changed = [(n, w) for n, w in widths.items() if w != context.graph.groups[n].columns]
-        return 5.0 if not changed else 5.0 + (0.25 if changed[0][1] % 2 else -0.5)
-
     few = {name: (options[0], options[1], options[-1]) for name, options in context.choices.items()}
-    timed = replace(context, resource="latency", choices=few, measure_widths=measure)
-    found = contributions(timed, whole_network=True)
-    assert all(np.array_equal(table, [0.25, -0.5, 0.0]) for table in found.values())
-    # One run for the current network, two for each group: the current width is not timed again.
-    assert len(calls) == 1 + 2 * len(context.graph.groups)
+
+    def measure(choices):
+        assert choices == few
+        return {name: np.array([0.25, -0.5, 0.0]) for name in choices}
+
+    timed = replace(context, resource="latency", choices=few, measure_alone=measure)
+    assert all(np.array_equal(table, [0.25, -0.5, 0.0]) for table in contributions(timed, whole_network=True).values())
+    with pytest.raises(InvalidArgumentError, match="needs a latency budget"):
+        contributions(replace(context, choices=few, measure_alone=measure), whole_network=True)
+    with pytest.raises(InvalidArgumentError, match="to measure"):
+        contributions(replace(context, resource="latency", choices=few), whole_network=True)
 
 
 def test_the_answer_meets_the_linearised_row_and_keeps_the_best_channel_of_each_group(context):

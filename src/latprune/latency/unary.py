@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +13,17 @@ import numpy.typing as npt
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.latency.build import target_context
 from latprune.latency.design import DesignPoint
-from latprune.latency.engines import get_engine
+from latprune.latency.engines import CompiledNetwork, get_engine
 from latprune.latency.protocol import Measurement, measure
+from latprune.latency.samples import NetworkSample
 from latprune.latency.sampling import selection_for
+from latprune.latency.signature import network_fingerprint
+from latprune.latency.store import Store
 from latprune.latency.tables import LatencyTables
 from latprune.latency.target import Target
+from latprune.surgery import prune
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
@@ -30,13 +37,21 @@ def changes_alone(
     change: Callable[[str, int], float], choices: Mapping[str, Sequence[int]], current: Mapping[str, int]
 ) -> dict[str, FloatArray]:
     """``change(group, width)`` at every width on offer, 0 at the current one, which is not asked for: group -> ``(choices,)``."""
-    unknown = set(choices) - set(current)
-    if unknown:
-        raise InvalidArgumentError(f"choices name groups that the model does not have: {', '.join(sorted(unknown))}")
+    _check_choices(choices, current)
     return {
         group: np.asarray([0.0 if width == current[group] else change(group, width) for width in options], dtype=np.float64)
         for group, options in choices.items()
     }
+
+
+def _check_choices(choices: Mapping[str, Sequence[int]], largest: Mapping[str, int]) -> None:
+    unknown = set(choices) - set(largest)
+    if unknown:
+        raise InvalidArgumentError(f"choices name groups that the model does not have: {', '.join(sorted(unknown))}")
+    for group, options in choices.items():
+        for width in options:
+            if width != int(width) or not 1 <= width <= largest[group]:
+                raise InvalidArgumentError(f"choices: width {width} of group {group!r} must be a whole number from 1 to {largest[group]}")
 
 
 def unary_contributions(
@@ -60,11 +75,10 @@ def unary_contributions(
     """
     removed = tuple(removed_blocks)
     current = {**tables.widths, **(widths or {})}
+    _check_choices(choices, tables.widths)
     found = {}
     for group, options in choices.items():
-        curve = tables.curve(group, [*options, current[group]], current, removed) if group in tables.widths else None
-        if curve is None:
-            raise InvalidArgumentError(f"choices name the group {group!r}, which the tables do not have")
+        curve = tables.curve(group, [*options, current[group]], current, removed)
         found[group] = curve[:-1] - curve[-1]
     return found
 
@@ -76,9 +90,10 @@ def measure_unary_contributions(
     target: Target,
     choices: Mapping[str, Sequence[int]],
     *,
+    store: Store | None = None,
     max_seconds: float = 2.0,
     tolerance: float = 0.005,
-    progress: Callable[[str, int, Measurement], None] | None = None,
+    progress: Callable[[str, int, float], None] | None = None,
 ) -> dict[str, FloatArray]:
     """Contributions from whole networks (SP-LAMP eq. 7): each group's width varied alone, the entire network timed beside the current one.
 
@@ -90,33 +105,72 @@ def measure_unary_contributions(
         example_inputs: What it runs on.
         target: Engine and conditions.
         choices: Group -> widths to time.
+        store: Keeps what is timed, network by network, apart from the samples of in-place tables; what it holds is not timed again, so that
+            an interrupted run goes on where it stopped.
         max_seconds: Seconds that one network may be timed for.
         tolerance: Relative half-width of the ratio's 95 % interval to reach.
-        progress: Called with group, width and measurement after each network.
+        progress: Called with group, width and latency relative to the current network after each network.
 
     Returns:
-        Group -> ``(choices,)`` milliseconds, the current network's latency subtracted.
+        Group -> ``(choices,)`` milliseconds, the current network's latency subtracted; the current network's is the median over all
+        networks that were timed beside it.
+
+    Raises:
+        InvalidArgumentError: A group is unknown, or a width is no whole number from 1 to the current one.
     """
-    from latprune.surgery import prune
+    dense = graph.dense_widths()
+    _check_choices(choices, dense)
+    context = target_context(target)
+    # Another fingerprint than that of in-place samples: these networks have no kernels, and tables are not fitted to them.
+    fingerprint = f"{network_fingerprint(list(graph.kernels.values()), example_inputs, target)}/alone"
+    known = {_widths_key(sample.widths): sample for sample in (store.networks(context, fingerprint) if store is not None else ())}
+    with contextlib.ExitStack() as stack:
+        engine = get_engine(target.engine)
+        current: CompiledNetwork | None = None
+        for group, options in choices.items():
+            for width in options:
+                widths = {**dense, group: int(width)}
+                if width == dense[group] or _widths_key(widths) in known:
+                    continue
+                if current is None:
+                    current = stack.enter_context(engine.compile(model, example_inputs, target))
+                changed = copy.deepcopy(model)
+                prune(changed, graph, selection_for(graph, DesignPoint(widths={group: int(width)})))
+                with engine.compile(changed, example_inputs, target) as network:
+                    pair = {"current": current, "changed": network}
+                    found = measure(pair, reference="current", min_rounds=11, max_seconds=max_seconds, tolerance=tolerance)
+                sample = _sample(fingerprint, widths, found)
+                known[_widths_key(widths)] = sample
+                if store is not None:
+                    store.add(context, [sample])
+                if progress is not None:
+                    progress(group, int(width), _ratio(sample))
+    level = float(np.median([sample.reference_ms for sample in known.values()])) if known else 0.0
+    return changes_alone(lambda group, width: (_ratio(known[_widths_key({**dense, group: width})]) - 1.0) * level, choices, dense)
 
-    engine = get_engine(target.engine)
-    with engine.compile(model, example_inputs, target) as current:
 
-        def timed(group: str, width: int) -> float:
-            changed = copy.deepcopy(model)
-            prune(changed, graph, selection_for(graph, DesignPoint(widths={group: width})))
-            with engine.compile(changed, example_inputs, target) as network:
-                result = measure(
-                    {"current": current, "changed": network},
-                    reference="current",
-                    min_rounds=11,
-                    max_seconds=max_seconds,
-                    tolerance=tolerance,
-                )
-            if progress is not None:
-                progress(group, width, result["changed"])
-            ratio = result["changed"].ratio
-            assert ratio is not None
-            return (ratio - 1.0) * result["current"].ms
+def _widths_key(widths: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted((group, int(width)) for group, width in widths.items()))
 
-        return changes_alone(timed, choices, graph.dense_widths())
+
+def _ratio(sample: NetworkSample) -> float:
+    assert sample.ms is not None
+    return sample.ms / sample.reference_ms
+
+
+def _sample(fingerprint: str, widths: Mapping[str, int], found: Mapping[str, Measurement]) -> NetworkSample:
+    current, changed = found["current"], found["changed"]
+    assert changed.ratio is not None
+    return NetworkSample(
+        fingerprint=fingerprint,
+        widths=widths,
+        removed=(),
+        # The ratio is taken within rounds; that is what is known well.
+        ms=changed.ratio * current.ms,
+        reference_ms=current.ms,
+        kernels=(),
+        runs=current.runs + changed.runs,
+        spread=current.spread,
+        created=time.time(),
+        extra={"rounds": changed.rounds, "converged": changed.converged},
+    )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from latprune.errors import InvalidArgumentError, TableError
 from latprune.graph.types import Selection
@@ -39,7 +40,8 @@ class StageContext:
         solver: Name of the solver to use, or None for the method's own.
         time_limit: Seconds that one solve may take.
         seed: Seed of everything random.
-        measure_widths: Times the whole network at given widths (group name -> width), in milliseconds: SP-LAMP's own protocol.
+        measure_alone: Times the whole network with each group's width changed alone (``measure_unary_contributions``): group -> widths in,
+            group -> ``(widths,)`` milliseconds against the current network out. None where nothing is measured.
     """
 
     graph: ModelGraph
@@ -51,7 +53,7 @@ class StageContext:
     solver: str | None = None
     time_limit: float | None = None
     seed: int = 0
-    measure_widths: Callable[[Mapping[str, int]], float] | None = None
+    measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, npt.NDArray[np.float64]]] | None = None
 
     def __post_init__(self) -> None:
         if self.tables is not None:

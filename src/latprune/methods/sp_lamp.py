@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -89,12 +88,11 @@ def contributions(context: StageContext, *, whole_network: bool = False) -> dict
     """
     dense = context.graph.dense_widths()
     choices = {name: context.choices[name] for name in context.graph.groups}
-    if context.tables is not None and context.resource == "latency" and not whole_network:
-        return unary_contributions(context.tables, choices, widths=dense)
-    value: Callable[[Mapping[str, int]], float] = context.predict
     if whole_network:
-        if context.measure_widths is None or context.resource != "latency":
-            raise InvalidArgumentError("contributions='whole-network' times networks: it needs a latency budget")
-        value = context.measure_widths
-    current = value(dense)
-    return changes_alone(lambda name, width: value({**dense, name: width}) - current, choices, dense)
+        if context.measure_alone is None or context.resource != "latency":
+            raise InvalidArgumentError("contributions='whole-network' times networks: it needs a latency budget, and to measure")
+        return dict(context.measure_alone(choices))
+    if context.tables is not None and context.resource == "latency":
+        return unary_contributions(context.tables, choices, widths=dense)
+    current = context.predict(dense)
+    return changes_alone(lambda name, width: context.predict({**dense, name: width}) - current, choices, dense)
