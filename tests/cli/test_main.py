@@ -119,3 +119,10 @@ def test_python_dash_m_runs_it_too(module: str) -> None:
     assert process.returncode == 0 and process.stdout.strip() == f"latprune {__version__}"
     process = subprocess.run([sys.executable, "-m", module, "prunes"], capture_output=True, text=True)
     assert process.returncode == 2 and "usage: latprune" in process.stderr
+
+
+def test_the_fewest_networks_that_help_texts_name_are_those_that_tables_need() -> None:
+    from latprune.cli import measure
+    from latprune.latency import build
+
+    assert measure._LEAST == build._FIRST_FIT + build._BATCH < measure._IN_KIT < measure._MOST

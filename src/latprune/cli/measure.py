@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
+_MOST, _IN_KIT, _LEAST = 128, 64, 48
+"""Networks measured at most, networks of a kit (each is a model of its own in it), and the fewest that tables are made of."""
+
 _EPILOG = """\
 examples:
   latprune measure --model latprune.zoo:cifar_resnet --model-arg depth=56 --input 1x3x32x32 --engine openvino
@@ -53,7 +56,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="SECONDS",
         help="stop measuring after this long; the 48 networks that tables need are measured anyway",
     )
-    group.add_argument("--max-networks", type=int, default=128, help="width-varied networks at most (default: %(default)s)")
+    group.add_argument(
+        "--max-networks",
+        type=int,
+        metavar="N",
+        help=f"width-varied networks at most (default: {_MOST}, in a kit {_IN_KIT}); tables need {_LEAST}",
+    )
     group.add_argument("--extend", action="store_true", help="measure up to --max-networks even where the tables are good already")
     group.add_argument("--seed", type=int, default=0, help="seed of the choice of networks (default: %(default)s)")
     group.add_argument("-o", "--output", metavar="FILE", help="also write the tables as JSON")
@@ -108,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
             seed=args.seed,
             time_limit=args.time_limit,
-            max_networks=args.max_networks,
+            max_networks=_most(args),
             extend=args.extend,
         )
         place = store.path
@@ -185,7 +193,7 @@ def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, 
     if not args.label:
         raise InvalidArgumentError("--ray needs --label, the custom resource that the devices' nodes offer")
     graph = trace(model, inputs)
-    points = list(islice(design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=args.seed), args.max_networks))
+    points = list(islice(design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=args.seed), _most(args)))
     again = 0
 
     def progress(state: FanoutProgress) -> None:
@@ -233,13 +241,20 @@ def _kit(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, targ
                     print("no network is far off or doubtful: there is nothing to measure again, and no second kit")
             _name_conditions(store, graph, inputs)
         return 0
-    identity = write_kit(args.plan, model, graph, inputs, target, networks=args.max_networks, seed=args.seed)
+    count = args.max_networks if args.max_networks is not None else _IN_KIT
+    identity = write_kit(args.plan, model, graph, inputs, target, networks=count, seed=args.seed)
     size = Path(args.plan).stat().st_size / 1e6
     print(
-        f"kit {identity} of {args.max_networks} networks, {size:.0f} MB, written to {args.plan}; "
+        f"kit {identity} of {count} networks, {size:.0f} MB, written to {args.plan}; "
         f"on the device: unzip {args.plan} run.py && python run.py {args.plan} results.json"
     )
+    if count < _LEAST:
+        print(f"tables need {_LEAST} networks: these are not enough without others (a kit with another --seed)")
     return 0
+
+
+def _most(args: argparse.Namespace) -> int:
+    return args.max_networks if args.max_networks is not None else _MOST
 
 
 def _show(tables: LatencyTables) -> None:
