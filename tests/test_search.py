@@ -109,6 +109,23 @@ def test_where_no_solved_network_lies_in_the_window_the_closest_is_widened(slope
     assert found.note == "" and found.network.width % 20 and found.network.width == found.proposal.widths["g"]
 
 
+class Coarse(Gaps):
+    """Widened, a network grows by whole twenties too; narrowed, by any width."""
+
+    def widened(self, found: Proposal, limit: float) -> Proposal:
+        return max(found, self.propose(limit), key=lambda one: one.widths["g"])
+
+    def narrowed(self, found: Proposal, limit: float) -> Proposal:
+        other = Steps.propose(self, limit)
+        assert other.widths["g"] <= found.widths["g"]
+        return other
+
+
+def test_where_the_closest_cannot_be_widened_the_one_above_is_narrowed():
+    found = search(Machine(lambda width: 0.1 * width * 1.06), 5.0, Coarse()).run()
+    assert 0.97 * 5.0 <= found.fresh.value <= 5.0 and found.note == "" and found.network.width in (46, 47)
+
+
 def test_widening_that_steps_over_the_window_leaves_the_closest():
     found = search(Machine(lambda width: 3.6 if width < 47 else 5.5), 5.0, Gaps()).run()
     assert found.fresh.value == 3.6

@@ -504,6 +504,10 @@ class _Timed(Proposer):
         with self._pruner.timed("solve"):
             return self._proposer.widened(found, limit)
 
+    def narrowed(self, found: Proposal, limit: float) -> Proposal | None:
+        with self._pruner.timed("solve"):
+            return self._proposer.narrowed(found, limit)
+
 
 def _check_finite(model: nn.Module) -> None:
     for name, value in model.state_dict().items():

@@ -17,7 +17,7 @@ __all__ = ["Candidate", "CandidateSearch"]
 
 MAX_MEASURED = 12
 MAX_SOLVED = 40
-MAX_WIDENED = 10
+MAX_NEARBY = 8
 
 
 @dataclass(slots=True)
@@ -69,6 +69,7 @@ class CandidateSearch:
         self._asked = asked
         self._say = say
         self._seen: dict[Any, float] = {}
+        self._tries: dict[Any, tuple[Proposal, Trial]] = {}
         self._under: list[tuple[Proposal, Trial, bool]] = []
 
     def first(self) -> Candidate:
@@ -112,45 +113,52 @@ class CandidateSearch:
                     return candidate
             else:
                 self._keep(proposal, candidate.trial, fresh=False)
-        return self._widened() or self._closest()
+        return self._nearby(under=True) or self._nearby(under=False) or self._closest()
 
-    def _widened(self) -> Candidate | None:
-        """A candidate within the slack that keeps all that the closest one under it keeps, and more; None if none is found.
+    def _nearby(self, *, under: bool) -> Candidate | None:
+        """A candidate within the slack that keeps all that the closest one under it keeps, and more; with ``under=False`` one that keeps
+        only what the closest one over the budget keeps, and less. None if none is found.
 
         The limits lead past the window where the tables are off by more than the slack for each network on its own. Over a few widths more
-        they are off by little, whatever they are off by for the network as a whole.
+        or less they are off by little, whatever they are off by for the network as a whole.
         """
         share = 1.0
-        for _ in range(MAX_WIDENED):
-            if not self._under:
+        for _ in range(MAX_NEARBY):
+            sided = [entry for entry in self._tries.values() if self._is_under(entry[1]) == under]
+            if not sided:
                 return None
-            proposal, trial, _ = max(self._under, key=lambda entry: entry[1].value)
+            proposal, trial = (max if under else min)(sided, key=lambda entry: entry[1].value)
             limit = proposal.predicted + share * (self.limits.aim - trial.value) / self.limits.speed
             try:
-                wider = self.proposer.widened(proposal, limit)
+                other = self.proposer.widened(proposal, limit) if under else self.proposer.narrowed(proposal, limit)
             except BudgetInfeasibleError:
                 return None
-            if wider is None:
+            if other is None:
                 return None
-            if wider.key in self._seen:
-                # Nothing lies in between: the next step up does.
+            if other.key in self._seen:
+                # Nothing lies in between: the next step does.
                 share *= 1.5
                 continue
-            candidate = self._tried(limit, wider)
+            candidate = self._tried(limit, other)
             found = candidate.trial
             if self.limits.accepts(found.value, uncertainty=found.uncertainty):
                 if self._confirmed(candidate):
                     return candidate
                 found = candidate.fresh or found
             else:
-                self._keep(wider, found, fresh=False)
-            share = 1.0 if found.value + found.uncertainty <= self.limits.budget else 0.6 * share
+                self._keep(other, found, fresh=False)
+            share = 1.0 if self._is_under(found) == under else 0.6 * share
         return None
+
+    def _is_under(self, trial: Trial) -> bool:
+        """Whether a measurement lies under the budget with its whole interval."""
+        return trial.value + trial.uncertainty <= self.limits.budget
 
     def _tried(self, limit: float, proposal: Proposal) -> Candidate:
         network = self._cut(proposal)
         trial = self._measure(network, window=self.limits.window)
         self._seen[proposal.key] = trial.value
+        self._tries[proposal.key] = (proposal, trial)
         self.limits.record(limit, proposal.predicted, trial.value)
         self._say(
             f"candidate {len(self._seen)}: predicted {proposal.predicted * self.limits.speed:.3f} ms, measured {trial.value:.3f} ms, "
@@ -165,6 +173,7 @@ class CandidateSearch:
         if self.limits.accepts(trial.value, uncertainty=trial.uncertainty):
             return True
         self._seen[candidate.proposal.key] = trial.value
+        self._tries[candidate.proposal.key] = (candidate.proposal, trial)
         last = self.limits.rounds.pop()
         self.limits.record(last.limit, last.predicted, trial.value)
         self._keep(candidate.proposal, trial, fresh=True)
@@ -172,7 +181,7 @@ class CandidateSearch:
 
     def _keep(self, proposal: Proposal, trial: Trial, *, fresh: bool) -> None:
         """Remember a network under the budget, without its copy of the model."""
-        if trial.value + trial.uncertainty <= self.limits.budget:
+        if self._is_under(trial):
             self._under.append((proposal, trial, fresh))
 
     def _closest(self) -> Candidate:

@@ -191,7 +191,9 @@ def test_the_solvers_network_costs_what_the_tables_predict(context: StageContext
 
 
 @pytest.mark.parametrize(("resource", "method"), [("latency", MDP()), ("latency", MDP(blocks=False)), ("flops", MDP())])
-def test_a_network_is_widened_up_to_a_higher_limit(context: StageContext, resource: str, method: MDP) -> None:
+def test_a_network_is_widened_up_to_a_higher_limit_and_narrowed_down_to_a_lower_one(
+    context: StageContext, resource: str, method: MDP
+) -> None:
     inside = context if resource == "latency" else StageContext(**{**_fields(context), "resource": "flops", "tables": None})
     dense = inside.predict(context.graph.dense_widths())
     proposer = method.prepare(inside)
@@ -206,6 +208,12 @@ def test_a_network_is_widened_up_to_a_higher_limit(context: StageContext, resour
         assert best is not None and best.gain is not None and at is not None and at.gain is not None and at.gain <= best.gain * (1 + 1e-9)
         assert wider.problem is not None and wider.problem.to_dict()
     assert wider.predicted > 1.15 * found.predicted
+    narrower = proposer.narrowed(wider, 0.8 * wider.predicted)
+    assert narrower is not None and 0.6 * wider.predicted < narrower.predicted <= 0.8 * wider.predicted * (1 + 1e-5)
+    assert all(narrower.widths[name] <= wider.widths[name] for name in wider.widths)
+    assert set(narrower.removed_blocks) >= set(wider.removed_blocks)
+    with pytest.raises(BudgetInfeasibleError):
+        proposer.narrowed(wider, 0.001 * dense)
 
 
 def test_the_floor_can_be_proposed(context: StageContext) -> None:

@@ -1,4 +1,4 @@
-"""A problem among the networks that keep at least what a given one keeps, against trying all of them."""
+"""A problem among the networks that keep at least, or at most, what a given one keeps, against trying all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latprune.errors import InvalidArgumentError
-from latprune.problem import Problem, Resource, Sum, SumMember, Term, Variable, at_least
+from latprune.problem import Problem, Resource, Sum, SumMember, Term, Variable, at_least, at_most
 from latprune.solve import solve
 
 
@@ -50,6 +50,20 @@ def test_the_answer_is_the_best_of_those_that_keep_as_much(seed):
     assert solution.assignment is not None and all(solution.assignment[name] >= base[name] for name in names)
     assert problem.evaluate(solution.assignment).gain == pytest.approx(best)
     assert Problem.from_json(narrow.to_json()).variables == narrow.variables
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_answer_is_the_best_of_those_that_keep_no_more(seed):
+    problem = random_problem(seed)
+    names = [v.name for v in problem.variables]
+    every = [dict(zip(names, values, strict=True)) for values in itertools.product(*(v.choices for v in problem.variables))]
+    base = every[int(np.random.default_rng([seed, 2]).integers(len(every)))]
+    allowed = [entry for entry in every if all(entry[name] <= base[name] for name in names)]
+    limit = float(np.median([problem.evaluate(entry).costs["latency"] for entry in allowed])) + 1e-9
+    best = max(evaluation.gain for entry in allowed if (evaluation := problem.evaluate(entry)).costs["latency"] <= limit)
+    solution = solve(at_most(problem, base).replace_limits({"latency": limit}), solver="exact")
+    assert solution.assignment is not None and all(solution.assignment[name] <= base[name] for name in names)
+    assert problem.evaluate(solution.assignment).gain == pytest.approx(best)
 
 
 def test_every_assignment_left_counts_as_before():

@@ -128,6 +128,14 @@ class Proposer(ABC):
         """
         return None
 
+    def narrowed(self, found: Proposal, limit: float) -> Proposal | None:
+        """The best network under ``limit`` that keeps nothing that ``found`` does not keep; None as for :meth:`widened`.
+
+        Raises:
+            BudgetInfeasibleError: No such network is under ``limit``.
+        """
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method(ABC):

@@ -54,6 +54,11 @@ class CrowdedProposer(Proposer):
         wider = self._inside(limit).widened(found, limit)
         return self._stood_in_itself(wider) if wider is not None else None
 
+    def narrowed(self, found: Proposal, limit: float) -> Proposal | None:
+        """Solve for ``limit`` among the networks that are nowhere wider; see the base class."""
+        narrower = self._inside(limit).narrowed(found, limit)
+        return self._stood_in_itself(narrower) if narrower is not None else None
+
     def _inside(self, limit: float) -> SolvedProposer:
         """The problem with the costs of kernels inside a network that takes ``limit``."""
         inside = replace(self._context, tables=self._tables.at(max(limit / self._dense, _SMALLEST)))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from latprune.errors import LatpruneError
 from latprune.methods.assemble import proposal_of
 from latprune.methods.base import Proposal, Proposer, StageContext
-from latprune.problem import Problem, Solution, at_least
+from latprune.problem import Problem, Solution, at_least, at_most
 from latprune.solve import require_answer, solve
 
 __all__ = ["SolvedProposer"]
@@ -26,8 +28,11 @@ class SolvedProposer(Proposer):
 
     def widened(self, found: Proposal, limit: float) -> Proposal | None:
         """Solve for ``limit`` among the networks that are nowhere narrower; see the base class."""
-        assert found.solution is not None and found.solution.assignment is not None
-        return self._solved(at_least(self._problem, found.solution.assignment), limit)
+        return self._solved(at_least(self._problem, _assignment(found)), limit)
+
+    def narrowed(self, found: Proposal, limit: float) -> Proposal | None:
+        """Solve for ``limit`` among the networks that are nowhere wider; see the base class."""
+        return self._solved(at_most(self._problem, _assignment(found)), limit)
 
     def _solved(self, problem: Problem, limit: float) -> Proposal:
         problem = problem.replace_limits({problem.costs[0].name: limit})
@@ -39,3 +44,8 @@ class SolvedProposer(Proposer):
                 "raise time_limit or choose another solver"
             )
         return proposal_of(self._context, problem, solution)
+
+
+def _assignment(found: Proposal) -> Mapping[str, int]:
+    assert found.solution is not None and found.solution.assignment is not None
+    return found.solution.assignment

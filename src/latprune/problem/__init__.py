@@ -1,7 +1,7 @@
 """The factor graph of a pruning problem, its file format, and the evaluation of any assignment."""
 
 from latprune.problem.evaluation import BatchEvaluation, Evaluation, Evaluator
-from latprune.problem.restriction import at_least
+from latprune.problem.restriction import at_least, at_most
 from latprune.problem.rules import ProblemError
 from latprune.problem.solution import Solution, relative_gap
 from latprune.problem.types import Axis, Problem, Resource, Sum, SumMember, Term, Variable, is_satisfied
@@ -20,6 +20,7 @@ __all__ = [
     "Term",
     "Variable",
     "at_least",
+    "at_most",
     "is_satisfied",
     "relative_gap",
 ]
