@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from latprune.errors import InvalidArgumentError, TableError
+from latprune.errors import FileFormatError, InvalidArgumentError, TableError
 from latprune.graph import trace
 from latprune.latency import (
     ContextInfo,
@@ -161,6 +161,23 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
         widths = [dict(item.widths) for item in with_repeats(store.networks())]
     assert tables.stats.measured_networks == 7
     assert widths[:5] == first and len({json.dumps(item) for item in widths}) > 8
+
+
+def test_a_stored_network_with_an_altered_width_is_named(tmp_path: Path) -> None:
+    model = network()
+    graph, target = trace(model, X), Target(engine="openvino")
+    with Store(tmp_path / "s.sqlite") as store:
+        build_tables(model, graph, X, target, store=store, time_limit=0.0, max_networks=12)
+        ((body,),) = store._connection.execute("SELECT widths FROM network WHERE id=3").fetchall()
+        for altered in ({}, {"conv1": 0}, {"conv1": 49}):
+            widths = {name: width for name, width in json.loads(body).items() if name != "conv1"} | altered
+            store._connection.execute("UPDATE network SET widths=?, created=created+1 WHERE id=3", (json.dumps(widths),))
+            for read in (
+                lambda: build_tables(model, graph, X, target, store=store, max_networks=12),
+                lambda: stored_tables(graph, X, target_context(target), store),
+            ):
+                with pytest.raises(FileFormatError, match=r"network 3 of \d+ .* in group 'conv1', which must be from 1 to 48"):
+                    read()
 
 
 def test_a_store_of_another_engine_version_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,8 @@ def test_foreign_and_broken_files_are_refused(tmp_path: Path) -> None:
         ("kernel_names", ["in"] * 3, "kernel_names"),
         ("kernel_signatures", ["x"] * 3, "kernel_sizes"),
         ("kernel_sizes", [[1]] * 3, "kernel_sizes"),
+        ("widths", '{"stream": 8, "a": 8}', "widths"),
+        ("widths", '{"stream": 8, "a": 8, "b": 0}', "widths"),
     ],
 )
 def test_a_row_that_breaks_a_rule_is_named_and_nothing_is_imported(tmp_path: Path, column: str, value: object, place: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from latprune.errors import InvalidArgumentError, TableError
+from latprune.errors import FileFormatError, InvalidArgumentError, TableError
 from latprune.latency.design import DesignPoint, design_points
 from latprune.latency.engines import get_engine
 from latprune.latency.fit_cache import KeptFit, keep_fit, kept_fit
@@ -112,7 +112,7 @@ def build_tables(
         if kept is not None and (kept.tables.stats.networks >= max_networks or (kept.settled and not extend)):
             stats = dataclasses.replace(kept.tables.stats, seconds=time.perf_counter() - start, measured_networks=0, engine_runs=0)
             return dataclasses.replace(kept.tables, stats=stats)
-    stored = store.networks(context, fingerprint) if store is not None else []
+    stored = _networks(store, context, fingerprint, graph) if store is not None else []
     samples, written = with_repeats(stored), len(stored)
     sampler: NetworkSampler | None = None
 
@@ -162,7 +162,7 @@ def stored_tables(graph: ModelGraph, example_inputs: Any, context: ContextInfo, 
     kept = kept_fit(store, context, fingerprint, graph)
     if kept is not None:
         return kept.tables
-    stored = store.networks(context, fingerprint)
+    stored = _networks(store, context, fingerprint, graph)
     samples = with_repeats(stored)
     if len(samples) < _FIRST_FIT + _BATCH:
         raise TableError(
@@ -173,6 +173,20 @@ def stored_tables(graph: ModelGraph, example_inputs: Any, context: ContextInfo, 
     tables = builder.tables(measured=0, runs=0)
     keep_fit(store, context, fingerprint, graph, KeptFit(tables=tables, settled=builder.settled), measured=len(stored))
     return tables
+
+
+def _networks(store: Store, context: ContextInfo, fingerprint: str, graph: ModelGraph) -> list[NetworkSample]:
+    """The networks of a structure in a store, which may have come from a file that someone edited."""
+    found = store.networks(context, fingerprint)
+    for number, network in enumerate(found, start=1):
+        for name, group in graph.groups.items():
+            if not 1 <= network.widths.get(name, 0) <= group.columns:
+                raise FileFormatError(
+                    f"store {store.path}: network {number} of {len(found)} of this model for {context.target} has the width "
+                    f"{network.widths.get(name)} in group {name!r}, which must be from 1 to {group.columns}; it was imported from an "
+                    "altered file. Use another store, or restore a copy"
+                )
+    return found
 
 
 def require_same_network(tables: LatencyTables, graph: ModelGraph, example_inputs: Any, target: Target, *, kept: bool = False) -> None:

@@ -119,7 +119,14 @@ def read_samples(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
         kind = _schema(pyarrow).field(name).type
         if table.schema.field(name).type != kind:
             raise FileFormatError(f"{path} has the column as {table.schema.field(name).type}; it must be {kind}", path=name)
-    return [_parse(f"{path}, rows[{index}]", row) for index, row in enumerate(table.to_pylist())]
+    rows = [_parse(f"{path}, rows[{index}]", row) for index, row in enumerate(table.to_pylist())]
+    groups: dict[str, set[str]] = {}
+    for index, (_, network) in enumerate(rows):
+        known = groups.setdefault(network.fingerprint, set(network.widths))
+        if set(network.widths) != known:
+            odd = ", ".join(sorted(known ^ set(network.widths)))
+            raise FileFormatError(f"not all networks of this structure have a width for {odd}", path=f"{path}, rows[{index}].widths")
+    return rows
 
 
 def _parse(place: str, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSample]:
@@ -151,6 +158,8 @@ def _parse(place: str, row: Mapping[str, Any]) -> tuple[ContextInfo, NetworkSamp
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"malformed: {error}", path=place) from error
+    if any(width < 1 for width in network.widths.values()):
+        raise FileFormatError(f"widths (={dict(network.widths)}) must be at least 1", path=f"{place}.widths")
     times = [network.reference_ms, *(kernel.ms for kernel in network.kernels)] + ([network.ms] if network.ms is not None else [])
     if not network.reference_ms > 0 or any(not 0 <= ms < 1e9 for ms in times):
         raise FileFormatError("times must be non-negative milliseconds, the reference's positive", path=f"{place}.ms")
