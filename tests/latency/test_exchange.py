@@ -161,7 +161,7 @@ def test_table_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     with Store(first) as store:
         store.add(CONTEXT, networks(3))
     assert run("--store", first, "ls") == 0
-    assert "3 networks of 1 structures" in capsys.readouterr().out
+    assert "3 networks of 1 structure" in capsys.readouterr().out
     assert run("--store", first, "show", "1") == 0
     assert capsys.readouterr().out.count("kernels") == 3
     assert run("--store", first, "export", file, "--context", "1") == 0
@@ -173,7 +173,7 @@ def test_table_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(InvalidArgumentError, match="between 1 and 1"):
         run("--store", first, "show", "2")
     assert run("ls", "--store", first) == 0, "behind the action, where other commands have it"
-    assert f"{first}: 1 conditions" in capsys.readouterr().out
+    assert f"{first}: 1 set of conditions" in capsys.readouterr().out
 
 
 def test_reading_commands_leave_no_store_and_no_file_where_there_is_none(tmp_path: Path) -> None:

@@ -227,6 +227,6 @@ def test_random_networks_are_listed_as_what_they_are(engine: Target, tmp_path: P
     with Store(path) as store:
         tables = build_tables(model, trace(model, x), x, engine, store=store, max_networks=48)
     assert tables.stats.networks <= 48 and tables.stats.measured_networks == tables.stats.networks
-    assert f"{tables.stats.networks} networks of 1 structures, and 4 random ones" in run("table", "--store", path, "ls")
+    assert f"{tables.stats.networks} networks of 1 structure, and 4 random ones" in run("table", "--store", path, "ls")
     assert run("table", "--store", path, "show", "1").count("random  ") == 4
     assert KernelPredictor.load(tmp_path / "p.npz").context.target == engine

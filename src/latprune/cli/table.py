@@ -56,11 +56,11 @@ def run(args: argparse.Namespace) -> int:
     with Store(args.store if args.action in ("import", "merge") else existing_store(args.store)) as store:
         if args.action == "ls":
             contexts = store.contexts()
-            print(f"{store.path}: {len(contexts)} conditions")
+            print(f"{store.path}: {_count(len(contexts), 'set')} of conditions")
             for number, (context, counts) in enumerate(contexts, start=1):
                 print(
                     f"{number:3}  {context.target}, version {context.version}, on {context.machine}: "
-                    f"{counts['networks']} networks of {counts['structures']} structures"
+                    f"{_count(counts['networks'], 'network')} of {_count(counts['structures'], 'structure')}"
                     + (f", and {counts['sweep']} random ones for the predictor" if counts["sweep"] else "")
                 )
         elif args.action == "show":
@@ -86,3 +86,7 @@ def run(args: argparse.Namespace) -> int:
             store.check()
             print(f"{store.path}: sound")
     return 0
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "s")
