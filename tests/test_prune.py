@@ -289,6 +289,8 @@ def test_a_device_that_is_not_at_hand_is_pruned_for_by_its_tables(tables, no_eng
     assert "not measured" in str(result) and "predicted" in str(result)
     result.save(tmp_path / "saved")
     result.report(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "Pruned for onnxruntime" in page and "Measured on" not in page
     torch.testing.assert_close(latprune.restore(network, tmp_path / "saved")(X), model.eval()(X), rtol=0, atol=0)
 
 

@@ -93,8 +93,9 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 def _header(data: ReportData) -> str:
     mark = {"met": "✓ ", "over": "✗ ", "unknown": ""}[data.verdict.outcome]
+    how = "Measured on" if data.latency is not None else "Pruned for"
     return (
-        f"<header><h1>{_text(data.title)}</h1><p>Measured on {_text(data.target)}</p>"
+        f"<header><h1>{_text(data.title)}</h1><p>{how} {_text(data.target)}</p>"
         f'<p class="verdict {data.verdict.outcome}">{mark}{_text(data.verdict.text)}</p></header>'
     )
 
