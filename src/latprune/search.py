@@ -39,6 +39,15 @@ class Candidate:
     note: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Try:
+    """A proposal and its last measurement, ``fresh`` where both networks were converted and compiled anew; without a copy of the model."""
+
+    proposal: Proposal
+    trial: Trial
+    fresh: bool = False
+
+
 class CandidateSearch:
     """Looks for a candidate whose fresh measurement lies just under the budget.
 
@@ -68,9 +77,7 @@ class CandidateSearch:
         self._measure = measure
         self._asked = asked
         self._say = say
-        self._seen: dict[Any, float] = {}
-        self._tries: dict[Any, tuple[Proposal, Trial]] = {}
-        self._under: list[tuple[Proposal, Trial, bool]] = []
+        self._tries: dict[Any, _Try] = {}
 
     def first(self) -> Candidate:
         """The first candidate, whatever it measures at; for a stage after which others follow.
@@ -96,23 +103,20 @@ class CandidateSearch:
             try:
                 proposal = self.proposer.propose(limit)
             except BudgetInfeasibleError as error:
-                if not self._under:
+                if not self._sided(under=True):
                     smallest = self._smallest(error)
                     if self._confirmed(smallest):
                         return smallest
                 break
-            if proposal.key in self._seen:
+            if proposal.key in self._tries:
                 # The same network again: no choice lies between the limits tried so far.
-                self.limits.record(limit, proposal.predicted, self._seen[proposal.key])
+                self.limits.record(limit, proposal.predicted, self._tries[proposal.key].trial.value)
                 continue
-            if len(self._seen) == MAX_MEASURED:
+            if len(self._tries) == MAX_MEASURED:
                 break
             candidate = self._tried(limit, proposal)
-            if self.limits.accepts(candidate.trial.value, uncertainty=candidate.trial.uncertainty):
-                if self._confirmed(candidate):
-                    return candidate
-            else:
-                self._keep(proposal, candidate.trial, fresh=False)
+            if self._accepted(candidate):
+                return candidate
         return self._nearby(under=True) or self._nearby(under=False) or self._closest()
 
     def _nearby(self, *, under: bool) -> Candidate | None:
@@ -124,31 +128,30 @@ class CandidateSearch:
         """
         share = 1.0
         for _ in range(MAX_NEARBY):
-            sided = [entry for entry in self._tries.values() if self._is_under(entry[1]) == under]
+            sided = self._sided(under=under)
             if not sided:
                 return None
-            proposal, trial = (max if under else min)(sided, key=lambda entry: entry[1].value)
-            limit = proposal.predicted + share * (self.limits.aim - trial.value) / self.limits.speed
+            base = (max if under else min)(sided, key=lambda entry: entry.trial.value)
+            limit = base.proposal.predicted + share * (self.limits.aim - base.trial.value) / self.limits.speed
             try:
-                other = self.proposer.widened(proposal, limit) if under else self.proposer.narrowed(proposal, limit)
+                other = self.proposer.widened(base.proposal, limit) if under else self.proposer.narrowed(base.proposal, limit)
             except BudgetInfeasibleError:
                 return None
             if other is None:
                 return None
-            if other.key in self._seen:
+            if other.key in self._tries:
                 # Nothing lies in between: the next step does.
                 share *= 1.5
                 continue
             candidate = self._tried(limit, other)
-            found = candidate.trial
-            if self.limits.accepts(found.value, uncertainty=found.uncertainty):
-                if self._confirmed(candidate):
-                    return candidate
-                found = candidate.fresh or found
-            else:
-                self._keep(other, found, fresh=False)
-            share = 1.0 if self._is_under(found) == under else 0.6 * share
+            if self._accepted(candidate):
+                return candidate
+            share = 1.0 if self._is_under(self._tries[other.key].trial) == under else 0.6 * share
         return None
+
+    def _sided(self, *, under: bool) -> list[_Try]:
+        """What was measured under the budget with its whole interval, or what was not."""
+        return [entry for entry in self._tries.values() if self._is_under(entry.trial) == under]
 
     def _is_under(self, trial: Trial) -> bool:
         """Whether a measurement lies under the budget with its whole interval."""
@@ -157,14 +160,18 @@ class CandidateSearch:
     def _tried(self, limit: float, proposal: Proposal) -> Candidate:
         network = self._cut(proposal)
         trial = self._measure(network, window=self.limits.window)
-        self._seen[proposal.key] = trial.value
-        self._tries[proposal.key] = (proposal, trial)
+        self._tries[proposal.key] = _Try(proposal=proposal, trial=trial)
         self.limits.record(limit, proposal.predicted, trial.value)
         self._say(
-            f"candidate {len(self._seen)}: predicted {proposal.predicted * self.limits.speed:.3f} ms, measured {trial.value:.3f} ms, "
+            f"candidate {len(self._tries)}: predicted {proposal.predicted * self.limits.speed:.3f} ms, measured {trial.value:.3f} ms, "
             f"limit {self.limits.budget:.3f} ms"
         )
         return Candidate(proposal=proposal, network=network, trial=trial)
+
+    def _accepted(self, candidate: Candidate) -> bool:
+        """Whether a candidate lies within the slack, in its first measurement and in a fresh one."""
+        trial = candidate.trial
+        return self.limits.accepts(trial.value, uncertainty=trial.uncertainty) and self._confirmed(candidate)
 
     def _confirmed(self, candidate: Candidate) -> bool:
         """Whether a fresh measurement bears the candidate out; where it does not, the search goes on with what it showed."""
@@ -172,32 +179,25 @@ class CandidateSearch:
         self._say(f"measured afresh: {trial.value:.3f} ms, limit {self.limits.budget:.3f} ms")
         if self.limits.accepts(trial.value, uncertainty=trial.uncertainty):
             return True
-        self._seen[candidate.proposal.key] = trial.value
-        self._tries[candidate.proposal.key] = (candidate.proposal, trial)
+        self._tries[candidate.proposal.key] = _Try(proposal=candidate.proposal, trial=trial, fresh=True)
         last = self.limits.rounds.pop()
         self.limits.record(last.limit, last.predicted, trial.value)
-        self._keep(candidate.proposal, trial, fresh=True)
         return False
-
-    def _keep(self, proposal: Proposal, trial: Trial, *, fresh: bool) -> None:
-        """Remember a network under the budget, without its copy of the model."""
-        if self._is_under(trial):
-            self._under.append((proposal, trial, fresh))
 
     def _closest(self) -> Candidate:
         """The candidate closest under the budget that is still under it when measured afresh."""
-        for proposal, trial, is_fresh in sorted(self._under, key=lambda entry: entry[1].value, reverse=True):
-            network = self._cut(proposal)
-            fresh = trial if is_fresh else self._measure(network, fresh=True, window=self.limits.window)
+        for entry in sorted(self._sided(under=True), key=lambda entry: entry.trial.value, reverse=True):
+            network = self._cut(entry.proposal)
+            fresh = entry.trial if entry.fresh else self._measure(network, fresh=True, window=self.limits.window)
             if fresh.value <= self.limits.budget:
                 note = (
-                    f"the delivered network lies at {fresh.value / self.limits.budget:.1%} of the budget: of {len(self._seen)} networks "
+                    f"the delivered network lies at {fresh.value / self.limits.budget:.1%} of the budget: of {len(self._tries)} networks "
                     "that were measured none lay closer below it"
                 )
-                return Candidate(proposal=proposal, network=network, trial=trial, fresh=fresh, note=note)
+                return Candidate(proposal=entry.proposal, network=network, trial=entry.trial, fresh=fresh, note=note)
         lowest = min(r.measured for r in self.limits.rounds)
         raise BudgetInfeasibleError(
-            f"no candidate of {len(self._seen)} was measured under the limit of {self.limits.budget:.4g} ms; the lowest was "
+            f"no candidate of {len(self._tries)} was measured under the limit of {self.limits.budget:.4g} ms; the lowest was "
             f"{lowest:.4g} ms. Raise the budget, or measure on a quieter machine",
             limit={"latency": self.limits.budget},
             floor={"latency": lowest},
