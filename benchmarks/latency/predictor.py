@@ -36,7 +36,7 @@ from latprune.latency import (
     train_predictor,
 )
 from latprune.latency.features import family_of, network_weights
-from latprune.latency.fitting import timer_overhead
+from latprune.latency.kernel_fit import timer_overhead
 from latprune.latency.repeats import with_repeats
 
 SHORT_MS = 0.002

@@ -15,6 +15,8 @@ def test_design_repeats_for_a_seed_and_stays_in_bounds() -> None:
     first = list(islice(design_points(groups, blocks, seed=3), 80))
     assert first == list(islice(design_points(groups, blocks, seed=3), 80))
     assert first != list(islice(design_points(groups, blocks, seed=4), 80))
+    # Latencies are asked for relative to the dense network, so it is the one that must be known.
+    assert dict(first[0].widths) == {name: group.columns for name, group in GROUPS.items()} and not first[0].removed
     for point in first:
         assert set(point.widths) == set(GROUPS)
         assert all(1 <= point.widths[name] <= group.columns for name, group in GROUPS.items())

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from latprune.errors import FileFormatError, InvalidArgumentError, TableError
 from latprune.latency import LatencyTables, NetworkSample, Residual, TableStats, design_points
-from latprune.latency.fitting import fit_tables, predicted_and_measured, timer_overhead
+from latprune.latency.fitting import fit_tables, predicted_and_measured
+from latprune.latency.kernel_fit import timer_overhead
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine, true_cost
 
 STATS = TableStats(

@@ -269,10 +269,10 @@ def _show(tables: LatencyTables) -> None:
         f"measured  {stats.measured_networks} networks now, {stats.networks} in all; {stats.engine_runs} engine runs, {stats.seconds:.1f} s"
     )
     if tables.cache_effect:
-        low, high = (1.0 - float(tables.cache_effect.factor(0.5, share)) for share in (0.0, 1.0))
-        print(
-            f"caches    in a network that takes half as long, a kernel takes {low:.1%} (all activations) to {high:.1%} (all weights) less"
-        )
+        knee = tables.cache_effect.knee
+        low, high = (1.0 - float(tables.cache_effect.factor(0.5 * (knee or 1.0), share)) for share in (0.0, 1.0))
+        where = "takes half as long" if knee is None else f"takes {0.5 * knee:.0%} as long (no more from {knee:.0%} on)"
+        print(f"caches    in a network that {where}, a kernel takes {low:.1%} (all activations) to {high:.1%} (all weights) less")
     if residual.networks:
         print(
             f"error     {residual.mean_absolute:.1%} mean, {residual.p95:.1%} at 95 %, {residual.within_8:.0%} within 8 % "

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NO_TRAFFIC", "CacheEffect", "Traffic", "fit_cache_effect", "full_effect"]
+__all__ = ["NO_TRAFFIC", "CacheEffect", "EffectRows", "Traffic", "fit_cache_effect", "full_effect", "suspected_knee"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -24,6 +24,10 @@ _STEEPEST = 0.45
 """Of each exponent: their sum stays below 1, so that a kernel's cost grows more slowly than the latency around it."""
 _LARGEST_STEP = 4.0
 _OUTLIER = 0.4
+_KNEES = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
+_LEAST_NETWORKS = 24
+_KNEE_SURE = 3.0
+"""Standard errors by which a knee must tell the networks better than a straight line does; several knees are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +61,22 @@ NO_TRAFFIC = Traffic()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheEffect:
-    """A kernel costs ``share ** (all + weights * w)`` times its table: ``share`` is the latency of the network around it, relative to the
-    dense one's, and ``w`` the share of weights in what the kernel itself moves.
+    """A kernel costs ``crowding ** (all + weights * w)`` times its table: ``crowding`` is the latency of the network around it, relative to
+    the dense one's, and ``w`` the share of weights in what the kernel itself moves. Where the caches are too small for a network anyway, a
+    still larger one makes no difference: ``crowding`` then counts up to ``knee``, and is relative to it.
     """
 
     all: float = 0.0
     weights: float = 0.0
+    knee: float | None = None
 
     def __bool__(self) -> bool:
         return self.all != 0.0 or self.weights != 0.0
+
+    def crowding(self, share: npt.ArrayLike) -> FloatArray:
+        """What the exponents apply to: ``share`` up to the knee, relative to the dense network's."""
+        found = np.asarray(share, dtype=np.float64)
+        return found if self.knee is None else np.minimum(found, self.knee) / min(self.knee, 1.0)
 
     def exponent(self, weight_share: npt.ArrayLike) -> FloatArray:
         """The exponent of kernels of ``weight_share``."""
@@ -73,35 +84,56 @@ class CacheEffect:
 
     def factor(self, share: float, weight_share: npt.ArrayLike) -> FloatArray:
         """The factor at ``share`` for kernels of ``weight_share``."""
-        return np.exp(math.log(share) * self.exponent(weight_share))
+        return np.exp(math.log(float(self.crowding(share))) * self.exponent(weight_share))
 
 
-def fit_cache_effect(
-    residuals: FloatArray,
-    shares: FloatArray,
-    weight_shares: FloatArray,
-    costs: FloatArray,
-    networks: npt.NDArray[np.int64],
-    *,
-    among: CacheEffect | None = None,
-) -> CacheEffect:
-    """The effect that ``residuals`` show.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EffectRows:
+    """Kernel samples as the effect is looked for in them; arrays ``(n,)``.
+
+    Attributes:
+        residuals: Logarithms of measured over fitted time.
+        shares: Latency of the sample's network, relative to dense.
+        weight_shares: Share of weights in what the kernel moves.
+        costs: Fitted milliseconds: how much a sample counts.
+        networks: Index of the sample's network; samples of one network err together.
+    """
+
+    residuals: FloatArray
+    shares: FloatArray
+    weight_shares: FloatArray
+    costs: FloatArray
+    networks: npt.NDArray[np.int64]
+
+    def kept(self) -> EffectRows:
+        """Without the samples that are far off."""
+        near = np.abs(self.residuals) < _OUTLIER
+        return EffectRows(**{name: getattr(self, name)[near] for name in self.__slots__})
+
+    def by_network(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Mean residual and share of each network, and the root of how much it counts."""
+        names, index = np.unique(self.networks, return_inverse=True)
+        weights = np.bincount(index, self.costs, len(names))
+        means, shares = (np.bincount(index, self.costs * values, len(names)) / weights for values in (self.residuals, self.shares))
+        return means, shares, np.sqrt(weights / weights.mean())
+
+
+def fit_cache_effect(rows: EffectRows, *, knee: float | None = None, among: CacheEffect | None = None) -> CacheEffect:
+    """The effect that the residuals of ``rows`` show.
 
     Args:
-        residuals: ``(n,)`` logarithms of measured over fitted time of kernel samples.
-        shares: ``(n,)`` latency of the sample's network, relative to dense.
-        weight_shares: ``(n,)`` share of weights in what the kernel moves.
-        costs: ``(n,)`` fitted milliseconds: how much a sample counts.
-        networks: ``(n,)`` index of the sample's network; samples of one network err together.
+        rows: Samples.
+        knee: Share from which on there is no more effect.
         among: Fit the exponents that are not 0 here, whatever their errors, instead of judging which ones there are.
 
     Returns:
         The least-squares exponents; 0 for one that is below two standard errors or negative.
     """
-    kept = np.abs(residuals) < _OUTLIER
-    if not kept.any():
+    rows = rows.kept()
+    if not len(rows.residuals):
         return CacheEffect()
-    y, logs, w, cost, groups = residuals[kept], np.log(shares[kept]), weight_shares[kept], costs[kept], networks[kept]
+    w, cost = rows.weight_shares, rows.costs
+    logs = np.log(CacheEffect(knee=knee).crowding(rows.shares))
     logs = logs - np.average(logs, weights=cost)
     columns = {"all": logs, "weights": logs * w}
     candidates: tuple[tuple[str, ...], ...] = (("all", "weights"), ("all",), ("weights",))
@@ -109,12 +141,36 @@ def fit_cache_effect(
         candidates = (tuple(name for name in columns if getattr(among, name) != 0.0),)
     for chosen in candidates:
         # What weight-heavy kernels cost more on average is the surfaces' affair.
-        matrix = np.stack([np.ones(len(y)), w, *(columns[name] for name in chosen)], axis=1)
-        found, errors = _clustered(matrix, y, cost, groups)
+        matrix = np.stack([np.ones(len(logs)), w, *(columns[name] for name in chosen)], axis=1)
+        found, errors = _clustered(matrix, rows.residuals, cost, rows.networks)
         values = found[2:]
         if among is not None or bool((values > _SURE * errors[2:]).all()):
-            return CacheEffect(**dict(zip(chosen, values.tolist(), strict=True)))
+            return CacheEffect(**dict(zip(chosen, values.tolist(), strict=True)), knee=knee)
     return CacheEffect()
+
+
+def suspected_knee(rows: EffectRows) -> float | None:
+    """The knee of the line through the networks' mean residuals, where a line that ends in a plateau tells them clearly better than a
+    straight one.
+
+    It is only a suspicion: surfaces that were fitted without the effect took a part of it, and that part need not be straight.
+    """
+    means, shares, counts = rows.kept().by_network()
+    if len(means) < _LEAST_NETWORKS:
+        return None
+
+    def left(knee: float | None) -> FloatArray:
+        matrix = np.stack([np.ones(len(means)), np.log(CacheEffect(knee=knee).crowding(shares))], axis=1)
+        line = np.linalg.lstsq(matrix * counts[:, None], means * counts, rcond=None)[0]
+        return np.asarray(counts * (means - matrix @ line)) if line[1] > 0.0 or knee is None else np.full(len(means), np.inf)
+
+    best = min(_KNEES, key=lambda knee: _squares(left(knee)))
+    gain = _squares(left(None)) - _squares(left(best))
+    return best if gain > _KNEE_SURE**2 * _squares(left(best)) / (len(means) - 3) else None
+
+
+def _squares(values: FloatArray) -> float:
+    return float((values**2).sum())
 
 
 def _clustered(matrix: FloatArray, y: FloatArray, weights: FloatArray, groups: npt.NDArray[np.int64]) -> tuple[FloatArray, FloatArray]:
@@ -140,4 +196,4 @@ def full_effect(seen: CacheEffect, left: CacheEffect) -> CacheEffect:
             return 0.0
         return min(first * min(first / max(first - second, 1e-12), _LARGEST_STEP), _STEEPEST)
 
-    return CacheEffect(all=solved(seen.all, left.all), weights=solved(seen.weights, left.weights))
+    return CacheEffect(all=solved(seen.all, left.all), weights=solved(seen.weights, left.weights), knee=seen.knee)

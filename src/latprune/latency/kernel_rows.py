@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.latency.features import family_of, kernel_features, network_weights
-from latprune.latency.fitting import timer_overhead
+from latprune.latency.kernel_fit import timer_overhead
 from latprune.latency.repeats import with_repeats
 from latprune.latency.samples import SWEEP, NetworkSample
 

@@ -99,11 +99,16 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
 def _cache_effect_from_dict(data: Mapping[str, Any]) -> CacheEffect:
     """The effect; files from before it was known have none."""
     found = data.get("cache_effect", {})
-    effect = CacheEffect(all=float(found.get("all", 0.0)), weights=float(found.get("weights", 0.0)))
+    knee = found.get("knee")
+    effect = CacheEffect(
+        all=float(found.get("all", 0.0)), weights=float(found.get("weights", 0.0)), knee=None if knee is None else float(knee)
+    )
     if not (effect.all >= 0.0 and effect.weights >= 0.0 and effect.all + effect.weights < 1.0):
         raise FileFormatError(
             f"cache_effect (={found!r}) must hold two exponents, none negative, whose sum is below 1", path="cache_effect"
         )
+    if effect.knee is not None and not 0.0 < effect.knee < math.inf:
+        raise FileFormatError(f"knee (={knee!r}) must be a positive share of the dense latency, or null", path="cache_effect.knee")
     for index, entry in enumerate(data["entries"] if effect else ()):
         if "traffic" not in entry:
             raise FileFormatError("what the kernel moves is missing; files with a cache_effect say it", path=f"entries[{index}].traffic")

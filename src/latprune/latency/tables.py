@@ -171,7 +171,7 @@ class LatencyTables:
             factor, more = active(entry.neighbours, removed)
             rows.append((float(alone.reshape(-1)[0]), exponent, entry.overhead_ms, factor, more * float(written(sizes, entry.dense))))
         alone, exponents, overheads, factors, added = np.asarray(rows, dtype=np.float64).reshape(-1, 5).T
-        return _Running(alone, exponents, overheads, factors, added, self.scale)
+        return _Running(alone, exponents, overheads, factors, added, self.scale, self.cache_effect)
 
     def share_of(self, widths: Mapping[str, int] | None = None, removed_blocks: Iterable[str] = ()) -> float:
         """Latency of the network at ``widths`` without ``removed_blocks``, relative to the dense one; 1 where it makes no difference."""
@@ -287,8 +287,9 @@ class _Running:
     factors: FloatArray
     added: FloatArray
     scale: float
+    cache_effect: CacheEffect
 
     def total(self, share: float) -> float:
         """Their milliseconds inside a network that takes ``share`` of the dense one's latency."""
-        costs = np.maximum(self.scale * (self.alone * share**self.exponents + self.overheads), 0.0)
+        costs = np.maximum(self.scale * (self.alone * self.cache_effect.crowding(share) ** self.exponents + self.overheads), 0.0)
         return float((costs * self.factors + self.scale * self.added).sum())
