@@ -7,6 +7,9 @@ tables, the linear estimate of HALP (each kernel's input width frozen at its den
 on multiply-adds, the last two trained on what the tables were fitted to: each network once, with its repetitions taken into it. The goal
 is the geometric mean of the two measurements; how far they lie apart is the part of the error that is the machine's own (``repeated``).
 
+``--modules`` hides the engine's profile, so that the modules' own times stand in for it, as for an engine that has none; such rows are
+named ``openvino-modules`` and the like.
+
     python benchmarks/latency/prediction.py --models resnet56 --engines openvino --output benchmarks/results/latency-prediction.json
 """
 
@@ -31,6 +34,7 @@ from latprune.graph import ModelGraph, trace
 from latprune.importance import Importance, MagnitudeConfig, score
 from latprune.latency import (
     DesignPoint,
+    Engine,
     LatencyTables,
     NetworkSample,
     Residual,
@@ -41,6 +45,7 @@ from latprune.latency import (
     get_engine,
     machine_name,
     measure,
+    register_engine,
     target_context,
     train_predictor,
 )
@@ -164,6 +169,20 @@ def run(name: str, target: Target, count: int, store: Store, seed: int, max_seco
     return row
 
 
+def without_profile(name: str) -> str:
+    """An engine like ``name``, but for its profile: registered, and its name."""
+    hidden = f"{name}-modules"
+
+    def make() -> Engine:
+        engine = get_engine(name)
+        engine.profiles_kernels = False  # type: ignore[misc]
+        return engine
+
+    if hidden not in available_engines():
+        register_engine(hidden, make)
+    return hidden
+
+
 HEAD = f"{'model':13} {'engine':13} {'networks':8} {'predicted by':13} {'mean':>7} {'bias':>7} {'p95':>7} {'within 8 %':>10}"
 
 
@@ -182,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet56", "mobilenet_v2", "resnet50"], choices=list(MODELS))
     parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"], choices=sorted(available_engines()))
+    parser.add_argument("--modules", action="store_true", help="hide the engines' profiles")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--networks", type=int, default=50, help="networks of each kind")
     parser.add_argument("--seed", type=int, default=1)
@@ -195,7 +215,7 @@ def main() -> None:
         rows = json.loads(args.output.read_text())["rows"]
     print(HEAD)
     for name in args.models:
-        for engine in args.engines:
+        for engine in (without_profile(engine) if args.modules else engine for engine in args.engines):
             start = time.perf_counter()
             with Store(args.store or ":memory:") as store:
                 row = run(name, Target(engine=engine, device=args.device), args.networks, store, args.seed, args.seconds)

@@ -216,7 +216,7 @@ class _Run:
             self.say(f"stage {stage} of {self.pruner.method.stages}: fine-tuning")
             folder = self.folder / f"fit-{stage}" if self.folder is not None else None
             context = FitContext(stage=stage, stages=self.pruner.method.stages, dense=self.pruner.dense_model, folder=folder)
-            with self.pruner.timed("fine-tune"):
+            with self.pruner.clock.timed("fine-tune"):
                 history = list(self.fit(self.pruner.model, context) or ())
             self.accuracies = (
                 *self.accuracies,
@@ -235,7 +235,7 @@ class _Run:
         if self.evaluate is None:
             return
         label = self._moment(moment)
-        with self.pruner.timed("evaluate"):
+        with self.pruner.clock.timed("evaluate"):
             training = self.pruner.model.training
             self.pruner.model.eval()
             accuracy = float(self.evaluate(self.pruner.model))

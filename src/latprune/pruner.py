@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from latprune.budget import Budget
+from latprune.clock import Clock, TimedProposer
 from latprune.correction import LimitSearch
-from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError
+from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
 from latprune.graph.trace import FORMS
 from latprune.importance import GradientAccumulator, LossFunction, accumulator_for, cross_entropy_loss, needs_data
@@ -26,14 +22,13 @@ from latprune.latency import (
     LatencyTables,
     Measurement,
     Store,
-    TableProgress,
     Target,
-    build_tables,
     get_engine,
-    measure_unary_contributions,
 )
 from latprune.latency.build import require_same_network
-from latprune.methods import Method, Proposal, Proposer, StageContext, get_method, selection_of
+from latprune.latency_source import LatencySource
+from latprune.methods import Method, Proposal, StageContext, get_method, selection_of
+from latprune.pruner_state import PrunerState
 from latprune.search import CandidateSearch
 from latprune.search_counted import search_counted
 from latprune.stage import StageReport
@@ -47,7 +42,6 @@ if TYPE_CHECKING:
 __all__ = ["Pruner", "StageReport"]
 
 Progress = Callable[[str], None]
-STATE_VERSION = 1
 
 
 @dataclass(slots=True)
@@ -129,15 +123,12 @@ class Pruner:
             raise InvalidArgumentError(
                 f"budget (={self.budget.text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
             )
-        self.stages_seconds: dict[str, float] = {}
+        self.clock = Clock()
         self.reports: list[StageReport] = []
         self.edits: list[ArchitectureEdits] = []
         self._keep = tuple(keep)
         self._blocks_keep = tuple(blocks_keep)
         self._min_widths = dict(min_widths or {})
-        self._store = store
-        self._own_store: Store | None = None
-        self._tables = tables
         self._progress = progress or (lambda text: None)
         self._stages_done = 0
         _check_finite(model)
@@ -149,6 +140,17 @@ class Pruner:
             require_same_network(tables, self.dense_graph, example_inputs, self.target, kept=bool(self._keep))
         self.dense_tensors = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
         self.dense_model = copy.deepcopy(self.model).eval()
+        self._latency = LatencySource(
+            self.dense_model,
+            self.dense_graph,
+            example_inputs,
+            self.target,
+            given=tables,
+            store=store,
+            seed=seed,
+            say=self._progress,
+            clock=self.clock,
+        )
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=self.budget, seed=seed)
         self.fresh: Trial | None = None
 
@@ -179,18 +181,14 @@ class Pruner:
         """Graph of the network as it is now."""
         return self._traced().graph
 
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add the seconds of a ``with`` block to the stage called ``name``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.stages_seconds[name] = self.stages_seconds.get(name, 0.0) + time.perf_counter() - start
+    @property
+    def stages_seconds(self) -> dict[str, float]:
+        """Seconds by kind of work."""
+        return self.clock.seconds
 
     def _traced(self) -> _Stage:
         if self._stage is None:
-            with self.timed("trace"):
+            with self.clock.timed("trace"):
                 graph = trace(
                     self.model, self.example_inputs, keep=self._keep, blocks_keep=self._blocks_keep, min_widths=self._min_widths or None
                 )
@@ -218,7 +216,7 @@ class Pruner:
         config = self.method.importance
         if config is None:
             return None
-        with self.timed("score"):
+        with self.clock.timed("score"):
             if stage.accumulator is not None:
                 return stage.accumulator.importance()
             return score_importance(self.model, stage.graph, config, data, loss=loss)
@@ -231,7 +229,7 @@ class Pruner:
     # -- latency -------------------------------------------------------------------------------------------------------------------------
 
     def _trial(self, network: nn.Module, *, fresh: bool = False, window: tuple[float, float] | None = None) -> Trial:
-        with self.timed("final measurement" if fresh else "measure candidates"):
+        with self.clock.timed("final measurement" if fresh else "measure candidates"):
             return self._trials.trial(network, fresh=fresh, window=window)
 
     def _dense_value(self) -> float:
@@ -244,7 +242,7 @@ class Pruner:
             return self.tables().dense_ms
         if self._trials.dense_ms is None:
             self._progress("measuring the dense network")
-            with self.timed("measure dense"):
+            with self.clock.timed("measure dense"):
                 self._trials.dense_latency()
         return self._trials.dense_latency()
 
@@ -256,33 +254,11 @@ class Pruner:
     @property
     def tables_used(self) -> LatencyTables | None:
         """The latency tables as far as they were needed so far; :meth:`tables` builds them."""
-        return self._tables
+        return self._latency.known
 
     def tables(self) -> LatencyTables:
         """Latency tables of the dense network; built at first use."""
-        if self._tables is None:
-            with self.timed("tables"):
-                self._tables = build_tables(
-                    self.dense_model,
-                    self.dense_graph,
-                    self.example_inputs,
-                    self.target,
-                    store=self._samples(),
-                    progress=self._table_progress,
-                    seed=self.seed,
-                )
-        return self._tables
-
-    def _samples(self) -> Store:
-        """The store that was given, else the default one, which :meth:`close` closes."""
-        if self._store is None:
-            self._store = self._own_store = Store()
-        return self._store
-
-    def _table_progress(self, progress: TableProgress) -> None:
-        if progress.networks % 8 == 0:
-            error = f", mean error {progress.residual.mean_absolute:.1%}" if progress.residual is not None else ""
-            self._progress(f"latency tables: {progress.networks} networks measured in {progress.seconds:.0f} s{error}")
+        return self._latency.tables()
 
     def _choices(self, graph: ModelGraph) -> dict[str, tuple[int, ...]]:
         offered: dict[str, tuple[int, ...]] = {}
@@ -336,7 +312,7 @@ class Pruner:
         if self.budget.resource == "latency" and self.measure_latency:
             search = LimitSearch(budget=limit, start=self._current_value(number), start_predicted=context.dense, slack=self.slack)
             candidates = CandidateSearch(
-                _Timed(proposer, self),
+                TimedProposer(proposer, self.clock),
                 search,
                 cut=lambda proposal: self._cut_copy(stage.graph, ranking, proposal),
                 measure=self._trial,
@@ -349,9 +325,9 @@ class Pruner:
             self.fresh = candidate.fresh
         else:
             # What is counted needs no margin for a later measurement; what is predicted needs room for the tables' error.
-            room = self._room() if self._predicts else 1.0
+            room = self._latency.room() if self._predicts else 1.0
             search = LimitSearch(budget=limit / room, start=context.dense, start_predicted=context.dense, slack=self.slack, margin=1e-9)
-            with self.timed("solve"):
+            with self.clock.timed("solve"):
                 proposal = search_counted(proposer, search, context)
             network, trial, note = self._cut_copy(stage.graph, ranking, proposal), None, ""
             if self._predicts:
@@ -361,9 +337,9 @@ class Pruner:
                     f"predicted, not measured: {proposal.predicted:.4g} ms; solved {1.0 - 1.0 / room:.1%} below the limit of {limit:.4g} "
                     "ms, because one in twenty of the networks that the tables were checked on took that much longer than predicted"
                 )
-        with self.timed("check"):
+        with self.clock.timed("check"):
             equality = self._check(stage.graph, ranking, proposal, network)
-        with self.timed("surgery"):
+        with self.clock.timed("surgery"):
             edits = cut(self.model, stage.graph, selection_of(stage.graph, ranking, proposal))
         self.edits.append(edits)
         return StageReport(
@@ -383,28 +359,18 @@ class Pruner:
     def _current_value(self, number: int) -> float:
         return self._dense_value() if number == 1 else self._trial(self.model).value
 
-    def _room(self) -> float:
-        """What predictions are multiplied by to stay under a limit that cannot be checked."""
-        room = self.tables().residual.room
-        if math.isnan(room):
-            raise InvalidArgumentError(
-                "the tables were not checked on any network, so nothing says how much room their error needs; measure more networks, or "
-                "prune where the engine is at hand"
-            )
-        return room
-
     def _context(self, graph: ModelGraph, importance: Importance | None) -> StageContext:
         context = StageContext(
             graph=graph,
             importance=importance,
-            tables=self._tables if self.budget.resource == "latency" else None,
+            tables=self._latency.known if self.budget.resource == "latency" else None,
             resource=self.budget.resource,
             choices=self._choices(graph),
             dense=0.0,
             solver=self.solver,
             time_limit=self.time_limit,
             seed=self.seed,
-            measure_alone=(lambda choices: self._measure_alone(graph, choices)) if self.measure_latency else None,
+            measure_alone=(lambda choices: self._latency.alone(self.model, graph, choices)) if self.measure_latency else None,
         )
         return replace(context, dense=context.predict(graph.dense_widths()))
 
@@ -412,15 +378,6 @@ class Pruner:
         network = copy.deepcopy(self.model)
         cut(network, graph, selection_of(graph, ranking, proposal))
         return network
-
-    def _measure_alone(self, graph: ModelGraph, choices: Mapping[str, Sequence[int]]) -> dict[str, npt.NDArray[np.float64]]:
-        def say(group: str, width: int, ratio: float) -> None:
-            self._progress(f"whole networks: {group} at {width} takes {ratio:.1%}")
-
-        with self.timed("whole networks"):
-            return measure_unary_contributions(
-                self.model, graph, self.example_inputs, self.target, choices, store=self._samples(), progress=say
-            )
 
     def _check(self, graph: ModelGraph, ranking: Mapping[str, Any], proposal: Proposal, network: nn.Module) -> EqualityReport:
         """Compare the cut copy with the masked network on random inputs before the user's model is touched."""
@@ -431,16 +388,14 @@ class Pruner:
 
     def final_measurement(self) -> tuple[Measurement, Measurement]:
         """Measure dense and pruned network afresh, both converted and compiled anew: ``(dense, pruned)``."""
-        with self.timed("final measurement"):
+        with self.clock.timed("final measurement"):
             trial = self._trials.final(self.model, limit=self.limit if self.budget.resource == "latency" else None)
         return trial.dense, trial.pruned
 
     def close(self) -> None:
         """Free the engine's copy of the dense network, and close the store that was opened here."""
         self._trials.close()
-        if self._own_store is not None:
-            self._own_store.close()
-            self._store = self._own_store = None
+        self._latency.close()
 
     # -- state ---------------------------------------------------------------------------------------------------------------------------
 
@@ -449,18 +404,7 @@ class Pruner:
 
         Accumulated gradients of a stage that is not through are not part of it.
         """
-        return {
-            "version": STATE_VERSION,
-            "method": self.method.name,
-            "stages": self.method.stages,
-            "budget": self.budget.to_dict(),
-            "target": self.target.to_dict(),
-            "stages_done": self._stages_done,
-            "dense_ms": self._trials.dense_ms,
-            "seconds": dict(self.stages_seconds),
-            "edits": [edits.to_dict() for edits in self.edits],
-            "reports": [report.to_dict() for report in self.reports],
-        }
+        return PrunerState.of(self, dense_ms=self._trials.dense_ms).data
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Bring a freshly built pruner (and its dense model) to a saved state; then load the model's weights.
@@ -468,45 +412,16 @@ class Pruner:
         Raises:
             CheckpointError: The state belongs to another method, budget or target, or to another version.
         """
-        if state.get("version") != STATE_VERSION:
-            raise CheckpointError(f"pruner state has version {state.get('version')!r}; this release reads version {STATE_VERSION}")
-        own = self.state_dict()
-        for key in ("method", "stages", "budget", "target"):
-            if state[key] != own[key]:
-                raise CheckpointError(
-                    f"the saved run has {key} {state[key]!r}, this one {own[key]!r}; use the same settings, or another output folder"
-                )
-        if self._stages_done:
-            raise CheckpointError(f"this pruner is at stage {self._stages_done}; load a state into a new one")
-        for entry in state["edits"]:
-            edits = ArchitectureEdits.from_dict(entry)
+        saved = PrunerState(state)
+        saved.require_fits(PrunerState(self.state_dict()))
+        for edits in saved.edits:
             replay(self.model, edits)
             self.edits.append(edits)
-        self.reports = [StageReport.from_dict(entry) for entry in state["reports"]]
-        self._stages_done = int(state["stages_done"])
-        self._trials.dense_ms = state["dense_ms"]
-        self.stages_seconds = {name: float(value) for name, value in state["seconds"].items()}
+        self.reports = saved.reports
+        self._stages_done = saved.stages_done
+        self._trials.dense_ms = saved.dense_ms
+        self.clock.seconds = saved.seconds
         self._stage = None
-
-
-class _Timed(Proposer):
-    """A proposer whose work is on the pruner's clock."""
-
-    def __init__(self, proposer: Proposer, pruner: Pruner) -> None:
-        self._proposer = proposer
-        self._pruner = pruner
-
-    def propose(self, limit: float) -> Proposal:
-        with self._pruner.timed("solve"):
-            return self._proposer.propose(limit)
-
-    def widened(self, found: Proposal, limit: float) -> Proposal | None:
-        with self._pruner.timed("solve"):
-            return self._proposer.widened(found, limit)
-
-    def narrowed(self, found: Proposal, limit: float) -> Proposal | None:
-        with self._pruner.timed("solve"):
-            return self._proposer.narrowed(found, limit)
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from latprune.graph.types import Kernel
 from latprune.latency.kernel_fit import Fit, dense_level
 from latprune.latency.neighbours import active, written
-from latprune.latency.samples import NetworkSample
+from latprune.latency.samples import MODULE_TIMERS, NetworkSample
 
 __all__ = ["Calibration", "calibrate"]
 
@@ -19,6 +19,8 @@ FloatArray = npt.NDArray[np.float64]
 
 _DENSE_COUNTS = 8
 """Networks that the dense one counts as."""
+_PROFILED, _MODULES = 0.03, 0.3
+"""How far a surface may be off, relative: one from the engine's own profile, and one from the modules' times in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,7 +53,9 @@ def calibrate(fit: Fit, samples: Sequence[NetworkSample], kernels: Sequence[Kern
     # The dense network was timed beside every other one, so its latency is known better than any, and shares of it are what is asked for.
     counts = np.r_[np.ones(len(timed), dtype=np.int64), _DENSE_COUNTS]
     rows, targets = np.repeat(rows, counts, axis=0), np.repeat(targets, counts)
-    constant, overhead, scales = _solve(rows, targets)
+    constant, overhead, scales = _solve(
+        rows, targets, _MODULES if any(sample.extra.get(MODULE_TIMERS) for sample in samples) else _PROFILED
+    )
     predicted = constant + overhead * rows[:, 1] + rows[:, 2:] @ scales
     return Calibration(
         fit=fit,
@@ -90,12 +94,12 @@ def _rows(
     return found
 
 
-def _solve(rows: FloatArray, targets: FloatArray) -> tuple[float, float, FloatArray]:
+def _solve(rows: FloatArray, targets: FloatArray, surface_error: float) -> tuple[float, float, FloatArray]:
     """Constant, overhead per kernel, and factor per surface from ``rows`` (constant, count, milliseconds per surface) and measured
     milliseconds.
 
-    Parameters are deviations from (constant 0, overhead 0, factor 1) with normal priors; relative errors of about 1.5 % with outliers
-    weighted down.
+    Parameters are deviations from (constant 0, overhead 0, factor 1) with normal priors, a surface's as wide as ``surface_error``; relative
+    errors of about 1.5 % with outliers weighted down.
     """
     surfaces = rows.shape[1] - 2
     totals = rows[:, 2:].sum(axis=1)
@@ -103,7 +107,7 @@ def _solve(rows: FloatArray, targets: FloatArray) -> tuple[float, float, FloatAr
     matrix = np.concatenate([rows[:, :2], totals[:, None], rows[:, 2:]], axis=1) / targets[:, None]
     goal = 1.0 - totals / targets
     typical = float(np.median(totals / np.maximum(rows[:, 1], 1.0)))
-    deviation = np.concatenate([[0.1 * float(np.median(targets)), 0.03 * typical, 0.1], np.full(surfaces, 0.03)])
+    deviation = np.concatenate([[0.1 * float(np.median(targets)), 0.03 * typical, 0.1], np.full(surfaces, surface_error)])
     noise = 0.015
     weights = np.ones(len(goal))
     solution = np.zeros(matrix.shape[1])

@@ -15,10 +15,11 @@ from latprune.errors import EngineError
 from latprune.graph.types import Selection
 from latprune.latency.design import DesignPoint, pick_units
 from latprune.latency.engines import CompiledNetwork, Engine
+from latprune.latency.engines.module_timers import compile_profiled
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
 from latprune.latency.protocol import settle, timed_block, warm_up
-from latprune.latency.samples import KernelSample, NetworkSample
+from latprune.latency.samples import MODULE_TIMERS, KernelSample, NetworkSample
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.target import Target
 
@@ -92,7 +93,7 @@ class NetworkSampler:
         self._widths = graph.dense_widths()
         self._reference = engine.compile(model, example_inputs, target)
         self._reference_ms = warm_up(self._reference)
-        with engine.compile(model, example_inputs, target, profile=True) as network:
+        with compile_profiled(engine, model, example_inputs, target) as network:
             profile = match_profile(network.profile(profile_runs(self._reference_ms)), self._kernels)
         if not profile.shares:
             raise EngineError(
@@ -111,8 +112,9 @@ class NetworkSampler:
 
         pruned = copy.deepcopy(self._model)
         prune(pruned, self._graph, selection_for(self._graph, point))
-        with self._engine.compile(pruned, self._inputs, self._target, profile=True) as network:
+        with compile_profiled(self._engine, pruned, self._inputs, self._target) as network:
             del pruned
+            own_profile = network.own_profile
             for _ in range(_TRIES):
                 ms, reference_ms, spread, runs = time_beside(self._reference, self._reference_ms, network)
                 self.runs += runs
@@ -143,7 +145,7 @@ class NetworkSampler:
             runs=runs,
             spread=spread,
             created=time.time(),
-            extra=clock_information(),
+            extra=clock_information() | ({} if own_profile else {MODULE_TIMERS: True}),
         )
 
     def _profile(self, network: CompiledNetwork, removed: Iterable[str], ms: float) -> MatchedProfile:

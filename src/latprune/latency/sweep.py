@@ -17,6 +17,7 @@ from latprune.graph import trace
 from latprune.graph.types import Kernel, WidthAxis
 from latprune.latency.build import target_context
 from latprune.latency.engines import Engine, get_engine
+from latprune.latency.engines.module_timers import compile_profiled
 from latprune.latency.features import family_of, kernel_features, kernel_weights
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
@@ -212,7 +213,7 @@ class _Sampler:
         model, inputs = random_network(self._seed, index, batch=self._target.batch)
         graph = trace(model, inputs)
         kernels, widths = list(graph.kernels.values()), graph.dense_widths()
-        with self._engine.compile(model, inputs, self._target, profile=True) as network:
+        with compile_profiled(self._engine, model, inputs, self._target) as network:
             ms, reference_ms, spread, runs = time_beside(self._reference, self._reference_ms, network)
             count = profile_runs(ms)
             profile = match_profile(network.profile(count), kernels)

@@ -49,6 +49,9 @@ class CompiledNetwork(ABC):
     twice.
     """
 
+    own_profile: ClassVar[bool] = True
+    """Whether ``profile`` is the engine's own; else it is the modules' (``latprune.latency.engines.module_timers``)."""
+
     def __init__(self, target: Target, conversion: str, seconds: float) -> None:
         self.target = target
         self.conversion = conversion
@@ -115,7 +118,7 @@ class Engine(ABC):
     fuses: ClassVar[str]
     """How the engine fuses, in words."""
     profiles_kernels: ClassVar[bool]
-    """Whether ``profile`` works."""
+    """Whether ``profile`` works. Tables of an engine without one are made from the modules' own times and whole networks."""
     pins: ClassVar[str]
     """What the adapter pins so that two measurements compare, in words."""
 

@@ -6,14 +6,14 @@ import copy
 import time
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
-from latprune.latency.engines.torch_eager import EagerNetwork, TorchEngine
+from latprune.latency.engines.module_timers import ModuleTimed
+from latprune.latency.engines.torch_eager import TorchEngine
 from latprune.latency.engines.torch_network import TorchNetwork, torch_device, torch_machine, torch_version
 from latprune.latency.target import Target
 
@@ -54,8 +54,8 @@ class TorchCompileEngine(Engine):
         device = torch_device(target)
         inputs = prepare_inputs(example_inputs, target, cast=True, device=device, keep_format=True)
         held = copy.deepcopy(evaluation_copy(model, target, cast=True, device=device))
-        eager = TorchEngine().compile(model, example_inputs, target, profile=True) if profile else None
-        return _TorchCompileNetwork(held, inputs, target, device, eager, start)
+        network = _TorchCompileNetwork(held, inputs, target, device, start)
+        return ModuleTimed(network, TorchEngine().compile(model, example_inputs, target, profile=True)) if profile else network
 
 
 class _TorchCompileNetwork(TorchNetwork):
@@ -65,10 +65,8 @@ class _TorchCompileNetwork(TorchNetwork):
         inputs: ModelInputs,
         target: Target,
         device: torch.device,
-        eager: EagerNetwork | None,
         start: float,
     ) -> None:
-        self._eager = eager
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         compiled: Any = torch.compile(model, dynamic=False, mode=mode)
         super().__init__(compiled, inputs, target, device, f"torch.compile (inductor, {mode})", start)
@@ -95,20 +93,7 @@ class _TorchCompileNetwork(TorchNetwork):
         return super()._forward()
 
     def profile(self, runs: int) -> list[KernelTime]:
-        if self._eager is None:
-            raise EngineError("this network was compiled without profile=True")
-        entries = self._eager.laps(runs, ahead=True)
-        whole = float(np.median([self.checked_run()[0] for _ in range(runs)]))
-        scale = whole / max(sum(entry.ms for entry in entries), 1e-9)
-        return [
-            KernelTime(name=entry.name, op=entry.op, path=entry.path, order=entry.order, ms=entry.ms * scale, runs=entry.runs)
-            for entry in entries
-        ]
-
-    def close(self) -> None:
-        super().close()
-        if self._eager is not None:
-            self._eager.close()
+        raise EngineError("this network was compiled without profile=True")
 
 
 def _graphs_skipped() -> int:

@@ -1,0 +1,111 @@
+"""What a pruner knows of its network's latency: tables and whole networks, made when they are first asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from latprune.clock import Clock
+from latprune.errors import InvalidArgumentError
+from latprune.graph import ModelGraph
+from latprune.latency import LatencyTables, Store, TableProgress, Target, build_tables, measure_unary_contributions
+
+__all__ = ["LatencySource"]
+
+
+class LatencySource:
+    """Latency tables of a dense network on a target, and contributions of whole networks.
+
+    Args:
+        model: The dense model.
+        graph: Its trace.
+        example_inputs: What networks are run on.
+        target: Engine and conditions.
+        given: Tables that were measured earlier; None builds them.
+        store: Where measurements are kept; None opens the default store, which :meth:`close` closes.
+        seed: Seed of the networks that are measured.
+        say: Takes a line of text as the work goes on.
+        clock: Where its seconds count.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ModelGraph,
+        example_inputs: Any,
+        target: Target,
+        *,
+        given: LatencyTables | None,
+        store: Store | None,
+        seed: int,
+        say: Callable[[str], None],
+        clock: Clock,
+    ) -> None:
+        self._model = model
+        self._graph = graph
+        self._example_inputs = example_inputs
+        self._target = target
+        self.known = given
+        """The tables, as far as they were needed so far."""
+        self._store = store
+        self._own_store: Store | None = None
+        self._seed = seed
+        self._say = say
+        self._clock = clock
+
+    def tables(self) -> LatencyTables:
+        """The tables; built at first use."""
+        if self.known is None:
+            with self._clock.timed("tables"):
+                self.known = build_tables(
+                    self._model,
+                    self._graph,
+                    self._example_inputs,
+                    self._target,
+                    store=self._samples(),
+                    progress=self._progress,
+                    seed=self._seed,
+                )
+        return self.known
+
+    def room(self) -> float:
+        """What predictions are multiplied by to stay under a limit that cannot be checked."""
+        room = self.tables().residual.room
+        if math.isnan(room):
+            raise InvalidArgumentError(
+                "the tables were not checked on any network, so nothing says how much room their error needs; measure more networks, or "
+                "prune where the engine is at hand"
+            )
+        return room
+
+    def alone(self, model: nn.Module, graph: ModelGraph, choices: Mapping[str, Sequence[int]]) -> dict[str, npt.NDArray[np.float64]]:
+        """What each group of ``model`` contributes at each width, from whole networks (``measure_unary_contributions``)."""
+
+        def say(group: str, width: int, ratio: float) -> None:
+            self._say(f"whole networks: {group} at {width} takes {ratio:.1%}")
+
+        with self._clock.timed("whole networks"):
+            return measure_unary_contributions(
+                model, graph, self._example_inputs, self._target, choices, store=self._samples(), progress=say
+            )
+
+    def _samples(self) -> Store:
+        if self._store is None:
+            self._store = self._own_store = Store()
+        return self._store
+
+    def _progress(self, progress: TableProgress) -> None:
+        if progress.networks % 8 == 0:
+            error = f", mean error {progress.residual.mean_absolute:.1%}" if progress.residual is not None else ""
+            self._say(f"latency tables: {progress.networks} networks measured in {progress.seconds:.0f} s{error}")
+
+    def close(self) -> None:
+        """Close the store that was opened here."""
+        if self._own_store is not None:
+            self._own_store.close()
+            self._store = self._own_store = None

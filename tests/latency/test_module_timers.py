@@ -1,0 +1,101 @@
+"""Engines without a profile: the modules' own times stand in for it, and whole networks put the surfaces right."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from latprune.graph import trace
+from latprune.latency import CompiledNetwork, LatencyTables, NetworkSample, Residual, TableStats, Target, design_points
+from latprune.latency.engines import OpenVinoEngine
+from latprune.latency.engines.module_timers import compile_profiled
+from latprune.latency.fitting import fit_tables, predicted_and_measured
+from latprune.latency.samples import MODULE_TIMERS
+from latprune.latency.sampling import NetworkSampler
+from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, MadeUpMachine
+
+
+class Unprofiled(OpenVinoEngine):
+    """An engine that tells nothing of what it runs."""
+
+    name = "unprofiled"
+    profiles_kernels = False
+
+    def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
+        assert not profile, "an engine without a profile must not be asked for one"
+        return super().compile(model, example_inputs, target)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def small() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 48, 3, padding=1), nn.ReLU(), nn.Conv2d(48, 8, 1)
+    )
+    return model.eval(), torch.randn(1, 3, 24, 24)
+
+
+def test_module_times_add_up_to_the_engines_latency() -> None:
+    model, x = small()
+    with compile_profiled(Unprofiled(), model, x, Target(engine="unprofiled")) as network:
+        assert not network.own_profile
+        entries = network.profile(20)
+        whole = float(np.median([network.timed_run() for _ in range(40)]))
+        assert network.outputs()[0].shape == (1, 8, 24, 24)
+    assert {"0", "3", "5"} <= {entry.path for entry in entries}
+    # Loose on purpose: other processes may run meanwhile.
+    assert 0.2 * whole < sum(entry.ms for entry in entries) < 5.0 * whole
+
+
+def test_samples_say_that_modules_were_timed() -> None:
+    model, x = small()
+    graph = trace(model, x)
+    sampler = NetworkSampler(model, graph, x, Target(engine="unprofiled"), Unprofiled())
+    try:
+        points = islice(design_points(list(graph.groups.values()), list(graph.blocks.values())), 2)
+        taken = [sampler.sample(point) for point in points]
+    finally:
+        sampler.close()
+    assert all(sample.extra[MODULE_TIMERS] for sample in taken)
+    assert {kernel.kernel for kernel in taken[0].kernels} >= {"0", "3", "5"}
+
+
+def misjudged(sample: NetworkSample, factors: dict[str, float], **extra: bool) -> NetworkSample:
+    """The sample with kernels that were timed by something else, whose sum was then brought to the network's own latency."""
+    wrong = [dataclasses.replace(kernel, ms=kernel.ms * factors[kernel.signature]) for kernel in sample.kernels]
+    scale = (sample.ms or 0.0) / sum(kernel.ms for kernel in wrong)
+    return dataclasses.replace(
+        sample, kernels=tuple(dataclasses.replace(kernel, ms=kernel.ms * scale) for kernel in wrong), extra={**sample.extra, **extra}
+    )
+
+
+def tables_of(samples: list[NetworkSample]) -> LatencyTables:
+    return fit_tables(samples, list(KERNELS.values()), list(GROUPS.values()), CONTEXT, residual=Residual.of([], []), stats=TableStats())
+
+
+def test_whole_networks_put_surfaces_of_modules_right() -> None:
+    machine = MadeUpMachine(0)
+    samples = [machine.sample(point) for point in islice(design_points(list(GROUPS.values()), list(BLOCKS.values())), 160)]
+    random = np.random.default_rng(0)
+    signatures = sorted({kernel.signature for sample in samples for kernel in sample.kernels})
+    factors = {signature: float(np.exp(random.normal(0.0, 0.4))) for signature in signatures}
+    errors = []
+    for extra in ({MODULE_TIMERS: True}, {}):
+        seen = [misjudged(sample, factors, **extra) for sample in samples]
+        predicted, measured = predicted_and_measured(tables_of(seen[:96]), seen[96:])
+        errors.append(float(np.mean(np.abs(predicted / measured - 1.0))))
+    assert errors[0] < 0.04
+    assert errors[0] < 0.7 * errors[1]
