@@ -53,7 +53,11 @@ def test_units_are_the_first_of_each_row() -> None:
 
 def test_some_networks_have_widths_on_the_engines_steps_only_and_some_have_any() -> None:
     groups = [ChannelGroup(name=f"g{index}", rows=1, columns=128, min_width=1, kind="channels", members=()) for index in range(20)]
-    points = list(islice(design_points(groups, []), 40))
-    shares = [sum(width % 8 == 0 for width in point.widths.values()) / len(groups) for point in points]
-    assert 6 <= sum(share == 1.0 for share in shares) <= 12
-    assert 6 <= sum(share < 0.4 for share in shares) <= 10
+    points = list(islice(design_points(groups, []), 1, 41))
+
+    def shares(unit: int) -> list[float]:
+        return [sum(width % unit == 0 for width in point.widths.values()) / len(groups) for point in points]
+
+    assert 14 <= sum(share == 1.0 for share in shares(16)) <= 18
+    assert 6 <= sum(share < 0.4 for share in shares(8)) <= 10
+    assert 12 <= sum(0.4 <= share < 1.0 for share in shares(8)) <= 18

@@ -25,8 +25,9 @@ def design_points(groups: Sequence[ChannelGroup], blocks: Sequence[Block], *, se
 
     Widths of each group go through its whole range evenly (a stratified sample, 32 networks to a pass, shuffled by group so that groups
     vary independently and every pair of sizes gets its turn). In every second network they follow a common level instead, as widths under
-    one budget do. Most widths are multiples of 8 (of a smaller power of two for narrow groups), where engines have the ends of their
-    steps: all of them in one network of five, none on purpose in another one, three in four in the rest, because an engine that blocks its
+    one budget do. In two networks of five all widths are multiples of 16 (of a smaller power of two for narrow groups), where engines
+    have the ends of their steps: so are the dense network and what solvers make, and a kernel can be faster there than at the same sizes in
+    other company. In another one none is on purpose; in the rest three in four are multiples of 8, because an engine that blocks its
     channels converts between layouts where the two kinds meet. Every third network lacks some blocks.
     """
     random = np.random.default_rng(seed)
@@ -39,14 +40,14 @@ def design_points(groups: Sequence[ChannelGroup], blocks: Sequence[Block], *, se
         for row in range(strata):
             common = row % 2 == 1
             level = random.uniform(0.15, 1.0)
-            aligned = {1: 1.0, 4: 0.0}.get(row % 5, 0.75)
+            aligned, unit = {1: (1.0, 16), 3: (1.0, 16), 4: (0.0, 8)}.get(row % 5, (0.75, 8))
             widths = {}
             for group in groups:
                 if common:
                     share = float(np.clip(level + random.normal(0.0, 0.2), 0.0, 1.0))
                 else:
                     share = (columns[group.name][row] + random.uniform()) / strata
-                widths[group.name] = _width(group, share, aligned, random)
+                widths[group.name] = _width(group, share, aligned, unit, random)
             removed: tuple[str, ...] = ()
             if removable and row % 3 == 2:
                 probability = random.uniform(0.1, 0.6)
@@ -54,14 +55,13 @@ def design_points(groups: Sequence[ChannelGroup], blocks: Sequence[Block], *, se
             yield DesignPoint(widths=widths, removed=removed)
 
 
-def _width(group: ChannelGroup, share: float, aligned: float, random: np.random.Generator) -> int:
-    """The width at ``share`` of the way from the smallest to the largest; a multiple of 8 with probability ``aligned``."""
+def _width(group: ChannelGroup, share: float, aligned: float, unit: int, random: np.random.Generator) -> int:
+    """The width at ``share`` of the way from the smallest to the largest; a multiple of ``unit`` with probability ``aligned``."""
     low, high = group.min_width, group.columns
     # Below a sixteenth of the dense width nothing is offered, so nothing is measured.
     low = min(high, max(low, -(-high // 16)))
     width = low + share * (high - low)
     if random.uniform() < aligned:
-        unit = 8
         while unit > 1 and unit * 4 > high:
             unit //= 2
         width = max(unit, round(width / unit) * unit)
