@@ -22,7 +22,7 @@ from latprune.latency.cache_effect import (
 )
 from latprune.latency.features import kernel_traffic
 from latprune.latency.neighbours import Neighbour, Observation, active, candidate_conditions, find_neighbours, written
-from latprune.latency.samples import KernelSample, NetworkSample
+from latprune.latency.samples import MODULE_TIMERS, KernelSample, NetworkSample
 from latprune.latency.surface import SizeSurface, fit_surface, non_negative_least_squares
 
 __all__ = ["Fit", "dense_level", "kernel_fits", "timer_overhead"]
@@ -76,10 +76,11 @@ def timer_overhead(samples: Sequence[NetworkSample]) -> float:
 
     Some engines count the cost of writing a profile entry to the step (a few microseconds); it is taken off before anything is fitted.
     The profile's surplus over the end-to-end time is ``timer * steps - constant``; networks without some of their blocks, and networks
-    between whose kernels the layout changes more or less often, tell the two apart.
+    between whose kernels the layout changes more or less often, tell the two apart. Modules' times are not the engine's, so their sum says
+    nothing.
     """
     timed = [sample for sample in samples if sample.ms is not None and sample.kernels]
-    if not timed:
+    if not timed or any(sample.extra.get(MODULE_TIMERS) for sample in timed):
         return 0.0
     whole = np.asarray([sample.ms for sample in timed], dtype=np.float64)
     surplus = np.asarray([sum(kernel.ms for kernel in sample.kernels) for sample in timed]) - whole

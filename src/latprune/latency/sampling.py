@@ -15,7 +15,7 @@ from latprune.errors import EngineError
 from latprune.graph.types import Selection
 from latprune.latency.design import DesignPoint, pick_units
 from latprune.latency.engines import CompiledNetwork, Engine
-from latprune.latency.engines.module_timers import compile_profiled
+from latprune.latency.engines.module_timers import ModuleTimed, compile_profiled
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
 from latprune.latency.protocol import settle, timed_block, warm_up
@@ -95,6 +95,7 @@ class NetworkSampler:
         self._reference_ms = warm_up(self._reference)
         with compile_profiled(engine, model, example_inputs, target) as network:
             profile = match_profile(network.profile(profile_runs(self._reference_ms)), self._kernels)
+            self._scale = network.scale if isinstance(network, ModuleTimed) else None
         if not profile.shares:
             raise EngineError(
                 f"{engine.name}: no step of its profile could be matched to a kernel of the model; the profile names no known module"
@@ -112,7 +113,7 @@ class NetworkSampler:
 
         pruned = copy.deepcopy(self._model)
         prune(pruned, self._graph, selection_for(self._graph, point))
-        with compile_profiled(self._engine, pruned, self._inputs, self._target) as network:
+        with compile_profiled(self._engine, pruned, self._inputs, self._target, scale=self._scale) as network:
             del pruned
             own_profile = network.own_profile
             for _ in range(_TRIES):

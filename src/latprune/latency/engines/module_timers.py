@@ -19,14 +19,19 @@ __all__ = ["ModuleTimed", "compile_profiled"]
 class ModuleTimed(CompiledNetwork):
     """A compiled network whose profile is that of the module it was made of.
 
-    The entries' proportions are eager's (on CUDA those of its kernels without their launches, which graphs do away with); their sum is the
-    engine's own latency. What the engine fuses or chooses otherwise than eager PyTorch is left to the calibration on whole networks.
+    The entries' proportions are eager's (on CUDA those of its kernels without their launches, which graphs do away with). What the engine
+    fuses or chooses otherwise than eager PyTorch is left to the calibration on whole networks.
+
+    Attributes:
+        scale: Engine's milliseconds per eager one. The first profile sets it, so that the sum is the engine's own latency. Where several
+            networks are compared it must be the same for all of them: else a kernel's time would depend on its company.
     """
 
     own_profile = False
 
     def __init__(self, network: CompiledNetwork, eager: EagerNetwork) -> None:
         super().__init__(network.target, network.conversion, network.seconds)
+        self.scale: float | None = None
         self._network = network
         self._eager = eager
 
@@ -49,9 +54,10 @@ class ModuleTimed(CompiledNetwork):
     def profile(self, runs: int) -> list[KernelTime]:
         """See ``CompiledNetwork.profile``."""
         entries = self._eager.laps(runs, ahead=True)
-        whole = float(np.median([self.checked_run()[0] for _ in range(runs)]))
-        scale = whole / max(sum(entry.ms for entry in entries), 1e-9)
-        return [replace(entry, ms=entry.ms * scale) for entry in entries]
+        if self.scale is None:
+            whole = float(np.median([self.checked_run()[0] for _ in range(runs)]))
+            self.scale = whole / max(sum(entry.ms for entry in entries), 1e-9)
+        return [replace(entry, ms=entry.ms * self.scale) for entry in entries]
 
     def close(self) -> None:
         """See ``CompiledNetwork.close``."""
@@ -59,16 +65,20 @@ class ModuleTimed(CompiledNetwork):
         self._eager.close()
 
 
-def compile_profiled(engine: Engine, model: nn.Module, example_inputs: Any, target: Target) -> CompiledNetwork:
+def compile_profiled(
+    engine: Engine, model: nn.Module, example_inputs: Any, target: Target, *, scale: float | None = None
+) -> CompiledNetwork:
     """``engine.compile(..., profile=True)``; where the engine has no profile, the modules' own times stand in for one.
 
-    The modules run on the host, or on a CUDA device where the target's device is one.
+    The modules run on the host, or on a CUDA device where the target's device is one; ``scale`` is that of :class:`ModuleTimed`.
     """
     if engine.profiles_kernels:
-        return engine.compile(model, example_inputs, target, profile=True)
-    network = engine.compile(model, example_inputs, target)
-    device = target.device if target.device.startswith("cuda") else "cpu"
-    eager = TorchEngine().compile(
-        model, example_inputs, Target(engine="torch", device=device, threads=target.threads, batch=target.batch), profile=True
-    )
-    return ModuleTimed(network, eager)
+        network = engine.compile(model, example_inputs, target, profile=True)
+    else:
+        device = target.device if target.device.startswith("cuda") else "cpu"
+        modules = Target(engine="torch", device=device, threads=target.threads, batch=target.batch)
+        plain = engine.compile(model, example_inputs, target)
+        network = ModuleTimed(plain, TorchEngine().compile(model, example_inputs, modules, profile=True))
+    if isinstance(network, ModuleTimed):
+        network.scale = scale
+    return network
