@@ -186,3 +186,13 @@ def test_a_quota_that_is_met_while_measuring(tmp_path: Path, undisturbed: float)
     assert 0 < reported < NETWORKS
     assert reported <= len(stored(path)) <= reported + 1
     assert predicted(finish(start(path))) == pytest.approx(undisturbed, rel=1e-9)
+
+
+def test_a_log_that_goes_while_a_store_is_opened_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store.sqlite"
+    Store(path).close()
+    present = Path.is_file
+    # The log is seen, and gone a moment later: another process closed the store.
+    monkeypatch.setattr(Path, "is_file", lambda self: present(self) or self.name.endswith("-wal"))
+    with Store(path) as store:
+        assert store.networks() == []

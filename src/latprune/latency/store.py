@@ -81,7 +81,7 @@ class Store:
     def _refuse_a_cut_page(self) -> None:
         """SQLite reads a last page that was cut off as if it ended in zeros, without a word. A write-ahead log may still repair it."""
         log = self.path.with_name(f"{self.path.name}-wal")
-        if not self.path.is_file() or (log.is_file() and log.stat().st_size):
+        if not self.path.is_file() or _size(log):
             return
         with self.path.open("rb") as file:
             header = file.read(18)
@@ -326,6 +326,14 @@ class Store:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none. The last process that closes a store deletes its log at any moment."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 _FIND_CONTEXT = "SELECT id FROM context WHERE engine=? AND version=? AND device=? AND threads=? AND batch=? AND precision=? AND machine=?"
