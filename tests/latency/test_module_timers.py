@@ -16,7 +16,7 @@ from torch import nn
 from latprune.graph import trace
 from latprune.latency import CompiledNetwork, KernelSample, LatencyTables, NetworkSample, Residual, TableStats, Target, design_points
 from latprune.latency.engines import OpenVinoEngine
-from latprune.latency.engines.module_timers import ModuleTimed, compile_profiled
+from latprune.latency.engines.module_timers import ModuleTimed, Profiler
 from latprune.latency.fitting import fit_tables, predicted_and_measured
 from latprune.latency.samples import MODULE_TIMERS
 from latprune.latency.sampling import NetworkSampler
@@ -51,18 +51,43 @@ def small() -> tuple[nn.Module, torch.Tensor]:
 
 def test_module_times_add_up_to_the_engines_latency() -> None:
     model, x = small()
-    with compile_profiled(Unprofiled(), model, x, Target(engine="unprofiled")) as network:
-        assert not network.own_profile
+    profiler = Profiler(Unprofiled(), Target(engine="unprofiled"))
+    with profiler.compile(model, x) as network:
         entries = network.profile(20)
         whole = float(np.median([network.timed_run() for _ in range(40)]))
         assert network.outputs()[0].shape == (1, 8, 24, 24)
+    assert profiler.extra == {MODULE_TIMERS: True}
     assert {"0", "3", "5"} <= {entry.path for entry in entries}
-    with compile_profiled(Unprofiled(), model, x, Target(engine="unprofiled"), scale=0.5) as network:
-        assert isinstance(network, ModuleTimed)
-        network.profile(20)
-        assert network.scale == 0.5
     # Loose on purpose: other processes may run meanwhile.
     assert 0.2 * whole < sum(entry.ms for entry in entries) < 5.0 * whole
+
+
+def test_networks_of_one_profiler_share_one_scale() -> None:
+    model, x = small()
+    profiler = Profiler(Unprofiled(), Target(engine="unprofiled"))
+    with profiler.compile(model, x) as first, profiler.compile(model[:3], x) as second:
+        assert isinstance(first, ModuleTimed) and isinstance(second, ModuleTimed)
+        first.profile(10)
+        ratio = first.scale.ratio
+        assert ratio is not None and ratio > 0.0
+        second.profile(10)
+        assert second.scale.ratio == ratio
+
+
+def test_a_scale_can_be_set_by_a_network_that_is_no_sample() -> None:
+    model, x = small()
+    profiler = Profiler(Unprofiled(), Target(engine="unprofiled"))
+    profiler.set_scale(model, x, 10)
+    with profiler.compile(model, x) as network:
+        assert isinstance(network, ModuleTimed) and network.scale.ratio is not None
+
+
+def test_an_engines_own_profile_is_left_as_it_is() -> None:
+    model, x = small()
+    profiler = Profiler(OpenVinoEngine(), Target())
+    with profiler.compile(model, x) as network:
+        network.profile(5)
+        assert not isinstance(network, ModuleTimed) and not profiler.extra
 
 
 def test_samples_say_that_modules_were_timed() -> None:

@@ -15,11 +15,11 @@ from latprune.errors import EngineError
 from latprune.graph.types import Selection
 from latprune.latency.design import DesignPoint, pick_units
 from latprune.latency.engines import CompiledNetwork, Engine
-from latprune.latency.engines.module_timers import ModuleTimed, compile_profiled
+from latprune.latency.engines.module_timers import Profiler
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
 from latprune.latency.protocol import settle, timed_block, warm_up
-from latprune.latency.samples import MODULE_TIMERS, KernelSample, NetworkSample
+from latprune.latency.samples import KernelSample, NetworkSample
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.target import Target
 
@@ -86,16 +86,15 @@ class NetworkSampler:
         self._kernels = list(graph.kernels.values())
         self._inputs = example_inputs
         self._target = target
-        self._engine = engine
         self.fingerprint = network_fingerprint(self._kernels, example_inputs, target)
         self.runs = 0
         """Inferences made so far."""
         self._widths = graph.dense_widths()
         self._reference = engine.compile(model, example_inputs, target)
         self._reference_ms = warm_up(self._reference)
-        with compile_profiled(engine, model, example_inputs, target) as network:
+        self._profiler = Profiler(engine, target)
+        with self._profiler.compile(model, example_inputs) as network:
             profile = match_profile(network.profile(profile_runs(self._reference_ms)), self._kernels)
-            self._scale = network.scale if isinstance(network, ModuleTimed) else None
         if not profile.shares:
             raise EngineError(
                 f"{engine.name}: no step of its profile could be matched to a kernel of the model; the profile names no known module"
@@ -113,9 +112,8 @@ class NetworkSampler:
 
         pruned = copy.deepcopy(self._model)
         prune(pruned, self._graph, selection_for(self._graph, point))
-        with compile_profiled(self._engine, pruned, self._inputs, self._target, scale=self._scale) as network:
+        with self._profiler.compile(pruned, self._inputs) as network:
             del pruned
-            own_profile = network.own_profile
             for _ in range(_TRIES):
                 ms, reference_ms, spread, runs = time_beside(self._reference, self._reference_ms, network)
                 self.runs += runs
@@ -146,7 +144,7 @@ class NetworkSampler:
             runs=runs,
             spread=spread,
             created=time.time(),
-            extra=clock_information() | ({} if own_profile else {MODULE_TIMERS: True}),
+            extra=clock_information() | self._profiler.extra,
         )
 
     def _profile(self, network: CompiledNetwork, removed: Iterable[str], ms: float) -> MatchedProfile:

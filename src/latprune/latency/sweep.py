@@ -17,7 +17,7 @@ from latprune.graph import trace
 from latprune.graph.types import Kernel, WidthAxis
 from latprune.latency.build import target_context
 from latprune.latency.engines import Engine, get_engine
-from latprune.latency.engines.module_timers import compile_profiled
+from latprune.latency.engines.module_timers import Profiler
 from latprune.latency.features import family_of, kernel_features, kernel_weights
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
@@ -207,13 +207,15 @@ class _Sampler:
         model, inputs = random_network(*_REFERENCE, batch=target.batch)
         self._reference = engine.compile(model, inputs, target)
         self._reference_ms = warm_up(self._reference)
+        self._profiler = Profiler(engine, target)
+        self._profiler.set_scale(model, inputs, profile_runs(self._reference_ms))
 
     def sample(self, index: int) -> NetworkSample:
         """Measure one network. Raises EngineError or CaptureError where it cannot be run or traced."""
         model, inputs = random_network(self._seed, index, batch=self._target.batch)
         graph = trace(model, inputs)
         kernels, widths = list(graph.kernels.values()), graph.dense_widths()
-        with compile_profiled(self._engine, model, inputs, self._target) as network:
+        with self._profiler.compile(model, inputs) as network:
             ms, reference_ms, spread, runs = time_beside(self._reference, self._reference_ms, network)
             count = profile_runs(ms)
             profile = match_profile(network.profile(count), kernels)
@@ -245,7 +247,7 @@ class _Sampler:
             runs=runs + count,
             spread=spread,
             created=time.time(),
-            extra={**clock_information(), SWEEP: {"design": DESIGN, "seed": self._seed, "index": index}},
+            extra={**clock_information(), **self._profiler.extra, SWEEP: {"design": DESIGN, "seed": self._seed, "index": index}},
         )
 
     def close(self) -> None:

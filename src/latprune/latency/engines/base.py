@@ -49,9 +49,6 @@ class CompiledNetwork(ABC):
     twice.
     """
 
-    own_profile: ClassVar[bool] = True
-    """Whether ``profile`` is the engine's own; else it is the modules' (``latprune.latency.engines.module_timers``)."""
-
     def __init__(self, target: Target, conversion: str, seconds: float) -> None:
         self.target = target
         self.conversion = conversion

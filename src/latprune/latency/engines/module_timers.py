@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,21 @@ from torch import nn
 
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.torch_eager import EagerNetwork, TorchEngine
+from latprune.latency.samples import MODULE_TIMERS
 from latprune.latency.target import Target
 
-__all__ = ["ModuleTimed", "compile_profiled"]
+__all__ = ["ModuleTimed", "Profiler", "Scale"]
+
+
+@dataclass(slots=True)
+class Scale:
+    """Engine's milliseconds per eager one; the first profile sets it, so that this profile's sum is the engine's own latency.
+
+    Networks that are compared share one: else a kernel's time would depend on its company, wherever the engine fuses what eager PyTorch
+    does not.
+    """
+
+    ratio: float | None = None
 
 
 class ModuleTimed(CompiledNetwork):
@@ -21,17 +33,11 @@ class ModuleTimed(CompiledNetwork):
 
     The entries' proportions are eager's (on CUDA those of its kernels without their launches, which graphs do away with). What the engine
     fuses or chooses otherwise than eager PyTorch is left to the calibration on whole networks.
-
-    Attributes:
-        scale: Engine's milliseconds per eager one. The first profile sets it, so that the sum is the engine's own latency. Where several
-            networks are compared it must be the same for all of them: else a kernel's time would depend on its company.
     """
 
-    own_profile = False
-
-    def __init__(self, network: CompiledNetwork, eager: EagerNetwork) -> None:
+    def __init__(self, network: CompiledNetwork, eager: EagerNetwork, scale: Scale) -> None:
         super().__init__(network.target, network.conversion, network.seconds)
-        self.scale: float | None = None
+        self.scale = scale
         self._network = network
         self._eager = eager
 
@@ -54,10 +60,11 @@ class ModuleTimed(CompiledNetwork):
     def profile(self, runs: int) -> list[KernelTime]:
         """See ``CompiledNetwork.profile``."""
         entries = self._eager.laps(runs, ahead=True)
-        if self.scale is None:
+        ratio = self.scale.ratio
+        if ratio is None:
             whole = float(np.median([self.checked_run()[0] for _ in range(runs)]))
-            self.scale = whole / max(sum(entry.ms for entry in entries), 1e-9)
-        return [replace(entry, ms=entry.ms * self.scale) for entry in entries]
+            ratio = self.scale.ratio = whole / max(sum(entry.ms for entry in entries), 1e-9)
+        return [replace(entry, ms=entry.ms * ratio) for entry in entries]
 
     def close(self) -> None:
         """See ``CompiledNetwork.close``."""
@@ -65,20 +72,36 @@ class ModuleTimed(CompiledNetwork):
         self._eager.close()
 
 
-def compile_profiled(
-    engine: Engine, model: nn.Module, example_inputs: Any, target: Target, *, scale: float | None = None
-) -> CompiledNetwork:
-    """``engine.compile(..., profile=True)``; where the engine has no profile, the modules' own times stand in for one.
+class Profiler:
+    """Compiles networks so that each has a profile and all profiles compare; where an engine has none, the modules' times stand in for it.
 
-    The modules run on the host, or on a CUDA device where the target's device is one; ``scale`` is that of :class:`ModuleTimed`.
+    The modules run in the target's precision on the host, or on a CUDA device where the target's device is one.
+
+    Args:
+        engine: The engine.
+        target: Conditions.
     """
-    if engine.profiles_kernels:
-        network = engine.compile(model, example_inputs, target, profile=True)
-    else:
-        device = target.device if target.device.startswith("cuda") else "cpu"
-        modules = Target(engine="torch", device=device, threads=target.threads, batch=target.batch)
-        plain = engine.compile(model, example_inputs, target)
-        network = ModuleTimed(plain, TorchEngine().compile(model, example_inputs, modules, profile=True))
-    if isinstance(network, ModuleTimed):
-        network.scale = scale
-    return network
+
+    def __init__(self, engine: Engine, target: Target) -> None:
+        self._engine = engine
+        self._target = target
+        self._scale = Scale()
+
+    def compile(self, model: nn.Module, example_inputs: Any) -> CompiledNetwork:
+        """``model``, ready to be run and profiled. Raises what ``Engine.compile`` raises."""
+        if self._engine.profiles_kernels:
+            return self._engine.compile(model, example_inputs, self._target, profile=True)
+        device = self._target.device if self._target.device.startswith("cuda") else "cpu"
+        eager = TorchEngine().compile(model, example_inputs, replace(self._target, engine="torch", device=device), profile=True)
+        return ModuleTimed(self._engine.compile(model, example_inputs, self._target), eager, self._scale)
+
+    def set_scale(self, model: nn.Module, example_inputs: Any, runs: int) -> None:
+        """Profile ``model`` for its scale alone, where modules are timed; else there is nothing to do."""
+        if not self._engine.profiles_kernels:
+            with self.compile(model, example_inputs) as network:
+                network.profile(runs)
+
+    @property
+    def extra(self) -> dict[str, bool]:
+        """What the samples have to say of their profiles (``NetworkSample.extra``)."""
+        return {} if self._engine.profiles_kernels else {MODULE_TIMERS: True}

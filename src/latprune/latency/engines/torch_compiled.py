@@ -12,8 +12,6 @@ from torch import nn
 from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
-from latprune.latency.engines.module_timers import ModuleTimed
-from latprune.latency.engines.torch_eager import TorchEngine
 from latprune.latency.engines.torch_network import TorchNetwork, torch_device, torch_machine, torch_version
 from latprune.latency.target import Target
 
@@ -27,22 +25,21 @@ _RECOMPILATIONS = 100_000
 class TorchCompileEngine(Engine):
     """``torch.compile`` with static shapes; on CUDA in the mode ``reduce-overhead``, which records CUDA graphs.
 
-    A kernel of Inductor does not say which module it computes, so the profile is the eager modules' own times, scaled to add up to the
-    compiled network's end-to-end time: their proportions are eager's, their sum is not. On CUDA they are the proportions of eager's kernels
-    without their launches, which CUDA graphs do away with.
+    A kernel of Inductor does not say which module it computes, so there is no profile: tables are made from the eager modules' own times
+    (``latprune.latency.engines.module_timers``), on CUDA those of eager's kernels without their launches, which CUDA graphs do away with.
     """
 
     name = "torch_compile"
     fuses = "element-wise chains, norms and reductions into generated kernels; convolutions and matmuls stay library calls on CPU"
-    profiles_kernels = True
+    profiles_kernels = False
     pins = (
         "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, static shapes, freed memory kept on CPU (glibc), "
         "cuDNN without autotuning"
     )
 
     def version(self) -> str:
-        """See ``torch_version``."""
-        return torch_version()
+        """See ``torch_version``; samples whose modules' times were brought to each network's own latency are another version's."""
+        return f"{torch_version()}, modules on one scale"
 
     def machine(self, target: Target) -> str:
         """See ``Engine.machine``."""
@@ -54,8 +51,7 @@ class TorchCompileEngine(Engine):
         device = torch_device(target)
         inputs = prepare_inputs(example_inputs, target, cast=True, device=device, keep_format=True)
         held = copy.deepcopy(evaluation_copy(model, target, cast=True, device=device))
-        network = _TorchCompileNetwork(held, inputs, target, device, start)
-        return ModuleTimed(network, TorchEngine().compile(model, example_inputs, target, profile=True)) if profile else network
+        return _TorchCompileNetwork(held, inputs, target, device, start)
 
 
 class _TorchCompileNetwork(TorchNetwork):
@@ -93,7 +89,7 @@ class _TorchCompileNetwork(TorchNetwork):
         return super()._forward()
 
     def profile(self, runs: int) -> list[KernelTime]:
-        raise EngineError("this network was compiled without profile=True")
+        raise EngineError("torch.compile has no profile: its kernels do not say which module they compute")
 
 
 def _graphs_skipped() -> int:
