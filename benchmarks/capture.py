@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "latency"))
+from result_file import ResultFile
+
 import latprune
-from latprune.latency import machine_name
 from zoo_models import create, torchvision
 
 Row = dict[str, Any]
@@ -168,18 +170,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows: list[Row] = []
-    if args.output and args.output.exists():
-        rows = [row for row in json.loads(args.output.read_text())["rows"] if row["section"] not in args.only]
+    results = ResultFile(args.output, "capture", key=("section", "network"), torch=str(torch.__version__))
     for section in args.only:
         for row in SECTIONS[section](args.repeats):
-            rows.append(row)
+            results.add(row)
             parts = [f"{key} {value:.3f} s" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()]
             print(", ".join(parts), flush=True)
-            if args.output:
-                args.output.parent.mkdir(parents=True, exist_ok=True)
-                document = {"benchmark": "capture", "machine": machine_name(), "torch": torch.__version__, "rows": rows}
-                args.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ row. Without a GPU it ends with one message and exit code 1. ``--device cpu --re
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import budgets
 import prediction
 import tables
 from models import MODELS, build
+from result_file import ResultFile
 
 import latprune
 from latprune.errors import LatpruneError
@@ -134,8 +134,12 @@ def main() -> int:
         print(f"benchmarks/gpu.py: {error}", file=sys.stderr)
         return 1
     print(f"{machine}, torch {torch.__version__}", flush=True)
-    args.results.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[Row]] = {step: [] for step in args.steps}
+    version = str(torch.__version__)
+    results = {
+        step: ResultFile(args.results / f"cuda-{step}.json", f"cuda-{step}", key=("model", "engine"), machine=machine, torch=version)
+        for step in args.steps
+    }
+    failed = False
     with tempfile.TemporaryDirectory() as folder:
         for number, engine in enumerate(args.engines):
             # The first engines may not eat up the last ones' time.
@@ -145,10 +149,9 @@ def main() -> int:
             for step in args.steps:
                 seconds = SHARES[step] * (own - time.perf_counter())
                 row = attempt(step, args.model or NETWORKS[engine], target, Path(folder) / f"{engine}.sqlite", seconds)
-                rows[step].append(row)
-                document = {"benchmark": f"cuda-{step}", "machine": machine, "torch": str(torch.__version__), "rows": rows[step]}
-                (args.results / f"cuda-{step}.json").write_text(json.dumps(document, indent=1) + "\n")
-    return 1 if any("failed" in row for found in rows.values() for row in found) else 0
+                failed |= "failed" in row
+                results[step].add(row)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,25 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def machine(found: Any) -> str:
-    """The processor that a result was measured on."""
-    value = found.get("machine", "")
-    return str(value.get("processor", "")) if isinstance(value, dict) else str(value)
+    """What a result was measured on; where its rows come from several machines, each has a letter in the tables (``measured_table``)."""
+    if "machine" in found:
+        value = found["machine"]
+        return str(value["processor"]) if isinstance(value, dict) else str(value)
+    letters = machine_letters(found)
+    return next(iter(letters)) if len(letters) == 1 else "Machines: " + "; ".join(f"{letter}: {name}" for name, letter in letters.items())
+
+
+def machine_letters(found: Any) -> dict[str, str]:
+    """Machine -> letter, in the order of the rows."""
+    return {name: chr(ord("A") + index) for index, name in enumerate(dict.fromkeys(row["machine"] for row in found["rows"]))}
+
+
+def measured_table(found: Any, head: Sequence[str], cells: Callable[[Any], Iterable[Sequence[str]]], rows: Iterable[Any] = ()) -> str:
+    """A table of the lines that ``cells`` makes of each row, with a column for the machine where there are several."""
+    letters = machine_letters(found)
+    several = len(letters) > 1
+    lines = [[*line, *([letters[row["machine"]]] if several else [])] for row in rows or found["rows"] for line in cells(row)]
+    return table([*head, *(["machine"] if several else [])], lines)
 
 
 def resnet56() -> str | None:
@@ -89,24 +105,24 @@ def budgets() -> str | None:
     found = read("latency-budgets")
     if found is None:
         return None
-    rows = []
-    for row in sorted(found["rows"], key=lambda r: (r["model"], r["engine"], -float(r["budget"].rstrip("%")))):
-        head = [row["model"], ENGINES[row["engine"]], row["budget"].replace("%", " %")]
+
+    def cells(row: Any) -> Iterator[Sequence[str]]:
+        first = [row["model"], ENGINES[row["engine"]], row["budget"].replace("%", " %")]
         if "failed" in row:
-            rows.append([*head, "–", "–", "–", row["failed"], "–", "–"])
-            continue
+            yield [*first, "–", "–", "–", row["failed"], "–", "–"]
+            return
         low, high = row["ratio_interval"]
-        rows.append(
-            [
-                *head,
-                f"{row['predicted_ms']:.3g} ms",
-                f"{row['measured_ms']:.3g} ms",
-                f"{100 * row['error']:+.1f} %",
-                f"{percent(row['ratio'], 2)} [{100 * low:.2f}, {100 * high:.2f}]",
-                percent(row["share_of_budget"]),
-                str(row["candidates"]),
-            ]
-        )
+        yield [
+            *first,
+            f"{row['predicted_ms']:.3g} ms",
+            f"{row['measured_ms']:.3g} ms",
+            f"{100 * row['error']:+.1f} %",
+            f"{percent(row['ratio'], 2)} [{100 * low:.2f}, {100 * high:.2f}]",
+            percent(row["share_of_budget"]),
+            str(row["candidates"]),
+        ]
+
+    rows = sorted(found["rows"], key=lambda r: (r["model"], r["engine"], -float(r["budget"].rstrip("%"))))
     text = (
         "## Budgets asked and delivered\n\n"
         "Random weights, MDP, one thread, batch 1. Predicted and measured are those of the first network that "
@@ -114,7 +130,7 @@ def budgets() -> str | None:
         f"{machine(found)}.\n\n"
     )
     head = ["network", "engine", "budget", "predicted", "measured", "error", "delivered", "of the budget", "candidates"]
-    return text + table(head, rows) + "\n\n`benchmarks/latency/budgets.py`"
+    return text + measured_table(found, head, cells, rows) + "\n\n`benchmarks/latency/budgets.py`"
 
 
 def tables() -> str | None:
@@ -122,8 +138,9 @@ def tables() -> str | None:
     found = read("latency-tables")
     if found is None:
         return None
-    rows = [
-        [
+
+    def cells(row: Any) -> Iterator[Sequence[str]]:
+        yield [
             row["model"],
             ENGINES[row["engine"]],
             f"{row['stats']['seconds']:.0f} s",
@@ -135,8 +152,7 @@ def tables() -> str | None:
             f"{row['peak_gigabytes']:.1f} GB",
             f"{row['whole_network']['days']:.1f} days",
         ]
-        for row in found["rows"]
-    ]
+
     head = ["network", "engine", "time", "networks", "runs", "mean error", "read again", "store", "memory", "whole-network protocol"]
     text = (
         "## Latency tables from an empty store\n\n"
@@ -144,7 +160,7 @@ def tables() -> str | None:
         "the fit; the last column is what one measurement of 3000 runs per channel of each group would take. "
         f"{machine(found)}.\n\n"
     )
-    return text + table(head, rows) + "\n\n`benchmarks/latency/tables.py`"
+    return text + measured_table(found, head, cells) + "\n\n`benchmarks/latency/tables.py`"
 
 
 def prediction() -> str | None:
@@ -153,21 +169,23 @@ def prediction() -> str | None:
     if found is None:
         return None
     names = {"tables": "tables", "halp_linear": "HALP's linear estimate", "predictor": "kernel predictor", "multiply_adds": "line on MACs"}
-    rows = [
-        [
-            row["model"],
-            ENGINES[row["engine"]],
-            f"{row[kind][key]['networks']} {'random' if kind == 'random' else 'of the solver'}",
-            names[key],
-            percent(row[kind][key]["mean_absolute"]),
-            f"{100 * row[kind][key]['bias']:+.1f} %",
-            percent(row[kind][key]["within_8"], 0),
-        ]
-        for row in found["rows"]
-        for kind in ("random", "solver")
-        for key in names
-        if key in row[kind]
-    ]
+
+    def cells(row: Any) -> Iterator[Sequence[str]]:
+        yield from (
+            [
+                row["model"],
+                ENGINES[row["engine"]],
+                f"{row[kind][key]['networks']} {'random' if kind == 'random' else 'of the solver'}",
+                names[key],
+                percent(row[kind][key]["mean_absolute"]),
+                f"{100 * row[kind][key]['bias']:+.1f} %",
+                percent(row[kind][key]["within_8"], 0),
+            ]
+            for kind in ("random", "solver")
+            for key in names
+            if key in row[kind]
+        )
+
     head = ["network", "engine", "unseen networks", "predicted by", "mean error", "bias", "within 8 %"]
     repeated = [
         f"{row['model']} on {ENGINES[row['engine']]} {100 * row['random_repeated']:.1f} / {100 * row['solver_repeated']:.1f} %"
@@ -182,7 +200,7 @@ def prediction() -> str | None:
             + "; the goal is their geometric mean."
         )
     text += "\n\n"
-    return text + table(head, rows) + "\n\n`benchmarks/latency/prediction.py`"
+    return text + measured_table(found, head, cells) + "\n\n`benchmarks/latency/prediction.py`"
 
 
 def predictor() -> str | None:
@@ -190,19 +208,18 @@ def predictor() -> str | None:
     found = read("latency-predictor")
     if found is None:
         return None
-    rows = []
-    for row in found["rows"]:
+
+    def cells(row: Any) -> Iterator[Sequence[str]]:
         kernels, whole = row["kernels"], row["networks"] or {}
-        rows.append(
-            [
-                ENGINES[row["engine"]],
-                row["never_saw"],
-                str(row["sweep"]) if row["sweep"] else "–",
-                *(percent(kernels[key], 0) for key in ("within_10", "within_20", "within_10_of_time", "within_20_of_time", "covered")),
-                f"{100 * whole['dense_error']:+.1f} %" if whole else "–",
-                *(percent(whole.get(key), 0) for key in ("mean_absolute", "within_10", "covered")),
-            ]
-        )
+        yield [
+            ENGINES[row["engine"]],
+            row["never_saw"],
+            str(row["sweep"]) if row["sweep"] else "–",
+            *(percent(kernels[key], 0) for key in ("within_10", "within_20", "within_10_of_time", "within_20_of_time", "covered")),
+            f"{100 * whole['dense_error']:+.1f} %" if whole else "–",
+            *(percent(whole.get(key), 0) for key in ("mean_absolute", "within_10", "covered")),
+        ]
+
     seconds = [row["sweep_seconds"] for row in found["rows"] if row["sweep_seconds"]]
     long = f" Measuring the random networks took {min(seconds):.0f} to {max(seconds):.0f} s per engine." if seconds else ""
     spreads = [row["sweep_spread"] for row in found["rows"] if row["sweep_spread"] is not None]
@@ -217,7 +234,7 @@ def predictor() -> str | None:
     )
     head = ["engine", "never seen", "random networks", "kernels within 10 %", "20 %", "of their time, 10 %", "20 %", "in the interval"]
     head += ["dense network", "networks, mean error", "within 10 %", "in the interval"]
-    return text + table(head, rows) + "\n\n`benchmarks/latency/predictor.py`"
+    return text + measured_table(found, head, cells) + "\n\n`benchmarks/latency/predictor.py`"
 
 
 def neighbours() -> str | None:
@@ -225,8 +242,9 @@ def neighbours() -> str | None:
     found = read("latency-neighbours")
     if found is None:
         return None
-    rows = [
-        [
+
+    def cells(row: Any) -> Iterator[Sequence[str]]:
+        yield [
             row["model"],
             ENGINES[row["engine"]],
             "yes" if row["neighbours_counted"] else "no",
@@ -235,11 +253,10 @@ def neighbours() -> str | None:
             percent(row["p95_with_blocks_removed"]),
             percent(row["within_8_with_blocks_removed"], 0),
         ]
-        for row in found["rows"]
-    ]
+
     head = ["network", "engine", "counted", "mean error", "with blocks removed", "their 95th percentile", "within 8 %"]
     text = "## Kernels beside a removed block\n\nTables fitted to two thirds of the measured networks, asked about the last third.\n\n"
-    return text + table(head, rows) + "\n\n`benchmarks/latency/neighbours.py`"
+    return text + measured_table(found, head, cells) + "\n\n`benchmarks/latency/neighbours.py`"
 
 
 def settling() -> str | None:
@@ -247,21 +264,25 @@ def settling() -> str | None:
     found = read("latency-settling")
     if found is None:
         return None
-    rows = [
-        [
+
+    def cells(row: Any) -> Iterator[Sequence[str]]:
+        yield [
             row["model"],
             ENGINES[row["engine"]],
             percent(row["widths"], 0),
             f"{row['settled_ms']:.2f} ms",
             " ".join(f"{value:.2f}" for value in row["first_runs"]),
         ]
-        for row in found["rows"]
-    ]
+
     text = (
         "## The first runs of a turn\n\nTime of each of the first runs after another network's turn, as a multiple of a settled run "
         f"(medians). {machine(found)}.\n\n"
     )
-    return text + table(["network", "engine", "widths", "settled", "first runs"], rows) + "\n\n`benchmarks/latency/settling.py`"
+    return (
+        text
+        + measured_table(found, ["network", "engine", "widths", "settled", "first runs"], cells)
+        + "\n\n`benchmarks/latency/settling.py`"
+    )
 
 
 def page_faults() -> str | None:
@@ -270,22 +291,22 @@ def page_faults() -> str | None:
     if found is None:
         return None
     settings = {"default": "glibc's default", "kept": "kept by latprune", "environment": "kept by environment variables"}
-    rows = [
-        [
+
+    def cells(row: Any) -> Iterator[Sequence[str]]:
+        yield [
             row["model"],
             settings[row["setting"]],
             percent(row["with_faults"], 0),
             f"{row['most_faults']:.0f}",
             f"{row['dense_ms'][0]:.2f} to {row['dense_ms'][1]:.2f} ms",
         ]
-        for row in found["rows"]
-    ]
+
     head = ["network", "freed memory", "networks with faults", "most faults in a run", "dense network, between processes"]
     text = (
         "## Page faults of eager PyTorch\n\nThe dense network and eight random ones, in processes that differ only in what becomes "
         f"of freed memory. {machine(found)}.\n\n"
     )
-    return text + table(head, rows) + "\n\n`benchmarks/latency/page_faults.py`"
+    return text + measured_table(found, head, cells) + "\n\n`benchmarks/latency/page_faults.py`"
 
 
 def agreement() -> str | None:
@@ -293,21 +314,21 @@ def agreement() -> str | None:
     found = read("latency-aa")
     if found is None:
         return None
-    rows = [
-        [
+
+    def cells(row: Any) -> Iterator[Sequence[str]]:
+        yield [
             ENGINES[row["engine"]],
             str(row["repeats"]),
             f"{row['seconds_each']:.1f} s",
             f"{row['band_low']:.4f} to {row['band_high']:.4f}",
             percent(row["intervals_that_hold_1"], 0),
         ]
-        for row in found["rows"]
-    ]
+
     text = (
         "## A network against itself\n\nResNet-56, two compiled copies, while a process keeps another core busy: 95 % band of the measured "
         f"ratio, and the share of 95 % intervals that hold 1. {machine(found)}.\n\n"
     )
-    return text + table(["engine", "repeats", "each", "band", "hold 1"], rows) + "\n\n`benchmarks/latency/aa.py`"
+    return text + measured_table(found, ["engine", "repeats", "each", "band", "hold 1"], cells) + "\n\n`benchmarks/latency/aa.py`"
 
 
 def solvers() -> str | None:

@@ -9,7 +9,6 @@ intervals that hold 1, per engine.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import time
@@ -20,8 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 from models import build
+from result_file import ResultFile
 
-from latprune.latency import Measurement, Target, available_engines, get_engine, machine_name, measure
+from latprune.latency import Measurement, Target, available_engines, get_engine, measure
 
 
 def burn(stop: Any) -> None:
@@ -100,17 +100,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file, written after each measurement; rows of other engines in it stay")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: dict[str, dict[str, Any]] = {}
-    if args.output and args.output.exists():
-        rows = {row["engine"]: row for row in json.loads(args.output.read_text())["rows"]}
+    results = ResultFile(args.output, "latency-aa", key=("engine",))
     print(HEAD)
     for engine in args.engines:
         for row in run(Target(engine=engine, device=args.device), args.repeats, args.load, args.seconds):
-            rows[engine] = row
-            if args.output:
-                document = {"benchmark": "latency-aa", "machine": machine_name(), "rows": list(rows.values())}
-                args.output.write_text(json.dumps(document, indent=1) + "\n")
-        show(rows[engine])
+            results.add(row)
+        show(row)
 
 
 if __name__ == "__main__":

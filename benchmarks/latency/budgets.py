@@ -11,17 +11,17 @@ not asked for again stay.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from models import MODELS, build
+from result_file import ResultFile
 
 import latprune
 from latprune.errors import LatpruneError
 from latprune.importance import MagnitudeConfig
-from latprune.latency import LatencyTables, Store, Target, available_engines, build_tables, machine_name
+from latprune.latency import LatencyTables, Store, Target, available_engines, build_tables
 
 Row = dict[str, Any]
 
@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.store.parent.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = json.loads(args.output.read_text())["rows"] if args.output.exists() else []
+    results = ResultFile(args.output, "latency-budgets", key=("model", "engine", "budget"))
     print(HEAD)
     with Store(args.store) as store:
         for name in args.models:
@@ -48,9 +48,8 @@ def main() -> None:
                 tables = build_tables(model, latprune.trace(model, x), x, target, store=store)
                 for budget in args.budgets.split(","):
                     row = deliver(name, target, budget, tables, args.records)
-                    rows = [r for r in rows if (r["model"], r["engine"], r["budget"]) != (name, engine, budget)] + [row]
                     show(row)
-                    save(args.output, rows)
+                    results.add(row)
 
 
 def deliver(name: str, target: Target, budget: str, tables: LatencyTables, records: Path) -> Row:
@@ -115,12 +114,6 @@ def show(row: Row) -> None:
         f"{row['candidates']:5d}",
         flush=True,
     )
-
-
-def save(path: Path, rows: list[Row]) -> None:
-    """Write the rows so far."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"benchmark": "latency-budgets", "machine": machine_name(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from result_file import ResultFile
 
-from latprune.latency import Target, machine_name
+from latprune.latency import Target
 from latprune.latency.engines.inputs import prepare_inputs
 from latprune.latency.engines.onnx_graph import export_onnx
 from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50
@@ -44,7 +44,7 @@ def main() -> None:
     config = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    rows = []
+    results = ResultFile(args.output, "latency-conversion", key=("model",), torch=str(torch.__version__))
     print("seconds")
     print(f"{'model':13} {'torchscript':>11} {'dynamo':>8} {'openvino direct':>15} {'read onnx':>9} {'compile':>8} {'ort session':>11}")
     models = {
@@ -70,15 +70,12 @@ def main() -> None:
                 lambda d=data: onnxruntime.InferenceSession(d, options, providers=["CPUExecutionProvider"]), args.repeats
             ),
         }
-        rows.append(row)
+        results.add(row)
         print(
             f"{name:13} {row['torchscript']:>11.2f} {row['dynamo']:>8.2f} {row['openvino_direct']:>15.2f} {row['openvino_read']:>9.2f} "
             f"{row['openvino_compile']:>8.2f} {row['onnxruntime_session']:>11.2f}",
             flush=True,
         )
-    if args.output:
-        document = {"benchmark": "latency-conversion", "machine": machine_name(), "torch": torch.__version__, "rows": rows}
-        args.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

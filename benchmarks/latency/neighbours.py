@@ -9,16 +9,15 @@ and without what `latprune.latency.neighbours` finds.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from models import MODELS, build
+from result_file import ResultFile
 
 from latprune.graph import trace
-from latprune.latency import Residual, Store, TableStats, Target, machine_name, network_fingerprint, target_context
+from latprune.latency import Residual, Store, TableStats, Target, network_fingerprint, target_context
 from latprune.latency.fitting import fit_tables, predicted_and_measured
 from latprune.latency.repeats import with_repeats
 
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    results = ResultFile(args.output, "latency-neighbours", key=("model", "engine", "neighbours_counted"))
     print(
         f"{'model':12} {'engine':12} {'networks':>8} {'counted':8} {'all: mean':>10} {'blocks removed: mean':>21} {'p95':>7} {'<= 8 %':>7}"
     )
@@ -72,16 +71,13 @@ def main() -> None:
                         "p95_with_blocks_removed": float(np.quantile(gaps, 0.95)),
                         "within_8_with_blocks_removed": float((gaps <= 0.08).mean()),
                     }
-                    rows.append(row)
+                    results.add(row)
                     print(
                         f"{name:12} {engine:12} {len(samples):>8} {'yes' if counted else 'no':8} {row['mean_absolute']:>10.2%} "
                         f"{row['mean_absolute_with_blocks_removed']:>21.2%} {row['p95_with_blocks_removed']:>7.1%} "
                         f"{row['within_8_with_blocks_removed']:>7.0%}",
                         flush=True,
                     )
-    if args.output:
-        document = {"benchmark": "latency-neighbours", "machine": machine_name(), "rows": rows}
-        args.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

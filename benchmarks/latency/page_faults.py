@@ -18,15 +18,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from models import MODELS, build
+from result_file import ResultFile
 from torch import nn
 
 from latprune import trace
-from latprune.latency import DesignPoint, machine_name
+from latprune.latency import DesignPoint
 from latprune.latency.engines.allocator import keep_freed_memory
 from latprune.latency.sampling import selection_for
 from latprune.surgery import prune
@@ -80,7 +80,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(child(args.models[0], args.child, args.networks, args.runs)))
         return
-    rows: list[dict[str, Any]] = []
+    results = ResultFile(args.output, "latency-page-faults", key=("model", "setting"))
     print(f"{'model':13} {'setting':12} {'with faults':>11} {'most faults':>11} {'dense':>19}")
     for name in args.models:
         seen: dict[str, list[list[dict[str, float]]]] = {setting: [] for setting in SETTINGS}
@@ -101,15 +101,12 @@ def main() -> None:
                 "most_faults": float(faults.max()),
                 "dense_ms": [float(ms[:, 0].min()), float(ms[:, 0].max())],
             }
-            rows.append(row)
+            results.add(row)
             print(
                 f"{name:13} {setting:12} {row['with_faults']:>11.0%} {row['most_faults']:>11.0f} "
                 f"{row['dense_ms'][0]:>7.2f} to {row['dense_ms'][1]:.2f} ms",
                 flush=True,
             )
-        if args.output:
-            document = {"benchmark": "latency-page-faults", "machine": machine_name(), "rows": rows}
-            args.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import argparse
 import copy
 import dataclasses
 import gc
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from models import MODELS, build
+from result_file import ResultFile
 from torch import nn
 
 from latprune.graph import ModelGraph, trace
@@ -43,7 +43,6 @@ from latprune.latency import (
     available_engines,
     build_tables,
     get_engine,
-    machine_name,
     measure,
     register_engine,
     target_context,
@@ -210,9 +209,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file; rows of other models and engines in it are kept")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    if args.output and args.output.exists():
-        rows = json.loads(args.output.read_text())["rows"]
+    results = ResultFile(args.output, "latency-prediction", key=("model", "engine"))
     print(HEAD)
     for name in args.models:
         for engine in (without_profile(engine) if args.modules else engine for engine in args.engines):
@@ -220,13 +217,8 @@ def main() -> None:
             with Store(args.store or ":memory:") as store:
                 row = run(name, Target(engine=engine, device=args.device), args.networks, store, args.seed, args.seconds)
             row["seconds"] = time.perf_counter() - start
-            rows = [other for other in rows if (other["model"], other["engine"]) != (name, engine)] + [row]
             show(row)
-            if args.output:
-                args.output.parent.mkdir(exist_ok=True)
-                args.output.write_text(
-                    json.dumps({"benchmark": "latency-prediction", "machine": machine_name(), "rows": rows}, indent=1) + "\n"
-                )
+            results.add(row)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from a store of their own, so that the sweep's choice of networks knows nothing 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from models import MODELS
+from result_file import ResultFile
 
 from latprune.errors import TableError
 from latprune.graph import ModelGraph, trace
@@ -29,7 +29,6 @@ from latprune.latency import (
     SweepProgress,
     Target,
     build_tables,
-    machine_name,
     network_fingerprint,
     sweep_kernels,
     target_context,
@@ -122,7 +121,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    results = ResultFile(args.output, "latency-predictor", key=("engine", "never_saw", "sweep"))
     head = [f"{name:>7}" for name in ("<= 10 %", "<= 20 %", "10 time", "20 time", "covered", "dense", "mean", "<= 10 %", "covered")]
     print(f"{'engine':12} {'never saw':13} {'sweep':>6} {'kernels':>8} {' '.join(head)}")
     with Store(args.store) as store, Store(args.sweep_store or args.store.with_name("sweep.sqlite")) as swept:
@@ -167,11 +166,8 @@ def main() -> None:
                         "kernels": kernels_row(predictor, asked, timer, level),
                         "networks": networks_row(predictor, graphs[name], asked, level),
                     }
-                    rows.append(row)
+                    results.add(row)
                     show(row)
-    if args.output:
-        document = {"benchmark": "latency-predictor", "machine": machine_name(), "rows": rows}
-        args.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from models import MODELS, build
+from result_file import ResultFile
 
 from latprune import trace
-from latprune.latency import DesignPoint, Target, get_engine, machine_name
+from latprune.latency import DesignPoint, Target, get_engine
 from latprune.latency.sampling import selection_for
 from latprune.surgery import prune
 
@@ -64,17 +64,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    results = ResultFile(args.output, "latency-settling", key=("model", "engine", "widths"))
     print(f"{'model':13} {'engine':12} {'widths':>6} {'settled':>10}  first runs, of a settled run")
     for name in args.models:
         for engine in args.engines:
             for row in first_runs(name, engine, args.turns, args.length):
-                rows.append(row)
+                results.add(row)
                 shown = " ".join(f"{value:.2f}" for value in row["first_runs"])
                 print(f"{name:13} {engine:12} {row['widths']:>6.0%} {row['settled_ms']:>7.2f} ms  {shown}", flush=True)
-            if args.output:
-                document = {"benchmark": "latency-settling", "machine": machine_name(), "rows": rows}
-                args.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import resource
 import tempfile
 import time
@@ -20,9 +19,10 @@ from typing import Any
 
 import torch
 from models import MODELS, build
+from result_file import ResultFile
 
 from latprune.graph import trace
-from latprune.latency import DesignPoint, Store, Target, available_engines, build_tables, get_engine, machine_name, merge_stores
+from latprune.latency import DesignPoint, Store, Target, available_engines, build_tables, get_engine, merge_stores
 from latprune.latency.protocol import warm_up
 from latprune.latency.sampling import selection_for
 from latprune.surgery import prune
@@ -110,16 +110,13 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.keep is not None and args.keep.exists():
         parser.error(f"--keep {args.keep} exists; the seconds would not be those of an empty store")
-    rows: list[dict[str, Any]] = json.loads(args.output.read_text())["rows"] if args.output and args.output.exists() else []
+    results = ResultFile(args.output, "latency-tables", key=("model", "engine"))
     print(HEAD)
     for name in args.models:
         for engine in args.engines:
             row = run(name, Target(engine=engine, device=args.device), args.keep)
-            rows = [other for other in rows if (other["model"], other["engine"]) != (name, engine)] + [row]
             show(row)
-            if args.output:
-                document = {"benchmark": "latency-tables", "machine": machine_name(), "rows": rows}
-                args.output.write_text(json.dumps(document, indent=1) + "\n")
+            results.add(row)
 
 
 if __name__ == "__main__":

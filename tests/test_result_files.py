@@ -1,0 +1,42 @@
+"""Results of benchmarks: rows keep the machine that they were measured on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_new_row_replaces_its_own_and_leaves_those_of_other_machines(tmp_path: Path) -> None:
+    make, path = load("benchmarks/latency/result_file.py").ResultFile, tmp_path / "new" / "aa.json"
+    first = make(path, "aa", key=("engine",), machine="board")
+    first.add({"engine": "torch", "band": 1})
+    first.add({"engine": "openvino", "band": 2})
+    make(path, "aa", key=("engine",), machine="server").add({"engine": "torch", "band": 3})
+    assert json.loads(path.read_text()) == {
+        "benchmark": "aa",
+        "rows": [{"engine": "openvino", "band": 2, "machine": "board"}, {"engine": "torch", "band": 3, "machine": "server"}],
+    }
+
+
+def test_a_page_names_the_machine_of_each_row_where_there_are_several() -> None:
+    page = load("tools/benchmark_page.py")
+    rows = [{"engine": "torch", "machine": "board"}, {"engine": "openvino", "machine": "server"}]
+    alone, both = {"rows": rows[:1]}, {"rows": rows}
+    assert page.machine(alone) == "board"
+    assert page.measured_table(alone, ["engine"], lambda row: [[row["engine"]]]) == "| engine |\n|---|\n| torch |"
+    assert page.machine(both) == "Machines: A: board; B: server"
+    assert page.measured_table(both, ["engine"], lambda row: [[row["engine"]]]).endswith(
+        "| engine | machine |\n|---|---|\n| torch | A |\n| openvino | B |"
+    )
