@@ -267,9 +267,9 @@ def test_a_network_is_measured_again_where_the_machines_speed_changed_before_its
     sampler = sampling.NetworkSampler(model, trace(model, X), X, target, get_engine("torch"))
     coming = iter(levels)
 
-    def beside(*_: object) -> tuple[float, float, float, int]:
+    def beside(*_: object) -> sampling.Beside:
         level = next(coming)
-        return 0.5 * level, level, 0.0, 10
+        return sampling.Beside(ms=0.5 * level, reference_ms=level, ratio_error=0.0, spread=0.0, runs=10)
 
     monkeypatch.setattr(sampling, "time_beside", beside)
     monkeypatch.setattr(sampling, "timed_block", lambda *_: (np.array([1.0, 1.02]), 0.0))

@@ -11,12 +11,13 @@ import numpy.typing as npt
 from latprune.graph.types import Kernel
 from latprune.latency.kernel_fit import Fit, dense_level
 from latprune.latency.neighbours import active, written
-from latprune.latency.samples import MODULE_TIMERS, NetworkSample
+from latprune.latency.samples import MODULE_TIMERS, RATIO_ERROR, NetworkSample
 
 __all__ = ["Calibration", "calibrate"]
 
 FloatArray = npt.NDArray[np.float64]
 
+_MODEL_ERROR = 0.015
 _DENSE_COUNTS = 8
 """Networks that the dense one counts as."""
 _PROFILED, _MODULES = 0.03, 0.3
@@ -50,12 +51,13 @@ def calibrate(fit: Fit, samples: Sequence[NetworkSample], kernels: Sequence[Kern
     networks.append((dict(widths), frozenset(), 1.0))
     rows = _rows(fit, networks, kernels, widths)
     targets = np.asarray([ms * level / sample.reference_ms for sample, _, ms in timed] + [level])
+    # Some engines' runners do not say how sure they are of a ratio; it is then as sure as the model is.
+    errors = np.asarray([float(sample.extra.get(RATIO_ERROR, 0.0)) for sample, _, _ in timed] + [0.0])
     # The dense network was timed beside every other one, so its latency is known better than any, and shares of it are what is asked for.
     counts = np.r_[np.ones(len(timed), dtype=np.int64), _DENSE_COUNTS]
-    rows, targets = np.repeat(rows, counts, axis=0), np.repeat(targets, counts)
-    constant, overhead, scales = _solve(
-        rows, targets, _MODULES if any(sample.extra.get(MODULE_TIMERS) for sample in samples) else _PROFILED
-    )
+    rows, targets, errors = np.repeat(rows, counts, axis=0), np.repeat(targets, counts), np.repeat(errors, counts)
+    surface_error = _MODULES if any(sample.extra.get(MODULE_TIMERS) for sample in samples) else _PROFILED
+    constant, overhead, scales = _solve(rows, targets, errors, surface_error)
     predicted = constant + overhead * rows[:, 1] + rows[:, 2:] @ scales
     return Calibration(
         fit=fit,
@@ -94,12 +96,12 @@ def _rows(
     return found
 
 
-def _solve(rows: FloatArray, targets: FloatArray, surface_error: float) -> tuple[float, float, FloatArray]:
+def _solve(rows: FloatArray, targets: FloatArray, errors: FloatArray, surface_error: float) -> tuple[float, float, FloatArray]:
     """Constant, overhead per kernel, and factor per surface from ``rows`` (constant, count, milliseconds per surface) and measured
-    milliseconds.
+    milliseconds with their own relative ``errors``.
 
-    Parameters are deviations from (constant 0, overhead 0, factor 1) with normal priors, a surface's as wide as ``surface_error``; relative
-    errors of about 1.5 % with outliers weighted down.
+    Parameters are deviations from (constant 0, overhead 0, factor 1) with normal priors, a surface's as wide as ``surface_error``. The
+    model itself is off by about 1.5 %; outliers are weighted down.
     """
     surfaces = rows.shape[1] - 2
     totals = rows[:, 2:].sum(axis=1)
@@ -108,17 +110,17 @@ def _solve(rows: FloatArray, targets: FloatArray, surface_error: float) -> tuple
     goal = 1.0 - totals / targets
     typical = float(np.median(totals / np.maximum(rows[:, 1], 1.0)))
     deviation = np.concatenate([[0.1 * float(np.median(targets)), 0.03 * typical, 0.1], np.full(surfaces, surface_error)])
-    noise = 0.015
+    certainty = 1.0 / (_MODEL_ERROR**2 + errors**2)
     weights = np.ones(len(goal))
     solution = np.zeros(matrix.shape[1])
     for _ in range(6):
-        weighted = matrix * weights[:, None]
-        precision = weighted.T @ matrix / noise**2 + np.diag(deviation**-2.0)
-        solution = np.linalg.solve(precision, weighted.T @ goal / noise**2)
+        weighted = matrix * (weights * certainty)[:, None]
+        precision = weighted.T @ matrix + np.diag(deviation**-2.0)
+        solution = np.linalg.solve(precision, weighted.T @ goal)
         if solution[0] < 0.0:
             # No network takes less than nothing: pin the constant at 0 and let the others answer again.
             deviation[0] = 1e-9 * deviation[0] if deviation[0] > 1e-6 else deviation[0]
-        error = np.abs(goal - matrix @ solution)
-        cut = max(2.0 * float(np.median(error)), 1e-4)
+        error = np.abs(goal - matrix @ solution) * np.sqrt(certainty)
+        cut = max(2.0 * float(np.median(error)), 0.01)
         weights = np.minimum(1.0, cut / np.maximum(error, 1e-12))
     return max(0.0, float(solution[0])), float(solution[1]), 1.0 + solution[2] + solution[3:]

@@ -23,6 +23,7 @@ from latprune.latency.cache_effect import (
 from latprune.latency.features import kernel_traffic
 from latprune.latency.neighbours import Neighbour, Observation, active, candidate_conditions, find_neighbours, written
 from latprune.latency.samples import MODULE_TIMERS, KernelSample, NetworkSample
+from latprune.latency.statistics import median_error
 from latprune.latency.surface import SizeSurface, fit_surface, non_negative_least_squares
 
 __all__ = ["Fit", "dense_level", "kernel_fits", "timer_overhead"]
@@ -283,7 +284,7 @@ def _position_factors(
         if len(own) < 4:
             continue
         centre = float(np.median(own))
-        error = 1.2533 * 1.4826 * float(np.median(np.abs(own - centre))) / np.sqrt(len(own))
+        error = median_error(own)
         if abs(centre) > max(3.0 * error, _DIFFERS):
             # The share of the difference that is not sampling noise.
             found[name] = float(np.exp(centre * centre**2 / (centre**2 + error**2)))

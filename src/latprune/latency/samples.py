@@ -8,13 +8,16 @@ from typing import Any
 
 from latprune.latency.target import Target
 
-__all__ = ["MODULE_TIMERS", "SWEEP", "ContextInfo", "KernelSample", "NetworkSample"]
+__all__ = ["MODULE_TIMERS", "RATIO_ERROR", "SWEEP", "ContextInfo", "KernelSample", "NetworkSample"]
 
 SWEEP = "sweep"
 """Key in ``NetworkSample.extra`` of a random network that was measured for the predictor, and is nobody's model."""
 
 MODULE_TIMERS = "module_timers"
 """Key in ``NetworkSample.extra`` of a network whose kernels were timed as PyTorch's modules, because its engine has no profile."""
+
+RATIO_ERROR = "ratio_error"
+"""Key in ``NetworkSample.extra`` of the relative standard error of the network's latency over the dense network's beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import copy
 import gc
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,15 +20,19 @@ from latprune.latency.engines.module_timers import Profiler
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
 from latprune.latency.protocol import settle, timed_block, warm_up
-from latprune.latency.samples import KernelSample, NetworkSample
+from latprune.latency.samples import RATIO_ERROR, KernelSample, NetworkSample
 from latprune.latency.signature import kernel_signature, network_fingerprint
+from latprune.latency.statistics import median_error
 from latprune.latency.target import Target
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
-__all__ = ["NetworkSampler", "profile_runs", "selection_for", "time_beside"]
+__all__ = ["Beside", "NetworkSampler", "profile_runs", "selection_for", "time_beside"]
 
+_ROUNDS = 6
+_PRECISE, _PATIENCE = 0.015, 2.0
+"""Standard error of a ratio, relative, that is precise enough, and seconds after which it has to do as it is."""
 _TRIES = 3
 _SAME_SPEED = 0.1
 """Logarithm of the dense network's latency after a profile over that before it, beyond which both are taken again."""
@@ -39,24 +44,44 @@ def selection_for(graph: ModelGraph, point: DesignPoint) -> Selection:
     return Selection(kept=kept, removed_blocks=frozenset(point.removed))
 
 
-def time_beside(
-    reference: CompiledNetwork, reference_ms: float, network: CompiledNetwork, *, rounds: int = 6
-) -> tuple[float, float, float, int]:
-    """(latency, reference's latency, spread, runs), milliseconds: medians over short rounds that alternate between the two."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """A network timed beside the reference.
+
+    Attributes:
+        ms: Its latency at the reference's median speed, milliseconds.
+        reference_ms: The reference's latency, milliseconds.
+        ratio_error: Standard error of the one over the other, relative.
+        spread: Interquartile range of the reference's rounds over their median.
+        runs: Inferences made.
+    """
+
+    ms: float
+    reference_ms: float
+    ratio_error: float
+    spread: float
+    runs: int
+
+
+def time_beside(reference: CompiledNetwork, reference_ms: float, network: CompiledNetwork) -> Beside:
+    """Medians over short rounds that alternate between the two: six, and on a machine that others disturb more, until the ratio is known to
+    1.5 % or two seconds have passed.
+    """
     turns = ((reference, reference_ms), (network, max(warm_up(network, max_seconds=1.0), 1e-3)))
     medians: tuple[list[float], list[float]] = ([], [])
-    runs = 0
-    for _ in range(rounds):
+    runs, error = 0, float("inf")
+    end = time.perf_counter() + _PATIENCE
+    while len(medians[0]) < _ROUNDS or (error > _PRECISE and time.perf_counter() < end):
         for values, (held, ms) in zip(medians, turns, strict=True):
             runs += settle(held, ms)
             times, _ = timed_block(held, _block(ms))
             runs += len(times)
             values.append(float(np.median(times)))
-    found = np.asarray(medians[0])
-    ratio = float(np.median(np.asarray(medians[1]) / found))
-    level = float(np.median(found))
-    quartiles = np.quantile(found, [0.25, 0.75])
-    return ratio * level, level, float((quartiles[1] - quartiles[0]) / level), runs
+        error = median_error(np.log(medians[1]) - np.log(medians[0]))
+    level = float(np.median(medians[0]))
+    ratio = float(np.median(np.asarray(medians[1]) / np.asarray(medians[0])))
+    quartiles = np.quantile(medians[0], [0.25, 0.75])
+    return Beside(ms=ratio * level, reference_ms=level, ratio_error=error, spread=float((quartiles[1] - quartiles[0]) / level), runs=runs)
 
 
 def _block(ms: float) -> int:
@@ -115,11 +140,11 @@ class NetworkSampler:
         with self._profiler.compile(pruned, self._inputs) as network:
             del pruned
             for _ in range(_TRIES):
-                ms, reference_ms, spread, runs = time_beside(self._reference, self._reference_ms, network)
-                self.runs += runs
-                profile = self._profile(network, point.removed, ms)
+                found = time_beside(self._reference, self._reference_ms, network)
+                self.runs += found.runs
+                profile = self._profile(network, point.removed, found.ms)
                 # Kernels are brought to the dense network's speed, which must be that of the moment when they were profiled.
-                if abs(np.log(self._speed_now(reference_ms) / reference_ms)) <= _SAME_SPEED:
+                if abs(np.log(self._speed_now(found.reference_ms) / found.reference_ms)) <= _SAME_SPEED:
                     break
         gc.collect(0)
         widths = {**self._widths, **point.widths}
@@ -128,8 +153,8 @@ class NetworkSampler:
             fingerprint=self.fingerprint,
             widths=widths,
             removed=tuple(sorted(point.removed)),
-            ms=ms,
-            reference_ms=reference_ms,
+            ms=found.ms,
+            reference_ms=found.reference_ms,
             kernels=tuple(
                 KernelSample(
                     kernel=name,
@@ -141,10 +166,10 @@ class NetworkSampler:
                 for name, share in profile.shares.items()
                 if name in self.signatures
             ),
-            runs=runs,
-            spread=spread,
+            runs=found.runs,
+            spread=found.spread,
             created=time.time(),
-            extra=clock_information() | self._profiler.extra,
+            extra={**clock_information(), **self._profiler.extra, RATIO_ERROR: found.ratio_error},
         )
 
     def _profile(self, network: CompiledNetwork, removed: Iterable[str], ms: float) -> MatchedProfile:

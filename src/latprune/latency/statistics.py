@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["median_interval", "relative_drift"]
+__all__ = ["median_error", "median_interval", "relative_drift"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -32,6 +32,13 @@ def median_interval(values: npt.ArrayLike, confidence: float = 0.95) -> tuple[fl
     if rank == 0:
         return median, float(ordered[0]), float(ordered[-1])
     return median, float(ordered[rank - 1]), float(ordered[count - rank])
+
+
+def median_error(values: npt.ArrayLike) -> float:
+    """Standard error of the median of independent ``values``, from their median absolute deviation (normal values assumed)."""
+    found = np.asarray(values, dtype=np.float64)
+    deviation = 1.4826 * float(np.median(np.abs(found - np.median(found))))
+    return float(np.sqrt(np.pi / 2.0) * deviation / np.sqrt(len(found)))
 
 
 def relative_drift(values: npt.ArrayLike) -> float:

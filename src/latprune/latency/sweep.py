@@ -25,7 +25,7 @@ from latprune.latency.predictor import KernelPredictor
 from latprune.latency.predictor_training import train_predictor
 from latprune.latency.protocol import warm_up
 from latprune.latency.random_networks import DESIGN, random_network
-from latprune.latency.samples import SWEEP, KernelSample, NetworkSample
+from latprune.latency.samples import RATIO_ERROR, SWEEP, KernelSample, NetworkSample
 from latprune.latency.sampling import profile_runs, time_beside
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import Store
@@ -216,10 +216,10 @@ class _Sampler:
         graph = trace(model, inputs)
         kernels, widths = list(graph.kernels.values()), graph.dense_widths()
         with self._profiler.compile(model, inputs) as network:
-            ms, reference_ms, spread, runs = time_beside(self._reference, self._reference_ms, network)
-            count = profile_runs(ms)
+            beside = time_beside(self._reference, self._reference_ms, network)
+            count, runs = profile_runs(beside.ms), beside.runs
             profile = match_profile(network.profile(count), kernels)
-            if _total(profile) > _CONSISTENT * ms:
+            if _total(profile) > _CONSISTENT * beside.ms:
                 # Something else ran on the processor, or the profiler's own cost shows: the lower of two profiles is the better one.
                 again = match_profile(network.profile(count), kernels)
                 profile, runs = min(profile, again, key=_total), runs + count
@@ -231,8 +231,8 @@ class _Sampler:
             fingerprint=network_fingerprint(kernels, inputs, self._target),
             widths=widths,
             removed=(),
-            ms=ms,
-            reference_ms=reference_ms,
+            ms=beside.ms,
+            reference_ms=beside.reference_ms,
             kernels=tuple(
                 KernelSample(
                     kernel=kernel.name,
@@ -245,9 +245,14 @@ class _Sampler:
                 if kernel.name in profile.shares
             ),
             runs=runs + count,
-            spread=spread,
+            spread=beside.spread,
             created=time.time(),
-            extra={**clock_information(), **self._profiler.extra, SWEEP: {"design": DESIGN, "seed": self._seed, "index": index}},
+            extra={
+                **clock_information(),
+                **self._profiler.extra,
+                RATIO_ERROR: beside.ratio_error,
+                SWEEP: {"design": DESIGN, "seed": self._seed, "index": index},
+            },
         )
 
     def close(self) -> None:
