@@ -91,6 +91,7 @@ class Trials:
                 min_rounds=rounds,
                 max_seconds=max_seconds,
                 seed=self._seed,
+                absolute=not self._relative,
                 decided=None if window is None else lambda so_far: _decides(*self._counted(so_far["pruned"], dense_ms), window),
             )
         value, uncertainty = self._counted(found["pruned"], dense_ms)

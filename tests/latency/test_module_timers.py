@@ -14,13 +14,24 @@ import torch
 from torch import nn
 
 from latprune.graph import trace
-from latprune.latency import CompiledNetwork, KernelSample, LatencyTables, NetworkSample, Residual, TableStats, Target, design_points
+from latprune.latency import (
+    CompiledNetwork,
+    DesignPoint,
+    KernelSample,
+    LatencyTables,
+    NetworkSample,
+    Residual,
+    TableStats,
+    Target,
+    design_points,
+)
 from latprune.latency.engines import OpenVinoEngine
 from latprune.latency.engines.module_timers import ModuleTimed, Profiler
 from latprune.latency.fitting import fit_tables, predicted_and_measured
-from latprune.latency.samples import MODULE_TIMERS
+from latprune.latency.kernel_rows import training_networks
+from latprune.latency.samples import MODULE_TIMERS, SWEEP
 from latprune.latency.sampling import NetworkSampler
-from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, MadeUpMachine
+from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine
 
 
 class Unprofiled(OpenVinoEngine):
@@ -56,7 +67,7 @@ def test_module_times_add_up_to_the_engines_latency() -> None:
         entries = network.profile(20)
         whole = float(np.median([network.timed_run() for _ in range(40)]))
         assert network.outputs()[0].shape == (1, 8, 24, 24)
-    assert profiler.extra == {MODULE_TIMERS: True}
+    assert list(profiler.extra) == [MODULE_TIMERS] and profiler.extra[MODULE_TIMERS] > 0.0
     assert {"0", "3", "5"} <= {entry.path for entry in entries}
     # Loose on purpose: other processes may run meanwhile.
     assert 0.2 * whole < sum(entry.ms for entry in entries) < 5.0 * whole
@@ -113,7 +124,7 @@ def misjudged(sample: NetworkSample, factors: dict[str, float], *, to_whole: boo
     wrong = tuple(
         dataclasses.replace(kernel, signature=own(kernel), ms=kernel.ms * scale * factors[kernel.kernel]) for kernel in sample.kernels
     )
-    return dataclasses.replace(sample, kernels=wrong, extra={MODULE_TIMERS: True})
+    return dataclasses.replace(sample, kernels=wrong, extra={MODULE_TIMERS: 1.0})
 
 
 def own(kernel: KernelSample) -> str:
@@ -140,3 +151,29 @@ def test_whole_networks_put_surfaces_of_modules_right() -> None:
     assert errors[0] < 0.01
     # One scale for all networks is what lets them be compared.
     assert errors[0] < 0.3 * errors[1]
+
+
+def test_samples_of_several_processes_are_brought_to_one_scale() -> None:
+    machine = MadeUpMachine(3)
+    samples = [machine.sample(point) for point in islice(design_points(list(GROUPS.values()), list(BLOCKS.values())), 48)]
+    ratios = [(0.8, 1.0, 1.3)[index // 16] for index in range(48)]
+
+    def taken(sample: NetworkSample, ratio: float) -> NetworkSample:
+        kernels = tuple(dataclasses.replace(kernel, ms=kernel.ms * ratio) for kernel in sample.kernels)
+        return dataclasses.replace(sample, kernels=kernels, extra={MODULE_TIMERS: ratio})
+
+    same = tables_of([taken(sample, 1.0) for sample in samples])
+    mixed = tables_of([taken(sample, ratio) for sample, ratio in zip(samples, ratios, strict=True)])
+    for widths in ({}, {"stream": 64}, {"a": 16, "b": 48}):
+        assert mixed.predict(widths) == pytest.approx(same.predict(widths), rel=1e-6)
+
+
+def test_modules_times_train_the_predictor_as_they_are() -> None:
+    """They do not add up to the network's latency, which says nothing against them."""
+    sample = MadeUpMachine(3, interrupted=0.0).sample(DesignPoint(widths=WIDTHS))
+    total = sum(kernel.ms for kernel in sample.kernels)
+    sweep = dataclasses.replace(sample, ms=0.4 * total, extra={MODULE_TIMERS: 1.0, SWEEP: {}})
+    (network,) = training_networks([sweep])
+    assert network.trusted and float(np.exp(network.target).sum()) == pytest.approx(total, rel=1e-9)
+    profiled = dataclasses.replace(sweep, extra={SWEEP: {}})
+    assert not training_networks([profiled])[0].trusted

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latprune.latency import DesignPoint, LatencyTables, NetworkSample, Residual, Store, TableStats, Target, build, design_points
-from latprune.latency.fitting import fit_tables
+from latprune.latency.fitting import fit_tables, predicted_and_measured
 from latprune.latency.repeats import REPEAT, agree, as_repeat, due_again, far_off, median_sample, with_repeats
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine
 
@@ -105,6 +105,22 @@ def test_what_a_device_doubts_itself_is_due_again() -> None:
     doubted = [dataclasses.replace(sample, extra={"steady": index != 4}) for index, sample in enumerate(known)]
     assert due_again(GRAPH, CONTEXT, doubted) == [doubted[4]]
     assert due_again(GRAPH, CONTEXT, [*doubted, as_repeat(known[4], doubted[4])]) == []
+
+
+def test_an_extended_build_is_checked_by_tables_of_all_networks_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def spy(tables: LatencyTables, fresh: list[NetworkSample]) -> Any:
+        asked.append(tables.stats.networks)
+        return predicted_and_measured(tables, fresh)
+
+    machine = MadeUpMachine(2, interrupted=0.0)
+    monkeypatch.setattr(build, "predicted_and_measured", spy)
+    monkeypatch.setattr(
+        build, "NetworkSampler", lambda *_: SimpleNamespace(sample=lambda point: machine.sample(point), close=lambda: None, runs=0)
+    )
+    build.build_tables(SimpleNamespace(), GRAPH, np.zeros(1), Target(engine="torch"), max_networks=96, extend=True)  # type: ignore[arg-type]
+    assert asked == [32, 48, 64, 80]
 
 
 def test_where_many_are_far_off_a_quarter_is_due_at_most() -> None:

@@ -127,12 +127,12 @@ def build_tables(
             written += store.add(context, [sample])
         return sample
 
-    builder = _Builder(graph, context, samples)
+    builder = _Builder(graph, context, samples, extend=extend)
     try:
         points = design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=seed)
         for _ in samples:
             next(points)
-        while not builder.done(max_networks, extend):
+        while not builder.done(max_networks):
             if time_limit is not None and len(builder.samples) >= _FIRST_FIT + _BATCH and time.perf_counter() - start > time_limit:
                 break
             builder.add(take(next(points)), again=lambda first: take(DesignPoint(widths=first.widths, removed=first.removed), first))
@@ -229,9 +229,10 @@ def require_same_network(tables: LatencyTables, graph: ModelGraph, example_input
 class _Builder:
     """Samples so far, and the checks made on the way."""
 
-    def __init__(self, graph: ModelGraph, context: ContextInfo, samples: list[NetworkSample]) -> None:
+    def __init__(self, graph: ModelGraph, context: ContextInfo, samples: list[NetworkSample], *, extend: bool = False) -> None:
         self._graph = graph
         self._context = context
+        self._extend = extend
         self.samples = list(samples)
         self._checked: list[tuple[float, float]] = []
         self._history: list[float] = []
@@ -264,7 +265,7 @@ class _Builder:
                 stalled = len(self._history) >= 3 and min(self._history[-2:]) > _NO_BETTER * min(self._history[:-2])
                 self.settled = latest.mean_absolute <= _ENOUGH or stalled
             self._next += _BATCH
-            if len(self.samples) >= self._next or not self.settled:
+            if len(self.samples) >= self._next or not self.settled or self._extend:
                 self._pending = self._fit(known, TableStats())
 
     def _repeat(self, again: Callable[[NetworkSample], NetworkSample]) -> None:
@@ -293,8 +294,8 @@ class _Builder:
             samples, list(self._graph.kernels.values()), list(self._graph.groups.values()), self._context, residual=residual, stats=stats
         )
 
-    def done(self, limit: int, extend: bool) -> bool:
-        return len(self.samples) >= limit or (self.settled and not extend)
+    def done(self, limit: int) -> bool:
+        return len(self.samples) >= limit or (self.settled and not self._extend)
 
     def tables(self, *, measured: int, runs: int) -> LatencyTables:
         """Tables from all the samples."""

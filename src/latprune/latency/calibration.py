@@ -56,7 +56,7 @@ def calibrate(fit: Fit, samples: Sequence[NetworkSample], kernels: Sequence[Kern
     # The dense network was timed beside every other one, so its latency is known better than any, and shares of it are what is asked for.
     counts = np.r_[np.ones(len(timed), dtype=np.int64), _DENSE_COUNTS]
     rows, targets, errors = np.repeat(rows, counts, axis=0), np.repeat(targets, counts), np.repeat(errors, counts)
-    surface_error = _MODULES if any(sample.extra.get(MODULE_TIMERS) for sample in samples) else _PROFILED
+    surface_error = _MODULES if any(MODULE_TIMERS in sample.extra for sample in samples) else _PROFILED
     constant, overhead, scales = _solve(rows, targets, errors, surface_error)
     predicted = constant + overhead * rows[:, 1] + rows[:, 2:] @ scales
     return Calibration(

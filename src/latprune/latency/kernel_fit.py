@@ -26,7 +26,7 @@ from latprune.latency.samples import MODULE_TIMERS, KernelSample, NetworkSample
 from latprune.latency.statistics import median_error
 from latprune.latency.surface import SizeSurface, fit_surface, non_negative_least_squares
 
-__all__ = ["Fit", "dense_level", "kernel_fits", "timer_overhead"]
+__all__ = ["Fit", "dense_level", "kernel_fits", "module_scales", "timer_overhead"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -81,7 +81,7 @@ def timer_overhead(samples: Sequence[NetworkSample]) -> float:
     nothing.
     """
     timed = [sample for sample in samples if sample.ms is not None and sample.kernels]
-    if not timed or any(sample.extra.get(MODULE_TIMERS) for sample in timed):
+    if not timed or any(MODULE_TIMERS in sample.extra for sample in timed):
         return 0.0
     whole = np.asarray([sample.ms for sample in timed], dtype=np.float64)
     surplus = np.asarray([sum(kernel.ms for kernel in sample.kernels) for sample in timed]) - whole
@@ -94,6 +94,13 @@ def timer_overhead(samples: Sequence[NetworkSample]) -> float:
         error = np.abs(surplus - columns @ solution) / whole
         weights = np.sqrt(np.minimum(1.0, 2.0 * max(float(np.median(error)), 1e-6) / np.maximum(error, 1e-12))) / whole
     return float(np.clip(solution[0], 0.0, _TIMER_LIMIT))
+
+
+def module_scales(samples: Sequence[NetworkSample]) -> list[float]:
+    """What brings each network's kernels to one scale, where they are modules' times: each process found its own (``Profiler``)."""
+    ratios = [float(sample.extra.get(MODULE_TIMERS, 1.0)) for sample in samples]
+    level = float(np.median(ratios))
+    return [level / ratio for ratio in ratios]
 
 
 def kernel_fits(
@@ -138,10 +145,10 @@ class _Base:
 
     @classmethod
     def of(cls, samples: Sequence[NetworkSample], kernels: Sequence[Kernel], widths: Mapping[str, int]) -> _Base:
-        level, timer = dense_level(samples), timer_overhead(samples)
+        level, timer, scales = dense_level(samples), timer_overhead(samples), module_scales(samples)
         rows = [
-            (index, network, sample, max(sample.ms - timer * sample.steps, 0.25 * sample.ms) * level / network.reference_ms)
-            for index, network in enumerate(samples)
+            (index, network, sample, max(sample.ms - timer * sample.steps, 0.25 * sample.ms) * scale * level / network.reference_ms)
+            for index, (network, scale) in enumerate(zip(samples, scales, strict=True))
             for sample in network.kernels
         ]
         seen = {sample.kernel: sample.signature for _, _, sample, _ in rows}
@@ -258,7 +265,7 @@ def _fit_surfaces(base: _Base, neighbours: Mapping[str, tuple[Neighbour, ...]], 
             factors[name] = own.get(name, 1.0)
         differing += sum(name in own for name in known)
         if len(known) > 1:
-            shared += sum(name not in own for name in known) - (0 if any(name in own for name in known) else 1)
+            shared += max(0, sum(name not in own for name in known) - 1)
     return Fit(
         surfaces=surfaces,
         keys=keys,

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.latency.features import family_of, kernel_features, network_weights
-from latprune.latency.kernel_fit import timer_overhead
+from latprune.latency.kernel_fit import module_scales, timer_overhead
 from latprune.latency.repeats import with_repeats
-from latprune.latency.samples import SWEEP, NetworkSample
+from latprune.latency.samples import MODULE_TIMERS, SWEEP, NetworkSample
 
 __all__ = ["SWEEP_PARTS", "FamilyRows", "TrainingNetwork", "family_rows", "training_networks"]
 
@@ -77,22 +77,23 @@ def training_networks(networks: Sequence[NetworkSample]) -> list[TrainingNetwork
         group = group if key == SWEEP else with_repeats(group)
         timer = timer_overhead(group)
         level = float(np.median([network.reference_ms for network in group]))
-        for index, network in enumerate(group):
+        for index, (network, scale) in enumerate(zip(group, module_scales(group), strict=True)):
             if network.kernels:
                 unit = f"{SWEEP} {index % SWEEP_PARTS}" if key == SWEEP else key
-                found.append(_training_network(network, unit, timer, level / network.reference_ms, once=key == SWEEP))
+                found.append(_training_network(network, unit, timer, level / network.reference_ms, scale, once=key == SWEEP))
     return found
 
 
-def _training_network(network: NetworkSample, unit: str, timer: float, speed: float, *, once: bool) -> TrainingNetwork:
+def _training_network(network: NetworkSample, unit: str, timer: float, speed: float, scale: float, *, once: bool) -> TrainingNetwork:
     around = network_weights(network.kernels)
-    spent = np.asarray([max(kernel.ms - timer * kernel.steps, 0.25 * kernel.ms, _FLOOR_MS) for kernel in network.kernels])
-    limit = float("inf") if network.ms is None else _DISTURBED * network.ms + _DISTURBED_MS
-    trusted = float(spent.sum()) <= limit
-    if once and network.ms is not None:
+    spent = scale * np.asarray([max(kernel.ms - timer * kernel.steps, 0.25 * kernel.ms, _FLOOR_MS) for kernel in network.kernels])
+    # Modules' times are not the engine's, so what they add up to says nothing of how well they were taken.
+    whole = None if MODULE_TIMERS in network.extra else network.ms
+    trusted = whole is None or float(spent.sum()) <= _DISTURBED * whole + _DISTURBED_MS
+    if once and whole is not None:
         # The clock runs in turns with the reference, the profile after it, at whatever speed the machine has then. The many networks of a
         # structure even that out; one that is measured once has kernels that add up to what the clock says, if to more without it.
-        spent = spent * min(1.0, network.ms / float(spent.sum()))
+        spent = spent * min(1.0, whole / float(spent.sum()))
     return TrainingNetwork(
         unit=unit,
         ms=None if network.ms is None else network.ms * speed,

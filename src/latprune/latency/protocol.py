@@ -16,7 +16,7 @@ from latprune.latency.statistics import median_interval, relative_drift
 
 __all__ = ["PROTOCOL", "FixedRunsMeasurement", "Measurement", "measure", "measure_fixed_runs", "settle", "timed_block", "warm_up"]
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Number of the way in which networks are timed; samples that were taken in another way are not mixed in."""
 
 _SETTLE_RUNS = 6
@@ -40,7 +40,8 @@ class Measurement:
         runs: Inferences that were timed and counted.
         rounds: Rounds, each of which visits every network.
         drift: Relative change of the level from the first third of the rounds to the last.
-        converged: Whether the interval reached ``tolerance`` before the measurement ended.
+        converged: Whether the interval reached ``tolerance`` before the measurement ended: that of ``ratio`` where there is a reference and
+            ratios were asked for, else that of ``ms``.
         tolerance: Half-width of the 95 % interval, relative, that was asked for.
         interrupted: Share of runs during which another process took the processor; they are left out where enough others remain.
     """
@@ -119,13 +120,14 @@ def measure(
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
     decided: Callable[[Mapping[str, Measurement]], bool] | None = None,
+    absolute: bool = False,
 ) -> dict[str, Measurement]:
     """Measure networks beside each other, so that what disturbs the machine disturbs all of them alike.
 
     Each round visits every network once, in a random order, for a block of runs of about ``block_ms``. The first runs of a block bring the
     network back into the caches and are not counted (:func:`settle`). Latency is the median over rounds of the blocks' medians; the ratio
     to the reference is taken within each round, so slow changes of the machine's speed cancel. Rounds go on until every 95 % interval (of
-    the ratio where there is a reference, else of the latency) is within ``tolerance`` on both sides, at least ``min_rounds``, or until
+    the ratios where there is a reference, else of the latencies) is within ``tolerance`` on both sides, at least ``min_rounds``, or until
     time or rounds run out: then ``converged`` is False. Who measures to answer a question may stop as soon as it is answered (``decided``).
 
     Args:
@@ -140,6 +142,8 @@ def measure(
         progress: Called after each round with the share of the allowed time that has passed.
         decided: Called with the measurements so far each time that the intervals are looked at; True ends the rounds. It is asked again and
             again while the intervals shrink, so it should leave more room than a single look at 95 % would need.
+        absolute: Whether rounds go on until the latencies are known to ``tolerance``, where ratios would do. A drift that cancels in ratios
+            may keep latencies from it until time runs out.
 
     Returns:
         Name -> Measurement, in the order of ``networks``.
@@ -166,6 +170,9 @@ def measure(
     start = time.perf_counter()
     next_check = min_rounds
     converged = dict.fromkeys(names, False)
+    relative = None if absolute else reference
+    # The reference's own latency is part of every ratio; nobody waits for it by itself.
+    awaited = [name for name in names if name != relative] or names
 
     def found() -> dict[str, Measurement]:
         return {
@@ -192,10 +199,9 @@ def measure(
             # Looking only at growing intervals keeps repeated looks from stopping on luck.
             next_check = int(done * 1.15) + 1
             for name in names:
-                _, low, high = median_interval(_series(medians, name, reference))
-                centre = float(np.median(_series(medians, name, reference)))
+                centre, low, high = median_interval(_series(medians, name, relative))
                 converged[name] = max(high - centre, centre - low) <= tolerance * centre
-            if all(converged.values()) or out_of_time or (decided is not None and decided(found())):
+            if all(converged[name] for name in awaited) or out_of_time or (decided is not None and decided(found())):
                 break
     return found()
 

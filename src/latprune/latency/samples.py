@@ -14,7 +14,9 @@ SWEEP = "sweep"
 """Key in ``NetworkSample.extra`` of a random network that was measured for the predictor, and is nobody's model."""
 
 MODULE_TIMERS = "module_timers"
-"""Key in ``NetworkSample.extra`` of a network whose kernels were timed as PyTorch's modules, because its engine has no profile."""
+"""Key in ``NetworkSample.extra`` of a network whose kernels were timed as PyTorch's modules, because its engine has no profile; holds the
+engine's milliseconds per eager one that they were brought to.
+"""
 
 RATIO_ERROR = "ratio_error"
 """Key in ``NetworkSample.extra`` of the relative standard error of the network's latency over the dense network's beside it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import time
@@ -13,10 +14,11 @@ import numpy as np
 from torch import nn
 
 from latprune.errors import EngineError
-from latprune.graph.types import Selection
+from latprune.graph.types import Kernel, Selection
 from latprune.latency.design import DesignPoint, pick_units
 from latprune.latency.engines import CompiledNetwork, Engine
 from latprune.latency.engines.module_timers import Profiler
+from latprune.latency.features import LAYERS
 from latprune.latency.machine import clock_information
 from latprune.latency.matching import MatchedProfile, match_profile
 from latprune.latency.protocol import settle, timed_block, warm_up
@@ -36,6 +38,19 @@ _PRECISE, _PATIENCE = 0.015, 2.0
 _TRIES = 3
 _SAME_SPEED = 0.1
 """Logarithm of the dense network's latency after a profile over that before it, beyond which both are taken again."""
+
+
+def _refuse_unseen(kernels: Iterable[Kernel], profile: MatchedProfile, engine: str) -> None:
+    """A layer that the profile does not show would be priced at nothing, and its time booked on others."""
+    if not profile.shares:
+        raise EngineError(f"{engine}: no step of its profile could be matched to a kernel of the model; the profile names no known module")
+    unseen = [kernel.name for kernel in kernels if kernel.kind in LAYERS and kernel.name not in profile.shares]
+    if unseen:
+        named = ", ".join(unseen[:4]) + (", ..." if unseen[4:] else "")
+        raise EngineError(
+            f"{engine}: no step of its profile could be matched to {len(unseen)} of the model's layers ({named}); profiles name modules, "
+            "so a convolution or matrix product must run in the forward of the module that owns its weight"
+        )
 
 
 def selection_for(graph: ModelGraph, point: DesignPoint) -> Selection:
@@ -115,15 +130,14 @@ class NetworkSampler:
         self.runs = 0
         """Inferences made so far."""
         self._widths = graph.dense_widths()
-        self._reference = engine.compile(model, example_inputs, target)
-        self._reference_ms = warm_up(self._reference)
         self._profiler = Profiler(engine, target)
-        with self._profiler.compile(model, example_inputs) as network:
-            profile = match_profile(network.profile(profile_runs(self._reference_ms)), self._kernels)
-        if not profile.shares:
-            raise EngineError(
-                f"{engine.name}: no step of its profile could be matched to a kernel of the model; the profile names no known module"
-            )
+        with contextlib.ExitStack() as stack:
+            self._reference = stack.enter_context(engine.compile(model, example_inputs, target))
+            self._reference_ms = warm_up(self._reference)
+            with self._profiler.compile(model, example_inputs) as network:
+                profile = match_profile(network.profile(profile_runs(self._reference_ms)), self._kernels)
+            _refuse_unseen(self._kernels, profile, engine.name)
+            stack.pop_all()
         self.signatures = {
             kernel.name: kernel_signature(kernel, profile.shares[kernel.name].attached)
             for kernel in self._kernels
@@ -137,15 +151,17 @@ class NetworkSampler:
 
         pruned = copy.deepcopy(self._model)
         prune(pruned, self._graph, selection_for(self._graph, point))
-        with self._profiler.compile(pruned, self._inputs) as network:
-            del pruned
-            for _ in range(_TRIES):
+        for _ in range(_TRIES):
+            with self._profiler.compile(pruned, self._inputs) as network:
+                # The profile comes first: some engines tell a mean over all runs since they compiled, rounded, which is finest then.
+                profile = self._profile(network, point.removed)
+                speed = self._speed_now()
                 found = time_beside(self._reference, self._reference_ms, network)
-                self.runs += found.runs
-                profile = self._profile(network, point.removed, found.ms)
-                # Kernels are brought to the dense network's speed, which must be that of the moment when they were profiled.
-                if abs(np.log(self._speed_now(found.reference_ms) / found.reference_ms)) <= _SAME_SPEED:
-                    break
+            self.runs += found.runs
+            # Kernels are brought to the dense network's speed, which must be that of the moment when they were profiled.
+            if abs(np.log(speed / found.reference_ms)) <= _SAME_SPEED:
+                break
+        del pruned
         gc.collect(0)
         widths = {**self._widths, **point.widths}
         axes = {kernel.name: kernel.axes for kernel in self._kernels}
@@ -172,15 +188,16 @@ class NetworkSampler:
             extra={**clock_information(), **self._profiler.extra, RATIO_ERROR: found.ratio_error},
         )
 
-    def _profile(self, network: CompiledNetwork, removed: Iterable[str], ms: float) -> MatchedProfile:
-        count = profile_runs(ms)
-        self.runs += count
+    def _profile(self, network: CompiledNetwork, removed: Iterable[str]) -> MatchedProfile:
+        network.run()
+        count = profile_runs(network.timed_run())
+        self.runs += 2 + count
         return match_profile(network.profile(count), self._kernels, removed)
 
-    def _speed_now(self, reference_ms: float) -> float:
+    def _speed_now(self) -> float:
         """The dense network's latency in one short block."""
-        self.runs += settle(self._reference, reference_ms)
-        times, _ = timed_block(self._reference, _block(reference_ms))
+        self.runs += settle(self._reference, self._reference_ms)
+        times, _ = timed_block(self._reference, _block(self._reference_ms))
         self.runs += len(times)
         return float(np.median(times))
 

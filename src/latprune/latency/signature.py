@@ -15,6 +15,9 @@ from latprune.latency.target import Target
 
 __all__ = ["input_shapes", "kernel_signature", "network_fingerprint"]
 
+_TRAILING_NORMS = ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+"""Norms whose channels are the last dimension; the others' are the second one."""
+
 
 def kernel_signature(kernel: Kernel, attached: Sequence[str] = ()) -> str:
     """Everything but the widths that decides a kernel's cost, as canonical JSON.
@@ -27,7 +30,7 @@ def kernel_signature(kernel: Kernel, attached: Sequence[str] = ()) -> str:
     entry = {
         "kind": kernel.kind,
         "attributes": attributes,
-        "shapes": {key: _without_channels(kernel.kind, shape) for key, shape in shapes.items()},
+        "shapes": {key: _without_channels(kernel, shape) for key, shape in shapes.items()},
         # A dimension that no width changes is part of what the kernel is: a first layer's three input channels are no small width.
         "fixed": [axis.constant if not axis.pieces else None for axis in kernel.axes],
         "attached": sorted(attached),
@@ -35,12 +38,16 @@ def kernel_signature(kernel: Kernel, attached: Sequence[str] = ()) -> str:
     return json.dumps(entry, sort_keys=True, separators=(",", ":"), default=str)
 
 
-def _without_channels(kind: str, shape: Any) -> Any:
+def _without_channels(kernel: Kernel, shape: Any) -> Any:
     """The shape's batch and place dimensions; the channel dimension is an axis of the table."""
     if not isinstance(shape, list | tuple) or len(shape) < 2:
         return None
     dims = [int(size) for size in shape]
-    return [dims[0], *dims[2:]] if len(dims) > 3 or kind in ("conv", "depthwise", "norm", "pool") else dims[:-1]
+    if kernel.kind == "norm":
+        second = kernel.attributes.get("op") not in _TRAILING_NORMS
+    else:
+        second = kernel.kind in ("conv", "depthwise", "pool") or (len(dims) > 3 and kernel.kind != "linear")
+    return [dims[0], *dims[2:]] if second else dims[:-1]
 
 
 def input_shapes(example_inputs: Any) -> list[list[int]]:

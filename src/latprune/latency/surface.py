@@ -55,7 +55,8 @@ class SizeSurface:
 
     def at(self, sizes: npt.ArrayLike) -> FloatArray:
         """Milliseconds at ``(m, d)`` sizes -> ``(m,)``."""
-        points = np.asarray(sizes, dtype=np.int64).reshape(-1, len(self.steps))
+        points = np.asarray(sizes, dtype=np.int64)
+        points = points.reshape(len(points), len(self.steps))
         values = _features(points, self.steps, self.scale) @ self.coefficients
         if len(self.weights):
             values = values * np.exp(_covariance(points, self.points) @ self.weights)

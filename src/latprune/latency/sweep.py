@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -205,10 +206,12 @@ class _Sampler:
     def __init__(self, target: Target, engine: Engine, seed: int) -> None:
         self._target, self._engine, self._seed = target, engine, seed
         model, inputs = random_network(*_REFERENCE, batch=target.batch)
-        self._reference = engine.compile(model, inputs, target)
-        self._reference_ms = warm_up(self._reference)
         self._profiler = Profiler(engine, target)
-        self._profiler.set_scale(model, inputs, profile_runs(self._reference_ms))
+        with contextlib.ExitStack() as stack:
+            self._reference = stack.enter_context(engine.compile(model, inputs, target))
+            self._reference_ms = warm_up(self._reference)
+            self._profiler.set_scale(model, inputs, profile_runs(self._reference_ms))
+            stack.pop_all()
 
     def sample(self, index: int) -> NetworkSample:
         """Measure one network. Raises EngineError or CaptureError where it cannot be run or traced."""
@@ -216,13 +219,16 @@ class _Sampler:
         graph = trace(model, inputs)
         kernels, widths = list(graph.kernels.values()), graph.dense_widths()
         with self._profiler.compile(model, inputs) as network:
+            # The profile comes first: some engines tell a mean over all runs since they compiled, rounded, which is finest then.
+            network.run()
+            runs = profile_runs(network.timed_run())
+            profile = match_profile(network.profile(runs), kernels)
             beside = time_beside(self._reference, self._reference_ms, network)
-            count, runs = profile_runs(beside.ms), beside.runs
-            profile = match_profile(network.profile(count), kernels)
-            if _total(profile) > _CONSISTENT * beside.ms:
-                # Something else ran on the processor, or the profiler's own cost shows: the lower of two profiles is the better one.
-                again = match_profile(network.profile(count), kernels)
-                profile, runs = min(profile, again, key=_total), runs + count
+        if not self._profiler.extra and _total(profile) > _CONSISTENT * beside.ms:
+            # Something else ran on the processor, or the profiler's own cost shows: the lower of two profiles is the better one.
+            with self._profiler.compile(model, inputs) as network:
+                again = match_profile(network.profile(profile_runs(beside.ms)), kernels)
+            profile, runs = min(profile, again, key=_total), runs + profile_runs(beside.ms)
         if not profile.shares:
             raise EngineError(f"{self._engine.name}: no step of the profile of random network {index} could be matched to a kernel")
         del model
@@ -244,7 +250,7 @@ class _Sampler:
                 for kernel in kernels
                 if kernel.name in profile.shares
             ),
-            runs=runs + count,
+            runs=runs + beside.runs,
             spread=beside.spread,
             created=time.time(),
             extra={

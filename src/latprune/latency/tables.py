@@ -24,7 +24,7 @@ __all__ = ["KernelTable", "LatencyTables", "Residual", "TableStats"]
 
 FloatArray = npt.NDArray[np.float64]
 
-_STANDS = 12
+_STANDS, _CORRECTIONS = 12, 60
 _SMALLEST = 1e-3
 
 
@@ -65,7 +65,7 @@ class LatencyTables:
     scale: float = 1.0
     cache_effect: CacheEffect = CacheEffect()
     share: float = 1.0
-    _choices: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    _choices: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
     _dense: list[float] = field(default_factory=list, init=False, repr=False)
 
     @property
@@ -93,11 +93,12 @@ class LatencyTables:
 
     def _change(self, kernel: str, item: Neighbour, *sizes: npt.ArrayLike) -> FloatArray:
         axes = [np.asarray(size, dtype=np.int64).reshape(-1) for size in sizes]
-        total = (item.factor - 1.0) * self._values(kernel, axes)
+        entry = self.entries[kernel]
+        # What one more kernel costs the engine is no part of what the neighbour changes.
+        total = (item.factor - 1.0) * self._own(entry, axes)
         if item.added_ms:
-            added = self.scale * item.added_ms * written(np.ix_(*axes), self.entries[kernel].dense)
-            total = total + added * reduce(np.multiply.outer, [axis > 0 for axis in axes], np.ones(()))
-        return np.asarray(total)
+            total = total + self.scale * item.added_ms * written(np.ix_(*axes), entry.dense)
+        return np.asarray(total * _present(axes))
 
     def table(self, kernel: str, *sizes: npt.ArrayLike) -> FloatArray:
         """Milliseconds of one kernel on the grid of one integer vector per axis -> array with one dimension per axis, all blocks there.
@@ -108,17 +109,16 @@ class LatencyTables:
 
     def _values(self, kernel: str, sizes: list[npt.NDArray[np.int64]]) -> FloatArray:
         entry = self.entries.get(kernel)
-        shape = tuple(len(size) for size in sizes)
         if entry is None:
-            return np.zeros(shape)
+            return np.zeros(tuple(len(size) for size in sizes))
+        return np.asarray(np.maximum(self._own(entry, sizes) + self.scale * entry.overhead_ms, 0.0) * _present(sizes))
+
+    def _own(self, entry: KernelTable, sizes: list[npt.NDArray[np.int64]]) -> FloatArray:
+        """Milliseconds of a kernel in the network around it, without what one more kernel costs the engine."""
         held, values = self._alone(entry, sizes)
         if self.cache_effect and self.share != 1.0:
             values = values * self.cache_effect.factor(self.share, entry.traffic.weight_share(np.ix_(*held)))
-        values = np.maximum(self.scale * (values + entry.overhead_ms), 0.0)
-        for axis, size in enumerate(sizes):
-            if (size == 0).any():
-                values = np.where((size == 0).reshape([-1 if other == axis else 1 for other in range(len(sizes))]), 0.0, values)
-        return np.asarray(values)
+        return np.asarray(self.scale * values)
 
     def _alone(self, entry: KernelTable, sizes: list[npt.NDArray[np.int64]]) -> tuple[list[npt.NDArray[np.int64]], FloatArray]:
         """Sizes as the surface takes them, and what it says there, whatever runs around the kernel."""
@@ -211,9 +211,8 @@ class LatencyTables:
             if self.cache_effect and share != 1.0:
                 values = values * self.cache_effect.factor(share, entry.traffic.weight_share(list(held.T)))
             factor, added = active(entry.neighbours, removed)
-            values = np.maximum(self.scale * (values + entry.overhead_ms), 0.0) * factor
-            values = np.asarray(values + self.scale * added * written(list(sizes.T), entry.dense))
-            total += np.where((sizes > 0).all(axis=1), values, 0.0)
+            cost = np.maximum(values + entry.overhead_ms, 0.0) + (factor - 1.0) * values + added * written(list(sizes.T), entry.dense)
+            total += np.where((sizes > 0).all(axis=1), self.scale * cost, 0.0)
         return total
 
     def step(self, group: str) -> int:
@@ -224,13 +223,13 @@ class LatencyTables:
         """Widths on offer: the right ends of the measured steps, the dense width always among them; at most ``limit``.
 
         A width is left out where a larger one costs no more, whether the other groups are dense or at half their width: it would give up
-        channels for nothing. The smallest width is one step, or the group's own minimum if that is larger.
+        channels for nothing. The smallest width is one step, or the group's own minimum if that is larger or one step is the whole width.
         """
         if group not in self.widths:
             raise InvalidArgumentError(f"group (={group!r}) is not in the tables; they have {', '.join(self.widths)}")
-        cached = self._choices.get(group)
+        cached = self._choices.get((group, limit))
         if cached is None:
-            cached = self._choices[group] = offered_widths(self, group, limit=limit)
+            cached = self._choices[group, limit] = offered_widths(self, group, limit=limit)
         return list(cached)
 
     def corrected(self, measurements: Sequence[tuple[Mapping[str, int], Iterable[str], float]]) -> LatencyTables:
@@ -245,16 +244,23 @@ class LatencyTables:
         """
         if not measurements:
             return self
-        logs, weights = [], []
-        for index, (widths, removed, measured) in enumerate(measurements):
+        for index, (_, _, measured) in enumerate(measurements):
             if not measured > 0:
                 raise InvalidArgumentError(f"measurements[{index}]: measured (={measured}) must be a positive number of milliseconds")
-            variable = self.predict(widths, removed) - self.constant_ms
-            target = max(measured - self.constant_ms, 0.05 * measured)
-            logs.append(np.log(target / max(variable, 1e-9)))
-            weights.append(2.0**index)
-        factor = float(np.exp(np.average(logs, weights=weights)))
-        return dataclasses.replace(self, scale=self.scale * factor, _choices={})
+        weights = 2.0 ** np.arange(len(measurements))
+        found = self
+        # The factor moves the networks' shares of the dense latency, and those what the caches cost, so one step is not enough.
+        for _ in range(_CORRECTIONS):
+            logs = []
+            for widths, removed, measured in measurements:
+                variable = found.predict(widths, removed) - found.constant_ms
+                target = max(measured - found.constant_ms, 0.05 * measured)
+                logs.append(np.log(target / max(variable, 1e-9)))
+            step = float(np.average(logs, weights=weights))
+            found = dataclasses.replace(found, scale=found.scale * float(np.exp(step)), _choices={})
+            if abs(step) <= 1e-6 or not self.cache_effect:
+                break
+        return found
 
     def rescaled(self, dense_ms: float) -> LatencyTables:
         """The same tables for a machine whose dense latency is ``dense_ms`` now: constant and kernels in proportion."""
@@ -291,5 +297,11 @@ class _Running:
 
     def total(self, share: float) -> float:
         """Their milliseconds inside a network that takes ``share`` of the dense one's latency."""
-        costs = np.maximum(self.scale * (self.alone * self.cache_effect.crowding(share) ** self.exponents + self.overheads), 0.0)
-        return float((costs * self.factors + self.scale * self.added).sum())
+        own = self.alone * self.cache_effect.crowding(share) ** self.exponents
+        costs = np.maximum(own + self.overheads, 0.0) + (self.factors - 1.0) * own + self.added
+        return float(self.scale * costs.sum())
+
+
+def _present(sizes: Sequence[npt.NDArray[np.int64]]) -> FloatArray:
+    """1 where a kernel reads and makes something, else 0, on the grid of its sizes."""
+    return np.asarray(reduce(np.multiply.outer, [(size > 0).astype(np.float64) for size in sizes], np.ones(())))

@@ -11,6 +11,7 @@ from torch import nn
 
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.torch_eager import EagerNetwork, TorchEngine
+from latprune.latency.protocol import settle, timed_block, warm_up
 from latprune.latency.samples import MODULE_TIMERS
 from latprune.latency.target import Target
 
@@ -22,7 +23,7 @@ class Scale:
     """Engine's milliseconds per eager one; the first profile sets it, so that this profile's sum is the engine's own latency.
 
     Networks that are compared share one: else a kernel's time would depend on its company, wherever the engine fuses what eager PyTorch
-    does not.
+    does not. Samples say it, so that those of several processes can be brought to one scale.
     """
 
     ratio: float | None = None
@@ -62,7 +63,8 @@ class ModuleTimed(CompiledNetwork):
         entries = self._eager.laps(runs, ahead=True)
         ratio = self.scale.ratio
         if ratio is None:
-            whole = float(np.median([self.checked_run()[0] for _ in range(runs)]))
+            settle(self._network, warm_up(self._network))
+            whole = float(np.median(timed_block(self._network, runs)[0]))
             ratio = self.scale.ratio = whole / max(sum(entry.ms for entry in entries), 1e-9)
         return [replace(entry, ms=entry.ms * ratio) for entry in entries]
 
@@ -102,6 +104,6 @@ class Profiler:
                 network.profile(runs)
 
     @property
-    def extra(self) -> dict[str, bool]:
-        """What the samples have to say of their profiles (``NetworkSample.extra``)."""
-        return {} if self._engine.profiles_kernels else {MODULE_TIMERS: True}
+    def extra(self) -> dict[str, float]:
+        """What samples have to say of their profiles once one was taken (``NetworkSample.extra``)."""
+        return {} if self._scale.ratio is None else {MODULE_TIMERS: self._scale.ratio}
