@@ -106,7 +106,8 @@ def attempt(step: str, name: str, target: Target, store: Path, seconds: float) -
         # An A/A test that was cut short still has its repeats so far.
         if "repeats" not in row:
             row["failed"] = f"not done within {seconds:.0f} s"
-    except LatpruneError as error:
+    except (LatpruneError, RuntimeError) as error:
+        # A device without memory raises PyTorch's own error; the steps after it may still be done.
         row["failed"] = str(error)
     row["step_seconds"] = time.perf_counter() - start
     if "failed" in row:
@@ -136,7 +137,7 @@ def main() -> int:
     print(f"{machine}, torch {torch.__version__}", flush=True)
     version = str(torch.__version__)
     results = {
-        step: ResultFile(args.results / f"cuda-{step}.json", f"cuda-{step}", key=("model", "engine"), machine=machine, torch=version)
+        step: ResultFile(args.results / f"cuda-{step}.json", f"cuda-{step}", key=("model", "engine", "device"), torch=version)
         for step in args.steps
     }
     failed = False
@@ -150,7 +151,7 @@ def main() -> int:
                 seconds = SHARES[step] * (own - time.perf_counter())
                 row = attempt(step, args.model or NETWORKS[engine], target, Path(folder) / f"{engine}.sqlite", seconds)
                 failed |= "failed" in row
-                results[step].add(row)
+                results[step].add(row, target)
     return 1 if failed else 0
 
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -18,12 +20,15 @@ def load(path: str) -> ModuleType:
     return module
 
 
-def test_a_new_row_replaces_its_own_and_leaves_those_of_other_machines(tmp_path: Path) -> None:
-    make, path = load("benchmarks/latency/result_file.py").ResultFile, tmp_path / "new" / "aa.json"
-    first = make(path, "aa", key=("engine",), machine="board")
+def test_a_new_row_replaces_its_own_and_leaves_those_of_other_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, path = load("benchmarks/latency/result_file.py"), tmp_path / "new" / "aa.json"
+    make = module.ResultFile
+    monkeypatch.setattr(module, "machine_name", lambda: "board")
+    first = make(path, "aa", key=("engine",))
     first.add({"engine": "torch", "band": 1})
     first.add({"engine": "openvino", "band": 2})
-    make(path, "aa", key=("engine",), machine="server").add({"engine": "torch", "band": 3})
+    monkeypatch.setattr(module, "machine_name", lambda: "server")
+    make(path, "aa", key=("engine",)).add({"engine": "torch", "band": 3})
     assert json.loads(path.read_text()) == {
         "benchmark": "aa",
         "rows": [{"engine": "openvino", "band": 2, "machine": "board"}, {"engine": "torch", "band": 3, "machine": "server"}],

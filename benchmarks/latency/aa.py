@@ -100,11 +100,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file, written after each measurement; rows of other engines in it stay")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = ResultFile(args.output, "latency-aa", key=("engine",))
+    results = ResultFile(args.output, "latency-aa", key=("engine", "device"))
     print(HEAD)
     for engine in args.engines:
-        for row in run(Target(engine=engine, device=args.device), args.repeats, args.load, args.seconds):
-            results.add(row)
+        target = Target(engine=engine, device=args.device)
+        for row in run(target, args.repeats, args.load, args.seconds):
+            results.add(row, target)
         show(row)
 
 

@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.store.parent.mkdir(parents=True, exist_ok=True)
-    results = ResultFile(args.output, "latency-budgets", key=("model", "engine", "budget"))
+    results = ResultFile(args.output, "latency-budgets", key=("model", "engine", "device", "budget"))
     print(HEAD)
     with Store(args.store) as store:
         for name in args.models:
@@ -49,7 +49,7 @@ def main() -> None:
                 for budget in args.budgets.split(","):
                     row = deliver(name, target, budget, tables, args.records)
                     show(row)
-                    results.add(row)
+                    results.add(row, target)
 
 
 def deliver(name: str, target: Target, budget: str, tables: LatencyTables, records: Path) -> Row:

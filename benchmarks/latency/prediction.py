@@ -209,16 +209,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file; rows of other models and engines in it are kept")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = ResultFile(args.output, "latency-prediction", key=("model", "engine"))
+    results = ResultFile(args.output, "latency-prediction", key=("model", "engine", "device"))
     print(HEAD)
     for name in args.models:
         for engine in (without_profile(engine) if args.modules else engine for engine in args.engines):
-            start = time.perf_counter()
+            start, target = time.perf_counter(), Target(engine=engine, device=args.device)
             with Store(args.store or ":memory:") as store:
-                row = run(name, Target(engine=engine, device=args.device), args.networks, store, args.seed, args.seconds)
+                row = run(name, target, args.networks, store, args.seed, args.seconds)
             row["seconds"] = time.perf_counter() - start
             show(row)
-            results.add(row)
+            results.add(row, target)
 
 
 if __name__ == "__main__":

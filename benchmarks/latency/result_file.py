@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from latprune.latency import machine_name
+from latprune.latency import Target, get_engine, machine_name
 
 __all__ = ["ResultFile"]
 
@@ -18,22 +18,20 @@ class ResultFile:
         path: JSON file; None keeps the rows in memory.
         benchmark: Name of the benchmark.
         key: Columns that name a row: a new row takes the place of an older one with the same values, the others stay.
-        machine: What the rows are measured on; else the processor.
         about: What else the file says, beside its rows.
     """
 
-    def __init__(self, path: Path | None, benchmark: str, *, key: tuple[str, ...], machine: str | None = None, **about: str) -> None:
+    def __init__(self, path: Path | None, benchmark: str, *, key: tuple[str, ...], **about: str) -> None:
         self._path = path
         self._key = key
-        self._machine = machine or machine_name()
         self._head = {"benchmark": benchmark, **about}
         self.rows: list[dict[str, Any]] = []
         if path is not None and path.exists():
             self.rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Take in a row and write the file."""
-        row = {**row, "machine": self._machine}
+    def add(self, row: dict[str, Any], target: Target | None = None) -> None:
+        """Take in a row, measured on ``target`` or else on the processor, and write the file."""
+        row = {**row, "machine": machine_name() if target is None else get_engine(target.engine).machine(target)}
         self.rows = [other for other in self.rows if any(other[name] != row[name] for name in self._key)] + [row]
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)

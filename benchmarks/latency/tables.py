@@ -9,6 +9,7 @@ measured time of one conversion and of one inference at half width.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import resource
@@ -45,16 +46,24 @@ def whole_network_days(model: torch.nn.Module, graph: Any, x: torch.Tensor, targ
     }
 
 
+def forget_peak() -> None:
+    """Let the process's peak memory start anew, where the system can (Linux); elsewhere a row's peak is that of all rows so far."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def run(name: str, target: Target, keep: Path | None = None) -> dict[str, Any]:
     """One row: the tables of a model from an empty store, whose samples go to ``keep`` as well."""
     model, x = build(name)
     graph = trace(model, x)
+    forget_peak()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "latency.sqlite"
         try:
             with Store(path) as store:
                 tables = build_tables(model, graph, x, target, store=store)
                 start = time.perf_counter()
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
                 again = build_tables(model, graph, x, target, store=store)
                 lookup = time.perf_counter() - start
                 size = sum(part.stat().st_size for part in Path(folder).iterdir())
@@ -78,7 +87,7 @@ def run(name: str, target: Target, keep: Path | None = None) -> dict[str, Any]:
         "lookup_seconds": lookup,
         "entry_ms": entry * 1e3,
         "store_megabytes": size / 1e6,
-        "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gigabytes": peak,
         "whole_network": whole_network_days(model, graph, x, target),
     }
 
@@ -110,13 +119,14 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.keep is not None and args.keep.exists():
         parser.error(f"--keep {args.keep} exists; the seconds would not be those of an empty store")
-    results = ResultFile(args.output, "latency-tables", key=("model", "engine"))
+    results = ResultFile(args.output, "latency-tables", key=("model", "engine", "device"))
     print(HEAD)
     for name in args.models:
         for engine in args.engines:
-            row = run(name, Target(engine=engine, device=args.device), args.keep)
+            target = Target(engine=engine, device=args.device)
+            row = run(name, target, args.keep)
             show(row)
-            results.add(row)
+            results.add(row, target)
 
 
 if __name__ == "__main__":

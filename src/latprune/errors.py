@@ -65,7 +65,9 @@ class SurgeryError(LatpruneError):
 
 
 class EngineError(LatpruneError):
-    """An inference engine could not convert or run a network."""
+    """An inference engine cannot do what is asked of it: a device, a precision, a network that it does not run."""
+
+    exit_code = 2
 
 
 class TableError(LatpruneError):
