@@ -90,9 +90,14 @@ class LatencySource:
             self._say(f"whole networks: {group} at {width} takes {ratio:.1%}")
 
         with self._clock.timed("whole networks"):
-            return measure_unary_contributions(
+            found = measure_unary_contributions(
                 model, graph, self._example_inputs, self._target, choices, store=self._samples(), progress=say
             )
+        for group, widths in found.unconverged.items():
+            self._say(
+                f"whole networks: {group} at {', '.join(map(str, widths))} is not known as closely as asked; the machine was disturbed"
+            )
+        return found
 
     def _samples(self) -> Store:
         if self._store is None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
+import itertools
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latprune.errors import InvalidArgumentError
-from latprune.latency import CompiledNetwork, KernelTime, Measurement, Target, measure, measure_fixed_runs
+from latprune.latency import CompiledNetwork, FixedRunsMeasurement, KernelTime, Measurement, Target, measure, measure_fixed_runs, protocol
 from latprune.latency.protocol import timed_block
 from latprune.latency.statistics import median_interval, relative_drift
 
@@ -69,6 +71,41 @@ def test_drift_is_reported() -> None:
     machine = Machine(1, drift=2e-4)
     assert measure(pair(machine, 1.0), reference="dense", max_rounds=40, min_rounds=40)["pruned"].drift > 0.1
     assert abs(measure(pair(Machine(1), 1.0), reference="dense")["pruned"].drift) < 0.02
+
+
+def test_a_drift_beyond_chance_is_told() -> None:
+    drifting = measure({"a": FakeNetwork(Machine(1, drift=2e-4), 4.0)}, max_rounds=40, min_rounds=40)["a"]
+    assert f"drifted by {drifting.drift:+.1%}" in str(drifting)
+    still = measure({"a": FakeNetwork(Machine(1), 4.0)})["a"]
+    assert still.doubts == () and "(" not in str(still)
+    # Thirds differ by chance as much as the interval allows.
+    assert dataclasses.replace(still, drift=-0.03).doubts == () and dataclasses.replace(still, drift=-0.05).doubts != ()
+
+
+def test_says_when_a_network_was_not_seen_to_settle(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Restless(FakeNetwork):
+        """Twice as fast from one block of the warm-up to the next."""
+
+        def checked_run(self) -> tuple[float, bool]:
+            self.ms = max(self.ms / 1.2, 1.0)
+            return self.timed_run(), False
+
+    clock = itertools.count(step=2.0)
+    monkeypatch.setattr(protocol.time, "perf_counter", lambda: float(next(clock)))
+    found = measure({"a": Restless(Machine(0), 1e9), "b": FakeNetwork(Machine(0), 1.0)}, reference="b", max_seconds=1000.0)
+    assert not found["a"].settled and "not seen to settle" in str(found["a"])
+    assert found["b"].settled
+    assert Measurement.from_dict(found["a"].to_dict()) == found["a"]
+    # Files from before it was known load.
+    assert Measurement.from_dict({key: value for key, value in found["a"].to_dict().items() if key != "settled"}).settled
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_fewer_than_six_rounds_never_converge(rounds: int) -> None:
+    networks = {"a": FakeNetwork(Machine(0, noise=0.0), 2.0)}
+    assert not measure(networks, min_rounds=1, max_rounds=rounds)["a"].converged
+    found = measure(networks, min_rounds=rounds)["a"]
+    assert found.converged and found.rounds >= 6
 
 
 def test_says_when_the_interval_was_not_reached() -> None:
@@ -132,6 +169,12 @@ def test_arguments_are_checked() -> None:
         measure({})
     with pytest.raises(InvalidArgumentError, match="min_rounds"):
         measure(networks, min_rounds=5, max_rounds=4)
+    for name in ("block_ms", "max_seconds"):
+        for value in (float("nan"), 0.0, -1.0):
+            with pytest.raises(InvalidArgumentError, match=rf"{name} \(={value}\) must be"):
+                measure(networks, **{name: value})
+    with pytest.raises(InvalidArgumentError, match="finite"):
+        measure(networks, block_ms=float("inf"))
 
 
 def test_measurement_round_trip() -> None:
@@ -147,9 +190,17 @@ def test_fixed_runs_keep_the_last() -> None:
     found = measure_fixed_runs(network, runs=30, keep=10)
     everything = measure_fixed_runs(FakeNetwork(Machine(0, noise=0.0), 1.0), runs=30, keep=30)
     assert found.mean > everything.mean == pytest.approx(1.0)
-    assert found.kept == 10
+    assert found.kept == 10 and found.drift > 0.0
+    assert FixedRunsMeasurement(mean=1.0, deviation=0.1, runs=3, kept=2, batch=1).interrupted == 0.0
     with pytest.raises(InvalidArgumentError, match="keep"):
         measure_fixed_runs(network, runs=5, keep=6)
+
+
+def test_fixed_runs_count_interruptions_among_those_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One more switch before each run than before the one before: within a run, and between runs.
+    switches = iter([0, 1] * 5 + [1, 1] * 8 + [1, 2] * 2)
+    monkeypatch.setattr(protocol, "involuntary_switches", lambda: next(switches))
+    assert measure_fixed_runs(FakeNetwork(Machine(0), 1.0), runs=15, keep=10).interrupted == pytest.approx(0.2)
 
 
 def test_median_interval_small_and_exact() -> None:

@@ -134,6 +134,7 @@ class LatencyRecord(_Record):
         converged: Whether the interval became as tight as ``tolerance`` asks before the measurement ended.
         tolerance: Relative half-width of the 95 % interval that was asked for.
         interrupted: Share of runs during which another process took the processor.
+        settled: Whether the network was seen to settle in warm-up.
     """
 
     ms: float = Field(gt=0)
@@ -151,6 +152,7 @@ class LatencyRecord(_Record):
     converged: bool = True
     tolerance: float | None = Field(default=None, gt=0)
     interrupted: float | None = Field(default=None, ge=0, le=1)
+    settled: bool = True
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

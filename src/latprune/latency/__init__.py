@@ -20,14 +20,14 @@ from latprune.latency.predictor import KernelPrediction, KernelPredictor
 from latprune.latency.predictor_training import train_predictor
 from latprune.latency.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
 from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
-from latprune.latency.scenarios import OfflineMeasurement, measure_offline
+from latprune.latency.scenarios import Offline, OfflineMeasurement, SingleStream, SPLampProtocol, Timing, measure_offline, time_network
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import Store, default_store_path
 from latprune.latency.surface import SizeSurface, fit_surface
 from latprune.latency.sweep import SweepProgress, sweep_kernels
 from latprune.latency.tables import KernelTable, LatencyTables, Residual, TableStats
 from latprune.latency.target import PRECISIONS, Target
-from latprune.latency.unary import measure_unary_contributions, unary_contributions
+from latprune.latency.unary import MeasuredContributions, measure_unary_contributions, unary_contributions
 
 __all__ = [
     "PRECISIONS",
@@ -43,16 +43,21 @@ __all__ = [
     "KernelTable",
     "KernelTime",
     "LatencyTables",
+    "MeasuredContributions",
     "Measurement",
     "NetworkSample",
+    "Offline",
     "OfflineMeasurement",
     "Residual",
+    "SPLampProtocol",
+    "SingleStream",
     "SizeSurface",
     "Store",
     "SweepProgress",
     "TableProgress",
     "TableStats",
     "Target",
+    "Timing",
     "available_engines",
     "build_tables",
     "default_store_path",
@@ -76,6 +81,7 @@ __all__ = [
     "stored_tables",
     "sweep_kernels",
     "target_context",
+    "time_network",
     "train_predictor",
     "unary_contributions",
     "write_kit",

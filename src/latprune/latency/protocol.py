@@ -12,12 +12,29 @@ import numpy as np
 from latprune.collector import collector_resting
 from latprune.errors import InvalidArgumentError
 from latprune.latency.engines.base import CompiledNetwork
+from latprune.latency.engines.interruptions import involuntary_switches
 from latprune.latency.statistics import median_interval, relative_drift
 
-__all__ = ["PROTOCOL", "FixedRunsMeasurement", "Measurement", "measure", "measure_fixed_runs", "settle", "timed_block", "warm_up"]
+__all__ = [
+    "PROTOCOL",
+    "FixedRunsMeasurement",
+    "Measurement",
+    "measure",
+    "measure_fixed_runs",
+    "require_kept_runs",
+    "settle",
+    "timed_block",
+    "warm_up",
+]
 
 PROTOCOL = 3
 """Number of the way in which networks are timed; samples that were taken in another way are not mixed in."""
+
+_LEAST_ROUNDS = 6
+"""Rounds below which no pair of order statistics holds the median with 95 %: the range of the values is no such interval."""
+
+_DRIFTS = 4.0
+"""Drift, in units of the tolerance, beyond which it is told: the thirds of a still machine's rounds may differ by twice that by chance."""
 
 _SETTLE_RUNS = 6
 _SETTLE_MS = 25.0
@@ -39,11 +56,12 @@ class Measurement:
         spread: Interquartile range of single runs over their median.
         runs: Inferences that were timed and counted.
         rounds: Rounds, each of which visits every network.
-        drift: Relative change of the level from the first third of the rounds to the last.
+        drift: Relative change of the level from the first third of the rounds to the last. It cancels in ``ratio``, not in ``ms``.
         converged: Whether the interval reached ``tolerance`` before the measurement ended: that of ``ratio`` where there is a reference and
-            ratios were asked for, else that of ``ms``.
+            ratios were asked for, else that of ``ms``. Never below six rounds.
         tolerance: Half-width of the 95 % interval, relative, that was asked for.
         interrupted: Share of runs during which another process took the processor; they are left out where enough others remain.
+        settled: Whether two blocks in a row agreed before warm-up ended (:func:`warm_up`).
     """
 
     name: str
@@ -61,10 +79,26 @@ class Measurement:
     converged: bool
     tolerance: float
     interrupted: float = 0.0
+    settled: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """The measurement as a JSON object."""
         return asdict(self)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the latency, in words for people; empty where nothing does."""
+        return (*(() if self.converged else (f"not within {self.tolerance:.1%}",)), *self.disturbances)
+
+    @property
+    def disturbances(self) -> tuple[str, ...]:
+        """What else but time was in the way of a better measurement, in words for people."""
+        found = []
+        if abs(self.drift) > _DRIFTS * self.tolerance:
+            found.append(f"drifted by {self.drift:+.1%} meanwhile")
+        if not self.settled:
+            found.append("not seen to settle in warm-up")
+        return tuple(found)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
@@ -79,18 +113,30 @@ class Measurement:
         text = f"{self.name}: {self.ms:.3f} ms [{self.low:.3f}, {self.high:.3f}]"
         if self.ratio is not None and self.name != self.reference:
             text += f", {self.ratio:.4f} [{self.ratio_low:.4f}, {self.ratio_high:.4f}] of {self.reference}"
-        return text if self.converged else f"{text} (not within {self.tolerance:.1%})"
+        return f"{text} ({'; '.join(self.doubts)})" if self.doubts else text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedRunsMeasurement:
-    """SP-LAMP's own figures: mean and standard deviation, milliseconds, over the last ``kept`` of ``runs`` inferences at ``batch``."""
+    """SP-LAMP's own figures: mean and standard deviation, milliseconds, over the last ``kept`` of ``runs`` inferences at ``batch``.
+
+    Attributes:
+        mean: Mean.
+        deviation: Standard deviation of single runs.
+        runs: Inferences that were made.
+        kept: How many of them count, the last ones.
+        batch: Inputs per inference.
+        drift: Relative change of the level from the first third of the kept runs to the last.
+        interrupted: Share of the kept runs during which another process took the processor; they count, as in the paper.
+    """
 
     mean: float
     deviation: float
     runs: int
     kept: int
     batch: int
+    drift: float = 0.0
+    interrupted: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The measurement as a JSON object."""
@@ -99,12 +145,18 @@ class FixedRunsMeasurement:
 
 def warm_up(network: CompiledNetwork, *, block: int = 5, tolerance: float = 0.05, max_seconds: float = 3.0) -> float:
     """Run until two blocks in a row have medians within ``tolerance`` (or ``max_seconds`` passed); returns the last one, in ms."""
+    return _warmed_up(network, block, tolerance, max_seconds)[0]
+
+
+def _warmed_up(network: CompiledNetwork, block: int = 5, tolerance: float = 0.05, max_seconds: float = 3.0) -> tuple[float, bool]:
+    """What :func:`warm_up` returns, and whether two blocks agreed."""
     end = time.perf_counter() + max_seconds
     previous = float("inf")
     while True:
         current = float(np.median([network.checked_run()[0] for _ in range(block)]))
-        if abs(current - previous) <= tolerance * current or time.perf_counter() > end:
-            return current
+        settled = abs(current - previous) <= tolerance * current
+        if settled or time.perf_counter() > end:
+            return current, settled
         previous = current
 
 
@@ -134,7 +186,7 @@ def measure(
         networks: Name -> compiled network.
         reference: Name of the network that ratios refer to; must be among ``networks``.
         tolerance: Relative half-width of the 95 % interval to reach.
-        min_rounds: Rounds at least; six are the least that give a 95 % interval of a median.
+        min_rounds: Rounds at least; six are the least that give a 95 % interval of a median, so ``converged`` is False below.
         max_rounds: Rounds at most.
         max_seconds: Seconds at most, warm-up not counted; ``min_rounds`` are always done.
         block_ms: Time one block should take, milliseconds; at least three counted runs are always made.
@@ -148,6 +200,9 @@ def measure(
     Returns:
         Name -> Measurement, in the order of ``networks``.
 
+    Raises:
+        InvalidArgumentError: There are no networks, the reference is none of them, or a number is outside its range.
+
     Example:
         >>> with engine.compile(dense, x, target) as a, engine.compile(pruned, x, target) as b:
         ...     print(measure({"dense": a, "pruned": b}, reference="dense")["pruned"].ratio)
@@ -160,7 +215,12 @@ def measure(
         raise InvalidArgumentError(f"tolerance (={tolerance}) must lie between 0 and 1")
     if min_rounds < 1 or max_rounds < min_rounds:
         raise InvalidArgumentError(f"min_rounds (={min_rounds}) must be at least 1 and at most max_rounds (={max_rounds})")
-    expected = {name: max(warm_up(network), 1e-6) for name, network in networks.items()}
+    if not max_seconds > 0:
+        raise InvalidArgumentError(f"max_seconds (={max_seconds}) must be a number of seconds above 0")
+    if not 0 < block_ms < float("inf"):
+        raise InvalidArgumentError(f"block_ms (={block_ms}) must be a number of milliseconds above 0, and finite")
+    warm = {name: _warmed_up(network) for name, network in networks.items()}
+    expected = {name: max(ms, 1e-6) for name, (ms, _) in warm.items()}
     blocks = {name: int(np.clip(round(block_ms / ms), 3, 200)) for name, ms in expected.items()}
     names = list(networks)
     medians: dict[str, list[float]] = {name: [] for name in names}
@@ -176,7 +236,16 @@ def measure(
 
     def found() -> dict[str, Measurement]:
         return {
-            name: _summarise(name, medians, singles[name], reference, converged[name], tolerance, interrupted[name] / len(medians[name]))
+            name: _summarise(
+                name,
+                medians,
+                singles[name],
+                reference,
+                converged=converged[name],
+                tolerance=tolerance,
+                interrupted=interrupted[name] / len(medians[name]),
+                settled=warm[name][1],
+            )
             for name in names
         }
 
@@ -200,7 +269,7 @@ def measure(
             next_check = int(done * 1.15) + 1
             for name in names:
                 centre, low, high = median_interval(_series(medians, name, relative))
-                converged[name] = max(high - centre, centre - low) <= tolerance * centre
+                converged[name] = done >= _LEAST_ROUNDS and max(high - centre, centre - low) <= tolerance * centre
             if all(converged[name] for name in awaited) or out_of_time or (decided is not None and decided(found())):
                 break
     return found()
@@ -246,9 +315,11 @@ def _summarise(
     medians: Mapping[str, list[float]],
     singles: list[float],
     reference: str | None,
+    *,
     converged: bool,
     tolerance: float,
     interrupted: float,
+    settled: bool,
 ) -> Measurement:
     ms, low, high = median_interval(medians[name])
     ratio: tuple[float | None, float | None, float | None] = (None, None, None)
@@ -271,6 +342,7 @@ def _summarise(
         converged=converged,
         tolerance=tolerance,
         interrupted=interrupted,
+        settled=settled,
     )
 
 
@@ -279,9 +351,26 @@ def measure_fixed_runs(network: CompiledNetwork, *, runs: int = 3000, keep: int 
 
     It has no reference beside it, so it holds only on a machine that does nothing else.
     """
+    require_kept_runs(runs, keep)
+    measured: list[float] = []
+    disturbed: list[bool] = []
+    for _ in range(runs):
+        switches = involuntary_switches()
+        measured.append(network.timed_run())
+        disturbed.append(involuntary_switches() != switches)
+    times = np.asarray(measured[-keep:])
+    return FixedRunsMeasurement(
+        mean=float(times.mean()),
+        deviation=float(times.std(ddof=1)) if keep > 1 else 0.0,
+        runs=runs,
+        kept=keep,
+        batch=network.target.batch,
+        drift=relative_drift(times),
+        interrupted=float(np.mean(disturbed[-keep:])),
+    )
+
+
+def require_kept_runs(runs: int, keep: int) -> None:
+    """Refuse fixed runs of which none, or more than there are, would count; to be asked before a search for the batch takes minutes."""
     if not 1 <= keep <= runs:
         raise InvalidArgumentError(f"keep (={keep}) must lie between 1 and runs (={runs})")
-    times = np.asarray([network.timed_run() for _ in range(runs)])[-keep:]
-    return FixedRunsMeasurement(
-        mean=float(times.mean()), deviation=float(times.std(ddof=1)) if keep > 1 else 0.0, runs=runs, kept=keep, batch=network.target.batch
-    )
