@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
+import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +22,7 @@ from latprune.latency.engines import onnxruntime as ort_engine
 from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
 from latprune.latency.engines.torch_eager import EagerNetwork
 from latprune.latency.engines.torch_network import cuda_conditions, torch_device, torch_machine
+from latprune.latency.machine import cuda_name
 from latprune.latency.testing import EngineContract
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -100,7 +106,9 @@ def test_a_run_is_waited_for_and_timed_on_its_own_device(device: Log) -> None:
     device.clear()
     assert network.timed_run() == 1.0
     assert device == ["enter cuda:0", "record", "forward", "record", "event synchronised", "leave"]
+    held = weakref.ref(network._inputs.args[0])
     network.close()
+    assert held() is None, "a closed network must not hold the device's memory"
     with pytest.raises(EngineError, match="closed"):
         network.run()
 
@@ -121,18 +129,99 @@ def test_kernels_alone_are_timed_with_a_head_start(device: Log) -> None:
     assert device[start:] == ["sleep", "record", "forward", "record", "record", "record", "synchronised", "leave"]
 
 
+# What a user may have set, by newer and older ways.
+SETTINGS = [
+    "pass",
+    "matmul.fp32_precision = 'tf32'",
+    "cudnn.conv.fp32_precision = 'ieee'",
+    "cudnn.rnn.fp32_precision = 'ieee'; matmul.fp32_precision = 'ieee'",
+    "cudnn.fp32_precision = 'ieee'",
+    "backends.fp32_precision = 'tf32'",
+    "backends.fp32_precision = 'bf16'; backends.mkldnn.fp32_precision = 'ieee'",
+    "torch.set_float32_matmul_precision('medium')",
+    "torch.set_float32_matmul_precision('high'); cudnn.allow_tf32 = False",
+    "matmul.allow_tf32 = True; cudnn.benchmark = True",
+]
+# For each of them, what two new processes read, and go on to read when a setting that others follow changes: one without measurements, and
+# one with three. What was once set cannot be unset, so that no test's own process would do.
+PROCESSES = """
+import contextlib, os, sys
+import torch
+from latprune.latency.engines.torch_network import cuda_conditions
+
+backends, cudnn, matmul = torch.backends, torch.backends.cudnn, torch.backends.cuda.matmul
+mkldnn = backends.mkldnn
+torch.cuda.device = contextlib.nullcontext
+
+def readable(read):
+    try:
+        return read()
+    except RuntimeError:
+        return "refused"
+
+def state():
+    owners = (backends, cudnn, matmul, cudnn.conv, cudnn.rnn, mkldnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    older = (torch.get_float32_matmul_precision, lambda: matmul.allow_tf32, lambda: cudnn.allow_tf32)
+    return [owner.fp32_precision for owner in owners], [readable(read) for read in older], cudnn.benchmark
+
+def measure(precision):
+    wanted, older = ("tf32", "high") if precision == "tf32" else ("ieee", "highest")
+    with contextlib.suppress(KeyError), cuda_conditions(torch.device("cuda", 0), precision):
+        assert [owner.fp32_precision for owner in (matmul, cudnn.conv, cudnn.rnn)] == [wanted] * 3
+        assert torch.get_float32_matmul_precision() == older and matmul.allow_tf32 == (wanted == "tf32") and not cudnn.benchmark
+        raise KeyError
+
+for setting in sys.argv[1:]:
+    for precisions in ((), ("fp32", "tf32", "bf16")):
+        if os.fork():
+            assert os.wait()[1] == 0, setting
+            continue
+        exec(setting)
+        for precision in precisions:
+            measure(precision)
+        states = [state()]
+        for owner in (backends, cudnn):
+            for precision in ("tf32", "ieee", "none"):
+                owner.fp32_precision = precision
+                states.append(state())
+        print(states, flush=True)
+        os._exit(0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this PyTorch has no precision per operation")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_precision_is_what_the_target_says_and_the_process_gets_its_own_back() -> None:
+    done = subprocess.run([sys.executable, "-c", PROCESSES, *SETTINGS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    states = done.stdout.splitlines()
+    for setting, without, measured in zip(SETTINGS, states[::2], states[1::2], strict=True):
+        assert without == measured, setting
+
+
 @pytest.mark.parametrize(("precision", "tf32"), [("fp32", False), ("tf32", True), ("bf16", False)])
-def test_precision_is_what_the_target_says_and_the_process_gets_its_own_back(device: Log, precision: str, tf32: bool) -> None:
+def test_older_pytorch_gets_its_settings_back_too(device: Log, monkeypatch: pytest.MonkeyPatch, precision: str, tf32: bool) -> None:
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    newer = type(matmul).__getattr__
+
+    def older(self: Any, name: str) -> Any:
+        if name == "fp32_precision":
+            raise AttributeError(name)
+        return newer(self, name)
+
+    monkeypatch.setattr(type(matmul), "__getattr__", older)
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+    torch.set_float32_matmul_precision("medium")
     cudnn.benchmark = True
     try:
         with pytest.raises(KeyError), cuda_conditions(torch.device("cuda", 0), precision):
             assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == (tf32, tf32, False)
             raise KeyError
-        assert (matmul.allow_tf32, cudnn.allow_tf32) == before[:2] and cudnn.benchmark
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == (True, before[1], True)
     finally:
+        torch.set_float32_matmul_precision(before[0])
         cudnn.benchmark = before[2]
 
 
@@ -172,6 +261,65 @@ def test_measurements_of_two_gpus_are_not_mixed(device: Log, monkeypatch: pytest
     machine = get_engine("onnxruntime").machine(Target(engine="onnxruntime", device="cuda:1"))
     assert machine.startswith("Another 1, ")
     assert get_engine("openvino").machine(Target()) == target_context(Target(engine="torch")).machine
+
+
+LISTED = """GPU 0: Tesla T4 (UUID: GPU-1aaa-0)
+GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-2bbb-1)
+  MIG 3g.20gb     Device  0: (UUID: MIG-4ddd-0)
+GPU 2: Tesla T4 (UUID: GPU-1aac-2)
+"""
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Two kinds of GPU, as nvidia-smi lists them; the caller says what CUDA is told of them."""
+    listed = SimpleNamespace(stdout=LISTED)
+    monkeypatch.setattr("subprocess.run", lambda command, **options: listed)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    cuda_name.cache_clear()
+    yield monkeypatch
+    cuda_name.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["Tesla T4", "NVIDIA A100-SXM4-40GB", "Tesla T4", None]),
+        ("1,0", ["NVIDIA A100-SXM4-40GB", "Tesla T4", None]),
+        (" 1", ["NVIDIA A100-SXM4-40GB", None]),
+        ("GPU-2bbb-1,GPU-1aaa", ["NVIDIA A100-SXM4-40GB", "Tesla T4", None]),
+        ("MIG-4ddd-0", ["NVIDIA A100-SXM4-40GB MIG 3g.20gb"]),
+        # CUDA sees none of these: the start of two identifiers, a number beyond the last, and nothing.
+        ("GPU-1aa", [None]),
+        ("7", [None]),
+        ("-1", [None]),
+        ("", [None]),
+    ],
+)
+def test_gpus_are_named_by_the_numbers_that_cuda_gives_them(gpus: pytest.MonkeyPatch, visible: str | None, names: list[str | None]) -> None:
+    gpus.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if visible is not None:
+        gpus.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [cuda_name(index) for index in range(len(names))] == names
+
+
+def test_a_gpu_whose_kind_cudas_order_leaves_open_has_no_name(gpus: pytest.MonkeyPatch) -> None:
+    engine, target = get_engine("onnxruntime"), Target(engine="onnxruntime", device="cuda:1")
+    for order, visible in ((None, None), ("FASTEST_FIRST", None), (None, "0,2")):
+        for name, value in (("CUDA_DEVICE_ORDER", order), ("CUDA_VISIBLE_DEVICES", visible)):
+            if value is not None:
+                gpus.setenv(name, value)
+        with pytest.raises(EngineError, match=r"device \(=cuda:1\).*NVIDIA A100-SXM4-40GB, Tesla T4.*set CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+            engine.machine(target)
+    # Identifiers leave nothing open.
+    gpus.setenv("CUDA_VISIBLE_DEVICES", "GPU-1aaa-0,GPU-2bbb-1")
+    assert engine.machine(target).startswith("NVIDIA A100-SXM4-40GB, ")
+    # Nor does a machine with one kind of GPU.
+    gpus.delenv("CUDA_VISIBLE_DEVICES")
+    gpus.setattr("subprocess.run", lambda command, **options: SimpleNamespace(stdout=LISTED.replace("Tesla T4", "NVIDIA A100-SXM4-40GB")))
+    cuda_name.cache_clear()
+    assert engine.machine(target).startswith("NVIDIA A100-SXM4-40GB, ")
 
 
 def test_models_and_inputs_are_brought_to_the_device() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import importlib.util
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,21 @@ from torch import nn
 
 from latprune.errors import EngineError, InvalidArgumentError, MissingExtraError
 from latprune.graph import trace
-from latprune.latency import Target, available_engines, get_engine, register_engine
+from latprune.latency import CompiledNetwork, Engine, KernelTime, Target, available_engines, get_engine, register_engine
+from latprune.latency.engines import TorchEngine
 from latprune.latency.engines.inputs import prepare_inputs
 from latprune.latency.engines.onnx_graph import export_onnx
+from latprune.latency.engines.torch_eager import EagerNetwork
 from latprune.latency.matching import match_profile
 from latprune.latency.testing import EngineContract
 
 needs_executorch = pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
+
+
+def openvino_capabilities() -> list[str]:
+    import openvino
+
+    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 class TestTorch(EngineContract):
@@ -48,6 +58,8 @@ class TestExecuTorch(EngineContract):
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_bf16_differs_from_fp32_and_is_close(name: str) -> None:
+    if name == "openvino" and "BF16" not in openvino_capabilities():
+        pytest.skip("openvino does not compute in bf16 on this processor")
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
     x = torch.randn(1, 3, 16, 16)
     engine = get_engine(name)
@@ -57,8 +69,157 @@ def test_bf16_differs_from_fp32_and_is_close(name: str) -> None:
             outputs[precision] = network.outputs()[0]
     difference = np.abs(outputs["fp32"] - outputs["bf16"]).max()
     assert difference < 0.05 * np.abs(outputs["fp32"]).max()
-    if name == "torch":
-        assert difference > 0
+    # OpenVINO takes the precision as a hint, and computes in fp32 on a processor without instructions for bf16.
+    assert (difference > 0) == (name != "openvino" or openvino_has_bf16())
+
+
+def openvino_has_bf16() -> bool:
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+class Unprofiled(TorchEngine):
+    """An engine that tells nothing of what it runs."""
+
+    profiles_kernels = False
+
+    def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> EagerNetwork:
+        if profile:
+            raise EngineError("profile (=True) must be False on this engine, which has none")
+        return super().compile(model, example_inputs, target)
+
+
+class TestAnEngineWithoutAProfile(EngineContract):
+    engine_name = "torch"
+
+    @property
+    def engine(self) -> Engine:
+        return Unprofiled()
+
+    def test_contractions_that_were_not_timed_are_missed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        laps = EagerNetwork.laps
+
+        def without_the_head(self: EagerNetwork, runs: int, *, ahead: bool = False) -> list[KernelTime]:
+            return [entry for entry in laps(self, runs, ahead=ahead) if entry.path != "head"]
+
+        monkeypatch.setattr(EagerNetwork, "laps", without_the_head)
+        with pytest.raises(AssertionError):
+            self.test_profile_names_every_contraction()
+
+    def test_profiles_that_would_be_refused_later_are_missed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Unprofiled, "compile", TorchEngine.compile)
+        with pytest.raises(AssertionError, match="profiles_kernels"):
+            self.test_an_engine_without_a_profile_does_not_compile_for_one()
+
+
+class Whole(nn.Module):
+    """Two linear layers in one graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
+
+
+class Halves(Whole):
+    """What Dynamo cannot record stands between the layers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        return self.second(x)
+
+
+class Loop(Whole):
+    """What Dynamo cannot record stands in a loop, which it cannot divide."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.first, self.second):
+            x = layer(x)
+            torch._dynamo.graph_break()
+        return x
+
+
+class Around(nn.Module):
+    """One graph within what cannot be divided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Whole()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+            torch._dynamo.graph_break()
+        return x
+
+
+@pytest.fixture
+def quick_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo's graphs as they are, without Inductor's C++ compiler."""
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, inputs, options: graph.forward)
+
+
+def torch_compiled(model: nn.Module) -> CompiledNetwork:
+    return get_engine("torch_compile").compile(model, torch.randn(1, 4), Target(engine="torch_compile"))
+
+
+@pytest.mark.usefixtures("quick_inductor")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Whole, ""),
+        (Halves, ", graphs: 2, graph breaks: 1"),
+        (Loop, ", graphs: 0, graph breaks: 1"),
+        (Around, ", graphs: 1, graph breaks: 1"),
+    ],
+)
+def test_torch_compile_says_what_it_could_not_compile_in_one(make: Callable[[], nn.Module], said: str) -> None:
+    # The second network is like the first one, for which Dynamo has all it needs already.
+    for _ in range(2):
+        with torch_compiled(make().eval()) as network:
+            assert network.conversion == f"torch.compile (inductor, default){said}"
+
+
+@pytest.mark.usefixtures("quick_inductor")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torch_compile_compiles_again_rather_than_to_run_eagerly() -> None:
+    settings: Any = torch._dynamo.config
+    counted: Any = torch._dynamo.utils.counters["stats"]
+    with torch_compiled(Whole().eval()) as network, settings.patch(recompile_limit=1, accumulated_recompile_limit=1):
+        graphs = counted["unique_graphs"]
+        torch.set_default_dtype(torch.float64)
+        try:
+            network.run()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert counted["unique_graphs"] == graphs + 1
+        assert settings.recompile_limit == 1, "the process's own limit must come back"
+
+
+@pytest.mark.usefixtures("quick_inductor")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_compile_copies_the_model_once(monkeypatch: pytest.MonkeyPatch, training: bool) -> None:
+    copied: list[Any] = []
+    original = copy.deepcopy
+
+    def watched(value: Any, *rest: Any) -> Any:
+        copied.append(value)
+        return original(value, *rest)
+
+    monkeypatch.setattr(copy, "deepcopy", watched)
+    with torch_compiled(Whole().train(training)):
+        assert sum(isinstance(value, Whole) for value in copied) == 1
+
+
+def test_torch_compile_refuses_a_profile_at_once() -> None:
+    with pytest.raises(EngineError, match=r"profile \(=True\) must be False.*Profiler"):
+        get_engine("torch_compile").compile(Whole(), torch.randn(1, 4), Target(engine="torch_compile"), profile=True)
 
 
 def test_onnxruntime_refuses_bf16() -> None:

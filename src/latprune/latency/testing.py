@@ -16,6 +16,7 @@ from torch import nn
 
 from latprune.errors import EngineError, InvalidArgumentError
 from latprune.latency.engines import CompiledNetwork, Engine, get_engine
+from latprune.latency.engines.module_timers import Profiler
 from latprune.latency.engines.torch_network import flatten_outputs
 from latprune.latency.target import Target
 
@@ -106,10 +107,12 @@ class EngineContract:
         assert all(0.0 < time < 1000.0 for time in times)
 
     def test_profile_names_every_contraction(self) -> None:
-        """Each convolution and linear layer is in the profile under its own path, and the profile adds up to about the whole."""
-        if not self.engine.profiles_kernels:
-            return
-        with self.compiled(profile=True) as compiled:
+        """Each convolution and linear layer is in the profile under its own path, and the profile adds up to about the whole.
+
+        The profile is the one that tables are made from: the modules' times where the engine has none of its own.
+        """
+        network, inputs = contract_network()
+        with Profiler(self.engine, self.target()).compile(network, inputs) as compiled:
             entries = compiled.profile(20)
             whole = float(np.median([compiled.timed_run() for _ in range(20)]))
         paths = {entry.path for entry in entries}
@@ -128,6 +131,17 @@ class EngineContract:
             except EngineError:
                 return
         raise AssertionError("profile() of a network compiled without profile=True must raise EngineError")
+
+    def test_an_engine_without_a_profile_does_not_compile_for_one(self) -> None:
+        """What ``profile`` would refuse later is refused at once."""
+        if self.engine.profiles_kernels:
+            return
+        try:
+            self.compiled(profile=True).close()
+        except EngineError as error:
+            assert "profile" in str(error)
+            return
+        raise AssertionError("compile(..., profile=True) of an engine whose profiles_kernels is False must raise EngineError")
 
     def test_refuses_an_unknown_device(self) -> None:
         """A device that does not exist is refused with its name."""

@@ -68,7 +68,7 @@ class CompiledNetwork(ABC):
     def profile(self, runs: int) -> list[KernelTime]:
         """Run ``runs`` times and return the time of every step of these runs, in execution order.
 
-        The network must have been compiled with ``profile=True``. Raises EngineError where the engine has no profile.
+        Raises EngineError where the network was not compiled with ``profile=True``, which an engine without a profile refuses.
         """
 
     def timed_run(self) -> float:
@@ -128,13 +128,15 @@ class Engine(ABC):
         """Convert ``model`` (as in eval mode) and hold it ready for ``example_inputs`` brought to ``target.batch``.
 
         Args:
-            model: Module to run; it is left as it is.
+            model: Module to run; it is left as it is. The network may hold it instead of a copy: do not change it before ``close``.
             example_inputs: Tensor, tuple of positional arguments, or mapping of keyword arguments.
             target: Conditions of the run.
-            profile: Compile so that ``profile`` works (some engines run a little slower then).
+            profile: Compile so that ``profile`` works (some engines run a little slower then). Only for engines whose
+                ``profiles_kernels`` is true; ``Profiler`` (``latprune.latency.engines.module_timers``) gives every engine's networks one.
 
         Raises:
-            EngineError: Conversion failed, or the engine cannot meet the target (device, precision).
+            EngineError: Conversion failed, the engine cannot meet the target (device, precision), or ``profile`` was asked of an engine
+                that has none.
             MissingExtraError: The engine is not installed.
         """
 

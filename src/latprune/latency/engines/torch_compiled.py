@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,9 +20,13 @@ from latprune.latency.target import Target
 
 __all__ = ["TorchCompileEngine"]
 
-# Dynamo keeps what it compiled per code object, which all width-varied copies of a model share; beyond its limit it would run eagerly
-# without a word.
-_RECOMPILATIONS = 100_000
+# Dynamo keeps what it compiled per code object, which all width-varied copies of a model share; beyond its limits it would run eagerly
+# without a word. The limits have newer names, which older PyTorch does not know.
+_LIMITS: dict[str, Any] = {"cache_size_limit": 100_000, "accumulated_cache_size_limit": 100_000, "fail_on_cache_limit_hit": True}
+_NO_PROFILE = "Inductor's kernels do not say which module they compute; Profiler (latprune.latency.engines.module_timers) times the modules"
+
+# Methods that Dynamo could not divide into graphs: it runs them eagerly from then on, in all networks, and does not count them again.
+_given_up: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
 
 
 class TorchCompileEngine(Engine):
@@ -47,10 +54,15 @@ class TorchCompileEngine(Engine):
 
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``. Takes seconds to minutes: Inductor calls a C++ compiler."""
+        if profile:
+            raise EngineError(f"profile (=True) must be False on torch_compile: {_NO_PROFILE}")
         start = time.perf_counter()
         device = torch_device(target)
         inputs = prepare_inputs(example_inputs, target, cast=True, device=device, keep_format=True)
-        held = copy.deepcopy(evaluation_copy(model, target, cast=True, device=device))
+        held = evaluation_copy(model, target, cast=True, device=device)
+        if held is model:
+            # Dynamo guards what it compiled by the module's state, which the caller may go on changing.
+            held = copy.deepcopy(model)
         return _TorchCompileNetwork(held, inputs, target, device, start)
 
 
@@ -64,22 +76,35 @@ class _TorchCompileNetwork(TorchNetwork):
         start: float,
     ) -> None:
         mode = "reduce-overhead" if device.type == "cuda" else "default"
-        compiled: Any = torch.compile(model, dynamic=False, mode=mode)
+        compiled: Any = torch.compile(model, dynamic=False, backend=_own_inductor(mode))
         super().__init__(compiled, inputs, target, device, f"torch.compile (inductor, {mode})", start)
-        settings: Any = torch._dynamo.config
-        skipped = _graphs_skipped()
+        before = _counted()
         try:
-            with settings.patch(recompile_limit=_RECOMPILATIONS, fail_on_recompile_limit_hit=True):
-                # CUDA graphs: the first run compiles, the second one records, the third one replays.
-                for _ in range(3):
-                    self.run()
+            # CUDA graphs: the first run compiles, the second one records, the third one replays.
+            for _ in range(3):
+                self.run()
         except EngineError:
             raise
         except Exception as error:
             raise EngineError(f"torch.compile could not compile {type(model).__name__}: {error}") from error
-        if _graphs_skipped() > skipped:
-            self.conversion += f", {_graphs_skipped() - skipped} parts without CUDA graphs"
+        graphs, breaks, given_up, skipped = (now - then for now, then in zip(_counted(), before, strict=True))
+        forward = type(model).forward
+        if given_up:
+            _given_up.add(forward)
+        elif forward in _given_up:
+            given_up = 1
+        if (graphs, breaks + given_up) != (1, 0):
+            self.conversion += f", graphs: {graphs}, graph breaks: {breaks + given_up}"
+        if skipped:
+            self.conversion += f", {skipped} parts without CUDA graphs"
         self.seconds = time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def _conditions(self) -> Iterator[None]:
+        # Later runs too: a setting of the process that Dynamo guards (the default dtype, say) makes it compile again.
+        settings: Any = torch._dynamo.config
+        with super()._conditions(), settings.patch(**_LIMITS):
+            yield
 
     def _forward(self) -> Any:
         if self._device.type == "cuda":
@@ -89,10 +114,31 @@ class _TorchCompileNetwork(TorchNetwork):
         return super()._forward()
 
     def profile(self, runs: int) -> list[KernelTime]:
-        raise EngineError("torch.compile has no profile: its kernels do not say which module they compute")
+        raise EngineError(f"torch_compile has no profile: {_NO_PROFILE}")
 
 
-def _graphs_skipped() -> int:
-    """How many graphs of this process Inductor would not record as CUDA graphs: it falls back without an error."""
+def _own_inductor(mode: str) -> Callable[[torch.fx.GraphModule, list[Any]], Any]:
+    """Inductor in ``mode``, as a backend of one network.
+
+    Networks with equal backends run what was compiled for one another wherever the shapes agree, and nothing is counted for the second.
+    """
+    options: Any = torch._inductor.list_mode_options(mode)
+
+    def inductor(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+        return torch._inductor.compile(graph, inputs, options=options)
+
+    return inductor
+
+
+def _counted() -> tuple[int, int, int, int]:
+    """Of this process so far: graphs, breaks between them, functions that were given up, and graphs that Inductor would not record as CUDA
+    graphs. What is in a break or was given up runs eagerly; none of it is an error to PyTorch.
+    """
     counters: Any = torch._dynamo.utils.counters
-    return int(counters["inductor"]["cudagraph_skips"])
+    frames = counters["frames"]
+    return (
+        counters["stats"]["unique_graphs"],
+        counters["graph_break"].total(),
+        frames["total"] - frames["ok"],
+        counters["inductor"]["cudagraph_skips"],
+    )

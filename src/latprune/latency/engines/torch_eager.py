@@ -51,7 +51,11 @@ class TorchEngine(Engine):
 
 
 class EagerNetwork(TorchNetwork):
-    """The module on its device."""
+    """The module on its device.
+
+    Where neither its device, precision nor mode has to change, that is the caller's own module, which a copy would hold in memory twice:
+    what the caller does to it before ``close`` is measured with it.
+    """
 
     def __init__(self, model: nn.Module, inputs: ModelInputs, target: Target, device: torch.device, profile: bool, start: float) -> None:
         self._profiled = profile

@@ -44,30 +44,30 @@ class TorchNetwork(CompiledNetwork):
             return self._call(*self._inputs.args, **self._inputs.kwargs)
 
     def _conditions(self) -> contextlib.AbstractContextManager[None]:
-        """What the device has to be told before anything runs on it."""
+        """What has to be set while anything runs; it is entered before the clock starts."""
         return cuda_conditions(self._device, self.target.precision) if self._device.type == "cuda" else contextlib.nullcontext()
 
     def run(self) -> None:
         """See ``CompiledNetwork.run``."""
-        if self._device.type != "cuda":
-            self._forward()
-            return
         with self._conditions():
             self._forward()
-            torch.cuda.synchronize(self._device)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
 
     def timed_run(self) -> float:
         """Wall clock on CPU; the device's own events on CUDA."""
-        if self._device.type != "cuda":
-            return super().timed_run()
         # Events are recorded on the current stream of the current device, which must be the network's.
         with self._conditions():
+            if self._device.type != "cuda":
+                start = time.perf_counter_ns()
+                self._forward()
+                return (time.perf_counter_ns() - start) * 1e-6
             before, after = cuda_event(), cuda_event()
             before.record()
             self._forward()
             after.record()
             after.synchronize()
-        return float(before.elapsed_time(after))
+            return float(before.elapsed_time(after))
 
     def outputs(self) -> list[npt.NDArray[np.floating[Any]]]:
         """See ``CompiledNetwork.outputs``."""
@@ -77,6 +77,7 @@ class TorchNetwork(CompiledNetwork):
     def close(self) -> None:
         """See ``CompiledNetwork.close``."""
         self._call = None
+        self._inputs = ModelInputs(args=(), kwargs={})
 
 
 def torch_device(target: Target) -> torch.device:
@@ -106,16 +107,41 @@ def cuda_conditions(device: torch.device, precision: str) -> Iterator[None]:
     PyTorch lets cuDNN multiply fp32 tensors in TF32 unless told otherwise, and autotuning would give two measurements two algorithms. The
     process's own settings come back afterwards.
     """
-    matmul: Any = torch.backends.cuda.matmul
-    cudnn: Any = torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
-    cudnn.benchmark = False
-    try:
-        with torch.cuda.device(device):
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+    with contextlib.ExitStack() as settings:
+        _set(settings, torch.backends.cudnn, "benchmark", False)
+        _multiply_in_tf32(settings, precision == "tf32")
+        settings.enter_context(torch.cuda.device(device))
+        yield
+
+
+def _set(settings: contextlib.ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute until ``settings`` closes."""
+    settings.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
+
+
+def _multiply_in_tf32(settings: contextlib.ExitStack, allowed: bool) -> None:
+    """Let CUDA multiply fp32 tensors in TF32, or not, until ``settings`` closes."""
+    backends: Any = torch.backends
+    cudnn, mkldnn, matmul = backends.cudnn, backends.mkldnn, backends.cuda.matmul
+    each_operation = hasattr(matmul, "fp32_precision")
+    if each_operation:
+        # A setting that is 'none' reads as its parent's. With the parents at 'none' before it, each reads as what it was set to itself,
+        # and the older setting below, which refuses to be read where the newer ones contradict it, can be read too.
+        for owner in (backends, cudnn, mkldnn, matmul, mkldnn.matmul):
+            _set(settings, owner, "fp32_precision", "none")
+    # It has three values, of which matmul.allow_tf32 knows two; compilers read it, so it has to agree with the newer settings.
+    settings.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    if not each_operation:  # before PyTorch 2.9
+        _set(settings, cudnn, "allow_tf32", allowed)
+        return
+    precision = "tf32" if allowed else "ieee"
+    cudnn.fp32_precision = precision
+    # Their default follows cuDNN's own setting and cannot be set again once it was overwritten: only what differs is touched.
+    for operation in (cudnn.conv, cudnn.rnn):
+        if operation.fp32_precision != precision:
+            _set(settings, operation, "fp32_precision", precision)
 
 
 def torch_version() -> str:
