@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from latprune.cli import measure
-from latprune.errors import FileFormatError, InvalidArgumentError, TableError
+from latprune.errors import EngineError, FileFormatError, InvalidArgumentError, TableError
 from latprune.graph import ModelGraph, trace
-from latprune.latency import ContextInfo, NetworkSample, Store, Target, import_kit_results, kit_runner, write_kit
+from latprune.latency import ContextInfo, NetworkSample, Store, Target, import_kit_results, kit_runner, machine_name, write_kit
 from latprune.latency import kit as kit_module
 from latprune.latency.engines.onnx_graph import export_onnx
 from latprune.latency.repeats import REPEAT, with_repeats
@@ -72,6 +72,7 @@ def test_a_devices_results_become_samples(kit: Path, results: Path, tmp_path: Pa
         samples = store.networks()
         ((context, _),) = store.contexts()
     assert context.target == TARGET
+    assert context.machine == machine_name(), "what this machine measures itself must be of the same conditions"
     for sample in samples:
         names = {kernel.kernel for kernel in sample.kernels}
         expected = {"stem", "conv1", "conv2"} if not sample.removed else {"stem"}
@@ -310,6 +311,21 @@ def test_only_onnxruntime_can_be_planned(tmp_path: Path) -> None:
         write_kit(tmp_path / "k.zip", network(), trace(network(), X), X, Target(engine="openvino"))
 
 
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ({"precision": "tf32"}, r"precision \(='tf32'\) needs the CUDA"),
+        ({"precision": "tf32", "device": "tensorrt"}, r"precision \(='tf32'\) needs the CUDA"),
+        ({"precision": "bf16"}, r"precision \(='bf16'\) is not available"),
+        ({"device": "cuda:first"}, r"device \(='cuda:first'\) must end in the number"),
+    ],
+)
+def test_what_the_engine_cannot_do_is_not_planned(tmp_path: Path, conditions: dict[str, str], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        write_kit(tmp_path / "k.zip", network(), trace(network(), X), X, Target(engine="onnxruntime", **conditions), networks=2)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 def test_command(results: Path, kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     measure.add_parser(parser.add_subparsers())
@@ -348,6 +364,7 @@ class GpuSession:
 
     def __init__(self, prefix: str) -> None:
         self.prefix, self.bound = prefix, 0
+        self.places: list[tuple[str, int]] = []
 
     def get_providers(self) -> list[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -357,7 +374,9 @@ class GpuSession:
 
     def io_binding(self) -> SimpleNamespace:
         return SimpleNamespace(
-            bind_ortvalue_input=lambda name, value: None, bind_output=lambda name, kind: None, synchronize_outputs=lambda: None
+            bind_ortvalue_input=lambda name, value: self.places.append(value),
+            bind_output=lambda name, kind, index: self.places.append((kind, index)),
+            synchronize_outputs=lambda: None,
         )
 
     def run_with_iobinding(self, binding: Any) -> None:
@@ -370,29 +389,88 @@ class GpuSession:
         return self.prefix
 
 
+PLACES = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=lambda array, kind, index: (kind, index)))
+
+
+def gpu_plan(device: str) -> dict[str, Any]:
+    return {"target": {"threads": 1, "device": device, "precision": "fp32"}}
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), ("tensorrt:2", 2)])
+def test_the_runner_keeps_inputs_and_outputs_on_the_plans_gpu(device: str, index: int) -> None:
+    session = GpuSession("")
+    kit_runner.runner(PLACES, session, gpu_plan(device), {"x": 0})()
+    assert session.places == [("cuda", index)] * 2
+
+
 def test_the_runner_reads_kernels_on_a_gpu_and_not_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kit_runner, "open_session", lambda ort, data, plan, prefix: GpuSession(prefix))
-    ort = SimpleNamespace(OrtValue=SimpleNamespace(ortvalue_from_numpy=lambda array, kind, index: array))
-    found, ops = kit_runner.step_runs(ort, b"", {}, {"x": 0}, 10)
+    found, ops = kit_runner.step_runs(PLACES, b"", gpu_plan("cuda"), {"x": 0}, 10)
     assert found == {"conv": [25.0] * 10} and ops == {"conv": "Conv"}
     monkeypatch.setattr(GpuSession, "kernels", False)
     with pytest.raises(SystemExit, match="without CUDA profiling"):
-        kit_runner.step_runs(ort, b"", {}, {"x": 0}, 10)
+        kit_runner.step_runs(PLACES, b"", gpu_plan("cuda"), {"x": 0}, 10)
 
 
-def test_the_runner_does_not_fall_back_to_the_processor() -> None:
+@pytest.mark.parametrize(
+    ("device", "given"),
+    [
+        ("cuda", ("CUDAExecutionProvider", {"use_tf32": 0})),
+        ("cuda:1", ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": 0})),
+        ("tensorrt:1", ("TensorrtExecutionProvider", {"device_id": 1})),
+    ],
+)
+def test_the_runner_asks_for_the_plans_gpu_and_does_not_fall_back_to_the_processor(device: str, given: tuple[str, dict[str, int]]) -> None:
     import onnxruntime
 
-    given: list[Any] = []
+    asked: list[Any] = []
 
     def session(data: bytes, options: Any, providers: list[Any]) -> SimpleNamespace:
-        given.extend(providers)
+        asked.extend(providers)
         return SimpleNamespace(get_providers=lambda: ["CPUExecutionProvider"])
 
     names = ("SessionOptions", "ExecutionMode", "GraphOptimizationLevel")
     ort = SimpleNamespace(InferenceSession=session, **{name: getattr(onnxruntime, name) for name in names})
-    plan = {"target": {"threads": 1, "device": "cuda:0", "precision": "fp32"}}
-    with pytest.raises(SystemExit, match="could not start CUDAExecutionProvider"):
-        kit_runner.open_session(ort, b"", plan)
-    assert given == [("CUDAExecutionProvider", {"use_tf32": 0})]
-    assert kit_runner.machine("CPUExecutionProvider")
+    with pytest.raises(SystemExit, match=f"could not start {given[0]}"):
+        kit_runner.open_session(ort, b"", gpu_plan(device))
+    assert asked == [given]
+
+
+def test_the_runner_names_the_plans_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit_runner, "gpu_name", lambda number: f"GPU {number}")
+    assert kit_runner.machine(gpu_plan("cpu")) == machine_name()
+    assert kit_runner.machine(gpu_plan("cuda")) == f"GPU 0, {machine_name()}"
+    assert kit_runner.machine(gpu_plan("tensorrt:3")) == f"GPU 3, {machine_name()}"
+    monkeypatch.setattr(kit_runner, "gpu_name", lambda number: None)
+    assert kit_runner.machine(gpu_plan("cuda")) == machine_name()
+
+    def unknown(number: int) -> str:
+        raise ValueError(f"which is {number}?")
+
+    monkeypatch.setattr(kit_runner, "gpu_name", unknown)
+    with pytest.raises(SystemExit, match=r"which is 1\?"):
+        kit_runner.machine(gpu_plan("cuda:1"))
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "board", "expected"),
+    [
+        (
+            "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n\nprocessor\t: 1\nmodel\t\t: 18\n",
+            None,
+            "AMD EPYC (family 25, model 17, stepping 1)",
+        ),
+        ("processor\t: 0\nBogoMIPS\t: 108.00\n\nHardware\t: BCM2835\n", "Raspberry Pi 4 Model B\0", "Raspberry Pi 4 Model B"),
+        # Windows and macOS have neither file.
+        (None, None, "Intel64 Family 6 Model 158 Stepping 10, GenuineIntel"),
+    ],
+)
+def test_the_runner_and_latprune_name_a_machine_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str | None, board: str | None, expected: str
+) -> None:
+    for name, text in (("CPUINFO", cpuinfo), ("BOARD", board)):
+        monkeypatch.setattr(kit_runner, name, str(tmp_path / name))
+        if text is not None:
+            (tmp_path / name).write_text(text)
+    monkeypatch.setattr("platform.processor", lambda: "Intel64 Family 6 Model 158 Stepping 10, GenuineIntel")
+    assert kit_runner.processor_name() == machine_name.__wrapped__() == expected

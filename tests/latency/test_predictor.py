@@ -131,6 +131,29 @@ def test_broken_files_are_refused(trained: KernelPredictor, tmp_path: Path) -> N
         KernelPredictor.load(tmp_path / "cycle.npz")
 
 
+def test_what_load_refuses_is_not_saved(trained: KernelPredictor, tmp_path: Path) -> None:
+    path = tmp_path / "p.npz"
+    trained.save(path)
+    before = path.read_bytes()
+    family, model = next(iter(trained.families.items()))
+    broken = dataclasses.replace(model, prices=-np.ones_like(model.prices))
+    for other, message in (
+        (dataclasses.replace(trained, spread=float("nan")), r"spread \(=nan\) must be finite"),
+        (dataclasses.replace(trained, families={**trained.families, family: broken}), "non-negative prices"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=message):
+            other.save(path)
+        assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_profiles_alone_do_not_make_a_predictor() -> None:
+    profiles = [dataclasses.replace(network, ms=None) for network in networks(40, 0)]
+    with pytest.raises(TableError, match="none of the 40 has one.*measure networks end to end"):
+        train_predictor(CONTEXT, profiles)
+    whole = train_predictor(CONTEXT, [*profiles, *networks(4, 1)])
+    assert np.isfinite(whole.spread) and whole.constant_ms + whole.overhead_ms > 0
+
+
 def test_unknown_families_are_refused(trained: KernelPredictor) -> None:
     with pytest.raises(TableError, match="attention"):
         trained.kernel(kernel_signature(KERNELS["stem"]).replace('"kind":"conv"', '"kind":"attention"'), (8, 8))

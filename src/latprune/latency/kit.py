@@ -29,7 +29,7 @@ from latprune.latency.design import DesignPoint, design_points
 from latprune.latency.engines import KernelTime
 from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
-from latprune.latency.engines.onnxruntime import step_path
+from latprune.latency.engines.onnxruntime import check_target, step_path
 from latprune.latency.matching import MatchedProfile, match_profile
 from latprune.latency.repeats import REPEAT, due_again
 from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
@@ -103,9 +103,13 @@ def write_kit(
         target: Conditions to measure under. ``engine`` must be ``onnxruntime``; ``device`` is ``cpu`` or the name of an execution provider.
         networks: Width-varied networks.
         seed: Seed of the design: the same as ``build_tables`` would measure.
+
+    Raises:
+        EngineError: ONNX Runtime cannot meet the target on any device.
     """
     if target.engine != "onnxruntime":
         raise InvalidArgumentError(f"target.engine (={target.engine!r}) must be 'onnxruntime': the runner needs nothing else on the device")
+    check_target(target)
     if networks < 2:
         raise InvalidArgumentError(f"networks (={networks}) must be at least 2")
     points = list(islice(design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=seed), networks))

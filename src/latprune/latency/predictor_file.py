@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latprune.errors import FileFormatError
+from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.latency.family_model import FamilyModel
 from latprune.latency.features import FEATURES
 from latprune.latency.predictor import KernelPredictor
@@ -25,7 +25,7 @@ _VERSION = 3
 
 
 def write_predictor(predictor: KernelPredictor, path: str | Path) -> None:
-    """Write the file."""
+    """Write the file; raises InvalidArgumentError, and leaves what was there, where ``read_predictor`` would refuse it."""
     header = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -43,8 +43,15 @@ def write_predictor(predictor: KernelPredictor, path: str | Path) -> None:
     arrays = {
         f"{index}/{name}": array for index, model in enumerate(predictor.families.values()) for name, array in model.to_arrays().items()
     }
-    with replacing(path) as staged, staged.open("wb") as file:
-        np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+    with replacing(path) as staged:
+        with staged.open("wb") as file:
+            np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+        try:
+            read_predictor(staged)
+        except FileFormatError as error:
+            raise InvalidArgumentError(
+                f"predictor (for {path}) must be one that can be read again, but {error.__cause__ or error}; train it again"
+            ) from error
 
 
 def read_predictor(path: str | Path) -> KernelPredictor:
@@ -88,9 +95,9 @@ def read_predictor(path: str | Path) -> KernelPredictor:
             typical_weights=float(header["typical_weights"]),
             samples=int(header["samples"]),
         )
-        numbers = (predictor.constant_ms, predictor.overhead_ms, predictor.spread, predictor.agreement, predictor.typical_weights)
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError("numbers that are not finite")
+        for name in ("constant_ms", "overhead_ms", "spread", "agreement", "typical_weights"):
+            if not math.isfinite(getattr(predictor, name)):
+                raise ValueError(f"{name} (={getattr(predictor, name)}) must be finite")
         return predictor
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, FileFormatError):

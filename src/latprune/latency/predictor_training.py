@@ -38,7 +38,7 @@ def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, 
         seed: Seed of the forests.
 
     Raises:
-        TableError: There are too few samples.
+        TableError: There are too few samples, or none of a network that was timed end to end.
         MissingExtraError: scikit-learn is not installed.
     """
     known = training_networks(networks)
@@ -46,6 +46,11 @@ def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, 
     count = sum(len(network.target) for network in known)
     if count < _FEWEST:
         raise TableError(f"a predictor needs at least {_FEWEST} kernel samples of {context.target}, but there are {count}; measure first")
+    if not any(network.ms is not None and network.trusted for network in known):
+        raise TableError(
+            f"a predictor needs networks of {context.target} with an end-to-end latency that their profiles agree with, but none of the "
+            f"{len(known)} has one, and kernels do not tell what a network takes beside them; measure networks end to end"
+        )
     trials, wholes = _trials(known, seed)
     models = {family: with_errors(fit_family(part, seed=seed), part, trials.get(family, []), seed=seed) for family, part in rows.items()}
     constant, overhead, spread = _calibrate(known, models)
@@ -132,8 +137,6 @@ def _agreement(wholes: Sequence[_Whole], models: Mapping[str, FamilyModel], cons
 def _calibrate(networks: Sequence[TrainingNetwork], models: Mapping[str, FamilyModel]) -> tuple[float, float, float]:
     """Constant, overhead per kernel, and 95th percentile of the relative error of whole networks."""
     timed = _thinned([network for network in networks if network.ms is not None and network.trusted])
-    if not timed:
-        return 0.0, 0.0, float("nan")
     goal = np.asarray([network.ms for network in timed], dtype=np.float64)
     kernels = np.asarray([float(len(network.target)) for network in timed])
     parts = np.asarray([_sum(network, models) for network in timed])
