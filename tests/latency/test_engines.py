@@ -381,3 +381,24 @@ class TestExecuTorchAlone:
             engine.compile(Odd(), torch.randn(1, 3), self.target)
         with pytest.raises(EngineError, match="bf16"):
             engine.compile(Twice(), torch.randn(1, 8, 8, 8), Target(engine="executorch", precision="bf16"))
+
+
+def test_threads_are_given_back_when_the_last_network_of_pytorch_closes() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        engine, x = TorchEngine(), torch.randn(1, 3, 8, 8)
+        first, second = (engine.compile(nn.Conv2d(3, 4, 3), x, Target(engine="torch", threads=1)) for _ in range(2))
+        second.run()
+        assert torch.get_num_threads() == 1
+        first.close()
+        assert torch.get_num_threads() == 1, "the other one is still open"
+        second.close()
+        second.close()
+        assert torch.get_num_threads() == 2
+        third = engine.compile(nn.Conv2d(3, 4, 3), x, Target(engine="torch", threads=1))
+        third.run()
+        del third
+        assert torch.get_num_threads() == 2, "one that nobody closed"
+    finally:
+        torch.set_num_threads(before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +24,9 @@ __all__ = ["TorchNetwork", "cuda_conditions", "cuda_event", "flatten_outputs", "
 
 
 class TorchNetwork(CompiledNetwork):
-    """A module, or what a compiler made of it, on fixed inputs. The process's thread count is set to the target's while it runs."""
+    """A module, or what a compiler made of it, on fixed inputs. On CPU the process's thread count is the target's from its first run
+    on, and what it was before once no such network is open.
+    """
 
     def __init__(
         self, call: Callable[..., Any], inputs: ModelInputs, target: Target, device: torch.device, conversion: str, start: float
@@ -33,6 +36,9 @@ class TorchNetwork(CompiledNetwork):
         self._device = device
         if device.type == "cpu":
             keep_freed_memory()
+            self._threads: weakref.finalize[..., TorchNetwork] | None = _hold_threads(self)
+        else:
+            self._threads = None
         super().__init__(target, conversion, time.perf_counter() - start)
 
     def _forward(self) -> Any:
@@ -78,6 +84,24 @@ class TorchNetwork(CompiledNetwork):
         """See ``CompiledNetwork.close``."""
         self._call = None
         self._inputs = ModelInputs(args=(), kwargs={})
+        if self._threads is not None:
+            self._threads()
+
+
+_threads_of_open: list[int] = []
+"""The process's thread count when each of the open networks on CPU was made; the first is the one that was there before all of them."""
+
+
+def _hold_threads(network: TorchNetwork) -> weakref.finalize[..., TorchNetwork]:
+    """Remember the thread count -> what gives it back, once, at the network's end if not before."""
+    _threads_of_open.append(torch.get_num_threads())
+    return weakref.finalize(network, _release_threads)
+
+
+def _release_threads() -> None:
+    before = _threads_of_open.pop()
+    if not _threads_of_open and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 def torch_device(target: Target) -> torch.device:
