@@ -18,10 +18,11 @@ class Target:
 
     Attributes:
         engine: Registered name of the engine: ``openvino``, ``onnxruntime``, ``executorch``, ``torch``, ``torch_compile``.
-        device: Device in the engine's own words: ``cpu``, ``cuda:0``, ``GPU.0``, an execution provider.
+        device: The one device that runs all of the network, in the engine's words: ``cpu``, ``cuda:0``, ``GPU.0``, an execution provider.
         threads: Threads that one inference may use; pinned.
         batch: Batch size; the example inputs' first dimension is brought to it.
         precision: What the engine computes in: ``fp32``, ``bf16``, ``fp16``, or ``tf32`` (fp32 tensors, multiplied in TF32; CUDA only).
+            A device that would compute in another one is refused.
     """
 
     engine: str = "openvino"

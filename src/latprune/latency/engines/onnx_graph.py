@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.inputs import ModelInputs
@@ -33,7 +35,8 @@ class OnnxNetwork:
         ops: Node name -> ONNX operation.
         producers: Tensor name -> name of the node that makes it.
         inputs_of: Node name -> names of the tensors that it reads.
-        input_names: Names of the graph inputs, in the order of ``ModelInputs.tensors``.
+        input_names: Names of the graph inputs: ``input_2`` is the third of ``ModelInputs.tensors``. Those that the network does not use are
+            left out.
     """
 
     data: bytes
@@ -44,6 +47,11 @@ class OnnxNetwork:
     inputs_of: Mapping[str, tuple[str, ...]]
     input_names: tuple[str, ...]
     _cache: dict[str, str | None] = field(default_factory=dict, repr=False)
+
+    def feed(self, inputs: ModelInputs) -> dict[str, npt.NDArray[Any]]:
+        """Graph input -> array, for the arguments that the model was exported with."""
+        tensors = dict(zip(_names(inputs), inputs.tensors, strict=True))
+        return {name: tensors[name].cpu().numpy() for name in self.input_names}
 
     def path_of_step(self, step: str, *, contraction: bool) -> str | None:
         """Module path of an engine's step: by the node's name, else by the tensor that a fused step is named after.
@@ -98,7 +106,9 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
         raise MissingExtraError("onnx", "onnx") from None
     if exporter not in ("torchscript", "dynamo"):
         raise EngineError(f"exporter (={exporter!r}) must be 'torchscript' or 'dynamo'")
-    names = [f"input_{index}" for index in range(len(inputs.tensors))]
+    names = _names(inputs)
+    plain = not inputs.kwargs and all(isinstance(arg, torch.Tensor) for arg in inputs.args)
+    called = model if plain else _TensorCall(model, inputs).eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -106,10 +116,9 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
             if exporter == "torchscript":
                 # The exporter writes to any binary file, but is annotated for paths only.
                 buffer: Any = io.BytesIO()
-                args = (*inputs.args, dict(inputs.kwargs)) if inputs.kwargs else inputs.args
                 torch.onnx.export(
-                    model,
-                    args,
+                    called,
+                    tuple(inputs.tensors),
                     buffer,
                     dynamo=False,
                     input_names=names,
@@ -120,7 +129,7 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
                 data = bytes(buffer.getvalue())
                 proto = onnx.load_from_string(data)
             else:
-                program = torch.onnx.export(model, inputs.args, kwargs=dict(inputs.kwargs), dynamo=True, verbose=False)
+                program = torch.onnx.export(called, tuple(inputs.tensors), input_names=names, dynamo=True, verbose=False)
                 if program is None:
                     raise EngineError("the dynamo exporter returned no program")
                 proto = program.model_proto
@@ -129,11 +138,13 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
         raise
     except Exception as error:
         raise EngineError(f"{type(model).__name__} could not be exported to ONNX by the {exporter} exporter: {error}") from error
-    modules = {name for name, _ in model.named_modules()}
+    modules = {name for name, _ in called.named_modules()}
     nodes = proto.graph.node
     paths: dict[str, str] = {}
     for node in nodes:
         path = _scope_from_metadata(node, modules) if exporter == "dynamo" else _scope_from_name(node.name, modules)
+        if path is not None and not plain:
+            path = path.removeprefix(_TensorCall.prefix) if path.startswith(_TensorCall.prefix) else None
         if path is not None:
             paths[node.name] = path
     initializers = {item.name for item in proto.graph.initializer}
@@ -143,9 +154,40 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
         paths=paths,
         ops={node.name: node.op_type for node in nodes},
         producers={output: node.name for node in nodes for output in node.output},
-        inputs_of={node.name: tuple(name for name in node.input if name not in initializers) for node in nodes},
+        inputs_of={node.name: tuple(name for name in _reads(node) if name not in initializers) for node in nodes},
         input_names=tuple(item.name for item in proto.graph.input if item.name not in initializers),
     )
+
+
+class _TensorCall(nn.Module):
+    """A model called with its tensors alone, in the order of ``ModelInputs.tensors``; its other arguments are constants.
+
+    The exporters order what they are given by ``forward``'s signature, and make inputs of its defaults and numbers too.
+    """
+
+    prefix = "network."
+
+    def __init__(self, model: nn.Module, inputs: ModelInputs) -> None:
+        super().__init__()
+        self.network = model
+        leaves, self._form = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+        self._is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+        self._constants = [None if tensor else leaf for leaf, tensor in zip(leaves, self._is_tensor, strict=True)]
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        given = iter(tensors)
+        leaves = [next(given) if tensor else leaf for leaf, tensor in zip(self._constants, self._is_tensor, strict=True)]
+        args, kwargs = pytree.tree_unflatten(leaves, self._form)
+        return self.network(*args, **kwargs)
+
+
+def _names(inputs: ModelInputs) -> list[str]:
+    return [f"input_{index}" for index in range(len(inputs.tensors))]
+
+
+def _reads(node: Any) -> list[str]:
+    """Tensors that a node reads, those of its branches and loops included."""
+    return [*node.input, *(name for attribute in node.attribute for inner in attribute.g.node for name in _reads(inner))]
 
 
 def _scope_from_name(name: str, modules: set[str]) -> str | None:

@@ -21,7 +21,7 @@ from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
 from latprune.latency.machine import cuda_name, machine_name
 from latprune.latency.target import Target
 
-__all__ = ["OnnxRuntimeEngine", "step_path"]
+__all__ = ["OnnxRuntimeEngine", "check_target", "step_path"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _ON_CUDA = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider"})
@@ -46,7 +46,10 @@ class OnnxRuntimeEngine(Engine):
     name = "onnxruntime"
     fuses = "all graph optimisations: convolution + norm + activation + addition, blocked channel layout where it pays, attention patterns"
     profiles_kernels = True
-    pins = "intra-op threads, one inter-op thread, sequential execution, no spinning, full graph optimisation, TF32 off for fp32 on CUDA"
+    pins = (
+        "intra-op threads, one inter-op thread, sequential execution, no spinning, full graph optimisation, precision (TF32 off for fp32 "
+        "on CUDA), one device (no step on the CPU beside another one), batch (static shapes), contiguous inputs"
+    )
 
     def version(self) -> str:
         """Version of the onnxruntime package."""
@@ -63,15 +66,11 @@ class OnnxRuntimeEngine(Engine):
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``."""
         runtime = _module()
-        if target.precision == "bf16":
-            raise EngineError("precision (='bf16') is not available on onnxruntime; use 'fp32' or 'fp16'")
-        if target.precision == "tf32" and _provider_name(target.device) != "CUDAExecutionProvider":
-            raise EngineError("precision (='tf32') needs the CUDA execution provider")
+        check_target(target)
         start = time.perf_counter()
         inputs = prepare_inputs(example_inputs, target, cast=True)
         exported = export_onnx(evaluation_copy(model, target, cast=True), inputs)
-        arrays = [tensor.cpu().numpy() for tensor in inputs.tensors]
-        return _OnnxRuntimeNetwork(runtime, exported, arrays, target, profile, start)
+        return _OnnxRuntimeNetwork(runtime, exported, exported.feed(inputs), target, profile, start)
 
 
 def _provider_name(device: str) -> str:
@@ -79,13 +78,29 @@ def _provider_name(device: str) -> str:
     return _PROVIDERS.get(kind.lower(), kind)
 
 
+def check_target(target: Target) -> None:
+    """Raise EngineError for a target that ONNX Runtime cannot meet on any machine."""
+    index = target.device.partition(":")[2]
+    if index and not index.isdecimal():
+        raise EngineError(f"device (={target.device!r}) must end in the number of a device behind its colon, as in cuda:0")
+    on_cpu = _provider_name(target.device) == _PROVIDERS["cpu"]
+    if index and on_cpu:
+        raise EngineError(f"device (={target.device!r}) must be 'cpu': ONNX Runtime knows one CPU, whatever the number")
+    if target.precision == "bf16":
+        others = "'fp32'" if on_cpu else "'fp32' or 'fp16'"
+        raise EngineError(f"precision (='bf16') is not available on onnxruntime; use {others}")
+    if target.precision == "fp16" and on_cpu:
+        # It casts to fp32 before a kernel and back behind it, so the casts are all that fp16 changes.
+        raise EngineError("precision (='fp16') must be 'fp32' on onnxruntime's CPU, which computes fp16 in fp32; or use another device")
+    if target.precision == "tf32" and _provider_name(target.device) != "CUDAExecutionProvider":
+        raise EngineError(f"precision (='tf32') needs the CUDA execution provider, not device {target.device!r}; use 'fp32' or 'cuda'")
+
+
 def _provider(runtime: Any, target: Target) -> tuple[str, dict[str, Any]]:
     name, index = _provider_name(target.device), target.device.partition(":")[2]
     available = runtime.get_available_providers()
     if name not in available:
         raise EngineError(f"device (={target.device!r}) needs the execution provider {name}; this onnxruntime has {', '.join(available)}")
-    if index and not index.isdecimal():
-        raise EngineError(f"device (={target.device!r}) must end in the number of a device behind its colon, as in cuda:0")
     options: dict[str, Any] = {"device_id": int(index)} if index else {}
     if name == "CUDAExecutionProvider":
         # Left to itself, the provider multiplies fp32 in TF32.
@@ -100,14 +115,15 @@ def step_path(exported: OnnxNetwork, step: str, op: str) -> str | None:
 
 class _OnnxRuntimeNetwork(CompiledNetwork):
     def __init__(
-        self, runtime: Any, exported: OnnxNetwork, arrays: list[npt.NDArray[Any]], target: Target, profile: bool, start: float
+        self, runtime: Any, exported: OnnxNetwork, feed: dict[str, npt.NDArray[Any]], target: Target, profile: bool, start: float
     ) -> None:
         self._runtime = runtime
         self._exported = exported
+        self._device_name = target.device
         self._provider = _provider(runtime, target)
         self._profiled = profile
         self._threads = target.threads
-        self._feed: dict[str, npt.NDArray[Any]] = dict(zip(exported.input_names, arrays, strict=True))
+        self._feed = feed
         self._device = ("cuda", self._provider[1].get("device_id", 0)) if self._provider[0] in _ON_CUDA else None
         self._binding: Any = None
         self._session = None if profile else self._open(None)
@@ -122,6 +138,11 @@ class _OnnxRuntimeNetwork(CompiledNetwork):
         options.execution_mode = self._runtime.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = self._runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        alone = self._provider[0] != _PROVIDERS["cpu"]
+        if alone:
+            # What a provider does not take would run on the CPU without a word. On GPUs that is meant for computing with shapes, but shapes
+            # are static here, and such steps have been folded into constants before providers are asked. The CPU itself refuses the entry.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.log_severity_level = 3
         if prefix is not None:
             options.enable_profiling = True
@@ -129,7 +150,13 @@ class _OnnxRuntimeNetwork(CompiledNetwork):
         try:
             session = self._runtime.InferenceSession(self._exported.data, options, providers=[self._provider])
         except Exception as error:
-            raise EngineError(f"onnxruntime could not load the network: {error}") from error
+            if not alone:
+                raise EngineError(f"onnxruntime could not load the network: {error}") from error
+            # Where a provider does not start, the runtime tries the CPU by itself; that fails too, and hides why the provider did not.
+            raise EngineError(
+                f"device (={self._device_name!r}) must run the whole network, without the CPU for steps that {self._provider[0]} does not "
+                f"take; choose a device that takes all of them, or 'cpu' (onnxruntime says: {error.__cause__ or error})"
+            ) from error
         if self._provider[0] not in session.get_providers():
             # It goes on with the CPU where a provider's libraries are missing, and says so in its log alone.
             raise EngineError(f"onnxruntime could not start {self._provider[0]} and would run on {', '.join(session.get_providers())}")

@@ -23,6 +23,7 @@ __all__ = ["OpenVinoEngine"]
 _LONG_MS = 4.0
 """Networks slower than this have kernels long enough to be told apart run by run."""
 _CONTRACTIONS = frozenset({"Convolution", "FullyConnected", "MatMul", "Deconvolution"})
+_VIRTUAL = frozenset({"AUTO", "BATCH", "HETERO", "MULTI"})
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -40,7 +41,10 @@ class OpenVinoEngine(Engine):
     name = "openvino"
     fuses = "convolution and matmul with norm, activation, addition and element-wise chains; layout reorders where kernels disagree"
     profiles_kernels = True
-    pins = "threads, one stream, execution precision (bf16 would be the default on some CPUs), no core pinning, no model cache"
+    pins = (
+        "threads on CPU, one stream, execution precision (bf16 would be the default on some CPUs; read back after compilation, as are the "
+        "threads), one device by its own name, batch (static shapes), contiguous inputs, no core pinning, no model cache"
+    )
 
     def version(self) -> str:
         """Version and build of the openvino package."""
@@ -51,53 +55,97 @@ class OpenVinoEngine(Engine):
         device = _device(target)
         if device == "CPU":
             return machine_name()
-        try:
-            return f"{_module().Core().get_property(device, 'FULL_DEVICE_NAME')}, {machine_name()}"
-        except RuntimeError as error:
-            # The last line says what is wrong, those before it where in openvino's source.
-            reason = str(error).strip().rpartition("\n")[2]
-            there = ", ".join(_module().Core().available_devices)
-            raise EngineError(f"device (={target.device!r}) cannot be used by openvino, which finds {there} here: {reason}") from error
+        return f"{_full_name(_module().Core(), device, target)}, {machine_name()}"
 
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``."""
         openvino = _module()
         if target.precision not in _HINTS:
             raise EngineError(f"precision (={target.precision!r}) must be one of {', '.join(_HINTS)} on openvino")
+        core = openvino.Core()
+        device = _device(target)
+        _full_name(core, device, target)
         start = time.perf_counter()
         # The network stays fp32; the hint makes the plugin compute in the target's precision, as it would in deployment.
         inputs = prepare_inputs(example_inputs, target, cast=False)
         exported = export_onnx(evaluation_copy(model, target, cast=False), inputs)
-        core = openvino.Core()
-        device = _device(target)
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[target.precision], "PERF_COUNT": profile, "NUM_STREAMS": 1}
         if device == "CPU":
             config |= {"INFERENCE_NUM_THREADS": target.threads, "ENABLE_CPU_PINNING": False}
         try:
             compiled = core.compile_model(core.read_model(io.BytesIO(exported.data)), device, config)
+            _check_conditions(compiled, device, target)
+        except EngineError:
+            raise
         except Exception as error:
-            raise EngineError(f"openvino could not compile the network for {device}: {error}") from error
-        arrays = [tensor.cpu().numpy() for tensor in inputs.tensors]
-        return _OpenVinoNetwork(compiled, exported, arrays, target, profile, start)
+            raise EngineError(f"openvino could not compile the network for {device}: {_reason(error)}") from error
+        return _OpenVinoNetwork(compiled, exported, exported.feed(inputs), target, profile, start)
 
 
 def _device(target: Target) -> str:
-    return target.device.upper() if target.device.lower() in ("cpu", "gpu", "npu") else target.device
+    """OpenVINO's name of the device, which it writes in capitals; raises EngineError for one that stands for others."""
+    device = target.device.upper()
+    if device.partition(":")[0] in _VIRTUAL:
+        raise EngineError(
+            f"device (={target.device!r}) must be a device's own name: this one leaves to openvino what runs where; choose from what it "
+            f"finds here: {_devices(_module().Core())}"
+        )
+    if device.startswith(("CPU.", "CPU:")):
+        raise EngineError(f"device (={target.device!r}) must be 'cpu': openvino knows one CPU, whatever the number")
+    return device
+
+
+def _full_name(core: Any, device: str, target: Target) -> str:
+    """The hardware's name; raises EngineError where openvino does not have the device."""
+    try:
+        return str(core.get_property(device, "FULL_DEVICE_NAME"))
+    except RuntimeError as error:
+        there = _devices(core)
+        raise EngineError(f"device (={target.device!r}) cannot be used by openvino, which finds {there} here: {_reason(error)}") from error
+
+
+def _devices(core: Any) -> str:
+    return ", ".join(core.available_devices)
+
+
+def _reason(error: Exception) -> str:
+    """An error of openvino in one line, without the places in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line and not line.startswith("Exception from"))
+
+
+def _check_conditions(compiled: Any, device: str, target: Target) -> None:
+    """Raise EngineError where the compiled network has other conditions than were asked for: openvino takes what it can do instead."""
+    computes_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    if computes_in != _HINTS[target.precision]:
+        instead = next((repr(name) for name, hint in _HINTS.items() if hint == computes_in), computes_in)
+        raise EngineError(
+            f"precision (={target.precision!r}) must be one that openvino computes in on {device} here: it would take {instead} instead; "
+            f"choose {' or '.join(dict.fromkeys((instead, repr('fp32'))))}"
+        )
+    if device != "CPU":
+        return
+    threads = compiled.get_property("INFERENCE_NUM_THREADS")
+    if threads != target.threads:
+        raise EngineError(
+            f"threads (={target.threads}) must be a number that openvino can give to one inference here: it would take {threads} instead; "
+            f"choose at most {threads}"
+        )
 
 
 class _OpenVinoNetwork(CompiledNetwork):
     def __init__(
-        self, compiled: Any, exported: OnnxNetwork, arrays: list[npt.NDArray[Any]], target: Target, profile: bool, start: float
+        self, compiled: Any, exported: OnnxNetwork, feed: dict[str, npt.NDArray[Any]], target: Target, profile: bool, start: float
     ) -> None:
         self._compiled = compiled
         self._exported = exported
-        self._arrays = arrays
+        self._feed = feed
         self._profiled = profile
         self._request: Any = compiled.create_infer_request()
         self._done = 0
         openvino = _module()
-        for index, array in enumerate(arrays):
-            self._request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+        for name, array in feed.items():
+            self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
         super().__init__(target, f"{exported.conversion} -> openvino", time.perf_counter() - start)
 
     def _open(self) -> Any:
@@ -162,4 +210,4 @@ class _OpenVinoNetwork(CompiledNetwork):
     def close(self) -> None:
         self._request = None
         self._compiled = None
-        self._arrays = []
+        self._feed = {}
