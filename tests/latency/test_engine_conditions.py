@@ -22,6 +22,7 @@ from latprune.latency.engines import openvino as openvino_engine
 from latprune.latency.engines.inputs import prepare_inputs
 from latprune.latency.engines.onnx_graph import export_onnx
 from latprune.latency.engines.torch_network import flatten_outputs
+from latprune.latency.sampling import NetworkSampler
 
 X = torch.randn(2, 4)
 
@@ -336,3 +337,40 @@ def test_steps_read_what_their_branches_read() -> None:
     exported = export_onnx(Branches().eval(), prepare_inputs(tuple(tensors(3)), Target(batch=2), cast=False))
     read = {name for names in exported.inputs_of.values() for name in names}
     assert set(exported.input_names) == {"input_0", "input_1", "input_2"} <= read
+
+
+class RootSteps(nn.Module):
+    """What follows a layer stands in the model's own forward, where engines fuse it into the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(512, 640), nn.Linear(640, 480), nn.Linear(480, 100)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.relu(self.b(self.a(x) + 0.5) * 2.0))
+
+
+class FreeWeight(nn.Module):
+    """A convolution with a weight of the model's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.weight = nn.Conv2d(3, 32, 3), nn.Parameter(torch.randn(64, 32, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(torch.relu(self.c(x)), self.weight)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+def test_a_layer_keeps_its_name_under_what_the_models_forward_adds(engine: str) -> None:
+    model, x = RootSteps().eval(), torch.randn(4, 512)
+    sampler = NetworkSampler(model, trace(model, x), x, Target(engine=engine, batch=4), get_engine(engine))
+    sampler.close()
+    assert set(sampler.signatures) >= {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+def test_a_layer_that_no_step_shows_is_refused_by_name(engine: str) -> None:
+    model, x = FreeWeight().eval(), torch.randn(1, 3, 24, 24)
+    with pytest.raises(EngineError, match=r"1 of the model's layers \(weight\)"):
+        NetworkSampler(model, trace(model, x), x, Target(engine=engine), get_engine(engine))

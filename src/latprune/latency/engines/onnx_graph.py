@@ -63,18 +63,19 @@ class OnnxNetwork:
         while stem:
             if stem in self.paths:
                 return self.paths[stem]
+            if stem in self.ops:
+                # An operation of the model's own forward, which may have taken up a contraction.
+                return self._path_of_node(stem, contraction=contraction)
             stem, _, _ = stem.rpartition("/")
-        return self.path_of_tensor(step, contraction=contraction)
+        node = self.producers.get(step)
+        return None if node is None else self._path_of_node(node, contraction=contraction)
 
-    def path_of_tensor(self, tensor: str, *, contraction: bool) -> str | None:
-        """Module path of the step that makes ``tensor``; with ``contraction``, of the nearest contraction that leads to it.
+    def _path_of_node(self, node: str, *, contraction: bool) -> str | None:
+        """Module path of a node; with ``contraction``, of the nearest contraction that leads to it.
 
         Engines name a fused step after its last operation (convolution + norm + ReLU is named after the ReLU), so the way back goes
         through the operations that have been fused until the contraction is met.
         """
-        node = self.producers.get(tensor)
-        if node is None:
-            return None
         if not contraction:
             return self.paths.get(node)
         frontier, seen = [node], {node}
