@@ -71,7 +71,7 @@ class ExecuTorchEngine(Engine):
     name = "executorch"
     fuses = "XNNPACK: convolution and linear with norm and activation; additions stay apart, portable kernels fuse nothing"
     profiles_kernels = True
-    pins = "threads of the process's one thread pool, fp32, static shapes, outputs not copied"
+    pins = "threads of the process's one thread pool, precision (fp32), batch (static shapes), contiguous inputs, outputs not copied"
 
     def version(self) -> str:
         """Version of the executorch package."""

@@ -40,8 +40,8 @@ class TorchCompileEngine(Engine):
     fuses = "element-wise chains, norms and reductions into generated kernels; convolutions and matmuls stay library calls on CPU"
     profiles_kernels = False
     pins = (
-        "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, static shapes, freed memory kept on CPU (glibc), "
-        "cuDNN without autotuning"
+        "threads of the process, precision (no TF32 for fp32), batch (static shapes), memory format (channels-last models and inputs stay "
+        "so), eval mode, gradients off, freed memory kept on CPU (glibc), cuDNN without autotuning"
     )
 
     def version(self) -> str:

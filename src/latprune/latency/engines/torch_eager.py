@@ -29,8 +29,8 @@ class TorchEngine(Engine):
     fuses = "nothing: each operation is a kernel of its own; what runs between two leaf modules counts to the module before it"
     profiles_kernels = True
     pins = (
-        "threads of the process, precision (no TF32 for fp32), eval mode, gradients off, freed memory kept on CPU (glibc), cuDNN without "
-        "autotuning"
+        "threads of the process, precision (no TF32 for fp32), batch, memory format (channels-last models and inputs stay so), eval mode, "
+        "gradients off, freed memory kept on CPU (glibc), cuDNN without autotuning"
     )
 
     def version(self) -> str:
