@@ -137,7 +137,10 @@ def _groups(dense: ModelGraph, edits: Sequence[ArchitectureEdits], removed: Sequ
 
 
 def _tables(tables: LatencyTables, kept: Mapping[str, int], removed: Sequence[str]) -> TablesRecord:
-    """What a report shows of the tables: their error, the stairs of two kernels and one kernel's pairs, the delivered sizes marked."""
+    """What a report shows of the tables: their error, the stairs of two kernels and one kernel's pairs, the delivered sizes marked.
+
+    Tables do not hold the samples behind them, so the stairs are drawn without.
+    """
     from latprune.latency.figures import compute_pair_map, compute_staircase, telling_kernels
 
     def delivered(kernel: str) -> list[int] | None:
@@ -154,7 +157,7 @@ def _tables(tables: LatencyTables, kept: Mapping[str, int], removed: Sequence[st
                 axis="output",
                 sizes=tuple(data.sizes[shown].tolist()),
                 ms=tuple(_rounded(data.ms[shown])),
-                steps=tuple(data.steps.tolist()),
+                offered=tuple(data.offered.tolist()),
                 kept=sizes[-1] if sizes is not None else None,
             )
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ from latprune.errors import CheckpointError, InvalidArgumentError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["decode_tensors", "encode_tensors", "replacing", "sha256_hex", "stage_file", "write_atomic"]
+__all__ = ["check_writable", "decode_tensors", "encode_tensors", "replacing", "sha256_hex", "stage_file", "write_atomic"]
 
 _ALIAS = "alias:"
 
@@ -29,23 +32,30 @@ def stage_file(path: Path, data: bytes) -> Path:
     """Write ``data`` to a temporary file beside ``path``, flushed to the disk; the caller renames it to ``path`` to commit.
 
     Raises:
-        OSError: The folder cannot be written or the disk is full; nothing is left behind.
+        OSError: The folder cannot be written or the disk is full; it names ``path``, and nothing is left behind.
     """
-    staged = _beside(path)
-    try:
+    with _staging(path) as staged:
         staged.write_bytes(data)
         _settle(staged)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
     return staged
 
 
-def _beside(path: Path) -> Path:
-    """A new empty file in the folder of ``path``."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    return Path(name)
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """A new empty file in the folder of ``path``, gone again where the body fails; errors name ``path``, which the user knows, instead."""
+    staged: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        staged = Path(name)
+        yield staged
+    except BaseException as error:
+        if staged is not None:
+            staged.unlink(missing_ok=True)
+        # mkstemp names a file that there never was; a full disk is often reported without any name.
+        if isinstance(error, OSError) and error.errno is not None and (staged is None or error.filename in (None, str(staged))):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def _settle(staged: Path) -> None:
@@ -57,34 +67,88 @@ def _settle(staged: Path) -> None:
     staged.chmod(0o666 & ~umask)
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` for the body to write, piece by piece; it becomes ``path`` where the body ends without an error.
+def _destination(path: Path) -> tuple[Path, bool]:
+    """Where what is written to ``path`` goes, links followed, and whether a file is replaced there; else it is a stream to write into.
 
     Raises:
+        InvalidArgumentError: Something lies there that is neither a file nor a stream, or it is the program's own output.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return path.resolve(), True
+    if stat.S_ISREG(found.st_mode):
+        # As of /dev/stdout sent to a file: what is printed would go on in the file that was replaced.
+        if any(_is_open_as(descriptor, found) for descriptor in (1, 2)):
+            raise InvalidArgumentError(f"{path} is the file that the program's own output goes to; name another one")
+        return path.resolve(), True
+    if stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode):
+        return path, False
+    kind = {stat.S_IFDIR: "a folder", stat.S_IFBLK: "a disk", stat.S_IFSOCK: "a socket"}.get(stat.S_IFMT(found.st_mode), "no file")
+    raise InvalidArgumentError(f"{path} is {kind}; it must be a file, or a pipe or character device to write into")
+
+
+def _is_open_as(descriptor: int, found: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), found)
+    except OSError:
+        return False
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out whether :func:`write_atomic` and :func:`replacing` can write ``path``, by making a file beside it and removing it.
+
+    Raises:
+        InvalidArgumentError: Something lies there that is neither a file nor a stream.
+        OSError: The folder, or the pipe or device, cannot be written; it names ``path``.
+    """
+    destination, replaced = _destination(Path(path))
+    if replaced:
+        with _staging(destination) as staged:
+            staged.unlink()
+    elif not os.access(destination, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file for the body to write, piece by piece; it becomes ``path`` where the body ends without an error.
+
+    Where ``path`` is a link, what it points to is replaced; a pipe or a device stays what it is, and the content goes into it.
+
+    Raises:
+        InvalidArgumentError: Something lies at ``path`` that is neither a file nor a pipe or device, such as a folder.
         OSError: As :func:`stage_file`; the old file is untouched and nothing is left behind.
     """
-    path = Path(path)
-    staged = _beside(path)
-    try:
+    destination, replaced = _destination(Path(path))
+    if not replaced:
+        with tempfile.TemporaryDirectory() as folder:
+            content = Path(folder) / "content"
+            yield content
+            try:
+                with content.open("rb") as file, destination.open("wb") as stream:
+                    shutil.copyfileobj(file, stream)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+        return
+    with _staging(destination) as staged:
         yield staged
         _settle(staged)
-        staged.replace(path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        staged.replace(destination)
+    sync_folder(destination.parent)
 
 
 def write_atomic(path: str | Path, data: bytes | str) -> None:
     """Replace ``path`` by ``data`` in one step: a reader, or a crash at any moment, sees the old file or the new one.
 
+    Links, pipes and devices are as for :func:`replacing`.
+
     Raises:
+        InvalidArgumentError: As :func:`replacing`.
         OSError: As :func:`stage_file`; the old file is untouched.
     """
-    path = Path(path)
-    stage_file(path, data.encode("utf-8") if isinstance(data, str) else data).replace(path)
-    sync_folder(path.parent)
+    with replacing(path) as staged:
+        staged.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def sync_folder(folder: Path) -> None:

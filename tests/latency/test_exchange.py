@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -188,4 +190,66 @@ def test_reading_commands_leave_no_store_and_no_file_where_there_is_none(tmp_pat
         run("show", "1", "--store", typo)
     with pytest.raises(InvalidArgumentError, match="is a folder"):
         run("export", str(tmp_path), "--store", typo)
-    assert run("export", str(tmp_path / "new" / "x.parquet"), "--store", typo) == 0
+    with pytest.raises(InvalidArgumentError, match="no networks to export"):
+        run("export", str(tmp_path / "new" / "x.parquet"), "--store", typo)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_an_empty_store_is_called_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.sqlite").touch()
+    assert run("check", "--store", str(tmp_path / "a.sqlite")) == 0
+    assert "sound, but empty" in capsys.readouterr().out
+
+
+def test_of_several_files_all_are_taken_in_or_none(tmp_path: Path) -> None:
+    with Store(tmp_path / "a.sqlite") as store:
+        store.add(CONTEXT, networks(2))
+        export_samples(store, tmp_path / "a.parquet")
+    (tmp_path / "bad").write_text("neither of the two " * 100)
+    before = {path.name for path in tmp_path.iterdir()}
+    for action, good in (("import", "a.parquet"), ("merge", "a.sqlite")):
+        with pytest.raises(FileFormatError, match="bad"):
+            run(action, str(tmp_path / good), str(tmp_path / "bad"), "--store", str(tmp_path / "new" / "b.sqlite"))
+    assert {path.name for path in tmp_path.iterdir()} == before
+    with Store(":memory:") as store:
+        with pytest.raises(FileFormatError, match="bad"):
+            merge_stores(store, [tmp_path / "a.sqlite", tmp_path / "bad"])
+        assert store.networks() == []
+
+
+def test_a_merge_leaves_its_sources_as_they_were(tmp_path: Path) -> None:
+    old = tmp_path / "old.sqlite"
+    shutil.copy(Path(__file__).parent / "data" / "store-schema-1.sqlite", old)
+    content = old.read_bytes()
+    with Store(":memory:") as store:
+        assert merge_stores(store, [old]) == 1
+    assert old.read_bytes() == content
+
+
+def test_each_network_is_shown_with_its_time_and_clock(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (first,) = networks(1)
+    clock = {"scaling_governor": "powersave", "scaling_cur_freq": 2_100_000, "scaling_max_freq": 3_500_000}
+    shown = [dataclasses.replace(first, created=created, extra=extra) for created, extra in ((1.75e9, clock), (1e300, {}))]
+    with Store(tmp_path / "a.sqlite") as store:
+        store.add(CONTEXT, shown)
+    assert run("show", "1", "--store", str(tmp_path / "a.sqlite")) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines[0].endswith("2025-06-15 15:06Z  powersave  2.10 of 3.50 GHz") and lines[1].endswith("1e+300 s")
+
+
+def test_one_changed_bit_is_never_anything_but_a_clear_error(tmp_path: Path) -> None:
+    with Store(":memory:") as store:
+        store.add(CONTEXT, networks(2))
+        export_samples(store, tmp_path / "good.parquet")
+    good, data = read_samples(tmp_path / "good.parquet"), (tmp_path / "good.parquet").read_bytes()
+    names = len(data) - 8 - int.from_bytes(data[-8:-4], "little")  # pages before it have checksums
+    refused = 0
+    for place in range(names * 8, len(data) * 8, 61):
+        changed = bytearray(data)
+        changed[place // 8] ^= 1 << place % 8
+        (tmp_path / "changed.parquet").write_bytes(changed)
+        try:
+            assert read_samples(tmp_path / "changed.parquet") == good
+        except FileFormatError:
+            refused += 1
+    assert refused > 100

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -121,6 +124,83 @@ def test_a_runner_without_its_kit_says_so(results: Path, tmp_path: Path) -> None
     assert done.returncode == 1 and done.stderr.startswith("kit.zip is not there")
 
 
+def said(*arguments: str | Path, cwd: Path, **environment: str) -> str:
+    """What the runner says, in one line, of what keeps it from measuring."""
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_a_runner_says_before_it_measures_where_results_cannot_be_written(kit: Path, results: Path, tmp_path: Path) -> None:
+    runner = results.parent / "run.py"
+    assert said(runner, kit, "nowhere/r.json", cwd=tmp_path).startswith("nowhere/r.json cannot be written ([Errno 2]")
+    (tmp_path / "r.json").mkdir()
+    assert said(runner, kit, "r.json", cwd=tmp_path).startswith("r.json is there, but cannot be read ([Errno 21]")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"notes.txt": "a"}, "no latprune kit"),
+        ({"plan.json": "{"}, "no latprune kit"),
+        ({"plan.json": "[]"}, "no latprune kit"),
+        ({"plan.json": '{"format": "latprune/latency-plan"}'}, "no latprune kit"),
+        ({"plan.json": '{"format": "latprune/latency-kit", "networks": [], "inputs": []}'}, "damaged .*models/0.onnx.*copy the kit again"),
+    ],
+)
+def test_a_zip_file_that_is_no_kit_is_said_so(results: Path, tmp_path: Path, files: dict[str, str], message: str) -> None:
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as file:
+        for name, text in files.items():
+            file.writestr(name, text)
+    found = said(results.parent / "run.py", "other.zip", "r.json", cwd=tmp_path)
+    assert re.match(f"other.zip is {message}", found), found
+
+
+@pytest.mark.parametrize("missing", ["numpy", "onnxruntime"])
+def test_a_runner_names_the_package_that_is_missing(kit: Path, results: Path, tmp_path: Path, missing: str) -> None:
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError(\"No module named '{missing}'\")")
+    (tmp_path / "run.py").write_text((results.parent / "run.py").read_text())
+    found = said("run.py", kit, "r.json", cwd=tmp_path)
+    assert f"No module named '{missing}'" in found and "python -m pip install numpy onnxruntime" in found
+
+
+def test_a_full_disk_leaves_the_results_before(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "r.json"
+    kit_runner.save(str(path), {"networks": []})
+    before = path.read_text()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(SystemExit, match=r"r.json cannot be written \(.*what it held is still there"):
+            kit_runner.save(str(path), {"networks": ["x" * 5000]})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_results_are_on_the_disk_before_they_replace_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr("os.fsync", lambda handle: (calls.append("fsync"), sync(handle)))
+    monkeypatch.setattr("os.replace", lambda source, target: (calls.append("replace"), replace(source, target)))
+    kit_runner.save(str(tmp_path / "r.json"), {"networks": []})
+    assert calls == ["fsync", "replace"] and json.loads((tmp_path / "r.json").read_text()) == {"networks": []}
+
+
+def test_a_profile_that_cannot_be_read_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit_runner, "open_session", lambda ort, data, plan, prefix: GpuSession(prefix))
+    monkeypatch.setattr(GpuSession, "end_profiling", lambda self: self.prefix)
+    with pytest.raises(SystemExit, match=r"cannot be read .*set TMPDIR"):
+        kit_runner.step_runs(PLACES, b"", gpu_plan("cuda"), {"x": 0}, 10)
+
+
+def test_the_runner_is_python_3_8() -> None:
+    ast.parse(Path(kit_runner.__file__).read_text(), feature_version=(3, 8))
+
+
 def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: Path, tmp_path: Path) -> None:
     graph = trace(network(), X)
     good = json.loads(results.read_text())
@@ -154,11 +234,26 @@ def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: 
         import_kit_results(store, tmp_path / "no.zip", results, graph)
 
 
+def test_the_devices_clock_is_kept(kit: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit_runner, "CLOCK", str(tmp_path))
+    assert kit_runner.clock_information() == {}
+    (tmp_path / "scaling_governor").write_text("performance\n")
+    (tmp_path / "scaling_cur_freq").write_text("1800000\n")
+    clock = kit_runner.clock_information()
+    assert clock == {"scaling_governor": "performance", "scaling_cur_freq": 1800000}
+    found = json.loads(results.read_text())
+    found["networks"] = [{**item, "clock": clock} for item in found["networks"]]
+    (tmp_path / "r.json").write_text(json.dumps(found))
+    with Store(":memory:") as store:
+        import_kit_results(store, kit, tmp_path / "r.json", trace(network(), X))
+        assert all(clock.items() <= sample.extra.items() for sample in store.networks())
+
+
 def test_results_of_the_first_version_are_read(kit: Path, results: Path, tmp_path: Path) -> None:
     old = json.loads(results.read_text())
     old["version"] = 1
     for item in old["networks"]:
-        del item["looks"], item["steady"]
+        del item["looks"], item["steady"], item["clock"]
     (tmp_path / "old.json").write_text(json.dumps(old))
     with Store(":memory:") as store:
         assert import_kit_results(store, kit, tmp_path / "old.json", trace(network(), X)) == 4
@@ -349,7 +444,8 @@ def test_command(results: Path, kit: Path, tmp_path: Path, capsys: pytest.Captur
     assert args.run(args) == 0
     said = capsys.readouterr().out
     assert "4 networks added" in said and "their tables: --context 1" in said
-    args = parser.parse_args([*base, "--context", "1"])
+    # The stored conditions name their engine.
+    args = parser.parse_args([item for item in base if item not in ("--engine", "onnxruntime")] + ["--context", "1"])
     with pytest.raises(TableError, match="holds 4 networks"):
         args.run(args)
     args = parser.parse_args([*base, "--results", str(results)])

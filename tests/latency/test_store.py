@@ -7,7 +7,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -222,15 +224,17 @@ def test_another_database_is_refused_and_left_alone(tmp_path: Path) -> None:
         Store(path)
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("schema", "message"), [(SCHEMA_VERSION + 1, "newer"), (-1, "damaged .schema -1")])
+def test_a_schema_that_is_not_known_is_refused(tmp_path: Path, schema: int, message: str) -> None:
     path = tmp_path / "s.sqlite"
     Store(path).close()
     connection = sqlite3.connect(path)
-    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    connection.execute(f"PRAGMA user_version={schema}")
     connection.commit()
     connection.close()
-    with pytest.raises(FileFormatError, match="newer"):
-        Store(path)
+    for reading in (False, True):
+        with pytest.raises(FileFormatError, match=message):
+            Store(path, reading=reading)
 
 
 @pytest.mark.parametrize(("schema", "extra"), [(1, {}), (2, {"scaling_governor": "performance"}), (3, {"scaling_governor": "performance"})])
@@ -263,10 +267,97 @@ def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
         assert store.add(CONTEXT, [network(5)]) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LatpruneError, match="LATPRUNE_CACHE"):
+    with pytest.raises(LatpruneError, match="name a store in a folder"):
         Store(tmp_path / "file" / "s.sqlite")
+    monkeypatch.setenv("LATPRUNE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(LatpruneError, match="set LATPRUNE_CACHE"):
+        Store()
+
+
+def test_opening_and_reading_a_store_writes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    with Store(path) as store:
+        store.add(CONTEXT, [network(0), network(1)])
+    os.utime(path, (1e9, 1e9))
+    content = path.read_bytes()
+    for reading in (False, True):
+        with Store(path, reading=reading) as store:
+            store.check()
+            assert len(store.networks()) == 2
+        assert path.read_bytes() == content and path.stat().st_mtime == 1e9 and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def sealed() -> Iterator[Callable[[Path], Path]]:
+    """Copies files into a folder where this process may then write nothing, as on a read-only medium."""
+    folder = Path(tempfile.mkdtemp())
+    root = os.geteuid() == 0
+
+    def seal(*files: Path) -> Path:
+        for file in files:
+            shutil.copy(file, folder / file.name)
+            (folder / file.name).chmod(0o444)
+        folder.chmod(0o555)
+        if root:  # whom no mode stops
+            os.seteuid(65534)
+        return folder
+
+    yield seal
+    if root:
+        os.seteuid(0)
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("schema", [1, 2, 3, SCHEMA_VERSION])
+def test_a_store_is_read_where_nothing_can_be_written(tmp_path: Path, sealed: Callable[..., Path], schema: int) -> None:
+    path = tmp_path / "s.sqlite"
+    if schema == SCHEMA_VERSION:
+        with Store(path) as store:
+            store.add(CONTEXT, [network()])
+    else:
+        shutil.copy(Path(__file__).parent / "data" / f"store-schema-{schema}.sqlite", path)
+    folder = sealed(path)
+    with Store(folder / path.name, reading=True) as store:
+        store.check()
+        assert [item.widths for item in store.networks()] == [{"a": 8, "b": 4}]
+        ((context, _),) = store.contexts()
+        store.keep_fit(context, "f", "key", b"body")
+        if schema == SCHEMA_VERSION:
+            assert store.fit(context, "f") is None
+            with pytest.raises(LatpruneError, match="cannot be written"):
+                store.add(CONTEXT, [network(1)])
+    with pytest.raises(LatpruneError, match="cannot be written.*name a store in a folder"):
+        Store(folder / path.name)
+
+
+def test_a_log_that_cannot_be_read_is_said(tmp_path: Path, sealed: Callable[..., Path]) -> None:
+    path, log = tmp_path / "s.sqlite", tmp_path / "s.sqlite-wal"
+    with Store(path) as store:
+        store.add(CONTEXT, [network()])
+        folder = sealed(path, log)
+    with pytest.raises(LatpruneError, match="last networks are in s.sqlite-wal.*copy both files"):
+        Store(folder / path.name, reading=True)
+
+
+def test_an_old_store_is_read_without_being_changed(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    shutil.copy(Path(__file__).parent / "data" / "store-schema-1.sqlite", path)
+    content = path.read_bytes()
+    with Store(path, reading=True) as store:
+        assert len(store.networks()) == 1
+    assert path.read_bytes() == content
+
+
+def test_reading_makes_no_store(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="does not exist"):
+        Store(tmp_path / "new" / "s.sqlite", reading=True)
+    (tmp_path / "empty.sqlite").touch()
+    with Store(tmp_path / "empty.sqlite", reading=True) as store:
+        assert store.contexts() == []
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("empty.sqlite", 0)]
 
 
 def test_a_folder_is_no_store(tmp_path: Path) -> None:

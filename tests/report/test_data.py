@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latprune.report import formatting as fmt
-from latprune.report.data import compute_comparison, compute_latency, compute_report, compute_solver, compute_verdict, compute_widths
+from latprune.report.data import (
+    compute_candidates,
+    compute_comparison,
+    compute_latency,
+    compute_report,
+    compute_solver,
+    compute_verdict,
+    compute_widths,
+)
+from latprune.report.html import html_page
 from latprune.report.svg import nice_ticks
 from support.sample_record import sample_dict, sample_record
 
@@ -137,3 +146,19 @@ def test_limit_and_prediction_are_drawn_at_the_speed_of_the_final_measurement() 
     by_the_clock = sample_record(budget={**now.budget.model_dump(), "text": "1.76ms", "unit": "ms", "value": 1.76, "limit": 1.76})
     bars = compute_latency(by_the_clock)
     assert bars is not None and bars.limit == 1.76 and bars.predicted == 1.58
+
+
+def test_a_network_that_several_rounds_led_to_is_shown_once() -> None:
+    measured = [1.66, 1.575, 1.61, 1.575, 1.575]
+    rounds = [
+        {"iteration": index, "predicted_ms": 1.58, "measured_ms": ms, "limit_ms": 1.6 - 0.01 * index} for index, ms in enumerate(measured)
+    ]
+    found = compute_candidates(sample_record(corrections=rounds))
+    assert [(row.first, row.again, row.measured_ms, row.limit_ms) for row in found] == [
+        (0, 0, 1.66, 1.6),
+        (1, 2, 1.575, pytest.approx(1.59)),
+        (2, 0, 1.61, pytest.approx(1.58)),
+    ]
+    page = html_page(sample_record(corrections=rounds))
+    assert page.count('<th scope="row">1 (+2)</th>') == 1 and '<th scope="row">3</th>' not in page
+    assert "(+n): n later rounds" in page and "(+n)" not in html_page(sample_record())

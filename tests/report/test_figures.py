@@ -56,7 +56,7 @@ def test_the_trade_off_is_drawn_in_percent() -> None:
     assert {"dense  93.00 %", "mdp  92.00 %", "budget"} == {text.get_text() for text in axes.texts}
 
 
-@pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
+@pytest.mark.parametrize("kind", ["svg", "png", "pdf", "PNG"])
 def test_the_same_result_gives_the_same_file(tmp_path: Path, kind: str) -> None:
     first = save_figure(plot_result(sample_record()), tmp_path / f"a.{kind}").read_bytes()
     second = save_figure(plot_result(sample_record()), tmp_path / f"b.{kind}").read_bytes()

@@ -58,7 +58,9 @@ def test_the_record_holds_curves_and_the_delivered_sizes(tables: LatencyTables) 
     dense = tables.entries[stairs["kernel"]].dense
     index = stairs["sizes"].index(17)
     assert stairs["ms"][index] == pytest.approx(tables.cost(stairs["kernel"], [*dense[:-1], 17]), rel=1e-3)
-    assert stairs["kept"] in (48, 64) and stairs["steps"][-1] == dense[-1]
+    assert stairs["kept"] in (48, 64) and stairs["offered"][-1] == dense[-1] and len(stairs["offered"]) < dense[-1]
+    (group,) = tables.entries[stairs["kernel"]].axes[-1].groups
+    assert stairs["offered"] == tables.choices(group)
     pairs = data["pair_map"]
     assert sorted(pairs["kept"]) == [48, 64]
     assert pairs["ms"][-1][-1] == pytest.approx(tables.cost(pairs["kernel"], dense), rel=1e-3)
@@ -90,7 +92,7 @@ def test_stairs_and_pairs_are_drawn_where_the_numbers_say(tables: LatencyTables)
     assert record is not None and record.pair_map is not None
     for stairs in record.staircases:
         root = ElementTree.fromstring(staircase_svg(stairs))
-        assert len(root.findall("line[@class='step']")) == len(stairs.steps)
+        assert len(root.findall("line[@class='step']")) == len(stairs.offered)
         curve = root.find("polyline")
         assert curve is not None and len(curve.get("points", "").split()) == len(stairs.sizes)
         assert f"kept {stairs.kept}" in "".join(root.itertext())
@@ -115,8 +117,15 @@ def test_the_page_shows_the_tables_where_there_are_some(tables: LatencyTables) -
     page = html_page(sample_record(tables=section(tables)))
     assert "Latency tables: predicted and measured" in page and "Staircase: " in page and "Pairs of sizes: " in page
     assert "32 of 64 width-varied networks" in page
+    assert "Ticks: sizes on offer." in page
     assert "<script" not in page and "url(" not in page and "http:" not in page and "https:" not in page
     assert "Latency tables: predicted" not in html_page(sample_record())
+    # Records from before the sizes on offer were told have the steps alone.
+    whole = section(tables)
+    older = [{**{key: value for key, value in item.items() if key != "offered"}, "steps": [16, 96]} for item in whole["staircases"]]
+    record = sample_record(tables=whole | {"staircases": older})
+    assert "Ticks: right ends of the steps." in html_page(record) and record.tables is not None
+    assert len(ElementTree.fromstring(staircase_svg(record.tables.staircases[0])).findall("line[@class='step']")) == 2
     bare = section(tables) | {"predicted": [], "measured": [], "staircases": [], "pair_map": None}
     assert "Staircase: " not in html_page(sample_record(tables=bare))
 

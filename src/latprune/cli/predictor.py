@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
+from latprune.cli.loading import note_given
 
 if TYPE_CHECKING:
     from latprune.latency import ContextInfo, Store
@@ -32,6 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     train = actions.add_parser("train", help="train on a store, with --sweep on random networks as well")
+    note_given(train)
     train.add_argument(
         "context",
         type=int,
@@ -41,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     train.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
     train.add_argument("--sweep", type=int, metavar="NETWORKS", help="measure random networks first until the store holds this many")
-    train.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop measuring after this long")
+    train.add_argument("--time-limit", type=float, metavar="SECONDS", help="with --sweep: stop measuring after this long")
     train.add_argument("--seed", type=int, default=0, help="seed of the random networks and of the forests (default: %(default)s)")
     train.add_argument("-o", "--output", required=True, metavar="FILE", help="predictor file to write (.npz)")
     add_target_arguments(train)
@@ -58,24 +60,46 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "train":
         from latprune.cli.loading import existing_store, output_file
 
+        _check(args)
         output = output_file(args.output, argument="--output")
-        with Store(args.store if args.sweep is not None else existing_store(args.store)) as store:
-            context = _swept(args, store) if args.sweep is not None else _chosen(args, store)
+        sweep = args.sweep is not None
+        with Store(args.store) if sweep else Store(existing_store(args.store), reading=True) as store:
+            context = _swept(args, store) if sweep else _chosen(args, store)
             predictor = train_predictor(context, store.networks(context), seed=args.seed)
         predictor.save(output)
         print(f"{predictor.samples} kernel samples of {context.target}; families: {', '.join(sorted(predictor.families))}")
         print(f"95 % of the networks that it was trained on within {predictor.spread:.1%}; written to {output}")
         return 0
 
-    from latprune.cli.loading import example_inputs, load_model
+    from latprune.cli.loading import example_inputs, load_model, parse_input
+    from latprune.errors import InvalidArgumentError
     from latprune.graph import trace
 
     predictor = KernelPredictor.load(args.predictor)
+    batch = predictor.context.target.batch
+    if parse_input(args.input[0]).shape[0] != batch:
+        raise InvalidArgumentError(f"--input (={args.input[0]!r}) must begin with {batch}, the batch that {args.predictor} predicts for")
     model = load_model(args.model, args.model_arg, args.weights)
-    graph = trace(model, example_inputs(args.input, batch=predictor.context.target.batch))
+    graph = trace(model, example_inputs(args.input, batch=batch))
     found = predictor.network(graph.kernels.values(), graph.dense_widths())
     print(f"{found.ms:.3f} ms  [{found.low:.3f}, {found.high:.3f}]  on {predictor.context.target} ({predictor.context.machine})")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would be ignored, and numbers that nothing can be done with."""
+    from latprune.cli.loading import check_numbers, refuse_ignored
+    from latprune.errors import InvalidArgumentError
+
+    check_numbers(args)
+    if args.sweep is None:
+        refuse_ignored(
+            args,
+            ("engine", "device", "threads", "batch", "precision", "time_limit"),
+            beside="N, the conditions of a store: --sweep measures",
+        )
+    elif args.sweep < 1:
+        raise InvalidArgumentError(f"--sweep (={args.sweep}) must be at least 1")
 
 
 def _chosen(args: argparse.Namespace, store: Store) -> ContextInfo:

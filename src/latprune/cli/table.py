@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latprune.latency import NetworkSample
 
 __all__ = ["add_parser", "run"]
 
@@ -36,9 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     export = actions.add_parser("export", help="write samples to a Parquet file")
     export.add_argument("file", metavar="FILE", help="Parquet file to write")
     export.add_argument("--context", type=int, action="append", metavar="N", help="only these conditions; may be repeated")
-    importer = actions.add_parser("import", help="add the samples of Parquet files")
+    importer = actions.add_parser("import", help="add the samples of Parquet files, all of them or, where one cannot be read, none")
     importer.add_argument("files", nargs="+", metavar="FILE", help="Parquet files")
-    merge = actions.add_parser("merge", help="add the samples of other stores")
+    merge = actions.add_parser("merge", help="add the samples of other stores, all of them or, where one cannot be read, none")
     merge.add_argument("stores", nargs="+", metavar="STORE", help="stores to read")
     actions.add_parser("check", help="verify the store's integrity")
     for action in actions.choices.values():
@@ -50,10 +54,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from latprune.cli.loading import conditions, existing_store, output_file
-    from latprune.latency import Store, export_samples, import_samples, merge_stores
+    from latprune.latency import Store, export_samples
+    from latprune.latency.exchange import add_samples, read_samples, read_store
     from latprune.latency.samples import SWEEP
 
-    with Store(args.store if args.action in ("import", "merge") else existing_store(args.store)) as store:
+    if args.action in ("import", "merge"):
+        # All is read before the store is touched, or made: a file that cannot be read must not leave half of the others in it.
+        read = [read_samples(file) for file in args.files] if args.action == "import" else [read_store(path) for path in args.stores]
+        with Store(args.store) as store:
+            print(f"{_count(sum(add_samples(store, pairs) for pairs in read), 'network')} added to {store.path}")
+        return 0
+    with Store(existing_store(args.store), reading=True) as store:
         if args.action == "ls":
             contexts = store.contexts()
             print(f"{store.path}: {_count(len(contexts), 'set')} of conditions")
@@ -72,20 +83,31 @@ def run(args: argparse.Namespace) -> int:
                 name, beside = ("random  ", "beside") if SWEEP in network.extra else (network.fingerprint[:8], "dense ")
                 print(
                     f"{name}  {whole}  {beside} {network.reference_ms:9.3f} ms  {len(network.kernels):4} kernels  "
-                    f"{len(network.removed):3} blocks gone  {network.runs:4} runs  spread {network.spread:.1%}"
+                    f"{len(network.removed):3} blocks gone  {network.runs:4} runs  spread {network.spread:.1%}  {_circumstances(network)}"
                 )
         elif args.action == "export":
             chosen = [conditions(store, number) for number in args.context] if args.context else None
             file = output_file(args.file, argument="FILE")
             print(f"{export_samples(store, file, contexts=chosen)} networks written to {file}")
-        elif args.action == "import":
-            print(f"{sum(import_samples(store, file) for file in args.files)} networks added to {store.path}")
-        elif args.action == "merge":
-            print(f"{merge_stores(store, args.stores)} networks added to {store.path}")
         else:
             store.check()
-            print(f"{store.path}: sound")
+            print(f"{store.path}: sound" + ("" if store.contexts() else ", but empty: latprune measure fills it"))
     return 0
+
+
+def _circumstances(network: NetworkSample) -> str:
+    """When a network was measured, and how the processor was clocked where the machine shows that."""
+    from datetime import UTC, datetime
+
+    try:
+        when = f"{datetime.fromtimestamp(network.created, UTC):%Y-%m-%d %H:%M}Z"
+    except (OverflowError, ValueError, OSError):
+        # Only a device whose clock is out of order tells such a time.
+        when = f"{network.created:g} s"
+    governor, now, most = (network.extra.get(f"scaling_{name}") for name in ("governor", "cur_freq", "max_freq"))
+    frequencies = [f"{kilohertz / 1e6:.2f}" for kilohertz in (now, most) if isinstance(kilohertz, int)]
+    clock = [str(governor)] * (governor is not None) + [f"{' of '.join(frequencies)} GHz"] * bool(frequencies)
+    return "  ".join([when, *clock])
 
 
 def _count(number: int, name: str) -> str:

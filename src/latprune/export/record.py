@@ -212,16 +212,24 @@ class CorrectionRecord(_Record):
 
 
 class StaircaseRecord(_Record):
-    """A kernel's time over the size of one axis, the others dense: ``sizes`` and ``ms`` in parallel, ``steps`` the right ends of its steps.
+    """A kernel's time over the size of one axis, the others dense.
 
-    ``kept`` is the delivered network's size, None where the kernel went with its block.
+    Attributes:
+        kernel: Name of the kernel.
+        axis: Which of its sizes varies.
+        sizes: Sizes.
+        ms: The table's milliseconds, in parallel.
+        offered: Sizes that the widths on offer give.
+        steps: Right ends of the steps of the kernel's surface, in records from before they told what was on offer.
+        kept: The delivered network's size, None where the kernel went with its block.
     """
 
     kernel: str
     axis: Literal["input", "output"]
     sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
     ms: tuple[Milliseconds, ...]
-    steps: tuple[Annotated[int, Field(ge=1)], ...]
+    offered: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
     kept: int | None = Field(default=None, ge=0)
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from latprune.latency.store import Store
 from latprune.latency.target import Target
 from latprune.storage import replacing
 
-__all__ = ["export_samples", "import_samples", "merge_stores", "read_samples"]
+__all__ = ["add_samples", "export_samples", "import_samples", "merge_stores", "read_samples", "read_store"]
 
 _FORMAT = "latprune/latency-samples"
 _VERSION = 2
@@ -41,11 +41,14 @@ def _arrow() -> tuple[Any, Any]:
 def export_samples(store: Store, path: str | Path, *, contexts: Iterable[ContextInfo] | None = None) -> int:
     """Write a store's networks (of some conditions, or all) to a Parquet file, one row per network; returns how many.
 
-    The file carries its format and version in its metadata. Raises MissingExtraError without pyarrow.
+    The file carries its format and version in its metadata. Raises InvalidArgumentError, and writes nothing, where there are no networks,
+    and MissingExtraError without pyarrow.
     """
     pyarrow, parquet = _arrow()
     chosen = [context for context, _ in store.contexts()] if contexts is None else list(contexts)
     rows = [_row(context, network) for context in chosen for network in store.networks(context)]
+    if not rows:
+        raise InvalidArgumentError(f"store {store.path} holds no networks to export; latprune measure fills it")
     schema = _schema(pyarrow).with_metadata({"format": _FORMAT, "version": str(_VERSION)})
     table = pyarrow.Table.from_pylist(rows, schema=schema)
     with replacing(path) as staged:
@@ -101,6 +104,14 @@ def _row(context: ContextInfo, network: NetworkSample) -> dict[str, Any]:
 
 def read_samples(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
     """Read a file that ``export_samples`` wrote; raises FileFormatError naming the row and column that are wrong."""
+    try:
+        return _read(path)
+    except UnicodeDecodeError as error:
+        # No checksum covers the part of the file that has names and types, and pyarrow decodes those wherever they are asked for.
+        raise FileFormatError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _read(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
     pyarrow, parquet = _arrow()
     try:
         table = parquet.read_table(str(path), page_checksum_verification=True)
@@ -186,26 +197,29 @@ def _axes(signature: str) -> int | None:
 
 def import_samples(store: Store, path: str | Path) -> int:
     """Add a file's networks to a store, those that it has already left out; returns how many were added."""
-    return _add_new(store, read_samples(path))
+    return add_samples(store, read_samples(path))
 
 
 def merge_stores(store: Store, others: Iterable[str | Path]) -> int:
     """Add the networks of other stores, those that are there already left out; returns how many were added.
 
-    Each sample keeps its conditions, so nothing of another engine version or machine is mixed into a table.
+    Each sample keeps its conditions, so nothing of another engine version or machine is mixed into a table. All stores are read before
+    anything is added: where one of them cannot be read, none is taken in.
     """
-    added = 0
-    for path in others:
-        if not Path(path).is_file():
-            raise InvalidArgumentError(f"store {path} does not exist")
-        with Store(path) as other:
-            other.check()
-            pairs = [(context, network) for context, _ in other.contexts() for network in other.networks(context)]
-        added += _add_new(store, pairs)
-    return added
+    return add_samples(store, [pair for path in others for pair in read_store(path)])
 
 
-def _add_new(store: Store, pairs: Iterable[tuple[ContextInfo, NetworkSample]]) -> int:
+def read_store(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
+    """Every network of a store, which is verified and left as it is; raises InvalidArgumentError where there is none."""
+    if not Path(path).is_file():
+        raise InvalidArgumentError(f"store {path} does not exist")
+    with Store(path, reading=True) as store:
+        store.check()
+        return [(context, network) for context, _ in store.contexts() for network in store.networks(context)]
+
+
+def add_samples(store: Store, pairs: Iterable[tuple[ContextInfo, NetworkSample]]) -> int:
+    """Add networks to a store, those that it has already left out; returns how many were added."""
     known: dict[ContextInfo, set[str]] = {}
     added = 0
     for context, network in pairs:

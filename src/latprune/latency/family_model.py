@@ -31,7 +31,7 @@ _MOST_PLACES = 800
 _MOST_NEAR = 1500
 _LEAST_ERROR = 0.02
 _UNTRIED = 0.7
-"""Half-width of the interval of a family that no trial could judge."""
+"""Least half-width of the interval of a family that no trial on another structure could judge."""
 _FEW = 30
 """Trials from which on their errors are told apart by what the kernels are like."""
 
@@ -164,10 +164,11 @@ def fit_family(rows: FamilyRows, *, trees: int = 60, seed: int = 0) -> FamilyMod
     )
 
 
-def with_errors(model: FamilyModel, rows: FamilyRows, trials: Sequence[Trial], *, seed: int = 0) -> FamilyModel:
+def with_errors(model: FamilyModel, rows: FamilyRows, trials: Sequence[Trial], *, alone: bool = False, seed: int = 0) -> FamilyModel:
     """The model with the reach that did best in ``trials``, and with intervals that hold what the trials were off.
 
-    Rows of its own that a forest was kept from are trials too, of the kind that lies close to the training data.
+    Rows of its own that a forest was kept from are trials too, of the kind that lies close to the training data. Trials among the networks
+    of one structure ``alone`` choose the reach, but say nothing of other structures: half-widths are then 0.7 at least, as without trials.
     """
     near = np.random.default_rng(seed).permutation(len(rows.target))[:_MOST_NEAR]
     left = rows.target[near] - trunk_logarithm(model.prices, rows.features[near])
@@ -187,6 +188,8 @@ def with_errors(model: FamilyModel, rows: FamilyRows, trials: Sequence[Trial], *
     off = np.abs(trunk + _say(distance, reach, strength) * correction - target)
     usual = float(np.quantile(distance, 0.9))
     judged = replace(model, reach=reach, strength=strength, usual=usual)
+    if alone:
+        return replace(judged, factor=max(float(np.quantile(off, 0.95)), float(np.quantile(close, 0.95)), _UNTRIED) / _LEAST_ERROR)
     if len(off) < _FEW:
         return replace(judged, factor=max(float(np.max(off)), float(np.quantile(close, 0.95))) / _LEAST_ERROR)
     inputs = np.concatenate(

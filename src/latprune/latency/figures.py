@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ import numpy.typing as npt
 
 from latprune.errors import InvalidArgumentError, MissingExtraError
 from latprune.latency.fitting import predicted_and_measured
-from latprune.latency.samples import NetworkSample
-from latprune.latency.tables import LatencyTables
+from latprune.latency.kernel_fit import module_scales, timer_overhead
+from latprune.latency.repeats import with_repeats
+from latprune.latency.samples import KernelSample, NetworkSample
+from latprune.latency.tables import KernelTable, LatencyTables
+from latprune.storage import write_atomic
 
 __all__ = [
     "PairMap",
@@ -31,6 +35,9 @@ __all__ = [
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
+_LEAST_MS = 3e-4
+"""Milliseconds below which a kernel cannot be told from nothing: profiles count in microseconds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Staircase:
@@ -40,17 +47,19 @@ class Staircase:
         kernel: Kernel name.
         axis: Axis that varies.
         sizes: ``(n,)`` all sizes from 1 to dense.
-        ms: ``(n,)`` milliseconds.
-        steps: ``(k,)`` right ends of the steps.
+        ms: ``(n,)`` milliseconds, calibrated end to end.
+        offered: ``(k,)`` sizes that the widths on offer give (``LatencyTables.choices`` of each group that the axis depends on, the others
+            dense).
         sample_sizes: ``(m,)`` sizes of in-place samples whose other axes are dense or nearly so.
-        sample_ms: ``(m,)`` their milliseconds, brought to a network that takes as long as the dense one (``CacheEffect``).
+        sample_ms: ``(m,)`` their milliseconds on the curve's scale: as far off the curve, relative, as each sample is off what the tables
+            say of the kernel in the sample's own network.
     """
 
     kernel: str
     axis: int
     sizes: IntArray
     ms: FloatArray
-    steps: IntArray
+    offered: IntArray
     sample_sizes: IntArray
     sample_ms: FloatArray
 
@@ -75,7 +84,11 @@ class PredictionScatter:
 
 
 def compute_staircase(tables: LatencyTables, kernel: str, axis: int = -1, samples: Sequence[NetworkSample] = ()) -> Staircase:
-    """The staircase of a kernel along ``axis``; ``samples`` add the measured points whose other sizes are at least 90 % of dense."""
+    """The staircase of a kernel along ``axis``; ``samples`` add the measured points whose other sizes are at least 90 % of dense.
+
+    Give the samples that the tables were fitted to: what the profiler adds to a step and the calibration of the surface are told by all of
+    them together.
+    """
     entry = tables.entries.get(kernel)
     if entry is None:
         raise InvalidArgumentError(f"kernel (={kernel!r}) has no table; those that have one: {', '.join(tables.kernels[:20])}")
@@ -86,27 +99,52 @@ def compute_staircase(tables: LatencyTables, kernel: str, axis: int = -1, sample
     sizes = np.arange(1, entry.dense[axis] + 1)
     grid: list[IntArray] = [np.asarray([size]) for size in entry.dense]
     grid[axis] = sizes
-    step = tables.surfaces[entry.surface].steps[axis]
-    near: list[tuple[int, float]] = []
-    for network in samples:
-        speed, share = tables.dense_ms / network.reference_ms, tables.share_of(network.widths, network.removed)
-        for sample in network.kernels:
-            others = [
-                size >= 0.9 * dense for index, (size, dense) in enumerate(zip(sample.sizes, entry.dense, strict=False)) if index != axis
-            ]
-            if sample.kernel == kernel and all(others):
-                around = float(tables.cache_effect.factor(share, entry.traffic.weight_share(sample.sizes)))
-                near.append((sample.sizes[axis], sample.ms * speed / around))
-    ends = np.unique(np.minimum(np.arange(step, entry.dense[axis] + step, step), entry.dense[axis]))
+    ms = tables.table(kernel, *grid).reshape(-1)
+    near = [
+        (sample.sizes[axis], ratio)
+        for sample, ratio in _ratios(tables, entry.surface, samples)
+        if sample.kernel == kernel
+        and all(size >= 0.9 * dense for at, (size, dense) in enumerate(zip(sample.sizes, entry.dense, strict=True)) if at != axis)
+    ]
+    places = np.asarray([size for size, _ in near], dtype=np.int64)
+    overhead = tables.scale * entry.overhead_ms
     return Staircase(
         kernel=kernel,
         axis=axis,
         sizes=sizes,
-        ms=tables.table(kernel, *grid).reshape(-1),
-        steps=ends,
-        sample_sizes=np.asarray([size for size, _ in near], dtype=np.int64),
-        sample_ms=np.asarray([ms for _, ms in near], dtype=np.float64),
+        ms=ms,
+        offered=_offered(tables, entry, axis),
+        sample_sizes=places,
+        sample_ms=(ms[places - 1] - overhead) * np.asarray([ratio for _, ratio in near], dtype=np.float64) + overhead,
     )
+
+
+def _ratios(tables: LatencyTables, surface: str, samples: Sequence[NetworkSample]) -> list[tuple[KernelSample, float]]:
+    """What each sample of a surface took over what the tables say of it in its network, both without what one more kernel costs.
+
+    Profiles and whole networks do not agree on a level: the calibration gave the surface a factor, which all of its samples show.
+    """
+    networks = with_repeats(samples)
+    if not networks:
+        return []
+    timer, found = timer_overhead(networks), []
+    for network, scale in zip(networks, module_scales(networks), strict=True):
+        around = tables.at(tables.share_of(network.widths, network.removed))
+        for sample in network.kernels:
+            entry = tables.entries.get(sample.kernel)
+            if entry is not None and entry.surface == surface:
+                spent = max(sample.ms - timer * sample.steps, 0.25 * sample.ms) * scale * tables.dense_ms / network.reference_ms
+                expected = around.cost(sample.kernel, sample.sizes, network.removed) - tables.scale * entry.overhead_ms
+                found.append((sample, spent / max(expected, _LEAST_MS)))
+    level = float(np.median([ratio for _, ratio in found])) if found else 1.0
+    return [(sample, ratio / level) for sample, ratio in found]
+
+
+def _offered(tables: LatencyTables, entry: KernelTable, axis: int) -> IntArray:
+    """Sizes of a kernel's axis at the widths on offer."""
+    varied = entry.axes[axis]
+    sizes = {varied.size({**tables.widths, group: width}) for group in varied.groups for width in tables.choices(group)}
+    return np.asarray(sorted(sizes), dtype=np.int64)
 
 
 def compute_pair_map(tables: LatencyTables, kernel: str, resolution: int = 128) -> PairMap:
@@ -114,6 +152,8 @@ def compute_pair_map(tables: LatencyTables, kernel: str, resolution: int = 128) 
     entry = tables.entries.get(kernel)
     if entry is None or len(entry.dense) < 2:
         raise InvalidArgumentError(f"kernel (={kernel!r}) must be one that has a table over two axes or more")
+    if resolution < 2:
+        raise InvalidArgumentError(f"resolution (={resolution}) must be at least 2, the smallest and the dense size of each axis")
     vectors = [np.unique(np.linspace(1, dense, min(dense, resolution)).astype(np.int64)) for dense in entry.dense]
     grid = [vectors[0], *(np.asarray([dense]) for dense in entry.dense[1:-1]), vectors[-1]]
     return PairMap(kernel=kernel, rows=vectors[0], columns=vectors[-1], ms=tables.table(kernel, *grid).reshape(len(vectors[0]), -1))
@@ -149,21 +189,25 @@ def _figure(width: float = 6.0, height: float = 4.0) -> tuple[Any, Any]:
 
 def _save(figure: Any, path: str | Path) -> Path:
     place = Path(path)
-    if place.suffix not in (".png", ".svg"):
+    kind = place.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
         raise InvalidArgumentError(f"path (={str(path)!r}) must end in .png or .svg")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=kind, dpi=150)
     place.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(place, dpi=150)
+    write_atomic(place, drawn.getvalue())
     return place
 
 
 def plot_staircase(data: Staircase, path: str | Path) -> Path:
-    """Draw a staircase with its steps marked, as PNG or SVG."""
+    """Draw a staircase with the sizes on offer marked, as PNG or SVG."""
     figure, axes = _figure()
-    axes.vlines(data.steps, 0, float(data.ms.max()) * 1.05, color="0.88", linewidth=0.8, label="right ends of steps")
+    highest = float(max(data.ms.max(), *data.sample_ms))
+    axes.vlines(data.offered, 0, highest * 1.05, color="0.88", linewidth=0.8, label="sizes on offer")
     if len(data.sample_sizes):
-        axes.plot(data.sample_sizes, data.sample_ms, ".", color="tab:orange", markersize=5, label="measured in place")
+        axes.plot(data.sample_sizes, data.sample_ms, ".", color="tab:orange", markersize=5, label="measured in place, on the table's scale")
     axes.plot(data.sizes, data.ms, color="tab:blue", linewidth=1.4, label="table")
-    axes.set(xlabel=f"size of axis {data.axis}", ylabel="milliseconds", title=data.kernel, ylim=(0, float(data.ms.max()) * 1.15))
+    axes.set(xlabel=f"size of axis {data.axis}", ylabel="milliseconds, all other axes dense", title=data.kernel, ylim=(0, highest * 1.15))
     axes.legend(frameon=False)
     return _save(figure, path)
 

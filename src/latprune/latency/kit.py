@@ -70,6 +70,7 @@ class _Network(_Strict):
     created: float = Field(ge=0, allow_inf_nan=False)
     steps: tuple[_Step, ...]
     looks: int = Field(default=1, ge=1)
+    clock: dict[str, int | str] = Field(default_factory=dict)
     steady: bool = True
 
 
@@ -312,7 +313,8 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
                 runs=network.runs,
                 spread=network.spread,
                 created=network.created,
-                extra={"kit": found.kit, "provider": found.provider, "steady": network.steady}
+                extra=network.clock
+                | {"kit": found.kit, "provider": found.provider, "steady": network.steady}
                 | ({REPEAT: again[network.index - 1]} if again is not None else {}),
             )
         )

@@ -13,45 +13,101 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 ON_CUDA = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+CPUINFO, BOARD = "/proc/cpuinfo", "/proc/device-tree/model"
+CLOCK = "/sys/devices/system/cpu/cpu0/cpufreq"
 TRIES = 3
 # A network's two times, and the two halves of its profile, must agree this well.
 WHOLE_DRIFT, STEP_DRIFT = 0.04, 1.15
 
 
-def machine(provider: str) -> str:
-    """The processor's name, or the board's, and before it the GPU's where the provider uses one."""
-    name = ""
-    for path, key in (("/proc/cpuinfo", "model name"), ("/proc/device-tree/model", ""), ("/proc/cpuinfo", "Hardware")):
-        try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read()
-        except OSError:
-            continue
-        name = name or (dict(_pair(line) for line in text.splitlines() if ":" in line).get(key, "") if key else text.strip("\0 \n"))
-    name = name or platform.processor() or platform.machine()
-    if provider in ON_CUDA:
-        try:
-            command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-            gpus = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split("\n")
-            name = f"{gpus[0].strip()}, {name}"
-        except (OSError, subprocess.SubprocessError):
-            pass
-    return name
+def machine(plan: dict[str, Any]) -> str:
+    """The processor's name, or the board's, and before it the GPU's where the plan's device is one."""
+    provider, number = device(plan)
+    try:
+        gpu = gpu_name(number or 0) if provider in ON_CUDA else None
+    except ValueError as error:
+        sys.exit(str(error))
+    return f"{gpu}, {processor_name()}" if gpu else processor_name()
 
 
-def _pair(line: str) -> tuple[str, str]:
-    key, value = line.split(":", 1)
-    return key.strip(), value.strip()
+def processor_name() -> str:
+    """Processor model, or the board's, with family and stepping where told: ``AMD EPYC 9655 (family 26, model 2, stepping 1)``."""
+    fields: dict[str, str] = {}
+    for line in _text(CPUINFO).splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    # Arm processors do not tell their name there, but boards do.
+    name = fields.get("model name") or _text(BOARD).strip("\0 \n") or platform.processor() or platform.machine()
+    details = [
+        f"{key} {fields[source]}"
+        for key, source in (("family", "cpu family"), ("model", "model"), ("stepping", "stepping"))
+        if source in fields
+    ]
+    return f"{name} ({', '.join(details)})" if details else name
+
+
+def _text(path: str) -> str:
+    """What the file holds; nothing where the system has none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def clock_information() -> dict[str, Any]:
+    """Clock governor and frequency in kHz where the system shows them; empty on virtual machines that hide them."""
+    found = {key: _text(f"{CLOCK}/{key}").strip() for key in ("scaling_governor", "scaling_cur_freq", "scaling_max_freq")}
+    return {key: int(text) if text.isdecimal() else text for key, text in found.items() if text}
+
+
+def gpu_name(number: int) -> str | None:
+    """Name of the GPU that is CUDA's device ``number``, as ``nvidia-smi`` has it; None without the tool or the GPU.
+
+    Raises ValueError where CUDA's numbers do not tell which GPU it is.
+    """
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    gpus: list[str] = []
+    by_uuid: dict[str, str] = {}
+    for gpu, part, uuid in re.findall(r"^ *(?:GPU \d+: (.+)|MIG +(\S+) +Device +\d+:) \(UUID: (\S+)\)", done.stdout, re.MULTILINE):
+        if gpu:
+            gpus.append(gpu)
+        by_uuid[uuid] = gpu or f"{gpus[-1]} MIG {part}"
+    # The tool knows nothing of this variable, which renumbers what CUDA sees.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    entries = [str(index) for index in range(len(gpus))] if visible is None else [entry.strip() for entry in visible.split(",")]
+    entry = entries[number] if number < len(entries) else ""
+    if not entry.isdecimal():
+        # The start of an identifier is enough where only one GPU has it.
+        found = [name for uuid, name in by_uuid.items() if entry and uuid.startswith(entry)]
+        return found[0] if len(found) == 1 else None
+    if len(set(gpus)) > 1 and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+        raise ValueError(
+            f"device (=cuda:{number}) must say which of several kinds of GPU it is ({', '.join(sorted(set(gpus)))}): left to itself, CUDA "
+            "numbers them by speed, not as nvidia-smi lists them; set CUDA_DEVICE_ORDER=PCI_BUS_ID in the environment"
+        )
+    return gpus[int(entry)] if int(entry) < len(gpus) else None
+
+
+def device(plan: dict[str, Any]) -> tuple[str, int | None]:
+    """The execution provider of the plan's device, and the device's number where it has one: ``cuda:1`` is CUDA's second GPU."""
+    kind, _, number = plan["target"]["device"].partition(":")
+    return PROVIDERS.get(kind.lower(), kind), int(number) if number else None
 
 
 def open_session(ort: Any, data: bytes, plan: dict[str, Any], prefix: str | None = None) -> Any:
@@ -67,14 +123,27 @@ def open_session(ort: Any, data: bytes, plan: dict[str, Any], prefix: str | None
     if prefix:
         options.enable_profiling = True
         options.profile_file_prefix = prefix
-    device = target["device"].split(":")[0]
-    provider = PROVIDERS.get(device.lower(), device)
-    # Left to itself, CUDA multiplies fp32 in TF32.
-    settings = {"use_tf32": int(target["precision"] == "tf32")} if provider == PROVIDERS["cuda"] else {}
-    session = ort.InferenceSession(data, options, providers=[(provider, settings)])
+    provider, number = device(plan)
+    settings = {} if number is None else {"device_id": number}
+    if provider == PROVIDERS["cuda"]:
+        # Left to itself, CUDA multiplies fp32 in TF32.
+        settings["use_tf32"] = int(target["precision"] == "tf32")
+    if provider != PROVIDERS["cpu"]:
+        # Nodes that the provider cannot take would run on the CPU, and be stored as the provider's.
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    try:
+        session = ort.InferenceSession(data, options, providers=[(provider, settings)])
+    except Exception as error:  # onnxruntime's errors have no base of their own
+        sys.exit(f"onnxruntime cannot run a network of the kit on {provider}: {str(error).strip().splitlines()[0]}")
     if provider not in session.get_providers():
         sys.exit(f"onnxruntime could not start {provider} here; it would run on {session.get_providers()[0]}")
     return session
+
+
+def used(feed: dict[str, Any], network: dict[str, Any]) -> dict[str, Any]:
+    """Of the inputs, those that a network of the plan reads: its model has no others."""
+    read = {name for names in network["names"]["inputs_of"].values() for name in names}
+    return {name: array for name, array in feed.items() if name in read}
 
 
 def median(values: list[float]) -> float:
@@ -84,15 +153,16 @@ def median(values: list[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
-def runner(ort: Any, session: Any, feed: dict[str, Any]) -> Callable[[], Any]:
+def runner(ort: Any, session: Any, plan: dict[str, Any], feed: dict[str, Any]) -> Callable[[], Any]:
     """One inference; on CUDA with inputs that lie on the device and outputs that stay there."""
     if session.get_providers()[0] not in ON_CUDA:
         return lambda: session.run(None, feed)
+    number = device(plan)[1] or 0
     binding = session.io_binding()
     for name, array in feed.items():
-        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
+        binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "cuda", number))
     for output in session.get_outputs():
-        binding.bind_output(output.name, "cuda")
+        binding.bind_output(output.name, "cuda", number)
     return lambda: (session.run_with_iobinding(binding), binding.synchronize_outputs())
 
 
@@ -138,11 +208,14 @@ def step_runs(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any],
     warm = 3
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(ort, data, plan, os.path.join(folder, "p"))
-        run = runner(ort, session, feed)
+        run = runner(ort, session, plan, feed)
         for _ in range(warm + runs):
             run()
-        with open(session.end_profiling(), encoding="utf-8") as file:
-            events = json.load(file)
+        try:
+            with open(session.end_profiling(), encoding="utf-8") as file:
+                events = json.load(file)
+        except (OSError, ValueError) as error:
+            sys.exit(f"the profile in {folder} cannot be read ({error}); free space there, or set TMPDIR to a folder that has some")
     durations: dict[str, list[float]] = {}
     ops: dict[str, str] = {}
     on_device = session.get_providers()[0] in ON_CUDA
@@ -194,7 +267,7 @@ def profile(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], r
 
 def measured(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], reference: Callable[[], Any]) -> dict[str, Any]:
     """One network: its time before and after its profile, and both again where the times do not agree."""
-    network = runner(ort, open_session(ort, data, plan), feed)
+    network = runner(ort, open_session(ort, data, plan), plan, feed)
     looks = [look(reference, network)]
     expected = looks[0]["ratio"] * looks[0]["level"]
     while len(looks) < TRIES and (len(looks) == 1 or closest([item["ratio"] for item in looks]) > WHOLE_DRIFT):
@@ -209,6 +282,7 @@ def measured(ort: Any, data: bytes, plan: dict[str, Any], feed: dict[str, Any], 
         "created": time.time(),
         "steps": steps,
         "looks": len(looks),
+        "clock": clock_information(),
         "steady": steady and closest([item["ratio"] for item in looks]) <= WHOLE_DRIFT,
     }
 
@@ -219,6 +293,8 @@ def measured_before(path: str, now: dict[str, Any]) -> list[dict[str, Any]]:
         with open(path, encoding="utf-8") as file:
             before = json.load(file)
         networks: list[dict[str, Any]] = before["networks"]
+    except OSError as error:
+        sys.exit(f"{path} is there, but cannot be read ({error}); name another file, or move it away")
     except (ValueError, KeyError, TypeError) as error:
         sys.exit(f"{path} is there, but holds no results ({error!r}); name another file, or move it away")
     for key in ("kit", "engine_version", "machine", "provider"):
@@ -229,10 +305,58 @@ def measured_before(path: str, now: dict[str, Any]) -> list[dict[str, Any]]:
     return networks
 
 
+def require_writable(path: str) -> None:
+    """End here, and not after the first network, where results cannot be written."""
+    try:
+        handle, name = tempfile.mkstemp(prefix=os.path.basename(path), dir=os.path.dirname(path) or ".")
+        os.close(handle)
+        os.remove(name)
+    except OSError as error:
+        sys.exit(f"{path} cannot be written ({error}); name a file in a folder that is there and can be written to")
+
+
+def save(path: str, results: dict[str, Any]) -> None:
+    """Replace the results file in one step: a power cut leaves the old results or the new."""
+    try:
+        try:
+            with open(path + ".part", "w", encoding="utf-8") as file:
+                json.dump(results, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(path + ".part", path)
+        finally:
+            if os.path.exists(path + ".part"):
+                os.remove(path + ".part")
+    except OSError as error:
+        sys.exit(f"{path} cannot be written ({error}); what it held is still there. Free space, and the same command goes on from there")
+
+
+def read_plan(kit: zipfile.ZipFile) -> dict[str, Any]:
+    """The kit's plan."""
+    try:
+        plan: dict[str, Any] = json.loads(kit.read("plan.json").decode("utf-8"))
+        if plan["format"] != "latprune/latency-kit":
+            raise ValueError(f"format {plan['format']!r}")
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        sys.exit(f"{kit.filename} is no latprune kit ({error}); give the file that latprune measure --plan wrote")
+    return plan
+
+
+def read_model(kit: zipfile.ZipFile, index: int) -> bytes:
+    """The ONNX model of a network of the plan."""
+    try:
+        return kit.read(f"models/{index}.onnx")
+    except (KeyError, zipfile.BadZipFile, zlib.error) as error:
+        sys.exit(f"{kit.filename} is damaged ({error}); copy the kit again")
+
+
 def main() -> int:
     """Measure what is still missing, writing the results after each network."""
-    import numpy as np
-    import onnxruntime as ort
+    try:
+        import numpy as np
+        import onnxruntime as ort
+    except ImportError as error:
+        sys.exit(f"numpy and onnxruntime are needed here, but {error}; install them: python -m pip install numpy onnxruntime")
 
     if len(sys.argv) != 3:
         print(__doc__)
@@ -241,9 +365,8 @@ def main() -> int:
     if not zipfile.is_zipfile(sys.argv[1]):
         sys.exit(f"{sys.argv[1]} is not there, or is no whole zip file; copy the kit again")
     with zipfile.ZipFile(sys.argv[1]) as kit:
-        plan = json.loads(kit.read("plan.json").decode("utf-8"))
-        dense = kit.read("models/0.onnx")
-        reference = open_session(ort, dense, plan)
+        plan = read_plan(kit)
+        reference = open_session(ort, read_model(kit, 0), plan)
         random = np.random.RandomState(0)
         arrays = []
         for spec in plan["inputs"]:
@@ -251,29 +374,28 @@ def main() -> int:
                 arrays.append(random.standard_normal(spec["shape"]).astype(spec["dtype"]))
             else:
                 arrays.append(np.zeros(spec["shape"], dtype=spec["dtype"]))
-        feed = dict(zip([item.name for item in reference.get_inputs()], arrays))  # noqa: B905 - Python 3.8 has no strict
+        feed = {f"input_{index}": array for index, array in enumerate(arrays)}
         results = {
             "format": "latprune/latency-kit-results",
             "version": 2,
             "kit": plan["kit"],
             "engine_version": ort.__version__,
-            "machine": machine(reference.get_providers()[0]),
+            "machine": machine(plan),
             "provider": reference.get_providers()[0],
             "networks": [],
         }
         if os.path.exists(sys.argv[2]):
             results["networks"] = measured_before(sys.argv[2], results)
+        require_writable(sys.argv[2])
         done = {network["index"] for network in results["networks"]}
-        run = runner(ort, reference, feed)
+        run = runner(ort, reference, plan, used(feed, plan["networks"][0]))
         times(run, 5)
         for index in range(len(plan["networks"])):
             if index in done:
                 continue
-            data = kit.read(f"models/{index}.onnx")
-            results["networks"].append({"index": index, **measured(ort, data, plan, feed, run)})
-            with open(sys.argv[2] + ".part", "w", encoding="utf-8") as file:
-                json.dump(results, file)
-            os.replace(sys.argv[2] + ".part", sys.argv[2])
+            data = read_model(kit, index)
+            results["networks"].append({"index": index, **measured(ort, data, plan, used(feed, plan["networks"][index]), run)})
+            save(sys.argv[2], results)
             note = "" if results["networks"][-1]["steady"] else " (its times do not agree)"
             print(f"{index + 1} of {len(plan['networks'])}{note}")
     return 0

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 from latprune.errors import EngineError
 
 # A kit's runner can import nothing from here, and must give the same names.
-from latprune.latency.kit_runner import gpu_name, processor_name
+from latprune.latency.kit_runner import clock_information, gpu_name, processor_name
 
 __all__ = ["clock_information", "cuda_name", "machine_name"]
-
-_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
 
 @cache
@@ -32,17 +28,3 @@ def cuda_name(index: int = 0) -> str | None:
         return gpu_name(index)
     except ValueError as error:
         raise EngineError(str(error)) from None
-
-
-def clock_information() -> dict[str, Any]:
-    """Clock governor and frequency in kHz where the system shows them; empty on virtual machines that hide them."""
-    found: dict[str, Any] = {}
-    for key in ("scaling_governor", "scaling_cur_freq", "scaling_max_freq"):
-        path = _CLOCK / key
-        if path.is_file():
-            try:
-                text = path.read_text().strip()
-            except OSError:
-                continue
-            found[key] = int(text) if text.isdigit() else text
-    return found

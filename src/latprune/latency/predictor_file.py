@@ -57,14 +57,17 @@ def write_predictor(predictor: KernelPredictor, path: str | Path) -> None:
 def read_predictor(path: str | Path) -> KernelPredictor:
     """Read a file; raises FileFormatError where it is something else, of another version, or inconsistent."""
     try:
-        # np.load takes any other file for a pickle, and offers to open it.
-        if Path(path).is_file() and not zipfile.is_zipfile(path):
-            raise ValueError("it is no whole .npz archive")
-        with np.load(str(path), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with Path(path).open("rb") as stream:
+            # np.load takes any other file for a pickle, and offers to open it.
+            if not zipfile.is_zipfile(stream):
+                raise ValueError("it is no whole .npz archive")
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
         header = json.loads(arrays.pop("header").tobytes().decode())
-    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        raise FileFormatError(f"{path} is no predictor file: {error}") from error
+    except Exception as error:
+        # A damaged archive fails in as many ways as zipfile, zlib and numpy's own headers have: nothing but the file can be at fault here.
+        raise FileFormatError(f"{path} is damaged or no predictor file: {str(error) or type(error).__name__}") from error
     if not isinstance(header, dict):
         raise FileFormatError(f"{path} is no predictor file: its header is no JSON object")
     if header.get("format") != _FORMAT or header.get("version") != _VERSION:
@@ -99,7 +102,7 @@ def read_predictor(path: str | Path) -> KernelPredictor:
             if not math.isfinite(getattr(predictor, name)):
                 raise ValueError(f"{name} (={getattr(predictor, name)}) must be finite")
         return predictor
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, FileFormatError):
             raise
         raise FileFormatError(f"{path} is malformed: {error!r}") from error

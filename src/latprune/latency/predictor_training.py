@@ -30,7 +30,8 @@ def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, 
     """Train on measured networks of one set of conditions.
 
     Intervals come from trials: each structure in turn, and each quarter of a sweep's random networks, is predicted by models that were
-    trained on all the others.
+    trained on all the others. One structure alone has no others: its networks tell how far the models carry within it, and the intervals,
+    even those of its own kernels, are as wide as where nothing was tried (half-widths of the logarithm of 0.7, a factor of two either way).
 
     Args:
         context: The conditions of all of ``networks``.
@@ -51,8 +52,12 @@ def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, 
             f"a predictor needs networks of {context.target} with an end-to-end latency that their profiles agree with, but none of the "
             f"{len(known)} has one, and kernels do not tell what a network takes beside them; measure networks end to end"
         )
+    alone = len({network.unit for network in known}) == 1
     trials, wholes = _trials(known, seed)
-    models = {family: with_errors(fit_family(part, seed=seed), part, trials.get(family, []), seed=seed) for family, part in rows.items()}
+    models = {
+        family: with_errors(fit_family(part, seed=seed), part, trials.get(family, []), alone=alone, seed=seed)
+        for family, part in rows.items()
+    }
     constant, overhead, spread = _calibrate(known, models)
     return KernelPredictor(
         context=context,
@@ -61,7 +66,8 @@ def train_predictor(context: ContextInfo, networks: Sequence[NetworkSample], *, 
         constant_ms=constant,
         overhead_ms=overhead,
         spread=spread,
-        agreement=_agreement(wholes, models, constant, overhead),
+        # Networks of one structure do not show whether the errors of the kernels of another one cancel: they are taken not to.
+        agreement=1.0 if alone else _agreement(wholes, models, constant, overhead),
         typical_weights=float(np.median([network_weights(network.kernels) for network in networks if network.kernels])),
         samples=count,
     )
@@ -82,7 +88,7 @@ def _trials(networks: Sequence[TrainingNetwork], seed: int) -> tuple[dict[str, l
     if len(units) > 1:
         parts = np.asarray([units.index(network.unit) for network in networks])
     else:
-        # One structure alone: its networks are all that there is to vouch for each other.
+        # One structure alone: its networks are all that there is to try the models on, and vouch for none of another structure.
         parts = random.permutation(len(networks)) % 4
     trials: dict[str, list[Trial]] = defaultdict(list)
     wholes = []

@@ -48,8 +48,8 @@ def _refuse_unseen(kernels: Iterable[Kernel], profile: MatchedProfile, engine: s
     if unseen:
         named = ", ".join(unseen[:4]) + (", ..." if unseen[4:] else "")
         raise EngineError(
-            f"{engine}: no step of its profile could be matched to {len(unseen)} of the model's layers ({named}). Profiles name modules, so "
-            "a convolution or matrix product must run in the forward of the module that owns its weight; and they leave out what takes "
+            f"{engine}: no step of its profile could be matched to {len(unseen)} of the model's layers ({named}). Profiles name modules, "
+            "so a convolution or matrix product must run in the forward of the module that owns its weight; and they leave out what takes "
             "less than their clock tells, which a larger input or batch mends"
         )
 

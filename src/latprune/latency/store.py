@@ -53,27 +53,38 @@ class Store:
     Args:
         path: File to open or create; by default ``default_store_path()``. ``":memory:"`` keeps it in memory.
         timeout: Seconds to wait for another writer.
+        reading: Open a file that is there, to read it alone: nothing is added to it, a store of an older version is brought to this one's
+            form in memory, and the file may lie on a full disk or where nothing can be written.
 
     Raises:
         FileFormatError: The file is damaged, is no latprune store, or was written by a newer version.
+        InvalidArgumentError: There is no file, and ``reading`` is set.
         LatpruneError: The file cannot be created or opened.
     """
 
-    def __init__(self, path: str | Path | None = None, *, timeout: float = 60.0) -> None:
+    def __init__(self, path: str | Path | None = None, *, timeout: float = 60.0, reading: bool = False) -> None:
         self.path = default_store_path() if path is None else Path(path)
+        self._advice = "set LATPRUNE_CACHE to a folder that can be" if path is None else "name a store in a folder that can be"
+        self._reading = reading
         if self.path.is_dir():
             raise LatpruneError(f"store {self.path} cannot be opened: it is a folder; name a file in it")
+        if reading and not self.path.exists():
+            raise InvalidArgumentError(f"store {self.path} does not exist; latprune measure makes one")
         try:
             if str(self.path) != ":memory:":
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if not reading:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._refuse_a_cut_page()
             self._connection = sqlite3.connect(str(self.path), timeout=timeout, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
-            raise LatpruneError(
-                f"store {self.path} cannot be opened: {error}; set LATPRUNE_CACHE to a folder that can be written"
-            ) from error
+            if not reading or isinstance(error, OSError):
+                raise LatpruneError(f"store {self.path} cannot be opened: {error}; {self._advice}") from error
+            self._connection = self._sealed(error)
         try:
-            self._prepare(timeout)
+            if reading:
+                self._prepare_to_read()
+            else:
+                self._prepare(timeout)
         except BaseException:
             self._connection.close()
             raise
@@ -99,26 +110,69 @@ class Store:
             # FULL makes a commit survive loss of power as well; a commit per measured network is rare enough to afford it.
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("PRAGMA foreign_keys=ON")
-            with self._transaction():
-                version = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
-                tables = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
-                if version == 0 and not tables:
-                    for statement in SCHEMA.split(";"):
-                        if statement.strip():
-                            self._connection.execute(statement)
-                    self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-                    return
-                if version == 0 or not {"context", "network", "sample", "signature"} <= tables:
-                    raise FileFormatError(f"{self.path} is a database, but not a latprune store; choose another file")
-                if version > SCHEMA_VERSION:
-                    raise FileFormatError(
-                        f"store {self.path} has schema {version}, newer than {SCHEMA_VERSION}; update latprune or use another file"
-                    )
-                for step in range(version, SCHEMA_VERSION):
-                    self._connection.execute(MIGRATIONS[step])
-                self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            if self._version() != SCHEMA_VERSION:
+                with self._transaction():
+                    # Another process may have done it meanwhile.
+                    self._bring_up_to_date(self._version())
         except sqlite3.DatabaseError as error:
             raise self._explain(error) from error
+
+    def _prepare_to_read(self) -> None:
+        try:
+            try:
+                version = self._version()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF not in _NOT_WRITABLE:
+                    raise
+                # To read beside a write-ahead log, SQLite makes files beside the store.
+                self._connection.close()
+                self._connection = self._sealed(error)
+                version = self._version()
+            if version != SCHEMA_VERSION:
+                memory = sqlite3.connect(":memory:", isolation_level=None)
+                self._connection.backup(memory)
+                self._connection.close()
+                self._connection = memory
+                self._bring_up_to_date(version)
+        except sqlite3.DatabaseError as error:
+            raise self._explain(error) from error
+
+    def _sealed(self, error: sqlite3.Error) -> sqlite3.Connection:
+        """The file opened without locks or files beside it, where those cannot be made and no log says that somebody is writing."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if _size(log):
+            raise LatpruneError(
+                f"store {self.path} cannot be read ({error}): its last networks are in {log.name}, and reading that takes a folder that "
+                "can be written; copy both files to one"
+            ) from error
+        return sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+
+    def _version(self) -> int:
+        """The file's schema, 0 where it is empty; FileFormatError where it is none that can be read."""
+        version = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+        tables = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        if version == 0 and not tables:
+            return 0
+        if version == 0 or not {"context", "network", "sample", "signature"} <= tables:
+            raise FileFormatError(f"{self.path} is a database, but not a latprune store; choose another file")
+        if version > SCHEMA_VERSION:
+            raise FileFormatError(
+                f"store {self.path} has schema {version}, newer than {SCHEMA_VERSION}; update latprune or use another file"
+            )
+        if version < 0:
+            raise FileFormatError(
+                f"store {self.path} is damaged (schema {version}, which must be 1 to {SCHEMA_VERSION}); move it away and measure again, or "
+                "restore a copy"
+            )
+        return version
+
+    def _bring_up_to_date(self, version: int) -> None:
+        if version == SCHEMA_VERSION:
+            return
+        for statement in SCHEMA.split(";") if version == 0 else [MIGRATIONS[step] for step in range(version, SCHEMA_VERSION)]:
+            if statement.strip():
+                self._connection.execute(statement)
+        self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def _use_a_write_ahead_log(self, timeout: float) -> None:
         """Switch the journal's mode, which is in the file and so already done in all but a new one.
@@ -152,7 +206,7 @@ class Store:
         if "locked" in text:
             return LatpruneError(f"store {self.path}: another process holds it ({text}); try again or raise timeout")
         if "readonly" in text or "unable to open" in text:
-            return LatpruneError(f"store {self.path} cannot be written ({text}); set LATPRUNE_CACHE to a folder that can be")
+            return LatpruneError(f"store {self.path} cannot be written ({text}); {self._advice}")
         return FileFormatError(f"store {self.path} is damaged ({text}); move it away and measure again, or restore a copy")
 
     @contextmanager
@@ -257,7 +311,10 @@ class Store:
         return (rows[0][0], rows[0][1]) if rows else None
 
     def keep_fit(self, context: ContextInfo, fingerprint: str, key: str, body: bytes) -> None:
-        """Keep a fit of the networks of a context and structure, in place of an earlier one; nothing where there are no networks."""
+        """Keep a fit of the networks of a context and structure, in place of an earlier one; nothing where there are no networks.
+
+        A fit only saves time: in a store opened for reading that cannot be written, it is not kept.
+        """
         try:
             with self._transaction():
                 row = self._connection.execute(_FIND_CONTEXT, _context_key(context)).fetchone()
@@ -266,6 +323,8 @@ class Store:
                         "INSERT OR REPLACE INTO fit (context, fingerprint, key, body) VALUES (?,?,?,?)", (row[0], fingerprint, key, body)
                     )
         except sqlite3.Error as error:
+            if self._reading and error.sqlite_errorcode & 0xFF in _NOT_WRITABLE:
+                return
             raise self._explain(error) from error
 
     def contexts(self) -> list[tuple[ContextInfo, dict[str, int]]]:
@@ -336,6 +395,7 @@ def _size(path: Path) -> int:
         return 0
 
 
+_NOT_WRITABLE = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM}
 _FIND_CONTEXT = "SELECT id FROM context WHERE engine=? AND version=? AND device=? AND threads=? AND batch=? AND precision=? AND machine=?"
 _SELECT_NETWORKS = "SELECT id, fingerprint, widths, removed, ms, reference_ms, created, runs, spread, extra FROM network"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from latprune.export.record import LatencyRecord, NetworkRecord, ResultRecord
+from latprune.export.record import CorrectionRecord, LatencyRecord, NetworkRecord, ResultRecord
 from latprune.report import formatting as fmt
 
 __all__ = [
     "AccuracyPoint",
+    "CandidateRow",
     "ComparisonRow",
     "LatencyBars",
     "PredictionPoints",
@@ -18,6 +19,7 @@ __all__ = [
     "Verdict",
     "WidthRow",
     "compute_accuracies",
+    "compute_candidates",
     "compute_comparison",
     "compute_latency",
     "compute_predictions",
@@ -103,6 +105,17 @@ class AccuracyPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateRow:
+    """One network of the search, milliseconds: the round that first led to it, its limit, and how many later rounds led to it again."""
+
+    first: int
+    again: int
+    limit_ms: float
+    predicted_ms: float
+    measured_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SolverFacts:
     """What the solver said: its name, ``optimal`` or another status, gain, bound, gap and seconds where it gave them."""
 
@@ -129,6 +142,7 @@ class ReportData:
     blocks_removed: tuple[str, ...]
     blocks: int
     accuracies: tuple[AccuracyPoint, ...]
+    candidates: tuple[CandidateRow, ...]
     solver: SolverFacts | None
     record: ResultRecord
 
@@ -146,6 +160,7 @@ def compute_report(record: ResultRecord) -> ReportData:
         blocks_removed=record.blocks_removed,
         blocks=len(record.blocks),
         accuracies=compute_accuracies(record),
+        candidates=compute_candidates(record),
         solver=compute_solver(record),
         record=record,
     )
@@ -318,6 +333,26 @@ def compute_accuracies(record: ResultRecord) -> tuple[AccuracyPoint, ...]:
             accuracy=point.accuracy,
         )
         for point in record.accuracies
+    )
+
+
+def compute_candidates(record: ResultRecord) -> tuple[CandidateRow, ...]:
+    """The networks that the search measured, each once, in the order in which it came to them.
+
+    A round whose limit leads to a network that was measured before takes that measurement over, so equal ones are of one network.
+    """
+    rounds: dict[float, list[CorrectionRecord]] = {}
+    for item in record.corrections:
+        rounds.setdefault(item.measured_ms, []).append(item)
+    return tuple(
+        CandidateRow(
+            first=items[0].iteration,
+            again=len(items) - 1,
+            limit_ms=items[0].limit_ms,
+            predicted_ms=items[0].predicted_ms,
+            measured_ms=items[0].measured_ms,
+        )
+        for items in rounds.values()
     )
 
 

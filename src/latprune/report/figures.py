@@ -97,7 +97,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 160) -> Path:
         InvalidArgumentError: The file's ending is another one.
     """
     path = Path(path)
-    kind = path.suffix.removeprefix(".")
+    kind = path.suffix.lower().removeprefix(".")
     if kind not in ("svg", "png", "pdf"):
         raise InvalidArgumentError(f"path (={str(path)!r}) must end in .svg, .png or .pdf")
     from matplotlib import rc_context

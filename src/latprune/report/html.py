@@ -185,7 +185,8 @@ def _tables(data: ReportData) -> str:
             caption += f" Ring: delivered, {tables.pair_map.kept[0]} in and {tables.pair_map.kept[1]} out."
         cards += _figure(f"Pairs of sizes: {tables.pair_map.kernel}", pair_map_svg(tables.pair_map), caption)
     for stairs in tables.staircases:
-        caption = "Time over one size, all others dense. Ticks: right ends of the steps, where widths are on offer."
+        caption = "The table's time over one size, all others dense. Ticks: "
+        caption += "sizes on offer." if stairs.offered else "right ends of the steps."
         if stairs.kept is None:
             caption += " This kernel went with its block."
         cards += _figure(f"Staircase: {stairs.kernel}", staircase_svg(stairs), caption)
@@ -193,7 +194,7 @@ def _tables(data: ReportData) -> str:
 
 
 def _solving(data: ReportData) -> str:
-    record, cards = data.record, ""
+    cards = ""
     if data.solver is not None:
         solver = data.solver
         facts = [
@@ -208,13 +209,13 @@ def _solving(data: ReportData) -> str:
         cards += _card("Solver", _facts(facts))
     rows = [
         (
-            str(item.iteration),
+            f"{item.first}" if item.again == 0 else f"{item.first} (+{item.again})",
             fmt.milliseconds(item.limit_ms),
             fmt.milliseconds(item.predicted_ms),
             fmt.milliseconds(item.measured_ms),
             fmt.change(item.predicted_ms, item.measured_ms),
         )
-        for item in record.corrections
+        for item in data.candidates
     ]
     if data.latency is not None and data.latency.predicted is not None:
         final = data.latency.pruned.ms
@@ -228,7 +229,11 @@ def _solving(data: ReportData) -> str:
             )
         )
     if rows:
-        cards += _card("Predicted and measured", _table(("round", "limit", "predicted", "measured", "error"), rows))
+        table = _table(("round", "limit", "predicted", "measured", "error"), rows)
+        if any(item.again for item in data.candidates):
+            cards += _figure("Predicted and measured", table, "(+n): n later rounds led to the same network.")
+        else:
+            cards += _card("Predicted and measured", table)
     return f'<div class="pair">{cards}</div>' if cards else ""
 
 

@@ -48,12 +48,14 @@ class _Plot:
 
 
 def staircase_svg(data: StaircaseRecord) -> str:
-    """A kernel's time over one size as a line; the right ends of its steps as ticks, the delivered size as a dashed line."""
+    """A kernel's time over one size as a line; as ticks the sizes on offer, or the right ends of the steps where the record is too old to
+    tell; the delivered size as a dashed line.
+    """
     highest = max(max(data.ms), 1e-9)
     plot = _Plot(f"Time of {data.kernel} over its {data.axis} channels", float(data.sizes[-1]), highest * 1.06)
     plot.axes(nice_ticks(0.0, float(data.sizes[-1])), nice_ticks(0.0, highest), f"{data.axis} channels", "milliseconds")
-    for step in data.steps:
-        place = plot.x(step)
+    for size in data.offered or data.steps:
+        place = plot.x(size)
         plot.parts.append(f'<line class="step" x1="{place:.1f}" y1="{plot.bottom}" x2="{place:.1f}" y2="{plot.bottom - 7}"/>')
     points = " ".join(f"{plot.x(size):.1f},{plot.y(ms):.1f}" for size, ms in zip(data.sizes, data.ms, strict=True))
     plot.parts.append(f'<polyline class="curve" points="{points}"/>')
