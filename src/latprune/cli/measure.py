@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
+from latprune.cli.loading import note_given
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,13 @@ __all__ = ["add_parser", "run"]
 
 _MOST, _IN_KIT, _LEAST = 128, 64, 48
 """Networks measured at most, networks of a kit (each is a model of its own in it), and the fewest that tables are made of."""
+
+_IGNORED = {
+    "ray": ("time_limit", "extend", "output"),
+    "plan": ("time_limit", "extend", "output"),
+    "context": ("time_limit", "extend", "engine", "device", "threads", "batch", "precision", "max_networks", "seed"),
+}
+"""Options that do nothing beside another one."""
 
 _EPILOG = """\
 examples:
@@ -46,6 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    note_given(parser)
     add_model_arguments(parser)
     add_target_arguments(parser)
     group = parser.add_argument_group("measuring")
@@ -128,7 +137,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what would be ignored, and files that could not be written once all is measured."""
-    from latprune.cli.loading import output_file
+    from pathlib import Path
+
+    from latprune.cli.loading import check_numbers, output_file, refuse_ignored
     from latprune.errors import InvalidArgumentError
 
     modes = [name for name in ("ray", "plan", "context") if getattr(args, name) is not None]
@@ -136,12 +147,22 @@ def _check(args: argparse.Namespace) -> None:
         raise InvalidArgumentError(f"--{modes[0]} and --{modes[1]} exclude each other")
     if args.label and not args.ray:
         raise InvalidArgumentError("--label needs --ray, the cluster whose nodes offer it")
-    ignored = {"ray": ("time_limit", "extend", "output"), "plan": ("time_limit", "extend", "output"), "context": ("time_limit", "extend")}
-    for name in ignored[modes[0]] if modes else ():
-        if getattr(args, name):
-            raise InvalidArgumentError(f"--{name.replace('_', '-')} does nothing with --{modes[0]}; leave it out")
-    if args.time_limit is not None and not args.time_limit >= 0:
-        raise InvalidArgumentError(f"--time-limit (={args.time_limit}) must be a number of seconds, not negative")
+    if modes:
+        refuse_ignored(args, _IGNORED[modes[0]], beside=f"--{modes[0]}")
+    if args.plan and args.results:
+        refuse_ignored(args, ("device", "threads", "precision", "max_networks", "seed"), beside="--results, whose kit has its own")
+        if args.engine != "onnxruntime" and "engine" in args.given:
+            raise InvalidArgumentError(
+                f"--engine (={args.engine!r}) must be 'onnxruntime' with --results: no other runs a kit; leave it out"
+            )
+    check_numbers(args)
+    for name in ("plan", "results"):
+        if args.again and getattr(args, name) and Path(args.again).resolve() == Path(getattr(args, name)).resolve():
+            raise InvalidArgumentError(f"--again (={args.again!r}) is the file of --{name}, which is still needed; choose another name")
+    if args.plan and not args.results and not args.again and Path(args.plan).exists():
+        raise InvalidArgumentError(
+            f"--plan (={args.plan!r}) exists; choose another name, or give --results if that kit was run: results fit their own kit alone"
+        )
     for name in ("output", "again") if args.results else ("output", "plan"):
         if getattr(args, name):
             output_file(getattr(args, name), argument=f"--{name}")
@@ -163,7 +184,7 @@ def _stored(args: argparse.Namespace) -> int:
     from latprune.graph import trace
     from latprune.latency import Store, stored_tables
 
-    with Store(existing_store(args.store)) as store:
+    with Store(existing_store(args.store), reading=True) as store:
         context = conditions(store, args.context)
         model = load_model(args.model, args.model_arg, args.weights)
         inputs = example_inputs(args.input, batch=context.target.batch, seed=args.seed)
@@ -192,13 +213,15 @@ def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, 
 
     if not args.label:
         raise InvalidArgumentError("--ray needs --label, the custom resource that the devices' nodes offer")
+    if _most(args) < 1:
+        raise InvalidArgumentError(f"--max-networks (={args.max_networks}) must be at least 1 with --ray")
     graph = trace(model, inputs)
     points = list(islice(design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=args.seed), _most(args)))
-    again = 0
+    again = stored = 0
 
     def progress(state: FanoutProgress) -> None:
-        nonlocal again
-        again = state.again
+        nonlocal again, stored
+        again, stored = state.again, state.stored
         report(f"{state.done} of {state.jobs} networks, {state.again} of them again, {state.devices} devices, {state.lost} lost")
 
     with Store(args.store) as store:
@@ -212,8 +235,9 @@ def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, 
             label=args.label,
             address=args.ray,
             progress=progress,
+            report=report,
         )
-        print(f"{done} networks added to {store.path}; {again} repetitions of networks that were far off")
+        print(f"{done} networks added to {store.path}, which held {stored} already; {again} repetitions of networks that were far off")
         _name_conditions(store, graph, inputs)
     return 0
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import pickle
 import platform
+import re
 import socket
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -16,7 +23,7 @@ from latprune.errors import EngineError, InvalidArgumentError, LatpruneError, Mi
 from latprune.latency.build import target_context
 from latprune.latency.design import DesignPoint
 from latprune.latency.engines import get_engine
-from latprune.latency.repeats import REPEATS, as_repeat, due_again
+from latprune.latency.repeats import REPEAT, REPEATS, as_repeat, due_again
 from latprune.latency.samples import ContextInfo, NetworkSample
 from latprune.latency.sampling import NetworkSampler
 from latprune.latency.signature import network_fingerprint
@@ -30,6 +37,15 @@ __all__ = ["FanoutProgress", "sample_on_cluster"]
 
 _ANSWERS_WITHIN = 10.0
 """Seconds that the cluster's head may take to answer."""
+_POLL, _SAID_AFTER = 1.0, 5.0
+"""Seconds between two looks for a device, and seconds of waiting for one that go without a word."""
+
+_RAYS_OWN = re.compile(r"CPU|GPU|TPU|memory|object_store_memory|node:.*")
+"""Resources that Ray counts by itself on every node."""
+
+_ON_EVERY_NODE = {"latprune", "torch"}
+"""Packages that are installed on every node, also where a developer's copy of them lies elsewhere here."""
+_STANDARD_LIBRARY = Path(os.__file__).parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +53,18 @@ class FanoutProgress:
     """Where a fan-out stands.
 
     Attributes:
-        done: Measurements made.
-        jobs: Measurements planned; they grow when networks are to be measured again.
+        done: Networks done: measurements made, and those that the store held already.
+        jobs: Networks planned; they grow when some are to be measured again.
+        stored: Those of ``done`` that the store held already.
         again: Those of ``done`` that repeat a network.
-        devices: Devices left.
+        devices: Devices that are ready or measuring.
         lost: Devices lost.
-        worker: The one that measured last.
+        worker: The one that answered last.
     """
 
     done: int
     jobs: int
+    stored: int
     again: int
     devices: int
     lost: int
@@ -61,31 +79,117 @@ def _ray() -> Any:
     return ray
 
 
-def _refuse_silence(address: str | None) -> None:
-    """Ray asks for minutes where nobody answers, and then ends the process."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
+def _connect(ray: Any, address: str | None) -> None:
+    """Join the cluster. Ray asks for minutes where nobody answers, and then ends the process."""
+    place = re.fullmatch(r"(ray://)?([^\s/]+):(\d{1,5})", address or "")
+    if address not in (None, "auto") and (place is None or int(place[3]) > 65535):
+        raise InvalidArgumentError(f"address (={address!r}) must be ray://HOST:PORT, HOST:PORT or 'auto'")
+    if place is not None:
+        # Ray's client is an extra of Ray's own.
+        if place[1] and importlib.util.find_spec("grpc") is None:
+            raise MissingExtraError("ray[client]", "ray")
+        try:
+            socket.create_connection((place[2], int(place[3])), timeout=_ANSWERS_WITHIN).close()
+        except OSError as error:
+            raise EngineError(f"address (={address!r}): no Ray cluster answers there ({error}); start one with ray start --head") from error
+    if ray.is_initialized():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=_ANSWERS_WITHIN).close()
-    except OSError as error:
-        raise EngineError(f"address (={address!r}): no Ray cluster answers there ({error}); start one with ray start --head") from error
+        ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
+    except (ConnectionError, RuntimeError) as error:
+        raise EngineError(f"address (={address!r}): the Ray cluster cannot be joined: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    """An error of a device in one line; Ray's run over many."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, LatpruneError) else f"{type(error).__name__}: {text}"
+
+
+def _devices(ray: Any, label: str) -> int:
+    """How many nodes offer the label."""
+    hint = f"ray start --address=HEAD --resources='{{\"{label}\": 1}}'"
+    offers = [(node["NodeManagerAddress"], node["Resources"].get(label, 0.0)) for node in ray.nodes() if node["Alive"]]
+    for place, amount in offers:
+        if amount not in (0.0, 1.0):
+            raise EngineError(
+                f"the node at {place} offers {amount:g} of the resource {label!r}, which must be 1: a node measures one network at a time; "
+                f"start it with: {hint}"
+            )
+    count = [amount for _, amount in offers].count(1.0)
+    if not count:
+        raise EngineError(f"no node of the Ray cluster offers the resource {label!r}; start one with: {hint}")
+    return count
+
+
+def _packed(ray: Any, model: nn.Module, *others: Any) -> bytes:
+    """The model and what goes with it, the user's own code included: a node need not have his files."""
+    pickler = ray.cloudpickle
+    modules = [module for module in _own_modules(model) if module.__name__ not in pickler.list_registry_pickle_by_value()]
+    for module in modules:
+        pickler.register_pickle_by_value(module)
+    try:
+        return bytes(pickler.dumps((model, *others)))
+    except Exception as error:  # whatever the object raises that cannot be packed
+        raise InvalidArgumentError(
+            f"model (={type(model).__name__}) cannot be sent to the devices ({_line(error)}); keep what cannot be pickled out of the model "
+            "and of the files that its classes are in, or install those as a package here and on the nodes"
+        ) from error
+    finally:
+        for module in modules:
+            pickler.unregister_pickle_by_value(module)
+
+
+def _own_modules(model: nn.Module) -> list[ModuleType]:
+    """The user's own modules: those of the model's classes, and those that they name."""
+    found: dict[str, ModuleType] = {}
+    names = deque(base.__module__ for part in model.modules() for base in type(part).__mro__)
+    while names:
+        name = names.popleft()
+        module = sys.modules.get(name)
+        if module is None or name in found or not _is_own(module):
+            continue
+        found[name] = module
+        for value in vars(module).values():
+            named = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+            if isinstance(named, str):
+                names.append(named)
+    return list(found.values())
+
+
+def _is_own(module: ModuleType) -> bool:
+    """Whether a module comes from a file of the user's, not from Python or an installed package, which the nodes have too."""
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__.partition(".")[0] in _ON_EVERY_NODE:
+        return False
+    path = Path(file)
+    return _STANDARD_LIBRARY not in path.parents and not {"site-packages", "dist-packages"}.intersection(path.parts)
 
 
 class _Device:
-    """Lives on a device's node, one per device; measures one network at a time."""
-
-    def __init__(self, model: nn.Module, graph: ModelGraph, example_inputs: Any, target: Target) -> None:
-        self._context = target_context(target)
-        self._sampler = NetworkSampler(model, graph, example_inputs, target, get_engine(target.engine))
+    """Lives on a device's node; measures one network at a time."""
 
     def name(self) -> str:
         """Host's process, for people and for tests that kill it."""
         return f"{platform.node()}:{os.getpid()}"
 
-    def sample(self, point: DesignPoint) -> tuple[str, ContextInfo, NetworkSample]:
+    def start(self, network: bytes) -> ContextInfo | tuple[str, str]:
+        """Make ready; the conditions, or the package and the extra that the node lacks.
+
+        That is no constructor's work: Ray tells of the death of an actor whose constructor failed, not of what it raised.
+        """
+        model, graph, example_inputs, target = pickle.loads(network)
+        try:
+            context = target_context(target)
+            self._sampler = NetworkSampler(model, graph, example_inputs, target, get_engine(target.engine))
+        except MissingExtraError as error:
+            # It is made of two arguments, of which pickle would give back one.
+            return error.package, error.extra
+        return context
+
+    def sample(self, point: DesignPoint) -> NetworkSample:
         """Measure one network."""
-        return self.name(), self._context, self._sampler.sample(point)
+        return self._sampler.sample(point)
 
 
 def sample_on_cluster(
@@ -99,53 +203,75 @@ def sample_on_cluster(
     label: str,
     address: str | None = None,
     attempts: int = 3,
+    wait_seconds: float = 600.0,
     progress: Callable[[FanoutProgress], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> int:
     """Measure networks on every node of a Ray cluster that offers the resource ``label``; results go into the driver's store as they come.
 
     Start a device's node with ``ray start --address=HEAD --resources='{"LABEL": 1}'``: it then takes one job at a time. A device that is
     lost in the middle of a job loses that job only; another device measures it. Each sample is stored under the conditions of the
-    device that took it (its engine's version, its processor), so devices of different kinds under one label do not mix.
+    device that took it (its engine's version, its processor), so devices of different kinds under one label do not mix. Networks that the
+    store holds under the conditions of a device that answers are not measured again, so an interrupted run goes on where it stopped.
+
+    The nodes need latprune and the engine, not the model's files: code of the model that is in no installed package is sent along.
 
     When all networks are measured, those that are far off what the others of their conditions say (``repeats.due_again``) go out again, to
     a device of the same conditions, until two measurements agree, at most twice. The repetitions are stored beside the first. A network
     whose kind of device is gone by then stays as it was measured, and is due again when networks are measured there the next time.
 
     Args:
-        model: The dense model; sent to the devices.
+        model: The dense model; sent to the devices with its code.
         graph: Its trace.
         example_inputs: What it runs on.
         target: Engine and conditions on the device.
         points: Networks to measure.
         store: The driver's store.
-        label: Custom resource that devices of this kind offer.
+        label: Custom resource that devices of this kind offer, 1 per node.
         address: ``ray://host:port``, ``host:port`` or ``auto``; None uses this process's cluster, or starts a local one.
         attempts: How often a network may lose its device before the fan-out gives up.
+        wait_seconds: How long to wait for a first device where another run holds them all.
         progress: Called after each network.
+        report: Called with a line of text where the fan-out waits for a device or loses one.
 
     Returns:
-        How many networks were measured, repetitions not counted.
+        How many networks were measured, repetitions and those that the store held already not counted.
 
     Raises:
-        EngineError: Nobody answers at the address, no node offers the label, all devices were lost, or a device refused a network.
-        MissingExtraError: Ray is not installed.
+        InvalidArgumentError: The address has another form, the label is a resource of Ray's own, or the model cannot be sent.
+        EngineError: Nobody answers at the address, no node offers the label, other runs hold it for too long, all devices were lost (the
+            message says how the last one was), or a device refused a network.
+        MissingExtraError: Ray is not installed here, its client not (``ray://``), or the engine on no device.
     """
     if not points:
         raise InvalidArgumentError("points must hold at least one network")
+    if _RAYS_OWN.fullmatch(label):
+        raise InvalidArgumentError(f"label (={label!r}) is a resource of Ray's own; start the devices' nodes with another name, as 'board'")
     ray = _ray()
-    if not ray.is_initialized():
-        _refuse_silence(address)
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
-    offered = int(ray.cluster_resources().get(label, 0))
-    if offered < 1:
-        hint = f"ray start --address=HEAD --resources='{{\"{label}\": 1}}'"
-        raise EngineError(f"no node of the Ray cluster offers the resource {label!r}; start one with: {hint}")
-    shared = [ray.put(value) for value in (model, graph, example_inputs, target)]
+    _connect(ray, address)
+    offered = _devices(ray, label)
+    network = ray.put(_packed(ray, model, graph, example_inputs, target))
+    patience = _Patience(label=label, seconds=wait_seconds, report=report)
+    while ray.available_resources().get(label, 0.0) < 1.0:
+        patience.spend("held by another run")
+        time.sleep(_POLL)
     remote = ray.remote(num_cpus=0, resources={label: 1})(_Device)
-    rack = _Rack(
-        ray, [remote.remote(*shared) for _ in range(min(offered, len(points)))], store, label=label, attempts=attempts, progress=progress
-    )
     fingerprint = network_fingerprint(list(graph.kernels.values()), example_inputs, target)
+    rack = _Rack(
+        ray,
+        [remote.remote() for _ in range(min(offered, len(points)))],
+        network,
+        store,
+        stored=lambda context: (
+            _key(sample.widths, sample.removed) for sample in store.networks(context, fingerprint) if REPEAT not in sample.extra
+        ),
+        dense=graph.dense_widths(),
+        label=label,
+        attempts=attempts,
+        wait_seconds=wait_seconds,
+        progress=progress,
+        report=report,
+    )
     try:
         rack.run([_Job(point=point) for point in points])
         for _ in range(REPEATS):
@@ -159,7 +285,35 @@ def sample_on_cluster(
             rack.run(again)
     finally:
         rack.close()
-    return rack.done - rack.again
+    return rack.done - rack.again - rack.stored
+
+
+def _key(widths: Mapping[str, int], removed: Iterable[str]) -> Any:
+    """What tells one network of a structure from another."""
+    return frozenset(widths.items()), frozenset(removed)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Patience:
+    """Waiting for a device, which is said once and has an end; Ray would wait for ever without a word."""
+
+    label: str
+    seconds: float
+    report: Callable[[str], None] | None
+    since: float = field(default_factory=time.monotonic)
+    said: bool = False
+
+    def spend(self, why: str) -> None:
+        """Go on waiting for a device that is still ``why``, or raise EngineError."""
+        waited = time.monotonic() - self.since
+        if waited >= self.seconds:
+            raise EngineError(
+                f"waited {self.seconds:g} s (wait_seconds) for a device labelled {self.label!r}, still {why}; run this again once "
+                "the other run has ended, or start another node"
+            )
+        if not self.said and waited >= _SAID_AFTER and self.report is not None:
+            self.report(f"waiting for a device labelled {self.label!r}, {why}")
+            self.said = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +328,10 @@ class _Job:
 
 @dataclass(slots=True, eq=False)
 class _Member:
-    """A device, and its conditions once it has answered."""
+    """A device; its worker's name once a node has taken it, its conditions once it is ready."""
 
     handle: Any
+    worker: str = ""
     context: ContextInfo | None = None
 
 
@@ -187,21 +342,34 @@ class _Rack:
         self,
         ray: Any,
         handles: Sequence[Any],
+        network: Any,
         store: Store,
         *,
+        stored: Callable[[ContextInfo], Iterable[Any]],
+        dense: Mapping[str, int],
         label: str,
         attempts: int,
+        wait_seconds: float,
         progress: Callable[[FanoutProgress], None] | None,
+        report: Callable[[str], None] | None,
     ) -> None:
         self._ray = ray
-        self._idle = [_Member(handle) for handle in handles]
-        self._running: dict[Any, tuple[_Member, _Job]] = {}
+        self._network = network
         self._store = store
+        self._stored = stored
+        self._dense = dense
         self._label = label
         self._attempts = attempts
+        self._wait_seconds = wait_seconds
         self._progress = progress
+        self._report = report
+        self._idle: list[_Member] = []
+        self._calls: dict[Any, tuple[_Member, _Job | None]] = {}
+        for member in map(_Member, handles):
+            self._calls[member.handle.name.remote()] = (member, None)
         self._jobs = self._lost = 0
-        self.done = self.again = 0
+        self._last: str | MissingExtraError = ""
+        self.done = self.again = self.stored = 0
         self.contexts: dict[ContextInfo, None] = {}
         """Conditions that were met, in order."""
 
@@ -209,18 +377,27 @@ class _Rack:
         """Do the jobs. Networks that no device is left for are an error, repetitions are not: what they would repeat is stored."""
         queue = deque(jobs)
         self._jobs += len(jobs)
-        while queue or self._running:
+        while queue or any(job is not None for _, job in self._calls.values()):
             self._assign(queue)
-            if not self._running:
+            patience = None
+            if not any(member.worker for member, _ in self._calls.values()):
                 left = sum(job.first is None for job in queue)
-                if left:
-                    raise EngineError(
-                        f"all {self._lost} devices labelled {self._label!r} were lost; {left} of {self._jobs} networks are not measured"
-                    )
-                self._jobs -= len(queue)
-                return
-            for reference in self._ray.wait(list(self._running), num_returns=1)[0]:
+                if not left:
+                    self._jobs -= len(queue)
+                    return
+                if not self._calls:
+                    raise self._all_lost(left)
+                patience = _Patience(label=self._label, seconds=self._wait_seconds, report=self._report)
+            for reference in self._answered(patience):
                 self._collect(reference, queue)
+
+    def _all_lost(self, left: int) -> LatpruneError:
+        if isinstance(self._last, MissingExtraError):
+            return self._last
+        return EngineError(
+            f"all {self._lost} devices labelled {self._label!r} were lost; {left} of {self._jobs} networks are not measured; "
+            f"the last device: {self._last}"
+        )
 
     def _assign(self, queue: deque[_Job]) -> None:
         for _ in range(len(queue)):
@@ -230,20 +407,34 @@ class _Rack:
                 queue.append(job)
             else:
                 self._idle.remove(member)
-                self._running[member.handle.sample.remote(job.point)] = (member, job)
+                self._calls[member.handle.sample.remote(job.point)] = (member, job)
+
+    def _answered(self, patience: _Patience | None) -> list[Any]:
+        """Calls that came back. Where no device has come yet, another run may hold them all, and patience ends."""
+        while True:
+            ready, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=None if patience is None else _POLL)
+            if ready:
+                return list(ready)
+            if patience is not None:
+                patience.spend("starting or held by another run")
 
     def _collect(self, reference: Any, queue: deque[_Job]) -> None:
-        member, job = self._running.pop(reference)
+        member, job = self._calls.pop(reference)
         try:
-            worker, context, sample = self._ray.get(reference)
+            answer = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
+            if job is None:
+                self._lose(member, _line(cause))
+                return
             if isinstance(cause, LatpruneError):
                 raise cause from error
             raise EngineError(f"a device with the label {self._label!r} failed: {error}") from error
         except self._ray.exceptions.RayError as error:
             # The device is gone. Its job goes to another one.
-            self._lost += 1
+            self._lose(member, _line(error))
+            if job is None:
+                return
             if job.tried + 1 < self._attempts:
                 queue.appendleft(replace(job, tried=job.tried + 1))
             elif job.first is None:
@@ -251,25 +442,75 @@ class _Rack:
             else:
                 self._jobs -= 1
             return
-        member.context = context
+        if job is not None:
+            self._keep(member, job, answer)
+        elif not member.worker:
+            member.worker = answer
+            self._calls[member.handle.start.remote(self._network)] = (member, None)
+        elif isinstance(answer, ContextInfo):
+            member.context = answer
+            self._idle.append(member)
+            self._meet(member, answer, queue)
+        else:
+            self._lose(member, _MissingThereError(member.worker, *answer))
+
+    def _lose(self, member: _Member, why: str | MissingExtraError) -> None:
+        self._lost += 1
+        self._last = why if isinstance(why, MissingExtraError) else f"{member.worker or 'not started yet'}: {why}"
+        self._ray.kill(member.handle)
+        if self._report is not None:
+            self._report(f"lost a device: {self._last}")
+
+    def _meet(self, member: _Member, context: ContextInfo, queue: deque[_Job]) -> None:
+        """Take the networks off the queue that the store holds under conditions that were not met before."""
+        if context in self.contexts:
+            return
         self.contexts[context] = None
+        # Small networks meet the same widths twice, and are then measured twice.
+        stored, before = Counter(self._stored(context)), self.stored
+        for _ in range(len(queue)):
+            job = queue.popleft()
+            key = _key({**self._dense, **job.point.widths}, job.point.removed)
+            if job.first is None and stored[key]:
+                stored[key] -= 1
+                self.stored += 1
+            else:
+                queue.append(job)
+        self.done += self.stored - before
+        if self.stored > before:
+            self._tell(member)
+
+    def _keep(self, member: _Member, job: _Job, sample: NetworkSample) -> None:
+        assert member.context is not None
         self._idle.append(member)
-        self._store.add(context, [sample if job.first is None else as_repeat(sample, job.first)])
+        self._store.add(member.context, [sample if job.first is None else as_repeat(sample, job.first)])
         self.done += 1
         self.again += job.first is not None
+        self._tell(member)
+
+    def _tell(self, member: _Member) -> None:
         if self._progress is not None:
             self._progress(
                 FanoutProgress(
                     done=self.done,
                     jobs=self._jobs,
+                    stored=self.stored,
                     again=self.again,
-                    devices=len(self._idle) + len(self._running),
+                    devices=len(self._idle) + sum(other.context is not None for other, _ in self._calls.values()),
                     lost=self._lost,
-                    worker=worker,
+                    worker=member.worker,
                 )
             )
 
     def close(self) -> None:
         """Let the devices go."""
-        for member in [*self._idle, *(member for member, _ in self._running.values())]:
+        for member in [*self._idle, *(member for member, _ in self._calls.values())]:
             self._ray.kill(member.handle)
+
+
+class _MissingThereError(MissingExtraError):
+    """An extra that a device's node lacks."""
+
+    def __init__(self, worker: str, package: str, extra: str) -> None:
+        super().__init__(package, extra)
+        self.msg = f"on the device {worker}: {self.msg}"
