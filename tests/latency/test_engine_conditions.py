@@ -374,3 +374,10 @@ def test_a_layer_that_no_step_shows_is_refused_by_name(engine: str) -> None:
     model, x = FreeWeight().eval(), torch.randn(1, 3, 24, 24)
     with pytest.raises(EngineError, match=r"1 of the model's layers \(weight\)"):
         NetworkSampler(model, trace(model, x), x, Target(engine=engine), get_engine(engine))
+
+
+def test_a_layer_shorter_than_openvinos_clock_is_in_the_profile() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    with get_engine("openvino").compile(model, torch.randn(1, 3, 6, 6), Target(), profile=True) as network:
+        entries = {entry.path: entry.ms for entry in network.profile(40)}
+    assert {"0", "4"} <= set(entries) and all(0.0 < entries[path] < 0.1 for path in ("0", "4"))

@@ -170,6 +170,9 @@ class _OpenVinoNetwork(CompiledNetwork):
                 # Both the single runs and their mean are floored to whole microseconds; each floor costs half a microsecond on average.
                 mean = info.real_time.total_seconds() * 1e6 + 1.0
                 totals[info.node_name] = (info.node_type, mean * self._done)
+            elif info.node_type in _CONTRACTIONS:
+                # What takes less than a microsecond is told like what was fused away, which contractions never are.
+                totals[info.node_name] = (info.node_type, 0.5 * self._done)
         return totals
 
     def profile(self, runs: int) -> list[KernelTime]:
@@ -189,7 +192,7 @@ class _OpenVinoNetwork(CompiledNetwork):
         floor = np.asarray([done for done, _ in marks[1:]]) / length
         result = []
         for order, (name, (kind, _)) in enumerate(marks[-1][1].items()):
-            # A step whose mean is below a microsecond is not listed.
+            # A step whose mean is below a microsecond is not listed, but for contractions.
             spent = np.diff([mark.get(name, (kind, 0.0))[1] for _, mark in marks]) / length
             # An interruption hits one step, and by far more than the floor can explain: that stretch is left out, for that step alone. The
             # others' errors cancel, because each stretch ends where the next one begins.
