@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
 import platform
 import re
-import socket
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import ModuleType
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from latprune.errors import EngineError, InvalidArgumentError, LatpruneError, MissingExtraError
 from latprune.latency.build import target_context
+from latprune.latency.by_value import packed
 from latprune.latency.design import DesignPoint
 from latprune.latency.engines import get_engine
+from latprune.latency.ray_cluster import Patience, connect, count_devices, one_line, ray_package
 from latprune.latency.repeats import REPEAT, REPEATS, as_repeat, due_again
 from latprune.latency.samples import ContextInfo, NetworkSample
 from latprune.latency.sampling import NetworkSampler
@@ -35,17 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = ["FanoutProgress", "sample_on_cluster"]
 
-_ANSWERS_WITHIN = 10.0
-"""Seconds that the cluster's head may take to answer."""
-_POLL, _SAID_AFTER = 1.0, 5.0
-"""Seconds between two looks for a device, and seconds of waiting for one that go without a word."""
+_POLL = 1.0
+"""Seconds between two looks for a device."""
 
 _RAYS_OWN = re.compile(r"CPU|GPU|TPU|memory|object_store_memory|node:.*")
 """Resources that Ray counts by itself on every node."""
-
-_ON_EVERY_NODE = {"latprune", "torch"}
-"""Packages that are installed on every node, also where a developer's copy of them lies elsewhere here."""
-_STANDARD_LIBRARY = Path(os.__file__).parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,101 +60,6 @@ class FanoutProgress:
     devices: int
     lost: int
     worker: str
-
-
-def _ray() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtraError("ray", "ray") from None
-    return ray
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    """Join the cluster. Ray asks for minutes where nobody answers, and then ends the process."""
-    place = re.fullmatch(r"(ray://)?([^\s/]+):(\d{1,5})", address or "")
-    if address not in (None, "auto") and (place is None or int(place[3]) > 65535):
-        raise InvalidArgumentError(f"address (={address!r}) must be ray://HOST:PORT, HOST:PORT or 'auto'")
-    if place is not None:
-        # Ray's client is an extra of Ray's own.
-        if place[1] and importlib.util.find_spec("grpc") is None:
-            raise MissingExtraError("ray[client]", "ray")
-        try:
-            socket.create_connection((place[2], int(place[3])), timeout=_ANSWERS_WITHIN).close()
-        except OSError as error:
-            raise EngineError(f"address (={address!r}): no Ray cluster answers there ({error}); start one with ray start --head") from error
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address is None else None)
-    except (ConnectionError, RuntimeError) as error:
-        raise EngineError(f"address (={address!r}): the Ray cluster cannot be joined: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    """An error of a device in one line; Ray's run over many."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, LatpruneError) else f"{type(error).__name__}: {text}"
-
-
-def _devices(ray: Any, label: str) -> int:
-    """How many nodes offer the label."""
-    hint = f"ray start --address=HEAD --resources='{{\"{label}\": 1}}'"
-    offers = [(node["NodeManagerAddress"], node["Resources"].get(label, 0.0)) for node in ray.nodes() if node["Alive"]]
-    for place, amount in offers:
-        if amount not in (0.0, 1.0):
-            raise EngineError(
-                f"the node at {place} offers {amount:g} of the resource {label!r}, which must be 1: a node measures one network at a time; "
-                f"start it with: {hint}"
-            )
-    count = [amount for _, amount in offers].count(1.0)
-    if not count:
-        raise EngineError(f"no node of the Ray cluster offers the resource {label!r}; start one with: {hint}")
-    return count
-
-
-def _packed(ray: Any, model: nn.Module, *others: Any) -> bytes:
-    """The model and what goes with it, the user's own code included: a node need not have his files."""
-    pickler = ray.cloudpickle
-    modules = [module for module in _own_modules(model) if module.__name__ not in pickler.list_registry_pickle_by_value()]
-    for module in modules:
-        pickler.register_pickle_by_value(module)
-    try:
-        return bytes(pickler.dumps((model, *others)))
-    except Exception as error:  # whatever the object raises that cannot be packed
-        raise InvalidArgumentError(
-            f"model (={type(model).__name__}) cannot be sent to the devices ({_line(error)}); keep what cannot be pickled out of the model "
-            "and of the files that its classes are in, or install those as a package here and on the nodes"
-        ) from error
-    finally:
-        for module in modules:
-            pickler.unregister_pickle_by_value(module)
-
-
-def _own_modules(model: nn.Module) -> list[ModuleType]:
-    """The user's own modules: those of the model's classes, and those that they name."""
-    found: dict[str, ModuleType] = {}
-    names = deque(base.__module__ for part in model.modules() for base in type(part).__mro__)
-    while names:
-        name = names.popleft()
-        module = sys.modules.get(name)
-        if module is None or name in found or not _is_own(module):
-            continue
-        found[name] = module
-        for value in vars(module).values():
-            named = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-            if isinstance(named, str):
-                names.append(named)
-    return list(found.values())
-
-
-def _is_own(module: ModuleType) -> bool:
-    """Whether a module comes from a file of the user's, not from Python or an installed package, which the nodes have too."""
-    file = getattr(module, "__file__", None)
-    if file is None or module.__name__.partition(".")[0] in _ON_EVERY_NODE:
-        return False
-    path = Path(file)
-    return _STANDARD_LIBRARY not in path.parents and not {"site-packages", "dist-packages"}.intersection(path.parts)
 
 
 class _Device:
@@ -247,11 +143,11 @@ def sample_on_cluster(
         raise InvalidArgumentError("points must hold at least one network")
     if _RAYS_OWN.fullmatch(label):
         raise InvalidArgumentError(f"label (={label!r}) is a resource of Ray's own; start the devices' nodes with another name, as 'board'")
-    ray = _ray()
-    _connect(ray, address)
-    offered = _devices(ray, label)
-    network = ray.put(_packed(ray, model, graph, example_inputs, target))
-    patience = _Patience(label=label, seconds=wait_seconds, report=report)
+    ray = ray_package()
+    connect(ray, address)
+    offered = count_devices(ray, label)
+    network = ray.put(packed(ray, model, graph, example_inputs, target))
+    patience = Patience(label=label, seconds=wait_seconds, report=report)
     while ray.available_resources().get(label, 0.0) < 1.0:
         patience.spend("held by another run")
         time.sleep(_POLL)
@@ -291,29 +187,6 @@ def sample_on_cluster(
 def _key(widths: Mapping[str, int], removed: Iterable[str]) -> Any:
     """What tells one network of a structure from another."""
     return frozenset(widths.items()), frozenset(removed)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Patience:
-    """Waiting for a device, which is said once and has an end; Ray would wait for ever without a word."""
-
-    label: str
-    seconds: float
-    report: Callable[[str], None] | None
-    since: float = field(default_factory=time.monotonic)
-    said: bool = False
-
-    def spend(self, why: str) -> None:
-        """Go on waiting for a device that is still ``why``, or raise EngineError."""
-        waited = time.monotonic() - self.since
-        if waited >= self.seconds:
-            raise EngineError(
-                f"waited {self.seconds:g} s (wait_seconds) for a device labelled {self.label!r}, still {why}; run this again once "
-                "the other run has ended, or start another node"
-            )
-        if not self.said and waited >= _SAID_AFTER and self.report is not None:
-            self.report(f"waiting for a device labelled {self.label!r}, {why}")
-            self.said = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,7 +260,7 @@ class _Rack:
                     return
                 if not self._calls:
                     raise self._all_lost(left)
-                patience = _Patience(label=self._label, seconds=self._wait_seconds, report=self._report)
+                patience = Patience(label=self._label, seconds=self._wait_seconds, report=self._report)
             for reference in self._answered(patience):
                 self._collect(reference, queue)
 
@@ -409,7 +282,7 @@ class _Rack:
                 self._idle.remove(member)
                 self._calls[member.handle.sample.remote(job.point)] = (member, job)
 
-    def _answered(self, patience: _Patience | None) -> list[Any]:
+    def _answered(self, patience: Patience | None) -> list[Any]:
         """Calls that came back. Where no device has come yet, another run may hold them all, and patience ends."""
         while True:
             ready, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=None if patience is None else _POLL)
@@ -425,14 +298,14 @@ class _Rack:
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
             if job is None:
-                self._lose(member, _line(cause))
+                self._lose(member, one_line(cause))
                 return
             if isinstance(cause, LatpruneError):
                 raise cause from error
             raise EngineError(f"a device with the label {self._label!r} failed: {error}") from error
         except self._ray.exceptions.RayError as error:
             # The device is gone. Its job goes to another one.
-            self._lose(member, _line(error))
+            self._lose(member, one_line(error))
             if job is None:
                 return
             if job.tried + 1 < self._attempts:
