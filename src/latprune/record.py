@@ -73,7 +73,9 @@ def build_record(
     # Tables are shown where the run has used some; none are built, or read, for the sake of a picture.
     tables = pruner.tables_used if latency else None
     notes = tuple(report.note for report in pruner.reports if report.note)
-    notes += tuple(f"final measurement, {found.name}: {doubt}" for found in measured or () for doubt in found.disturbances)
+    if pruner.budget.unit != "%":
+        # What a share of the dense latency is judged by is a ratio, in which the machine's changes cancel.
+        notes += tuple(f"final measurement, {found.name}: {doubt}" for found in measured or () for doubt in found.disturbances)
     return ResultRecord(
         model=ModelRecord(
             name=name,
