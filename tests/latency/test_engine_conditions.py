@@ -381,3 +381,41 @@ def test_a_layer_shorter_than_openvinos_clock_is_in_the_profile() -> None:
     with get_engine("openvino").compile(model, torch.randn(1, 3, 6, 6), Target(), profile=True) as network:
         entries = {entry.path: entry.ms for entry in network.profile(40)}
     assert {"0", "4"} <= set(entries) and all(0.0 < entries[path] < 0.1 for path in ("0", "4"))
+
+
+def test_a_sampler_that_cannot_start_leaves_no_network_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, opened, closed = get_engine("onnxruntime"), [], []
+    compile_as_ever = engine.compile
+
+    def compile_and_note(*args: Any, **options: Any) -> Any:
+        network = compile_as_ever(*args, **options)
+        opened.append(network)
+        close = network.close
+        monkeypatch.setattr(network, "close", lambda: (closed.append(network), close()))
+        return network
+
+    monkeypatch.setattr(engine, "compile", compile_and_note)
+    model, x = FreeWeight().eval(), torch.randn(1, 3, 24, 24)
+    with pytest.raises(EngineError, match="weight"):
+        NetworkSampler(model, trace(model, x), x, Target(engine="onnxruntime"), engine)
+    assert len(opened) == 2 and {id(network) for network in closed} == {id(network) for network in opened}
+
+
+def test_a_kits_runner_refuses_a_network_that_its_provider_leaves_to_the_processor() -> None:
+    entries: dict[str, str] = {}
+
+    class Options:
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            entries[key] = value
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("nodes were left to the CPU\nand more lines")
+
+    modes = SimpleNamespace(ORT_SEQUENTIAL=0, ORT_ENABLE_ALL=99)
+    runtime = SimpleNamespace(SessionOptions=Options, ExecutionMode=modes, GraphOptimizationLevel=modes, InferenceSession=refuse)
+    plan = {"target": {"device": "cuda:0", "threads": 1, "precision": "fp32"}}
+    with pytest.raises(SystemExit, match=r"CUDAExecutionProvider: nodes were left to the CPU$"):
+        kit_runner.open_session(runtime, b"", plan)
+    assert entries["session.disable_cpu_ep_fallback"] == "1"
