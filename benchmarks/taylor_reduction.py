@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 import latprune
-from latprune.finetuning import training_threads
 from latprune.importance import TaylorConfig
 from latprune.latency import Store, Target, machine_name
+from latprune.pruning.finetuning import training_threads
 from latprune.train import Recipe, evaluate, finetune, recalibrate_batch_norm
 from latprune.zoo import cifar10_test, cifar10_train, cifar_resnet
 

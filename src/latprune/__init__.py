@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from latprune.budget import Budget
     from latprune.export import load_result, restore
     from latprune.graph import ModelGraph as ModelGraph
     from latprune.graph.trace import trace
     from latprune.latency import LatencyTables, Store, Target, build_tables, measure
     from latprune.methods import MDP, SPLAMP, RandomChoice, Uniform
-    from latprune.pipeline import FitContext, prune
     from latprune.problem import Problem, Solution
     from latprune.program import ProgramModule, capture, load_program, save_program
-    from latprune.pruner import Pruner
-    from latprune.result import Result
-    from latprune.verification import verify
+    from latprune.pruning.budget import Budget
+    from latprune.pruning.pruner import Pruner
+    from latprune.pruning.result import Result
+    from latprune.pruning.run import FitContext, prune
+    from latprune.pruning.verification import verify
 
 __all__ = [
     "MDP",
@@ -56,17 +56,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "latprune.budget": ("Budget",),
+    "latprune.pruning.budget": ("Budget",),
     "latprune.export": ("load_result", "restore"),
     "latprune.graph": ("ModelGraph", "trace"),
     "latprune.latency": ("LatencyTables", "Store", "Target", "build_tables", "measure"),
     "latprune.methods": ("MDP", "SPLAMP", "RandomChoice", "Uniform"),
-    "latprune.pipeline": ("FitContext", "prune"),
+    "latprune.pruning.run": ("FitContext", "prune"),
     "latprune.problem": ("Problem", "Solution"),
     "latprune.program": ("ProgramModule", "capture", "load_program", "save_program"),
-    "latprune.pruner": ("Pruner",),
-    "latprune.result": ("Result",),
-    "latprune.verification": ("verify",),
+    "latprune.pruning.pruner": ("Pruner",),
+    "latprune.pruning.result": ("Result",),
+    "latprune.pruning.verification": ("verify",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

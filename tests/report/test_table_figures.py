@@ -12,7 +12,7 @@ from latprune.errors import FileFormatError
 from latprune.latency import LatencyTables, Residual, TableStats, design_points
 from latprune.latency.figures import telling_kernels
 from latprune.latency.fitting import fit_tables, predicted_and_measured
-from latprune.record import _tables
+from latprune.pruning.record import _tables
 from latprune.report import html_page
 from latprune.report.data import compute_predictions
 from latprune.report.table_svg import pair_map_svg, scatter_svg, staircase_svg

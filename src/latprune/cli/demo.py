@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from pathlib import Path
 
+    from latprune.cli.demonstration import demo
     from latprune.cli.progress import reporter
-    from latprune.demo import demo
 
     result = demo(args.output, engine=args.engine, budget=args.budget, say=reporter())
     print(result)

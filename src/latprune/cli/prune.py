@@ -9,7 +9,7 @@ from latprune.cli.arguments import add_form_argument, add_model_arguments, add_t
 
 if TYPE_CHECKING:
     from latprune.methods import Method
-    from latprune.pipeline import Fit
+    from latprune.pruning.run import Fit
 
 __all__ = ["add_parser", "run"]
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from latprune.cli.loading import example_inputs, load_callable, load_model, load_tables, parse_arguments, target_from
     from latprune.cli.progress import reporter
     from latprune.latency import Store
-    from latprune.pipeline import prune
+    from latprune.pruning.run import prune
 
     target = target_from(args)
     model = load_model(args.model, args.model_arg, args.weights)
@@ -158,7 +158,7 @@ def _evaluate(args: argparse.Namespace, keywords: dict[str, Any]) -> Any:
     if args.evaluate:
         return load_callable(args.evaluate, argument="--evaluate")
     if args.test_data:
-        from latprune.finetuning import training_threads
+        from latprune.pruning.finetuning import training_threads
         from latprune.train import evaluate
 
         batches = load_callable(args.test_data, argument="--test-data")(**keywords)
@@ -183,7 +183,7 @@ def _fit(args: argparse.Namespace, batches: Any, keywords: dict[str, Any]) -> Fi
         return None
     if batches is None:
         raise InvalidArgumentError("--epochs and --recipe need --data to train on")
-    from latprune.finetuning import fit_with
+    from latprune.pruning.finetuning import fit_with
     from latprune.train import Distillation, ProgressPrinter, Recipe, recipe
 
     chosen = recipe(args.recipe) if args.recipe else Recipe(epochs=args.epochs, learning_rate=args.learning_rate or 0.02, weight_decay=5e-4)

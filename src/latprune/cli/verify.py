@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from latprune.cli.loading import load_callable, recorded_constructor
     from latprune.errors import OverBudgetError
     from latprune.export import load_result
-    from latprune.verification import verify
+    from latprune.pruning.verification import verify
 
     record = load_result(args.result).record
     build = recorded_constructor(record, args.model, args.model_arg, trust=args.trust_recorded_model)

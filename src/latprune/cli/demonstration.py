@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from latprune.errors import EngineError, LatpruneError
-from latprune.finetuning import fit_with, training_threads
 from latprune.latency import Store, Target
-from latprune.pipeline import prune
-from latprune.result import Result
+from latprune.pruning.finetuning import fit_with, training_threads
+from latprune.pruning.result import Result
+from latprune.pruning.run import prune
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
 from latprune.train import Recipe, TrainProgress, evaluate, finetune
 from latprune.zoo import digits_resnet, digits_test, digits_train

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from latprune.correction import LimitSearch
 from latprune.errors import BudgetInfeasibleError
 from latprune.methods import Proposal, Proposer, StageContext
+from latprune.pruning.correction import LimitSearch
 
 __all__ = ["search_counted"]
 

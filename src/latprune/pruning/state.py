@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from latprune.errors import CheckpointError
-from latprune.stage import StageReport
+from latprune.pruning.stage import StageReport
 from latprune.surgery import ArchitectureEdits
 
 if TYPE_CHECKING:
-    from latprune.pruner import Pruner
+    from latprune.pruning.pruner import Pruner
 
 __all__ = ["PrunerState"]
 

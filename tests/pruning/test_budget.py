@@ -1,7 +1,7 @@
 import pytest
 
-from latprune.budget import Budget
 from latprune.errors import InvalidArgumentError
+from latprune.pruning.budget import Budget
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from latprune.budget import Budget
 from latprune.latency import CompiledNetwork, Measurement, Target, get_engine, measure
+from latprune.pruning.budget import Budget
 
 __all__ = ["Trial", "Trials"]
 

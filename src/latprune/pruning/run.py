@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import nn
 
-from latprune.budget import Budget
 from latprune.errors import CheckpointError, OverBudgetError
 from latprune.export.provenance import current_provenance
 from latprune.export.record import AccuracyRecord, ResultRecord
 from latprune.importance import LossFunction, cross_entropy_loss
 from latprune.latency import LatencyTables, Store, Target
 from latprune.methods import Method
-from latprune.pruner import Pruner
-from latprune.record import build_record
-from latprune.result import Result
+from latprune.pruning.budget import Budget
+from latprune.pruning.pruner import Pruner
+from latprune.pruning.record import build_record
+from latprune.pruning.result import Result
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
 
 __all__ = ["Evaluate", "Fit", "FitContext", "prune"]

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from latprune.correction import LimitSearch
 from latprune.errors import BudgetInfeasibleError
 from latprune.methods import Proposal, Proposer
-from latprune.trials import Trial
+from latprune.pruning.correction import LimitSearch
+from latprune.pruning.trials import Trial
 
 __all__ = ["Candidate", "CandidateSearch"]
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from torch import nn
 
-from latprune.correction import LimitSearch
 from latprune.errors import BudgetInfeasibleError
 from latprune.latency import Measurement
 from latprune.methods import Proposal, Proposer
-from latprune.search import CandidateSearch
-from latprune.trials import Trial
+from latprune.pruning.correction import LimitSearch
+from latprune.pruning.search import CandidateSearch
+from latprune.pruning.trials import Trial
 
 FLOOR = 2.0
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from latprune.correction import LimitSearch
 from latprune.errors import InvalidArgumentError
+from latprune.pruning.correction import LimitSearch
 
 
 @pytest.mark.parametrize("scale", [0.6, 0.9, 1.0, 1.15, 1.6])

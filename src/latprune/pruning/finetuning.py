@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from latprune.pipeline import Fit, FitContext
+    from latprune.pruning.run import Fit, FitContext
     from latprune.train import Batches, Recipe, TrainProgress
 
 __all__ = ["fit_with", "training_threads"]

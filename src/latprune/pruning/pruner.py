@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from latprune.budget import Budget
-from latprune.clock import Clock, TimedProposer
-from latprune.correction import LimitSearch
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
 from latprune.graph.trace import FORMS
@@ -26,15 +23,18 @@ from latprune.latency import (
     get_engine,
 )
 from latprune.latency.build import require_same_network
-from latprune.latency_source import LatencySource
 from latprune.methods import Method, Proposal, StageContext, get_method, selection_of
-from latprune.pruner_state import PrunerState
-from latprune.search import CandidateSearch
-from latprune.search_counted import search_counted
-from latprune.stage import StageReport
+from latprune.pruning.budget import Budget
+from latprune.pruning.clock import Clock, TimedProposer
+from latprune.pruning.correction import LimitSearch
+from latprune.pruning.latency_source import LatencySource
+from latprune.pruning.search import CandidateSearch
+from latprune.pruning.search_counted import search_counted
+from latprune.pruning.stage import StageReport
+from latprune.pruning.state import PrunerState
+from latprune.pruning.trials import Trial, Trials
 from latprune.surgery import ArchitectureEdits, EqualityReport, check_equal, masked, replay
 from latprune.surgery import prune as cut
-from latprune.trials import Trial, Trials
 
 if TYPE_CHECKING:
     from latprune.importance import Importance

@@ -9,9 +9,9 @@ import pytest
 from torch import nn
 
 from latprune import trials
-from latprune.budget import Budget
 from latprune.latency import Measurement, Target
-from latprune.trials import Trials
+from latprune.pruning.budget import Budget
+from latprune.pruning.trials import Trials
 
 
 class Copy:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from latprune.graph import ModelGraph
     from latprune.graph.types import ChannelGroup, Member
     from latprune.latency import LatencyTables, Measurement
-    from latprune.pruner import Pruner
+    from latprune.pruning.pruner import Pruner
     from latprune.surgery import ArchitectureEdits
 
 __all__ = ["build_record"]

@@ -269,8 +269,8 @@ def no_engine(monkeypatch):
     def refuse(name):
         raise AssertionError("no engine is asked for")
 
-    monkeypatch.setattr("latprune.pruner.get_engine", refuse)
-    monkeypatch.setattr("latprune.trials.get_engine", refuse)
+    monkeypatch.setattr("latprune.pruning.pruner.get_engine", refuse)
+    monkeypatch.setattr("latprune.pruning.trials.get_engine", refuse)
 
 
 @pytest.mark.parametrize("method", [BY_MAGNITUDE, latprune.SPLAMP(stages=2), latprune.Uniform()])

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from latprune.clock import Clock
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph
 from latprune.latency import LatencyTables, Store, TableProgress, Target, build_tables, measure_unary_contributions
+from latprune.pruning.clock import Clock
 
 __all__ = ["LatencySource"]
 
