@@ -3,6 +3,7 @@
 from latprune.graph.conditions import capture_conditions, preserved_state
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.rules import Step, register_rule
+from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.trace import ExampleInputs, call_with, trace
 from latprune.graph.types import (
     Block,
@@ -30,6 +31,7 @@ __all__ = [
     "Role",
     "Selection",
     "Step",
+    "SurgeryPlan",
     "WidthAxis",
     "call_with",
     "capture_conditions",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from latprune.graph.program_blocks import cut_branch
 from latprune.graph.realise import Branch, realise, short_name
 from latprune.graph.recording import Info, Node, Recording
+from latprune.graph.surgery_plan import ModuleReplacement
 from latprune.program.module import ProgramModule
 
 __all__ = ["find_branches"]
@@ -98,8 +99,7 @@ def find_branches(recording: Recording, program: ProgramModule | None = None) ->
             cut_branch(branch, recording, consumers, program)
         else:
             realise(branch, recording, consumers, alive)
-        holder = branch.realisation.module if branch.realisation is not None else None
-        name = holder or node.module
+        name = branch.removal.module if isinstance(branch.removal, ModuleReplacement) else node.module
         names[name] = names.get(name, 0) + 1
         branch.name = name if names[name] == 1 else f"{name}#{names[name]}"
         branches.append(branch)

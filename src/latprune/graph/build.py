@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,18 @@ from latprune.graph.memberships import RawGroup
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.range_groups import RangeGroups
 from latprune.graph.realise import Branch
-from latprune.graph.recording import KernelDraft, Node, Recording
+from latprune.graph.recording import KernelDraft, Recording
 from latprune.graph.sizes import Settled
+from latprune.graph.surgery_plan import (
+    BranchCut,
+    FollowingAttribute,
+    ModuleReplacement,
+    PaddingAmount,
+    ScaledWeights,
+    SurgeryPlan,
+    TensorPlan,
+    UnitsOfPlaces,
+)
 from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Member, Role, WidthAxis
 
 __all__ = ["build"]
@@ -84,20 +93,20 @@ class _Builder(Axes):
 
     def blocks_that_take(self, name: str) -> tuple[str, ...]:
         """Blocks whose removal takes the tensor away with a replaced module."""
-        cut = tuple(b.name for b in self.branches if b.realisation is not None and b.realisation.cut and name in b.realisation.cut.tensors)
+        cut = tuple(b.name for b in self.branches if isinstance(b.removal, BranchCut) and name in b.removal.tensors)
         return cut + tuple(block for block, taken, stays in self._replaced if name.startswith(taken) and not name.startswith(stays))
 
     @cached_property
     def _replaced(self) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
         """Per block the prefixes of the tensors that go with a replaced module, and of those among them that stay."""
-        found = []
+        found: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         for b in self.branches:
-            r = b.realisation
-            if r is None:
-                continue
-            stays = [f"{r.module}.{p}." for p in r.shortcut] + [f"{r.module}.{t['module']}." for t in r.tail if "module" in t]
-            taken = [f"{r.module}."] if r.module else [f"{p.module}." for p in r.parts]
-            found.append((b.name, tuple(taken), tuple(stays) if r.module else ()))
+            r = b.removal
+            if isinstance(r, ModuleReplacement):
+                stays = [f"{r.module}.{path}." for path in (*r.shortcut, *(t.module for t in r.tail if t.module))]
+                found.append((b.name, (f"{r.module}.",), tuple(stays)))
+            elif isinstance(r, tuple):
+                found.append((b.name, tuple(f"{p.module}." for p in r), ()))
         return found
 
     # -- groups ----------------------------------------------------------------------------------------------------
@@ -349,17 +358,21 @@ def build(
             reason=why,
         )
     tensor_axes = b.tensor_axes()
-    plan: dict[str, Any] = {
-        "parameters": list(recording.parameters),
-        "within": within,
-        "aliases": dict(recording.aliases),
-        "realisations": {br.name: br.realisation for br in branches if br.realisation is not None},
-        "grouped": {n: tuple(rows.shape) for n, rows in recording.grouped.items()},
-        "tensors": _tensor_units(b),
-        "pads": _pads(b),
-        "scales": [{"targets": use.targets, "exponent": use.exponent, "axis": b.polynomial_axis(p)} for use, p in settled.scales],
-        "attributes": [{"module": m, "attribute": a, "axis": b.polynomial_axis(p)} for (m, a), p in settled.attributes.items()],
-    }
+    plan = SurgeryPlan(
+        parameters=tuple(recording.parameters),
+        within=within,
+        aliases=dict(recording.aliases),
+        tensors=_tensor_plans(b),
+        removals={br.name: br.removal for br in branches if br.removal is not None},
+        paddings=_paddings(b),
+        scales=tuple(
+            ScaledWeights(targets=use.targets, exponent=use.exponent, axis=b.polynomial_axis(size)) for use, size in settled.scales
+        ),
+        attributes=tuple(
+            FollowingAttribute(module=module, attribute=name, axis=b.polynomial_axis(size))
+            for (module, name), size in settled.attributes.items()
+        ),
+    )
     return ModelGraph(
         groups=groups,
         kernels=kernels,
@@ -373,51 +386,45 @@ def build(
     )
 
 
-Units = list[tuple[str, IntArray]]
-
-
-def _units(b: _Builder, labels: IntArray) -> Units:
-    """Memberships of a vector of labels: for each slot and group ``(group name, unit of each place or -1)``."""
+def _units(b: _Builder, labels: IntArray) -> tuple[UnitsOfPlaces, ...]:
+    """Memberships of an array of labels, one entry for each slot and group."""
     classes = b.grouping.roots[labels]
-    found: Units = []
+    found: list[UnitsOfPlaces] = []
     for group_of, unit_of in b.grouping.slots:
         here = group_of[classes]
         alike = bool(here.size) and bool((here == here.flat[0]).all())
         for g in [int(here.flat[0])] if alike else np.unique(here).tolist():
             if g >= 0:
-                found.append((b.group_names[g], unit_of[classes] if alike else np.where(here == g, unit_of[classes], -1)))
-    return found
+                units = unit_of[classes] if alike else np.where(here == g, unit_of[classes], -1)
+                found.append(UnitsOfPlaces(group=b.group_names[g], units=units))
+    return tuple(found)
 
 
-def _tensor_units(b: _Builder) -> dict[str, dict[int, Units]]:
-    """For each tensor and dimension that can shrink: the units of its places (``(rows, places)`` for a grouped convolution's inputs)."""
-    result: dict[str, dict[int, Units]] = {}
+def _tensor_plans(b: _Builder) -> dict[str, TensorPlan]:
+    """The tensors with a dimension that can shrink."""
+    result: dict[str, TensorPlan] = {}
     for name, labels in b.recording.tensor_labels.items():
+        rows = b.recording.grouped.get(name)
+        dims: dict[int, tuple[UnitsOfPlaces, ...]] = {}
         for dim, vector in enumerate(labels):
             if vector is None:
                 continue
             number = b.range_of[name, dim]
-            if dim == 1 and name in b.recording.grouped:
-                units = _units(b, b.recording.grouped[name].numpy())
+            if dim == 1 and rows is not None:
+                units = _units(b, rows.numpy())
             elif all(along.single(number) == -1 for along in b.along):
                 continue
             else:
                 units = _units(b, vector.numpy())
             if units:
-                result.setdefault(name, {})[dim] = units
+                dims[dim] = units
+        if dims:
+            result[name] = TensorPlan(dims=dims, groups=0 if rows is None else rows.shape[0])
     return result
 
 
-def _pads(b: _Builder) -> list[dict[str, Any]]:
-    found = []
-    for entry in b.recording.pads.values():
-        for side in ("before", "after"):
-            attribute, labels = entry[side]
-            if attribute is not None:
-                found.append({"module": entry["module"], "attribute": attribute, "units": _units(b, labels.numpy())})
-    return found
-
-
-def node_table(nodes: list[Node]) -> str:
-    """The recorded nodes as lines, for debugging a rule."""
-    return "\n".join(f"{n.index:4d} {n.op:45s} {n.module}" for n in nodes)
+def _paddings(b: _Builder) -> tuple[PaddingAmount, ...]:
+    """The amounts of zero channels with a unit that can go."""
+    drafts = [draft for entry in b.recording.pads.values() for draft in entry]
+    amounts = [PaddingAmount(module=d.module, attribute=d.attribute, places=_units(b, d.labels.numpy())) for d in drafts]
+    return tuple(amount for amount in amounts if amount.places)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Selection, WidthAxis
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ModelGraph:
         calls: The recorded sequence of operations (those inside of ``within`` where a sub-module is pruned).
         class_units: For each coordinate class its memberships ``(group name, unit)``; a class is kept iff all its units are kept.
         tensor_blocks: For each parameter and buffer the blocks that it goes with.
-        plan: What surgery needs: how each removable block, padding amount and module attribute is edited.
+        plan: What surgery needs: how each tensor, module attribute and removable block follows a selection.
         program: The captured program that was traced (``form="program"``): what is pruned then. None for a model of a class.
     """
 
@@ -44,7 +45,7 @@ class ModelGraph:
     calls: tuple[Call, ...]
     class_units: Sequence[tuple[tuple[str, int], ...]]
     tensor_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    plan: Mapping[str, Any] = field(default_factory=dict)
+    plan: SurgeryPlan = field(default_factory=SurgeryPlan)
     program: ProgramModule | None = None
 
     def dense_widths(self) -> dict[str, int]:
@@ -85,7 +86,7 @@ class ModelGraph:
         """Number of parameters (tied ones counted once)."""
         removed = frozenset(removed_blocks)
         total = 0
-        for name in self.plan["parameters"]:
+        for name in self.plan.parameters:
             if removed.isdisjoint(self.tensor_blocks.get(name, ())):
                 total += math.prod(axis.size(widths, removed) for axis in self.tensor_axes[name])
         return total

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 
 from latprune.graph.grouping import Grouping
-from latprune.graph.realise import Branch, ProgramCut, Realisation, nonnegative, short_name
+from latprune.graph.realise import Branch, nonnegative, short_name
 from latprune.graph.recording import Recording
+from latprune.graph.surgery_plan import BranchCut
 from latprune.program.liveness import live_steps, without_branch
 from latprune.program.module import ProgramModule
 from latprune.program.steps import Held, Size, Step, Value, references
@@ -79,7 +80,7 @@ def cut_branch(branch: Branch, recording: Recording, consumers: Mapping[int, lis
         branch.dropped_tail |= {after[0]}
         after = consumers.get(after[0], [])
     tensors = _tensors_lost(program, join.step, branch.operand, skipped)
-    branch.realisation = Realisation(cut=ProgramCut(join=join.step, operand=branch.operand, skipped=tuple(skipped), tensors=tensors))
+    branch.removal = BranchCut(join=join.step, operand=branch.operand, skipped=tuple(skipped), tensors=tensors)
 
 
 def _tensors_lost(program: ProgramModule, join: int, operand: int, skipped: list[int]) -> tuple[str, ...]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from latprune.graph.recording import Info, ModuleCall, Node, Recording
+from latprune.graph.surgery_plan import ModuleReplacement, PartReplacement, Removal, ReturnedTensors, TailStep
 
-__all__ = ["Branch", "Part", "ProgramCut", "Realisation", "Structure", "nonnegative", "realise", "short_name"]
+__all__ = ["Branch", "nonnegative", "realise", "short_name"]
 
 _HEAVY = frozenset({"conv", "depthwise", "linear", "attention", "matmul", "softmax", "embedding"})
 _ANY_SHAPE = frozenset(
@@ -46,63 +46,6 @@ _NONNEGATIVE = ("relu", "relu_", "sigmoid", "sigmoid_", "hardsigmoid", "relu6")
 _TAIL = frozenset({"relu", "gelu", "silu", "hardtanh", "hardswish", "sigmoid", "tanh", "leaky_relu", "elu", "mish", "softplus"})
 
 
-Structure = str | list[int | None]
-"""What a module returns: ``tensor``, or a tuple given as a list: a number for each tensor, None for each None (or unused) entry."""
-
-
-@dataclass(slots=True, eq=False)
-class Part:
-    """A module of a removed branch that is replaced by one that does nothing.
-
-    Attributes:
-        module: Its path.
-        argument: Which of its tensor arguments (flattened in order) it hands on.
-        output: What it returns.
-        zero: ``scalar`` (a zero that broadcasts), ``like`` (zeros of the argument's shape) or empty (the argument itself).
-    """
-
-    module: str
-    argument: int
-    output: Structure
-    zero: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramCut:
-    """A branch of a captured program: the sum at step ``join`` is replaced by its operand that is not number ``operand``.
-
-    ``skipped`` steps after it have no effect on the shortcut alone; ``tensors`` are those that only the branch reads.
-    """
-
-    join: int
-    operand: int
-    skipped: tuple[int, ...]
-    tensors: tuple[str, ...]
-
-
-@dataclass(slots=True, eq=False)
-class Realisation:
-    """How the removal is carried out: ``module`` is replaced by what stays of it, or ``parts`` by modules that do nothing.
-
-    Attributes:
-        module: Path of the module that goes; empty where only parts are replaced.
-        argument: Which of its tensor arguments (flattened in order) holds the fork's tensor.
-        shortcut: Paths, relative to the module, of the children that make the shortcut, in order.
-        tail: What follows the sum: ``{"module": relative path}`` or ``{"op": name, "args": [numbers]}``.
-        output: What the module returns.
-        parts: Modules of the branch that are replaced.
-        cut: How it goes from a captured program, which has no modules to replace.
-    """
-
-    module: str = ""
-    argument: int = 0
-    shortcut: list[str] = field(default_factory=list)
-    tail: list[dict[str, Any]] = field(default_factory=list)
-    output: Structure = "tensor"
-    parts: list[Part] = field(default_factory=list)
-    cut: ProgramCut | None = None
-
-
 @dataclass(slots=True, eq=False)
 class Branch:
     """A residual branch: its nodes, where it joins, and how it can be removed (or why it cannot)."""
@@ -115,7 +58,7 @@ class Branch:
     shortcut_nodes: frozenset[int]
     shortcut: str
     dropped_tail: frozenset[int] = frozenset()
-    realisation: Realisation | None = None
+    removal: Removal | None = None
     reason: str = ""
     parents: tuple[str, ...] = ()
 
@@ -146,13 +89,13 @@ def nonnegative(info: Info, nodes: list[Node]) -> bool:
 def realise(branch: Branch, recording: Recording, consumers: dict[int, list[int]], alive: set[int]) -> None:
     """Find how the branch can be removed in the user's class, or say why not; ``alive``: the nodes that the outputs depend on."""
     whole = _whole_module(branch, recording, consumers, alive)
-    if isinstance(whole, Realisation):
-        branch.realisation = whole
+    if not isinstance(whole, str):
+        branch.removal = whole
         return
     parts = _parts(branch, recording, alive)
-    if isinstance(parts, Realisation):
+    if not isinstance(parts, str):
         branch.dropped_tail = frozenset()
-        branch.realisation = parts
+        branch.removal = parts
         return
     branch.reason = f"{whole}; {parts}"
 
@@ -161,7 +104,7 @@ def _called_once(recording: Recording, path: str) -> bool:
     return recording.call_counts.get(path, 0) == 1
 
 
-def _whole_module(branch: Branch, recording: Recording, consumers: dict[int, list[int]], alive: set[int]) -> Realisation | str:
+def _whole_module(branch: Branch, recording: Recording, consumers: dict[int, list[int]], alive: set[int]) -> ModuleReplacement | str:
     """The smallest module call that spans fork to join, if it holds nothing else that computes."""
     nodes, calls = recording.nodes, recording.module_calls
     inside = branch.nodes | branch.shortcut_nodes | {branch.join}
@@ -194,10 +137,12 @@ def _whole_module(branch: Branch, recording: Recording, consumers: dict[int, lis
     if steps is None:
         return f"what follows the sum in '{call.path}' is no activation that can be kept alone"
     branch.dropped_tail = frozenset(dropped)
-    return Realisation(module=call.path, argument=entry[0], shortcut=shortcut, tail=steps, output=call.structure)
+    return ModuleReplacement(
+        module=call.path, argument=entry[0], shortcut=tuple(shortcut), tail=tuple(steps), output=_returned(call.structure)
+    )
 
 
-def _parts(branch: Branch, recording: Recording, alive: set[int]) -> Realisation | str:
+def _parts(branch: Branch, recording: Recording, alive: set[int]) -> tuple[PartReplacement, ...] | str:
     """The modules of the branch, each replaced by one that does nothing, and the last one by a zero."""
     nodes = recording.nodes
     calls = _calls_inside(branch, recording, alive)
@@ -217,7 +162,7 @@ def _parts(branch: Branch, recording: Recording, alive: set[int]) -> Realisation
     # A scalar zero broadcasts in the sum; where the sum is written into the branch's own tensor it must have that tensor's shape.
     scalar = all(_broadcasts(nodes[n]) for n in tail) and not (nodes[branch.join].op.startswith("aten.add_.") and branch.operand == 0)
     shaped = any(not _any_shape(nodes[n]) for n in glue if n not in tail)
-    parts: list[Part] = []
+    parts: list[PartReplacement] = []
     for call in calls:
         if not _called_once(recording, call.path):
             if any(nodes[n].kernel is not None and nodes[n].kernel.kind in _HEAVY for n in range(call.start, call.stop)):  # type: ignore[union-attr]
@@ -230,8 +175,8 @@ def _parts(branch: Branch, recording: Recording, alive: set[int]) -> Realisation
         source, target = call.inputs[entry[0]], next((o for o in call.outputs if o.node in branch.nodes), call.outputs[0])
         if source.shape != target.shape and ((shaped and call is not last) or not scalar):
             return f"module '{call.path}' changes the shape inside the branch, and '{holder}' computes with it"
-        parts.append(Part(module=call.path, argument=entry[0], output=_used_structure(call, branch, recording), zero=zero))
-    return Realisation(parts=parts)
+        parts.append(PartReplacement(module=call.path, argument=entry[0], output=_used_tensors(call, branch, recording), zero=zero))
+    return tuple(parts)
 
 
 def _any_shape(node: Node) -> bool:
@@ -246,7 +191,7 @@ def _broadcasts(node: Node) -> bool:
     return name.rstrip("_") in _ZERO_BROADCASTS and not written
 
 
-def _difference(branch: Branch, recording: Recording, calls: list[ModuleCall], glue: set[int]) -> Realisation | None:
+def _difference(branch: Branch, recording: Recording, calls: list[ModuleCall], glue: set[int]) -> tuple[PartReplacement, ...] | None:
     """A branch of the form ``scale * (f(x) - x)``: it is zero when every module of ``f`` hands its argument on."""
     nodes = recording.nodes
     at = nodes[branch.join].inputs[branch.operand]
@@ -262,7 +207,7 @@ def _difference(branch: Branch, recording: Recording, calls: list[ModuleCall], g
     if len(start) != 1:
         return None
     fork, value = sides[start[0]], sides[1 - start[0]]
-    parts: list[Part] = []
+    parts: list[PartReplacement] = []
     while value is not fork:
         step = next((c for c in calls if any(o is value for o in c.outputs) and c.stop > c.start), None)
         if step is None or step.structure is None or not _called_once(recording, step.path) or value.shape != fork.shape:
@@ -270,10 +215,10 @@ def _difference(branch: Branch, recording: Recording, calls: list[ModuleCall], g
         entry = [k for k, i in enumerate(step.inputs) if i.node in branch.nodes or i is fork]
         if len(entry) != 1:
             return None
-        parts.append(Part(module=step.path, argument=entry[0], output=_used_structure(step, branch, recording)))
+        parts.append(PartReplacement(module=step.path, argument=entry[0], output=_used_tensors(step, branch, recording)))
         value = step.inputs[entry[0]]
     heavy = {p.module for p in parts}
-    return Realisation(parts=parts[::-1]) if all(c.path in heavy for c in calls if c.stop > c.start) else None
+    return tuple(parts[::-1]) if all(c.path in heavy for c in calls if c.stop > c.start) else None
 
 
 def _calls_inside(branch: Branch, recording: Recording, alive: set[int]) -> list[ModuleCall]:
@@ -317,13 +262,17 @@ def _zero_call(branch: Branch, recording: Recording, calls: list[ModuleCall], gl
     return (ends[-1], tail) if ends else (None, [])
 
 
-def _used_structure(call: ModuleCall, branch: Branch, recording: Recording) -> Structure:
+def _returned(structure: str | list[int | None]) -> ReturnedTensors:
+    return None if isinstance(structure, str) else tuple(k is not None for k in structure)
+
+
+def _used_tensors(call: ModuleCall, branch: Branch, recording: Recording) -> ReturnedTensors:
     """What the call returns, with the tensors that nothing reads left out."""
     assert call.structure is not None
     if isinstance(call.structure, str):
-        return call.structure
+        return None
     read = {id(i) for n in recording.nodes[call.stop :] for i in n.inputs}
-    return [None if k is None or id(call.outputs[k]) not in read else k for k in call.structure]
+    return tuple(k is not None and id(call.outputs[k]) in read for k in call.structure)
 
 
 def _tail(branch: Branch, call: ModuleCall, nodes: list[Node], consumers: dict[int, list[int]]) -> list[int] | None:
@@ -372,12 +321,12 @@ def _module_chain(start: Info, end: Info, wanted: frozenset[int], call: ModuleCa
 
 def _tail_steps(
     branch: Branch, tail: list[int], start: Info, call: ModuleCall, recording: Recording
-) -> tuple[list[dict[str, Any]] | None, list[int]]:
+) -> tuple[list[TailStep] | None, list[int]]:
     """The activations after the sum as steps to keep, and the ones that have no effect on the shortcut alone."""
     nodes = recording.nodes
     source = nodes[branch.join].inputs[1 - branch.operand]
     harmless = nonnegative(source if branch.shortcut_nodes else start, nodes)
-    steps: list[dict[str, Any]] = []
+    steps: list[TailStep] = []
     dropped: list[int] = []
     prefix = f"{call.path}."
     for n in tail:
@@ -391,9 +340,9 @@ def _tail_steps(
             (c for c in recording.module_calls if c.start <= n < c.stop and c.stop - c.start == 1 and c.path.startswith(prefix)), None
         )
         if owner is not None:
-            steps.append({"module": owner.path[len(prefix) :]})
+            steps.append(TailStep(module=owner.path[len(prefix) :]))
         else:
             if any(not isinstance(v, (int, float, str, bool)) for v in node.literals):
                 return None, []
-            steps.append({"op": name, "args": list(node.literals)})
+            steps.append(TailStep(op=name, args=tuple(node.literals)))
     return steps, dropped

@@ -18,7 +18,7 @@ from latprune.errors import CaptureError
 from latprune.graph.labels import LabelSpace
 from latprune.graph.program_blocks import derived_grouped_weights
 from latprune.graph.provenance import CallWatcher, Expression
-from latprune.graph.recording import Fields, Info, ModuleCall, Node, Recording
+from latprune.graph.recording import Fields, Info, ModuleCall, Node, PaddingDraft, Recording
 from latprune.graph.rules import Step, find_rule
 from latprune.graph.size_facts import SizeFacts
 from latprune.graph.tensors import flatten_tensors, operands, structure
@@ -77,7 +77,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.tensor_shapes: dict[str, tuple[int, ...]] = {}
         self.roles: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self.grouped: dict[str, torch.Tensor] = {}
-        self.pads: dict[str, dict[str, Any]] = {}
+        self.pads: dict[str, tuple[PaddingDraft, ...]] = {}
         self._start_sizes()
         self._names: dict[int, str] = {}
         self._own: dict[int, torch.Tensor] = {}

@@ -13,7 +13,7 @@ from latprune.graph.labels import LabelSpace
 from latprune.graph.provenance import Expression, Uses
 from latprune.graph.scales import ScaleUse
 
-__all__ = ["Axis", "Equation", "Fields", "Info", "KernelDraft", "ModuleCall", "Node", "Recording", "SizeLeaf"]
+__all__ = ["Axis", "Equation", "Fields", "Info", "KernelDraft", "ModuleCall", "Node", "PaddingDraft", "Recording", "SizeLeaf"]
 
 Fields = tuple[torch.Tensor, ...]
 Axis = torch.Tensor | int | tuple[torch.Tensor | int, ...]
@@ -93,6 +93,15 @@ class ModuleCall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PaddingDraft:
+    """Zero channels that the run added: ``attribute`` of ``module`` states their number; ``labels`` ``(number,)``."""
+
+    module: str
+    attribute: str
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SizeLeaf:
     """A size that the forward read or stated: labels ``(outer, n, inner)``, the size being counted along ``n``; ``value`` is ``n``."""
 
@@ -130,7 +139,7 @@ class Recording:
     aliases: dict[str, str]
     roles: dict[tuple[str, int], list[tuple[str, int]]]
     grouped: dict[str, torch.Tensor]
-    pads: dict[str, dict[str, Any]]
+    pads: dict[str, tuple[PaddingDraft, ...]]
     sizes: list[SizeLeaf]
     equations: list[Equation]
     uses: Uses

@@ -6,7 +6,7 @@ import torch
 
 from latprune.graph.fields import varying
 from latprune.graph.labels import CodeReason
-from latprune.graph.recording import Fields
+from latprune.graph.recording import Fields, PaddingDraft
 from latprune.graph.rules import Step, register_rule
 
 __all__: list[str] = []
@@ -119,11 +119,11 @@ def _with_pads(step: Step, field: torch.Tensor, dim: int, before: int, after: in
             labels, CodeReason(f"the amount of zero channels is fixed in the code of '{where}', not a module attribute, in {step.place}")
         )
     else:
-        step.recorder.pads[name] = {
-            "module": step.recorder.pads_holder,
-            "before": (sources[0], labels[:before]),
-            "after": (sources[1], labels[before:]),
-        }
+        step.recorder.pads[name] = tuple(
+            PaddingDraft(module=step.recorder.pads_holder, attribute=attribute, labels=part)
+            for attribute, part in zip(sources, (labels[:before], labels[before:]), strict=True)
+            if attribute is not None
+        )
     left, right = wide.narrow(dim, 0, before), wide.narrow(dim, before, after)
     grown = list(field.shape)
     grown[dim] = before

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import torch
 
 from latprune.graph.provenance import Expression
+from latprune.graph.surgery_plan import ScaleTarget
 
 if TYPE_CHECKING:
     from latprune.graph.labels import LabelSpace
     from latprune.graph.recording import Info, Node
 
-__all__ = ["Candidate", "ScaleTarget", "ScaleUse", "absorbed", "find_candidate", "readers_of"]
+__all__ = ["Candidate", "ScaleUse", "absorbed", "find_candidate", "readers_of"]
 
 IntArray = npt.NDArray[np.int64]
 
@@ -27,15 +28,6 @@ _MOVES = frozenset(
     "view _unsafe_view reshape transpose permute t unsqueeze squeeze expand clone contiguous slice select split split_with_sizes unbind "
     "chunk cat stack alias detach _to_copy neg roll index constant_pad_nd native_dropout dropout".split()
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ScaleTarget:
-    """Positions along ``dim`` of a parameter (None: all of it) whose scaling scales the tensor."""
-
-    tensor: str
-    dim: int
-    positions: IntArray | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

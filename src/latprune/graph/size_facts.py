@@ -14,7 +14,8 @@ from torch import nn
 from latprune.graph.labels import LabelSpace
 from latprune.graph.provenance import CallWatcher, Expression, TracedFloat, TracedInt, expression, leaves
 from latprune.graph.recording import Equation, Info, Node, SizeLeaf
-from latprune.graph.scales import Candidate, ScaleTarget, ScaleUse, absorbed, find_candidate, readers_of
+from latprune.graph.scales import Candidate, ScaleUse, absorbed, find_candidate, readers_of
+from latprune.graph.surgery_plan import ScaleTarget
 from latprune.program.module import ProgramModule
 
 __all__ = ["SizeFacts"]

@@ -49,7 +49,7 @@ def resource_terms(context: StageContext, removable: Iterable[str]) -> tuple[lis
     elif context.resource == "params":
         parts = [
             product_terms(name, graph.tensor_axes[name], 1.0, choices, removable, graph.tensor_blocks.get(name, ()))
-            for name in graph.plan["parameters"]
+            for name in graph.plan.parameters
         ]
     else:
         assert context.tables is not None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.types import Call, ChannelGroup, Selection
 from latprune.surgery.masked_follower import Follower, tensors_in
 
@@ -39,8 +40,8 @@ class RecordedModel(Protocol):
         """The recorded operations, in order."""
 
     @property
-    def plan(self) -> Mapping[str, Any]:
-        """``within``: path of the sub-module whose operations were recorded; empty or missing for the whole model."""
+    def plan(self) -> SurgeryPlan:
+        """Its ``within`` is read: path of the sub-module whose operations were recorded; empty for the whole model."""
 
     @property
     def class_units(self) -> Sequence[tuple[tuple[str, int], ...]]:
@@ -89,7 +90,7 @@ class MaskedModel:
         self.model = model
         self.selection = selection
         self._calls = graph.calls
-        self._within = str(graph.plan.get("within", ""))
+        self._within = graph.plan.within
         self._kept = _kept_classes(graph, selection)
         self._removed = selection.removed_blocks
         joins = {block for call in graph.calls for block in call.joins}

@@ -11,6 +11,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.surgery_plan import BranchCut, ModuleReplacement, PartReplacement, TailStep, TensorPlan, UnitsOfPlaces
 from latprune.graph.trace import INPUT_WEIGHTS
 from latprune.program.module import ProgramModule
 from latprune.surgery.edits import AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
@@ -55,11 +56,11 @@ def _masks(graph: ModelGraph, selection: Selection) -> dict[str, Mask]:
     return masks
 
 
-def _places(units: list[tuple[str, IntArray]], masks: Mapping[str, Mask]) -> Mask:
+def _places(places: tuple[UnitsOfPlaces, ...], masks: Mapping[str, Mask]) -> Mask:
     """Which places stay: those whose units all stay."""
     keep: Mask | None = None
-    for name, unit in units:
-        here = masks[name][unit] | (unit < 0)
+    for entry in places:
+        here = masks[entry.group][entry.units] | (entry.units < 0)
         keep = here if keep is None else keep & here
     if keep is None:
         raise SurgeryError("a tensor dimension without units cannot be cut")
@@ -82,25 +83,28 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection) -> Edit
     tensors: list[TensorEdit] = []
     new_shapes: dict[str, tuple[int, ...]] = {}
     grouped_counts: dict[str, int] = {}
-    for name, dims in graph.plan["tensors"].items():
+    for name, tensor in graph.plan.tensors.items():
         if name not in shapes:
             raise SurgeryError(f"tensor '{name}' of the traced model does not exist in this one; trace the model that is to be pruned")
         if any(name == g or name.startswith(f"{g}.") for g in gone):
             continue
-        edit = _tensor_edit(name, shapes[name], dims, masks, graph, grouped_counts)
+        edit = _tensor_edit(name, shapes[name], tensor, masks, grouped_counts)
         if edit is not None:
             tensors.append(edit)
             new_shapes[name] = _shape_after(edit)
-    attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts, graph.plan["aliases"])
+    attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts, graph.plan.aliases)
     attributes += _followed_attributes(model, graph, masks, attributes)
     outermost = [name for name in graph.blocks if name in removed and not set(graph.blocks[name].parents) & removed]
-    cuts = {name: graph.plan["realisations"][name].cut for name in outermost}
-    blocks = [_block_edit(graph, name) for name in outermost if cuts[name] is None]
-    branches = [
-        BranchEdit(name=name, join=cut.join, operand=cut.operand, skipped=cut.skipped, tensors=cut.tensors)
-        for name, cut in cuts.items()
-        if cut is not None
-    ]
+    blocks: list[BlockEdit] = []
+    branches: list[BranchEdit] = []
+    for name in outermost:
+        removal = graph.plan.removals[name]
+        if isinstance(removal, BranchCut):
+            branches.append(
+                BranchEdit(name=name, join=removal.join, operand=removal.operand, skipped=removal.skipped, tensors=removal.tensors)
+            )
+        else:
+            blocks.append(_block_edit(name, removal))
     scales = tuple(s for s in _scales(graph, masks) if not any(s.name == g or s.name.startswith(f"{g}.") for g in gone))
     return EditStep(scales=scales, tensors=tuple(tensors), attributes=tuple(attributes), blocks=tuple(blocks), branches=tuple(branches))
 
@@ -113,19 +117,17 @@ def _gone(graph: ModelGraph, removed: frozenset[str]) -> set[str]:
 def _tensor_edit(
     name: str,
     shape: tuple[int, ...],
-    dims: Mapping[int, list[tuple[str, IntArray]]],
+    plan: TensorPlan,
     masks: Mapping[str, Mask],
-    graph: ModelGraph,
     grouped_counts: dict[str, int],
 ) -> TensorEdit | None:
     keep: dict[int, tuple[int, ...]] = {}
     grouped: tuple[tuple[int, int, tuple[int, ...]], ...] | None = None
-    for dim, units in dims.items():
+    for dim, units in plan.dims.items():
         places = _places(units, masks)
         if places.ndim == 2:
-            rows = graph.plan["grouped"][name][0]
-            per_row = shape[0] // rows
-            alive = [k for k in range(rows) if places[k].any()]
+            per_row = shape[0] // plan.groups
+            alive = [k for k in range(plan.groups) if places[k].any()]
             grouped_counts[name] = len(alive)
             if not places.all():
                 grouped = tuple((k * per_row, (k + 1) * per_row, tuple(np.flatnonzero(places[k]).tolist())) for k in alive)
@@ -202,8 +204,8 @@ def _layer_attributes(
 def _followed_attributes(model: nn.Module, graph: ModelGraph, masks: Mapping[str, Mask], known: list[AttributeEdit]) -> list[AttributeEdit]:
     """Amounts of zero channels, and attributes that the traced run showed to feed sizes (``num_heads``, ``head_dim``, split sizes, ...)."""
     widths = {name: int(mask.sum()) // graph.groups[name].rows for name, mask in masks.items()}
-    wanted = {(p["module"], p["attribute"]): int(_places(p["units"], masks).sum()) for p in graph.plan["pads"] if p["units"]}
-    wanted |= {(e["module"], e["attribute"]): e["axis"].size(widths) for e in graph.plan["attributes"]}
+    wanted = {(p.module, p.attribute): int(_places(p.places, masks).sum()) for p in graph.plan.paddings}
+    wanted |= {(f.module, f.attribute): f.axis.size(widths) for f in graph.plan.attributes}
     done = {(e.module, e.name) for e in known}
     before: dict[tuple[str, str], int | tuple[int, ...]] = {}
     after: dict[tuple[str, str], int | tuple[int, ...]] = {}
@@ -228,29 +230,28 @@ def _scales(graph: ModelGraph, masks: Mapping[str, Mask]) -> list[ScaleEdit]:
     dense = graph.dense_widths()
     widths = {name: int(mask.sum()) // graph.groups[name].rows for name, mask in masks.items()}
     edits = []
-    for use in graph.plan["scales"]:
-        factor = (use["axis"].size(dense) / use["axis"].size(widths)) ** use["exponent"]
+    for use in graph.plan.scales:
+        factor = (use.axis.size(dense) / use.axis.size(widths)) ** use.exponent
         if factor != 1.0:
-            for t in use["targets"]:
+            for t in use.targets:
                 positions = None if t.positions is None else tuple(t.positions.tolist())
                 edits.append(ScaleEdit(name=t.tensor, dim=t.dim, positions=positions, factor=factor))
     return edits
 
 
-def _block_edit(graph: ModelGraph, name: str) -> BlockEdit:
-    plan = graph.plan["realisations"][name]
-    if plan.parts:
-        parts = tuple(PartEdit(module=p.module, argument=p.argument, output=_tuple_places(p.output), zero=p.zero) for p in plan.parts)
+def _block_edit(name: str, removal: ModuleReplacement | tuple[PartReplacement, ...]) -> BlockEdit:
+    if isinstance(removal, tuple):
+        parts = tuple(PartEdit(module=p.module, argument=p.argument, output=p.output, zero=p.zero) for p in removal)
         return BlockEdit(name=name, parts=parts)
     return BlockEdit(
         name=name,
-        module=plan.module,
-        argument=plan.argument,
-        output=_tuple_places(plan.output),
-        shortcut=tuple(plan.shortcut),
-        tail=tuple(dict(t) for t in plan.tail),
+        module=removal.module,
+        argument=removal.argument,
+        output=removal.output,
+        shortcut=removal.shortcut,
+        tail=tuple(_tail_edit(step) for step in removal.tail),
     )
 
 
-def _tuple_places(structure: str | list[int | None]) -> tuple[bool, ...] | None:
-    return None if isinstance(structure, str) else tuple(k is not None for k in structure)
+def _tail_edit(step: TailStep) -> dict[str, Any]:
+    return {"module": step.module} if step.module else {"op": step.op, "args": list(step.args)}
