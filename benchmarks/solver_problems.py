@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from latprune.graph import Kernel, ModelGraph, Role, trace
-from latprune.methods.terms import block_variable, cost_terms
+from latprune.resources.terms import block_variable, cost_terms
 from latprune.problem import Problem, Resource, Term, Variable
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -19,7 +19,7 @@ from latprune.latency.cache_effect import CacheEffect, Traffic, full_effect
 from latprune.latency.fitting import fit_tables
 from latprune.methods import MDP, StageContext
 from latprune.methods.crowded import CrowdedProposer
-from latprune.methods.terms import block_variable
+from latprune.resources.terms import block_variable
 from latprune.zoo import cifar_resnet
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine
 

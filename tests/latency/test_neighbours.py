@@ -11,7 +11,7 @@ import pytest
 from latprune.latency import LatencyTables, NetworkSample, Residual, TableStats, design_points
 from latprune.latency.fitting import fit_tables, predicted_and_measured
 from latprune.latency.neighbours import Condition, Neighbour, Observation, active, candidate_conditions, find_neighbours
-from latprune.methods.terms import block_variable, cost_terms
+from latprune.resources.terms import block_variable, cost_terms
 from latprune.problem import Problem, Resource, Variable
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, MadeUpMachine, axis, kernel
 

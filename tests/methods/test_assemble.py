@@ -8,7 +8,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph import trace
 from latprune.importance import MagnitudeConfig, score
 from latprune.methods import MDP, StageContext, assemble
-from latprune.methods.terms import block_variable
+from latprune.resources.terms import block_variable
 from latprune.zoo import cifar_resnet, dense_network, mobilenet_v2, vgg16
 
 NETWORKS = {

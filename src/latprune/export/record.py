@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from latprune.errors import FileFormatError
+from latprune.export.verdict import Verdict, verdict
 
 __all__ = [
     "RECORD_FORMAT",
@@ -34,6 +35,7 @@ __all__ = [
     "PairMapRecord",
     "StageRecord",
     "StaircaseRecord",
+    "StepRecord",
     "TablesRecord",
     "TargetRecord",
     "VerificationRecord",
@@ -113,6 +115,15 @@ class BudgetRecord(_Record):
     value: float = Field(gt=0)
     unit: Literal["%", "ms", "/s", "count"]
     limit: float | None = Field(default=None, gt=0)
+
+
+class StepRecord(_Record):
+    """The network after one stage of several: the stage's limit, the widths of all groups, and the blocks that went in it."""
+
+    stage: int = Field(ge=1)
+    limit: float = Field(gt=0)
+    widths: dict[str, Annotated[int, Field(ge=0)]]
+    removed_blocks: tuple[str, ...] = ()
 
 
 class LatencyRecord(_Record):
@@ -315,6 +326,7 @@ class ResultRecord(_Record):
     """Everything a pruning run found out.
 
     Attributes:
+        further_budgets: Further limits, on what is counted, that the network meets beside ``budget``.
         dense: The dense network; its latency is the one measured in turns with the pruned network's at the end.
         pruned: The delivered network; its latency is a fresh measurement that was not used for choosing.
         groups: Width of every channel group, in the order of the network.
@@ -329,6 +341,8 @@ class ResultRecord(_Record):
         accuracies: Accuracies through the run, in order of time.
         stages: Seconds of each stage.
         equality: Largest difference between pruned and masked network.
+        steps: The network after each stage, where there were several.
+        recovery: What recovery without training did (``latprune.recovery.RecoveryReport.to_dict()``).
         notes: Remarks for people, for instance why the result lies further below the budget than usual.
         program: The captured program (``latprune/program``), where that is the pruned network's form; set when the result is saved.
         verifications: Later measurements in processes of their own.
@@ -340,6 +354,7 @@ class ResultRecord(_Record):
     method: MethodRecord
     target: Annotated[TargetRecord, BeforeValidator(_mapping)]
     budget: Annotated[BudgetRecord, BeforeValidator(_mapping)]
+    further_budgets: tuple[BudgetRecord, ...] = ()
     dense: NetworkRecord
     pruned: NetworkRecord
     groups: tuple[GroupRecord, ...] = ()
@@ -354,6 +369,8 @@ class ResultRecord(_Record):
     accuracies: tuple[AccuracyRecord, ...] = ()
     stages: tuple[StageRecord, ...] = ()
     equality: EqualityRecord | None = None
+    steps: tuple[StepRecord, ...] = ()
+    recovery: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     program: dict[str, Any] | None = None
     verifications: tuple[VerificationRecord, ...] = ()
@@ -427,6 +444,20 @@ class ResultRecord(_Record):
         else:
             value = self.pruned.macs if self.budget.resource == "flops" else float(self.pruned.parameters)
         return None if math.isnan(value) else value / limit
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Whether the delivered network meets its budget (:func:`~latprune.export.verdict.verdict`); None where that is unknown."""
+        share, latency = self.budget_share, self.pruned.latency
+        if share is None:
+            return None
+        uncertainty = 0.0
+        if self.budget.resource == "latency" and latency is not None:
+            if latency.ratio is not None and latency.ratio_low is not None and latency.ratio_high is not None and self.budget.unit == "%":
+                uncertainty = (latency.ratio_high - latency.ratio_low) / 2 * 100.0 / self.budget.value
+            elif self.budget.limit is not None:
+                uncertainty = (latency.high - latency.low) / 2 / self.budget.limit
+        return verdict(share, uncertainty, 1.0)
 
 
 def _place(location: tuple[int | str, ...]) -> str:

@@ -39,6 +39,23 @@ class Target:
         if self.precision not in PRECISIONS:
             raise InvalidArgumentError(f"precision (={self.precision!r}) must be one of {', '.join(PRECISIONS)}")
 
+    @classmethod
+    def of(cls, target: Target | str) -> Target:
+        """``target``, or the target of that engine with default conditions.
+
+        Raises:
+            InvalidArgumentError: It is neither a target nor a name.
+
+        Example:
+            >>> Target.of("onnxruntime").threads
+            1
+        """
+        if isinstance(target, Target):
+            return target
+        if isinstance(target, str):
+            return cls(engine=target)
+        raise InvalidArgumentError(f"target (={target!r}) must be a latprune.Target or the name of an engine, such as 'openvino'")
+
     def to_dict(self) -> dict[str, Any]:
         """The target as a JSON object."""
         return asdict(self)

@@ -1,19 +1,46 @@
-"""Pruning methods: which importance, which cost tables, which solver, how many stages."""
+"""Pruning methods: an importance, a way to a pruning problem, and a schedule; one short file each."""
 
 from latprune.methods.assemble import assemble
-from latprune.methods.base import Method, Proposal, Proposer, StageContext, get_method, register_method, registered_methods, selection_of
+from latprune.methods.base import (
+    Limit,
+    Method,
+    Proposal,
+    Proposer,
+    StageContext,
+    get_method,
+    register_method,
+    registered_methods,
+    selection_of,
+)
+from latprune.methods.from_scratch import FromScratch
+from latprune.methods.global_threshold import GlobalThreshold, Lamp
+from latprune.methods.greedy import Greedy
+from latprune.methods.halp import HALP
 from latprune.methods.mdp import MDP
 from latprune.methods.random_choice import RandomChoice
+from latprune.methods.schedule import Schedule, SinglePass, SoftMasks, Stages
+from latprune.methods.smcp import SMCP
 from latprune.methods.sp_lamp import SPLAMP
 from latprune.methods.uniform import Uniform
 
 __all__ = [
+    "HALP",
     "MDP",
+    "SMCP",
     "SPLAMP",
+    "FromScratch",
+    "GlobalThreshold",
+    "Greedy",
+    "Lamp",
+    "Limit",
     "Method",
     "Proposal",
     "Proposer",
     "RandomChoice",
+    "Schedule",
+    "SinglePass",
+    "SoftMasks",
+    "Stages",
     "StageContext",
     "Uniform",
     "assemble",

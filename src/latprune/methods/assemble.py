@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from latprune.importance import layer_importance
 from latprune.methods.base import Proposal, StageContext
-from latprune.methods.terms import block_variable, cost_terms, product_terms
-from latprune.problem import Problem, Resource, Solution, Term, Variable
+from latprune.problem import Problem, Solution, Term, Variable
+from latprune.problem import Resource as CostRow
+from latprune.resources import Resource
+from latprune.resources.terms import block_variable
 
-__all__ = ["assemble", "gain_terms", "proposal_of", "resource_terms"]
-
-UNITS = {"latency": "ms", "flops": "multiply-adds", "params": "parameters"}
+__all__ = ["assemble", "cost_row", "gain_terms", "is_unary", "proposal_of"]
 
 
 def gain_terms(context: StageContext, *, gated: bool = True) -> list[Term]:
@@ -36,51 +35,52 @@ def gain_terms(context: StageContext, *, gated: bool = True) -> list[Term]:
     ]
 
 
-def resource_terms(context: StageContext, removable: Iterable[str]) -> tuple[list[Term], float]:
-    """Cost terms and constant part of the context's resource."""
-    graph, choices = context.graph, context.choices
-    removable = tuple(removable)
-    if context.resource == "flops":
-        parts = [
-            product_terms(kernel.name, kernel.axes, kernel.macs, choices, removable, kernel.blocks)
-            for kernel in graph.kernels.values()
-            if kernel.macs
-        ]
-    elif context.resource == "params":
-        parts = [
-            product_terms(name, graph.tensor_axes[name], 1.0, choices, removable, graph.tensor_blocks.get(name, ()))
-            for name in graph.plan.parameters
-        ]
-    else:
-        assert context.tables is not None
-        tables = context.tables
-        parts = [
-            cost_terms(graph.kernels[name], partial(tables.table, name), choices, removable, tables.changes(name))
-            for name in tables.kernels
-        ]
-    constant = context.tables.constant_ms if context.resource == "latency" and context.tables is not None else 0.0
-    return [term for terms, _ in parts for term in terms], constant + sum(fixed for _, fixed in parts)
+def cost_row(
+    context: StageContext,
+    resource: Resource,
+    *,
+    limit: float | None,
+    removable: Sequence[str],
+    linear: bool = False,
+) -> CostRow:
+    """One resource of the stage's problem.
+
+    Args:
+        context: The stage.
+        resource: The resource.
+        limit: Its limit; None leaves it open.
+        removable: Blocks that have a variable.
+        linear: Freeze the input of every layer at its current width (HALP), instead of pairing it with the output (MDP).
+    """
+    inputs = context.widths if linear else None
+    terms, constant = resource.terms(context.choices, removable, context.removed_blocks, inputs_at=inputs)
+    return CostRow(name=resource.name, unit=resource.unit, limit=limit, constant=constant, terms=tuple(terms))
 
 
-def assemble(context: StageContext, *, limit: float | None, channels: bool = True, blocks: bool = True) -> Problem:
+def is_unary(problem: Problem) -> bool:
+    """Whether every cost is of one width (or block) at a time, as the knapsack solvers want it, under one limit."""
+    one = all(len(term.over) == 1 and isinstance(term.over[0], str) for row in problem.costs for term in row.terms)
+    return one and len(problem.costs) == 1
+
+
+def assemble(context: StageContext, *, limit: float | None, channels: bool = True, blocks: bool = True, linear: bool = False) -> Problem:
     """The stage's pruning problem (MDP eq. 8 and 9): widths and blocks that keep the most importance under ``limit``.
 
     Args:
         context: The stage.
-        limit: Upper limit of the resource, in its unit.
-        channels: Offer widths; otherwise every group stays whole.
+        limit: Upper limit of the budget's resource, in its unit. Further limits are the context's.
+        channels: Offer widths; otherwise every group stays as it is.
         blocks: Offer block removal; otherwise every block stays.
+        linear: Cost every layer at its current input width, which makes costs unary (HALP, MDP without bilayer latency).
     """
-    choices: Mapping[str, Sequence[int]] = (
-        context.choices if channels else {name: (group.columns,) for name, group in context.graph.groups.items()}
-    )
+    choices: Mapping[str, Sequence[int]] = context.choices if channels else {name: (context.widths[name],) for name in context.graph.groups}
     context = replace(context, choices=choices)
     removable = context.removable if blocks else ()
     variables = [Variable(name=name, kind="width", choices=tuple(int(c) for c in options)) for name, options in choices.items()]
     variables += [Variable(name=block_variable(block), kind="block", choices=(0, 1)) for block in removable]
-    terms, constant = resource_terms(context, removable)
-    resource = Resource(name=context.resource, unit=UNITS[context.resource], limit=limit, constant=constant, terms=tuple(terms))
-    return Problem(variables=tuple(variables), gains=tuple(gain_terms(context, gated=blocks)), costs=(resource,))
+    rows = [cost_row(context, context.resource, limit=limit, removable=removable, linear=linear)]
+    rows += [cost_row(context, other.resource, limit=other.value, removable=removable, linear=linear) for other in context.limits]
+    return Problem(variables=tuple(variables), gains=tuple(gain_terms(context, gated=blocks)), costs=tuple(rows))
 
 
 def proposal_of(context: StageContext, problem: Problem, solution: Solution) -> Proposal:
@@ -91,7 +91,7 @@ def proposal_of(context: StageContext, problem: Problem, solution: Solution) -> 
     return Proposal(
         widths=widths,
         removed_blocks=removed,
-        predicted=float(solution.costs[context.resource]),
+        predicted=float(solution.costs[problem.costs[0].name]),
         problem=problem,
         solution=solution,
     )

@@ -3,61 +3,90 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import InvalidArgumentError, TableError
+from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Selection
+from latprune.methods.schedule import Schedule, SinglePass
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from latprune.graph import ModelGraph
     from latprune.importance import Importance
-    from latprune.latency import LatencyTables
     from latprune.problem import Problem, Solution
+    from latprune.resources import Resource
 
-__all__ = ["Method", "Proposal", "Proposer", "StageContext", "get_method", "register_method", "registered_methods", "selection_of"]
+__all__ = [
+    "Limit",
+    "Method",
+    "Proposal",
+    "Proposer",
+    "StageContext",
+    "get_method",
+    "register_method",
+    "registered_methods",
+    "selection_of",
+]
 
 
-LAYERS = ("conv", "depthwise", "linear")
-"""Kinds of kernel that every engine spends time on."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Limit:
+    """A further resource that must stay under a limit, beside the budget's own.
+
+    Attributes:
+        resource: The resource.
+        value: Its limit, in its unit.
+    """
+
+    resource: Resource
+    value: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageContext:
-    """All that a method may look at in one stage.
+    """All that a method may look at in one stage. Everything is said of the dense network: units, widths and blocks keep their names.
 
     Attributes:
-        graph: The current network's graph (earlier stages are already cut).
-        importance: Scores of its units; None for a method that needs none.
-        tables: Latency tables of the current network; None for a budget on multiply-adds or parameters.
-        resource: ``latency``, ``flops`` or ``params``.
-        choices: Widths on offer per group, ending with the current width.
-        dense: The current network's value of the resource, as the tables predict it.
+        graph: The dense network's graph without the blocks that are gone.
+        importance: Scores of its units, 0 for those that are gone; None for a method that needs none.
+        resource: What the budget limits.
+        choices: Widths on offer per group, ending with the widest that is left.
+        widths: Widths of the network as it is: the dense ones, or what earlier stages left.
+        removed_blocks: Blocks that earlier stages removed.
+        measured: Measured value of the network as it is; None where the stage measures nothing.
+        limits: Further resources with limits of their own.
+        walk_on_choices: Whether methods that know of no tables keep to the widths on offer too, because the user restricted them.
         solver: Name of the solver to use, or None for the method's own.
         time_limit: Seconds that one solve may take.
         seed: Seed of everything random.
         measure_alone: Times the whole network with each group's width changed alone (``measure_unary_contributions``): group -> widths in,
-            group -> ``(widths,)`` milliseconds against the current network out. None where nothing is measured.
+            ``(ratio to the current network)`` group -> ``(widths,)`` milliseconds against it out. None where nothing is measured.
     """
 
     graph: ModelGraph
     importance: Importance | None
-    tables: LatencyTables | None
-    resource: str
+    resource: Resource
     choices: Mapping[str, Sequence[int]]
-    dense: float
+    widths: Mapping[str, int]
+    removed_blocks: tuple[str, ...] = ()
+    measured: float | None = None
+    limits: tuple[Limit, ...] = ()
+    walk_on_choices: bool = False
     solver: str | None = None
     time_limit: float | None = None
     seed: int = 0
     measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, npt.NDArray[np.float64]]] | None = None
 
-    def __post_init__(self) -> None:
-        if self.tables is not None:
-            _refuse_holes(self.graph, set(self.tables.kernels))
+    @property
+    def current(self) -> float:
+        """The resource's predicted value of the network as it is."""
+        return self.predict(self.widths)
 
     @property
     def removable(self) -> tuple[str, ...]:
@@ -65,24 +94,8 @@ class StageContext:
         return tuple(block.name for block in self.graph.blocks.values() if block.removable)
 
     def predict(self, widths: Mapping[str, int], removed_blocks: Sequence[str] = ()) -> float:
-        """The resource's predicted value at ``widths`` (group name -> width) with ``removed_blocks`` gone."""
-        if self.resource == "flops":
-            return self.graph.macs(widths, removed_blocks)
-        if self.resource == "params":
-            return float(self.graph.parameters(widths, removed_blocks))
-        assert self.tables is not None
-        return self.tables.predict(widths, removed_blocks)
-
-
-def _refuse_holes(graph: ModelGraph, priced: set[str]) -> None:
-    """A layer without an entry would count as free, and be kept whole for nothing."""
-    holes = [kernel.name for kernel in graph.kernels.values() if kernel.kind in LAYERS and kernel.name not in priced]
-    if holes:
-        named = ", ".join(holes[:4]) + (", ..." if holes[4:] else "")
-        raise TableError(
-            f"the latency tables have no entry for {len(holes)} of the network's layers ({named}); "
-            "they belong to another network or are not complete: build them again"
-        )
+        """The resource's predicted value at ``widths`` (group name -> width) with ``removed_blocks`` gone, earlier ones always."""
+        return self.resource.value(widths, (*self.removed_blocks, *removed_blocks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -139,42 +152,50 @@ class Proposer(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method(ABC):
-    """A pruning method: which importance, which costs, which solver, how many stages."""
+    """A pruning method is three things: an importance, a way from a stage's context to a proposer, and a schedule."""
 
     name: ClassVar[str]
-    stages: int = 1
-
-    def __post_init__(self) -> None:
-        if self.stages < 1:
-            raise InvalidArgumentError(f"stages (={self.stages}) must be at least 1")
 
     def options(self) -> dict[str, Any]:
         """The method's options as a JSON object."""
-        found: dict[str, Any] = {}
-        for entry in fields(self):
-            value = getattr(self, entry.name)
-            found[entry.name] = (
-                {"type": type(value).__name__, **asdict(value)} if is_dataclass(value) and not isinstance(value, type) else value
-            )
-        return found
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
 
     @property
     @abstractmethod
     def importance(self) -> object | None:
-        """The importance that the method ranks and sums, or None if it needs none."""
+        """The criterion's configuration that the method ranks and sums by, or None if it needs none."""
+
+    @property
+    def needs_tables(self) -> bool:
+        """Whether the method reads latency tables; one that times whole networks does without."""
+        return True
+
+    @property
+    def schedule(self) -> Schedule:
+        """How the method goes to its budget; in a single pass unless it says otherwise."""
+        return SinglePass()
 
     @abstractmethod
     def prepare(self, context: StageContext) -> Proposer:
         """Fill the tables of one stage and return its proposer."""
 
-    def stage_limit(self, *, stage: int, dense: float, limit: float) -> float:
-        """Limit of stage ``stage`` (1-based) on the way from ``dense`` to ``limit``: ``dense - (dense - limit) * stage / stages``."""
-        return dense - (dense - limit) * stage / self.stages
-
-    def rank(self, context: StageContext) -> Mapping[str, np.ndarray]:
-        """Ranking score per unit of each group; the best are kept."""
+    def rank(self, context: StageContext, removed_blocks: Iterable[str] = ()) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Ranking score per unit of each group, once ``removed_blocks`` are gone; the best are kept."""
         assert context.importance is not None
         return context.importance.units
+
+    def finish(self, model: nn.Module, *, seed: int) -> None:  # noqa: B027: most methods have nothing to do here
+        """What the method does to the weights of the network that was cut and checked; nothing unless it says otherwise."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return value.options()
+    if isinstance(value, Method):
+        return {"name": value.name, **value.options()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"type": type(value).__name__, **asdict(value)}
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 _REGISTRY: dict[str, Callable[..., Method]] = {}
@@ -214,8 +235,15 @@ def get_method(method: str | Method, **options: Any) -> Method:
         raise InvalidArgumentError(f"method {method!r}: {error}") from error
 
 
-def selection_of(graph: ModelGraph, ranking: Mapping[str, np.ndarray], proposal: Proposal) -> Selection:
-    """The units that a proposal keeps: in every row of each group the best ``width`` columns, ties to the lower index."""
+def selection_of(graph: ModelGraph, ranking: Mapping[str, npt.NDArray[np.float64]], proposal: Proposal, since: Selection) -> Selection:
+    """The units that a proposal keeps: in every row of each group the best ``width`` columns of what is left, ties to the lower index.
+
+    Args:
+        graph: The dense network's graph.
+        ranking: Group -> ``(units,)`` ranking scores.
+        proposal: Widths and blocks.
+        since: What earlier stages left; nothing that is gone comes back.
+    """
     from latprune.importance import best_units
 
     kept = {}
@@ -223,5 +251,10 @@ def selection_of(graph: ModelGraph, ranking: Mapping[str, np.ndarray], proposal:
         group = graph.groups[name]
         if width == group.columns:
             continue
-        kept[name] = best_units(group, np.asarray(ranking[name], dtype=np.float64), width)
-    return Selection(kept=kept, removed_blocks=frozenset(proposal.removed_blocks))
+        scores = np.asarray(ranking[name], dtype=np.float64)
+        if name in since.kept:
+            left = np.zeros(group.units, dtype=bool)
+            left[since.kept[name]] = True
+            scores = np.where(left, scores, -np.inf)
+        kept[name] = best_units(group, scores, width)
+    return Selection(kept=kept, removed_blocks=since.removed_blocks | frozenset(proposal.removed_blocks))

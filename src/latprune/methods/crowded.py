@@ -9,6 +9,7 @@ from latprune.errors import BudgetInfeasibleError
 from latprune.methods.base import Proposal, Proposer, StageContext
 from latprune.methods.solved import SolvedProposer
 from latprune.problem import Problem
+from latprune.resources import TabulatedLatency
 
 __all__ = ["CrowdedProposer"]
 
@@ -25,10 +26,10 @@ class CrowdedProposer(Proposer):
 
     def __init__(self, context: StageContext, problem_of: Callable[[StageContext], Problem], solver: str) -> None:
         """``problem_of`` makes the pruning problem of a context; the budget's resource is its first."""
-        assert context.tables is not None
+        assert isinstance(context.resource, TabulatedLatency)
         self._context = context
-        self._tables = context.tables
-        self._dense = context.tables.predict()
+        self._tables = context.resource.tables
+        self._dense = self._tables.predict()
         self._problem_of = problem_of
         self._solver = solver
 
@@ -36,34 +37,35 @@ class CrowdedProposer(Proposer):
         """Solve for ``limit``; see the base class."""
         solved = self._inside(limit)
         try:
-            return self._stood_in_itself(solved.propose(limit))
+            return self._at_fixed_point(solved.propose(limit))
         except BudgetInfeasibleError as error:
-            floor = error.floor.get(self._context.resource)
+            floor = error.floor.get(self._context.resource.name)
             if floor is None:
                 raise
-            smallest = self._stood_in_itself(solved.propose(floor + 1e-6 * abs(floor)))
+            smallest = self._at_fixed_point(solved.propose(floor + 1e-6 * abs(floor)))
             raise BudgetInfeasibleError(
                 f"no choice of widths and blocks meets the limits: latency (={limit:g} ms) must be at least {smallest.predicted:g} ms, the "
                 "lowest that any choice reaches",
                 limit=dict(error.limit),
-                floor={**error.floor, self._context.resource: smallest.predicted},
+                floor={**error.floor, self._context.resource.name: smallest.predicted},
             ) from error
 
     def widened(self, found: Proposal, limit: float) -> Proposal | None:
         """Solve for ``limit`` among the networks that are nowhere narrower; see the base class."""
         wider = self._inside(limit).widened(found, limit)
-        return self._stood_in_itself(wider) if wider is not None else None
+        return self._at_fixed_point(wider) if wider is not None else None
 
     def narrowed(self, found: Proposal, limit: float) -> Proposal | None:
         """Solve for ``limit`` among the networks that are nowhere wider; see the base class."""
         narrower = self._inside(limit).narrowed(found, limit)
-        return self._stood_in_itself(narrower) if narrower is not None else None
+        return self._at_fixed_point(narrower) if narrower is not None else None
 
     def _inside(self, limit: float) -> SolvedProposer:
         """The problem with the costs of kernels inside a network that takes ``limit``."""
-        inside = replace(self._context, tables=self._tables.at(max(limit / self._dense, _SMALLEST)))
+        tables = self._tables.at(max(limit / self._dense, _SMALLEST))
+        inside = replace(self._context, resource=TabulatedLatency(self._context.resource.graph, tables))
         return SolvedProposer(inside, self._problem_of(inside), self._solver)
 
-    def _stood_in_itself(self, found: Proposal) -> Proposal:
-        """The proposal with its prediction inside of itself: where choices are few, it may lie far below the limit."""
-        return replace(found, predicted=self._tables.predict(found.widths, found.removed_blocks))
+    def _at_fixed_point(self, found: Proposal) -> Proposal:
+        """The proposal with the prediction at its own latency (a fixed point): where choices are few, it may lie far below the limit."""
+        return replace(found, predicted=self._context.predict(found.widths, found.removed_blocks))

@@ -1,17 +1,17 @@
-"""MDP: channels, layers and blocks in one problem with bilayer latency tables, solved in a single pass (MDP eq. 8, 9)."""
+"""MDP: channels, layers and blocks in one problem with bilayer latency tables (MDP eq. 8, 9)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 from latprune.errors import InvalidArgumentError
 from latprune.importance import TaylorConfig
 from latprune.methods.assemble import assemble
 from latprune.methods.base import Method, Proposer, StageContext, register_method
-from latprune.methods.crowded import CrowdedProposer
-from latprune.methods.solved import SolvedProposer
-from latprune.problem import Problem
+from latprune.methods.proposers import solved_proposer
+from latprune.methods.schedule import Ramp, Schedule, SinglePass, SoftMasks, Stages
 
 __all__ = ["MDP"]
 
@@ -22,44 +22,52 @@ class MDP(Method):
     """Multi-Dimensional Pruning.
 
     Importance: Taylor on norm layers, layer by layer, so that removing a block removes only that block's share. Latency: a full matrix per
-    kernel over its input and output widths. Solver: exact (the paper's own route is a heuristic; see ``solver="mindtpy"``).
+    kernel over its input and output widths. Solver: exact (the paper's own route is a heuristic; see ``solver="mindtpy"``). Schedule: one
+    pass; the paper's ablation also has 10 and 30 steps, and soft masks (its appendix E).
 
     Attributes:
-        score: Importance criterion.
+        score: Criterion.
         channels: False removes whole blocks only.
         blocks: False prunes channels only.
+        bilayer: False costs every layer at its current input width, as HALP does.
+        stages: Steps on the way to the budget.
+        ramp: Limits of several steps; the paper names none, and this is HALP's.
+        soft_masks: Solve again every few batches of the training; cut at its end.
 
     Example:
-        >>> MDP(blocks=False).stages
+        >>> MDP(blocks=False).schedule.count
         1
     """
 
     name: ClassVar[str] = "mdp"
-    score: object = field(default_factory=lambda: TaylorConfig())
+    score: object = field(default_factory=TaylorConfig)
     channels: bool = True
     blocks: bool = True
+    bilayer: bool = True
+    stages: int = 1
+    ramp: Ramp = "exponential"
+    soft_masks: SoftMasks | None = None
 
     def __post_init__(self) -> None:
-        Method.__post_init__(self)
         if not (self.channels or self.blocks):
             raise InvalidArgumentError("channels and blocks are both False: nothing is left to prune; set one of them")
-        if self.stages > 1 and self.blocks:
-            raise InvalidArgumentError(
-                f"stages (={self.stages}) must be 1 while blocks are removed: one pass decides over all; set blocks=False for stages"
-            )
+        if self.stages != 1 and self.soft_masks is not None:
+            raise InvalidArgumentError(f"stages (={self.stages}) cannot go with soft_masks, which have their own ramp; give one of them")
+        _ = self.schedule  # checks its options
 
     @property
     def importance(self) -> object:
         """Taylor on norm layers unless set otherwise."""
         return self.score
 
+    @property
+    def schedule(self) -> Schedule:
+        """A single pass unless set otherwise."""
+        if self.soft_masks is not None:
+            return self.soft_masks
+        return SinglePass() if self.stages == 1 else Stages(stages=self.stages, ramp=self.ramp, measure="last")
+
     def prepare(self, context: StageContext) -> Proposer:
         """One problem over all widths and blocks."""
-        solver = context.solver or "exact"
-
-        def problem_of(context: StageContext) -> Problem:
-            return assemble(context, limit=None, channels=self.channels, blocks=self.blocks)
-
-        if context.resource == "latency" and context.tables is not None and context.tables.cache_effect:
-            return CrowdedProposer(context, problem_of, solver)
-        return SolvedProposer(context, problem_of(context), solver)
+        problem_of = partial(assemble, limit=None, channels=self.channels, blocks=self.blocks, linear=not self.bilayer)
+        return solved_proposer(context, problem_of, context.solver or "exact")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
-from latprune.methods.walk import WalkProposer
+from latprune.methods.walk import WalkProposer, nearest
 
 __all__ = ["RandomChoice"]
 
@@ -28,7 +28,7 @@ class RandomChoice(Method):
         """Nothing is scored."""
         return None
 
-    def rank(self, context: StageContext) -> Mapping[str, npt.NDArray[np.float64]]:
+    def rank(self, context: StageContext, removed_blocks: Iterable[str] = ()) -> Mapping[str, npt.NDArray[np.float64]]:
         """A random permutation per group."""
         rng = np.random.default_rng([context.seed, 1])
         return {name: rng.permutation(group.units).astype(np.float64) for name, group in context.graph.groups.items()}
@@ -42,10 +42,9 @@ class RandomChoice(Method):
 
         def at(share: float) -> Proposal:
             widths = {
-                name: max(group.min_width, min(group.columns, round(share ** pace[name] * group.columns)))
-                for name, group in context.graph.groups.items()
+                name: nearest(context, name, round(share ** pace[name] * group.columns)) for name, group in context.graph.groups.items()
             }
             removed = tuple(block for block, when in moment.items() if 1.0 - share >= when)
             return Proposal(widths=widths, removed_blocks=removed, predicted=context.predict(widths, removed))
 
-        return WalkProposer(at, resource=context.resource, smallest="the end of this random walk")
+        return WalkProposer(at, context, smallest="the end of this random walk")

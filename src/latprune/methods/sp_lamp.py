@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.types import Role
 from latprune.importance import SpLampConfig
-from latprune.latency.unary import changes_alone, unary_contributions
-from latprune.methods.assemble import UNITS, gain_terms
+from latprune.methods.assemble import cost_row, gain_terms
 from latprune.methods.base import Method, Proposer, StageContext, register_method
+from latprune.methods.schedule import Between, Ramp, Schedule, Stages
 from latprune.methods.solved import SolvedProposer
-from latprune.problem import Problem, Resource, Term, Variable
+from latprune.problem import Problem, Term, Variable
+from latprune.problem import Resource as CostRow
 
 __all__ = ["SPLAMP", "contributions"]
 
@@ -28,56 +28,64 @@ class SPLAMP(Method):
     """Structured pruning with layer-adaptive magnitude scores, guided by latency.
 
     Each stage scores the surviving channels, derives every group's latency contribution around the current network, and solves a group
-    knapsack; the network is cut and fine-tuned before the next stage. The paper masks between stages and cuts at the end: masked filters do
-    not return, so cutting at once gives the same networks and cheaper training.
+    knapsack; then the network trains, cut or masked (the paper masks between stages and cuts at the end: what is masked does not return, so
+    both give the same networks).
 
     The budget row is ``Phi_s - sum_l [T_l(m_l) - T_l(p_l)] <= C_s`` with ``C_i = dense - (dense - C) i / k`` (the paper prints
     ``C_k = C / k``, which would end far under the budget). Contributions add up to about twice the dense latency, because each kernel is
     counted by its producer's and its consumer's group: they are a linearisation, so the last stage is measured and corrected.
 
-    The objective (eq. 8) adds up the scores of every layer's filters. A group of ``n`` coupled layers (a residual stream) has one score per
-    channel here, so it counts ``n`` times: counted once, the stream would be the cheapest thing to give up in any residual network.
-
     Attributes:
-        stages: Stages ``k``.
-        score: Importance criterion.
-        contributions: ``in-place``: from the latency tables. ``whole-network``: each width timed in the whole network (eq. 7; slow).
+        stages: Stages ``k`` (the paper: 10).
+        score: Criterion.
+        contributions: ``in-place``: from the latency tables, or the predictor where one is given. ``whole-network``: each width timed in
+            the whole network (eq. 7; slow).
+        ramp: Limits of the stages.
+        between: ``cut`` or ``mask`` the network between stages.
     """
 
     name: ClassVar[str] = "sp_lamp"
     stages: int = 3
     score: object = field(default_factory=SpLampConfig)
-    contributions: str = "in-place"
+    contributions: Literal["in-place", "whole-network"] = "in-place"
+    ramp: Ramp = "linear"
+    between: Between = "cut"
 
     def __post_init__(self) -> None:
-        Method.__post_init__(self)
         if self.contributions not in CONTRIBUTIONS:
             raise InvalidArgumentError(f"contributions (={self.contributions!r}) must be one of {', '.join(CONTRIBUTIONS)}")
+        _ = self.schedule  # checks its options
 
     @property
     def importance(self) -> object:
         """SP-LAMP scores unless set otherwise."""
         return self.score
 
+    @property
+    def needs_tables(self) -> bool:
+        """Not where whole networks are timed."""
+        return self.contributions == "in-place"
+
+    @property
+    def schedule(self) -> Schedule:
+        """Stages, each of which is measured: the next one starts from what it gave."""
+        return Stages(stages=self.stages, ramp=self.ramp, between=self.between, measure="each")
+
     def prepare(self, context: StageContext) -> Proposer:
         """The unary problem of one stage."""
         costs = contributions(context, whole_network=self.contributions == "whole-network")
         terms = tuple(Term(name=name, over=(name,), table=table) for name, table in costs.items())
-        resource = Resource(name=context.resource, unit=UNITS[context.resource], constant=context.dense, terms=terms)
+        # Times of whole networks are today's, so they stand on today's time of the current network.
+        start = context.current if self.needs_tables or context.measured is None else context.measured
+        row = CostRow(name=context.resource.name, unit=context.resource.unit, constant=start, terms=terms)
+        others = [cost_row(context, other.resource, limit=other.value, removable=()) for other in context.limits]
         variables = tuple(Variable(name=name, choices=tuple(context.choices[name])) for name in context.graph.groups)
-        gains = tuple(replace(term, table=term.table * _layers(context, term.name)) for term in gain_terms(context, gated=False))
-        problem = Problem(variables=variables, gains=gains, costs=(resource,))
-        return SolvedProposer(context, problem, context.solver or "group-knapsack")
-
-
-def _layers(context: StageContext, group: str) -> int:
-    """Layers whose filters make the group's channels."""
-    makers = {member.kernel for member in context.graph.groups[group].members if member.role in (Role.PRODUCER, Role.DEPTHWISE)}
-    return max(len(makers), 1)
+        problem = Problem(variables=variables, gains=tuple(gain_terms(context, gated=False)), costs=(row, *others))
+        return SolvedProposer(context, problem, context.solver or ("exact" if others else "group-knapsack"))
 
 
 def contributions(context: StageContext, *, whole_network: bool = False) -> dict[str, npt.NDArray[np.float64]]:
-    """What each group's width saves or costs against the current network, all other groups whole (SP-LAMP eq. 6 and 7, cumulated).
+    """What each group's width saves or costs against the current network, all other groups as they are (SP-LAMP eq. 6 and 7, cumulated).
 
     Args:
         context: The stage.
@@ -86,13 +94,9 @@ def contributions(context: StageContext, *, whole_network: bool = False) -> dict
     Returns:
         Group -> ``(choices,)``: ``Phi(width) - Phi(current)`` in the resource's unit; 0 for the current width.
     """
-    dense = context.graph.dense_widths()
     choices = {name: context.choices[name] for name in context.graph.groups}
-    if whole_network:
-        if context.measure_alone is None or context.resource != "latency":
-            raise InvalidArgumentError("contributions='whole-network' times networks: it needs a latency budget, and to measure")
-        return dict(context.measure_alone(choices))
-    if context.tables is not None and context.resource == "latency":
-        return unary_contributions(context.tables, choices, widths=dense)
-    current = context.predict(dense)
-    return changes_alone(lambda name, width: context.predict({**dense, name: width}) - current, choices, dense)
+    if not whole_network:
+        return context.resource.changes_alone(choices, context.widths, context.removed_blocks)
+    if context.measure_alone is None or context.resource.name != "latency":
+        raise InvalidArgumentError("contributions='whole-network' times networks: it needs a latency budget, and to measure")
+    return dict(context.measure_alone(choices))

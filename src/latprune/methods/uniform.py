@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from latprune.importance import MagnitudeConfig
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
-from latprune.methods.walk import WalkProposer
+from latprune.methods.walk import WalkProposer, nearest
 
 __all__ = ["Uniform"]
 
@@ -40,7 +40,7 @@ class Uniform(Method):
             for index, (name, group) in enumerate(context.graph.groups.items()):
                 # Multiples of the golden ratio spread evenly between 0 and 1, however many there are.
                 width = math.floor(share * group.columns + (index + 1) * _GOLDEN % 1.0)
-                widths[name] = max(group.min_width, min(group.columns, width))
+                widths[name] = nearest(context, name, width)
             return Proposal(widths=widths, removed_blocks=(), predicted=context.predict(widths))
 
-        return WalkProposer(at, resource=context.resource, smallest="the smallest uniform width")
+        return WalkProposer(at, context, smallest="the smallest uniform width")

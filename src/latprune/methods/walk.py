@@ -1,15 +1,26 @@
-"""A proposer that walks along one line of networks, from the smallest to the largest, and stops under the limit by bisection."""
+"""A proposer that walks along one line of networks, from the smallest to the largest, and stops under the limits by bisection."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from latprune.errors import BudgetInfeasibleError
-from latprune.methods.base import Proposal, Proposer
+from latprune.methods.base import Proposal, Proposer, StageContext
 
-__all__ = ["WalkProposer"]
+__all__ = ["WalkProposer", "nearest"]
 
 _HALVINGS = 40
+
+
+def nearest(context: StageContext, group: str, width: int) -> int:
+    """``width`` within what the group may have now, and on a width on offer where the user restricted those."""
+    options = context.choices[group]
+    lowest = context.graph.groups[group].min_width
+    held = max(lowest, min(context.widths[group], width))
+    if not context.walk_on_choices:
+        return held
+    below = [option for option in options if option <= held]
+    return int(below[-1] if below else options[0])
 
 
 class WalkProposer(Proposer):
@@ -17,30 +28,43 @@ class WalkProposer(Proposer):
 
     Args:
         at: The network at a share.
-        resource: Name of the budgeted resource, for the error.
+        context: The stage.
         smallest: What to call ``at(0)`` in the error.
     """
 
-    def __init__(self, at: Callable[[float], Proposal], *, resource: str, smallest: str) -> None:
+    def __init__(self, at: Callable[[float], Proposal], context: StageContext, *, smallest: str) -> None:
         self._at = at
-        self._resource = resource
+        self._context = context
         self._smallest = smallest
 
     def propose(self, limit: float) -> Proposal:
         """The largest share found whose prediction is under ``limit``; the whole walk's, where predictions grow along it."""
         best = self._at(0.0)
-        if best.predicted > limit:
+        over = self._over(best, limit)
+        if over is not None:
+            name, value, allowed = over
             raise BudgetInfeasibleError(
-                f"{self._smallest} is predicted at {best.predicted:.6g}, above the limit {limit:.6g}",
-                limit={self._resource: limit},
-                floor={self._resource: best.predicted},
+                f"{self._smallest} is predicted at {value:.6g} ({name}), above the limit {allowed:.6g}",
+                limit={name: allowed},
+                floor={name: value},
             )
         low, high = 0.0, 1.0
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             candidate = self._at(middle)
-            if candidate.predicted <= limit:
+            if self._over(candidate, limit) is None:
                 low, best = middle, candidate
             else:
                 high = middle
         return best
+
+    def _over(self, found: Proposal, limit: float) -> tuple[str, float, float] | None:
+        """The first resource that is over its limit: ``(name, value, limit)``."""
+        if found.predicted > limit:
+            return self._context.resource.name, found.predicted, limit
+        removed = (*self._context.removed_blocks, *found.removed_blocks)
+        for other in self._context.limits:
+            value = other.resource.value(found.widths, removed)
+            if value > other.value:
+                return other.resource.name, value, other.value
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,6 +54,8 @@ class Budget:
         """
         if isinstance(text, Budget):
             return text
+        if not isinstance(text, str):
+            raise InvalidArgumentError(f"budget (={text!r}) must be a text such as {_EXAMPLES}")
         stripped = text.strip()
         if match := _LATENCY.fullmatch(stripped):
             number, unit = float(match["number"]), match["unit"]
@@ -76,6 +79,37 @@ class Budget:
                 f"budget (={text!r}) is above the dense network; a percentage must be at most 100%, and 100% leaves the network as it is"
             )
         return budget
+
+    @classmethod
+    def parse_all(cls, budget: str | float | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
+        """Read one budget or several; the one on latency first.
+
+        Args:
+            budget: A text, a :class:`Budget`, a number between 0 and 1 (a share of the dense latency), or a list of texts and budgets.
+
+        Raises:
+            InvalidArgumentError: A text is no budget, a number is no share, or a resource is limited twice.
+
+        Example:
+            >>> [entry.text for entry in Budget.parse_all(["params=467K", "50%"])]
+            ['50%', 'params=467K']
+        """
+        if isinstance(budget, (int, float)) and not isinstance(budget, bool):
+            if not 0.0 < budget <= 1.0:
+                raise InvalidArgumentError(
+                    f"budget (={budget!r}) is a number, so it must be a share of the dense latency above 0 and at most 1; write {_EXAMPLES}"
+                )
+            return (cls.parse(f"{100.0 * budget:g}%"),)
+        if isinstance(budget, (str, Budget)):
+            return (cls.parse(budget),)
+        if not isinstance(budget, Sequence) or not budget:
+            raise InvalidArgumentError(f"budget (={budget!r}) must be a budget or a list of budgets; write {_EXAMPLES}")
+        found = [cls.parse(entry) for entry in budget]
+        names = [entry.resource for entry in found]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InvalidArgumentError(f"budget (={list(budget)!r}) limits {twice[0]} twice; give each resource one limit")
+        return tuple(sorted(found, key=lambda entry: entry.resource != "latency"))
 
     def limit(self, *, dense: float, batch: int = 1) -> float:
         """The limit in the resource's unit: milliseconds per inference of one batch, multiply-adds, or parameters.

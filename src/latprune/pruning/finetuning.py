@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from latprune.pruning.run import Fit, FitContext
+    from latprune.pruning.fitting import Fit, FitContext
     from latprune.train import Batches, Recipe, TrainProgress
 
 __all__ = ["fit_with", "training_threads"]
@@ -52,13 +52,27 @@ def fit_with(
         >>> result = latprune.prune(model, x, budget="50%", data=loader, fit=fit)  # doctest: +SKIP
     """
     from latprune.train import finetune
+    from latprune.train.batches import FirstBatches
 
     def fit(model: nn.Module, context: FitContext) -> list[tuple[float, float]]:
         teacher = context.dense if recipe.distillation is not None else None
         last = context.stage == context.stages
-        chosen = recipe if last or stage_epochs is None else recipe.with_epochs(stage_epochs)
+        chosen, batches = recipe, data
+        if not last and context.batches is not None:
+            chosen, batches = recipe.with_epochs(1), FirstBatches(data, context.batches)
+        elif not last and stage_epochs is not None:
+            chosen = recipe.with_epochs(stage_epochs)
         with training_threads(threads):
-            report = finetune(model, data, chosen, evaluate=evaluate, teacher=teacher, checkpoint_dir=context.folder, progress=progress)
+            report = finetune(
+                model,
+                batches,
+                chosen,
+                evaluate=evaluate,
+                teacher=teacher,
+                driver=context.attach,
+                checkpoint_dir=context.folder if not context.masked else None,
+                progress=progress,
+            )
         return [(float(entry.epoch + 1), entry.accuracy) for entry in report.epochs if entry.accuracy is not None]
 
     return fit

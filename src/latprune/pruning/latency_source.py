@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,9 +12,12 @@ import numpy.typing as npt
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph import ModelGraph
-from latprune.latency import LatencyTables, Store, TableProgress, Target, build_tables, measure_unary_contributions
+from latprune.graph import ModelGraph, trace
+from latprune.graph.types import Selection
+from latprune.latency import KernelPredictor, LatencyTables, Store, TableProgress, Target, build_tables, measure_unary_contributions
 from latprune.pruning.clock import Clock
+from latprune.resources import PredictedLatency, Resource, TabulatedLatency
+from latprune.surgery import prune as cut
 
 __all__ = ["LatencySource"]
 
@@ -27,6 +31,7 @@ class LatencySource:
         example_inputs: What networks are run on.
         target: Engine and conditions.
         given: Tables that were measured earlier; None builds them.
+        predictor: A kernel predictor in place of tables.
         store: Where measurements are kept; None opens the default store, which :meth:`close` closes.
         seed: Seed of the networks that are measured.
         say: Takes a line of text as the work goes on.
@@ -41,6 +46,7 @@ class LatencySource:
         target: Target,
         *,
         given: LatencyTables | None,
+        predictor: KernelPredictor | None = None,
         store: Store | None,
         seed: int,
         say: Callable[[str], None],
@@ -52,6 +58,7 @@ class LatencySource:
         self._target = target
         self.known = given
         """The tables, as far as they were needed so far."""
+        self._predictor = predictor
         self._store = store
         self._own_store: Store | None = None
         self._seed = seed
@@ -73,6 +80,12 @@ class LatencySource:
                 )
         return self.known
 
+    def resource(self) -> Resource:
+        """Latency as the tables, or the predictor, have it."""
+        if self._predictor is not None:
+            return PredictedLatency(self._graph, self._predictor)
+        return TabulatedLatency(self._graph, self.tables())
+
     def room(self) -> float:
         """What predictions are multiplied by to stay under a limit that cannot be checked."""
         room = self.tables().residual.room
@@ -83,12 +96,24 @@ class LatencySource:
             )
         return room
 
-    def alone(self, model: nn.Module, graph: ModelGraph, choices: Mapping[str, Sequence[int]]) -> dict[str, npt.NDArray[np.float64]]:
-        """What each group of ``model`` contributes at each width, from whole networks (``measure_unary_contributions``)."""
+    def alone(self, since: Selection, choices: Mapping[str, Sequence[int]]) -> dict[str, npt.NDArray[np.float64]]:
+        """What each group contributes at each width, from whole networks (``measure_unary_contributions``).
+
+        Args:
+            since: What is left of the dense network: contributions are around that.
+            choices: Group -> widths.
+        """
 
         def say(group: str, width: int, ratio: float) -> None:
             self._say(f"whole networks: {group} at {width} takes {ratio:.1%}")
 
+        model, graph = self._model, self._graph
+        if since.kept or since.removed_blocks:
+            # Whole networks are cut and timed as they are, so the one that they are compared with is traced as it is.
+            model = copy.deepcopy(model)
+            cut(model, graph, since)
+            graph = trace(model, self._example_inputs)
+            choices = {name: options for name, options in choices.items() if name in graph.groups}
         with self._clock.timed("whole networks"):
             found = measure_unary_contributions(
                 model, graph, self._example_inputs, self._target, choices, store=self._samples(), progress=say

@@ -1,10 +1,10 @@
-"""The pruner: prunes a model stage by stage, driven by ``prune()`` or by a training loop of the user's own."""
+"""The pruner: four verbs (accumulate, propose, mask, cut), and the step that is made of them."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,63 +13,61 @@ from torch import nn
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
 from latprune.graph.trace import FORMS
-from latprune.importance import GradientAccumulator, LossFunction, accumulator_for, cross_entropy_loss, needs_data
-from latprune.importance import score as score_importance
-from latprune.latency import (
-    LatencyTables,
-    Measurement,
-    Store,
-    Target,
-    get_engine,
-)
+from latprune.graph.types import Selection
+from latprune.importance import LossFunction, cross_entropy_loss, needs_data
+from latprune.latency import LatencyTables, Measurement, Store, Target, get_engine
 from latprune.latency.build import require_same_network
-from latprune.methods import Method, Proposal, StageContext, get_method, selection_of
+from latprune.methods import Method, SoftMasks, get_method
 from latprune.pruning.budget import Budget
-from latprune.pruning.clock import Clock, TimedProposer
-from latprune.pruning.correction import LimitSearch
+from latprune.pruning.clock import Clock
 from latprune.pruning.latency_source import LatencySource
-from latprune.pruning.search import CandidateSearch
-from latprune.pruning.search_counted import search_counted
+from latprune.pruning.limits import Limits
+from latprune.pruning.proposal import StageProposal
+from latprune.pruning.proposing import ProposalSearch
+from latprune.pruning.scoring import Scorer
 from latprune.pruning.stage import StageReport
 from latprune.pruning.state import PrunerState
 from latprune.pruning.trials import Trial, Trials
-from latprune.surgery import ArchitectureEdits, EqualityReport, check_equal, masked, replay
-from latprune.surgery import prune as cut
+from latprune.surgery import ArchitectureEdits, EqualityReport, TrainingMask, check_equal, masked, replay, widened
+from latprune.surgery import prune as cut_model
 
 if TYPE_CHECKING:
-    from latprune.importance import Importance
+    from torch.optim import Optimizer
+
+    from latprune.latency import KernelPredictor
+    from latprune.methods.width_rules import WidthRules
+    from latprune.pruning.result import Result
+    from latprune.pruning.soft_training import MaskedTraining
 
 __all__ = ["Pruner", "StageReport"]
 
 Progress = Callable[[str], None]
 
 
-@dataclass(slots=True)
-class _Stage:
-    """The stage at hand: its graph and, once asked for, its scores."""
-
-    graph: ModelGraph
-    importance: Importance | None = None
-    accumulator: GradientAccumulator | None = None
-
-
 class Pruner:
-    """Prunes ``model`` in place to a budget, one stage per :meth:`step`.
+    """Prunes ``model`` in place to a budget, with the training in the caller's hands.
 
-    Between steps the caller trains as it likes; parameters are new objects after a step, so optimizers are built anew. A method whose
-    importance needs gradients takes them from the caller's own backward passes (:meth:`accumulate`) or from batches given to
-    :meth:`step`.
+    Four verbs: :meth:`accumulate` adds the gradients of the moment to the scores, :meth:`propose` finds a network under the limit and
+    changes nothing, :meth:`mask` makes the model train and run as if the rest were gone, :meth:`cut` removes it. :meth:`step` proposes and
+    then cuts or masks, as the method's schedule has it; :meth:`result` gives what :func:`latprune.prune` returns.
+
+    Everything is said of the dense network: units, widths, blocks and tables keep their names from the first step to the last, and nothing
+    is traced again.
 
     Args:
         model: The model; it keeps its class, only smaller layers (and removed blocks) are put in place.
         example_inputs: A tensor, a tuple of positional or a mapping of keyword inputs.
-        budget: For instance ``"50%"``, ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``.
-        target: Engine and conditions of all measurements; those of ``tables`` by default.
+        budget: For instance ``"50%"``, ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``, ``0.5`` (a share of the latency), or
+            a list of several, all of which are met.
+        target: Engine and conditions of all measurements, or an engine's name; those of ``tables`` by default.
         method: A method's name or object.
         keep: Modules or globs to leave whole.
         blocks_keep: Blocks (module names or globs) that must stay.
         min_widths: Group name or glob -> smallest width.
+        widths: Further rules for the widths on offer (multiples, largest widths, shares).
+        within: Path of a sub-module: only what lies inside it is pruned.
         tables: Latency tables of this model on ``target``, measured earlier; None builds them.
+        predictor: A kernel predictor of ``target`` in place of tables; the last stage is measured all the same.
         store: Where measurements are kept between runs; None uses the default store.
         solver: Solver's name; None leaves it to the method.
         time_limit: Seconds that one solve may take.
@@ -84,8 +82,9 @@ class Pruner:
     Example:
         >>> pruner = Pruner(model, x, budget="50%", method="sp_lamp")  # doctest: +SKIP
         >>> while not pruner.done:  # doctest: +SKIP
-        ...     pruner.step()
-        ...     train(model)
+        ...     pruner.step(optimizers=optimizer)
+        ...     train(model, optimizer)
+        >>> pruner.result().save("pruned")  # doctest: +SKIP
     """
 
     def __init__(
@@ -93,13 +92,16 @@ class Pruner:
         model: nn.Module,
         example_inputs: Any,
         *,
-        budget: str | Budget,
-        target: Target | None = None,
+        budget: str | float | Budget | Sequence[str | Budget],
+        target: Target | str | None = None,
         method: str | Method = "mdp",
         keep: Iterable[str] = (),
         blocks_keep: Iterable[str] = (),
         min_widths: Mapping[str, int] | None = None,
+        widths: WidthRules | None = None,
+        within: str | None = None,
         tables: LatencyTables | None = None,
+        predictor: KernelPredictor | None = None,
         store: Store | None = None,
         solver: str | None = None,
         time_limit: float | None = 60.0,
@@ -109,50 +111,91 @@ class Pruner:
         progress: Progress | None = None,
         form: str = "class",
     ) -> None:
-        self.model = self._in_form(model, example_inputs, form)
-        self.budget = Budget.parse(budget)
-        self.target = target or (tables.target if tables is not None else Target())
+        budgets = Budget.parse_all(budget)
+        self.target = Target.of(target) if target is not None else tables.target if tables is not None else Target()
         self.method = get_method(method)
+        self.schedule = self.method.schedule
+        if tables is None and not measure_latency and budgets[0].resource == "latency":
+            raise InvalidArgumentError(
+                f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
+            )
+        self.model = self._in_form(model, example_inputs, form)
         self.example_inputs = example_inputs
         self.seed = seed
-        self.solver = solver
-        self.time_limit = time_limit
-        self.slack = slack
-        self.measure_latency = measure_latency
-        if tables is None and self._predicts:
-            raise InvalidArgumentError(
-                f"budget (={self.budget.text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
-            )
         self.clock = Clock()
         self.reports: list[StageReport] = []
         self.edits: list[ArchitectureEdits] = []
-        self._keep = tuple(keep)
-        self._blocks_keep = tuple(blocks_keep)
-        self._min_widths = dict(min_widths or {})
+        self.selection = Selection(kept={})
+        """What the network is now, cut or masked: units and blocks of the dense one."""
+        self.cut_to = Selection(kept={})
+        """What the model was cut to, of the dense network."""
         self._progress = progress or (lambda text: None)
         self._stages_done = 0
+        self._masks: TrainingMask | None = None
+        self.fresh: Trial | None = None
+        """Fresh measurement of the network that was cut last, where the search made one."""
         _check_finite(model)
-        if not self._predicts:
+        if measure_latency or budgets[0].resource != "latency":
             get_engine(self.target.engine)  # a missing engine is told before anything is computed
-        self._stage: _Stage | None = None
-        self.dense_graph = self._traced().graph
+        keep, blocks_keep = tuple(keep), tuple(blocks_keep)
+        with self.clock.timed("trace"):
+            self.graph = trace(
+                self.model, example_inputs, keep=keep, blocks_keep=blocks_keep, min_widths=dict(min_widths or {}) or None, within=within
+            )
+        if not self.graph.groups and not any(block.removable for block in self.graph.blocks.values()):
+            raise InvalidArgumentError("nothing in this model can be pruned; `latprune inspect` lists the reason for each layer")
         if tables is not None:
-            require_same_network(tables, self.dense_graph, example_inputs, self.target, kept=bool(self._keep))
+            require_same_network(tables, self.graph, example_inputs, self.target, kept=bool(keep))
         self.dense_tensors = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
         self.dense_model = copy.deepcopy(self.model).eval()
+        self.scorer = Scorer(self.model, self.graph, self.method.importance)
         self._latency = LatencySource(
             self.dense_model,
-            self.dense_graph,
+            self.graph,
             example_inputs,
             self.target,
             given=tables,
+            predictor=predictor,
             store=store,
             seed=seed,
             say=self._progress,
             clock=self.clock,
         )
-        self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=self.budget, seed=seed)
-        self.fresh: Trial | None = None
+        self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=seed)
+        self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=measure_latency)
+        self.settings = {
+            "method": self.method.name,
+            "options": self.method.options(),
+            "budget": [entry.to_dict() for entry in budgets],
+            "target": self.target.to_dict(),
+            "keep": sorted(keep),
+            "blocks_keep": sorted(blocks_keep),
+            "min_widths": dict(sorted((min_widths or {}).items())),
+            "widths": widths.to_dict() if widths is not None else None,
+            "within": within,
+            "predictor": predictor is not None,
+            "solver": solver,
+            "seed": seed,
+            "slack": slack,
+            "measure_latency": measure_latency,
+            "form": form,
+        }
+        """All that decides which network comes out; a saved state is resumed only under the same."""
+        self._search = ProposalSearch(
+            graph=self.graph,
+            dense_model=self.dense_model,
+            method=self.method,
+            limits=self.limits,
+            latency=self._latency,
+            trial=self._trial,
+            clock=self.clock,
+            say=self._progress,
+            rules=widths,
+            solver=solver,
+            time_limit=time_limit,
+            seed=seed,
+            slack=slack,
+        )
 
     @staticmethod
     def _in_form(model: nn.Module, example_inputs: Any, form: str) -> nn.Module:
@@ -164,12 +207,17 @@ class Pruner:
 
         return capture(model, example_inputs)
 
-    # -- progress and time ---------------------------------------------------------------------------------------------------------------
+    # -- where it stands -----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def budget(self) -> Budget:
+        """The budget; the first where there are several."""
+        return self.limits.budgets[0]
 
     @property
     def done(self) -> bool:
         """Whether all stages are through."""
-        return self._stages_done >= self.method.stages
+        return self._stages_done >= self.schedule.count
 
     @property
     def stage(self) -> int:
@@ -177,220 +225,243 @@ class Pruner:
         return self._stages_done
 
     @property
-    def graph(self) -> ModelGraph:
-        """Graph of the network as it is now."""
-        return self._traced().graph
+    def stages(self) -> int:
+        """Number of stages of the method's schedule."""
+        return self.schedule.count
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Group -> width of the network as it is now, cut or masked."""
+        return widths_of(self.graph, self.selection)
 
     @property
     def stages_seconds(self) -> dict[str, float]:
-        """Seconds by kind of work."""
+        """Seconds by phase."""
         return self.clock.seconds
-
-    def _traced(self) -> _Stage:
-        if self._stage is None:
-            with self.clock.timed("trace"):
-                graph = trace(
-                    self.model, self.example_inputs, keep=self._keep, blocks_keep=self._blocks_keep, min_widths=self._min_widths or None
-                )
-            if not graph.groups and not any(block.removable for block in graph.blocks.values()):
-                raise InvalidArgumentError("nothing in this model can be pruned; `latprune inspect` lists the reason for each layer")
-            self._stage = _Stage(graph=graph)
-        return self._stage
-
-    # -- importance ----------------------------------------------------------------------------------------------------------------------
-
-    @property
-    def needs_gradients(self) -> bool:
-        """Whether the method's importance is computed from gradients, so that :meth:`accumulate` or batches are needed before a step."""
-        return self.method.importance is not None and needs_data(self.method.importance)
-
-    def accumulate(self) -> None:
-        """Add the gradients that the model's parameters hold now to the importance of this stage; call it after ``loss.backward()``."""
-        stage = self._traced()
-        if stage.accumulator is None:
-            stage.accumulator = accumulator_for(self.model, stage.graph, self.method.importance)
-        stage.accumulator.update()
-
-    def _score(self, data: Iterable[Any] | None, loss: LossFunction) -> Importance | None:
-        stage = self._traced()
-        config = self.method.importance
-        if config is None:
-            return None
-        with self.clock.timed("score"):
-            if stage.accumulator is not None:
-                return stage.accumulator.importance()
-            return score_importance(self.model, stage.graph, config, data, loss=loss)
-
-    @property
-    def _predicts(self) -> bool:
-        """Whether the budget is on a latency that nothing here can measure."""
-        return self.budget.resource == "latency" and not self.measure_latency
-
-    # -- latency -------------------------------------------------------------------------------------------------------------------------
-
-    def _trial(self, network: nn.Module, *, fresh: bool = False, window: tuple[float, float] | None = None) -> Trial:
-        with self.clock.timed("final measurement" if fresh else "measure candidates"):
-            return self._trials.trial(network, fresh=fresh, window=window)
-
-    def _dense_value(self) -> float:
-        """The dense network's value of the budgeted resource."""
-        if self.budget.resource == "flops":
-            return self.dense_graph.macs(self.dense_graph.dense_widths())
-        if self.budget.resource == "params":
-            return float(self.dense_graph.parameters(self.dense_graph.dense_widths()))
-        if self._predicts:
-            return self.tables().dense_ms
-        if self._trials.dense_ms is None:
-            self._progress("measuring the dense network")
-            with self.clock.timed("measure dense"):
-                self._trials.dense_latency()
-        return self._trials.dense_latency()
 
     @property
     def limit(self) -> float:
         """The budget's limit in its resource's unit."""
-        return self.budget.limit(dense=self._dense_value(), batch=self.target.batch)
+        return self.limits.limit
 
     @property
-    def tables_used(self) -> LatencyTables | None:
-        """The latency tables as far as they were needed so far; :meth:`tables` builds them."""
-        return self._latency.known
+    def measure_latency(self) -> bool:
+        """Whether latency is measured."""
+        return self.limits.measures
 
     def tables(self) -> LatencyTables:
         """Latency tables of the dense network; built at first use."""
         return self._latency.tables()
 
-    def _choices(self, graph: ModelGraph) -> dict[str, tuple[int, ...]]:
-        offered: dict[str, tuple[int, ...]] = {}
-        for name, group in graph.groups.items():
-            steps: Sequence[int] = self.tables().choices(name) if self.budget.resource == "latency" else range(1, group.columns + 1)
-            offered[name] = tuple(sorted({w for w in steps if group.min_width <= w < group.columns} | {group.columns}))
-        return offered
+    @property
+    def tables_used(self) -> LatencyTables | None:
+        """The latency tables as far as they were needed so far."""
+        return self._latency.known
 
-    # -- the stage -----------------------------------------------------------------------------------------------------------------------
+    # -- the verbs -----------------------------------------------------------------------------------------------------------------------
 
-    def step(self, data: Iterable[Any] | None = None, *, loss: LossFunction = cross_entropy_loss) -> StageReport:
-        """Do the next stage: score, build the problem, solve, check, cut the model in place.
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the method's scores need data: batches, or :meth:`accumulate` after the caller's own backward passes."""
+        return self.method.importance is not None and needs_data(self.method.importance)
+
+    def accumulate(self) -> None:
+        """Add the gradients that the model's parameters hold now to the scores; call it after ``loss.backward()``."""
+        self.scorer.accumulate(self.cut_to)
+
+    def propose(
+        self,
+        limit: float | None = None,
+        *,
+        data: Iterable[Any] | None = None,
+        loss: LossFunction = cross_entropy_loss,
+        batches: int | None = None,
+        measure: bool | None = None,
+    ) -> StageProposal:
+        """Find the best network under a limit; nothing is changed.
 
         Args:
-            data: Batches for an importance that needs gradients, unless they were accumulated already.
+            limit: Limit in the resource's unit; the next stage's by default.
+            data: Batches for a criterion that needs them, unless gradients were accumulated.
             loss: Scalar loss of ``(model, batch)``.
+            batches: Score so many batches of ``data``; None takes all.
+            measure: Whether to measure candidates; by default what the schedule says of the next stage.
+
+        Raises:
+            BudgetInfeasibleError: The limit cannot be met; the error carries the lowest value.
+        """
+        stage = min(self._stages_done + 1, self.schedule.count)
+        dense = self.limits.dense
+        wanted = limit if limit is not None else self.schedule.limit(stage=stage, dense=dense, limit=self.limit)
+        returns = isinstance(self.schedule, SoftMasks)
+        since = self.cut_to if returns else self.selection
+        self._progress(f"stage {stage} of {self.schedule.count}: scoring")
+        with self._evaluating(), self.clock.timed("score"):
+            importance = self.scorer.importance(self.cut_to, data, loss, batches)
+        return self._search.find(
+            importance,
+            since,
+            limit=wanted,
+            measure=self.schedule.measured(stage) if measure is None else measure,
+            last=stage == self.schedule.count or limit is not None,
+            measure_alone=lambda choices: self._latency.alone(since, choices),
+        )
+
+    def mask(self, proposal: StageProposal | None) -> None:
+        """Train and run as if what ``proposal`` leaves out were gone; None takes the mask off, and what was masked is back.
+
+        Raises:
+            SurgeryError: A group or block of the proposal cannot be masked while training; the message names it.
+        """
+        if proposal is None:
+            if self._masks is not None:
+                self._masks.set(None)
+            self.selection = self.cut_to
+            return
+        if self._masks is None:
+            soft = self.schedule if isinstance(self.schedule, SoftMasks) else None
+            self._masks = TrainingMask(
+                self.model,
+                self.graph,
+                straight_through=soft.straight_through if soft is not None else False,
+                weight_decay=soft.weight_decay if soft is not None else None,
+                example_inputs=self.example_inputs,
+            )
+        self._masks.set(proposal.selection)
+        self.selection = proposal.selection
+
+    @property
+    def masks(self) -> TrainingMask | None:
+        """The masks at work, once :meth:`mask` was called; hand them your optimizers (``masks.attach(optimizer)``)."""
+        return self._masks
+
+    def cut(
+        self, proposal: StageProposal | None = None, *, optimizers: Optimizer | Sequence[Optimizer] = (), averages: Sequence[nn.Module] = ()
+    ) -> EqualityReport:
+        """Remove what ``proposal`` (or the present mask) leaves out, in place; masks are taken off.
+
+        Args:
+            proposal: The network to cut to; None takes the present mask.
+            optimizers: Optimizers of the model; their state is cut along, and they train the smaller parameters afterwards.
+            averages: Running averages of the model (EMA copies), cut alike.
+
+        Returns:
+            How closely the cut network equals the masked one; the model is changed only if it does.
+        """
+        selection = proposal.selection if proposal is not None else self.selection
+        with self._evaluating():
+            if self._masks is not None:
+                self._masks.close()
+                self._masks = None
+            equality = self._check(selection)
+            with self.clock.timed("surgery"):
+                self.edits.append(cut_model(self.model, self.graph, selection, since=self.cut_to, optimizers=optimizers, averages=averages))
+        self.selection = self.cut_to = selection
+        self.scorer.reset()
+        return equality
+
+    def step(
+        self,
+        data: Iterable[Any] | None = None,
+        *,
+        loss: LossFunction = cross_entropy_loss,
+        batches: int | None = None,
+        optimizers: Optimizer | Sequence[Optimizer] = (),
+        averages: Sequence[nn.Module] = (),
+    ) -> StageReport:
+        """Do the next stage: propose, then cut the model in place or mask it, as the schedule has it.
+
+        Args:
+            data: Batches for a criterion that needs them, unless gradients were accumulated.
+            loss: Scalar loss of ``(model, batch)``.
+            batches: Score so many batches of ``data``; None takes all.
+            optimizers: Optimizers of the model: their state is cut along.
+            averages: Running averages of the model, cut alike.
 
         Returns:
             What was done. The model is changed only if everything went well.
 
         Raises:
-            BudgetInfeasibleError: The limit cannot be met; the error carries the lowest value, measured.
+            BudgetInfeasibleError: The limit cannot be met; the error carries the lowest value.
             LatpruneError: All stages are through already.
         """
         if self.done:
-            raise LatpruneError(f"all {self.method.stages} stages are through; make a new Pruner to prune further")
-        training = self.model.training
-        self.model.eval()
-        try:
-            report = self._do_stage(data, loss)
-        finally:
-            self.model.train(training)
+            raise LatpruneError(f"all {self.schedule.count} stages are through; make a new Pruner to prune further")
+        proposal = self.propose(data=data, loss=loss, batches=batches)
+        last = self._stages_done + 1 == self.schedule.count
+        equality: EqualityReport | None = None
+        if last or self.schedule.after_stage == "cut":
+            equality = self.cut(proposal, optimizers=optimizers, averages=averages)
+        else:
+            self.mask(proposal)
+            assert self._masks is not None
+            self._masks.attach(*([optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers))
+            self.scorer.reset()
+        if last:
+            self.method.finish(self.model, seed=self.seed)
+        self.fresh = proposal.fresh
         self._stages_done += 1
-        self._stage = None
+        gone = frozenset(block for earlier in self.reports for block in earlier.removed_blocks)
+        report = StageReport.of(proposal, stage=self._stages_done, gone=gone, equality=equality)
         self.reports.append(report)
         return report
 
-    def _do_stage(self, data: Iterable[Any] | None, loss: LossFunction) -> StageReport:
-        number = self._stages_done + 1
-        last = number == self.method.stages
-        stage = self._traced()
-        dense = self._dense_value()
-        limit = self.method.stage_limit(stage=number, dense=dense, limit=self.limit)
-        if self.budget.resource == "latency":
-            self.tables()
-        self._progress(f"stage {number} of {self.method.stages}: scoring")
-        importance = self._score(data, loss)
-        context = self._context(stage.graph, importance)
-        proposer = self.method.prepare(context)
-        ranking = self.method.rank(context)
-        if self.budget.resource == "latency" and self.measure_latency:
-            search = LimitSearch(budget=limit, start=self._current_value(number), start_predicted=context.dense, slack=self.slack)
-            candidates = CandidateSearch(
-                TimedProposer(proposer, self.clock),
-                search,
-                cut=lambda proposal: self._cut_copy(stage.graph, ranking, proposal),
-                measure=self._trial,
-                asked=self.budget.text,
-                say=self._progress,
-            )
-            # The next stage starts from what this one measures; only the last has to meet its limit.
-            candidate = candidates.run() if last else candidates.first()
-            proposal, network, trial, note = candidate.proposal, candidate.network, candidate.trial, candidate.note
-            self.fresh = candidate.fresh
-        else:
-            # What is counted needs no margin for a later measurement; what is predicted needs room for the tables' error.
-            room = self._latency.room() if self._predicts else 1.0
-            search = LimitSearch(budget=limit / room, start=context.dense, start_predicted=context.dense, slack=self.slack, margin=1e-9)
-            with self.clock.timed("solve"):
-                proposal = search_counted(proposer, search, context)
-            network, trial, note = self._cut_copy(stage.graph, ranking, proposal), None, ""
-            if self._predicts:
-                # A method's own sum may be a linearisation; the tables' word counts.
-                proposal = replace(proposal, predicted=context.predict(proposal.widths, proposal.removed_blocks))
-                note = (
-                    f"predicted, not measured: {proposal.predicted:.4g} ms; solved {1.0 - 1.0 / room:.1%} below the limit of {limit:.4g} "
-                    "ms, because one in twenty of the networks that the tables were checked on took that much longer than predicted"
-                )
+    # -- checking ------------------------------------------------------------------------------------------------------------------------
+
+    def _check(self, selection: Selection) -> EqualityReport:
+        """Cut a copy and compare it with the masked network before the user's model is touched."""
         with self.clock.timed("check"):
-            equality = self._check(stage.graph, ranking, proposal, network)
-        with self.clock.timed("surgery"):
-            edits = cut(self.model, stage.graph, selection_of(stage.graph, ranking, proposal))
-        self.edits.append(edits)
-        return StageReport(
-            stage=number,
-            limit=limit,
-            widths=dict(proposal.widths),
-            removed_blocks=proposal.removed_blocks,
-            predicted=proposal.predicted * search.speed,
-            problem=proposal.problem.to_dict() if proposal.problem is not None else None,
-            solution=proposal.solution.to_dict() if proposal.solution is not None else None,
-            measured=trial.pruned if trial is not None else None,
-            rounds=tuple((r.limit * search.speed, r.predicted * search.speed, r.measured) for r in search.rounds if not self._predicts),
-            equality=(equality.max_abs, equality.max_rel),
-            note=note,
-        )
+            copied = copy.deepcopy(self.model)
+            cut_model(copied, self.graph, selection, since=self.cut_to)
+            hidden = masked(self._now(), self.graph, selection)
+            return check_equal(copied, hidden, self.example_inputs, seed=self.seed)
 
-    def _current_value(self, number: int) -> float:
-        return self._dense_value() if number == 1 else self._trial(self.model).value
+    def _now(self) -> nn.Module:
+        """The dense network with the weights that the model has now."""
+        if not self.cut_to.kept and not self.cut_to.removed_blocks:
+            return self.model
+        return widened(self.dense_model, self.model, self.graph, self.cut_to)
 
-    def _context(self, graph: ModelGraph, importance: Importance | None) -> StageContext:
-        context = StageContext(
-            graph=graph,
-            importance=importance,
-            tables=self._latency.known if self.budget.resource == "latency" else None,
-            resource=self.budget.resource,
-            choices=self._choices(graph),
-            dense=0.0,
-            solver=self.solver,
-            time_limit=self.time_limit,
-            seed=self.seed,
-            measure_alone=(lambda choices: self._latency.alone(self.model, graph, choices)) if self.measure_latency else None,
-        )
-        return replace(context, dense=context.predict(graph.dense_widths()))
+    @contextmanager
+    def _evaluating(self) -> Any:
+        training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
 
-    def _cut_copy(self, graph: ModelGraph, ranking: Mapping[str, Any], proposal: Proposal) -> nn.Module:
-        network = copy.deepcopy(self.model)
-        cut(network, graph, selection_of(graph, ranking, proposal))
-        return network
+    def masked_training(self, *, steps: int, optimizers: Optimizer | tuple[Optimizer, ...], memory: float = 0.9) -> MaskedTraining:
+        """Drive this pruner's soft masks through a training run; see :class:`~latprune.pruning.soft_training.MaskedTraining`."""
+        from latprune.pruning.soft_training import MaskedTraining
 
-    def _check(self, graph: ModelGraph, ranking: Mapping[str, Any], proposal: Proposal, network: nn.Module) -> EqualityReport:
-        """Compare the cut copy with the masked network on random inputs before the user's model is touched."""
-        selection = selection_of(graph, ranking, proposal)
-        return check_equal(network, masked(self.model, graph, selection), self.example_inputs, seed=self.seed)
+        return MaskedTraining(self, steps=steps, optimizers=optimizers, memory=memory)
 
-    # -- the end -------------------------------------------------------------------------------------------------------------------------
+    # -- measuring -----------------------------------------------------------------------------------------------------------------------
+
+    def _trial(self, network: nn.Module, *, fresh: bool = False, window: tuple[float, float] | None = None) -> Trial:
+        with self.clock.timed("final measurement" if fresh else "measure candidates"):
+            return self._trials.trial(network, fresh=fresh, window=window)
 
     def final_measurement(self) -> tuple[Measurement, Measurement]:
         """Measure dense and pruned network afresh, both converted and compiled anew: ``(dense, pruned)``."""
         with self.clock.timed("final measurement"):
             trial = self._trials.final(self.model, limit=self.limit if self.budget.resource == "latency" else None)
         return trial.dense, trial.pruned
+
+    def result(self, **options: Any) -> Result:
+        """What :func:`latprune.prune` returns, of the network as it is: saves, exports and reports itself.
+
+        Args:
+            **options: ``accuracies``, ``name``, ``constructor``, ``arguments`` of the record; ``measured`` to take a final measurement that
+                was made already.
+
+        Raises:
+            LatpruneError: Stages are left, or masks are at work: nothing final can be said.
+        """
+        from latprune.pruning.finishing import result_of
+
+        return result_of(self, **options)
 
     def close(self) -> None:
         """Free the engine's copy of the dense network, and close the store that was opened here."""
@@ -410,18 +481,33 @@ class Pruner:
         """Bring a freshly built pruner (and its dense model) to a saved state; then load the model's weights.
 
         Raises:
-            CheckpointError: The state belongs to another method, budget or target, or to another version.
+            CheckpointError: The state is of other settings, or of another version.
         """
         saved = PrunerState(state)
         saved.require_fits(PrunerState(self.state_dict()))
         for edits in saved.edits:
             replay(self.model, edits)
             self.edits.append(edits)
+        self.selection, self.cut_to = saved.selection, saved.cut_to
         self.reports = saved.reports
         self._stages_done = saved.stages_done
         self._trials.dense_ms = saved.dense_ms
         self.clock.seconds = saved.seconds
-        self._stage = None
+        self.scorer.reset()
+        if not self.done and self.selection is not self.cut_to:
+            self._restore_mask()
+
+    def _restore_mask(self) -> None:
+        """Put the mask of an interrupted staged run back."""
+        masks = TrainingMask(self.model, self.graph, example_inputs=self.example_inputs)
+        masks.set(self.selection)
+        self._masks = masks
+
+
+def widths_of(graph: ModelGraph, selection: Selection) -> dict[str, int]:
+    """Group -> width that a selection leaves."""
+    dense = graph.dense_widths()
+    return {**dense, **{name: kept.size // graph.groups[name].rows for name, kept in selection.kept.items()}}
 
 
 def _check_finite(model: nn.Module) -> None:

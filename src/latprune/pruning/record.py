@@ -25,20 +25,17 @@ from latprune.export.record import (
     ResultRecord,
     StageRecord,
     StaircaseRecord,
+    StepRecord,
     TablesRecord,
     TargetRecord,
 )
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
-    from latprune.graph.types import ChannelGroup, Member
     from latprune.latency import LatencyTables, Measurement
     from latprune.pruning.pruner import Pruner
-    from latprune.surgery import ArchitectureEdits
 
 __all__ = ["build_record"]
-
-IntArray = npt.NDArray[np.int64]
 
 _POINTS, _CELLS = 512, 28
 """Sizes that a recorded staircase, and each side of a recorded pair map, has at most."""
@@ -51,6 +48,7 @@ def build_record(
     accuracies: Sequence[AccuracyRecord],
     provenance: ProvenanceRecord,
     name: str,
+    recovery: Mapping[str, Any] | None = None,
     constructor: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> ResultRecord:
@@ -62,20 +60,22 @@ def build_record(
         accuracies: In order of time; the first is the dense network's, the last the delivered one's.
         provenance: Versions, machine, moment.
         name: The model's name for people.
+        recovery: What recovery did, as a JSON object.
         constructor: How to build the dense model, where known.
         arguments: Its keyword arguments.
     """
-    dense, pruned = pruner.dense_graph, pruner.graph
+    dense, widths = pruner.graph, pruner.widths
     last = pruner.reports[-1] if pruner.reports else None
-    removed = tuple(block for report in pruner.reports for block in report.removed_blocks)
+    removed = tuple(block for block in dense.blocks if block in pruner.selection.removed_blocks)
     latency = pruner.budget.resource == "latency"
-    groups = _groups(dense, pruner.edits, removed)
+    groups = _groups(dense, widths, removed)
     # Tables are shown where the run has used some; none are built, or read, for the sake of a picture.
     tables = pruner.tables_used if latency else None
     notes = tuple(report.note for report in pruner.reports if report.note)
     if pruner.budget.unit != "%":
         # What a share of the dense latency is judged by is a ratio, in which the machine's changes cancel.
         notes += tuple(f"final measurement, {found.name}: {doubt}" for found in measured or () for doubt in found.disturbances)
+    equalities = [report.equality for report in pruner.reports if report.equality is not None]
     return ResultRecord(
         model=ModelRecord(
             name=name,
@@ -87,8 +87,14 @@ def build_record(
         method=MethodRecord(name=pruner.method.name, options=pruner.method.options()),
         target=TargetRecord(**pruner.target.to_dict()),
         budget=BudgetRecord(**pruner.budget.to_dict(), limit=pruner.limit),
-        dense=_network(dense, measured[0] if measured else None, accuracies[0].accuracy if accuracies else None),
-        pruned=_network(pruned, measured[1] if measured else None, accuracies[-1].accuracy if len(accuracies) > 1 else None),
+        further_budgets=tuple(
+            BudgetRecord(**budget.to_dict(), limit=other.value)
+            for budget, other in zip(pruner.limits.budgets[1:], pruner.limits.others(), strict=True)
+        ),
+        dense=_network(dense, dense.dense_widths(), (), measured[0] if measured else None, accuracies[0].accuracy if accuracies else None),
+        pruned=_network(
+            dense, widths, removed, measured[1] if measured else None, accuracies[-1].accuracy if len(accuracies) > 1 else None
+        ),
         groups=groups,
         blocks=tuple(block.name for block in dense.blocks.values() if block.removable),
         blocks_removed=removed,
@@ -103,38 +109,42 @@ def build_record(
         ),
         accuracies=tuple(accuracies),
         stages=tuple(StageRecord(name=stage, seconds=seconds) for stage, seconds in pruner.stages_seconds.items()),
-        equality=EqualityRecord(
-            max_abs_error=max(report.equality[0] for report in pruner.reports),
-            max_rel_error=max(report.equality[1] for report in pruner.reports),
-        )
-        if pruner.reports
+        equality=EqualityRecord(max_abs_error=max(e[0] for e in equalities), max_rel_error=max(e[1] for e in equalities))
+        if equalities
         else None,
+        steps=tuple(
+            StepRecord(stage=report.stage, limit=report.limit, widths=dict(report.widths), removed_blocks=report.removed_blocks)
+            for report in pruner.reports
+        )
+        if len(pruner.reports) > 1
+        else (),
+        recovery=dict(recovery) if recovery is not None else None,
         notes=notes,
         provenance=provenance,
     )
 
 
-def _network(graph: ModelGraph, measurement: Measurement | None, accuracy: float | None) -> NetworkRecord:
-    widths = graph.dense_widths()
+def _network(
+    graph: ModelGraph, widths: Mapping[str, int], removed: Sequence[str], measurement: Measurement | None, accuracy: float | None
+) -> NetworkRecord:
     return NetworkRecord(
-        parameters=graph.parameters(widths),
-        macs=graph.macs(widths),
+        parameters=graph.parameters(widths, removed),
+        macs=graph.macs(widths, removed),
         latency=LatencyRecord(**measurement.to_dict()) if measurement is not None else None,
         accuracy=accuracy,
     )
 
 
-def _groups(dense: ModelGraph, edits: Sequence[ArchitectureEdits], removed: Sequence[str]) -> tuple[GroupRecord, ...]:
-    kept = _kept_positions(edits)
+def _groups(dense: ModelGraph, widths: Mapping[str, int], removed: Sequence[str]) -> tuple[GroupRecord, ...]:
     gone = set(removed)
     found = []
     for group in dense.groups.values():
         chains = [set(member.blocks) for member in group.members]
         blocks = tuple(b for b in (group.members[0].blocks if group.members else ()) if all(b in chain for chain in chains))
-        width = next(
-            (_width(group, member, kept) for member in group.members if member.within is None and gone.isdisjoint(member.blocks)), 0
-        )
-        found.append(GroupRecord(name=group.name, dense=group.columns, kept=width, kind=group.kind, rows=group.rows, blocks=blocks))
+        # A group that lay in removed blocks alone has no channels left, whatever width it was given.
+        alive = any(gone.isdisjoint(member.blocks) for member in group.members if member.within is None)
+        kept = widths[group.name] if alive else 0
+        found.append(GroupRecord(name=group.name, dense=group.columns, kept=kept, kind=group.kind, rows=group.rows, blocks=blocks))
     return tuple(found)
 
 
@@ -186,26 +196,6 @@ def _tables(tables: LatencyTables, kept: Mapping[str, int], removed: Sequence[st
 def _rounded(values: npt.NDArray[np.float64]) -> list[float]:
     """Four digits: a picture shows no more."""
     return [float(f"{value:.4g}") for value in values]
-
-
-def _kept_positions(edits: Sequence[ArchitectureEdits]) -> dict[tuple[str, int], IntArray]:
-    """Positions of the dense network's tensor dimensions that are left after all edits, which each count from the one before."""
-    kept: dict[tuple[str, int], IntArray] = {}
-    for entry in edits:
-        for step in entry.steps:
-            for tensor in step.tensors:
-                for dim, positions in tensor.keep.items():
-                    chosen = np.asarray(positions, dtype=np.int64)
-                    before = kept.get((tensor.name, dim))
-                    kept[tensor.name, dim] = chosen if before is None else before[chosen]
-    return kept
-
-
-def _width(group: ChannelGroup, member: Member, kept: Mapping[tuple[str, int], IntArray]) -> int:
-    positions = kept.get((member.tensor, member.dim))
-    if positions is None:
-        return group.columns
-    return len(set(member.units[np.isin(member.positions, positions)].tolist())) // group.rows
 
 
 def _inputs(example_inputs: Any) -> tuple[InputRecord, ...]:

@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 
 from latprune.export import OnnxExport, ResultRecord, load_result, save_result
+from latprune.export.verdict import Verdict
 from latprune.problem import Problem, Solution
 
 __all__ = ["Result"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Result:
     """What :func:`latprune.prune` returns.
 
@@ -60,6 +61,11 @@ class Result:
         return self.record.dense.accuracy
 
     @property
+    def verdict(self) -> Verdict | None:
+        """Whether the budget is met: ``under``, ``close`` (met, within what two measurements differ by) or ``over``; None where unknown."""
+        return self.record.verdict
+
+    @property
     def problem(self) -> Problem | None:
         """The pruning problem that was solved last."""
         return Problem.from_json(json.dumps(self.record.problem)) if self.record.problem is not None else None
@@ -70,7 +76,7 @@ class Result:
         return Solution.from_json(json.dumps(self.record.solution)) if self.record.solution is not None else None
 
     def save(self, path: str | Path) -> None:
-        """Save as safetensors and JSON, a folder or a ``.zip``; :func:`latprune.load` brings it back."""
+        """Save as safetensors and JSON, a folder or a ``.zip``; :func:`latprune.restore` brings the network back."""
         self.record = save_result(path, self.model, self.record)
 
     @classmethod
@@ -89,6 +95,12 @@ class Result:
         from latprune.report import write_html
 
         write_html(self.record, path)
+
+    def __repr__(self) -> str:
+        """One line; ``print(result)`` shows the table."""
+        record = self.record
+        share = f", {record.budget_share:.1%} of the budget" if record.budget_share is not None else ""
+        return f"Result({record.model.name}, {record.method.name}, budget {record.budget.text}{share})"
 
     def __str__(self) -> str:
         """The before/after table."""

@@ -1,79 +1,75 @@
-"""``prune()``: the whole way from a dense model to a pruned, fine-tuned, measured and checked one."""
+"""``prune()``: the whole way from a dense model to a pruned, recovered, fine-tuned, measured and checked one."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from latprune.errors import CheckpointError, OverBudgetError
-from latprune.export.provenance import current_provenance
-from latprune.export.record import AccuracyRecord, ResultRecord
+from latprune.errors import CheckpointError, InvalidArgumentError
+from latprune.export.record import AccuracyRecord
 from latprune.importance import LossFunction, cross_entropy_loss
-from latprune.latency import LatencyTables, Store, Target
-from latprune.methods import Method
+from latprune.methods import Method, SoftMasks
 from latprune.pruning.budget import Budget
+from latprune.pruning.fitting import Evaluate, Fit, FitContext, TrainingDriver, driver_of
+from latprune.pruning.lock import locked
+from latprune.pruning.preflight import (
+    check_evaluation,
+    check_loss,
+    check_repeatable,
+    check_solver,
+    check_training_data,
+    needs_batches,
+)
 from latprune.pruning.pruner import Pruner
-from latprune.pruning.record import build_record
 from latprune.pruning.result import Result
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from latprune.latency import KernelPredictor, LatencyTables, Measurement, Store, Target
+    from latprune.methods.width_rules import WidthRules
+    from latprune.train import Recipe
 
 __all__ = ["Evaluate", "Fit", "FitContext", "prune"]
 
 STATE = "state.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitContext:
-    """What a ``fit`` function may want to know.
-
-    Attributes:
-        stage: 1-based stage that was just cut.
-        stages: Number of stages.
-        dense: The dense network in evaluation mode, for distillation.
-        folder: Where this stage's training may keep its checkpoints; None where the run has no folder.
-    """
-
-    stage: int
-    stages: int
-    dense: nn.Module
-    folder: Path | None
-
-
-Fit = Callable[[nn.Module, FitContext], Iterable[tuple[float, float]] | None]
-"""Trains the model in place; may return ``(epoch, accuracy)`` pairs that it evaluated on the way."""
-Evaluate = Callable[[nn.Module], float]
-"""Accuracy of a model, a fraction between 0 and 1."""
-
-
 def prune(
     model: nn.Module,
     example_inputs: Any,
     *,
-    budget: str | Budget,
-    target: Target | None = None,
+    budget: str | float | Budget | Sequence[str | Budget],
+    target: Target | str | None = None,
     method: str | Method = "mdp",
     data: Iterable[Any] | None = None,
     loss: LossFunction = cross_entropy_loss,
-    fit: Fit | None = None,
-    evaluate: Evaluate | None = None,
+    fit: Fit | Recipe | None = None,
+    evaluate: Evaluate | Iterable[Any] | None = None,
     importance_batches: int | None = 16,
     keep: Iterable[str] = (),
     blocks_keep: Iterable[str] = (),
     min_widths: Mapping[str, int] | None = None,
+    widths: WidthRules | None = None,
+    within: str | None = None,
     tables: LatencyTables | None = None,
+    predictor: KernelPredictor | None = None,
     store: Store | None = None,
     solver: str | None = None,
     time_limit: float | None = 60.0,
     seed: int = 0,
     slack: float = 0.03,
     measure_latency: bool = True,
+    narrow: bool = False,
     form: str = "class",
     folder: str | Path | None = None,
     name: str | None = None,
@@ -83,25 +79,32 @@ def prune(
 ) -> Result:
     """Prune ``model`` in place to a budget and prove it.
 
-    Per stage: trace, measure the engine (or read the tables), score, solve, cut a copy, measure it, correct and solve again until it is
-    under the budget, compare it with the masked network, cut ``model``, and ``fit`` it. At the end dense and pruned network are measured
-    afresh, in turns.
+    First a preflight of seconds tells what can be known before anything is measured. Then, per stage of the method's schedule: score,
+    solve, cut a copy, measure it, correct and solve again until it is under the budget, compare it with the masked network, cut ``model``
+    (or mask it), and ``fit`` it. At the end dense and pruned network are measured afresh, in turns.
 
     Args:
         model: A PyTorch module; it keeps its class and gets smaller layers.
         example_inputs: A tensor, a tuple of positional or a mapping of keyword inputs.
-        budget: ``"50%"`` of the dense latency, ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``.
-        target: Engine, device, threads, batch size and precision; those of ``tables``, else OpenVINO on one CPU thread, by default.
-        method: ``"mdp"``, ``"sp_lamp"``, ``"uniform"``, ``"random"``, or a method object with its options.
-        data: Batches for importance scores that need gradients (``mdp`` does); each is handed to ``loss``.
+        budget: ``"50%"`` of the dense latency (or ``0.5``), ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``; or a list of
+            several, all of which are met.
+        target: Engine, device, threads, batch size and precision, or an engine's name; those of ``tables``, else OpenVINO on one CPU
+            thread, by default.
+        method: A registered method's name, or a method object with its options.
+        data: Training batches: for scores that need gradients (``mdp``'s do), and for training where ``fit`` is a recipe. Each is handed to
+            ``loss``.
         loss: Scalar loss of ``(model, batch)``.
-        fit: Fine-tunes the model after each stage; None leaves it untrained. See :class:`FitContext`.
-        evaluate: Accuracy of a model.
+        fit: Fine-tunes the model after each stage: a :class:`~latprune.train.Recipe` to train on ``data`` by, or a function (see
+            :class:`FitContext`); None leaves it untrained.
+        evaluate: Accuracy of a model: a function, or test batches.
         importance_batches: Batches of ``data`` to score with; None takes all.
         keep: Modules or globs to leave whole.
         blocks_keep: Blocks that must stay.
         min_widths: Group name or glob -> smallest width.
+        widths: Further rules for the widths on offer.
+        within: Path of a sub-module: only what lies inside it is pruned.
         tables: Latency tables of this model on ``target``, measured earlier; None builds them.
+        predictor: A kernel predictor in place of tables; the end is measured all the same.
         store: Where measurements are kept between runs; None uses the default store.
         solver: Solver's name; None leaves it to the method.
         time_limit: Seconds that one solve may take.
@@ -109,6 +112,7 @@ def prune(
         slack: The delivered network is accepted within ``[1 - slack, 1]`` of the budget.
         measure_latency: False measures nothing. A budget on multiply-adds or parameters is counted all the same; one on latency takes the
             word of ``tables``, for a device that is not at hand, and leaves room for their error.
+        narrow: Where the final measurement lies over the budget, narrow the network once more, without training, and measure again.
         form: ``"class"``: the pruned model is the user's own class. ``"program"``: it is a captured program, in which sizes that the
             class's code holds can shrink too and which reloads without the class; ``model`` stays as it is, ``result.model`` is pruned.
         folder: Keeps the run's progress; the same call with the same folder goes on where an interrupted one stopped.
@@ -118,106 +122,162 @@ def prune(
         progress: Called with one line of text as the work goes on.
 
     Returns:
-        The pruned model with all that is known about it.
+        The pruned model with all that is known about it. Where the final measurement lies over the budget, ``result.verdict`` says so, and
+        so do its notes: nothing that was trained is lost.
 
     Raises:
         InvalidArgumentError: An argument breaks its rule; nothing was changed.
         BudgetInfeasibleError: The budget cannot be met; carries the lowest latency, measured.
-        OverBudgetError: The final, fresh measurement lies above the budget; the model is pruned and saved state is kept.
-        CheckpointError: ``folder`` holds the progress of another run.
+        CheckpointError: ``folder`` holds the progress of another run, or is in use by one.
     """
     say = progress or (lambda text: None)
-    pruner = Pruner(
-        model,
-        example_inputs,
-        budget=budget,
-        target=target,
-        method=method,
-        keep=keep,
-        blocks_keep=blocks_keep,
-        min_widths=min_widths,
-        tables=tables,
-        store=store,
-        solver=solver,
-        time_limit=time_limit,
-        seed=seed,
-        slack=slack,
-        measure_latency=measure_latency,
-        progress=progress,
-        form=form,
-    )
-    run = _Run(pruner=pruner, folder=Path(folder) if folder is not None else None, fit=fit, evaluate=evaluate, say=say)
-    try:
-        run.resume()
-        run.stages(data, loss, importance_batches)
-        measured = None
-        if pruner.measure_latency and fit is None and pruner.fresh is not None:
-            # The network is the one that the search turned in: its fresh measurement is the final one.
-            measured = (pruner.fresh.dense, pruner.fresh.pruned)
-        elif pruner.measure_latency:
-            measured = pruner.final_measurement()
-        record = build_record(
-            pruner,
-            measured=measured,
-            accuracies=run.accuracies,
-            provenance=current_provenance(seed=seed),
-            name=name or type(model).__name__,
-            constructor=constructor,
-            arguments=dict(arguments or {}),
+    home = Path(folder) if folder is not None else None
+    with locked(home) if home is not None else nullcontext():
+        pruner = Pruner(
+            model,
+            example_inputs,
+            budget=budget,
+            target=target,
+            method=method,
+            keep=keep,
+            blocks_keep=blocks_keep,
+            min_widths=min_widths,
+            widths=widths,
+            within=within,
+            tables=tables,
+            predictor=predictor,
+            store=store,
+            solver=solver,
+            time_limit=time_limit,
+            seed=seed,
+            slack=slack,
+            measure_latency=measure_latency,
+            progress=progress,
+            form=form,
         )
-    finally:
-        pruner.close()
-    result = Result(model=pruner.model, record=record, example_inputs=example_inputs)
-    if run.folder is not None:
-        result.save(run.folder / "result")
-    _require_under_budget(record)
+        batches = _again(data, importance_batches)
+        run = _Run(
+            pruner=pruner,
+            folder=home,
+            data=batches,
+            loss=loss,
+            importance_batches=importance_batches,
+            fit=_fit_of(fit, batches, evaluate),
+            evaluate=_evaluate_of(evaluate),
+            say=say,
+        )
+        try:
+            run.resume()
+            if not pruner.done:
+                run.preflight(trains=fit is not None)
+            run.stages()
+            if narrow:
+                run.narrow()
+            result = pruner.result(
+                measured=run.measured(),
+                accuracies=run.accuracies,
+                name=name or type(model).__name__,
+                constructor=constructor,
+                arguments=arguments,
+            )
+        finally:
+            pruner.close()
+        if result.verdict == "over":
+            say(f"the final measurement lies at {result.record.budget_share or 0.0:.2%} of the budget; see the notes of the result")
+        if run.folder is not None:
+            result.save(run.folder / "result")
     return result
 
 
-def _require_under_budget(record: ResultRecord) -> None:
-    share, latency = record.budget_share, record.pruned.latency
-    if record.budget.resource == "latency" and share is not None and latency is not None and share > 1.0:
-        limit = record.budget.limit or 0.0
-        raise OverBudgetError(
-            f"the final measurement lies at {share:.2%} of the budget {record.budget.text!r} ({limit:.4g} ms) although the candidates were "
-            "under it: the machine was disturbed. Run again with the same folder when it is quieter, or ask for a smaller budget",
-            budget_ms=limit,
-            measured_ms=share * limit,
-        )
+def _again(data: Iterable[Any] | None, batches: int | None) -> Iterable[Any] | None:
+    """``data`` that can be read again: what is left of an iterator is taken out of it once."""
+    return list(itertools.islice(data, batches)) if isinstance(data, Iterator) else data
 
 
-@dataclass(slots=True)
+def _fit_of(fit: Fit | Recipe | None, data: Iterable[Any] | None, evaluate: Evaluate | Iterable[Any] | None) -> Fit | None:
+    if fit is None or callable(fit):
+        return fit
+    from latprune.pruning.finetuning import fit_with
+    from latprune.train import Recipe
+
+    if not isinstance(fit, Recipe):
+        raise InvalidArgumentError(f"fit (={fit!r}) must be a latprune.Recipe or a function fit(model, context)")
+    check_training_data(data)
+    return fit_with(data, fit, evaluate=evaluate)  # type: ignore[arg-type]
+
+
+def _evaluate_of(evaluate: Evaluate | Iterable[Any] | None) -> Evaluate | None:
+    if evaluate is None or callable(evaluate):
+        return evaluate
+    from latprune.train import evaluate as accuracy
+
+    return lambda model: accuracy(model, evaluate)
+
+
+@dataclass(slots=True, kw_only=True)
 class _Run:
     """The stages of one run, with their state on disk."""
 
     pruner: Pruner
     folder: Path | None
+    data: Iterable[Any] | None
+    loss: LossFunction
+    importance_batches: int | None
     fit: Fit | None
     evaluate: Evaluate | None
     say: Callable[[str], None]
     accuracies: Sequence[AccuracyRecord] = ()
     fitted: int = 0
+    narrowed: bool = False
 
-    def stages(self, data: Iterable[Any] | None, loss: LossFunction, importance_batches: int | None) -> None:
+    def preflight(self, *, trains: bool) -> None:
+        """Tell at second 0 what can be known then."""
+        pruner = self.pruner
+        with pruner.clock.timed("preflight"):
+            if isinstance(pruner.schedule, SoftMasks) and not trains:
+                raise InvalidArgumentError(
+                    f"method {pruner.method.name!r} solves for masks while the network trains: give fit= (a Recipe or a function)"
+                )
+            check_repeatable(pruner.model, pruner.example_inputs)
+            if needs_batches(pruner):
+                if self.data is None:
+                    raise InvalidArgumentError(
+                        f"data (=None) must be batches: the criterion of method {pruner.method.name!r} "
+                        f"({type(pruner.method.importance).__name__}) needs them"
+                    )
+                first = next(iter(self.data), None)
+                if first is None:
+                    raise InvalidArgumentError("data holds no batch")
+                if pruner.needs_gradients:
+                    check_loss(pruner.model, first, self.loss)
+            check_solver(pruner)
+
+    def stages(self) -> None:
         pruner = self.pruner
         if not self.accuracies:
             self._evaluate("dense")
+        if isinstance(pruner.schedule, SoftMasks) and not pruner.done:
+            self._train_masked()
         while not pruner.done or self.fitted < pruner.stage:
             if self.fitted == pruner.stage:
-                batches = itertools.islice(iter(data), importance_batches) if data is not None else None
-                pruner.step(batches, loss=loss)
+                pruner.step(self.data, loss=self.loss, batches=self.importance_batches)
                 self._evaluate("pruned")
                 self._save()
             self._fit(pruner.stage)
             self._save()
 
+    def _train_masked(self) -> None:
+        """The training that soft masks move in; what comes after it is the cut, and no further training."""
+        assert self.fit is not None
+        self.say("training under masks")
+        self._train(1, masked=True)
+        self.fitted = 1
+
     def _fit(self, stage: int) -> None:
-        if self.fit is not None:
-            self.say(f"stage {stage} of {self.pruner.method.stages}: fine-tuning")
-            folder = self.folder / f"fit-{stage}" if self.folder is not None else None
-            context = FitContext(stage=stage, stages=self.pruner.method.stages, dense=self.pruner.dense_model, folder=folder)
-            with self.pruner.clock.timed("fine-tune"):
-                history = list(self.fit(self.pruner.model, context) or ())
+        soft = isinstance(self.pruner.schedule, SoftMasks)
+        if self.fit is not None and not soft:
+            self.say(f"stage {stage} of {self.pruner.stages}: fine-tuning")
+            history = self._train(stage, masked=self.pruner.masks is not None)
             self.accuracies = (
                 *self.accuracies,
                 *(AccuracyRecord(stage=self._moment("fine-tuned"), accuracy=accuracy, epoch=epoch) for epoch, accuracy in history),
@@ -226,10 +286,58 @@ class _Run:
                 self._evaluate("fine-tuned")
         self.fitted = stage
 
+    def _train(self, stage: int, *, masked: bool) -> list[tuple[float, float]]:
+        assert self.fit is not None
+        pruner, attached = self.pruner, []
+
+        def attach(optimizer: Optimizer, steps: int) -> TrainingDriver:
+            attached.append(optimizer)
+            return driver_of(pruner, optimizer, steps)
+
+        context = FitContext(
+            stage=stage,
+            stages=pruner.stages,
+            dense=pruner.dense_model,
+            folder=self.folder / f"fit-{stage}" if self.folder is not None else None,
+            batches=pruner.schedule.batches if not pruner.done else None,
+            masked=masked,
+            attach=attach,
+        )
+        with pruner.clock.timed("fine-tune"):
+            history = list(self.fit(pruner.model, context) or ())
+        if masked and not attached:
+            raise InvalidArgumentError(
+                f"method {pruner.method.name!r} trains under masks, and fit(model, context) did not hand its optimizer to "
+                "context.attach(optimizer, steps)"
+            )
+        return history
+
+    def narrow(self) -> None:
+        """Where the final network lies over the budget, cut it once more."""
+        pruner = self.pruner
+        if not pruner.limits.measured or self.fit is None or self.narrowed:
+            return
+        found = pruner._trials.final(pruner.model, limit=pruner.limit)
+        if found.value <= pruner.limit:
+            return
+        self.say(f"measured at {found.value:.4g} ms, over the limit of {pruner.limit:.4g} ms: narrowing once more")
+        proposal = pruner.propose(pruner.limit, data=self.data, loss=self.loss, batches=self.importance_batches, measure=True)
+        pruner.cut(proposal)
+        self.narrowed = True
+        self._evaluate("narrowed")
+        self._save()
+
+    def measured(self) -> tuple[Measurement, Measurement] | None:
+        """The final measurement where one was made already: the network is the one that the search turned in."""
+        fresh = self.pruner.fresh
+        if self.pruner.limits.measured and self.fit is None and fresh is not None:
+            return fresh.dense, fresh.pruned
+        return None
+
     def _moment(self, moment: str) -> str:
         """``moment`` with the number of the stage where there are several."""
         stage = self.pruner.stage
-        return f"{moment} {stage}" if stage and self.pruner.method.stages > 1 else moment
+        return f"{moment} {stage}" if stage and self.pruner.stages > 1 and moment != "narrowed" else moment
 
     def _evaluate(self, moment: str) -> None:
         if self.evaluate is None:
@@ -238,7 +346,7 @@ class _Run:
         with self.pruner.clock.timed("evaluate"):
             training = self.pruner.model.training
             self.pruner.model.eval()
-            accuracy = float(self.evaluate(self.pruner.model))
+            accuracy = check_evaluation(self.evaluate(self.pruner.model))
             self.pruner.model.train(training)
         self.say(f"accuracy, {label}: {accuracy:.4f}")
         self.accuracies = (*self.accuracies, AccuracyRecord(stage=label, accuracy=accuracy))
@@ -246,15 +354,15 @@ class _Run:
     def _save(self) -> None:
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         # Weights first, under a name of their own: the state file that names them is replaced last, so a crash leaves the older pair whole.
-        weights = f"weights-{self.pruner.stage}-{self.fitted}.safetensors"
+        weights = f"weights-{self.pruner.stage}-{self.fitted}{'-narrowed' * self.narrowed}.safetensors"
         write_atomic(self.folder / weights, encode_tensors(self.pruner.model.state_dict()))
         state = {
             "format": "latprune/run",
-            "version": 1,
+            "version": 2,
             "weights": weights,
             "fitted": self.fitted,
+            "narrowed": self.narrowed,
             "accuracies": [entry.model_dump(mode="json") for entry in self.accuracies],
             "pruner": self.pruner.state_dict(),
             "saved": time.time(),
@@ -271,13 +379,14 @@ class _Run:
         path = self.folder / STATE
         try:
             state = json.loads(path.read_text())
-            if state.get("format") != "latprune/run" or state.get("version") != 1:
-                raise CheckpointError(f"{path} is not the progress of a run that this release can resume; use another folder")
+            if state.get("format") != "latprune/run" or state.get("version") != 2:
+                raise CheckpointError(f"{path} is not the progress of a run that this release can resume; use another output folder")
             self.pruner.load_state_dict(state["pruner"])
             weights = self.folder / state["weights"]
             self.pruner.model.load_state_dict(decode_tensors(weights.read_bytes(), source=str(weights)))
             self.fitted = int(state["fitted"])
+            self.narrowed = bool(state["narrowed"])
             self.accuracies = tuple(AccuracyRecord.model_validate(entry) for entry in state["accuracies"])
         except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
             raise CheckpointError(f"{path} cannot be resumed ({error}); use another folder, or delete this one to start over") from error
-        self.say(f"resuming after stage {self.pruner.stage} of {self.pruner.method.stages}")
+        self.say(f"resuming after stage {self.pruner.stage} of {self.pruner.stages}")

@@ -39,9 +39,9 @@ def search_counted(proposer: Proposer, search: LimitSearch, context: StageContex
     if best is None:
         lowest = min(entry.measured for entry in search.rounds)
         raise BudgetInfeasibleError(
-            f"none of {len(search.rounds)} proposals came under the limit of {search.budget:.4g} {context.resource}; the lowest "
+            f"none of {len(search.rounds)} proposals came under the limit of {search.budget:.4g} {context.resource.unit}; the lowest "
             f"had {lowest:.4g}. Raise the budget, or use a method that counts exactly (mdp)",
-            limit={context.resource: search.budget},
-            floor={context.resource: lowest},
+            limit={context.resource.name: search.budget},
+            floor={context.resource.name: lowest},
         )
     return best[1]

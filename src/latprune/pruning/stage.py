@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latprune.latency import Measurement
+
+if TYPE_CHECKING:
+    from latprune.pruning.proposal import StageProposal
+    from latprune.surgery import EqualityReport
 
 __all__ = ["StageReport"]
 
@@ -21,9 +25,9 @@ class StageReport:
         widths: Group name -> width after the stage.
         removed_blocks: Blocks that went in this stage.
         predicted: Predicted value of the delivered network; a latency at the machine's present speed, as the dense network shows it.
-        measured: Its measurement beside the dense network; None where the budget is not on latency.
+        measured: Its measurement beside the dense network; None where nothing was measured.
         rounds: Candidates that were measured: ``(predicted limit, predicted, measured)``, predictions at the present speed too.
-        equality: Largest ``(absolute, relative)`` difference between the pruned and the masked network.
+        equality: Largest ``(absolute, relative)`` difference between the pruned and the masked network; None where the stage only masked.
         problem: The problem that was solved last, in its file's form; None for a method that solves none.
         solution: The solver's answer, in its file's form.
         note: Remark for people; empty where all went as usual.
@@ -36,10 +40,36 @@ class StageReport:
     predicted: float
     measured: Measurement | None
     rounds: tuple[tuple[float, float, float], ...]
-    equality: tuple[float, float]
+    equality: tuple[float, float] | None
     problem: Mapping[str, Any] | None = None
     solution: Mapping[str, Any] | None = None
     note: str = ""
+
+    @classmethod
+    def of(cls, proposal: StageProposal, *, stage: int, gone: frozenset[str], equality: EqualityReport | None) -> StageReport:
+        """The report of a stage that went to ``proposal``; ``gone`` are the blocks that earlier stages removed."""
+        found = proposal.proposal
+        return cls(
+            stage=stage,
+            limit=proposal.limit,
+            widths=dict(found.widths),
+            removed_blocks=tuple(sorted(proposal.selection.removed_blocks - gone)),
+            predicted=proposal.predicted,
+            measured=proposal.trial.pruned if proposal.trial is not None else None,
+            rounds=proposal.rounds,
+            equality=(equality.max_abs, equality.max_rel) if equality is not None else None,
+            problem=found.problem.to_dict() if found.problem is not None else None,
+            solution=found.solution.to_dict() if found.solution is not None else None,
+            note=proposal.note,
+        )
+
+    def __repr__(self) -> str:
+        """One line; the problem and its solution are not shown."""
+        kept = sum(self.widths.values())
+        return (
+            f"StageReport(stage={self.stage}, limit={self.limit:.6g}, predicted={self.predicted:.6g}, {kept} units in "
+            f"{len(self.widths)} groups, {len(self.removed_blocks)} blocks removed)"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The report as a JSON object."""
@@ -48,13 +78,13 @@ class StageReport:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StageReport:
         """A report from its JSON object."""
-        measured = data["measured"]
+        measured, equality = data["measured"], data["equality"]
         return cls(
             **{
                 **data,
                 "removed_blocks": tuple(data["removed_blocks"]),
                 "rounds": tuple(tuple(entry) for entry in data["rounds"]),
-                "equality": tuple(data["equality"]),
+                "equality": tuple(equality) if equality is not None else None,
                 "measured": Measurement.from_dict(measured) if measured is not None else None,
             }
         )

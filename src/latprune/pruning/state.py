@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from latprune.errors import CheckpointError
+from latprune.graph.types import Selection
 from latprune.pruning.stage import StageReport
 from latprune.surgery import ArchitectureEdits
 
@@ -14,8 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PrunerState"]
 
-_VERSION = 1
-_SETTINGS = ("method", "stages", "budget", "target")
+_VERSION = 2
 
 
 class PrunerState:
@@ -34,13 +37,13 @@ class PrunerState:
         return cls(
             {
                 "version": _VERSION,
-                "method": pruner.method.name,
-                "stages": pruner.method.stages,
-                "budget": pruner.budget.to_dict(),
-                "target": pruner.target.to_dict(),
+                # As a file has it, so that lists and tuples compare.
+                "settings": json.loads(json.dumps(pruner.settings)),
                 "stages_done": pruner.stage,
                 "dense_ms": dense_ms,
                 "seconds": dict(pruner.stages_seconds),
+                "selection": _selection_dict(pruner.selection),
+                "cut_to": _selection_dict(pruner.cut_to),
                 "edits": [edits.to_dict() for edits in pruner.edits],
                 "reports": [report.to_dict() for report in pruner.reports],
             }
@@ -50,18 +53,33 @@ class PrunerState:
         """Refuse a state that does not belong to the pruner whose own, fresh state is ``other``.
 
         Raises:
-            CheckpointError: It belongs to another method, budget or target, or to another version, or the pruner has begun already.
+            CheckpointError: It was made under other settings, or by another version, or the pruner has begun already.
         """
         own = other.data
         if self.data.get("version") != _VERSION:
-            raise CheckpointError(f"pruner state has version {self.data.get('version')!r}; this release reads version {_VERSION}")
-        for key in _SETTINGS:
-            if self.data[key] != own[key]:
+            raise CheckpointError(
+                f"the saved run has version {self.data.get('version')!r}, and this release goes on with version {_VERSION}: finish it with "
+                "the release that began it, or use another output folder"
+            )
+        saved, mine = self.data["settings"], own["settings"]
+        for key in mine:
+            if saved.get(key) != mine[key]:
                 raise CheckpointError(
-                    f"the saved run has {key} {self.data[key]!r}, this one {own[key]!r}; use the same settings, or another output folder"
+                    f"the saved run has {_words(key)} {_shown(saved.get(key))}, this one {_shown(mine[key])}; use the same settings, or "
+                    "another output folder"
                 )
         if own["stages_done"]:
             raise CheckpointError(f"this pruner is at stage {own['stages_done']}; load a state into a new one")
+
+    @property
+    def selection(self) -> Selection:
+        """What the network was, cut or masked."""
+        return _selection(self.data["selection"])
+
+    @property
+    def cut_to(self) -> Selection:
+        """What the model was cut to."""
+        return _selection(self.data["cut_to"])
 
     @property
     def edits(self) -> list[ArchitectureEdits]:
@@ -86,5 +104,29 @@ class PrunerState:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds by kind of work."""
+        """Seconds by phase."""
         return {name: float(value) for name, value in self.data["seconds"].items()}
+
+
+def _selection_dict(selection: Selection) -> dict[str, Any]:
+    return {
+        "kept": {name: np.asarray(kept).tolist() for name, kept in sorted(selection.kept.items())},
+        "removed_blocks": sorted(selection.removed_blocks),
+    }
+
+
+def _selection(data: Mapping[str, Any]) -> Selection:
+    return Selection(
+        kept={name: np.asarray(kept, dtype=np.int64) for name, kept in data["kept"].items()},
+        removed_blocks=frozenset(data["removed_blocks"]),
+    )
+
+
+def _words(key: str) -> str:
+    return {"options": "method options", "measure_latency": "measure_latency"}.get(key, key)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(entry, dict) and "text" in entry for entry in value):
+        return " and ".join(repr(entry["text"]) for entry in value)
+    return repr(value)

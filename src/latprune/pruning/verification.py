@@ -13,7 +13,8 @@ from torch import nn
 from latprune.errors import CheckpointError, InvalidArgumentError
 from latprune.export import load_result, update_record
 from latprune.export.record import InputRecord, LatencyRecord, ResultRecord, VerificationRecord
-from latprune.latency import Target, get_engine, measure
+from latprune.export.verdict import CLOSE, verdict
+from latprune.latency import Measurement, Target, get_engine, measure
 
 __all__ = ["example_inputs_of", "verify"]
 
@@ -24,7 +25,7 @@ def verify(
     *,
     example_inputs: Any = None,
     evaluate: Callable[[nn.Module], float] | None = None,
-    tolerance: float = 0.04,
+    tolerance: float = CLOSE,
     save: bool = True,
 ) -> VerificationRecord:
     """Rebuild the dense and the pruned network from a saved result and measure both in turns on the result's target.
@@ -34,8 +35,7 @@ def verify(
         model: Builds the dense model; called twice.
         example_inputs: Inputs to run; random ones of the recorded shapes by default.
         evaluate: Accuracy of a model, to be measured again too.
-        tolerance: Share of the budget that the measurement may lie above it: two processes on one machine differ by a few percent, in
-            where their memory lies and in what else runs.
+        tolerance: Share of the budget that the measurement's interval may lie above it; see :func:`latprune.export.verdict.verdict`.
         save: Append the outcome to the result's record.
 
     Returns:
@@ -60,23 +60,23 @@ def verify(
         dense=LatencyRecord(**found["dense"].to_dict()),
         pruned=LatencyRecord(**found["pruned"].to_dict()),
         accuracy=evaluate(pruned) if evaluate is not None else None,
-        met=_met(record, found["pruned"].ms, found["pruned"].ratio, tolerance),
+        met=_met(record, found["pruned"], tolerance),
     )
     if save:
         update_record(path, record.model_copy(update={"verifications": (*record.verifications, outcome)}))
     return outcome
 
 
-def _met(record: ResultRecord, ms: float, ratio: float | None, tolerance: float) -> bool:
+def _met(record: ResultRecord, found: Measurement, tolerance: float) -> bool:
     budget = record.budget
     if budget.resource != "latency":
         share = record.budget_share
-        return share is not None and share <= 1.0
-    if budget.unit == "%" and ratio is not None:
-        return ratio <= budget.value / 100.0 * (1.0 + tolerance)
+        return share is not None and verdict(share, 0.0, 1.0) != "over"
+    if budget.unit == "%" and found.ratio is not None and found.ratio_low is not None and found.ratio_high is not None:
+        return verdict(found.ratio, (found.ratio_high - found.ratio_low) / 2, budget.value / 100.0, close=tolerance) != "over"
     if budget.limit is None:
         raise CheckpointError("the result's record holds no limit for its budget; it was not finished")
-    return ms <= budget.limit * (1.0 + tolerance)
+    return verdict(found.ms, (found.high - found.low) / 2, budget.limit, close=tolerance) != "over"
 
 
 def example_inputs_of(record: ResultRecord) -> Any:

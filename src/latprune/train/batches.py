@@ -12,7 +12,18 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.train.random_state import RandomState
 
-__all__ = ["DATA_STREAM", "MODEL_STREAM", "Batches", "batches_of_epoch", "forward", "logits_of", "move", "shard", "split_batch"]
+__all__ = [
+    "DATA_STREAM",
+    "MODEL_STREAM",
+    "Batches",
+    "FirstBatches",
+    "batches_of_epoch",
+    "forward",
+    "logits_of",
+    "move",
+    "shard",
+    "split_batch",
+]
 
 MODEL_STREAM, DATA_STREAM = 0, 1
 """First number of the random streams that the model and the data draw from."""
@@ -31,6 +42,27 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[Any]:
         """One epoch's batches."""
+
+
+class FirstBatches:
+    """The first ``count`` batches of other data, as an epoch of their own (all of them where there are fewer)."""
+
+    def __init__(self, data: Batches, count: int) -> None:
+        self._data = data
+        self._count = min(count, len(data))
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return self._count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the data, where it wants to know."""
+        if hasattr(self._data, "set_epoch"):
+            self._data.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches."""
+        return itertools.islice(iter(self._data), self._count)
 
 
 def batches_of_epoch(data: Batches, *, epoch: int, start: int, seed: int) -> Generator[Any, None, None]:

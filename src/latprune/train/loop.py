@@ -15,7 +15,7 @@ from latprune.train.evaluation import evaluate as evaluate_accuracy
 from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
-from latprune.train.run import Evaluate, Hooks, Loss, Run, Saving, TrainReport, lay_out
+from latprune.train.run import Driver, Evaluate, Hooks, Loss, Run, Saving, TrainReport, lay_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,6 +32,7 @@ def finetune(
     teacher: nn.Module | None = None,
     loss: Loss | None = None,
     after_step: Callable[[nn.Module], None] | None = None,
+    driver: Callable[[torch.optim.Optimizer, int], Driver] | None = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = True,
     checkpoint_seconds: float = 60.0,
@@ -55,6 +56,7 @@ def finetune(
         teacher: The dense network, for ``recipe.distillation``.
         loss: ``loss(model, batch) -> scalar`` in place of the classification loss, for other tasks.
         after_step: Called with the model after each optimizer step; staged methods hold masked weights at zero with it.
+        driver: Called once as ``driver(optimizer, steps)``; what it returns is called around each step (``FitContext.attach``).
         checkpoint_dir: Folder for checkpoints; None writes none.
         resume: Take up the run found in ``checkpoint_dir``; False starts again.
         checkpoint_seconds: Seconds between checkpoints; one is also written after each epoch.
@@ -91,6 +93,7 @@ def finetune(
         teacher=teacher.to(accelerator.device).eval() if teacher is not None else None,
         loss=loss,
         after_step=after_step,
+        driver=driver,
         progress=progress,
     )
     saving = Saving(folder=Path(checkpoint_dir), every=checkpoint_seconds) if checkpoint_dir is not None else None

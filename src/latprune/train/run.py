@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from latprune.train.state import EpochRecord, Position, load_state, read_record,
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Evaluate", "Hooks", "Loss", "Run", "Saving", "TrainReport"]
+__all__ = ["Driver", "Evaluate", "Hooks", "Loss", "Run", "Saving", "TrainReport"]
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Evaluate = Callable[[nn.Module], float]
@@ -60,6 +60,16 @@ class TrainReport:
         return self.epochs[-1].accuracy if self.epochs else None
 
 
+class Driver(Protocol):
+    """What is called around each optimizer step (masks that are solved for while the network trains)."""
+
+    def before_forward(self) -> None:
+        """Called before a batch's forward pass."""
+
+    def after_backward(self) -> None:
+        """Called after its backward pass, before the optimizer's step."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
     """What the caller of :func:`~latprune.train.finetune` gave besides model, data and recipe."""
@@ -68,6 +78,7 @@ class Hooks:
     teacher: nn.Module | None = None
     loss: Loss | None = None
     after_step: Callable[[nn.Module], None] | None = None
+    driver: Callable[[torch.optim.Optimizer, int], Driver] | None = None
     progress: Callable[[TrainProgress], None] | None = None
 
 
@@ -107,6 +118,7 @@ class Run:
         if recipe.channels_last:
             lay_out(model, torch.channels_last)
         self.wrapped, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+        self.driver = hooks.driver(getattr(self.optimizer, "optimizer", self.optimizer), self.steps) if hooks.driver is not None else None
         # Sums since the last look, on the device: loss times examples, correct ones.
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
         self.sums = torch.zeros(2, dtype=exact, device=accelerator.device)
@@ -201,6 +213,8 @@ class Run:
         batch = move(shard(batch, self.accelerator.process_index, self.accelerator.num_processes), device)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, self.step, self.steps_per_epoch)
+        if self.driver is not None:
+            self.driver.before_forward()
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             if hooks.loss is not None:
                 loss, correct, examples = hooks.loss(self.wrapped, batch), None, _first_size(batch)
@@ -208,6 +222,8 @@ class Run:
                 loss, correct, examples = self._classify(batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
+        if self.driver is not None:
+            self.driver.after_backward()
         if recipe.max_gradient_norm is not None:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.max_gradient_norm)
         self.optimizer.step()

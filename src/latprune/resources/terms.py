@@ -9,7 +9,8 @@ from itertools import combinations, product
 import numpy as np
 import numpy.typing as npt
 
-from latprune.graph.types import Kernel, Piece, WidthAxis
+from latprune.errors import InvalidArgumentError
+from latprune.graph.types import Piece, WidthAxis
 from latprune.problem import Axis, Sum, SumMember, Term
 
 __all__ = ["block_variable", "cost_terms", "product_terms"]
@@ -28,10 +29,12 @@ def block_variable(block: str) -> str:
 
 
 def cost_terms(
-    kernel: Kernel,
+    name: str,
+    axes: Sequence[WidthAxis],
     table: SizeTable,
     choices: Mapping[str, Sequence[int]],
     removable: Iterable[str],
+    blocks: Sequence[str] = (),
     changes: Iterable[tuple[tuple[str, ...], SizeTable]] = (),
 ) -> tuple[list[Term], float]:
     """One kernel's cost as terms of a pruning problem.
@@ -40,10 +43,12 @@ def cost_terms(
     padded shortcut) becomes a sum-of-widths axis.
 
     Args:
-        kernel: The kernel; its axes say how sizes follow from widths.
-        table: Cost on the grid of axis sizes, in the order of ``kernel.axes``.
+        name: The kernel's name.
+        axes: How its sizes follow from widths.
+        table: Cost on the grid of axis sizes, in the order of ``axes``.
         choices: Widths on offer per group.
         removable: Blocks that have a variable; a kernel inside others is not gated by them.
+        blocks: Blocks that the kernel lies in.
         changes: ``(blocks, table)``: what the kernel costs more where all of ``blocks``, which stand beside it, are gone. ``(1 - z)`` is
             multiplied out, because gates ask for blocks that are there.
 
@@ -51,16 +56,16 @@ def cost_terms(
         The terms, gated by the removable blocks that the kernel lies in, and what the kernel costs whatever is chosen.
     """
     gates = set(removable)
-    axes = tuple(_simplify(axis, set(kernel.blocks), gates) for axis in kernel.axes)
-    gate = _gate(kernel.blocks, gates)
-    terms, constant = _terms(kernel.name, axes, table, choices, gate)
-    for blocks, change in changes:
-        if not gates.issuperset(blocks):
+    simple = tuple(_simplify(axis, set(blocks), gates) for axis in axes)
+    gate = _gate(blocks, gates)
+    terms, constant = _terms(name, simple, table, choices, gate)
+    for beside, change in changes:
+        if not gates.issuperset(beside):
             continue
-        for count in range(len(blocks) + 1):
-            for present in combinations(blocks, count):
-                name = f"{kernel.name} without {'+'.join(blocks)}"
-                more, fixed = _terms(name, axes, _scaled(change, (-1.0) ** count), choices, (*gate, *_gate(present, gates)))
+        for count in range(len(beside) + 1):
+            for present in combinations(beside, count):
+                label = f"{name} without {'+'.join(beside)}"
+                more, fixed = _terms(label, simple, _scaled(change, (-1.0) ** count), choices, (*gate, *_gate(present, gates)))
                 terms += more
                 constant += fixed
     return terms, constant
@@ -210,7 +215,9 @@ def _by_product_piece(
         part_axes = [part for part, _ in parts]
         groups = {g for axis in part_axes for g in axis.groups}
         if len(groups) > _MAX_SCOPE:
-            raise ValueError(f"kernel {name!r} depends on more than {_MAX_SCOPE} widths at once: {sorted(groups)}")
+            raise InvalidArgumentError(
+                f"kernel {name!r} depends on more than {_MAX_SCOPE} widths at once ({', '.join(sorted(groups))}): name one of them in keep="
+            )
         more, fixed = _terms(f"{name}[{index}]", part_axes, scaled, choices, gate)
         terms += more
         constant += fixed

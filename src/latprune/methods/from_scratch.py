@@ -1,0 +1,84 @@
+"""The pruned structure with fresh weights: what the weights that pruning keeps are worth (arXiv:1810.05270)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.methods.base import Method, Proposer, StageContext, get_method, register_method
+from latprune.methods.schedule import Schedule, SinglePass
+
+__all__ = ["FromScratch", "reinitialise"]
+
+
+@register_method
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromScratch(Method):
+    """Another method's network, initialised anew: the training that follows starts from nothing.
+
+    Attributes:
+        structure: Name of the method, or the method, that chooses widths and blocks; in one pass.
+    """
+
+    name: ClassVar[str] = "from_scratch"
+    structure: str | Method = "mdp"
+
+    def __post_init__(self) -> None:
+        if self.chooser.name == self.name or not isinstance(self.chooser.schedule, SinglePass):
+            raise InvalidArgumentError(f"structure (={self.structure!r}) must be a method that cuts in one pass, such as 'mdp'")
+
+    @property
+    def chooser(self) -> Method:
+        """The method that chooses."""
+        return get_method(self.structure)
+
+    @property
+    def importance(self) -> object | None:
+        """The other method's."""
+        return self.chooser.importance
+
+    @property
+    def schedule(self) -> Schedule:
+        """A single pass."""
+        return SinglePass()
+
+    def prepare(self, context: StageContext) -> Proposer:
+        """The other method's proposer."""
+        return self.chooser.prepare(context)
+
+    def rank(self, context: StageContext, removed_blocks: Iterable[str] = ()) -> Mapping[str, npt.NDArray[np.float64]]:
+        """The other method's ranking."""
+        return self.chooser.rank(context, removed_blocks)
+
+    def finish(self, model: nn.Module, *, seed: int) -> None:
+        """Draw the weights anew."""
+        reinitialise(model, seed=seed)
+
+
+@torch.no_grad()
+def reinitialise(model: nn.Module, *, seed: int) -> None:
+    """Draw every parameter anew, in place: by its module's own ``reset_parameters``, else from a normal distribution with the mean and
+    the deviation that the parameter has (position embeddings and other parameters that no layer of PyTorch's owns).
+
+    The generator of the process is as before afterwards.
+    """
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+                continue
+            for parameter in module.parameters(recurse=False):
+                if parameter.is_floating_point() and parameter.numel() > 1:
+                    parameter.normal_(float(parameter.mean()), float(parameter.std()))
+    finally:
+        torch.set_rng_state(state)

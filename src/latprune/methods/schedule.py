@@ -1,0 +1,197 @@
+"""Schedules: in how many steps a network goes to its budget, what happens between them, and whether channels may come back."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+from latprune.errors import InvalidArgumentError
+
+__all__ = ["Between", "Ramp", "Schedule", "SinglePass", "SoftMasks", "Stages"]
+
+Ramp = Literal["linear", "exponential"]
+Between = Literal["cut", "mask"]
+
+RAMPS: tuple[Ramp, ...] = ("linear", "exponential")
+
+
+def _ramped(ramp: Ramp, share: float, dense: float, limit: float) -> float:
+    """The limit at ``share`` of the way from ``dense`` to ``limit``: along a line, or a line of logarithms (HALP's and SMCP's)."""
+    if share >= 1.0:
+        return limit
+    if ramp == "linear":
+        return dense - (dense - limit) * share
+    return math.exp(share * math.log(limit) + (1.0 - share) * math.log(dense))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule(ABC):
+    """How a method goes to its budget. Subclass it for a schedule of your own; :class:`Stages` serves most."""
+
+    name: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Number of stages; the last one cuts to the budget."""
+
+    @abstractmethod
+    def limit(self, *, stage: int, dense: float, limit: float) -> float:
+        """Limit of ``stage`` (1-based) on the way from the ``dense`` value to ``limit``, in the resource's unit."""
+
+    @property
+    def after_stage(self) -> Between:
+        """What happens after every stage but the last: the network is ``cut``, or trains on under a ``mask``."""
+        return "cut"
+
+    def measured(self, stage: int) -> bool:
+        """Whether the networks of ``stage`` are measured; where they are not, the tables' word decides. The last stage always is."""
+        return stage == self.count
+
+    @property
+    def batches(self) -> int | None:
+        """Batches of training between two stages; None leaves it to the training recipe."""
+        return None
+
+    def options(self) -> dict[str, Any]:
+        """The schedule as a JSON object."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinglePass(Schedule):
+    """Score, solve and cut once (MDP)."""
+
+    name: ClassVar[str] = "single_pass"
+
+    @property
+    def count(self) -> int:
+        """One stage."""
+        return 1
+
+    def limit(self, *, stage: int, dense: float, limit: float) -> float:
+        """The budget itself."""
+        return limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stages(Schedule):
+    """Several stages with limits on a ramp, training in between (SP-LAMP: 10, linear; HALP and MDP in steps: 30, exponential).
+
+    Attributes:
+        stages: Number of stages ``k``.
+        ramp: ``linear``: stage ``s`` is limited to ``dense - (dense - limit) s / k``. ``exponential``: to
+            ``exp(a ln limit + (1 - a) ln dense)`` with ``a = s / k``.
+        between: What happens after every stage but the last. ``cut`` removes at once, which makes training cheaper; ``mask`` trains the
+            dense network with what is chosen so far held at zero. Both give the same networks, because what is gone does not return.
+        measure: ``each`` measures a network of every stage, ``last`` only those of the last one.
+        interval: Batches of training between two stages; None leaves it to the training recipe.
+    """
+
+    name: ClassVar[str] = "stages"
+    stages: int = 3
+    ramp: Ramp = "linear"
+    between: Between = "cut"
+    measure: Literal["last", "each"] = "each"
+    interval: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stages < 1:
+            raise InvalidArgumentError(f"stages (={self.stages}) must be at least 1")
+        _one_of("ramp", self.ramp, RAMPS)
+        _one_of("between", self.between, ("cut", "mask"))
+        _one_of("measure", self.measure, ("last", "each"))
+        if self.interval is not None and self.interval < 1:
+            raise InvalidArgumentError(f"interval (={self.interval}) must be at least 1 batch")
+
+    @property
+    def count(self) -> int:
+        """Number of stages."""
+        return self.stages
+
+    def limit(self, *, stage: int, dense: float, limit: float) -> float:
+        """On the ramp."""
+        return _ramped(self.ramp, stage / self.stages, dense, limit)
+
+    @property
+    def after_stage(self) -> Between:
+        """As asked."""
+        return self.between
+
+    def measured(self, stage: int) -> bool:
+        """Each stage, or the last."""
+        return self.measure == "each" or stage == self.stages
+
+    @property
+    def batches(self) -> int | None:
+        """As asked."""
+        return self.interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftMasks(Schedule):
+    """Masks that are solved for again every few batches while the network trains; channels may come back (SMCP, MDP appendix E, SFP).
+
+    Training has four phases: ``warmup`` without masks, a ramp of the limit, ``cooldown`` at the budget itself with masks that still move,
+    and, after the last batch, the cut. Forward and backward see the masked network; gradients reach the masked weights straight through.
+
+    Attributes:
+        warmup: Share of the training without masks.
+        cooldown: Share of the training at the budget.
+        every: Batches between two solutions.
+        ramp: Shape of the limit between warm-up and cool-down.
+        straight_through: Whether masked weights go on learning; False holds them at zero (they come back with the values that they had).
+        weight_decay: Decay of masked weights in place of the optimizer's own; None leaves them to the optimizer.
+    """
+
+    name: ClassVar[str] = "soft_masks"
+    warmup: float = 0.1
+    cooldown: float = 0.3
+    every: int = 10
+    ramp: Ramp = "exponential"
+    straight_through: bool = True
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.warmup and 0.0 <= self.cooldown and self.warmup + self.cooldown <= 1.0):
+            raise InvalidArgumentError(
+                f"warmup (={self.warmup}) and cooldown (={self.cooldown}) are shares of the training: both at least 0, together at most 1"
+            )
+        if self.every < 1:
+            raise InvalidArgumentError(f"every (={self.every}) must be at least 1 batch")
+        _one_of("ramp", self.ramp, RAMPS)
+        if self.weight_decay is not None and self.weight_decay < 0:
+            raise InvalidArgumentError(f"weight_decay (={self.weight_decay}) must be at least 0")
+
+    @property
+    def count(self) -> int:
+        """The cut at the end is the one stage."""
+        return 1
+
+    @property
+    def after_stage(self) -> Between:
+        """Masks, until the cut."""
+        return "mask"
+
+    def limit(self, *, stage: int, dense: float, limit: float) -> float:
+        """The budget itself: limits on the way are :meth:`limit_at`'s."""
+        return limit
+
+    def limit_at(self, *, step: int, steps: int, dense: float, limit: float) -> float | None:
+        """Limit at optimizer step ``step`` of ``steps``; None during the warm-up."""
+        done = step / max(steps, 1)
+        if done < self.warmup:
+            return None
+        ramp = 1.0 - self.warmup - self.cooldown
+        return _ramped(self.ramp, 1.0 if ramp <= 0 else min((done - self.warmup) / ramp, 1.0), dense, limit)
+
+    def due(self, step: int) -> bool:
+        """Whether masks are solved for again before optimizer step ``step`` (0-based)."""
+        return step % self.every == 0
+
+
+def _one_of(argument: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidArgumentError(f"{argument} (={value!r}) must be one of {', '.join(known)}")

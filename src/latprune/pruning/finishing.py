@@ -1,0 +1,59 @@
+"""The end of a run: a final measurement, the record, and the result that saves, exports and reports itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from latprune.errors import LatpruneError
+from latprune.export.provenance import current_provenance
+from latprune.pruning.record import build_record
+from latprune.pruning.result import Result
+
+if TYPE_CHECKING:
+    from latprune.export.record import AccuracyRecord
+    from latprune.latency import Measurement
+    from latprune.pruning.pruner import Pruner
+
+__all__ = ["result_of"]
+
+
+def result_of(
+    pruner: Pruner,
+    *,
+    measured: tuple[Measurement, Measurement] | None = None,
+    accuracies: Sequence[AccuracyRecord] = (),
+    recovery: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    constructor: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Result:
+    """The result of a finished pruner.
+
+    Args:
+        pruner: All its stages are through.
+        measured: Final ``(dense, pruned)`` measurement; None makes one, where the pruner measures.
+        accuracies: In order of time; the first is the dense network's, the last the delivered one's.
+        recovery: What recovery did, as a JSON object.
+        name: The model's name for people; its class by default.
+        constructor: How to build the dense model, where known.
+        arguments: Its keyword arguments.
+
+    Raises:
+        LatpruneError: Stages are left.
+    """
+    if not pruner.done:
+        raise LatpruneError(f"{pruner.stage} of {pruner.stages} stages are through: call step() until done, then result()")
+    if measured is None and pruner.measure_latency:
+        measured = pruner.final_measurement()
+    record = build_record(
+        pruner,
+        measured=measured,
+        accuracies=accuracies,
+        recovery=recovery,
+        provenance=current_provenance(seed=pruner.seed),
+        name=name or type(pruner.model).__name__,
+        constructor=constructor,
+        arguments=dict(arguments or {}),
+    )
+    return Result(model=pruner.model, record=record, example_inputs=pruner.example_inputs)

@@ -1,0 +1,79 @@
+"""What a training function is told of the run that calls it, and what it hands back: its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from latprune.pruning.pruner import Pruner
+
+__all__ = ["Evaluate", "Fit", "FitContext", "TrainingDriver", "driver_of"]
+
+
+class TrainingDriver(Protocol):
+    """What a training loop calls around each optimizer step."""
+
+    def before_forward(self) -> None:
+        """Called before a batch's forward pass."""
+
+    def after_backward(self) -> None:
+        """Called after its backward pass, before the optimizer's step."""
+
+
+class _Nothing:
+    """A driver for training that no mask takes part in."""
+
+    def before_forward(self) -> None:
+        """Nothing to do."""
+
+    def after_backward(self) -> None:
+        """Nothing to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitContext:
+    """What a ``fit`` function may want to know.
+
+    Attributes:
+        stage: 1-based stage that was just cut or masked.
+        stages: Number of stages.
+        dense: The dense network in evaluation mode, for distillation.
+        folder: Where this stage's training may keep its checkpoints; None where the run has no folder.
+        batches: Batches that the schedule trains for before the next stage; None leaves it to the function.
+        masked: Whether the network trains under masks: then the function must :attr:`attach` its optimizer.
+        attach: ``attach(optimizer, steps)`` puts the masks between the optimizer and the model, and returns a :class:`TrainingDriver`
+            whose two functions the loop calls around each step.
+    """
+
+    stage: int
+    stages: int
+    dense: nn.Module
+    folder: Path | None
+    batches: int | None = None
+    masked: bool = False
+    attach: Callable[[Optimizer, int], TrainingDriver] = field(default=lambda optimizer, steps: _Nothing())
+
+
+Fit = Callable[[nn.Module, FitContext], Iterable[tuple[float, float]] | None]
+"""Trains the model in place; may return ``(epoch, accuracy)`` pairs that it evaluated on the way."""
+Evaluate = Callable[[nn.Module], float]
+"""Accuracy of a model, a fraction between 0 and 1."""
+
+
+def driver_of(pruner: Pruner, optimizer: Optimizer, steps: int) -> TrainingDriver:
+    """The driver of a training run of ``steps`` optimizer steps under the pruner's schedule."""
+    from latprune.methods import SoftMasks
+    from latprune.pruning.soft_training import MaskedTraining
+
+    if isinstance(pruner.schedule, SoftMasks) and not pruner.done:
+        return MaskedTraining(pruner, steps=steps, optimizers=optimizer)
+    if pruner.masks is not None:
+        pruner.masks.attach(optimizer)
+    return _Nothing()

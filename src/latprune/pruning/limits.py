@@ -1,0 +1,118 @@
+"""The limits of a run: each budget with its resource, the dense network's value, and the limit that it comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from latprune.methods import Limit
+from latprune.resources import MultiplyAdds, Parameters, Resource, UntabulatedLatency
+
+if TYPE_CHECKING:
+    from latprune.graph import ModelGraph
+    from latprune.latency import Target
+    from latprune.pruning.budget import Budget
+    from latprune.pruning.clock import Clock
+    from latprune.pruning.latency_source import LatencySource
+    from latprune.pruning.trials import Trials
+
+__all__ = ["Limits"]
+
+_COUNTED: dict[str, type[Resource]] = {"flops": MultiplyAdds, "params": Parameters}
+
+
+class Limits:
+    """What must hold at the end. The first budget is the one that candidates are searched for; the others are counted.
+
+    Args:
+        budgets: The budgets; at most one on latency, which is put first.
+        graph: The dense network.
+        target: Engine and conditions.
+        latency: Where tables come from.
+        trials: Where the dense network is measured.
+        clock: Where seconds count.
+        measures: Whether latency may be measured.
+    """
+
+    def __init__(
+        self,
+        budgets: Sequence[Budget],
+        graph: ModelGraph,
+        target: Target,
+        latency: LatencySource,
+        trials: Trials,
+        clock: Clock,
+        *,
+        measures: bool,
+    ) -> None:
+        self.budgets = tuple(budgets)
+        self.measures = measures
+        self._graph = graph
+        self._target = target
+        self._latency = latency
+        self._trials = trials
+        self._clock = clock
+        self._resources: dict[str, Resource] = {}
+
+    @property
+    def budget(self) -> Budget:
+        """The first budget."""
+        return self.budgets[0]
+
+    @property
+    def measured(self) -> bool:
+        """Whether candidates are judged by the engine's clock."""
+        return self.budget.resource == "latency" and self.measures
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the budget is on a latency that nothing here can measure."""
+        return self.budget.resource == "latency" and not self.measures
+
+    @property
+    def resource(self) -> Resource:
+        """The first budget's resource; its tables are built at first use."""
+        return self._resource(self.budget)
+
+    @property
+    def untabulated(self) -> Resource:
+        """The first budget's resource for a method that reads no tables."""
+        if self.budget.resource != "latency":
+            return self.resource
+        return UntabulatedLatency(self._graph, self.dense)
+
+    def _resource(self, budget: Budget) -> Resource:
+        name = budget.resource
+        if name not in self._resources:
+            self._resources[name] = _COUNTED[name](self._graph) if name in _COUNTED else self._latency.resource()
+        return self._resources[name]
+
+    @property
+    def dense(self) -> float:
+        """The dense network's value of the first resource: counted, or measured where the clock decides."""
+        if not self.measured:
+            return self._resource_dense(self.budget)
+        if self._trials.dense_ms is None:
+            with self._clock.timed("measure dense"):
+                self._trials.dense_latency()
+        return self._trials.dense_latency()
+
+    def _resource_dense(self, budget: Budget) -> float:
+        if budget.resource == "latency":
+            return self._latency.tables().dense_ms
+        return self._resource(budget).value(self._graph.dense_widths())
+
+    @property
+    def limit(self) -> float:
+        """The first budget's limit in its resource's unit."""
+        return self.budget.limit(dense=self.dense, batch=self._target.batch)
+
+    def others(self) -> tuple[Limit, ...]:
+        """The limits of the other budgets."""
+        return tuple(
+            Limit(
+                resource=self._resource(budget),
+                value=budget.limit(dense=self._resource_dense(budget), batch=self._target.batch),
+            )
+            for budget in self.budgets[1:]
+        )

@@ -1,0 +1,156 @@
+"""What can be known at second 0 is said at second 0: checks of a few seconds, before anything is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sized
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, LatpruneError
+from latprune.graph.trace import call_with
+from latprune.importance import Importance, LossFunction, needs_data
+from latprune.methods import StageContext
+from latprune.resources import MultiplyAdds
+from latprune.solve import solver_named
+
+if TYPE_CHECKING:
+    from latprune.pruning.pruner import Pruner
+
+__all__ = ["check_evaluation", "check_loss", "check_repeatable", "check_solver", "check_training_data"]
+
+_WIDTHS = 3
+
+
+def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
+    """Run the model twice in evaluation mode on the same inputs.
+
+    Raises:
+        InvalidArgumentError: The outputs differ: nothing that is measured or compared of such a model would mean anything.
+    """
+    from latprune.surgery.masked_follower import tensors_in
+
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            first = [tensor.clone() for tensor in tensors_in(call_with(model, example_inputs))]
+            second = tensors_in(call_with(model, example_inputs))
+    finally:
+        for module, training in modes:
+            module.training = training
+    same = len(first) == len(second) and all(
+        a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
+        for a, b in zip(first, second, strict=True)
+        if not a.is_complex()
+    )
+    if not same:
+        raise InvalidArgumentError(
+            "the model gives another output at each run on the same inputs in evaluation mode (dropout that ignores eval(), random numbers "
+            "in forward): make it repeatable before pruning"
+        )
+
+
+def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:
+    """One batch through the loss and backward; the gradients that were there stay.
+
+    Raises:
+        InvalidArgumentError: The loss fails, is no scalar, is not finite, or reaches no parameter.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_floating_point()]
+    if not parameters:
+        raise InvalidArgumentError("no parameter of the model requires a gradient, and the method's scores are made of gradients")
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.enable_grad():
+            value = loss(model, batch)
+            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                raise InvalidArgumentError(f"loss(model, batch) gave {shape} for the first batch of data; it must be a scalar tensor")
+            if not math.isfinite(float(value)):
+                raise InvalidArgumentError(f"loss(model, batch) is {float(value)} for the first batch of data; it must be finite")
+            found = torch.autograd.grad(value, parameters, allow_unused=True)
+    except LatpruneError:
+        raise
+    except Exception as error:
+        raise InvalidArgumentError(f"loss(model, batch) fails on the first batch of data ({type(error).__name__}: {error})") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    if all(gradient is None for gradient in found):
+        raise InvalidArgumentError("loss(model, batch) depends on no parameter of the model for the first batch of data")
+
+
+def check_evaluation(value: Any) -> float:
+    """An accuracy as a fraction.
+
+    Raises:
+        InvalidArgumentError: It is no number between 0 and 1.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"evaluate(model) gave {value!r}; it must return an accuracy between 0 and 1") from error
+    if not 0.0 <= number <= 1.0:
+        hint = f"; return {number / 100.0:.4g} for {number:.4g} %" if 1.0 < number <= 100.0 else ""
+        raise InvalidArgumentError(f"evaluate(model) gave {number}; it must return an accuracy between 0 and 1{hint}")
+    return number
+
+
+def check_training_data(data: Iterable[Any] | None) -> None:
+    """Training needs data with a length.
+
+    Raises:
+        InvalidArgumentError: There is none, or it has none.
+    """
+    if data is None:
+        raise InvalidArgumentError("fit is a recipe, and there is no data= to train on; give the training batches")
+    if not isinstance(data, Sized):
+        raise InvalidArgumentError(
+            f"data (a {type(data).__name__}) has no len(), which training needs for its schedule; give a DataLoader or a list of batches"
+        )
+    if len(data) < 1:
+        raise InvalidArgumentError("data holds no batch")
+
+
+def check_solver(pruner: Pruner) -> None:
+    """Let the method fill a small stand-in of its problem, and its solver take it: the same structure over few widths, counted.
+
+    Raises:
+        SolverNotApplicableError, MissingExtraError, InvalidArgumentError: As the solver has it, now rather than after the tables.
+    """
+    search = pruner._search
+    if search.solver is not None:
+        solver_named(search.solver)
+    if not pruner.method.needs_tables:
+        return
+    graph = pruner.graph
+    choices = {}
+    for name, group in graph.groups.items():
+        widths = np.linspace(group.min_width, group.columns, _WIDTHS).round().astype(int)
+        choices[name] = tuple(sorted({int(width) for width in widths}))
+    units = {name: np.ones(group.units) for name, group in graph.groups.items()}
+    context = StageContext(
+        graph=graph,
+        importance=Importance(units=units, shares={(name, ()): values for name, values in units.items()}),
+        resource=MultiplyAdds(graph),
+        choices=choices,
+        widths=graph.dense_widths(),
+        solver=search.solver,
+        time_limit=5.0,
+        seed=search.seed,
+    )
+    try:
+        pruner.method.prepare(replace(context)).propose(0.8 * context.current)
+    except BudgetInfeasibleError:
+        return
+
+
+def needs_batches(pruner: Pruner) -> bool:
+    """Whether the method's criterion needs batches."""
+    return pruner.method.importance is not None and needs_data(pruner.method.importance)

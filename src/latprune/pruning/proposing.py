@@ -1,0 +1,199 @@
+"""From scores to a proposed network: the stage's problem, and the search for a network that meets its limit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from latprune.graph.narrowing import without_blocks
+from latprune.graph.types import Selection
+from latprune.methods import Method, Proposal, StageContext, selection_of
+from latprune.methods.width_rules import WidthRules
+from latprune.pruning.clock import Clock, TimedProposer
+from latprune.pruning.correction import LimitSearch
+from latprune.pruning.latency_source import LatencySource
+from latprune.pruning.limits import Limits
+from latprune.pruning.proposal import StageProposal
+from latprune.pruning.scoring import only_present
+from latprune.pruning.search import CandidateSearch
+from latprune.pruning.search_counted import search_counted
+from latprune.pruning.trials import Trial
+from latprune.surgery import prune as cut_model
+
+if TYPE_CHECKING:
+    from latprune.graph import ModelGraph
+    from latprune.importance import Importance
+    from latprune.methods.base import Proposer
+
+__all__ = ["ProposalSearch"]
+
+_ALMOST_NOTHING = 1e-9
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ProposalSearch:
+    """Proposes networks from scores.
+
+    Attributes:
+        graph: The dense network's graph.
+        dense_model: The dense network; candidates are cut out of copies of it.
+        method: The method.
+        limits: What must hold.
+        latency: Where tables come from.
+        trial: Measures a network.
+        clock: Where seconds count.
+        say: Takes a line of text as the work goes on.
+        rules: The user's rules for the widths on offer.
+        solver: Solver's name; None leaves it to the method.
+        time_limit: Seconds that one solve may take.
+        seed: Seed of everything random.
+        slack: Candidates are accepted within ``[1 - slack, 1]`` of the limit.
+    """
+
+    graph: ModelGraph
+    dense_model: nn.Module
+    method: Method
+    limits: Limits
+    latency: LatencySource
+    trial: Callable[..., Trial]
+    clock: Clock
+    say: Callable[[str], None]
+    rules: WidthRules | None
+    solver: str | None
+    time_limit: float | None
+    seed: int
+    slack: float
+
+    def find(
+        self,
+        importance: Importance | None,
+        since: Selection,
+        *,
+        limit: float,
+        measure: bool,
+        last: bool,
+        measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, Any]],
+    ) -> StageProposal:
+        """The best network under ``limit``.
+
+        Args:
+            importance: Scores of the dense network's units.
+            since: What is left of the network; nothing that is gone comes back.
+            limit: Limit in the resource's unit.
+            measure: Whether candidates are measured.
+            last: Whether the limit must be met by the clock; a stage after which others follow takes its first candidate.
+            measure_alone: Times the whole network with each group's width changed alone.
+        """
+        context = self._context(importance, since, measure_alone)
+        if measure and self.limits.measured:
+            context = replace(context, measured=self._measured(since))
+        with self.clock.timed("solve"):
+            proposer = self.method.prepare(context)
+
+        def chosen(proposal: Proposal) -> Selection:
+            return selection_of(self.graph, self.method.rank(context, proposal.removed_blocks), proposal, since)
+
+        if self.limits.measured and measure:
+            return self._by_the_clock(context, proposer, chosen, limit=limit, last=last)
+        return self._counted(context, proposer, chosen, limit=limit)
+
+    def _context(
+        self, importance: Importance | None, since: Selection, measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, Any]]
+    ) -> StageContext:
+        dense = self.graph.dense_widths()
+        widths = {**dense, **{name: kept.size // self.graph.groups[name].rows for name, kept in since.kept.items()}}
+        graph = without_blocks(self.graph, since.removed_blocks)
+        resource = self.limits.resource if self.method.needs_tables else self.limits.untabulated
+        choices = {
+            name: tuple(sorted({w for w in resource.offered(name) if group.min_width <= w < widths[name]} | {widths[name]}))
+            for name, group in graph.groups.items()
+        }
+        return StageContext(
+            graph=graph,
+            importance=only_present(importance, since) if importance is not None else None,
+            resource=resource,
+            choices=self.rules.apply(choices, graph.groups) if self.rules is not None else choices,
+            widths=widths,
+            removed_blocks=tuple(sorted(since.removed_blocks)),
+            limits=self.limits.others(),
+            walk_on_choices=self.rules is not None,
+            solver=self.solver,
+            time_limit=self.time_limit,
+            seed=self.seed,
+            measure_alone=measure_alone if self.limits.measures else None,
+        )
+
+    def _measured(self, since: Selection) -> float:
+        """The measured value of the network that the stage starts from."""
+        if not since.kept and not since.removed_blocks:
+            return self.limits.dense
+        return self.trial(self._network(since)).value
+
+    def _by_the_clock(
+        self, context: StageContext, proposer: Proposer, chosen: Callable[[Proposal], Selection], *, limit: float, last: bool
+    ) -> StageProposal:
+        assert context.measured is not None
+        search = LimitSearch(budget=limit, start=context.measured, start_predicted=context.current, slack=self.slack)
+        candidates = CandidateSearch(
+            TimedProposer(proposer, self.clock),
+            search,
+            cut=lambda proposal: self._network(chosen(proposal)),
+            measure=self.trial,
+            asked=self.limits.budget.text,
+            say=self.say,
+        )
+        # The next stage starts from what this one measures; only the last has to meet its limit.
+        found = candidates.run() if last else candidates.first()
+        return StageProposal(
+            proposal=found.proposal,
+            selection=chosen(found.proposal),
+            limit=limit,
+            predicted=found.proposal.predicted * search.speed,
+            trial=found.trial,
+            fresh=found.fresh,
+            rounds=tuple((r.limit * search.speed, r.predicted * search.speed, r.measured) for r in search.rounds),
+            note=found.note,
+        )
+
+    def _counted(
+        self, context: StageContext, proposer: Proposer, chosen: Callable[[Proposal], Selection], *, limit: float
+    ) -> StageProposal:
+        # What is counted needs no margin for a later measurement; what is only predicted needs room for the tables' error.
+        room = self.latency.room() if self.limits.predicted else 1.0
+        # Tables that were made when the machine ran at another speed are brought to the present one by the dense network.
+        speed = self.limits.dense / context.resource.value(self.graph.dense_widths()) if self.limits.measured else 1.0
+        search = LimitSearch(
+            budget=limit / speed / room,
+            start=context.current,
+            start_predicted=context.current,
+            slack=self.slack,
+            margin=_ALMOST_NOTHING,
+        )
+        with self.clock.timed("solve"):
+            proposal = search_counted(proposer, search, context)
+        note = ""
+        if self.limits.predicted:
+            # A method's own sum may be a linearisation; the tables' word counts.
+            proposal = replace(proposal, predicted=context.predict(proposal.widths, proposal.removed_blocks))
+            note = (
+                f"predicted, not measured: {proposal.predicted:.4g} ms; solved {1.0 - 1.0 / room:.1%} below the limit of {limit:.4g} "
+                "ms, because one in twenty of the networks that the tables were checked on took that much longer than predicted"
+            )
+        return StageProposal(
+            proposal=proposal,
+            selection=chosen(proposal),
+            limit=limit,
+            predicted=proposal.predicted * speed,
+            rounds=() if context.resource.name == "latency" else tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
+            note=note,
+        )
+
+    def _network(self, selection: Selection) -> nn.Module:
+        """A copy of the dense network, cut to ``selection``: its latency is that of any network of these shapes."""
+        network = copy.deepcopy(self.dense_model)
+        cut_model(network, self.graph, selection)
+        return network

@@ -1,0 +1,89 @@
+"""Scores of a network between stages, in units of the dense one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from latprune.graph.types import Selection
+from latprune.importance import GradientAccumulator, Importance, LossFunction, accumulator_for
+from latprune.importance import score as score_importance
+from latprune.surgery import present
+
+if TYPE_CHECKING:
+    from latprune.graph import ModelGraph
+
+__all__ = ["Scorer", "only_present"]
+
+
+class Scorer:
+    """Scores the model as it is, cut or masked, in the dense network's units; gathers gradients of the caller's own training.
+
+    Args:
+        model: The model, which may be cut between calls.
+        graph: The dense network's graph.
+        config: The criterion's configuration; None scores nothing.
+    """
+
+    def __init__(self, model: nn.Module, graph: ModelGraph, config: object | None) -> None:
+        self._model = model
+        self._graph = graph
+        self._config = config
+        self._accumulator: GradientAccumulator | None = None
+
+    def accumulate(self, cut_to: Selection) -> None:
+        """Add the gradients that the parameters hold now."""
+        if self._accumulator is None:
+            self._accumulator = accumulator_for(self._model, present(self._graph, cut_to), self._config)
+        self._accumulator.update()
+
+    def decay(self, factor: float) -> None:
+        """Let what was gathered so far count ``factor`` of what it did."""
+        if self._accumulator is not None:
+            self._accumulator.decay(factor)
+
+    def reset(self) -> None:
+        """Forget what was gathered: the model's tensors are others now, or a new stage begins."""
+        self._accumulator = None
+
+    @property
+    def gathered(self) -> bool:
+        """Whether there are gradients of the caller's own training."""
+        return self._accumulator is not None
+
+    def importance(self, cut_to: Selection, data: Iterable[Any] | None, loss: LossFunction, batches: int | None) -> Importance | None:
+        """Scores of the dense network's units; those that the model no longer has score 0.
+
+        Args:
+            cut_to: What the model was cut to.
+            data: Batches for a criterion that needs them, unless gradients were gathered.
+            loss: Scalar loss of ``(model, batch)``.
+            batches: Take so many of them; None takes all.
+        """
+        if self._config is None:
+            return None
+        if self._accumulator is not None:
+            self._accumulator.reduce()
+            return self._accumulator.importance()
+        taken = itertools.islice(iter(data), batches) if data is not None else None
+        return score_importance(self._model, present(self._graph, cut_to), self._config, taken, loss=loss)
+
+
+def only_present(importance: Importance, selection: Selection) -> Importance:
+    """``importance`` with 0 for every unit that ``selection`` leaves out, and without the shares of its removed blocks."""
+    found = importance.without(selection.removed_blocks)
+    masks = {}
+    for name, kept in selection.kept.items():
+        mask = np.zeros(found.units[name].shape, dtype=bool)
+        mask[kept] = True
+        masks[name] = mask
+    if not masks:
+        return found
+    return Importance(
+        units={name: values * masks[name] if name in masks else values for name, values in found.units.items()},
+        shares={(name, blocks): values * masks[name] if name in masks else values for (name, blocks), values in found.shares.items()},
+    )
