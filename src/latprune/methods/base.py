@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from latprune.errors import InvalidArgumentError, TableError
 from latprune.graph.types import Selection
+from latprune.registry import Registry
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
@@ -177,21 +178,28 @@ class Method(ABC):
         return context.importance.units
 
 
-_REGISTRY: dict[str, Callable[..., Method]] = {}
+METHODS = Registry[Callable[..., Method]]("method", group="latprune.methods", hint="add one with latprune.methods.register_method")
+"""Methods by name."""
 
 
 M = TypeVar("M", bound="type[Method]")
 
 
 def register_method(cls: M) -> M:
-    """Class decorator: make a method available by its ``name``."""
-    _REGISTRY[cls.name] = cls
+    """Class decorator: make a method available by its ``name``.
+
+    Another package names its method in the group of entry points ``latprune.methods``.
+
+    Raises:
+        InvalidArgumentError: Another method has the name.
+    """
+    METHODS.register(cls.name, cls)
     return cls
 
 
 def registered_methods() -> tuple[str, ...]:
     """Names of all registered methods."""
-    return tuple(sorted(_REGISTRY))
+    return METHODS.names()
 
 
 def get_method(method: str | Method, **options: Any) -> Method:
@@ -204,10 +212,7 @@ def get_method(method: str | Method, **options: Any) -> Method:
         if options:
             raise InvalidArgumentError(f"options {sorted(options)} cannot be combined with a method object; set them on {method!r}")
         return method
-    try:
-        factory = _REGISTRY[method]
-    except KeyError:
-        raise InvalidArgumentError(f"method (={method!r}) must be one of {', '.join(registered_methods())}") from None
+    factory = METHODS.get(method)
     try:
         return factory(**options)
     except TypeError as error:
