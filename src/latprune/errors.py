@@ -14,6 +14,7 @@ __all__ = [
     "LatpruneError",
     "MissingExtraError",
     "OverBudgetError",
+    "PluginError",
     "SolverNotApplicableError",
     "SurgeryError",
     "TableError",
@@ -52,6 +53,12 @@ class MissingExtraError(LatpruneError, ImportError):
         super().__init__(f"package '{package}' is not installed; install it with: pip install 'latprune[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+class PluginError(LatpruneError):
+    """What another package offers through an entry point cannot be imported."""
+
+    exit_code = 5
 
 
 class CaptureError(LatpruneError):

@@ -281,7 +281,7 @@ def test_a_registered_rule_is_used() -> None:
         return step.fields(step.args[0])
 
     assert _columns(trace(Custom(), torch.randn(2, 4))) == {"a": (1, 6)}
-    with pytest.raises(InvalidArgumentError, match="has a rule already"):
+    with pytest.raises(InvalidArgumentError, match="already registered; pass replace=True"):
         register_rule("latprune_test::twice")(twice)
     with pytest.raises(InvalidArgumentError, match="namespace::name"):
         register_rule("twice")(twice)

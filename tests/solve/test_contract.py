@@ -86,7 +86,7 @@ class TestSomeoneElses(SolverContract):
         return Everything()
 
     def test_registered_by_name(self) -> None:
-        from latprune.solve.base import _REGISTRY
+        from latprune.solve.base import SOLVERS
         from latprune.solve.contract import contract_problem
 
         register(Everything)
@@ -94,4 +94,4 @@ class TestSomeoneElses(SolverContract):
             assert "everything" in solver_names()
             assert solve(contract_problem(4.0), "everything").status == "optimal"
         finally:
-            del _REGISTRY["everything"]
+            SOLVERS.remove("everything")

@@ -10,6 +10,7 @@ import torch
 from latprune.errors import InvalidArgumentError
 from latprune.graph.provenance import Expression
 from latprune.graph.recording import Fields, Info, KernelDraft
+from latprune.registry import Registry
 
 if TYPE_CHECKING:
     from latprune.graph.recorder import Recorder
@@ -18,11 +19,15 @@ __all__ = ["Rule", "Step", "find_rule", "has_rule", "register_rule"]
 
 Rule = Callable[["Step"], Any]
 
-_RULES: dict[str, Rule] = {}
+RULES = Registry[Rule]("operation", group="latprune.operations", named=False, taken="pass replace=True to replace it")
+"""Rules by name of the operation, with or without its overload."""
 
 
 def register_rule(*operations: str, replace: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule that says how an operation carries channels.
+
+    Another package names the module that registers its rules in the group of entry points ``latprune.operations``; it is imported when
+    a traced model has an operation without a rule.
 
     Args:
         operations: Names such as ``"aten::relu"`` or ``"mylib::myop"`` (every overload), or with an overload: ``"aten::add.Tensor"``.
@@ -45,9 +50,7 @@ def register_rule(*operations: str, replace: bool = False) -> Callable[[Rule], R
         for name in operations:
             if "::" not in name:
                 raise InvalidArgumentError(f"operations (={name!r}) must be of the form 'namespace::name' or 'namespace::name.overload'")
-            if name in _RULES and not replace:
-                raise InvalidArgumentError(f"operations (={name!r}) has a rule already; pass replace=True to replace it")
-            _RULES[name] = rule
+            RULES.register(name, rule, replace=replace)
         return rule
 
     return add
@@ -55,21 +58,18 @@ def register_rule(*operations: str, replace: bool = False) -> Callable[[Rule], R
 
 def find_rule(func: Any) -> Rule | None:
     """The rule of an operator overload, or None."""
-    name = func._schema.name
+    name: str = func._schema.name
     overload = func._schema.overload_name
-    if overload:
-        rule = _RULES.get(f"{name}.{overload}")
-        if rule is not None:
-            return rule
-    rule = _RULES.get(name)
-    if rule is None and name.endswith("_") and not name.endswith("__"):
-        rule = _RULES.get(name[:-1])
-    return rule
+    names = [f"{name}.{overload}"] if overload else []
+    names.append(name)
+    if name.endswith("_") and not name.endswith("__"):
+        names.append(name[:-1])
+    return RULES.find(*names)
 
 
 def has_rule(name: str) -> bool:
     """Whether a rule is registered for an operation (``"mylib::myop"``), whatever its overload."""
-    return name in _RULES or any(known.startswith(f"{name}.") for known in _RULES)
+    return any(known == name or known.startswith(f"{name}.") for known in RULES)
 
 
 class Step:

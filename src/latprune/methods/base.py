@@ -13,6 +13,7 @@ import numpy.typing as npt
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Selection
 from latprune.methods.schedule import Schedule, SinglePass
+from latprune.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -184,7 +185,7 @@ class Method(ABC):
         assert context.importance is not None
         return context.importance.units
 
-    def finish(self, model: nn.Module, *, seed: int) -> None:  # noqa: B027: most methods have nothing to do here
+    def finish(self, model: nn.Module, *, seed: int) -> None:  # noqa: B027
         """What the method does to the weights of the network that was cut and checked; nothing unless it says otherwise."""
 
 
@@ -198,21 +199,28 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-_REGISTRY: dict[str, Callable[..., Method]] = {}
+METHODS = Registry[Callable[..., Method]]("method", group="latprune.methods", hint="add one with latprune.methods.register_method")
+"""Methods by name."""
 
 
 M = TypeVar("M", bound="type[Method]")
 
 
 def register_method(cls: M) -> M:
-    """Class decorator: make a method available by its ``name``."""
-    _REGISTRY[cls.name] = cls
+    """Class decorator: make a method available by its ``name``.
+
+    Another package names its method in the group of entry points ``latprune.methods``.
+
+    Raises:
+        InvalidArgumentError: Another method has the name.
+    """
+    METHODS.register(cls.name, cls)
     return cls
 
 
 def registered_methods() -> tuple[str, ...]:
     """Names of all registered methods."""
-    return tuple(sorted(_REGISTRY))
+    return METHODS.names()
 
 
 def get_method(method: str | Method, **options: Any) -> Method:
@@ -225,10 +233,7 @@ def get_method(method: str | Method, **options: Any) -> Method:
         if options:
             raise InvalidArgumentError(f"options {sorted(options)} cannot be combined with a method object; set them on {method!r}")
         return method
-    try:
-        factory = _REGISTRY[method]
-    except KeyError:
-        raise InvalidArgumentError(f"method (={method!r}) must be one of {', '.join(registered_methods())}") from None
+    factory = METHODS.get(method)
     try:
         return factory(**options)
     except TypeError as error:

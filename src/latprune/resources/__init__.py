@@ -1,4 +1,4 @@
-"""What a budget limits: latency on a target, multiply-adds, parameters. Each knows its unit, its value at any widths, and its cost terms."""
+"""What a budget limits: latency on a target, multiply-adds, parameters. Each knows its unit, its values and its cost terms."""
 
 from latprune.resources.base import Resource
 from latprune.resources.counted import MultiplyAdds, Parameters

@@ -14,6 +14,7 @@ from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.problem import Problem, Solution, relative_gap
 from latprune.problem.solution import OPTIMAL_GAP
 from latprune.problem.types import IntArray
+from latprune.registry import Registry
 from latprune.solve.canonical import canonical
 
 __all__ = ["Control", "SolveInterrupted", "Solver", "SolverError", "answer", "register", "solver_names", "solver_named"]
@@ -90,25 +91,29 @@ class Solver(ABC):
         """Solve ``problem``."""
 
 
-_REGISTRY: dict[str, type[Solver]] = {}
+SOLVERS = Registry[type[Solver]]("solver", group="latprune.solvers", hint="add one with latprune.solve.register")
+"""Solvers by name."""
 
 
 def register(solver: type[Solver]) -> type[Solver]:
-    """Make a solver known by its name (a class decorator; the class must be constructible without arguments)."""
-    _REGISTRY[solver.name] = solver
-    return solver
+    """Make a solver known by its name (a class decorator; the class must be constructible without arguments).
+
+    Another package names its solver in the group of entry points ``latprune.solvers``.
+
+    Raises:
+        InvalidArgumentError: Another solver has the name.
+    """
+    return SOLVERS.register(solver.name, solver)
 
 
 def solver_names() -> tuple[str, ...]:
     """Names that :func:`~latprune.solve.solve` accepts."""
-    return tuple(_REGISTRY)
+    return SOLVERS.names()
 
 
 def solver_named(name: str) -> Solver:
     """The solver of that name with its default options."""
-    if name not in _REGISTRY:
-        raise InvalidArgumentError(f"solver (={name!r}) must be one of {', '.join(_REGISTRY)}")
-    return _REGISTRY[name]()
+    return SOLVERS.get(name)()
 
 
 def answer(

@@ -9,31 +9,39 @@ import torch
 from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
+from latprune.registry import Registry
 
 __all__ = ["find_masked_rule", "register_masked_rule"]
 
 Masks = Sequence[Tensor | None]
 MaskedRule = Callable[[Any, tuple[Any, ...], Mapping[str, Any], Masks], Any]
 
-_RULES: dict[str, MaskedRule] = {}
+MASKED_RULES = Registry[MaskedRule]("masked operation", group="latprune.operations", named=False, taken="pass replace=True to replace it")
+"""Masked rules by name of the operation."""
 
 
-def register_masked_rule(*operations: str) -> Callable[[MaskedRule], MaskedRule]:
+def register_masked_rule(*operations: str, replace: bool = False) -> Callable[[MaskedRule], MaskedRule]:
     """Register how an operation computes when some coordinates are removed, where reading them as 0 is not enough.
+
+    Another package names the module that registers its rules in the group of entry points ``latprune.operations``.
 
     Args:
         operations: Names without overload: ``"aten::mean"``, ``"mylib::myop"``.
+        replace: Allow replacing a rule that exists.
 
     Returns:
         A decorator for ``rule(func, args, kwargs, masks) -> result``. Removed places of the tensor arguments are 0 already; ``masks``
         holds, for each of them in order, the kept places (broadcastable) or None.
+
+    Raises:
+        InvalidArgumentError: A rule is registered already and ``replace`` is False.
     """
 
     def add(rule: MaskedRule) -> MaskedRule:
         for name in operations:
             if "::" not in name:
                 raise InvalidArgumentError(f"operations (={name!r}) must be of the form 'namespace::name'")
-            _RULES[name] = rule
+            MASKED_RULES.register(name, rule, replace=replace)
         return rule
 
     return add
@@ -42,7 +50,7 @@ def register_masked_rule(*operations: str) -> Callable[[MaskedRule], MaskedRule]
 def find_masked_rule(func: Any) -> MaskedRule | None:
     """The rule of an operator overload; None where reading removed coordinates as 0 is all."""
     name: str = func._schema.name
-    return _RULES.get(name) or (_RULES.get(name[:-1]) if name.endswith("_") else None)
+    return MASKED_RULES.find(name, *([name[:-1]] if name.endswith("_") else []))
 
 
 def _given(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, default: Any = None) -> Any:

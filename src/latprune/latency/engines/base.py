@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from latprune.errors import InvalidArgumentError
 from latprune.latency.engines.interruptions import involuntary_switches
 from latprune.latency.machine import machine_name
 from latprune.latency.target import Target
+from latprune.registry import Registry
 
 __all__ = ["CompiledNetwork", "Engine", "KernelTime", "available_engines", "get_engine", "register_engine"]
 
@@ -155,30 +155,30 @@ class Engine(ABC):
         }
 
 
-_FACTORIES: dict[str, Callable[[], Engine]] = {}
+ENGINES = Registry[Callable[[], Engine]]("engine", group="latprune.engines", hint="add one with latprune.latency.register_engine")
+"""Makers of engine adapters by name."""
 
 
 def register_engine(name: str, factory: Callable[[], Engine]) -> None:
-    """Make ``Target(engine=name)`` known; ``factory`` is called at each use. Raises InvalidArgumentError where the name is taken."""
-    if name in _FACTORIES:
-        raise InvalidArgumentError(f"engine name (={name!r}) is already registered; choose another name")
-    _FACTORIES[name] = factory
+    """Make ``Target(engine=name)`` known; ``factory`` is called at each use.
+
+    Another package names its factory in the group of entry points ``latprune.engines``.
+
+    Raises:
+        InvalidArgumentError: The name is taken.
+    """
+    ENGINES.register(name, factory)
 
 
 def get_engine(name: str) -> Engine:
     """The adapter registered under ``name``. Raises InvalidArgumentError for an unknown name."""
-    try:
-        return _FACTORIES[name]()
-    except KeyError:
-        raise InvalidArgumentError(
-            f"engine (={name!r}) must be one of {', '.join(sorted(_FACTORIES))}; add one with register_engine"
-        ) from None
+    return ENGINES.get(name)()
 
 
 def available_engines() -> Mapping[str, str | None]:
     """Registered names -> version, or None where the engine is not installed."""
     found: dict[str, str | None] = {}
-    for name in sorted(_FACTORIES):
+    for name in ENGINES.names():
         try:
             found[name] = get_engine(name).version()
         except ImportError:
