@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.types import Role
 from latprune.importance import SpLampConfig
 from latprune.latency.unary import changes_alone, unary_contributions
 from latprune.methods.assemble import UNITS, gain_terms
@@ -35,8 +34,8 @@ class SPLAMP(Method):
     ``C_k = C / k``, which would end far under the budget). Contributions add up to about twice the dense latency, because each kernel is
     counted by its producer's and its consumer's group: they are a linearisation, so the last stage is measured and corrected.
 
-    The objective (eq. 8) adds up the scores of every layer's filters. A group of ``n`` coupled layers (a residual stream) has one score per
-    channel here, so it counts ``n`` times: counted once, the stream would be the cheapest thing to give up in any residual network.
+    The objective (eq. 8) adds up the scores of every layer's filters; how a group of coupled layers counts is the criterion's word
+    (:class:`~latprune.importance.SpLampConfig`).
 
     Attributes:
         stages: Stages ``k``.
@@ -65,15 +64,9 @@ class SPLAMP(Method):
         terms = tuple(Term(name=name, over=(name,), table=table) for name, table in costs.items())
         resource = Resource(name=context.resource, unit=UNITS[context.resource], constant=context.dense, terms=terms)
         variables = tuple(Variable(name=name, choices=tuple(context.choices[name])) for name in context.graph.groups)
-        gains = tuple(replace(term, table=term.table * _layers(context, term.name)) for term in gain_terms(context, gated=False))
+        gains = tuple(gain_terms(context, gated=False))
         problem = Problem(variables=variables, gains=gains, costs=(resource,))
         return SolvedProposer(context, problem, context.solver or "group-knapsack")
-
-
-def _layers(context: StageContext, group: str) -> int:
-    """Layers whose filters make the group's channels."""
-    makers = {member.kernel for member in context.graph.groups[group].members if member.role in (Role.PRODUCER, Role.DEPTHWISE)}
-    return max(len(makers), 1)
 
 
 def contributions(context: StageContext, *, whole_network: bool = False) -> dict[str, npt.NDArray[np.float64]]:
