@@ -136,7 +136,7 @@ class GradientAccumulator(ABC):
         Returns:
             ``(count,)`` at least 0.
         """
-        return self.magnitude(np.bincount(units, weights=terms, minlength=count))
+        return self.magnitude(np.bincount(units, weights=terms, minlength=count).astype(np.float64))
 
     def update(self, gradients: Mapping[str, Tensor | None] | None = None) -> None:
         """Add one batch.
@@ -154,8 +154,8 @@ class GradientAccumulator(ABC):
             if frozen:
                 raise InvalidArgumentError(
                     f"{len(frozen)} parameter(s) of the channel groups are frozen (requires_grad=False; first '{frozen[0]}'): a "
-                    "backward pass gives them no gradient, and without one their channels would score 0. Set requires_grad and leave them out of the "
-                    "optimizer, hand the gradients over, or call score(), which computes them"
+                    "backward pass gives them no gradient, and without one their channels would score 0. Set requires_grad and leave "
+                    "them out of the optimizer, hand the gradients over, or call score(), which computes them"
                 )
         products: dict[str, Tensor] = {}
         seen = False

@@ -87,7 +87,7 @@ class TaylorAccumulator(GradientAccumulator):
         """Per channel where the layers count one by one, so that one fused projection scores as several separate ones."""
         if self.config.reduction != "per_layer":
             return GradientAccumulator.layer_score(self, terms, units, count)
-        return np.bincount(units, weights=np.abs(terms), minlength=count)
+        return np.bincount(units, weights=np.abs(terms), minlength=count).astype(np.float64)
 
     def importance(self) -> Importance:
         """The mean score over the batches so far."""
