@@ -8,8 +8,9 @@ import torch
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import trace
-from latprune.importance import SpLampConfig, score
+from latprune.importance import Importance, SpLampConfig, score
 from latprune.methods import SPLAMP, StageContext
+from latprune.methods.assemble import gain_terms
 from latprune.methods.sp_lamp import contributions
 from latprune.zoo import cifar_resnet
 
@@ -74,10 +75,21 @@ def test_unknown_contributions_are_refused():
         SPLAMP(contributions="guess")
 
 
-def test_a_stream_counts_once_per_layer_that_makes_it(context):
-    problem = SPLAMP().prepare(context)._problem
-    gains = {term.name: term.table for term in problem.gains}
-    scores = context.importance.units
+def test_a_stream_counts_once_per_layer_that_makes_it_for_every_method(context):
+    ratios = {name: np.asarray(values) for name, values in context.importance.units.items()}
     # The stem and the second convolution of all nine blocks write these channels, which padding carries on to the last stage.
-    assert gains["conv1"][-1] == pytest.approx(10 * scores["conv1"].sum())
-    assert gains["layer1.0.conv1"][-1] == pytest.approx(scores["layer1.0.conv1"].sum())
+    assert ratios["conv1"].max() == pytest.approx(10.0)
+    assert ratios["layer1.0.conv1"].max() == 1.0
+    by_sp_lamp = {term.name: term.table for term in SPLAMP().prepare(context)._problem.gains}
+    by_mdp = {name: np.zeros(len(options)) for name, options in context.choices.items()}
+    for term in gain_terms(context):
+        by_mdp[term.over[0]] = by_mdp[term.over[0]] + term.table
+    for name in context.graph.groups:
+        np.testing.assert_allclose(by_sp_lamp[name], by_mdp[name], rtol=1e-12)
+
+
+def test_scores_that_add_up_over_layers_are_not_multiplied_again(context):
+    ones = {name: np.ones(group.units) for name, group in context.graph.groups.items()}
+    summed = replace(context, importance=Importance(units=ones, shares={(name, ()): values for name, values in ones.items()}))
+    gains = {term.name: term.table for term in SPLAMP().prepare(summed)._problem.gains}
+    assert gains["conv1"][-1] == context.graph.groups["conv1"].units

@@ -36,6 +36,7 @@ class Net(nn.Module):
 class Graph:
     groups: Mapping[str, ChannelGroup]
     kernels: Mapping[str, Kernel]
+    carried: Mapping[str, frozenset[str]] | None = None
 
 
 def member(tensor: str, dim: int, units: int, role: Role, blocks: tuple[str, ...] = (), repeat: int = 1) -> Member:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from latprune.graph.axes import Axes
+from latprune.graph.carried import carried_on
 from latprune.graph.class_units import ClassUnits
 from latprune.graph.grouping import Grouping
 from latprune.graph.memberships import RawGroup
@@ -383,6 +384,7 @@ def build(
         class_units=class_units,
         tensor_blocks={name: b.blocks_that_take(name) for name in tensor_axes},
         plan=plan,
+        carried=carried_on(recording, b.kernel_names),
     )
 
 

@@ -34,6 +34,7 @@ class ModelGraph:
         class_units: For each coordinate class its memberships ``(group name, unit)``; a class is kept iff all its units are kept.
         tensor_blocks: For each parameter and buffer the blocks that it goes with.
         plan: What surgery needs: how each tensor, module attribute and removable block follows a selection.
+        carried: Depthwise kernel -> the contractions that its channels reach before any other contraction makes new ones.
         program: The captured program that was traced (``form="program"``): what is pruned then. None for a model of a class.
     """
 
@@ -46,6 +47,7 @@ class ModelGraph:
     class_units: Sequence[tuple[tuple[str, int], ...]]
     tensor_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     plan: SurgeryPlan = field(default_factory=SurgeryPlan)
+    carried: Mapping[str, frozenset[str]] = field(default_factory=dict)
     program: ProgramModule | None = None
 
     def dense_widths(self) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -15,6 +15,8 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph.types import ChannelGroup, Kernel
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from latprune.importance.gradients import GradientAccumulator
 
 __all__ = [
@@ -24,10 +26,13 @@ __all__ = [
     "LossFunction",
     "Scores",
     "accumulator_for",
+    "criterion_type",
     "cross_entropy_loss",
+    "get_criterion",
     "needs_data",
     "register",
     "registered",
+    "registered_criteria",
     "score",
 ]
 
@@ -50,6 +55,10 @@ class GroupedModel(Protocol):
     def kernels(self) -> Mapping[str, Kernel]:
         """Kernels by name, in the order in which they run."""
 
+    @property
+    def carried(self) -> Mapping[str, frozenset[str]] | None:
+        """Depthwise kernel -> contractions that its channels reach; None where the graph does not know the flow of data."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Importance:
@@ -59,10 +68,14 @@ class Importance:
         units: Group -> ``(units,)`` float64, at least 0: ranks the units of the group and is comparable between groups.
         shares: ``(group, blocks)`` -> ``(units,)``: the part of the group's score that is lost once one of ``blocks`` is removed
             (``()`` for the part that hangs on no block). The shares of a group add up to its ``units``.
+        curves: ``(group, blocks)`` -> ``(columns + 1,)``, for criteria that value widths and not single units (a measured one): the gain of
+            keeping the best ``w`` units of each row, in place of the sum of their shares; finite, and it may be negative. A group with a
+            curve has all its value in curves. Empty for criteria that score units alone.
     """
 
     units: Mapping[str, Scores]
     shares: Mapping[tuple[str, Blocks], Scores]
+    curves: Mapping[tuple[str, Blocks], Scores] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, values in self.units.items():
@@ -77,10 +90,41 @@ class Importance:
         for (name, _), values in self.shares.items():
             if name not in self.units or self.units[name].shape != values.shape:
                 raise InvalidArgumentError(f"the share of group '{name}' (shape {values.shape}) must have the shape of the group's scores")
+        for (name, _), values in self.curves.items():
+            if name not in self.units or values.ndim != 1 or not np.isfinite(values).all():
+                raise InvalidArgumentError(f"the curve of group '{name}' must be one row of finite values, one per width of a scored group")
 
     def shares_of(self, group: str) -> dict[Blocks, Scores]:
         """The shares of one group by the blocks that they hang on."""
         return {blocks: values for (name, blocks), values in self.shares.items() if name == group}
+
+    def curves_of(self, group: str) -> dict[Blocks, Scores]:
+        """The curves of one group by the blocks that they hang on; empty where its units' shares say it all."""
+        return {blocks: values for (name, blocks), values in self.curves.items() if name == group}
+
+    def without(self, removed_blocks: Iterable[str]) -> Importance:
+        """The scores of the network without these blocks: what hangs on one of them is gone from units, shares and curves.
+
+        Rank with these once blocks are removed: a stream channel that only a removed block needed is not worth its place. A group that
+        lies in removed blocks with all its layers scores 0 throughout.
+
+        Args:
+            removed_blocks: Names of the blocks that go.
+
+        Example:
+            >>> units, inside = np.array([3.0, 4.0]), np.array([3.0, 1.0])
+            >>> found = Importance(units={"stem": units}, shares={("stem", ("block",)): inside, ("stem", ()): units - inside})
+            >>> found.without(["block"]).units["stem"].tolist()
+            [0.0, 3.0]
+        """
+        removed = frozenset(removed_blocks)
+        if not removed:
+            return self
+        shares = {key: values for key, values in self.shares.items() if removed.isdisjoint(key[1])}
+        units = {name: np.zeros_like(values) for name, values in self.units.items()}
+        for (name, _), values in shares.items():
+            units[name] = units[name] + values
+        return Importance(units=units, shares=shares, curves={key: v for key, v in self.curves.items() if removed.isdisjoint(key[1])})
 
 
 ConfigT = TypeVar("ConfigT")
@@ -90,32 +134,43 @@ AccumulatorFactory = Callable[[nn.Module, GroupedModel, ConfigT], "GradientAccum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
+    config_type: type
     criterion: Criterion[Any]
     accumulator: AccumulatorFactory[Any] | None
     needs_data: bool
 
 
-_CRITERIA: dict[type, _Entry] = {}
+_TYPES: dict[type, _Entry] = {}
+_NAMES: dict[str, _Entry] = {}
 
 
 def register(
-    config_type: type[ConfigT], *, accumulator: AccumulatorFactory[ConfigT] | None = None, needs_data: bool | None = None
+    config_type: type[ConfigT],
+    *,
+    name: str,
+    accumulator: AccumulatorFactory[ConfigT] | None = None,
+    needs_data: bool | None = None,
 ) -> Callable[[Criterion[ConfigT]], Criterion[ConfigT]]:
     """Make a function the criterion of a configuration type.
 
     The function takes ``(model, graph, config, data, loss)`` and returns an :class:`Importance`; it leaves the model as it found it and
-    gives the same scores for the same input.
+    gives the same scores for the same input. Another package's criterion is found by its name where the package has an entry point of that
+    name in the group ``latprune.criteria`` that imports the module which registers it.
 
     Args:
         config_type: Type of the configurations; a subclass's configuration is taken too.
+        name: Name of the criterion, for :func:`get_criterion` and the command line.
         accumulator: Builds ``(model, graph, config) -> GradientAccumulator`` where the criterion can be fed by a caller's backward passes.
         needs_data: Whether the criterion needs batches; None: when it has an accumulator.
+
+    Raises:
+        InvalidArgumentError: The name or the type is taken.
 
     Example:
         >>> @dataclass(frozen=True)
         ... class OnesConfig:
         ...     value: float = 1.0
-        >>> @register(OnesConfig)
+        >>> @register(OnesConfig, name="ones")
         ... def score_ones(model, graph, config, data, loss):
         ...     units = {name: np.full(group.units, config.value) for name, group in graph.groups.items()}
         ...     return Importance(units=units, shares={(name, ()): values for name, values in units.items()})
@@ -123,17 +178,72 @@ def register(
 
     def decorate(criterion: Criterion[ConfigT]) -> Criterion[ConfigT]:
         needed = accumulator is not None if needs_data is None else needs_data
-        _CRITERIA[config_type] = _Entry(criterion=criterion, accumulator=accumulator, needs_data=needed)
+        for known in (_NAMES.get(name), _TYPES.get(config_type)):
+            # The same definition run again (a module that is reloaded, a notebook's cell) takes its own place.
+            if known is not None and _place(known.config_type) != _place(config_type):
+                raise InvalidArgumentError(
+                    f"name (={name!r}) is already the criterion of {known.config_type.__name__}; choose another name"
+                )
+        if _TYPES.get(config_type) is not None and _TYPES[config_type] is not _NAMES.get(name):
+            raise InvalidArgumentError(f"config_type (={config_type.__name__}) already has a criterion; make a type of its own")
+        entry = _Entry(config_type=config_type, criterion=criterion, accumulator=accumulator, needs_data=needed)
+        _NAMES[name] = _TYPES[config_type] = entry
         return criterion
 
     return decorate
 
 
+def _place(kind: type) -> tuple[str, str]:
+    return kind.__module__, kind.__qualname__
+
+
+def registered_criteria() -> tuple[str, ...]:
+    """Names of all criteria: those of this package and those that other packages offer as entry points."""
+    return tuple(sorted({*_NAMES, *(point.name for point in _entry_points())}))
+
+
+def _entry_points() -> tuple[EntryPoint, ...]:
+    from importlib import metadata  # looks through what is installed: only where a name is asked for
+
+    return tuple(metadata.entry_points(group="latprune.criteria"))
+
+
+def criterion_type(name: str) -> type:
+    """Configuration type of the criterion called ``name``.
+
+    Raises:
+        InvalidArgumentError: There is no such criterion.
+    """
+    if name not in _NAMES:
+        for point in _entry_points():
+            if point.name == name:
+                point.load()  # registers itself
+    if name not in _NAMES:
+        raise InvalidArgumentError(f"criterion (={name!r}) must be one of {', '.join(registered_criteria())}")
+    return _NAMES[name].config_type
+
+
+def get_criterion(name: str, **options: Any) -> Any:
+    """The configuration of the criterion called ``name`` with ``options``.
+
+    Raises:
+        InvalidArgumentError: No such criterion, an option that it does not have, or a value that it refuses.
+
+    Example:
+        >>> get_criterion("taylor", reduction="per_group").reduction
+        'per_group'
+    """
+    try:
+        return criterion_type(name)(**options)
+    except TypeError as error:
+        raise InvalidArgumentError(f"criterion {name!r}: {error}") from error
+
+
 def _entry(config: object) -> _Entry:
     for config_type in type(config).__mro__:
-        if config_type in _CRITERIA:
-            return _CRITERIA[config_type]
-    known = ", ".join(sorted(entry.__name__ for entry in _CRITERIA))
+        if config_type in _TYPES:
+            return _TYPES[config_type]
+    known = ", ".join(sorted(entry.__name__ for entry in _TYPES))
     raise InvalidArgumentError(f"config (={config!r}) must be the configuration of a registered criterion: {known}")
 
 
@@ -156,7 +266,7 @@ def accumulator_for(model: nn.Module, graph: GroupedModel, config: object) -> Gr
 
 def registered() -> tuple[type, ...]:
     """Configuration types that have a criterion."""
-    return tuple(_CRITERIA)
+    return tuple(_TYPES)
 
 
 def cross_entropy_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -6,16 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import ChannelGroup, Member
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores
-from latprune.importance.tensors import check_finite, combine, named_tensors, sum_per_unit
+from latprune.importance.tensors import along, check_finite, combine, named_tensors
 
 __all__ = ["GradientAccumulator", "Layer", "accumulate"]
 
@@ -35,6 +36,47 @@ def by_kernel(members: Iterable[Member]) -> tuple[Layer, ...]:
     for member in members:
         collected.setdefault((member.kernel, member.blocks), []).append(member)
     return tuple(Layer(kernel=kernel, blocks=blocks, members=tuple(found)) for (kernel, blocks), found in collected.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Places:
+    """Where the terms of one layer come together: the same place of the layer's output (weight and bias; scale and shift) is one.
+
+    Attributes:
+        index: For each member the place of each of its positions.
+        units: ``(places,)`` unit of each place.
+        weight: ``(places,)`` share of the place's terms that counts for this group.
+    """
+
+    index: tuple[npt.NDArray[np.int64], ...]
+    units: npt.NDArray[np.int64]
+    weight: Scores
+
+
+def _places(layer: Layer, nested: Mapping[tuple[str, int, int], int] | None) -> _Places:
+    known: dict[tuple[int, int], int] = {}
+    index = []
+    weight: list[float] = []
+    for member in layer.members:
+        found = np.empty(member.positions.size, dtype=np.int64)
+        for at, (position, unit) in enumerate(zip(member.positions.tolist(), member.units.tolist(), strict=True)):
+            place = known.setdefault((position, unit), len(known))
+            if place == len(weight):
+                weight.append(1.0 / nested[member.tensor, member.dim, position] if nested is not None else 1.0)
+            found[at] = place
+        index.append(found)
+    return _Places(index=tuple(index), units=np.array([unit for _, unit in known], dtype=np.int64), weight=np.array(weight))
+
+
+def _nested(layers: Mapping[str, tuple[Layer, ...]]) -> dict[tuple[str, int, int], int]:
+    """``(tensor, dimension, position)`` -> number of groups that score its terms."""
+    groups: dict[tuple[str, int, int], set[str]] = {}
+    for name, found in layers.items():
+        for layer in found:
+            for member in layer.members:
+                for position in member.positions.tolist():
+                    groups.setdefault((member.tensor, member.dim, position), set()).add(name)
+    return {place: len(names) for place, names in groups.items()}
 
 
 class GradientAccumulator(ABC):
@@ -58,11 +100,17 @@ class GradientAccumulator(ABC):
         >>> importance = accumulator.importance()  # doctest: +SKIP
     """
 
+    count_once: ClassVar[bool] = False
+    """Whether a weight that belongs to units of several nested groups (a head, and a place within it) gives each an equal part of its term.
+    The groups' scores then add up to what the network has; otherwise each has the whole term."""
+
     def __init__(self, model: nn.Module, graph: GroupedModel) -> None:
         self.model = model
         self.graph = graph
         tensors = named_tensors(model)
         self.layers: dict[str, tuple[Layer, ...]] = {name: self.layers_of(group, tensors) for name, group in graph.groups.items()}
+        nested = _nested(self.layers) if self.count_once else None
+        self._places = {name: tuple(_places(layer, nested) for layer in layers) for name, layers in self.layers.items()}
         names = (member.tensor for layers in self.layers.values() for layer in layers for member in layer.members)
         self.parameters: tuple[str, ...] = tuple(dict.fromkeys(names))
         self.batches = 0
@@ -77,6 +125,19 @@ class GradientAccumulator(ABC):
     def magnitude(self, terms: Scores) -> Scores:
         """What a batch's signed sum adds to the score: at least 0, the same shape."""
 
+    def layer_score(self, terms: Scores, units: npt.NDArray[np.int64], count: int) -> Scores:
+        """What one layer adds to its units' scores in one batch.
+
+        Args:
+            terms: ``(places,)`` signed term of each place of the layer's output.
+            units: ``(places,)`` unit of each.
+            count: Number of units.
+
+        Returns:
+            ``(count,)`` at least 0.
+        """
+        return self.magnitude(np.bincount(units, weights=terms, minlength=count).astype(np.float64))
+
     def update(self, gradients: Mapping[str, Tensor | None] | None = None) -> None:
         """Add one batch.
 
@@ -84,9 +145,18 @@ class GradientAccumulator(ABC):
             gradients: Gradient by parameter name; None reads ``.grad``. A parameter without one took no part in the loss: it counts as 0.
 
         Raises:
-            InvalidArgumentError: No parameter has a gradient; a weight or a gradient is NaN or infinite (named).
+            InvalidArgumentError: No parameter has a gradient; one that is scored is frozen, so that backward passes cannot tell its term;
+                a weight or a gradient is NaN or infinite (named).
         """
         tensors = named_tensors(self.model)
+        if gradients is None:
+            frozen = [name for name in self.parameters if tensors[name].grad is None and not tensors[name].requires_grad]
+            if frozen:
+                raise InvalidArgumentError(
+                    f"{len(frozen)} parameter(s) of the channel groups are frozen (requires_grad=False; first '{frozen[0]}'): a "
+                    "backward pass gives them no gradient, and without one their channels would score 0. Set requires_grad and leave "
+                    "them out of the optimizer, hand the gradients over, or call score(), which computes them"
+                )
         products: dict[str, Tensor] = {}
         seen = False
         for name in self.parameters:
@@ -106,12 +176,13 @@ class GradientAccumulator(ABC):
         for name, layers in self.layers.items():
             units = self.graph.groups[name].units
             total = np.zeros(units)
-            for index, layer in enumerate(layers):
-                terms = np.zeros(units)
-                for member in layer.members:
-                    terms += sum_per_unit(products[member.tensor], member, units)
-                self._layers[name][index] += self.magnitude(terms)
-                total += terms
+            for index, (layer, places) in enumerate(zip(layers, self._places[name], strict=True)):
+                terms = np.zeros(places.units.size)
+                for member, at in zip(layer.members, places.index, strict=True):
+                    np.add.at(terms, at, along(products[member.tensor], member))
+                terms *= places.weight
+                self._layers[name][index] += self.layer_score(terms, places.units, units)
+                total += np.bincount(places.units, weights=terms, minlength=units)
             self._groups[name] += self.magnitude(total)
         self.batches += 1
 

@@ -52,7 +52,7 @@ class HessianAccumulator(GradientAccumulator):
         return np.square(terms)
 
 
-@register(HessianConfig, accumulator=HessianAccumulator)
+@register(HessianConfig, name="hessian", accumulator=HessianAccumulator)
 def score_hessian(
     model: nn.Module, graph: GroupedModel, config: HessianConfig, data: Iterable[Any] | None, loss: LossFunction
 ) -> Importance:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.magnitude import producers
-from latprune.importance.tensors import check_finite, combine, named_tensors, sum_per_unit, tensor_of
+from latprune.importance.tensors import check_finite, combine, named_tensors, present_units, sum_per_unit, tensor_of
 
 __all__ = ["LampConfig", "lamp_scores", "ratios_to_larger"]
 
@@ -22,17 +23,22 @@ class LampConfig:
     """Mean LAMP score of the weights of each filter, summed over the filters of a unit."""
 
 
-def ratios_to_larger(values: Scores) -> Scores:
+def ratios_to_larger(values: Scores, among: npt.NDArray[np.bool_] | None = None) -> Scores:
     """``values[u] / sum of values[v] over all v that are not smaller``, with ties in the order of their index.
 
     The largest value scores exactly 1 (of equal ones the last). Where all values are 0 (0/0), the first scores 1 and the others 0.
 
     Args:
         values: ``(n,)`` at least 0.
+        among: ``(n,)``: which values take part; the others score 0. None: all.
 
     Returns:
         ``(n,)`` between 0 and 1.
     """
+    if among is not None:
+        result = np.zeros(values.size)
+        result[among] = ratios_to_larger(values[among])
+        return result
     if not values.size:
         return values.copy()
     peak = float(values.max())
@@ -62,7 +68,7 @@ def lamp_scores(weight: Tensor) -> Tensor:
     return torch.from_numpy(ratios_to_larger(squares)).reshape(weight.shape)
 
 
-@register(LampConfig)
+@register(LampConfig, name="lamp")
 def score_lamp(model: nn.Module, graph: GroupedModel, config: LampConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
     """Sum over a unit's producers of the mean LAMP score of the filter's weights; the layers' shares are the terms of the sum."""
     tensors = named_tensors(model)
@@ -80,5 +86,5 @@ def score_lamp(model: nn.Module, graph: GroupedModel, config: LampConfig, data: 
             sums = sum_per_unit(scores, member, group.units)
             counts = sum_per_unit(torch.ones_like(scores), member, group.units)
             parts[name].append((member.blocks, np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)))
-        units[name] = np.sum([values for _, values in parts[name]], axis=0) if parts[name] else np.ones(group.units)
+        units[name] = np.sum([values for _, values in parts[name]], axis=0) if parts[name] else present_units(group).astype(np.float64)
     return combine(units, parts)

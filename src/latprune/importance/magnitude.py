@@ -36,7 +36,7 @@ def producers(group: ChannelGroup) -> list[Member]:
     return []
 
 
-@register(MagnitudeConfig)
+@register(MagnitudeConfig, name="magnitude")
 def score_magnitude(
     model: nn.Module, graph: GroupedModel, config: MagnitudeConfig, data: Iterable[Any] | None, loss: LossFunction
 ) -> Importance:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.lamp import ratios_to_larger
 from latprune.importance.magnitude import producers
-from latprune.importance.tensors import check_finite, combine, named_tensors, sum_per_unit, tensor_of
+from latprune.importance.tensors import check_finite, combine, named_tensors, norm_after, present_units, sum_per_unit, tensor_of
 from latprune.program.module import ProgramModule, ProgramScope
 
 __all__ = ["SpLampConfig", "sp_lamp_products"]
@@ -27,9 +28,13 @@ class SpLampConfig:
     Attributes:
         fold_norm: Score the network as the engine runs it: the scale of a batch norm, ``gamma / sqrt(variance + eps)``, belongs to the
             filter before it (as producer and as consumer). Off leaves the printed formula on the stored weights.
+        count_layers: The objective (eq. 8) adds up the scores of every layer's filters. A unit that ``n`` filters make together (a channel
+            of a residual stream, in ``n`` layers) has one ratio, which counts ``n`` times; counted once, the stream would be the cheapest
+            thing to give up in any residual network. Off leaves the ratios between 0 and 1.
     """
 
     fold_norm: bool = False
+    count_layers: bool = True
 
 
 class _Weights:
@@ -37,7 +42,8 @@ class _Weights:
 
     def __init__(self, model: nn.Module, graph: GroupedModel, config: SpLampConfig) -> None:
         self.tensors = named_tensors(model)
-        self.place = {name: index for index, name in enumerate(graph.kernels)}
+        self._place = {name: index for index, name in enumerate(graph.kernels)}
+        self._carried = graph.carried
         self._scales = _norm_scales(model, graph) if config.fold_norm else {}
         self._outputs = {
             member.tensor: member.dim for group in graph.groups.values() for member in group.members if member.role is Role.PRODUCER
@@ -57,25 +63,33 @@ class _Weights:
             self._squares[member.tensor] = squared
         return sum_per_unit(self._squares[member.tensor], member, units)
 
+    def carries(self, depthwise: Member, consumer: Member) -> bool:
+        """Whether the consumer, inside the depthwise layer's own blocks, reads what that layer makes."""
+        if consumer.blocks[: len(depthwise.blocks)] != depthwise.blocks:
+            return False
+        if self._carried is not None:
+            return consumer.kernel in self._carried.get(depthwise.kernel, frozenset())
+        return self._place.get(depthwise.kernel, 0) < self._place.get(consumer.kernel, 0)
+
 
 def _norm_scales(model: nn.Module, graph: GroupedModel) -> dict[str, Tensor]:
     """Kernel -> ``(channels,)`` squared scale of the batch norm that runs directly after it, inside the same blocks."""
     scales: dict[str, Tensor] = {}
-    kernels = list(graph.kernels.values())
-    for before, after in zip(kernels, kernels[1:], strict=False):
-        if before.kind == "norm" or after.module is None or before.blocks != after.blocks:
+    for before, after in norm_after(graph).items():
+        path = graph.kernels[after].module
+        if path is None:
             continue
-        module: Any = model.get_submodule(after.module)
-        eps = model.norm_eps(after.module) if isinstance(model, ProgramModule) else getattr(module, "eps", None)
+        module: Any = model.get_submodule(path)
+        eps = model.norm_eps(path) if isinstance(model, ProgramModule) else getattr(module, "eps", None)
         plain = isinstance(module, (nn.modules.batchnorm._NormBase, ProgramScope))
         if not plain or eps is None or getattr(module, "running_var", None) is None:
             continue
-        check_finite(module.running_var, f"{after.module}.running_var", "buffer")
+        check_finite(module.running_var, f"{path}.running_var", "buffer")
         scale = 1.0 / (module.running_var.double() + eps)
         if getattr(module, "weight", None) is not None:
-            check_finite(module.weight.detach(), f"{after.module}.weight")
+            check_finite(module.weight.detach(), f"{path}.weight")
             scale = scale * module.weight.detach().double().square()
-        scales[before.name] = scale
+        scales[before] = scale
     return scales
 
 
@@ -84,9 +98,9 @@ def sp_lamp_products(
 ) -> tuple[Scores, list[tuple[Blocks, Scores]]]:
     """The products ``a_k`` of one group before they are ranked (eq. 2), and what each producer puts in.
 
-    Where the paper leaves the case open: several producers, the sum of their squared norms; several consumers, the sum of theirs; none, a
-    factor of 1 (the last layer); a depthwise convolution multiplies the consumers that run after it within its own block (appendix A: it
-    carries the channel on to them).
+    Where the paper leaves the case open: several producers, the sum of their squared norms; several consumers, the sum of theirs; a unit
+    that none reads (the last layer; a query or key dimension, which meets its partner in a product), a factor of 1; a depthwise convolution
+    multiplies the consumers that it carries the channel to within its own block (appendix A). A unit without a place in the model is 0.
 
     Returns:
         ``(units,)`` products, and per producer its blocks with its ``(units,)`` squared norm.
@@ -98,44 +112,62 @@ def _products(group: ChannelGroup, weights: _Weights) -> tuple[Scores, list[tupl
     units = group.units
     filters = producers(group)
     makers = [(member.blocks, weights.squares(member, units)) for member in filters]
-    made: Scores = np.sum([squares for _, squares in makers], axis=0) if makers else np.ones(units)
+    made: Scores = np.sum([squares for _, squares in makers], axis=0) if makers else present_units(group).astype(np.float64)
     depthwise = [
         (member, np.where(np.bincount(member.units, minlength=units) > 0, weights.squares(member, units), 1.0))
         for member in group.members
         if member.role is Role.DEPTHWISE and not any(member is made_by for made_by in filters)
     ]
     consumers = [member for member in group.members if member.role is Role.CONSUMER]
-    if not consumers:
-        return made * _product([squares for _, squares in depthwise], units), makers
-    read = np.zeros(units)
+    factor = np.zeros(units)
     for consumer in consumers:
-        carriers = [squares for member, squares in depthwise if _carries_to(member, consumer, weights.place)]
-        read += weights.squares(consumer, units) * _product(carriers, units)
-    return made * read, makers
+        carriers = [squares for member, squares in depthwise if weights.carries(member, consumer)]
+        factor += weights.squares(consumer, units) * _product(carriers, units)
+    unread = ~read_units(group)
+    factor[unread] = _product([squares for _, squares in depthwise], units)[unread]
+    return made * factor, makers
 
 
-def _carries_to(depthwise: Member, consumer: Member, place: Mapping[str, int]) -> bool:
-    inside = consumer.blocks[: len(depthwise.blocks)] == depthwise.blocks
-    return inside and place.get(depthwise.kernel, 0) < place.get(consumer.kernel, 0)
+def read_units(group: ChannelGroup) -> npt.NDArray[np.bool_]:
+    """``(units,)``: whether some contraction reads the unit."""
+    read = np.zeros(group.units, dtype=np.bool_)
+    for member in group.members:
+        if member.role is Role.CONSUMER:
+            read[member.units] = True
+    return read
 
 
 def _product(factors: list[Scores], units: int) -> Scores:
     return np.asarray(np.prod(factors, axis=0)) if factors else np.ones(units)
 
 
-@register(SpLampConfig)
+def _filters(group: ChannelGroup) -> Scores:
+    """``(units,)``: number of filters that make each unit: one per layer, for a head one per channel and projection; at least 1."""
+    count = np.zeros(group.units)
+    for member in group.members:
+        if member.role in (Role.PRODUCER, Role.DEPTHWISE):
+            count += np.bincount(member.units, minlength=group.units)
+    return np.maximum(count, 1.0)
+
+
+@register(SpLampConfig, name="sp_lamp")
 @torch.no_grad()
 def score_sp_lamp(
     model: nn.Module, graph: GroupedModel, config: SpLampConfig, data: Iterable[Any] | None, loss: LossFunction
 ) -> Importance:
-    """``a_u / sum_{v >= u} a_v`` over the units of a group in ascending order (eq. 3 with ``v >= u``; eq. 2 and 23 are right as printed).
+    """``n_u a_u / sum_{v >= u} a_v`` over the units of a group in ascending order (eq. 3 with ``v >= u``; eq. 2, 23 are right as printed).
 
-    The best unit of each group scores exactly 1. Ties are in the order of their index; in a group of zeros the first unit scores 1.
+    ``n_u`` is the number of filters that make the unit, one for each layer that does. Units that are read rank among themselves, and so do
+    those that nothing reads (their products lack the second factor and do not compare): a fused projection of queries, keys and values
+    scores as three separate ones do. The best ratio of each group is exactly 1. Ties are in the order of their index; in a group of zeros
+    the first unit has ratio 1.
     """
     weights = _Weights(model, graph, config)
     units: dict[str, Scores] = {}
     parts: dict[str, list[tuple[Blocks, Scores]]] = {}
     for name, group in graph.groups.items():
         products, parts[name] = _products(group, weights)
-        units[name] = ratios_to_larger(products)
+        present, read = present_units(group), read_units(group)
+        ratios = ratios_to_larger(products, present & read) + ratios_to_larger(products, present & ~read)
+        units[name] = ratios * _filters(group) if config.count_layers else ratios
     return combine(units, parts)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.types import ChannelGroup, Role
+from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.gradients import GradientAccumulator, Layer, accumulate, by_kernel
-from latprune.importance.tensors import combine
+from latprune.importance.tensors import combine, norm_after
 
 __all__ = ["TaylorAccumulator", "TaylorConfig"]
 
@@ -25,8 +26,9 @@ class TaylorConfig:
     """Taylor importance of each unit.
 
     Attributes:
-        reduction: How the layers of a group make its score. ``per_layer``: the sum of the layers' own scores, each its absolute value
-            (MDP eq. 1 and 2 as printed), so that removing a block removes that block's layers. ``split`` (MDP's published code): the
+        reduction: How the layers of a group make its score. ``per_layer``: the sum of the layers' own scores, channel by channel, each its
+            absolute value (MDP eq. 1 and 2 as printed), so that removing a block removes that block's layers; a unit of several channels (a
+            head; the places that a channel has after flattening) has the sum of theirs. ``split`` (MDP's published code): the
             absolute value of the layers' signed sum, split over the layers in proportion to their ``|i_l|``; on a long residual stream the
             signs cancel and the stream looks unimportant. ``per_group`` (HALP): the same sum in one piece, which hangs on the blocks that
             hold all the group's layers.
@@ -44,20 +46,34 @@ class TaylorConfig:
 
 
 class TaylorAccumulator(GradientAccumulator):
-    """``I = mean over batches of | sum over the group's norm layers of (g_gamma * gamma + g_beta * beta) |``.
+    """``I = mean over batches of | g_gamma * gamma + g_beta * beta |``, summed over the layers that make a group's channels.
 
     The absolute value is taken within each batch: averaged signed gradients nearly cancel on a trained network and rank otherwise. With
-    ``reduction="per_layer"`` it is also taken within each layer, else the signed terms of a group's layers are summed before it. A group
-    without norm layers is scored on the filters that make it, ``| sum w * g_w |`` with the bias among the weights.
+    ``reduction="per_layer"`` it is also taken within each layer and channel, else the signed terms of a group's layers are summed before
+    it. A layer is a norm, or a filter that has no norm of its own: ``| sum w * g_w |`` with the bias among the weights. A weight that
+    belongs to units of several nested groups gives each an equal part.
     """
 
+    count_once = True
+
     def __init__(self, model: nn.Module, graph: GroupedModel, config: TaylorConfig) -> None:
+        self._norm_after = norm_after(graph)
         super().__init__(model, graph)
         self.config = config
 
     def layers_of(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> tuple[Layer, ...]:
-        """The group's norm layers, else its producers, else every parameter that carries its channels."""
-        for roles in ((Role.NORM,), (Role.PRODUCER, Role.BIAS), (Role.DEPTHWISE, Role.OTHER), (Role.CONSUMER,)):
+        """The group's norms and the producers without one, else every parameter that carries its channels."""
+        norms = {m.kernel for m in group.members if m.role is Role.NORM and isinstance(tensors.get(m.tensor), nn.Parameter)}
+
+        def scored(member: Member) -> bool:
+            if member.role in (Role.PRODUCER, Role.BIAS):
+                return self._norm_after.get(member.kernel) not in norms
+            return member.role is Role.NORM
+
+        found = [m for m in group.members if scored(m) and isinstance(tensors.get(m.tensor), nn.Parameter)]
+        if found:
+            return by_kernel(found)
+        for roles in ((Role.DEPTHWISE, Role.OTHER), (Role.CONSUMER,)):
             found = [m for m in group.members if m.role in roles and isinstance(tensors.get(m.tensor), nn.Parameter)]
             if found:
                 return by_kernel(found)
@@ -66,6 +82,12 @@ class TaylorAccumulator(GradientAccumulator):
     def magnitude(self, terms: Scores) -> Scores:
         """The absolute value."""
         return np.abs(terms)
+
+    def layer_score(self, terms: Scores, units: npt.NDArray[np.int64], count: int) -> Scores:
+        """Per channel where the layers count one by one, so that one fused projection scores as several separate ones."""
+        if self.config.reduction != "per_layer":
+            return GradientAccumulator.layer_score(self, terms, units, count)
+        return np.bincount(units, weights=np.abs(terms), minlength=count).astype(np.float64)
 
     def importance(self) -> Importance:
         """The mean score over the batches so far."""
@@ -92,7 +114,7 @@ def _common(chains: list[Blocks]) -> Blocks:
     return tuple(shared)
 
 
-@register(TaylorConfig, accumulator=TaylorAccumulator)
+@register(TaylorConfig, name="taylor", accumulator=TaylorAccumulator)
 def score_taylor(model: nn.Module, graph: GroupedModel, config: TaylorConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
     """Score with the model in evaluation mode; feed a :class:`TaylorAccumulator` from a training loop for scores of a training epoch."""
     return accumulate(TaylorAccumulator(model, graph, config), data, loss, batches=config.batches)

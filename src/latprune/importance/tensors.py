@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.types import Member
-from latprune.importance.core import Blocks, Importance, Scores
+from latprune.graph.types import ChannelGroup, Member
+from latprune.importance.core import Blocks, GroupedModel, Importance, Scores
 
-__all__ = ["check_finite", "combine", "named_tensors", "squared_norms", "sum_per_unit"]
+__all__ = [
+    "along",
+    "check_finite",
+    "combine",
+    "named_tensors",
+    "norm_after",
+    "present_units",
+    "squared_norms",
+    "sum_per_unit",
+    "tensor_of",
+]
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -44,6 +55,25 @@ def check_finite(tensor: Tensor, name: str, what: str = "parameter") -> None:
         )
 
 
+def along(values: Tensor, member: Member) -> Scores:
+    """Sum a tensor over everything but the member's dimension.
+
+    Args:
+        values: Shape of the member's tensor.
+        member: Its dimension counts; where it stands for some output filters alone (the inputs of one group of a grouped convolution), the
+            sum is over those.
+
+    Returns:
+        ``(n,)`` float64: one sum for each of the member's positions.
+    """
+    if member.within is not None:
+        values = values[member.within[0] : member.within[1]]
+    others = [dim for dim in range(values.ndim) if dim != member.dim]
+    sums = values.double().sum(dim=others) if others else values.double()  # (size of the dimension,)
+    picked: Scores = sums.cpu().numpy()[member.positions]
+    return picked
+
+
 def sum_per_unit(values: Tensor, member: Member, units: int) -> Scores:
     """Sum a tensor over everything that belongs to each unit.
 
@@ -55,10 +85,30 @@ def sum_per_unit(values: Tensor, member: Member, units: int) -> Scores:
     Returns:
         ``(units,)`` float64; 0 for a unit that has no place in the tensor.
     """
-    others = [dim for dim in range(values.ndim) if dim != member.dim]
-    along = values.double().sum(dim=others) if others else values.double()  # (size of the dimension,)
-    picked = along.cpu().numpy()[member.positions]  # (n,)
-    return np.bincount(member.units, weights=picked, minlength=units).astype(np.float64)
+    return np.bincount(member.units, weights=along(values, member), minlength=units).astype(np.float64)
+
+
+def present_units(group: ChannelGroup) -> npt.NDArray[np.bool_]:
+    """``(units,)``: whether a unit has a place in any tensor. In a view of a dense graph over a cut network the others are gone.
+
+    All units of a group without members are present: nothing says otherwise.
+    """
+    if not group.members:
+        return np.ones(group.units, dtype=np.bool_)
+    present = np.zeros(group.units, dtype=np.bool_)
+    for member in group.members:
+        present[member.units] = True
+    return present
+
+
+def norm_after(graph: GroupedModel) -> dict[str, str]:
+    """Kernel -> the norm that runs directly after it, inside the same blocks: it scales what the kernel makes, and no sum."""
+    kernels = list(graph.kernels.values())
+    return {
+        before.name: after.name
+        for before, after in zip(kernels, kernels[1:], strict=False)
+        if after.kind == "norm" and before.kind != "norm" and before.blocks == after.blocks
+    }
 
 
 def squared_norms(tensors: Mapping[str, Tensor], member: Member, units: int) -> Scores:

@@ -23,9 +23,16 @@ def gain_terms(context: StageContext, *, gated: bool = True) -> list[Term]:
     assert context.importance is not None
     removable = set(context.removable)
     merged: dict[tuple[str, tuple[str, ...]], npt.NDArray[np.float64]] = {}
-    for (name, blocks), share in context.importance.shares.items():
+    curves = context.importance.curves
+    valued = {name for name, _ in curves}
+    parts = [
+        (name, blocks, layer_importance(context.graph.groups[name], context.importance.units[name], share))
+        for (name, blocks), share in context.importance.shares.items()
+        if name not in valued
+    ]
+    parts += [(name, blocks, curve) for (name, blocks), curve in curves.items()]
+    for name, blocks, per_width in parts:
         gate = tuple(block_variable(b) for b in blocks if b in removable) if gated else ()
-        per_width = layer_importance(context.graph.groups[name], context.importance.units[name], share)
         table = per_width[np.asarray(context.choices[name], dtype=np.int64)]
         key = (name, gate)
         merged[key] = merged[key] + table if key in merged else table
