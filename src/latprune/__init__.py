@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from latprune.export import load_result, restore
     from latprune.graph import ModelGraph as ModelGraph
     from latprune.graph.trace import trace
-    from latprune.latency import LatencyTables, Store, Target, build_tables, measure
+    from latprune.latency import KernelPredictor, LatencyTables, Store, Target, build_tables, measure
     from latprune.methods import MDP, SPLAMP, RandomChoice, Uniform
     from latprune.problem import Problem, Solution
     from latprune.program import ProgramModule, capture, load_program, save_program
@@ -26,25 +26,41 @@ if TYPE_CHECKING:
     from latprune.pruning.result import Result
     from latprune.pruning.run import FitContext, prune
     from latprune.pruning.verification import verify
+    from latprune.train import Recipe, evaluate, finetune
 
 __all__ = [
-    "MDP",
-    "SPLAMP",
     "Budget",
     "FitContext",
+    "FromScratch",
+    "GlobalThreshold",
+    "Greedy",
+    "HALP",
+    "KernelPredictor",
+    "Lamp",
     "LatencyTables",
+    "MDP",
     "ModelGraph",
     "Problem",
     "ProgramModule",
     "Pruner",
     "RandomChoice",
+    "Recipe",
     "Result",
+    "SMCP",
+    "SPLAMP",
+    "SinglePass",
+    "SoftMasks",
     "Solution",
+    "Stages",
     "Store",
     "Target",
     "Uniform",
+    "WidthRules",
     "build_tables",
     "capture",
+    "evaluate",
+    "finetune",
+    "fit_with",
     "load_program",
     "load_result",
     "measure",
@@ -56,17 +72,34 @@ __all__ = [
 ]
 
 _HOMES = {
-    "latprune.pruning.budget": ("Budget",),
     "latprune.export": ("load_result", "restore"),
     "latprune.graph": ("ModelGraph", "trace"),
-    "latprune.latency": ("LatencyTables", "Store", "Target", "build_tables", "measure"),
-    "latprune.methods": ("MDP", "SPLAMP", "RandomChoice", "Uniform"),
-    "latprune.pruning.run": ("FitContext", "prune"),
+    "latprune.latency": ("KernelPredictor", "LatencyTables", "Store", "Target", "build_tables", "measure"),
+    "latprune.methods": (
+        "HALP",
+        "MDP",
+        "SMCP",
+        "SPLAMP",
+        "FromScratch",
+        "GlobalThreshold",
+        "Greedy",
+        "Lamp",
+        "RandomChoice",
+        "SinglePass",
+        "SoftMasks",
+        "Stages",
+        "Uniform",
+    ),
+    "latprune.methods.width_rules": ("WidthRules",),
     "latprune.problem": ("Problem", "Solution"),
     "latprune.program": ("ProgramModule", "capture", "load_program", "save_program"),
+    "latprune.pruning.budget": ("Budget",),
+    "latprune.pruning.finetuning": ("fit_with",),
     "latprune.pruning.pruner": ("Pruner",),
     "latprune.pruning.result": ("Result",),
+    "latprune.pruning.run": ("FitContext", "prune"),
     "latprune.pruning.verification": ("verify",),
+    "latprune.train": ("Recipe", "evaluate", "finetune"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

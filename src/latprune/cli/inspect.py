@@ -36,8 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from latprune.cli.loading import example_inputs, load_model
-    from latprune.cli.prune import _min_widths
+    from latprune.cli.loading import example_inputs, glob_numbers, load_model
     from latprune.graph import trace
 
     model = load_model(args.model, args.model_arg, args.weights)
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         example_inputs(args.input),
         keep=args.keep,
         blocks_keep=args.blocks_keep,
-        min_widths=_min_widths(args.min_width) or None,
+        min_widths=dict(glob_numbers(args.min_width, "--min-width", int)) or None,
         within=args.within,
         form=args.form,
     )

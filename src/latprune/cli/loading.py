@@ -32,8 +32,9 @@ __all__ = [
     "InputSpec",
     "check_numbers",
     "conditions",
-    "existing_store",
     "example_inputs",
+    "existing_store",
+    "glob_numbers",
     "load_callable",
     "load_model",
     "load_tables",
@@ -125,6 +126,24 @@ class InputSpec:
     dtype: str = "float32"
     high: int = 2
     name: str | None = None
+
+
+def glob_numbers(entries: list[str], argument: str, kind: type[int] | type[float]) -> list[tuple[str, Any]]:
+    """``GLOB=NUMBER`` entries; a number alone has the glob ``*``."""
+    found = []
+    for entry in entries:
+        name, separator, value = entry.rpartition("=")
+        try:
+            number = kind(value)
+        except ValueError as error:
+            word = "an integer" if kind is int else "a number"
+            raise InvalidArgumentError(f"{argument} (={entry!r}) must have the form GROUP=N with {word} N") from error
+        if separator and not name:
+            raise InvalidArgumentError(f"{argument} (={entry!r}) must have the form GROUP=N")
+        if not separator and argument in ("--min-width", "--max-width"):
+            raise InvalidArgumentError(f"{argument} (={entry!r}) must have the form GROUP=N; for all groups write '*={value}'")
+        found.append((name or "*", number))
+    return found
 
 
 def parse_input(text: str) -> InputSpec:

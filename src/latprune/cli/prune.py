@@ -9,16 +9,20 @@ from latprune.cli.arguments import add_form_argument, add_model_arguments, add_t
 
 if TYPE_CHECKING:
     from latprune.methods import Method
+    from latprune.methods.width_rules import WidthRules
     from latprune.pruning.run import Fit
 
 __all__ = ["add_parser", "run"]
 
 _EPILOG = """\
 examples:
-  latprune prune --model torchvision.models:resnet50 --input 1x3x224x224 --budget 50% --importance magnitude -o pruned
+  latprune prune --model torchvision.models:resnet50 --input 1x3x224x224 --budget 50% --criterion magnitude -o pruned
   latprune prune --model nets.py:net --weights net.safetensors --input 1x3x32x32 --budget 8.5ms --engine onnxruntime \\
       --data nets.py:train_batches --test-data nets.py:test_batches --epochs 3 -o pruned
+  latprune prune --model nets.py:net --input 1x3x32x32 --budget params=467K --budget flops=13.36M \\
+      --method sp_lamp --method-arg stages=10 --method-arg between=mask -o pruned
 
+`latprune list` names the methods, criteria, solvers and engines, with their options.
 Interrupted? The same command with the same -o goes on where it stopped.
 """
 
@@ -28,36 +32,57 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "prune",
         help="prune a model to a budget",
-        description="Prune a model to a budget: trace, measure, score, solve, cut, fine-tune, measure again, save and report.",
+        description="Prune a model to a budget: trace, measure, score, solve, cut, recover, fine-tune, measure again, save and report.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_arguments(parser)
     add_target_arguments(parser)
     job = parser.add_argument_group("job")
-    job.add_argument("--budget", required=True, help="50%% (of the dense latency), 8.5ms, 2000/s, flops=45%%, params=1.2M")
-    job.add_argument("--method", default="mdp", help="mdp, sp_lamp, uniform or random (default: %(default)s)")
-    job.add_argument("--stages", type=int, help="stages of a staged method")
-    job.add_argument("--importance", choices=["taylor", "sp_lamp", "magnitude"], help="criterion (default: the method's own)")
-    job.add_argument("--no-blocks", action="store_true", help="keep all blocks (mdp)")
-    job.add_argument("--no-channels", action="store_true", help="remove whole blocks only (mdp)")
+    job.add_argument(
+        "--budget",
+        action="append",
+        required=True,
+        help="50%% (of the dense latency), 8.5ms, 2000/s, flops=45%%, params=1.2M; may be repeated: all are met",
+    )
+    job.add_argument("--method", default="mdp", help="pruning method (default: %(default)s)")
+    job.add_argument(
+        "--method-arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the method, such as stages=10; may be repeated",
+    )
+    job.add_argument("--criterion", "--importance", metavar="NAME", help="criterion that scores the channels (default: the method's own)")
+    job.add_argument("--criterion-arg", action="append", default=[], metavar="KEY=VALUE", help="option of the criterion; may be repeated")
+    job.add_argument("--stages", type=int, help="stages of a staged method: short for --method-arg stages=N")
+    job.add_argument("--no-blocks", action="store_true", help="keep all blocks: short for --method-arg blocks=false")
+    job.add_argument("--no-channels", action="store_true", help="remove whole blocks only: short for --method-arg channels=false")
     job.add_argument("--keep", action="append", default=[], metavar="GLOB", help="modules to leave whole; may be repeated")
     job.add_argument("--blocks-keep", action="append", default=[], metavar="GLOB", help="blocks that must stay; may be repeated")
-    job.add_argument("--min-width", action="append", default=[], metavar="GROUP=N", help="smallest width of a group; may be repeated")
+    job.add_argument("--min-width", action="append", default=[], metavar="GROUP=N", help="smallest width of a group or glob")
+    job.add_argument("--max-width", action="append", default=[], metavar="GROUP=N", help="largest width of a group or glob")
+    job.add_argument("--min-share", action="append", default=[], metavar="[GROUP=]X", help="smallest share of a group's channels, 0 to 1")
+    job.add_argument("--max-share", action="append", default=[], metavar="[GROUP=]X", help="largest share of a group's channels, 0 to 1")
+    job.add_argument("--multiple-of", action="append", default=[], metavar="[GROUP=]N", help="widths are multiples of N; may be repeated")
+    job.add_argument("--within", metavar="PATH", help="prune inside of this sub-module only")
     add_form_argument(job)
-    job.add_argument("--solver", help="exact, highs, group-knapsack, ... (default: the method's own)")
+    job.add_argument("--solver", help="solver of the pruning problem (default: the method's own)")
     job.add_argument("--time-limit", type=float, default=60.0, help="seconds that one solve may take (default: %(default)s)")
+    job.add_argument("--slack", type=float, default=0.03, help="how far below the budget the result may lie (default: %(default)s)")
+    job.add_argument("--narrow", action="store_true", help="if the end is measured over the budget, narrow once more")
     job.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     data = parser.add_argument_group("data and training")
-    data.add_argument("--data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for scoring and fine-tuning")
+    data.add_argument("--data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for scoring, recovery and fine-tuning")
     data.add_argument("--test-data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for accuracy")
     data.add_argument("--data-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of both; may be repeated")
-    data.add_argument("--importance-batches", type=int, default=16, help="batches to score with (default: %(default)s)")
+    data.add_argument("--importance-batches", type=int, default=16, help="batches to score with; 0 takes all (default: %(default)s)")
     data.add_argument("--recipe", help="fine-tuning recipe by name, for instance sp-lamp-cifar10")
     data.add_argument("--epochs", type=int, help="epochs of fine-tuning after each stage (needs --data); none by default")
     data.add_argument("--stage-epochs", type=int, help="epochs after every stage but the last (default: as after the last)")
     data.add_argument("--learning-rate", type=float, help="peak learning rate (default: the recipe's, else 0.02)")
-    data.add_argument("--train-precision", choices=["fp32", "bf16"], default="fp32", help="bf16: mixed precision (default: %(default)s)")
+    data.add_argument("--train-precision", choices=["fp32", "bf16"], help="bf16: mixed precision (default: the recipe's, else fp32)")
+    data.add_argument("--channels-last", action="store_true", help="train with channels-last weights (default: the recipe's)")
     data.add_argument("--distill", action="store_true", help="let the dense network teach while fine-tuning")
     data.add_argument("--train-threads", type=int, help="threads of fine-tuning and evaluation (default: all cores)")
     data.add_argument("--fit", metavar="MODULE:CALLABLE", help="fit(model, context) of your own instead of --epochs")
@@ -66,6 +91,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder for progress and result")
     out.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
     out.add_argument("--tables", metavar="FILE", help="latency tables of this model and target, from latprune measure -o (default: built)")
+    out.add_argument("--predictor", metavar="FILE", help="kernel predictor (latprune predictor train) in place of tables")
     out.add_argument(
         "--predict-only", action="store_true", help="measure nothing: the device is not here; take the word of --tables, less their error"
     )
@@ -78,37 +104,53 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from pathlib import Path
 
-    from latprune.cli.loading import example_inputs, load_callable, load_model, load_tables, parse_arguments, target_from
+    from latprune.cli.loading import (
+        example_inputs,
+        glob_numbers,
+        load_callable,
+        load_model,
+        load_tables,
+        parse_arguments,
+        target_from,
+    )
     from latprune.cli.progress import reporter
-    from latprune.latency import Store
+    from latprune.errors import OverBudgetError
+    from latprune.latency import KernelPredictor, Store
     from latprune.pruning.run import prune
 
     target = target_from(args)
+    method = _method(args)
+    widths = _width_rules(args)
     model = load_model(args.model, args.model_arg, args.weights)
     inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
     keywords = parse_arguments(args.data_arg, argument="--data-arg")
     batches = load_callable(args.data, argument="--data")(**keywords) if args.data else None
     output = Path(args.output)
-    tables = load_tables(args.tables) if args.tables else None
+    evaluate = _evaluate(args, keywords)
     result = prune(
         model,
         inputs,
         budget=args.budget,
         target=target,
-        method=_method(args),
+        method=method,
         data=batches,
-        fit=_fit(args, batches, keywords),
-        evaluate=_evaluate(args, keywords),
-        importance_batches=args.importance_batches,
+        fit=_fit(args, batches, evaluate),
+        evaluate=evaluate,
+        importance_batches=args.importance_batches or None,
         keep=args.keep,
         blocks_keep=args.blocks_keep,
-        min_widths=_min_widths(args.min_width),
-        tables=tables,
+        min_widths=dict(glob_numbers(args.min_width, "--min-width", int)),
+        widths=widths,
+        within=args.within,
+        tables=load_tables(args.tables) if args.tables else None,
+        predictor=KernelPredictor.load(args.predictor) if args.predictor else None,
         measure_latency=not args.predict_only,
         store=Store(args.store) if args.store else None,
         solver=args.solver,
         time_limit=args.time_limit,
         seed=args.seed,
+        slack=args.slack,
+        narrow=args.narrow,
         form=args.form,
         folder=output,
         constructor=args.model,
@@ -120,19 +162,32 @@ def run(args: argparse.Namespace) -> int:
         result.export_onnx(output / "result" / "model.onnx")
     print(result)
     own = "" if args.model.startswith("latprune.zoo:") else f" --model {args.model}"
+    own += "".join(f" --model-arg {argument}" for argument in args.model_arg)
     print(f"saved in {output / 'result'}; verify with: latprune verify {output / 'result'}{own}")
+    if result.verdict == "over":
+        record = result.record
+        raise OverBudgetError(
+            f"the delivered network lies at {record.budget_share or 0.0:.2%} of the budget {record.budget.text!r}; the result, its report "
+            "and exports are written. Run again with --narrow, or with a smaller budget",
+            budget_ms=record.budget.limit or 0.0,
+            measured_ms=(record.budget_share or 0.0) * (record.budget.limit or 0.0),
+        )
     return 0
 
 
 def _method(args: argparse.Namespace) -> Method:
-    from latprune.importance import MagnitudeConfig, SpLampConfig, TaylorConfig
+    from latprune.cli.loading import parse_arguments
+    from latprune.errors import InvalidArgumentError
+    from latprune.importance import get_criterion
     from latprune.methods import get_method
 
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = parse_arguments(args.method_arg, argument="--method-arg")
     if args.stages is not None:
         options["stages"] = args.stages
-    if args.importance is not None:
-        options["score"] = {"taylor": TaylorConfig, "sp_lamp": SpLampConfig, "magnitude": MagnitudeConfig}[args.importance]()
+    if args.criterion is not None:
+        options["score"] = get_criterion(args.criterion, **parse_arguments(args.criterion_arg, argument="--criterion-arg"))
+    elif args.criterion_arg:
+        raise InvalidArgumentError("--criterion-arg needs --criterion")
     if args.no_blocks:
         options["blocks"] = False
     if args.no_channels:
@@ -140,16 +195,17 @@ def _method(args: argparse.Namespace) -> Method:
     return get_method(args.method, **options)
 
 
-def _min_widths(entries: list[str]) -> dict[str, int]:
-    from latprune.errors import InvalidArgumentError
+def _width_rules(args: argparse.Namespace) -> WidthRules | None:
+    from latprune.cli.loading import glob_numbers
+    from latprune.methods.width_rules import WidthRules
 
-    found = {}
-    for entry in entries:
-        name, separator, value = entry.rpartition("=")
-        if not separator or not name or not value.isdigit():
-            raise InvalidArgumentError(f"--min-width (={entry!r}) must have the form GROUP=N with an integer N")
-        found[name] = int(value)
-    return found
+    multiple, largest = glob_numbers(args.multiple_of, "--multiple-of", int), glob_numbers(args.max_width, "--max-width", int)
+    least, most = glob_numbers(args.min_share, "--min-share", float), glob_numbers(args.max_share, "--max-share", float)
+    if not (multiple or largest or least or most):
+        return None
+    return WidthRules(
+        multiple_of=dict(multiple) or None, max_widths=dict(largest) or None, min_share=dict(least) or None, max_share=dict(most) or None
+    )
 
 
 def _evaluate(args: argparse.Namespace, keywords: dict[str, Any]) -> Any:
@@ -171,7 +227,7 @@ def _evaluate(args: argparse.Namespace, keywords: dict[str, Any]) -> Any:
     return None
 
 
-def _fit(args: argparse.Namespace, batches: Any, keywords: dict[str, Any]) -> Fit | None:
+def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:
     from dataclasses import replace
 
     from latprune.cli.loading import load_callable
@@ -186,15 +242,15 @@ def _fit(args: argparse.Namespace, batches: Any, keywords: dict[str, Any]) -> Fi
     from latprune.pruning.finetuning import fit_with
     from latprune.train import Distillation, ProgressPrinter, Recipe, recipe
 
-    chosen = recipe(args.recipe) if args.recipe else Recipe(epochs=args.epochs, learning_rate=args.learning_rate or 0.02, weight_decay=5e-4)
+    chosen = recipe(args.recipe) if args.recipe else Recipe(epochs=args.epochs, learning_rate=args.learning_rate or 0.02)
     if args.recipe and args.epochs is not None:
         chosen = chosen.with_epochs(args.epochs)
-    if args.learning_rate is not None:
-        chosen = replace(chosen, learning_rate=args.learning_rate)
-    chosen = replace(
-        chosen, precision=args.train_precision, channels_last=True, distillation=Distillation() if args.distill else chosen.distillation
-    )
+    given: dict[str, Any] = {
+        "learning_rate": args.learning_rate,
+        "precision": args.train_precision,
+        "channels_last": args.channels_last or None,
+        "distillation": Distillation() if args.distill else None,
+    }
+    chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     progress = None if args.quiet else ProgressPrinter()
-    return fit_with(
-        batches, chosen, stage_epochs=args.stage_epochs, evaluate=_evaluate(args, keywords), threads=args.train_threads, progress=progress
-    )
+    return fit_with(batches, chosen, stage_epochs=args.stage_epochs, evaluate=evaluate, threads=args.train_threads, progress=progress)

@@ -30,8 +30,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--tolerance",
         type=float,
-        default=0.04,
-        help="share of the budget that this measurement may lie above it, for the noise between processes (default: %(default)s)",
+        default=0.01,
+        help="share of the budget that the measured interval may lie above it (default: %(default)s)",
     )
     parser.add_argument("--no-save", action="store_true", help="do not append the outcome to the result")
     parser.set_defaults(run=run)

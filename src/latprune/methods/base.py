@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Selection
-from latprune.methods.schedule import Schedule, SinglePass
+from latprune.methods.schedule import Schedule, SinglePass, SoftMasks
 from latprune.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "Proposer",
     "StageContext",
     "get_method",
+    "method_type",
     "register_method",
     "registered_methods",
     "selection_of",
@@ -183,7 +184,7 @@ class Method(ABC):
     def rank(self, context: StageContext, removed_blocks: Iterable[str] = ()) -> Mapping[str, npt.NDArray[np.float64]]:
         """Ranking score per unit of each group, once ``removed_blocks`` are gone; the best are kept."""
         assert context.importance is not None
-        return context.importance.units
+        return context.importance.without(removed_blocks).units
 
     def finish(self, model: nn.Module, *, seed: int) -> None:  # noqa: B027
         """What the method does to the weights of the network that was cut and checked; nothing unless it says otherwise."""
@@ -199,11 +200,11 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-METHODS = Registry[Callable[..., Method]]("method", group="latprune.methods", hint="add one with latprune.methods.register_method")
+METHODS = Registry["type[Method]"]("method", group="latprune.methods", hint="add one with latprune.methods.register_method")
 """Methods by name."""
 
 
-M = TypeVar("M", bound="type[Method]")
+M = TypeVar("M", bound=type[Method])
 
 
 def register_method(cls: M) -> M:
@@ -223,21 +224,47 @@ def registered_methods() -> tuple[str, ...]:
     return METHODS.names()
 
 
+def method_type(name: str) -> type[Method]:
+    """The class of the method called ``name``.
+
+    Raises:
+        InvalidArgumentError: No such method.
+    """
+    return METHODS.get(name)
+
+
 def get_method(method: str | Method, **options: Any) -> Method:
     """The method called ``method`` with ``options``, or ``method`` itself if it is one.
 
+    Options may be plain values, as a command line has them: a criterion's name for ``score``, and for a schedule of soft masks ``True`` or
+    a mapping of its own options.
+
     Raises:
         InvalidArgumentError: No such method, or an option that it does not have.
+
+    Example:
+        >>> get_method("mdp", score="magnitude", soft_masks={"every": 20}).schedule.every
+        20
     """
     if isinstance(method, Method):
         if options:
             raise InvalidArgumentError(f"options {sorted(options)} cannot be combined with a method object; set them on {method!r}")
         return method
-    factory = METHODS.get(method)
+    found = method_type(method)
     try:
-        return factory(**options)
+        return found(**{name: _option(name, value) for name, value in options.items()})
     except TypeError as error:
         raise InvalidArgumentError(f"method {method!r}: {error}") from error
+
+
+def _option(name: str, value: Any) -> Any:
+    if name == "score" and isinstance(value, str):
+        from latprune.importance import get_criterion
+
+        return get_criterion(value)
+    if name in ("soft_masks", "masks") and (value is True or isinstance(value, Mapping)):
+        return SoftMasks(**(value if isinstance(value, Mapping) else {}))
+    return None if name == "soft_masks" and value is False else value
 
 
 def selection_of(graph: ModelGraph, ranking: Mapping[str, npt.NDArray[np.float64]], proposal: Proposal, since: Selection) -> Selection:

@@ -86,4 +86,5 @@ def only_present(importance: Importance, selection: Selection) -> Importance:
     return Importance(
         units={name: values * masks[name] if name in masks else values for name, values in found.units.items()},
         shares={(name, blocks): values * masks[name] if name in masks else values for (name, blocks), values in found.shares.items()},
+        curves=found.curves,
     )
