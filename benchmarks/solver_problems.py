@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from latprune.graph import Kernel, ModelGraph, Role, trace
-from latprune.resources.terms import block_variable, cost_terms
 from latprune.problem import Problem, Resource, Term, Variable
+from latprune.resources.terms import block_variable, cost_terms
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.vision import torchvision  # noqa: E402
@@ -76,7 +76,7 @@ def build(graph: ModelGraph, step: int, fraction: float, seed: int = 0) -> Probl
     constant = 0.05
     for kernel in graph.kernels.values():
         if kernel.macs:
-            more, fixed = cost_terms(kernel, partial(staircase, kernel, rng), choices, removable)
+            more, fixed = cost_terms(kernel.name, kernel.axes, partial(staircase, kernel, rng), choices, removable, kernel.blocks)
             terms += more
             constant += fixed
     resource = Resource(name="latency", unit="ms", constant=constant, terms=tuple(terms))

@@ -52,6 +52,7 @@ from latprune.latency.repeats import with_repeats
 from latprune.latency.sampling import selection_for
 from latprune.methods import get_method
 from latprune.methods.base import StageContext
+from latprune.resources import TabulatedLatency
 from latprune.surgery import prune
 
 
@@ -81,7 +82,12 @@ def solver_points(model: nn.Module, graph: ModelGraph, tables: LatencyTables, co
             shares={key: values * skew[key[0]] for key, values in scores.shares.items()},
         )
         context = StageContext(
-            graph=graph, importance=skewed, tables=tables, resource="latency", choices=choices, dense=tables.predict(), time_limit=30.0
+            graph=graph,
+            importance=skewed,
+            resource=TabulatedLatency(graph, tables),
+            choices=choices,
+            widths=graph.dense_widths(),
+            time_limit=30.0,
         )
         limit = random.uniform(0.2, 0.85) * tables.predict()
         found = get_method("mdp").prepare(context).propose(limit)

@@ -19,6 +19,7 @@ from latprune.latency.cache_effect import CacheEffect, Traffic, full_effect
 from latprune.latency.fitting import fit_tables
 from latprune.methods import MDP, StageContext
 from latprune.methods.crowded import CrowdedProposer
+from latprune.resources import MultiplyAdds, TabulatedLatency
 from latprune.resources.terms import block_variable
 from latprune.zoo import cifar_resnet
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine
@@ -213,26 +214,35 @@ def context(crowded: Crowded) -> StageContext:
     groups = crowded.graph.groups.values()
     choices = {g.name: tuple(sorted({max(1, g.columns // 4), max(1, g.columns // 2), g.columns})) for g in groups}
     importance = score(crowded.model, crowded.graph, MagnitudeConfig())
-    return StageContext(graph=crowded.graph, importance=importance, tables=tables, resource="latency", choices=choices, dense=1.0)
+    return StageContext(
+        graph=crowded.graph,
+        importance=importance,
+        resource=TabulatedLatency(crowded.graph, tables),
+        choices=choices,
+        widths=crowded.graph.dense_widths(),
+    )
+
+
+def _tables(context: StageContext) -> LatencyTables:
+    assert isinstance(context.resource, TabulatedLatency)
+    return context.resource.tables
 
 
 def test_networks_as_solvers_make_them_come_out_right(crowded: Crowded, context: StageContext) -> None:
     """Narrow early and dense late, or the other way round: the sizes of their kernels tell nothing of the network around them."""
-    assert context.tables is not None
     plain, errors = crowded.tables(caches=False), []
     for early, late in ((0.25, 1.0), (1.0, 0.25), (0.15, 1.0), (1.0, 0.15), (0.25, 0.5), (0.5, 0.25)):
         widths = {name: max(1, round(width * (late if "layer3" in name else early))) for name, width in crowded.dense.items()}
-        errors.append([abs(tables.predict(widths) / tables.dense_ms / crowded.share(widths) - 1.0) for tables in (context.tables, plain)])
+        errors.append([abs(tables.predict(widths) / tables.dense_ms / crowded.share(widths) - 1.0) for tables in (_tables(context), plain)])
     with_it, without = np.mean(errors, axis=0)
     assert with_it < 0.04 and with_it < 0.7 * without, (with_it, without)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.4, 0.25])
 def test_the_solvers_network_costs_what_the_tables_predict(context: StageContext, share: float) -> None:
-    assert context.tables is not None
     proposer, random = MDP().prepare(context), np.random.default_rng(0)
     assert isinstance(proposer, CrowdedProposer)
-    limit = share * context.tables.predict()
+    limit = share * _tables(context).predict()
     found = proposer.propose(limit)
     assert found.predicted == pytest.approx(context.predict(found.widths, found.removed_blocks))
     assert 0.7 * limit <= found.predicted <= limit * (1 + 1e-5)
@@ -250,7 +260,7 @@ def test_the_solvers_network_costs_what_the_tables_predict(context: StageContext
 def test_a_network_is_widened_up_to_a_higher_limit_and_narrowed_down_to_a_lower_one(
     context: StageContext, resource: str, method: MDP
 ) -> None:
-    inside = context if resource == "latency" else StageContext(**{**_fields(context), "resource": "flops", "tables": None})
+    inside = context if resource == "latency" else dataclasses.replace(context, resource=MultiplyAdds(context.graph))
     dense = inside.predict(context.graph.dense_widths())
     proposer = method.prepare(inside)
     found = proposer.propose(0.4 * dense)
@@ -273,10 +283,9 @@ def test_a_network_is_widened_up_to_a_higher_limit_and_narrowed_down_to_a_lower_
 
 
 def test_the_floor_can_be_proposed(context: StageContext) -> None:
-    assert context.tables is not None
     proposer = MDP(blocks=False).prepare(context)
     with pytest.raises(BudgetInfeasibleError) as caught:
-        proposer.propose(0.01 * context.tables.predict())
+        proposer.propose(0.01 * _tables(context).predict())
     floor = caught.value.floor["latency"]
     smallest = proposer.propose(floor * (1 + 1e-6))
     assert all(width == min(context.choices[name]) for name, width in smallest.widths.items())
@@ -287,8 +296,4 @@ def test_the_floor_can_be_proposed(context: StageContext) -> None:
 
 
 def test_without_an_effect_one_problem_does(context: StageContext) -> None:
-    assert not isinstance(MDP().prepare(StageContext(**{**_fields(context), "resource": "flops", "tables": None})), CrowdedProposer)
-
-
-def _fields(context: StageContext) -> dict[str, object]:
-    return {name: getattr(context, name) for name in context.__dataclass_fields__}
+    assert not isinstance(MDP().prepare(dataclasses.replace(context, resource=MultiplyAdds(context.graph))), CrowdedProposer)

@@ -11,8 +11,8 @@ import pytest
 from latprune.latency import LatencyTables, NetworkSample, Residual, TableStats, design_points
 from latprune.latency.fitting import fit_tables, predicted_and_measured
 from latprune.latency.neighbours import Condition, Neighbour, Observation, active, candidate_conditions, find_neighbours
-from latprune.resources.terms import block_variable, cost_terms
 from latprune.problem import Problem, Resource, Variable
+from latprune.resources.terms import block_variable, cost_terms
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, MadeUpMachine, axis, kernel
 
 STATS = TableStats(
@@ -176,7 +176,7 @@ def test_problems_count_neighbours_as_predictions_do() -> None:
 
     removable = ("a", "b", "c")
     changes = [(neighbour.removed, partial(change, neighbour)) for neighbour in neighbours]
-    terms, constant = cost_terms(item, table, choices, removable, changes)
+    terms, constant = cost_terms(item.name, item.axes, table, choices, removable, item.blocks, changes)
     variables = [Variable(name=name, choices=options) for name, options in choices.items()]
     variables += [Variable(name=block_variable(block), kind="block", choices=(0, 1)) for block in removable]
     costs = (Resource(name="latency", unit="ms", constant=constant, terms=tuple(terms)),)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from latprune.errors import InvalidArgumentError
 from latprune.graph import trace
 from latprune.importance import MagnitudeConfig, score
-from latprune.methods import MDP, StageContext, assemble
+from latprune.methods import StageContext, assemble
+from latprune.resources import MultiplyAdds, Parameters
 from latprune.resources.terms import block_variable
 from latprune.zoo import cifar_resnet, dense_network, mobilenet_v2, vgg16
 
@@ -28,10 +28,9 @@ def context_of(name: str, resource: str) -> StageContext:
     return StageContext(
         graph=graph,
         importance=score(model, graph, MagnitudeConfig()),
-        tables=None,
-        resource=resource,
+        resource={"flops": MultiplyAdds, "params": Parameters}[resource](graph),
         choices=choices,
-        dense=1.0,
+        widths=graph.dense_widths(),
     )
 
 
@@ -74,9 +73,3 @@ def test_channels_false_offers_no_widths():
     problem = assemble(context, limit=None, channels=False)
     assert all(len(v.choices) == 1 for v in problem.variables if v.kind == "width")
     assert sum(v.kind == "block" for v in problem.variables) == len(context.removable)
-
-
-def test_several_stages_with_blocks_are_refused():
-    with pytest.raises(InvalidArgumentError, match="blocks=False"):
-        MDP(stages=3)
-    assert MDP(stages=3, blocks=False).stages == 3

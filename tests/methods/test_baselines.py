@@ -7,6 +7,7 @@ import latprune
 from latprune.errors import BudgetInfeasibleError
 from latprune.methods import get_method
 from latprune.methods.base import StageContext
+from latprune.resources import MultiplyAdds
 from latprune.zoo import digits_resnet
 
 
@@ -17,17 +18,16 @@ def context() -> StageContext:
     return StageContext(
         graph=graph,
         importance=None,
-        tables=None,
-        resource="flops",
+        resource=MultiplyAdds(graph),
         choices={name: tuple(range(4, group.columns + 1, 4)) for name, group in graph.groups.items()},
-        dense=graph.macs(graph.dense_widths()),
+        widths=graph.dense_widths(),
     )
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.62, 0.9])
 def test_uniform_keeps_one_share_everywhere_and_uses_the_limit_up(context, share):
-    found = get_method("uniform").prepare(context).propose(share * context.dense)
-    assert 0.97 * share * context.dense <= found.predicted <= share * context.dense
+    found = get_method("uniform").prepare(context).propose(share * context.current)
+    assert 0.97 * share * context.current <= found.predicted <= share * context.current
     # One share explains every width, to less than a channel.
     groups = context.graph.groups
     assert max((found.widths[name] - 1) / group.columns for name, group in groups.items()) < min(
@@ -39,7 +39,7 @@ def test_uniform_keeps_one_share_everywhere_and_uses_the_limit_up(context, share
 @pytest.mark.parametrize("method", ["uniform", "random"])
 def test_walks_end_under_the_limit_and_refuse_one_below_their_end(context, method):
     proposer = get_method(method).prepare(context)
-    assert proposer.propose(0.5 * context.dense).predicted <= 0.5 * context.dense
+    assert proposer.propose(0.5 * context.current).predicted <= 0.5 * context.current
     with pytest.raises(BudgetInfeasibleError) as caught:
         proposer.propose(1.0)
     assert caught.value.floor["flops"] > 1.0

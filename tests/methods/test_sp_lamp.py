@@ -12,6 +12,7 @@ from latprune.importance import Importance, SpLampConfig, score
 from latprune.methods import SPLAMP, StageContext
 from latprune.methods.assemble import gain_terms
 from latprune.methods.sp_lamp import contributions
+from latprune.resources import MultiplyAdds, UntabulatedLatency
 from latprune.zoo import cifar_resnet
 
 
@@ -21,10 +22,13 @@ def context() -> StageContext:
     model = cifar_resnet(20).eval()
     graph = trace(model, torch.randn(1, 3, 32, 32))
     choices = {g.name: tuple(range(1, g.columns + 1)) for g in graph.groups.values()}
-    context = StageContext(
-        graph=graph, importance=score(model, graph, SpLampConfig()), tables=None, resource="flops", choices=choices, dense=0.0
+    return StageContext(
+        graph=graph,
+        importance=score(model, graph, SpLampConfig()),
+        resource=MultiplyAdds(graph),
+        choices=choices,
+        widths=graph.dense_widths(),
     )
-    return replace(context, dense=context.predict(graph.dense_widths()))
 
 
 def test_contributions_are_differences_of_the_whole_network(context):
@@ -33,14 +37,14 @@ def test_contributions_are_differences_of_the_whole_network(context):
     for name, table in found.items():
         assert table[-1] == 0.0
         half = dense[name] // 2
-        expected = context.predict({**dense, name: half}) - context.dense
+        expected = context.predict({**dense, name: half}) - context.current
         assert table[half - 1] == pytest.approx(expected, rel=1e-12)
 
 
 def test_each_kernel_is_counted_by_its_producer_and_its_consumer(context):
     """Taking every group to nothing saves about twice what the network costs: the linearisation that stages correct."""
     total = -sum(float(table[0]) for table in contributions(context).values())
-    assert 1.5 * context.dense < total < 2.2 * context.dense
+    assert 1.5 * context.current < total < 2.2 * context.current
 
 
 def test_whole_network_times_are_kept_even_where_fewer_channels_are_slower(context):
@@ -50,20 +54,20 @@ def test_whole_network_times_are_kept_even_where_fewer_channels_are_slower(conte
         assert choices == few
         return {name: np.array([0.25, -0.5, 0.0]) for name in choices}
 
-    timed = replace(context, resource="latency", choices=few, measure_alone=measure)
+    timed = replace(context, resource=UntabulatedLatency(context.graph, 8.0), choices=few, measure_alone=measure)
     assert all(np.array_equal(table, [0.25, -0.5, 0.0]) for table in contributions(timed, whole_network=True).values())
     with pytest.raises(InvalidArgumentError, match="needs a latency budget"):
         contributions(replace(context, choices=few, measure_alone=measure), whole_network=True)
     with pytest.raises(InvalidArgumentError, match="to measure"):
-        contributions(replace(context, resource="latency", choices=few), whole_network=True)
+        contributions(replace(context, resource=UntabulatedLatency(context.graph, 8.0), choices=few), whole_network=True)
 
 
 def test_the_answer_meets_the_linearised_row_and_keeps_the_best_channel_of_each_group(context):
     proposer = SPLAMP().prepare(context)
-    limit = 0.6 * context.dense
+    limit = 0.6 * context.current
     proposal = proposer.propose(limit)
     found = contributions(context)
-    row = context.dense + sum(float(found[name][width - 1]) for name, width in proposal.widths.items())
+    row = context.current + sum(float(found[name][width - 1]) for name, width in proposal.widths.items())
     assert row <= limit * (1 + 1e-9)
     assert row >= 0.9 * limit
     assert min(proposal.widths.values()) >= 1

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from latprune.graph.types import ChannelGroup
-from latprune.methods.choices import restrict_choices
 
 __all__ = ["WidthRules"]
 
@@ -35,6 +34,8 @@ class WidthRules:
         Raises:
             InvalidArgumentError: A glob matches no group, or a rule leaves a group without a width.
         """
+        from latprune.methods.choices import restrict_choices
+
         return restrict_choices(
             choices,
             groups,
