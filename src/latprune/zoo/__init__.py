@@ -17,6 +17,7 @@ from latprune.zoo.loading import (
     Normalisation,
     augment,
 )
+from latprune.zoo.vit import VisionTransformer, cifar_vit
 
 __all__ = [
     "CIFAR10_NORMALISATION",
@@ -39,12 +40,14 @@ __all__ = [
     "SingleShotDetector",
     "StreamingDetector",
     "UNet",
+    "VisionTransformer",
     "augment",
     "cifar10",
     "cifar10_test",
     "cifar10_train",
     "cifar_resnet",
     "cifar_resnet18",
+    "cifar_vit",
     "dense_network",
     "detection_neck",
     "digits",

@@ -1,0 +1,176 @@
+"""The contract of a pruning method as a test class: subclass it to check one of your own.
+
+Example:
+    >>> class TestMine(MethodContract):  # doctest: +SKIP
+    ...     @pytest.fixture
+    ...     def method(self):
+    ...         return MyMethod()
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latprune.errors import BudgetInfeasibleError
+from latprune.methods import Method, SoftMasks
+from latprune.methods.assemble import is_unary
+from latprune.pruning.pruner import Pruner
+from latprune.pruning.result import Result
+from latprune.pruning.run import prune
+from latprune.solve import Greedy, GroupKnapsack, solve
+from latprune.zoo import cifar_resnet, digits_resnet, mobilenet_v2
+
+__all__ = ["NETWORKS", "MethodContract"]
+
+_SHARE = 0.6
+
+NETWORKS = {
+    "residual": lambda: digits_resnet(blocks=2, widths=(8, 16, 16)),
+    "padded shortcuts": lambda: cifar_resnet(8),
+    "depthwise": lambda: mobilenet_v2(num_classes=10, width_multiplier=0.25),
+}
+"""The small networks that every method is run on."""
+
+
+class MethodContract:
+    """What every method promises, on three small networks and a budget on multiply-adds.
+
+    The subclass has a pytest fixture ``method``. The cases are run inside each test, one network after the other.
+    """
+
+    def test_meets_the_budget(self, method: Method, tmp_path: Path) -> None:
+        """The delivered network is at or under the limit, counted from its parameters as it stands, and equals the masked one."""
+        for name, result in self._results(method):
+            record = result.record
+            assert record.pruned.macs <= _SHARE * record.dense.macs, name
+            assert record.pruned.parameters == sum(p.numel() for p in result.model.parameters()), name
+            assert record.equality is not None and record.equality.max_rel_error < 1e-6, name
+
+    def test_uses_the_budget(self, method: Method) -> None:
+        """At most a quarter of what the budget allows is left lying: a method that prunes more than asked gives accuracy away."""
+        for name, result in self._results(method):
+            assert result.record.pruned.macs >= 0.75 * _SHARE * result.record.dense.macs, name
+
+    def test_is_deterministic(self, method: Method) -> None:
+        """The same call gives the same network and weights."""
+        for (name, first), (_, second) in zip(self._results(method), self._results(method), strict=True):
+            mine, theirs = first.model.state_dict(), second.model.state_dict()
+            assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine), name
+
+    def test_goes_on_from_its_saved_state(self, method: Method) -> None:
+        """A pruner that is rebuilt and loaded after its first stage ends with the network that an uninterrupted one ends with."""
+        if isinstance(method.schedule, SoftMasks) or method.schedule.count == 1:
+            return
+        for name in NETWORKS:
+            straight = _pruner(name, method)
+            while not straight.done:
+                straight.step(_batches(name))
+            first = _pruner(name, method)
+            first.step(_batches(name))
+            second = _pruner(name, method)
+            second.load_state_dict(first.state_dict())
+            second.model.load_state_dict(first.model.state_dict())
+            while not second.done:
+                second.step(_batches(name))
+            mine, theirs = straight.model.state_dict(), second.model.state_dict()
+            assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine), name
+
+    def test_is_no_worse_than_plain_solvers_by_its_own_objective(self, method: Method) -> None:
+        """Where the method solves a problem, a threshold by gain per cost and, for unary costs, the paper's integer knapsack do no better."""
+        for name, result in self._results(method):
+            problem, solution = result.problem, result.solution
+            if problem is None or solution is None or solution.gain is None:
+                continue
+            rivals = [Greedy(), *([GroupKnapsack(units=2000)] if is_unary(problem) else [])]
+            for rival in rivals:
+                other = solve(problem, solver=rival)
+                if other.gain is not None:
+                    assert solution.gain >= other.gain - 1e-9 * abs(other.gain), (name, rival.name)
+
+    def test_refuses_what_cannot_be_met_and_changes_nothing(self, method: Method) -> None:
+        """A budget below the floor is an error that carries the lowest value; the model is as it was."""
+        for name in NETWORKS:
+            model = _network(name)
+            before = copy.deepcopy(model.state_dict())
+            pruner = Pruner(model, _example(name), budget="flops=0.01%", method=method, measure_latency=False)
+            try:
+                while not pruner.done:
+                    pruner.step(_batches(name))
+            except BudgetInfeasibleError as error:
+                assert error.floor, name
+            else:
+                raise AssertionError(f"{name}: a budget of a ten-thousandth was met")
+            if not pruner.reports:
+                after = model.state_dict()
+                assert all(torch.equal(before[key], after[key]) for key in before), name
+
+    def _results(self, method: Method) -> Iterator[tuple[str, Result]]:
+        for name in NETWORKS:
+            yield (
+                name,
+                prune(
+                    _network(name),
+                    _example(name),
+                    budget=f"flops={100 * _SHARE:g}%",
+                    method=method,
+                    data=_batches(name),
+                    fit=_train if isinstance(method.schedule, SoftMasks) else None,
+                    measure_latency=False,
+                ),
+            )
+
+
+def _network(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = NETWORKS[name]()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def _channels(name: str) -> int:
+    return 1 if name == "residual" else 3
+
+
+def _example(name: str) -> torch.Tensor:
+    return torch.randn(1, _channels(name), 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def _batches(name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    return [
+        (torch.randn(8, _channels(name), 32, 32, generator=generator), torch.randint(0, 10, (8,), generator=generator)) for _ in range(3)
+    ]
+
+
+def _pruner(name: str, method: Method) -> Pruner:
+    return Pruner(_network(name), _example(name), budget=f"flops={100 * _SHARE:g}%", method=method, measure_latency=False)
+
+
+def _train(model: nn.Module, context: Any) -> None:
+    """A few steps under masks that are solved for again at each."""
+    steps, torch_state = 12, torch.get_rng_state()
+    torch.manual_seed(3)
+    first = next(model.parameters())
+    generator = torch.Generator().manual_seed(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    driver = context.attach(optimizer, steps)
+    model.train()
+    for _ in range(steps):
+        images = torch.randn(8, first.shape[1], 32, 32, generator=generator)
+        labels = torch.randint(0, 10, (8,), generator=generator)
+        driver.before_forward()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        driver.after_backward()
+        optimizer.step()
+    model.eval()
+    torch.set_rng_state(torch_state)

@@ -1,0 +1,73 @@
+"""Schedules: ramps, what happens between stages, and options that break their rules."""
+
+import math
+
+import pytest
+
+from latprune.errors import InvalidArgumentError
+from latprune.methods import HALP, MDP, SMCP, SPLAMP, FromScratch, SinglePass, SoftMasks, Stages, get_method
+
+
+def test_a_linear_ramp_is_sp_lamps_and_an_exponential_one_halps():
+    linear, exponential = Stages(stages=4), Stages(stages=4, ramp="exponential")
+    assert [linear.limit(stage=s, dense=8.0, limit=2.0) for s in (1, 2, 3, 4)] == [6.5, 5.0, 3.5, 2.0]
+    found = [exponential.limit(stage=s, dense=8.0, limit=2.0) for s in (1, 2, 3, 4)]
+    assert found == pytest.approx([8.0 * (2.0 / 8.0) ** (s / 4) for s in (1, 2, 3, 4)])
+    assert found[-1] == 2.0
+
+
+def test_the_last_stage_is_always_measured():
+    assert [Stages(stages=3, measure="last").measured(s) for s in (1, 2, 3)] == [False, False, True]
+    assert [Stages(stages=3).measured(s) for s in (1, 2, 3)] == [True, True, True]
+    assert SinglePass().measured(1)
+
+
+def test_soft_masks_warm_up_ramp_and_cool_down():
+    soft = SoftMasks(warmup=0.2, cooldown=0.3, every=5)
+    limits = [soft.limit_at(step=s, steps=100, dense=8.0, limit=2.0) for s in range(101)]
+    assert limits[19] is None and limits[20] == pytest.approx(8.0)
+    assert all(limit == 2.0 for limit in limits[70:])
+    ramp = limits[20:70]
+    assert all(a > b for a, b in zip(ramp, ramp[1:], strict=False))
+    assert math.log(ramp[25]) == pytest.approx((math.log(8.0) + math.log(2.0)) / 2)
+    assert [s for s in range(20) if soft.due(s)] == [0, 5, 10, 15]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Stages(stages=0), r"stages \(=0\)"),
+        (lambda: Stages(ramp="cubic"), r"ramp \(='cubic'\) must be one of linear, exponential"),
+        (lambda: Stages(between="sleep"), "between"),
+        (lambda: SoftMasks(warmup=0.7, cooldown=0.5), "together at most 1"),
+        (lambda: SoftMasks(every=0), r"every \(=0\)"),
+        (lambda: MDP(channels=False, blocks=False), "nothing is left to prune"),
+        (lambda: MDP(stages=3, soft_masks=SoftMasks()), "soft_masks"),
+        (lambda: MDP(stages=0), r"stages \(=0\)"),
+        (lambda: HALP(floor=1.5), r"floor \(=1.5\)"),
+        (lambda: SPLAMP(between="later"), "between"),
+        (lambda: FromScratch(structure="sp_lamp"), "cuts in one pass"),
+        (lambda: FromScratch(structure="from_scratch"), "cuts in one pass"),
+        (lambda: get_method("mdp", steps=3), "unexpected keyword"),
+        (lambda: get_method("mpd"), "must be one of"),
+    ],
+)
+def test_options_that_break_their_rules_are_told(make, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        make()
+
+
+def test_plain_values_make_options():
+    method = get_method("mdp", score="sp_lamp", soft_masks=True)
+    assert isinstance(method.schedule, SoftMasks) and type(method.importance).__name__ == "SpLampConfig"
+    assert get_method("smcp", masks={"every": 3}).schedule.due(3)
+    assert get_method("mdp", soft_masks=False).schedule == SinglePass()
+
+
+def test_options_are_json():
+    import json
+
+    for method in (HALP(), SMCP(), SPLAMP(), MDP(soft_masks=SoftMasks()), FromScratch(structure=MDP(blocks=False))):
+        options = json.loads(json.dumps(method.options()))
+        assert options
+    assert MDP(stages=10).schedule.count == 10 and MDP(stages=10, blocks=True).schedule.after_stage == "cut"
