@@ -4,6 +4,7 @@ from latprune.surgery.apply import prune, replay
 from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 from latprune.surgery.masked import MaskedModel, masked
 from latprune.surgery.masked_rules import register_masked_rule
+from latprune.surgery.present import PresentModel, present
 from latprune.surgery.removed import RemovedBranch, RemovedPart
 from latprune.surgery.training_masks import TrainingMask
 from latprune.surgery.verify import EqualityReport, check_equal, compare, random_inputs
@@ -17,6 +18,7 @@ __all__ = [
     "EqualityReport",
     "MaskedModel",
     "PartEdit",
+    "PresentModel",
     "RemovedBranch",
     "RemovedPart",
     "ScaleEdit",
@@ -25,6 +27,7 @@ __all__ = [
     "check_equal",
     "compare",
     "masked",
+    "present",
     "prune",
     "random_inputs",
     "register_masked_rule",

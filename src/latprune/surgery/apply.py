@@ -19,22 +19,24 @@ from latprune.surgery.removed import RemovedBranch, RemovedPart
 __all__ = ["prune", "replay"]
 
 
-def prune(model: nn.Module, graph: ModelGraph, selection: Selection) -> ArchitectureEdits:
+def prune(model: nn.Module, graph: ModelGraph, selection: Selection, *, since: Selection | None = None) -> ArchitectureEdits:
     """Remove channels and blocks from ``model``, in place and physically.
 
     Parameters are replaced by smaller ones (same dtype, device, memory format, ``requires_grad``; a gradient that is there is cut
     alike), so an optimizer has to be built anew afterwards. Tied parameters stay tied. The model's training flags stay.
 
     Args:
-        model: The model that ``graph`` was traced from.
-        graph: Its traced graph.
-        selection: Units to keep and blocks to remove.
+        model: The model that ``graph`` was traced from, or what earlier cuts left of it.
+        graph: The graph of the dense model.
+        selection: Units of the dense model to keep and blocks to remove.
+        since: The selection that the model was cut to before; None: it is dense.
 
     Returns:
-        The edits, for :func:`replay` and for saving.
+        The edits from the model as it was to what it is now, for :func:`replay` and for saving. Those of several cuts follow each other
+        (:meth:`ArchitectureEdits.then`).
 
     Raises:
-        InvalidArgumentError: The selection does not fit the graph.
+        InvalidArgumentError: The selection does not fit the graph, or brings back what is gone.
         SurgeryError: The model does not fit the graph.
 
     Example:
@@ -42,7 +44,7 @@ def prune(model: nn.Module, graph: ModelGraph, selection: Selection) -> Architec
         >>> kept = {name: np.arange(g.units // 2) for name, g in graph.groups.items() if g.rows == 1}
         >>> edits = latprune.surgery.prune(model, graph, Selection(kept=kept))
     """
-    step = plan_step(model, graph, selection)
+    step = plan_step(model, graph, selection, since)
     _apply(model, step)
     return ArchitectureEdits(steps=(step,))
 
@@ -109,7 +111,10 @@ def _apply(model: nn.Module, step: EditStep) -> None:
         value: Any = a.after
         if isinstance(value, tuple) and isinstance(getattr(module, a.name), list):
             value = list(value)
-        setattr(module, a.name, value)
+        if isinstance(module, RemovedPart):
+            module.was[a.name] = value
+        else:
+            setattr(module, a.name, value)
     forget_cached(model)
     if isinstance(model, ProgramModule):
         for branch in step.branches:

@@ -1,4 +1,4 @@
-"""From a traced model and a selection to edits: which positions of which tensors stay, and what follows from that."""
+"""From a traced dense model and selections of it to edits: which positions of which tensors stay, and what follows from that."""
 
 from __future__ import annotations
 
@@ -6,141 +6,96 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
-from latprune.errors import InvalidArgumentError, SurgeryError
+from latprune.errors import SurgeryError
 from latprune.graph import ModelGraph, Selection
-from latprune.graph.surgery_plan import BranchCut, ModuleReplacement, PartReplacement, TailStep, TensorPlan, UnitsOfPlaces
+from latprune.graph.surgery_plan import BranchCut, ModuleReplacement, PartReplacement, ScaleTarget, TailStep
 from latprune.graph.trace import INPUT_WEIGHTS
 from latprune.program.module import ProgramModule
 from latprune.surgery.edits import AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
+from latprune.surgery.kept import Kept, TensorPlaces, kept_of, nested, places_of
+from latprune.surgery.removed import RemovedBranch
 
-__all__ = ["plan_step"]
-
-IntArray = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
-
-def _masks(graph: ModelGraph, selection: Selection) -> dict[str, Mask]:
-    """For each group which units stay.
-
-    Raises:
-        InvalidArgumentError: A group is unknown, or its units break the rules of a selection.
-    """
-    masks: dict[str, Mask] = {}
-    for name in selection.kept:
-        if name not in graph.groups:
-            raise InvalidArgumentError(f"selection.kept names '{name}', which is no channel group of this model")
-    for name, group in graph.groups.items():
-        mask = np.ones(group.units, dtype=bool)
-        if name in selection.kept:
-            kept = np.asarray(selection.kept[name], dtype=np.int64)
-            if kept.ndim != 1 or kept.size == 0 or (np.diff(kept) <= 0).any() or kept[0] < 0 or kept[-1] >= group.units:
-                raise InvalidArgumentError(f"selection.kept['{name}'] must hold increasing unit indices from 0 to {group.units - 1}")
-            mask[:] = False
-            mask[kept] = True
-            counts = mask.reshape(group.rows, group.columns).sum(axis=1)
-            if (counts != counts[0]).any():
-                raise InvalidArgumentError(f"selection.kept['{name}'] must keep the same number of units in each of the {group.rows} rows")
-            if counts[0] < group.min_width:
-                raise InvalidArgumentError(
-                    f"selection.kept['{name}'] keeps {counts[0]} units in a row; at least {group.min_width} (min_width) are needed"
-                )
-        masks[name] = mask
-    for block in selection.removed_blocks:
-        if block not in graph.blocks:
-            raise InvalidArgumentError(f"selection.removed_blocks names '{block}', which is no block of this model")
-        if not graph.blocks[block].removable:
-            raise InvalidArgumentError(f"block '{block}' cannot be removed: {graph.blocks[block].reason}")
-    return masks
+__all__ = ["plan_step", "scale_factors"]
 
 
-def _places(places: tuple[UnitsOfPlaces, ...], masks: Mapping[str, Mask]) -> Mask:
-    """Which places stay: those whose units all stay."""
-    keep: Mask | None = None
-    for entry in places:
-        here = masks[entry.group][entry.units] | (entry.units < 0)
-        keep = here if keep is None else keep & here
-    if keep is None:
-        raise SurgeryError("a tensor dimension without units cannot be cut")
-    return keep
+def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: Selection | None = None) -> EditStep:
+    """The edits that bring ``model``, which was cut to ``since``, to ``selection``.
 
+    Both selections are of the dense graph; the edits are of the model as it is now.
 
-def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection) -> EditStep:
-    """The edits that bring ``model`` to ``selection``.
+    Args:
+        model: The dense model, or what earlier cuts left of it.
+        graph: Graph of the dense model.
+        selection: What is to stay.
+        since: What earlier cuts left; None: the model is dense.
 
     Raises:
-        InvalidArgumentError: The selection does not fit the graph.
+        InvalidArgumentError: A selection does not fit the graph, or ``selection`` brings back what ``since`` removed.
         SurgeryError: The model does not fit the graph.
     """
     if graph.program is not None and not isinstance(model, ProgramModule):
         raise SurgeryError("the graph is that of a captured program: prune graph.program, not the model that it was captured from")
-    masks = _masks(graph, selection)
-    removed = selection.removed_blocks
-    gone = _gone(graph, removed)
+    before = kept_of(graph, since)
+    after = nested(before, kept_of(graph, selection)) if since is not None else kept_of(graph, selection)
     shapes = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
     tensors: list[TensorEdit] = []
     new_shapes: dict[str, tuple[int, ...]] = {}
     grouped_counts: dict[str, int] = {}
-    for name, tensor in graph.plan.tensors.items():
+    for name in graph.plan.tensors:
+        if name in before.gone:
+            continue
         if name not in shapes:
             raise SurgeryError(f"tensor '{name}' of the traced model does not exist in this one; trace the model that is to be pruned")
-        if any(name == g or name.startswith(f"{g}.") for g in gone):
+        if name in after.gone:
             continue
-        edit = _tensor_edit(name, shapes[name], tensor, masks, grouped_counts)
+        left = after.places(name)
+        edit = _tensor_edit(name, shapes[name], before.places(name), left, cut_before=since is not None)
+        if left.grouped is not None:
+            grouped_counts[name] = len(left.groups_left())
         if edit is not None:
             tensors.append(edit)
             new_shapes[name] = _shape_after(edit)
-    attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts, graph.plan.aliases)
-    attributes += _followed_attributes(model, graph, masks, attributes)
-    outermost = [name for name in graph.blocks if name in removed and not set(graph.blocks[name].parents) & removed]
-    blocks: list[BlockEdit] = []
-    branches: list[BranchEdit] = []
-    for name in outermost:
-        removal = graph.plan.removals[name]
-        if isinstance(removal, BranchCut):
-            branches.append(
-                BranchEdit(name=name, join=removal.join, operand=removal.operand, skipped=removal.skipped, tensors=removal.tensors)
-            )
-        else:
-            blocks.append(_block_edit(name, removal))
-    scales = tuple(s for s in _scales(graph, masks) if not any(s.name == g or s.name.startswith(f"{g}.") for g in gone))
-    return EditStep(scales=scales, tensors=tuple(tensors), attributes=tuple(attributes), blocks=tuple(blocks), branches=tuple(branches))
+    attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts, graph.plan.aliases, before)
+    attributes += _followed_attributes(model, graph, before, after, attributes)
+    blocks, branches = _removals(model, graph, before, after)
+    return EditStep(
+        scales=tuple(_scales(graph, before, after)),
+        tensors=tuple(tensors),
+        attributes=tuple(attributes),
+        blocks=tuple(blocks),
+        branches=tuple(branches),
+    )
 
 
-def _gone(graph: ModelGraph, removed: frozenset[str]) -> set[str]:
-    """Prefixes of tensors that go with removed blocks: the tensors themselves, by name."""
-    return {name for name, blocks in graph.tensor_blocks.items() if removed & set(blocks)}
-
-
-def _tensor_edit(
-    name: str,
-    shape: tuple[int, ...],
-    plan: TensorPlan,
-    masks: Mapping[str, Mask],
-    grouped_counts: dict[str, int],
-) -> TensorEdit | None:
+def _tensor_edit(name: str, shape: tuple[int, ...], before: TensorPlaces, after: TensorPlaces, *, cut_before: bool) -> TensorEdit | None:
+    """The slices of one tensor: positions among the places that were there before."""
     keep: dict[int, tuple[int, ...]] = {}
-    grouped: tuple[tuple[int, int, tuple[int, ...]], ...] | None = None
-    for dim, units in plan.dims.items():
-        places = _places(units, masks)
-        if places.ndim == 2:
-            per_row = shape[0] // plan.groups
-            alive = [k for k in range(plan.groups) if places[k].any()]
-            grouped_counts[name] = len(alive)
-            if not places.all():
-                grouped = tuple((k * per_row, (k + 1) * per_row, tuple(np.flatnonzero(places[k]).tolist())) for k in alive)
-            continue
-        if places.shape[0] != shape[dim]:
-            raise SurgeryError(f"tensor '{name}' has {shape[dim]} places along dimension {dim}; the traced model had {places.shape[0]}")
-        if not places.any():
+    for dim, places in after.dims.items():
+        there = before.dims[dim]
+        _require_size(name, shape, dim, int(there.sum()), cut_before)
+        left = places[there]
+        if not left.any():
             raise SurgeryError(f"the selection would empty dimension {dim} of '{name}'")
-        if not places.all():
-            keep[dim] = tuple(np.flatnonzero(places).tolist())
+        if not left.all():
+            keep[dim] = tuple(np.flatnonzero(left).tolist())
+    grouped: tuple[tuple[int, int, tuple[int, ...]], ...] | None = None
+    if before.grouped is not None and after.grouped is not None:
+        _require_size(name, shape, 1, int(before.grouped[before.groups_left()[0]].sum()), cut_before)
+        if (before.grouped != after.grouped).any():
+            grouped = tuple(
+                (*before.rows_left(k), tuple(np.flatnonzero(after.grouped[k][before.grouped[k]]).tolist())) for k in after.groups_left()
+            )
     if not keep and grouped is None:
         return None
     return TensorEdit(name=name, shape=shape, keep=keep, grouped=grouped)
+
+
+def _require_size(name: str, shape: tuple[int, ...], dim: int, expected: int, cut_before: bool) -> None:
+    if shape[dim] != expected:
+        rule = "the selection that it was cut to (since) leaves" if cut_before else "the traced model had"
+        raise SurgeryError(f"tensor '{name}' has {shape[dim]} places along dimension {dim}; {rule} {expected}")
 
 
 def _shape_after(edit: TensorEdit) -> tuple[int, ...]:
@@ -150,12 +105,24 @@ def _shape_after(edit: TensorEdit) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def _module(model: nn.Module, path: str, before: Kept) -> nn.Module | None:
+    """The module at a path; None where an earlier cut removed it with its block."""
+    try:
+        module = model.get_submodule(path)
+    except AttributeError as error:
+        if before.removed_blocks:
+            return None
+        raise SurgeryError(f"this model has no module '{path}', which the traced one had; trace the model that is to be pruned") from error
+    return None if isinstance(module, RemovedBranch) else module
+
+
 def _layer_attributes(
     model: nn.Module,
     tensors: list[TensorEdit],
     shapes: Mapping[str, tuple[int, ...]],
     grouped_counts: Mapping[str, int],
     aliases: Mapping[str, str],
+    earlier: Kept,
 ) -> list[AttributeEdit]:
     """The sizes that PyTorch's own layers keep beside their weights."""
     edits: list[AttributeEdit] = []
@@ -163,7 +130,7 @@ def _layer_attributes(
     cut |= {alias: name for alias, name in aliases.items() if name in cut}
     for place, name_of_tensor in cut.items():
         path, _, leaf = place.rpartition(".")
-        module = model.get_submodule(path)
+        module = _module(model, path, earlier)
         after = shapes[name_of_tensor]
         wanted: dict[str, int | tuple[int, ...]] = {}
         if isinstance(module, nn.modules.conv._ConvNd) and leaf == "weight":
@@ -201,42 +168,84 @@ def _layer_attributes(
     return edits
 
 
-def _followed_attributes(model: nn.Module, graph: ModelGraph, masks: Mapping[str, Mask], known: list[AttributeEdit]) -> list[AttributeEdit]:
+def _followed_attributes(model: nn.Module, graph: ModelGraph, before: Kept, after: Kept, known: list[AttributeEdit]) -> list[AttributeEdit]:
     """Amounts of zero channels, and attributes that the traced run showed to feed sizes (``num_heads``, ``head_dim``, split sizes, ...)."""
-    widths = {name: int(mask.sum()) // graph.groups[name].rows for name, mask in masks.items()}
-    wanted = {(p.module, p.attribute): int(_places(p.places, masks).sum()) for p in graph.plan.paddings}
-    wanted |= {(f.module, f.attribute): f.axis.size(widths) for f in graph.plan.attributes}
+    wanted = {(p.module, p.attribute): int(places_of(p.places, after.units).sum()) for p in graph.plan.paddings}
+    wanted |= {(f.module, f.attribute): f.axis.size(after.widths) for f in graph.plan.attributes}
     done = {(e.module, e.name) for e in known}
-    before: dict[tuple[str, str], int | tuple[int, ...]] = {}
-    after: dict[tuple[str, str], int | tuple[int, ...]] = {}
+    now: dict[tuple[str, str], int | tuple[int, ...]] = {}
+    then: dict[tuple[str, str], int | tuple[int, ...]] = {}
     for (path, entry), size in wanted.items():
         name, _, index = entry.rstrip("]").partition("[")
-        value = getattr(model.get_submodule(path), name)
-        if not index:
-            before[path, name], after[path, name] = int(value), size
+        value = _attribute(_module(model, path, before), path, name, before)
+        if value is None:
             continue
-        sizes = list(after.get((path, name), value))
+        if not index:
+            now[path, name], then[path, name] = int(value), size
+            continue
+        sizes: list[int] = list(then.get((path, name), value))
         sizes[int(index)] = size
-        before[path, name], after[path, name] = tuple(int(v) for v in value), tuple(sizes)
+        now[path, name], then[path, name] = tuple(int(v) for v in value), tuple(sizes)
     return [
-        AttributeEdit(module=key[0], name=key[1], before=before[key], after=after[key])
-        for key in after
-        if key not in done and before[key] != after[key]
+        AttributeEdit(module=key[0], name=key[1], before=now[key], after=then[key])
+        for key in then
+        if key not in done and now[key] != then[key]
     ]
 
 
-def _scales(graph: ModelGraph, masks: Mapping[str, Mask]) -> list[ScaleEdit]:
-    """Factors that keep a scale which follows a size (``head_dim ** -0.5``) as it was: ``(dense / pruned) ** exponent``."""
-    dense = graph.dense_widths()
-    widths = {name: int(mask.sum()) // graph.groups[name].rows for name, mask in masks.items()}
-    edits = []
+def _attribute(module: nn.Module | None, path: str, name: str, before: Kept) -> Any:
+    """An attribute as it is now; None where it went with a removed block (a stand-in keeps the plain ones)."""
+    if module is None or (before.removed_blocks and not hasattr(module, name)):
+        return None
+    if not hasattr(module, name):
+        raise SurgeryError(f"module '{path}' has no attribute '{name}', which the traced model had; trace the model that is to be pruned")
+    return getattr(module, name)
+
+
+def scale_factors(graph: ModelGraph, before: Kept, after: Kept) -> list[tuple[ScaleTarget, float]]:
+    """Factors that keep a scale which follows a size (``head_dim ** -0.5``) as it was: ``(size before / size after) ** exponent``.
+
+    Returns:
+        Each target (a part of a parameter, in dense positions) with its factor.
+    """
+    found = []
     for use in graph.plan.scales:
-        factor = (use.axis.size(dense) / use.axis.size(widths)) ** use.exponent
+        factor = (use.axis.size(before.widths) / use.axis.size(after.widths)) ** use.exponent
         if factor != 1.0:
-            for t in use.targets:
-                positions = None if t.positions is None else tuple(t.positions.tolist())
-                edits.append(ScaleEdit(name=t.tensor, dim=t.dim, positions=positions, factor=factor))
+            found += [(target, factor) for target in use.targets if target.tensor not in after.gone]
+    return found
+
+
+def _scales(graph: ModelGraph, before: Kept, after: Kept) -> list[ScaleEdit]:
+    edits = []
+    for target, factor in scale_factors(graph, before, after):
+        positions: tuple[int, ...] | None = None
+        if target.positions is not None:
+            there = before.places(target.tensor).dims.get(target.dim)
+            at = target.positions if there is None else (np.cumsum(there) - 1)[target.positions[there[target.positions]]]
+            positions = tuple(at.tolist())
+        edits.append(ScaleEdit(name=target.tensor, dim=target.dim, positions=positions, factor=factor))
     return edits
+
+
+def _removals(model: nn.Module, graph: ModelGraph, before: Kept, after: Kept) -> tuple[list[BlockEdit], list[BranchEdit]]:
+    """The outermost of the blocks that go now, from a class and from a program; what lies in a block that is gone already is gone."""
+    removed = after.removed_blocks
+    new = [
+        name
+        for name in graph.blocks
+        if name in removed and name not in before.removed_blocks and removed.isdisjoint(graph.blocks[name].parents)
+    ]
+    blocks: list[BlockEdit] = []
+    branches: list[BranchEdit] = []
+    for name in new:
+        removal = graph.plan.removals[name]
+        if not isinstance(removal, BranchCut):
+            blocks.append(_block_edit(name, removal))
+            continue
+        tensors = tuple(t for t in removal.tensors if isinstance(model, ProgramModule) and t in model.program.tensors)
+        branches.append(BranchEdit(name=name, join=removal.join, operand=removal.operand, skipped=removal.skipped, tensors=tensors))
+    return blocks, branches
 
 
 def _block_edit(name: str, removal: ModuleReplacement | tuple[PartReplacement, ...]) -> BlockEdit:

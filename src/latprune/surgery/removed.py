@@ -114,9 +114,10 @@ class RemovedPart(nn.Module):
         self.argument = argument
         self.output = output
         self.zero = zero
-        gone = (*original._parameters, *original._buffers, *original._modules)
-        plain = {name: value for name, value in vars(original).items() if isinstance(value, (bool, int, float, str)) and name != "training"}
-        self.was: dict[str, Any] = {**plain, **dict.fromkeys(gone)}
+        if isinstance(original, RemovedPart):  # an inner block went before the one around it
+            self.was: dict[str, Any] = dict(original.was)
+        else:
+            self.was = _plain_attributes(original)
         # Fused fast paths of PyTorch's own layers pass by the modules and read their weights; a hook tells them not to.
         self.register_forward_hook(_no_change)
         self.train(original.training)
@@ -138,6 +139,12 @@ class RemovedPart(nn.Module):
     def extra_repr(self) -> str:
         """What it returns, for ``print(model)``."""
         return f"zero={self.zero!r}" if self.zero else "identity"
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Numbers, flags and names as they are; None under the names of tensors and sub-modules."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str)) and name != "training"}
+    return {**plain, **dict.fromkeys((*module._parameters, *module._buffers, *module._modules))}
 
 
 def _no_change(module: nn.Module, args: Any, output: Any) -> None:

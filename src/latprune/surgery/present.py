@@ -1,0 +1,107 @@
+"""The dense graph seen on a model that was cut: the same groups and units, at the places that the tensors have now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from latprune.graph import ModelGraph, Selection
+from latprune.graph.types import ChannelGroup, Kernel, Member
+from latprune.importance.core import Importance, Scores
+from latprune.surgery.kept import Kept, Mask, TensorPlaces, absent, kept_of
+
+__all__ = ["PresentModel", "present"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PresentModel:
+    """What criteria read of a model that was cut, in the numbers of the dense one (a :class:`latprune.importance.GroupedModel`).
+
+    Attributes:
+        groups: The dense groups with the members that are left; ``positions`` and ``within`` are those of the present tensors, ``units``
+            are numbered as in the dense model.
+        kernels: The kernels outside of removed blocks, described as in the dense model.
+        alive: Group -> ``(units,)`` True for the units that are left; none of a group that went with removed blocks.
+        carried: Depthwise kernel -> contractions that its channels reach, as in the dense model.
+    """
+
+    groups: Mapping[str, ChannelGroup]
+    kernels: Mapping[str, Kernel]
+    alive: Mapping[str, Mask]
+    carried: Mapping[str, frozenset[str]]
+
+    def settled(self, importance: Importance) -> Importance:
+        """Scores that a criterion gave on this model, with 0 for every unit that is gone.
+
+        Sums over places are 0 there of themselves; this also covers what a criterion gives a group that has no places left, or the first
+        of a group of zeros.
+        """
+
+        def left(name: str, values: Scores) -> Scores:
+            return np.where(self.alive[name], values, 0.0)
+
+        return Importance(
+            units={name: left(name, values) for name, values in importance.units.items()},
+            shares={(name, blocks): left(name, values) for (name, blocks), values in importance.shares.items()},
+        )
+
+
+def present(graph: ModelGraph, selection: Selection) -> PresentModel:
+    """The dense ``graph`` as criteria see it on the model that was cut to ``selection``.
+
+    Args:
+        graph: The graph of the dense model.
+        selection: What the model was cut to.
+
+    Raises:
+        InvalidArgumentError: The selection does not fit the graph.
+
+    Example:
+        >>> edits = prune(model, graph, selection)  # doctest: +SKIP
+        >>> importance = score(model, present(graph, selection), MagnitudeConfig())  # doctest: +SKIP
+        >>> importance.units["layer1.0.conv1"].shape  # as in the dense model  # doctest: +SKIP
+        (16,)
+    """
+    kept = kept_of(graph, selection)
+    known: dict[str, TensorPlaces] = {}
+    groups = {}
+    for name, group in graph.groups.items():
+        members = []
+        for member in group.members:
+            if member.tensor in kept.gone or not kept.removed_blocks.isdisjoint(member.blocks):
+                continue
+            if member.tensor not in known:
+                known[member.tensor] = kept.places(member.tensor)
+            left = _left(member, known[member.tensor])
+            if left is not None:
+                members.append(left)
+        groups[name] = replace(group, members=tuple(members))
+    return PresentModel(
+        carried=graph.carried,
+        groups=groups,
+        kernels={name: kernel for name, kernel in graph.kernels.items() if kept.removed_blocks.isdisjoint(kernel.blocks)},
+        alive={name: _alive(kept, name) for name in graph.groups},
+    )
+
+
+def _alive(kept: Kept, group: str) -> Mask:
+    return np.zeros_like(kept.units[group]) if absent(kept, group) else kept.units[group]
+
+
+def _left(member: Member, places: TensorPlaces) -> Member | None:
+    """The member on the present tensor; None where nothing of it is left."""
+    within = member.within
+    if within is not None and places.grouped is not None:
+        number = within[0] // (places.dims[0].size // places.grouped.shape[0])
+        there = places.grouped[number]
+        within = places.rows_left(number)
+    elif member.dim in places.dims:
+        there = places.dims[member.dim]
+    else:
+        return member
+    stays = there[member.positions]
+    if not stays.any():
+        return None
+    return replace(member, positions=(np.cumsum(there) - 1)[member.positions[stays]], units=member.units[stays], within=within)
