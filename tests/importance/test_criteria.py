@@ -9,10 +9,16 @@ import torch
 
 from latprune.errors import InvalidArgumentError
 from latprune.importance import (
+    BNScaleConfig,
+    CHIPConfig,
     CriterionContract,
+    FPGMConfig,
     HessianConfig,
+    HRankConfig,
+    L1Config,
     LampConfig,
     MagnitudeConfig,
+    RandomConfig,
     SpLampConfig,
     TaylorConfig,
     lamp_scores,
@@ -34,6 +40,14 @@ from support.synthetic_residual import Graph, batches, residual
         TaylorConfig(),
         TaylorConfig(reduction="per_group"),
         HessianConfig(),
+        L1Config(),
+        MagnitudeConfig(p=3),
+        BNScaleConfig(),
+        FPGMConfig(),
+        HRankConfig(),
+        CHIPConfig(),
+        CHIPConfig(exact=True),
+        RandomConfig(seed=3),
     ],
     ids=repr,
 )

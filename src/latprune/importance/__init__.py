@@ -1,5 +1,8 @@
 """One criterion per file: a score for each unit of each channel group."""
 
+from latprune.importance.activations import ActivationPlace, read_activations
+from latprune.importance.bn_scale import BNScaleConfig
+from latprune.importance.chip import CHIPConfig, channel_independence
 from latprune.importance.contract import CriterionContract
 from latprune.importance.core import (
     GroupedModel,
@@ -15,29 +18,40 @@ from latprune.importance.core import (
     registered_criteria,
     score,
 )
+from latprune.importance.fpgm import FPGMConfig
 from latprune.importance.gradients import GradientAccumulator
 from latprune.importance.hessian import HessianAccumulator, HessianConfig
+from latprune.importance.hrank import HRankConfig
 from latprune.importance.lamp import LampConfig, lamp_scores
-from latprune.importance.magnitude import MagnitudeConfig
+from latprune.importance.magnitude import L1Config, MagnitudeConfig
+from latprune.importance.random_scores import RandomConfig
 from latprune.importance.ranking import best_units, layer_importance, rank_units
 from latprune.importance.sp_lamp import SpLampConfig, sp_lamp_products
 from latprune.importance.taylor import TaylorAccumulator, TaylorConfig
 
 __all__ = [
+    "ActivationPlace",
+    "BNScaleConfig",
+    "CHIPConfig",
     "CriterionContract",
+    "FPGMConfig",
     "GradientAccumulator",
     "GroupedModel",
     "HessianAccumulator",
+    "HRankConfig",
     "HessianConfig",
     "Importance",
+    "L1Config",
     "LampConfig",
     "LossFunction",
     "MagnitudeConfig",
+    "RandomConfig",
     "SpLampConfig",
     "TaylorAccumulator",
     "TaylorConfig",
     "accumulator_for",
     "best_units",
+    "channel_independence",
     "criterion_type",
     "cross_entropy_loss",
     "get_criterion",
@@ -45,6 +59,7 @@ __all__ = [
     "layer_importance",
     "needs_data",
     "rank_units",
+    "read_activations",
     "register",
     "registered",
     "registered_criteria",

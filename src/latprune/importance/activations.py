@@ -1,0 +1,181 @@
+"""The activations of each channel group while the model runs, for the criteria that look at them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph.types import ChannelGroup, Member, Role
+from latprune.importance.core import Blocks, GroupedModel
+from latprune.importance.tensors import check_finite, named_tensors, norm_after
+from latprune.program.module import ProgramModule
+
+__all__ = ["ActivationPlace", "Visitor", "evaluating", "inputs_of", "read_activations"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ActivationPlace:
+    """Where a group's channels can be seen while the model runs.
+
+    Attributes:
+        group: Name of the group.
+        module: Path of the module to watch.
+        reads: Whether it reads the channels (its first input is taken) or makes them (its output is).
+        positions: ``(n,)`` positions along the channel dimension.
+        units: ``(n,)`` unit at each.
+        blocks: Removable blocks that the module lies in.
+    """
+
+    group: str
+    module: str
+    reads: bool
+    positions: npt.NDArray[np.int64]
+    units: npt.NDArray[np.int64]
+    blocks: Blocks
+
+
+Visitor = Callable[[ActivationPlace, Tensor], None]
+"""Takes a place and its activations ``(batch, n, ...)``: the channels second, then the rows and columns of a map or the tokens."""
+
+
+def _input_positions(member: Member, weight: Tensor) -> npt.NDArray[np.int64]:
+    if member.within is None:
+        return member.positions
+    group = member.within[0] // (member.within[1] - member.within[0])  # a grouped convolution numbers the inputs of each group from 0
+    return member.positions + group * int(weight.shape[1])
+
+
+def _places(model: nn.Module, graph: GroupedModel, name: str, group: ChannelGroup) -> list[ActivationPlace]:
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    modules = dict(model.named_modules(remove_duplicate=False))
+    after = norm_after(graph)
+
+    def place(member: Member, module: str, reads: bool) -> ActivationPlace:
+        positions = _input_positions(member, tensors[member.tensor]) if reads else member.positions
+        return ActivationPlace(group=name, module=module, reads=reads, positions=positions, units=member.units, blocks=member.blocks)
+
+    readers, makers = [], []
+    for member in group.members:
+        path = member.tensor.rpartition(".")[0]
+        if member.tensor not in tensors or not isinstance(modules.get(path), (nn.Linear, nn.modules.conv._ConvNd)):
+            continue
+        if member.role is Role.CONSUMER:
+            readers.append(place(member, path, True))
+        elif member.role is Role.PRODUCER:
+            norm = graph.kernels[after[member.kernel]].module if member.kernel in after else None
+            makers.append(place(member, norm if norm is not None else path, False))
+    convolutions = [found for found in readers if not isinstance(modules[found.module], nn.Linear)]
+    # A map is seen as it is read, after norm and activation; what only linear layers read was pooled or flattened on the way.
+    mapped = any(not isinstance(modules[found.module], nn.Linear) for found in makers)
+    return convolutions or (makers if mapped else readers or makers)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each module's mode is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def inputs_of(batch: Any) -> Any:
+    """The inputs of a batch: the first of a pair ``(inputs, labels)``, all but ``labels`` of a mapping, else the batch itself."""
+    if isinstance(batch, dict):
+        return {key: value for key, value in batch.items() if key != "labels"}
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's answer to inputs of a batch."""
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+@torch.no_grad()
+def read_activations(
+    model: nn.Module, graph: GroupedModel, data: Iterable[Any] | None, visit: Visitor, *, batches: int | None = None
+) -> tuple[ActivationPlace, ...]:
+    """Run batches in evaluation mode and hand every group's activations to ``visit``; labels are not looked at.
+
+    A group is watched where convolutions read it (after norm and activation), else where it is made (behind the norm), else where linear
+    layers read it. A module that runs several times in one batch is visited each time.
+
+    Args:
+        model: The traced model; left as it was found.
+        graph: Its graph.
+        data: Batches.
+        visit: Called for each place in each batch.
+        batches: Stop after so many; None takes all.
+
+    Returns:
+        The places, at least one for each group.
+
+    Raises:
+        InvalidArgumentError: No data; the model is a captured program, whose operations are no modules to watch; a group is neither read
+            nor made by a linear or convolution module that runs.
+    """
+    if data is None:
+        raise InvalidArgumentError("data (=None) must be batches: this criterion looks at activations")
+    if any(isinstance(module, ProgramModule) for module in model.modules()):
+        raise InvalidArgumentError(
+            "model is a captured program, whose operations are not modules that could be watched: choose a criterion of weights or "
+            "gradients, or form='class'"
+        )
+    for name, tensor in named_tensors(model).items():
+        if tensor.is_floating_point():
+            check_finite(tensor.detach(), name, "parameter" if isinstance(tensor, nn.Parameter) else "buffer")
+    places = {name: _places(model, graph, name, group) for name, group in graph.groups.items()}
+    seen: set[str] = set()
+    handles = []
+
+    def watch(found: ActivationPlace) -> None:
+        module = model.get_submodule(found.module)
+        channels = -1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
+        index = torch.from_numpy(found.positions)
+
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            value = args[0] if found.reads else output
+            moved = value.detach().movedim(channels, 1) if value.ndim > 1 else value.detach()[None]
+            if int(found.positions.max(initial=0)) >= moved.shape[1]:
+                raise InvalidArgumentError(
+                    f"the activations of module '{found.module}' have {moved.shape[1]} channels, fewer than group '{found.group}' has "
+                    "there; trace the model as it is now"
+                )
+            seen.add(found.group)
+            visit(found, moved[:, index.to(moved.device)])
+
+        handles.append(module.register_forward_hook(hook))
+
+    try:
+        for found in (found for group in places.values() for found in group):
+            watch(found)
+        with evaluating(model):
+            count = 0
+            for batch in data:
+                if batches is not None and count >= batches:
+                    break
+                call(model, inputs_of(batch))
+                count += 1
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not count:
+        raise InvalidArgumentError("data holds no batch: this criterion looks at activations")
+    missing = [name for name in graph.groups if name not in seen]
+    if missing:
+        raise InvalidArgumentError(
+            f"the activations of {len(missing)} group(s) cannot be read (first '{missing[0]}'): no linear or convolution module that "
+            "runs reads or makes them; keep them whole (keep=), or choose a criterion of weights or gradients"
+        )
+    return tuple(found for group in places.values() for found in group)

@@ -1,0 +1,45 @@
+"""Distance of a filter from the other filters of its layer: pruning via the geometric median (FPGM, arXiv:1811.00250)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
+from latprune.importance.magnitude import producers
+from latprune.importance.tensors import check_finite, combine, named_tensors, present_units, tensor_of
+
+__all__ = ["FPGMConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FPGMConfig:
+    """Mean Euclidean distance of each filter from the other filters of its layer: one near the geometric median can be replaced by them."""
+
+
+@register(FPGMConfig, name="fpgm")
+@torch.no_grad()
+def score_fpgm(model: nn.Module, graph: GroupedModel, config: FPGMConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
+    """Sum over a unit's filters of ``mean_j ||W_k - W_j||_2`` over the filters ``j`` of the same layer that belong to the group.
+
+    The paper ranks by the sum of the distances within one layer; the mean ranks alike, and does not grow with the number of filters.
+    """
+    tensors = named_tensors(model)
+    units: dict[str, Scores] = {}
+    parts: dict[str, list[tuple[Blocks, Scores]]] = {}
+    for name, group in graph.groups.items():
+        parts[name] = []
+        for member in producers(group):
+            weight = tensor_of(tensors, member).detach()
+            check_finite(weight, member.tensor)
+            positions = torch.from_numpy(member.positions).to(weight.device)
+            filters = weight.movedim(member.dim, 0)[positions].flatten(1).double()  # (n, weights of a filter)
+            distances = torch.cdist(filters, filters).mean(dim=1).cpu().numpy()
+            parts[name].append((member.blocks, np.bincount(member.units, weights=distances, minlength=group.units).astype(np.float64)))
+        units[name] = np.sum([found for _, found in parts[name]], axis=0) if parts[name] else present_units(group).astype(np.float64)
+    return combine(units, parts)
