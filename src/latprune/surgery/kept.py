@@ -150,11 +150,10 @@ def nested(before: Kept, after: Kept) -> Kept:
         )
     masks = dict(after.units)
     for name, mask in after.units.items():
-        if absent(before, name):
-            masks[name] = before.units[name]
-            continue
         extra = np.flatnonzero(mask & ~before.units[name])
-        if extra.size:
+        if extra.size and absent(before, name):
+            masks[name] = before.units[name]
+        elif extra.size:
             raise InvalidArgumentError(
                 f"selection.kept['{name}'] keeps unit {int(extra[0])}, one of {extra.size} that an earlier cut (since) removed; a "
                 "selection must be a part of the one before it"
