@@ -34,7 +34,7 @@ def _cut(name: str, seed: int) -> tuple[nn.Module, ModelGraph, Selection, Any]:
     model = randomise(build())
     x = torch.randn(shape, dtype=torch.float64)
     graph = trace(model, x)
-    selection = narrower(graph, Selection(kept={}), np.random.default_rng(seed), low=0.3)
+    selection = narrower(graph, Selection(kept={}), np.random.default_rng(seed), blocks=0.15, low=0.3)
     prune(model, graph, selection)
     return model, graph, selection, x
 
@@ -56,7 +56,7 @@ def test_scores_are_those_of_a_fresh_trace(name: str, config: Any) -> None:
             if group in fresh.groups and fresh.groups[group].units == seen.alive[group].sum():
                 np.testing.assert_allclose(got.units[group][seen.alive[group]], wanted.units[group], rtol=1e-9)
                 compared += 1
-        assert compared >= len(graph.groups) // 3
+        assert compared >= len(fresh.groups) // 2
 
 
 def test_shares_add_up_and_hang_on_the_blocks_that_are_left() -> None:

@@ -8,6 +8,7 @@ from latprune.surgery.present import PresentModel, present
 from latprune.surgery.removed import RemovedBranch, RemovedPart
 from latprune.surgery.training_masks import TrainingMask
 from latprune.surgery.verify import EqualityReport, check_equal, compare, random_inputs
+from latprune.surgery.widened import widened
 
 __all__ = [
     "ArchitectureEdits",
@@ -32,4 +33,5 @@ __all__ = [
     "random_inputs",
     "register_masked_rule",
     "replay",
+    "widened",
 ]

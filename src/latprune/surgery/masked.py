@@ -41,7 +41,7 @@ class RecordedModel(Protocol):
 
     @property
     def plan(self) -> SurgeryPlan:
-        """Its ``within`` is read: path of the sub-module whose operations were recorded; empty for the whole model."""
+        """``within`` and ``scales`` are read: the sub-module whose operations were recorded, and weights that keep a scale."""
 
     @property
     def class_units(self) -> Sequence[tuple[tuple[str, int], ...]]:
@@ -92,6 +92,7 @@ class MaskedModel:
         self._calls = graph.calls
         self._within = graph.plan.within
         self._kept = _kept_classes(graph, selection)
+        self.rescaled = _rescaled(graph, selection)
         self._removed = selection.removed_blocks
         joins = {block for call in graph.calls for block in call.joins}
         unknown = sorted(self._removed - joins)
@@ -184,6 +185,13 @@ class MaskedModel:
     def _concerns(self, call: Call) -> bool:
         outputs = (() if field is None else (field,) for field in call.output_fields)
         return not self._removed.isdisjoint(call.joins) or any(self.mask(fields) is not None for fields in (*call.all_fields, *outputs))
+
+
+def _rescaled(graph: RecordedModel, selection: Selection) -> bool:
+    """Whether cutting multiplies weights to keep a scale that follows a size, which rounds them."""
+    dense = {name: group.columns for name, group in graph.groups.items()}
+    widths = {name: len(selection.kept[name]) // g.rows if name in selection.kept else g.columns for name, g in graph.groups.items()}
+    return any(use.axis.size(dense) != use.axis.size(widths) for use in graph.plan.scales)
 
 
 def keep_mask(field: IntArray, kept: npt.NDArray[np.bool_]) -> Tensor | None:

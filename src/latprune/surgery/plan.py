@@ -240,11 +240,11 @@ def _removals(model: nn.Module, graph: ModelGraph, before: Kept, after: Kept) ->
     branches: list[BranchEdit] = []
     for name in new:
         removal = graph.plan.removals[name]
-        if not isinstance(removal, BranchCut):
+        if isinstance(removal, BranchCut):
+            tensors = tuple(t for t in removal.tensors if isinstance(model, ProgramModule) and t in model.program.tensors)
+            branches.append(BranchEdit(name=name, join=removal.join, operand=removal.operand, skipped=removal.skipped, tensors=tensors))
+        else:
             blocks.append(_block_edit(name, removal))
-            continue
-        tensors = tuple(t for t in removal.tensors if isinstance(model, ProgramModule) and t in model.program.tensors)
-        branches.append(BranchEdit(name=name, join=removal.join, operand=removal.operand, skipped=removal.skipped, tensors=tensors))
     return blocks, branches
 
 

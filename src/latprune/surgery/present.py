@@ -23,20 +23,20 @@ class PresentModel:
         groups: The dense groups with the members that are left; ``positions`` and ``within`` are those of the present tensors, ``units``
             are numbered as in the dense model.
         kernels: The kernels outside of removed blocks, described as in the dense model.
-        alive: Group -> ``(units,)`` True for the units that are left; none of a group that went with removed blocks.
         carried: Depthwise kernel -> contractions that its channels reach, as in the dense model.
+        alive: Group -> ``(units,)`` True for the units that are left; none of a group that went with removed blocks.
     """
 
     groups: Mapping[str, ChannelGroup]
     kernels: Mapping[str, Kernel]
+    carried: Mapping[str, frozenset[str]] | None
     alive: Mapping[str, Mask]
-    carried: Mapping[str, frozenset[str]]
 
     def settled(self, importance: Importance) -> Importance:
         """Scores that a criterion gave on this model, with 0 for every unit that is gone.
 
-        Sums over places are 0 there of themselves; this also covers what a criterion gives a group that has no places left, or the first
-        of a group of zeros.
+        Sums over places are 0 there of themselves; this also covers what a criterion gives a group that has no places left. Curves over
+        widths are passed on, but for those of such a group.
         """
 
         def left(name: str, values: Scores) -> Scores:
@@ -45,6 +45,7 @@ class PresentModel:
         return Importance(
             units={name: left(name, values) for name, values in importance.units.items()},
             shares={(name, blocks): left(name, values) for (name, blocks), values in importance.shares.items()},
+            curves={key: values for key, values in importance.curves.items() if self.alive[key[0]].any()},
         )
 
 
@@ -79,9 +80,9 @@ def present(graph: ModelGraph, selection: Selection) -> PresentModel:
                 members.append(left)
         groups[name] = replace(group, members=tuple(members))
     return PresentModel(
-        carried=graph.carried,
         groups=groups,
         kernels={name: kernel for name, kernel in graph.kernels.items() if kept.removed_blocks.isdisjoint(kernel.blocks)},
+        carried=graph.carried,
         alive={name: _alive(kept, name) for name in graph.groups},
     )
 

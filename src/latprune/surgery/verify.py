@@ -168,7 +168,8 @@ def check_equal(
         inputs: Example inputs as they were traced.
         trials: Runs: the first on ``inputs``, the others on random values of the same shapes.
         seed: Of the random values.
-        tolerance: Largest relative error; None takes the one of the type that is computed in.
+        tolerance: Largest relative error; None takes the one of the type that is computed in; where surgery multiplied weights to keep a
+            scale (attention), that of the type which they were rounded to.
         double: Compute in float64 copies of both networks, which tells rounding from mistakes; a model that takes another course in
             float64 is compared in its own type (the report says which).
 
@@ -181,6 +182,9 @@ def check_equal(
     """
     if not double:
         return _check(pruned, masked, inputs, trials, seed, tolerance)
+    own = [TOLERANCES.get(p.dtype, 0.0) for p in pruned.parameters()]
+    if tolerance is None and masked.rescaled and own:
+        tolerance = max(own)
     wide = masked.with_model(copy.deepcopy(masked.model).double())
     try:
         return _check(copy.deepcopy(pruned).double(), wide, in_double(inputs), trials, seed, tolerance)
