@@ -272,7 +272,9 @@ class _Builder(Axes):
             if not b.reason:
                 joins.setdefault(b.join, {})[b.name] = b.operand
         result = []
-        for index, node in enumerate(n for n in self.recording.nodes if n.inside):
+        inside = [n for n in self.recording.nodes if n.inside]
+        places = {n.index: index for index, n in enumerate(inside)} | {-1: -1}
+        for index, node in enumerate(inside):
             every = tuple(arrays(f) for f in node.in_fields)
             out = tuple(arrays(i.fields) for i in node.outputs)
             result.append(
@@ -285,6 +287,9 @@ class _Builder(Axes):
                     all_fields=every,
                     blocks=self.node_blocks.get(node.index, ()),
                     joins=joins.get(node.index, {}),
+                    sources=tuple(places.get(i.node, -2) for i in node.inputs),
+                    names=tuple(i.name for i in node.inputs),
+                    literals=node.literals,
                 )
             )
         return tuple(result), units

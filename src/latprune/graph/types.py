@@ -182,6 +182,10 @@ class Call:
             then holds it; of several, ``fields`` holds the one that varies along the most dimensions).
         blocks: Removable blocks that the call lies in, outermost first.
         joins: Name of the block whose branch joins its shortcut here -> index (among the tensor arguments) of the branch's operand.
+        sources: For each tensor argument the index of the call that made it; -1 for a parameter, buffer or constant, -2 for an input (of
+            the model, or of the sub-module that is pruned).
+        names: For each tensor argument the parameter or buffer that it is, or is computed from alone; None for the others.
+        literals: The positional arguments that are no tensors.
     """
 
     index: int
@@ -192,6 +196,9 @@ class Call:
     blocks: tuple[str, ...] = ()
     joins: Mapping[str, int] = field(default_factory=dict)
     all_fields: tuple[tuple[IntArray, ...], ...] = ()
+    sources: tuple[int, ...] = ()
+    names: tuple[str | None, ...] = ()
+    literals: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

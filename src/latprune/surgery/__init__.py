@@ -5,6 +5,7 @@ from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, 
 from latprune.surgery.masked import MaskedModel, masked
 from latprune.surgery.masked_rules import register_masked_rule
 from latprune.surgery.removed import RemovedBranch, RemovedPart
+from latprune.surgery.training_masks import TrainingMask
 from latprune.surgery.verify import EqualityReport, check_equal, compare, random_inputs
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "RemovedPart",
     "ScaleEdit",
     "TensorEdit",
+    "TrainingMask",
     "check_equal",
     "compare",
     "masked",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
 
-__all__ = ["find_masked_rule", "register_masked_rule"]
+__all__ = ["find_masked_rule", "has_masked_rule", "register_masked_rule"]
 
 Masks = Sequence[Tensor | None]
 MaskedRule = Callable[[Any, tuple[Any, ...], Mapping[str, Any], Masks], Any]
@@ -43,6 +43,12 @@ def find_masked_rule(func: Any) -> MaskedRule | None:
     """The rule of an operator overload; None where reading removed coordinates as 0 is all."""
     name: str = func._schema.name
     return _RULES.get(name) or (_RULES.get(name[:-1]) if name.endswith("_") else None)
+
+
+def has_masked_rule(operation: str) -> bool:
+    """Whether there is a rule for an operator overload by its name (``aten.mean.dim``)."""
+    namespace, name, *_ = operation.split(".")
+    return f"{namespace}::{name}" in _RULES or f"{namespace}::{name.removesuffix('_')}" in _RULES
 
 
 def _given(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, default: Any = None) -> Any:

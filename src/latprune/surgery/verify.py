@@ -71,7 +71,7 @@ def random_inputs(inputs: Any, seed: int) -> Any:
     return drawn(inputs)
 
 
-def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if isinstance(inputs, tuple):
@@ -107,7 +107,7 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
         inputs: Tensor, tuple of positional or mapping of keyword inputs.
         tolerance: Largest relative error; None takes the one of the outputs' type in :data:`TOLERANCES`.
     """
-    args, kwargs = _as_call(inputs)
+    args, kwargs = as_call(inputs)
     modes = [(module, module.training) for module in pruned.modules()]
     pruned.eval()
     try:

@@ -1,0 +1,106 @@
+"""Does the network under a training mask compute what the masked executor does?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latprune.errors import CaptureError
+from latprune.graph import ModelGraph, Selection
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.surgery.masked import MaskedModel, masked
+from latprune.surgery.masked_follower import tensors_in
+from latprune.surgery.verify import TOLERANCES, as_call, in_double
+
+__all__ = ["check_masked"]
+
+
+def check_masked(
+    model: nn.Module,
+    dense_values: Callable[[], AbstractContextManager[None]],
+    graph: ModelGraph,
+    selection: Selection,
+    inputs: Any,
+) -> str:
+    """How a network under a mask differs from the masked executor on its dense values; empty where it does not.
+
+    Where the difference in the model's own type could be rounding, copies in float64 decide.
+
+    Args:
+        model: The network with the mask on.
+        dense_values: Context in which the dense values are in place.
+        graph: Its traced graph.
+        selection: What the mask keeps.
+        inputs: As they were traced.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    inputs = _on(inputs, device)
+    with dense_values():
+        executor = masked(model, graph, selection)
+        wanted = executor.run(*_copied(inputs))
+        wide_dense = None
+    why = _compare(model, wanted.output, wanted.masks, inputs)
+    if not why:
+        return ""
+    with dense_values():
+        wide_dense = executor.with_model(copy.deepcopy(model).double())
+    try:
+        wide = wide_dense.run(*_copied(in_double(inputs)))
+    except CaptureError:
+        return why  # an operator of the model exists in its own type only
+    return _compare(copy.deepcopy(model).double(), wide.output, wide.masks, in_double(inputs))
+
+
+def _copied(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args, kwargs = as_call(inputs)
+    return copy.deepcopy(args), copy.deepcopy(kwargs)
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _on(item, device) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on(item, device) for item in value)
+    return value
+
+
+def _run(model: nn.Module, inputs: Any) -> Any:
+    modes = [(module, module.training) for module in model.modules()]
+    args, kwargs = _copied(inputs)
+    model.eval()
+    try:
+        with capture_conditions(), preserved_state(model):
+            return model(*args, **kwargs)
+    finally:
+        for module, training in modes:
+            module.training = training
+        forget_cached(model)
+
+
+def _compare(model: nn.Module, wanted: Any, masks: Any, inputs: Any) -> str:
+    """Largest relative difference in the kept coordinates of the outputs, in words; empty where it is within the type's tolerance."""
+    got, expected = tensors_in(_run(model, inputs)), tensors_in(wanted)
+    if len(got) != len(expected):
+        return f"{len(got)} outputs instead of {len(expected)}"
+    worst, allowed = 0.0, 0.0
+    for mine, theirs in zip(got, expected, strict=True):
+        if mine.shape != theirs.shape:
+            return f"an output of shape {tuple(mine.shape)} instead of {tuple(theirs.shape)}"
+        if not mine.is_floating_point() or not mine.numel():
+            continue
+        allowed = max(allowed, TOLERANCES.get(mine.dtype, 1e-4))
+        difference = (mine.double() - theirs.double()).abs()
+        mask = masks.get(id(theirs))
+        if mask is not None:
+            difference = torch.where(mask.to(difference.device), difference, 0.0)
+        worst = max(worst, float(difference.max()) / max(float(theirs.double().abs().max()), torch.finfo(theirs.dtype).tiny))
+    if not worst <= allowed:  # NaN differs
+        return f"relative difference {worst:.3g}, allowed {allowed:.3g}"
+    return ""

@@ -1,0 +1,391 @@
+"""Masks that a network trains under: it runs as if channels and blocks were gone, and they can come back."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from latprune.errors import CheckpointError, InvalidArgumentError, SurgeryError
+from latprune.graph import ModelGraph, Selection
+from latprune.program.module import ProgramModule
+from latprune.surgery.mask_check import check_masked
+from latprune.surgery.mask_coordinates import kept_places
+from latprune.surgery.mask_flow import find_block_masks, find_group_masks
+from latprune.surgery.mask_norms import CountedNorms
+from latprune.surgery.mask_values import HeldValues, Slice, slices_of
+
+__all__ = ["TrainingMask"]
+
+Removed = dict[str, npt.NDArray[np.bool_]]
+
+
+class TrainingMask:
+    """The network trains and runs as if what a selection leaves out were gone; nothing is cut.
+
+    While a selection is set, the weights that read a removed channel are 0 (where an operation without weights reads it, the weights that
+    make it), and so are the weights that end a removed block; layer, RMS and group norms count the kept coordinates only. The user's
+    forward, loss and loop stay as they are: the masked values lie in the parameters themselves between the steps of the optimizer, so
+    ``DistributedDataParallel``, ``torch.compile`` and autocast see an ordinary network. In evaluation mode it computes what
+    :func:`latprune.surgery.masked` and, after :func:`latprune.surgery.prune`, the cut network compute.
+
+    *Hard masks* (``straight_through=False``): masked values stay 0, and all other weights of removed channels and blocks stay as they were
+    when they were masked, whatever weight decay and momentum there is; the optimizer's state of both (every tensor of the parameter's
+    shape) is 0. What comes back has the weights that it had before. A gradient at those places counts in a clipping by norm that comes
+    before the step.
+
+    *Straight-through masks* (soft masks: SMCP, "Soft masking for cost-constrained channel pruning", ECCV 2022, as the MDP paper's appendix E
+    takes it up): the loss is computed with masked values, its gradient goes to the hidden dense values, and those are what the optimizer
+    updates: right before ``optimizer.step()`` the dense values are put into the parameters, right after it they are hidden again. Only
+    what reads a removed channel is masked, so the gradient of those weights is what it would be if they were 0. ``weight_decay`` is a
+    decay of the masked weights apart from the optimizer's own: ``w -= lr * weight_decay * w`` after each step, ``lr`` being that of
+    the parameter's group. That the masked weights have a decay of their own is SMCP's; that it is taken after the step and outside of the
+    momentum is this library's choice (the paper's own text is not at hand).
+
+    Call :meth:`set` between steps, not between a forward and its backward pass. A state dict of the model taken while a mask is set holds
+    the masked values; take it under :meth:`dense_values`, or keep :meth:`state_dict` of the mask beside it.
+
+    With several processes each has a mask of its own; the same selections on the same weights and gradients keep them the same. Not for
+    parameters that are sharded over processes.
+
+    Args:
+        model: The model that ``graph`` was traced from.
+        graph: Its traced graph.
+        straight_through: Whether gradients reach the hidden dense values and train them.
+        weight_decay: Decay of the masked weights, per unit of learning rate; only with ``straight_through``.
+        example_inputs: Inputs as they were traced; with them each :meth:`set` checks that the masked network computes what the masked
+            executor does (one forward pass each, in evaluation mode).
+
+    Raises:
+        InvalidArgumentError: Arguments do not go together.
+        SurgeryError: The graph is that of a captured program and the model is not.
+
+    Example:
+        >>> mask = TrainingMask(model, graph, straight_through=True)  # doctest: +SKIP
+        >>> mask.attach(optimizer)  # doctest: +SKIP
+        >>> mask.set(selection)  # doctest: +SKIP
+        >>> train(model, optimizer)  # doctest: +SKIP
+        >>> mask.set(None)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ModelGraph,
+        *,
+        straight_through: bool = False,
+        weight_decay: float | None = None,
+        example_inputs: Any = None,
+    ) -> None:
+        if weight_decay is not None and not straight_through:
+            raise InvalidArgumentError(
+                f"weight_decay (={weight_decay}) needs straight_through=True: hard masks do not change what they hide"
+            )
+        if weight_decay is not None and not (math.isfinite(weight_decay) and weight_decay >= 0.0):
+            raise InvalidArgumentError(f"weight_decay (={weight_decay}) must be a number of at least 0, or None")
+        if graph.program is not None and not isinstance(model, ProgramModule):
+            raise SurgeryError("the graph is that of a captured program: mask graph.program, not the model that it was captured from")
+        self.model = model
+        self.graph = graph
+        self.straight_through = straight_through
+        self.weight_decay = weight_decay
+        self.example_inputs = example_inputs
+        self._groups = find_group_masks(model, graph)
+        self._blocks = find_block_masks(model, graph)
+        self._selection: Selection | None = None
+        self._held: dict[str, HeldValues] = {}
+        self._by_parameter: dict[int, HeldValues] = {}
+        self._norms = CountedNorms(model)
+        self._kept: dict[str, Tensor] = {}
+        self._shown = False
+        self._hooks: dict[int, tuple[Optimizer, tuple[RemovableHandle, RemovableHandle]]] = {}
+
+    # -- what is masked --------------------------------------------------------------------------------------------
+
+    @property
+    def selection(self) -> Selection | None:
+        """What is kept at the moment; None while no mask is set."""
+        return self._selection
+
+    @property
+    def unmaskable(self) -> Mapping[str, str]:
+        """Groups and blocks that cannot be masked in training, with the reason; a schedule that masks keeps them whole."""
+        found = {name: mask.reason for name, mask in self._groups.items() if mask.reason}
+        return found | {name: mask.reason for name, mask in self._blocks.items() if mask.reason}
+
+    @torch.no_grad()
+    def set(self, selection: Selection | None) -> None:
+        """Mask what ``selection`` leaves out; None takes the mask off.
+
+        What was masked before and is kept now comes back with its dense values: those from before the mask (hard), or as they were trained
+        under it (straight-through).
+
+        Args:
+            selection: Units to keep and blocks to remove; a group that is not named stays whole.
+
+        Raises:
+            InvalidArgumentError: The selection does not fit the graph.
+            SurgeryError: It removes units or blocks of what cannot be masked (:attr:`unmaskable`), or the masked network does not compute
+                what the masked executor does; no mask is set then.
+        """
+        if self._shown:
+            raise SurgeryError("set() within dense_values(): leave it first")
+        removed = self._checked(selection) if selection is not None else {}
+        self._take_off()
+        if selection is None:
+            return
+        self._put_on(selection, removed)
+        if self.example_inputs is not None:
+            self._check(selection)
+
+    def _checked(self, selection: Selection) -> Removed:
+        """``(units,)`` of each group that loses units: which are removed."""
+        groups, removed = self.graph.groups, {}
+        for name, units in selection.kept.items():
+            if name not in groups:
+                raise InvalidArgumentError(f"selection.kept names '{name}', which is no channel group of this model")
+            group = groups[name]
+            kept = np.asarray(units, dtype=np.int64)
+            if kept.ndim != 1 or not kept.size or (np.diff(kept) <= 0).any() or kept[0] < 0 or kept[-1] >= group.units:
+                raise InvalidArgumentError(f"selection.kept['{name}'] must hold increasing unit indices from 0 to {group.units - 1}")
+            gone = np.ones(group.units, dtype=bool)
+            gone[kept] = False
+            counts = gone.reshape(group.rows, group.columns).sum(axis=1)
+            if (counts != counts[0]).any():
+                raise InvalidArgumentError(f"selection.kept['{name}'] must keep the same number of units in each of the {group.rows} rows")
+            if counts[0]:
+                removed[name] = gone
+        for name in selection.removed_blocks:
+            if name not in self.graph.blocks:
+                raise InvalidArgumentError(f"selection.removed_blocks names '{name}', which is no block of this model")
+            if not self.graph.blocks[name].removable:
+                raise InvalidArgumentError(f"block '{name}' cannot be removed: {self.graph.blocks[name].reason}")
+        reasons = self.unmaskable
+        for name in (*removed, *sorted(selection.removed_blocks)):
+            if name in reasons:
+                raise SurgeryError(f"'{name}' cannot be masked in training ({reasons[name]}): keep it whole, or cut it")
+        return removed
+
+    def _put_on(self, selection: Selection, removed: Removed) -> None:
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        blocks = [self._blocks[name] for name in selection.removed_blocks]
+        zeros = self._slices(removed, whole={name for b in blocks for name in b.zeros})
+        fixed: dict[str, list[Slice]] = {}
+        if not self.straight_through:
+            fixed = self._slices(removed, whole={name for b in blocks for name in b.own}, everything=True)
+        for name in dict.fromkeys((*zeros, *fixed)):
+            if name in parameters:
+                self._held[name] = HeldValues(parameters[name], zeros.get(name, []), fixed.get(name, []))
+        self._by_parameter = {id(held.parameter): held for held in self._held.values()}
+        self._kept = self._counted(removed)
+        for held in self._held.values():
+            held.hide()
+        self._norms.put_on(self._kept)
+        self._selection = selection
+
+    def _slices(self, removed: Removed, *, whole: set[str], everything: bool = False) -> dict[str, list[Slice]]:
+        members = [
+            (member, gone)
+            for name, gone in removed.items()
+            for member in (self.graph.groups[name].members if everything else self._groups[name].zeros)
+        ]
+        found = slices_of([member for member, _ in members], {id(member): gone for member, gone in members})
+        return found | {name: [Slice(dim=-1, index=torch.empty(0, dtype=torch.int64))] for name in whole}
+
+    def _counted(self, removed: Removed) -> dict[str, Tensor]:
+        """Norm modules that must not count everything: their kept places."""
+        found: dict[str, Tensor] = {}
+        for name in removed:
+            for use in self._groups[name].norms:
+                kept = torch.from_numpy(kept_places(use.classes, self.graph.class_units, removed))
+                if use.module in found and found[use.module].shape == kept.shape:
+                    kept = kept & found[use.module]
+                elif use.module in found:
+                    raise SurgeryError(f"norm '{use.module}' reads channels that lie differently from call to call; keep '{name}' whole")
+                found[use.module] = kept
+        return found
+
+    def _take_off(self) -> None:
+        """The dense values are back in the parameters, and nothing is held."""
+        self._norms.take_off()
+        for held in self._held.values():
+            held.show()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._held, self._by_parameter, self._kept, self._selection = {}, {}, {}, None
+
+    def _check(self, selection: Selection) -> None:
+        """Compare with the masked executor; where they differ find the group or block at fault.
+
+        Raises:
+            SurgeryError: They differ; no mask is set then.
+        """
+        why = self._difference(selection)
+        if not why:
+            return
+        parts = [Selection(kept={name: kept}) for name, kept in selection.kept.items() if name in self._checked(selection)]
+        parts += [Selection(kept={}, removed_blocks=frozenset([name])) for name in sorted(selection.removed_blocks)]
+        at_fault = "several of its parts together"
+        for part in parts:
+            self._take_off()
+            self._put_on(part, self._checked(part))
+            if self._difference(part):
+                at_fault = next(iter(part.kept), "") or next(iter(part.removed_blocks))
+                break
+        self._take_off()
+        raise SurgeryError(
+            f"the network under the mask does not compute what the masked executor does, because of '{at_fault}' ({why}): keep it whole, or cut it"
+        )
+
+    def _difference(self, selection: Selection) -> str:
+        return check_masked(self.model, self.dense_values, self.graph, selection, self.example_inputs)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def attach(self, *optimizers: Optimizer) -> None:
+        """Work at each step of these optimizers: every one that updates parameters of the model. Those attached before stay.
+
+        Their ``step`` must not be given a closure, which would run the network with dense values.
+        """
+        for optimizer in optimizers:
+            inner = _unwrapped(optimizer)
+            if id(inner) not in self._hooks:
+                hooks = (inner.register_step_pre_hook(self._before_step), inner.register_step_post_hook(self._after_step))
+                self._hooks[id(inner)] = (inner, hooks)
+
+    def detach(self, *optimizers: Optimizer) -> None:
+        """Leave these optimizers alone from now on; without arguments all."""
+        for key in [id(_unwrapped(o)) for o in optimizers] or list(self._hooks):
+            if key in self._hooks:
+                for hook in self._hooks.pop(key)[1]:
+                    hook.remove()
+
+    def _of(self, optimizer: Optimizer) -> Iterator[tuple[HeldValues, dict[str, Any]]]:
+        """The masked parameters that an optimizer updates, with their parameter groups."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                held = self._by_parameter.get(id(parameter))
+                if held is not None:
+                    yield held, group
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._shown or not self._held:
+            return
+        if any(callable(a) for a in (*args[1:], *kwargs.values())):
+            raise InvalidArgumentError(
+                "optimizer.step(closure) runs the network within the step, where no mask is set; call backward() before it"
+            )
+        for held, _ in self._of(optimizer):
+            if self.straight_through:
+                held.show()
+            elif held.parameter.grad is not None:
+                held.clear_like(held.parameter.grad)
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._shown or not self._held:
+            return
+        for held, group in self._of(optimizer):
+            if self.straight_through:
+                held.hide()
+                if self.weight_decay:
+                    held.decay(1.0 - float(group["lr"]) * self.weight_decay)
+                continue
+            held.fix()
+            for value in optimizer.state.get(held.parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == held.parameter.shape:
+                    held.clear_like(value)
+
+    @contextmanager
+    def dense_values(self) -> Iterator[None]:
+        """The hidden dense values in the parameters for a while, for cutting, saving and scoring; norms count everything meanwhile.
+
+        What is changed in the parameters meanwhile stays. Optimizer steps within are those of the dense network.
+        """
+        if self._shown or self._selection is None:
+            yield
+            return
+        with torch.no_grad():
+            for held in self._held.values():
+                held.show()
+        self._norms.take_off()
+        self._shown = True
+        try:
+            yield
+        finally:
+            self._shown = False
+            if self._selection is not None:
+                with torch.no_grad():
+                    for held in self._held.values():
+                        held.hide()
+                self._norms.put_on(self._kept)
+
+    # -- saving ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The selection and the hidden values, as tensors (for safetensors). Save it beside the model's state dict of the same moment."""
+        state = {"straight_through": torch.tensor(self.straight_through)}
+        if self._selection is None:
+            return state
+        state["selected"] = torch.tensor(True)
+        for name, kept in self._selection.kept.items():
+            state[f"kept.{name}"] = torch.from_numpy(np.array(kept, dtype=np.int64))
+        for name in self._selection.removed_blocks:
+            state[f"removed_block.{name}"] = torch.tensor(True)
+        for name, held in self._held.items():
+            state.update(held.stored(name))
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up a saved mask; the model's own state of the same moment is loaded before or after it.
+
+        A mask that is set is dropped, and the dense values that it hides with it.
+
+        Raises:
+            CheckpointError: The state is that of the other kind of mask, or of another network.
+        """
+        if "straight_through" not in state or bool(state["straight_through"]) is not self.straight_through:
+            raise CheckpointError(
+                f"the state is not that of a mask with straight_through={self.straight_through}; build the mask as it was built then"
+            )
+        self._norms.take_off()
+        self._forget()
+        if "selected" not in state:
+            return
+        selection = Selection(
+            kept={n.removeprefix("kept."): t.cpu().numpy() for n, t in state.items() if n.startswith("kept.")},
+            removed_blocks=frozenset(n.removeprefix("removed_block.") for n in state if n.startswith("removed_block.")),
+        )
+        try:
+            self._put_on(selection, self._checked(selection))
+        except InvalidArgumentError as error:
+            raise CheckpointError(f"the mask's state is of another network: {error}") from error
+        for name, held in self._held.items():
+            missing = held.load(name, state)
+            if missing:
+                self._norms.take_off()
+                self._forget()
+                raise CheckpointError(f"the mask's state is of another network: '{missing}' is missing or has another shape")
+
+    def close(self) -> None:
+        """Take the mask off and leave the optimizers alone."""
+        self.set(None)
+        self.detach()
+
+
+def _unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside of a wrapper that is one itself (Accelerate's)."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer

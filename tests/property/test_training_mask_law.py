@@ -1,0 +1,76 @@
+"""The law of training masks: in evaluation mode a network under a mask computes what the masked executor and the cut network compute."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from latprune.graph import ModelGraph, Selection, trace
+from latprune.program import capture
+from latprune.surgery import TrainingMask, prune
+from latprune.surgery.masked import masked
+from latprune.surgery.masked_follower import tensors_in
+from support.equivalence import random_selection, randomise
+from support.networks import Recipe, build, recipes
+
+_checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+
+def maskable(graph: ModelGraph, mask: TrainingMask, selection: Selection) -> Selection:
+    """The selection without what cannot be masked in training."""
+    kept = {name: units for name, units in selection.kept.items() if name not in mask.unmaskable}
+    return Selection(kept=kept, removed_blocks=selection.removed_blocks - set(mask.unmaskable))
+
+
+def check(model: nn.Module, graph: ModelGraph, seed: int, *, straight_through: bool) -> TrainingMask:
+    """Set a random mask, compare with the executor and the cut network, take it off."""
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    mask = TrainingMask(model, graph, straight_through=straight_through)
+    selection = maskable(graph, mask, random_selection(graph, np.random.default_rng(seed)))
+    note(f"unmaskable {mask.unmaskable}, removed {sorted(selection.removed_blocks)}")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = masked(model, graph, selection)(x)
+    cut = copy.deepcopy(model)
+    prune(cut, graph, selection)
+    mask.set(selection)
+    with torch.no_grad():
+        for mine, theirs, small in zip(*(tensors_in(out) for out in (model(x), expected, cut(x))), strict=True):
+            scale = float(theirs.abs().max()) + 1e-12
+            assert float((mine - theirs).abs().max()) <= 1e-9 * scale
+            assert mine.shape == small.shape and float((mine - small).abs().max()) <= 1e-9 * scale
+    mask.set(None)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return mask
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=_checks)
+@given(recipe=recipes(), seed=st.integers(0, 2**16), straight_through=st.booleans())
+def test_network_under_a_mask_equals_the_executor_and_the_cut_network(recipe: Recipe, seed: int, straight_through: bool) -> None:
+    torch.manual_seed(seed)
+    model = randomise(build(recipe), seed)
+    graph = trace(model, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    mask = check(model, graph, seed, straight_through=straight_through)
+    assert not mask.unmaskable
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=_checks)
+@given(recipe=recipes(), seed=st.integers(0, 2**16))
+def test_program_under_a_mask_equals_the_executor_and_the_cut_program(recipe: Recipe, seed: int) -> None:
+    torch.manual_seed(seed)
+    program = capture(randomise(build(recipe), seed), torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    check(program.eval(), trace(program, torch.randn(2, 3, 8, 8, dtype=torch.float64)), seed, straight_through=True)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None, suppress_health_check=_checks)
+@given(recipe=recipes(max_layers=8), seed=st.integers(0, 2**16), straight_through=st.booleans())
+def test_network_under_a_mask_equals_the_executor_on_five_hundred(recipe: Recipe, seed: int, straight_through: bool) -> None:
+    torch.manual_seed(seed)
+    model = randomise(build(recipe), seed)
+    check(model, trace(model, torch.randn(2, 3, 8, 8, dtype=torch.float64)), seed, straight_through=straight_through)
