@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latprune.errors import CaptureError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
-from latprune.surgery.masked import MaskedModel, masked
+from latprune.surgery.masked import masked
 from latprune.surgery.masked_follower import tensors_in
 from latprune.surgery.verify import TOLERANCES, as_call, in_double
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -25,14 +26,14 @@ _LONGEST = 200
 """Operations in a row that a walk follows backwards."""
 
 _ZERO_STAYS = frozenset(
-    "view _unsafe_view reshape _reshape_alias transpose permute t numpy_T swapaxes movedim unsqueeze squeeze expand broadcast_to clone contiguous "
-    "slice narrow select split split_with_sizes chunk unsafe_split unsafe_chunk tensor_split unbind alias detach lift_fresh _to_copy neg roll flip "
-    "rot90 index index_select gather repeat repeat_interleave tile unfold diagonal as_strided pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle native_dropout dropout positive relu relu6 gelu silu mish tanh hardswish leaky_relu elu selu celu prelu abs sqrt square "
-    "sign sin tan asin atan sinh asinh erf expm1 log1p trunc round floor ceil softsign hardshrink softshrink tanhshrink "
-    "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d max_pool2d avg_pool1d avg_pool3d max_pool3d_with_indices "
-    "_adaptive_avg_pool3d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_nearest1d upsample_linear1d "
-    "sum mean amax amin div embedding".split()
+    "view _unsafe_view reshape _reshape_alias transpose permute t numpy_T swapaxes movedim unsqueeze squeeze expand broadcast_to "
+    "clone contiguous slice narrow select split split_with_sizes chunk unsafe_split unsafe_chunk tensor_split unbind alias detach "
+    "lift_fresh _to_copy neg roll flip rot90 index index_select gather repeat repeat_interleave tile unfold diagonal as_strided "
+    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle native_dropout dropout positive relu relu6 gelu silu mish "
+    "tanh hardswish leaky_relu elu selu celu prelu abs sqrt square sign sin tan asin atan sinh asinh erf expm1 log1p trunc round "
+    "floor ceil softsign hardshrink softshrink tanhshrink max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d "
+    "adaptive_max_pool2d max_pool2d avg_pool1d avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d upsample_nearest2d "
+    "upsample_bilinear2d upsample_bicubic2d upsample_nearest1d upsample_linear1d sum mean amax amin div embedding".split()
 )
 """Operations whose result is 0 where their first operand is."""
 
@@ -404,8 +405,8 @@ def find_block_masks(model: nn.Module, graph: ModelGraph) -> dict[str, BlockMask
             dynamic=dynamic,
             carries=lambda call, argument: True,
             along=lambda call, argument, but: True,
-            enters=lambda call, name=name: name in call.blocks or not dynamic[call.index],
-            leaf=lambda tensor, own=own: _check_own(tensor, own),
+            enters=partial(_inside, name, dynamic),
+            leaf=partial(_check_own, own),
         )
         try:
             masks[name] = BlockMask(zeros=tuple(sorted(walk.zero(*joins[name]))), own=tuple(sorted(own)))
@@ -414,7 +415,11 @@ def find_block_masks(model: nn.Module, graph: ModelGraph) -> dict[str, BlockMask
     return masks
 
 
-def _check_own(tensor: str, own: Collection[str]) -> None:
+def _inside(block: str, dynamic: list[bool], call: Call) -> bool:
+    return block in call.blocks or not dynamic[call.index]
+
+
+def _check_own(own: Collection[str], tensor: str) -> None:
     if tensor not in own:
         raise _RefusedError(f"'{tensor}' is no parameter of the block alone")
 

@@ -38,7 +38,7 @@ def _kept_of(module: nn.Module, x: Tensor) -> Tensor:
 
 def _counted(x: Tensor, kept: Tensor, dims: list[int], eps: float, *, centred: bool) -> Tensor:
     """``x`` normalised over ``dims`` by the moments of its kept places; removed places are normalised by the same moments."""
-    count = kept.sum(dims, keepdim=True).clamp(min=1) * math.prod(x.shape[d] for d in dims if kept.shape[d] == 1)
+    count = kept.sum(dims, keepdim=True).clamp(min=1) * math.prod([x.shape[d] for d in dims if kept.shape[d] == 1])
     inside = torch.where(kept, x, torch.zeros((), dtype=x.dtype, device=x.device))
     if centred:
         x = x - inside.sum(dims, keepdim=True) / count
