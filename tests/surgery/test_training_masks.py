@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from latprune import zoo
 from latprune.errors import CheckpointError, InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection, trace
+from latprune.program import capture
 from latprune.surgery import TrainingMask, mask_flow, masked, prune, training_masks
 from support.equivalence import random_selection
 
@@ -186,13 +187,24 @@ def test_a_removed_block_contributes_nothing_in_training_and_learns_straight_thr
     assert not torch.equal(before["block.norm2.weight"], after["block.norm2.weight"])
 
 
+class RootMeanSquare(nn.Module):
+    """A norm as language models write it themselves."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
 class Attending(nn.Module):
     """Pre-norm attention and a perceptron over tokens, both kinds of norm."""
 
     def __init__(self) -> None:
         super().__init__()
         self.enter = nn.Linear(6, 8)
-        self.norm, self.late = nn.LayerNorm(8), nn.RMSNorm(8)
+        self.norm, self.late = nn.LayerNorm(8), RootMeanSquare(8)
         self.q, self.k, self.v, self.out = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
         self.head = nn.Linear(8, 5)
 
@@ -260,8 +272,8 @@ class Mixing(nn.Module):
     ("mix", "word"),
     [
         (lambda x: x.softmax(-1), "_softmax"),
-        (lambda x: x * x.mean(-1, keepdim=True), "mean"),
-        (lambda x: F.layer_norm(x, x.shape[-1:]), "native_layer_norm"),
+        (lambda x: x * x.var(-1, keepdim=True), "var"),
+        (lambda x: x * x.mean(-1, keepdim=True) * torch.cat([x, x], -1).mean(-1, keepdim=True), "mean"),
         (lambda x: x * x.amax(-1, keepdim=True), "amax"),
     ],
 )
@@ -273,6 +285,47 @@ def test_operations_that_mix_channels_are_refused_in_words(mix: Callable[[Tensor
     with pytest.raises(SurgeryError, match="'first' cannot be masked in training"):
         mask.set(Selection(kept={"first": np.array([0, 1])}))
     mask.set(graph.full_selection())
+
+
+class Permuted(nn.LayerNorm):
+    """A layer norm over the channels of a map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("form", ["class", "program"])
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x * x.mean(-1, keepdim=True),
+        lambda x: F.layer_norm(x, x.shape[-1:]),
+        lambda x: F.rms_norm(x, x.shape[-1:]),
+        lambda x: F.group_norm(x, 2),
+        RootMeanSquare(6),
+        nn.LayerNorm(6),
+        nn.RMSNorm(6),
+        Permuted(6),
+    ],
+)
+def test_norms_and_means_that_a_forward_computes_itself_count_kept_channels(mix: Callable[[Tensor], Tensor], form: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, dtype=torch.float64)
+    model: nn.Module = Mixing(mix).double()
+    model = capture(model, x) if form == "program" else model
+    graph = trace(model, x)
+    mask = TrainingMask(model, graph)
+    assert not mask.unmaskable
+    selection = Selection(kept={"first": np.array([0, 2, 3, 5])})
+    cut = copy.deepcopy(model)
+    prune(cut, graph, selection)
+    dense = model(x)
+    mask.set(selection)
+    assert torch.allclose(model(x), cut(x), rtol=1e-9)
+    with mask.dense_values():
+        assert torch.equal(model(x), dense)
+    mask.set(None)
+    assert torch.equal(model(x), dense)
 
 
 def test_sums_over_channels_read_zero() -> None:

@@ -80,7 +80,10 @@ def test_two_processes_train_the_masked_network_of_one(tmp_path: Path) -> None:
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)], stderr=subprocess.PIPE, text=True, env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)}
+            [sys.executable, str(script), str(tmp_path)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=shared | {"RANK": str(r), "LOCAL_RANK": str(r)},
         )
         for r in (0, 1)
     ]

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from latprune.graph import ModelGraph
 from latprune.graph.types import Call, IntArray, Member, Role
 from latprune.surgery.mask_coordinates import Coordinates
-from latprune.surgery.mask_norms import countable
+from latprune.surgery.mask_norms import has_own_forward, is_plain_norm
 from latprune.surgery.masked_rules import has_masked_rule
 
 __all__ = ["BlockMask", "GroupMask", "NormUse", "find_block_masks", "find_group_masks"]
@@ -56,6 +57,7 @@ _BATCH_NORMS = frozenset(
     "miopen_batch_norm _batch_norm_no_update".split()
 )
 _FROZEN_NORMS = frozenset("_native_batch_norm_legit_no_training _batch_norm_no_update".split())
+_COUNTED = _NORMS | {"mean"}
 _ZERO_IS_NEUTRAL = frozenset("sum linalg_vector_norm norm any".split())
 _REDUCTIONS = _ZERO_IS_NEUTRAL | frozenset("mean amax amin var std var_mean std_mean prod logsumexp all max min argmax argmin".split())
 _SOFTMAXES = frozenset("_softmax _log_softmax softmax log_softmax _safe_softmax".split())
@@ -63,7 +65,7 @@ _SOFTMAXES = frozenset("_softmax _log_softmax softmax log_softmax _safe_softmax"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NormUse:
-    """A norm module whose statistics run over coordinates of a group.
+    """A module with a norm or mean that runs over coordinates of a group.
 
     Attributes:
         module: Its path.
@@ -357,10 +359,34 @@ class _GroupFlow:
             return
         if name in _ZERO_IS_NEUTRAL or not any(self._along_dim(call, 0, d) for d in dims):
             return
-        why = countable(self.model.get_submodule(call.module))
+        why = self._uncountable(call)
         if why:
-            raise _RefusedError(f"{_place(call)} runs over the channels, and {why}")
+            raise _RefusedError(f"{_place(call)} runs over the channels, {why}")
         yield from (NormUse(module=call.module, classes=f) for f in call.all_fields[0] if self.coordinates.carries(f, self.name))
+
+    def _uncountable(self, call: Call) -> str:
+        """Why a module cannot be made to count kept channels only in an operation; empty where it can."""
+        module = self.model.get_submodule(call.module)
+        if has_own_forward(module):
+            return "and its module has a forward of its own set on the instance"
+        if not is_plain_norm(module) and _name(call) not in _COUNTED:
+            return "where only norms and means are counted over kept channels"
+        for other in self.graph.calls:
+            name = _name(other)
+            if name not in _COUNTED or other is call:
+                continue
+            if other.module == call.module:
+                alike = name in _NORMS or _mixed_dims(other) == _mixed_dims(call)
+                if alike and not _same_fields(other, call):
+                    return "and its module computes the like over other channels too"
+            elif not is_plain_norm(module) and other.module.startswith(f"{call.module}." if call.module else ""):
+                return f"and its module holds others that compute the like ('{other.module}')"
+        return ""
+
+
+def _same_fields(one: Call, other: Call) -> bool:
+    mine, theirs = one.all_fields[0], other.all_fields[0]
+    return len(mine) == len(theirs) and all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 def _mixed_dims(call: Call) -> range | list[int] | None:
