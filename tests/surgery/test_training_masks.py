@@ -461,6 +461,36 @@ def test_what_several_groups_share_tied_frozen_and_channels_last_weights() -> No
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_fused_fast_paths_do_not_pass_by_the_mask() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model, x = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 4)).eval(), torch.randn(2, 5, 3)
+    graph = trace(model, x)
+    selection = halves(graph)
+    expected = masked(model, graph, selection)(x)
+    mask = TrainingMask(model, graph)
+    mask.set(selection)
+    with torch.no_grad():
+        assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+def test_a_part_of_a_network_is_masked() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.body, self.after = nn.Linear(3, 4), Mixing(nn.LayerNorm(6)), nn.Linear(5, 2)
+            self.body.first = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(self.body(torch.sort(self.before(x))[0])).softmax(-1)
+
+    torch.manual_seed(0)
+    model, x = Whole(), torch.randn(2, 3)
+    mask = TrainingMask(model, trace(model, x, within="body"), example_inputs=x)
+    mask.set(Selection(kept={"body.first": np.array([0, 3])}))
+    assert bool((model.body.second.weight[:, [1, 2, 4, 5]] == 0).all())
+
+
 def test_compiled_networks_train_alike() -> None:
     results = []
     for compiled in (False, True):
