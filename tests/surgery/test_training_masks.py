@@ -511,7 +511,26 @@ def test_compiled_networks_train_alike() -> None:
         assert torch.allclose(value, results[1][1][name], atol=1e-5)
 
 
-def test_accelerate_and_finetune_work_unchanged() -> None:
+def test_new_masks_are_no_reason_to_compile_again() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    model, x = Attending(), torch.randn(4, 7, 6)
+    graph = trace(model, x)
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    mask = TrainingMask(model, graph, straight_through=True)
+    mask.attach(optimizer)
+    counter = CompileCounter()
+    run = torch.compile(model, backend=counter)
+    for seed in range(4):
+        mask.set(random_selection(graph, np.random.default_rng(seed), low=0.5, high=0.7, blocks=0))
+        step(run, optimizer, x, Y[:4])
+        with mask.dense_values():
+            pass
+        step(run, optimizer, x, Y[:4])
+    assert counter.frame_count == 1
+
+
+def test_optimizers_that_accelerate_wraps() -> None:
     from accelerate import Accelerator
 
     model, graph = small()
