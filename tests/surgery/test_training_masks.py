@@ -339,6 +339,32 @@ def test_sums_over_channels_read_zero() -> None:
     assert "sigmoid" in TrainingMask(model, trace(model, x)).unmaskable["first"]
 
 
+def test_constant_buffers_among_what_makes_a_channel_are_masked_too() -> None:
+    class Fused(nn.Module):
+        """Queries and keys from one layer, the keys without a bias that trains."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.out = nn.Linear(3, 4), nn.Linear(4, 5)
+            self.weight, self.q_bias = nn.Parameter(torch.randn(12, 4)), nn.Parameter(torch.randn(4))
+            self.register_buffer("k_bias", torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = torch.cat((self.q_bias, self.k_bias, self.q_bias))
+            q, k, v = F.linear(self.enter(x), self.weight, bias).chunk(3, -1)
+            return self.out((q @ k.transpose(-2, -1)).softmax(-1) @ v)
+
+    torch.manual_seed(0)
+    model, x = Fused(), torch.randn(2, 5, 3)
+    graph = trace(model, x)
+    mask = TrainingMask(model, graph, example_inputs=x)
+    assert not mask.unmaskable
+    mask.set(halves(graph))
+    assert not bool((model.k_bias == 1).all())
+    mask.set(None)
+    assert bool((model.k_bias == 1).all())
+
+
 def test_the_check_names_what_a_rule_got_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     model, graph = small()
     found = mask_flow.find_group_masks(model, graph)

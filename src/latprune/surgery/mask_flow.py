@@ -87,7 +87,7 @@ class GroupMask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockMask:
-    """How a block is masked: the parameters to be 0, and all that serve it alone; or why it cannot be."""
+    """How a block is masked: the tensors to be 0, and all parameters that serve it alone; or why it cannot be."""
 
     zeros: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
@@ -104,6 +104,11 @@ def _name(call: Call) -> str:
 
 def _place(call: Call) -> str:
     return f"{_name(call)} in '{call.module}'"
+
+
+def _tensor_names(model: nn.Module) -> set[str]:
+    """Names of parameters and buffers, tied ones under each of their names."""
+    return {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))}
 
 
 def _dynamic(calls: tuple[Call, ...]) -> list[bool]:
@@ -248,6 +253,7 @@ class _GroupFlow:
         self.model = model
         self.members = graph.groups[name].members
         self.parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
+        self.tensors = _tensor_names(model)
         self.walk = _Walk(
             calls=graph.calls,
             dynamic=dynamic,
@@ -258,8 +264,8 @@ class _GroupFlow:
         )
 
     def _leaf(self, tensor: str) -> None:
-        if tensor not in self.parameters:
-            raise _RefusedError(f"'{tensor}' is no parameter")
+        if tensor not in self.tensors:
+            raise _RefusedError(f"'{tensor}' is no tensor of the model")
         if not any(m.tensor == tensor for m in self.members):
             raise _RefusedError(f"'{tensor}' has no place for single channels")
 
@@ -419,13 +425,13 @@ def find_block_masks(model: nn.Module, graph: ModelGraph) -> dict[str, BlockMask
     """For every removable block how it is masked, or why it cannot be."""
     dynamic = _dynamic(graph.calls)
     users = _users(graph.calls, dynamic)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters, tensors = {n for n, _ in model.named_parameters(remove_duplicate=False)}, _tensor_names(model)
     joins = {block: (call, operand) for call in graph.calls for block, operand in call.joins.items()}
     masks: dict[str, BlockMask] = {}
     for name, block in graph.blocks.items():
         if not block.removable:
             continue
-        own = frozenset(p for p, calls in users.items() if p in parameters and all(name in c.blocks for c in calls))
+        own = frozenset(t for t, calls in users.items() if t in tensors and all(name in c.blocks for c in calls))
         walk = _Walk(
             calls=graph.calls,
             dynamic=dynamic,
@@ -435,7 +441,7 @@ def find_block_masks(model: nn.Module, graph: ModelGraph) -> dict[str, BlockMask
             leaf=partial(_check_own, own),
         )
         try:
-            masks[name] = BlockMask(zeros=tuple(sorted(walk.zero(*joins[name]))), own=tuple(sorted(own)))
+            masks[name] = BlockMask(zeros=tuple(sorted(walk.zero(*joins[name]))), own=tuple(sorted(own & parameters)))
         except _RefusedError as error:
             masks[name] = BlockMask(reason=str(error))
     return masks
@@ -447,7 +453,7 @@ def _inside(block: str, dynamic: list[bool], call: Call) -> bool:
 
 def _check_own(own: Collection[str], tensor: str) -> None:
     if tensor not in own:
-        raise _RefusedError(f"'{tensor}' is no parameter of the block alone")
+        raise _RefusedError(f"'{tensor}' does not serve the block alone")
 
 
 def _users(calls: tuple[Call, ...], dynamic: list[bool]) -> dict[str, list[Call]]:

@@ -176,14 +176,15 @@ class TrainingMask:
 
     def _put_on(self, selection: Selection, removed: Removed) -> None:
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        tensors = {**dict(self.model.named_buffers(remove_duplicate=False)), **parameters}
         blocks = [self._blocks[name] for name in selection.removed_blocks]
         zeros = self._slices(removed, whole={name for b in blocks for name in b.zeros})
         fixed: dict[str, list[Slice]] = {}
         if not self.straight_through:
             fixed = self._slices(removed, whole={name for b in blocks for name in b.own}, everything=True)
         for name in dict.fromkeys((*zeros, *fixed)):
-            if name in parameters:
-                self._held[name] = HeldValues(parameters[name], zeros.get(name, []), fixed.get(name, []))
+            if name in zeros or name in parameters:  # statistics of norms, which are buffers, are not fixed
+                self._held[name] = HeldValues(tensors[name], zeros.get(name, []), fixed.get(name, []))
         self._by_parameter = {id(held.parameter): held for held in self._held.values()}
         self._kept = self._counted(removed)
         for held in self._held.values():
