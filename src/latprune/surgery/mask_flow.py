@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from latprune.graph import ModelGraph
 from latprune.graph.types import Call, IntArray, Member, Role
 from latprune.surgery.mask_coordinates import Coordinates
-from latprune.surgery.mask_norms import countable
+from latprune.surgery.mask_norms import has_own_forward, is_plain_norm
 from latprune.surgery.masked_rules import has_masked_rule
 
 __all__ = ["BlockMask", "GroupMask", "NormUse", "find_block_masks", "find_group_masks"]
@@ -25,14 +27,14 @@ _LONGEST = 200
 """Operations in a row that a walk follows backwards."""
 
 _ZERO_STAYS = frozenset(
-    "view _unsafe_view reshape _reshape_alias transpose permute t numpy_T swapaxes movedim unsqueeze squeeze expand broadcast_to clone contiguous "
-    "slice narrow select split split_with_sizes chunk unsafe_split unsafe_chunk tensor_split unbind alias detach lift_fresh _to_copy neg roll flip "
-    "rot90 index index_select gather repeat repeat_interleave tile unfold diagonal as_strided pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle native_dropout dropout positive relu relu6 gelu silu mish tanh hardswish leaky_relu elu selu celu prelu abs sqrt square "
-    "sign sin tan asin atan sinh asinh erf expm1 log1p trunc round floor ceil softsign hardshrink softshrink tanhshrink "
-    "max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d max_pool2d avg_pool1d avg_pool3d max_pool3d_with_indices "
-    "_adaptive_avg_pool3d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d upsample_nearest1d upsample_linear1d "
-    "sum mean amax amin div embedding".split()
+    "view _unsafe_view reshape _reshape_alias transpose permute t numpy_T swapaxes movedim unsqueeze squeeze expand broadcast_to "
+    "clone contiguous slice narrow select split split_with_sizes chunk unsafe_split unsafe_chunk tensor_split unbind alias detach "
+    "lift_fresh _to_copy neg roll flip rot90 index index_select gather repeat repeat_interleave tile unfold diagonal as_strided "
+    "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle native_dropout dropout positive relu relu6 gelu silu mish "
+    "tanh hardswish leaky_relu elu selu celu prelu abs sqrt square sign sin tan asin atan sinh asinh erf expm1 log1p trunc round "
+    "floor ceil softsign hardshrink softshrink tanhshrink max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d "
+    "adaptive_max_pool2d max_pool2d avg_pool1d avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d upsample_nearest2d "
+    "upsample_bilinear2d upsample_bicubic2d upsample_nearest1d upsample_linear1d sum mean amax amin div embedding".split()
 )
 """Operations whose result is 0 where their first operand is."""
 
@@ -55,6 +57,7 @@ _BATCH_NORMS = frozenset(
     "miopen_batch_norm _batch_norm_no_update".split()
 )
 _FROZEN_NORMS = frozenset("_native_batch_norm_legit_no_training _batch_norm_no_update".split())
+_COUNTED = _NORMS | {"mean"}
 _ZERO_IS_NEUTRAL = frozenset("sum linalg_vector_norm norm any".split())
 _REDUCTIONS = _ZERO_IS_NEUTRAL | frozenset("mean amax amin var std var_mean std_mean prod logsumexp all max min argmax argmin".split())
 _SOFTMAXES = frozenset("_softmax _log_softmax softmax log_softmax _safe_softmax".split())
@@ -62,7 +65,7 @@ _SOFTMAXES = frozenset("_softmax _log_softmax softmax log_softmax _safe_softmax"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class NormUse:
-    """A norm module whose statistics run over coordinates of a group.
+    """A module with a norm or mean that runs over coordinates of a group.
 
     Attributes:
         module: Its path.
@@ -84,7 +87,7 @@ class GroupMask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockMask:
-    """How a block is masked: the parameters to be 0, and all that serve it alone; or why it cannot be."""
+    """How a block is masked: the tensors to be 0, and all parameters that serve it alone; or why it cannot be."""
 
     zeros: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
@@ -101,6 +104,11 @@ def _name(call: Call) -> str:
 
 def _place(call: Call) -> str:
     return f"{_name(call)} in '{call.module}'"
+
+
+def _tensor_names(model: nn.Module) -> set[str]:
+    """Names of parameters and buffers, tied ones under each of their names."""
+    return {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))}
 
 
 def _dynamic(calls: tuple[Call, ...]) -> list[bool]:
@@ -245,6 +253,7 @@ class _GroupFlow:
         self.model = model
         self.members = graph.groups[name].members
         self.parameters = {n for n, _ in model.named_parameters(remove_duplicate=False)}
+        self.tensors = _tensor_names(model)
         self.walk = _Walk(
             calls=graph.calls,
             dynamic=dynamic,
@@ -255,8 +264,8 @@ class _GroupFlow:
         )
 
     def _leaf(self, tensor: str) -> None:
-        if tensor not in self.parameters:
-            raise _RefusedError(f"'{tensor}' is no parameter")
+        if tensor not in self.tensors:
+            raise _RefusedError(f"'{tensor}' is no tensor of the model")
         if not any(m.tensor == tensor for m in self.members):
             raise _RefusedError(f"'{tensor}' has no place for single channels")
 
@@ -356,10 +365,34 @@ class _GroupFlow:
             return
         if name in _ZERO_IS_NEUTRAL or not any(self._along_dim(call, 0, d) for d in dims):
             return
-        why = countable(self.model.get_submodule(call.module))
+        why = self._uncountable(call)
         if why:
-            raise _RefusedError(f"{_place(call)} runs over the channels, and {why}")
+            raise _RefusedError(f"{_place(call)} runs over the channels, {why}")
         yield from (NormUse(module=call.module, classes=f) for f in call.all_fields[0] if self.coordinates.carries(f, self.name))
+
+    def _uncountable(self, call: Call) -> str:
+        """Why a module cannot be made to count kept channels only in an operation; empty where it can."""
+        module = self.model.get_submodule(call.module)
+        if has_own_forward(module):
+            return "and its module has a forward of its own set on the instance"
+        if not is_plain_norm(module) and _name(call) not in _COUNTED:
+            return "where only norms and means are counted over kept channels"
+        for other in self.graph.calls:
+            name = _name(other)
+            if name not in _COUNTED or other is call:
+                continue
+            if other.module == call.module:
+                alike = name in _NORMS or _mixed_dims(other) == _mixed_dims(call)
+                if alike and not _same_fields(other, call):
+                    return "and its module computes the like over other channels too"
+            elif not is_plain_norm(module) and other.module.startswith(f"{call.module}." if call.module else ""):
+                return f"and its module holds others that compute the like ('{other.module}')"
+        return ""
+
+
+def _same_fields(one: Call, other: Call) -> bool:
+    mine, theirs = one.all_fields[0], other.all_fields[0]
+    return len(mine) == len(theirs) and all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 def _mixed_dims(call: Call) -> range | list[int] | None:
@@ -392,31 +425,35 @@ def find_block_masks(model: nn.Module, graph: ModelGraph) -> dict[str, BlockMask
     """For every removable block how it is masked, or why it cannot be."""
     dynamic = _dynamic(graph.calls)
     users = _users(graph.calls, dynamic)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters, tensors = {n for n, _ in model.named_parameters(remove_duplicate=False)}, _tensor_names(model)
     joins = {block: (call, operand) for call in graph.calls for block, operand in call.joins.items()}
     masks: dict[str, BlockMask] = {}
     for name, block in graph.blocks.items():
         if not block.removable:
             continue
-        own = frozenset(p for p, calls in users.items() if p in parameters and all(name in c.blocks for c in calls))
+        own = frozenset(t for t, calls in users.items() if t in tensors and all(name in c.blocks for c in calls))
         walk = _Walk(
             calls=graph.calls,
             dynamic=dynamic,
             carries=lambda call, argument: True,
             along=lambda call, argument, but: True,
-            enters=lambda call, name=name: name in call.blocks or not dynamic[call.index],
-            leaf=lambda tensor, own=own: _check_own(tensor, own),
+            enters=partial(_inside, name, dynamic),
+            leaf=partial(_check_own, own),
         )
         try:
-            masks[name] = BlockMask(zeros=tuple(sorted(walk.zero(*joins[name]))), own=tuple(sorted(own)))
+            masks[name] = BlockMask(zeros=tuple(sorted(walk.zero(*joins[name]))), own=tuple(sorted(own & parameters)))
         except _RefusedError as error:
             masks[name] = BlockMask(reason=str(error))
     return masks
 
 
-def _check_own(tensor: str, own: Collection[str]) -> None:
+def _inside(block: str, dynamic: list[bool], call: Call) -> bool:
+    return block in call.blocks or not dynamic[call.index]
+
+
+def _check_own(own: Collection[str], tensor: str) -> None:
     if tensor not in own:
-        raise _RefusedError(f"'{tensor}' is no parameter of the block alone")
+        raise _RefusedError(f"'{tensor}' does not serve the block alone")
 
 
 def _users(calls: tuple[Call, ...], dynamic: list[bool]) -> dict[str, list[Call]]:

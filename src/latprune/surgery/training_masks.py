@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,13 +42,13 @@ class TrainingMask:
     shape) is 0. What comes back has the weights that it had before. A gradient at those places counts in a clipping by norm that comes
     before the step.
 
-    *Straight-through masks* (soft masks: SMCP, "Soft masking for cost-constrained channel pruning", ECCV 2022, as the MDP paper's appendix E
-    takes it up): the loss is computed with masked values, its gradient goes to the hidden dense values, and those are what the optimizer
-    updates: right before ``optimizer.step()`` the dense values are put into the parameters, right after it they are hidden again. Only
-    what reads a removed channel is masked, so the gradient of those weights is what it would be if they were 0. ``weight_decay`` is a
-    decay of the masked weights apart from the optimizer's own: ``w -= lr * weight_decay * w`` after each step, ``lr`` being that of
-    the parameter's group. That the masked weights have a decay of their own is SMCP's; that it is taken after the step and outside of the
-    momentum is this library's choice (the paper's own text is not at hand).
+    *Straight-through masks* (soft masks: SMCP, "Soft Masking for Cost-Constrained Channel Pruning", ECCV 2022; the MDP paper takes them up
+    in appendix E): the loss is computed with masked values, its gradient goes to the hidden dense values, and those are what the optimizer
+    updates. Right before ``optimizer.step()`` the dense values are put into the parameters, right after it they are hidden again. Only
+    what reads a removed channel is masked, so the channel itself stays alive and the weights that read it get the gradient that they have
+    at the value 0. ``weight_decay`` is a decay of the masked weights on top of the optimizer's own: ``w -= lr * weight_decay * w`` after
+    each step, ``lr`` being that of the parameter's group. SMCP decays masked weights apart; that it is done after the step and outside of
+    the momentum is this library's choice, as the formula of that paper is not at hand.
 
     Call :meth:`set` between steps, not between a forward and its backward pass. A state dict of the model taken while a mask is set holds
     the masked values; take it under :meth:`dense_values`, or keep :meth:`state_dict` of the mask beside it.
@@ -176,14 +176,15 @@ class TrainingMask:
 
     def _put_on(self, selection: Selection, removed: Removed) -> None:
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        tensors = {**dict(self.model.named_buffers(remove_duplicate=False)), **parameters}
         blocks = [self._blocks[name] for name in selection.removed_blocks]
         zeros = self._slices(removed, whole={name for b in blocks for name in b.zeros})
         fixed: dict[str, list[Slice]] = {}
         if not self.straight_through:
             fixed = self._slices(removed, whole={name for b in blocks for name in b.own}, everything=True)
         for name in dict.fromkeys((*zeros, *fixed)):
-            if name in parameters:
-                self._held[name] = HeldValues(parameters[name], zeros.get(name, []), fixed.get(name, []))
+            if name in zeros or name in parameters:  # statistics of norms, which are buffers, are not fixed
+                self._held[name] = HeldValues(tensors[name], zeros.get(name, []), fixed.get(name, []))
         self._by_parameter = {id(held.parameter): held for held in self._held.values()}
         self._kept = self._counted(removed)
         for held in self._held.values():
@@ -191,7 +192,7 @@ class TrainingMask:
         self._norms.put_on(self._kept)
         self._selection = selection
 
-    def _slices(self, removed: Removed, *, whole: set[str], everything: bool = False) -> dict[str, list[Slice]]:
+    def _slices(self, removed: Removed, *, whole: Collection[str], everything: bool = False) -> dict[str, list[Slice]]:
         members = [
             (member, gone)
             for name, gone in removed.items()
@@ -243,7 +244,8 @@ class TrainingMask:
                 break
         self._take_off()
         raise SurgeryError(
-            f"the network under the mask does not compute what the masked executor does, because of '{at_fault}' ({why}): keep it whole, or cut it"
+            f"the network under the mask does not compute what the masked executor does, because of '{at_fault}' ({why}); keep it whole, "
+            "or cut it"
         )
 
     def _difference(self, selection: Selection) -> str:
