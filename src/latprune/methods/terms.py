@@ -9,8 +9,9 @@ from itertools import combinations, product
 import numpy as np
 import numpy.typing as npt
 
+from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Kernel, Piece, WidthAxis
-from latprune.problem import Axis, Sum, SumMember, Term
+from latprune.problem import Axis, ProductTerm, Sum, SumMember, Term
 
 __all__ = ["block_variable", "cost_terms", "product_terms"]
 
@@ -20,6 +21,8 @@ SizeTable = Callable[..., FloatArray]
 
 _MAX_SCOPE = 3
 _MAX_DIRECT_ENTRIES = 200_000
+_MAX_MONOMIALS = 12
+"""Products that a kernel's axes may multiply out to; a long concat is a sum of widths instead."""
 
 
 def block_variable(block: str) -> str:
@@ -81,14 +84,57 @@ def product_terms(
     """Terms whose cost is ``coefficient * prod(axis sizes)``: multiply-adds of a kernel, parameters of a tensor."""
     gates = set(removable)
     simple = tuple(_simplify(axis, set(blocks), gates) for axis in axes)
+    gate = _gate(blocks, gates)
+    if math.prod(len(axis.pieces) + bool(axis.constant) for axis in simple) > _MAX_MONOMIALS:
+        return _terms(name, simple, _grid(coefficient), choices, gate)
+    terms: list[Term] = []
+    constant = 0.0
+    for factor, powers, present in _monomials(simple, coefficient):
+        inner = tuple(dict.fromkeys((*gate, *_gate(present, gates))))
+        if powers:
+            terms.append(_monomial(name, factor, powers, choices, inner))
+        elif inner:
+            # A term needs an axis: what is fixed inside a block reads that block.
+            terms.append(Term(name=name, over=inner[:1], gate=inner[1:], table=np.array([0.0, factor])))
+        else:
+            constant += factor
+    return terms, constant
 
+
+def _grid(coefficient: float) -> SizeTable:
     def grid(*sizes: npt.NDArray[np.int64]) -> FloatArray:
         out = np.array(coefficient, dtype=np.float64)
         for axis in sizes:
             out = np.multiply.outer(out, axis.astype(np.float64))
         return out
 
-    return _terms(name, simple, grid, choices, _gate(blocks, gates))
+    return grid
+
+
+def _monomials(axes: Sequence[WidthAxis], coefficient: float) -> Iterable[tuple[float, dict[str, int], tuple[str, ...]]]:
+    """The product of the axes' sizes multiplied out: coefficient, group -> power, blocks that must be present."""
+    summed: dict[tuple[tuple[tuple[str, int], ...], tuple[str, ...]], float] = {}
+    options = [[*axis.pieces, *([Piece(groups=(), factor=axis.constant)] if axis.constant else [])] for axis in axes]
+    for pieces in product(*options):
+        powers: dict[str, int] = {}
+        for group in (g for piece in pieces for g in piece.groups):
+            powers[group] = powers.get(group, 0) + 1
+        present = tuple(sorted({b for piece in pieces for b in piece.blocks}))
+        key = (tuple(sorted(powers.items())), present)
+        summed[key] = summed.get(key, 0.0) + coefficient * math.prod(piece.factor for piece in pieces)
+    for (found, present), factor in summed.items():
+        yield factor, dict(found), present
+
+
+def _monomial(name: str, factor: float, powers: Mapping[str, int], choices: Mapping[str, Sequence[int]], gate: tuple[str, ...]) -> Term:
+    if len(powers) > _MAX_SCOPE:
+        raise InvalidArgumentError(
+            f"{name!r} depends on {len(powers)} widths at once ({', '.join(powers)}); at most {_MAX_SCOPE} can be counted: keep some of them"
+        )
+    vectors = tuple(np.asarray(choices[group], dtype=np.float64) ** power for group, power in powers.items())
+    if len(vectors) == 1:
+        return Term(name=name, over=tuple(powers), gate=gate, table=factor * vectors[0])
+    return ProductTerm(name=name, over=tuple(powers), gate=gate, coefficient=factor, factors=vectors)
 
 
 def _gate(blocks: Sequence[str], removable: set[str]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The factor graph of a pruning problem, its file format, and the evaluation of any assignment."""
 
 from latprune.problem.evaluation import BatchEvaluation, Evaluation, Evaluator
+from latprune.problem.product import ProductTerm
 from latprune.problem.restriction import at_least, at_most
 from latprune.problem.rules import ProblemError
 from latprune.problem.solution import Solution, relative_gap
@@ -13,6 +14,7 @@ __all__ = [
     "Evaluator",
     "Problem",
     "ProblemError",
+    "ProductTerm",
     "Resource",
     "Solution",
     "Sum",

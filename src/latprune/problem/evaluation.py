@@ -66,7 +66,7 @@ class _CompiledTerm:
     """A term with names resolved to columns of the index matrix."""
 
     def __init__(self, problem: Problem, term: Term) -> None:
-        self.table = term.table
+        self.term = term
         self.gate = [problem.index_of(name) for name in term.gate]
         self.axes: list[int | tuple[list[tuple[int, list[int]]], IntArray]] = []
         for axis in term.over:
@@ -91,7 +91,7 @@ class _CompiledTerm:
                     part = part * indices[:, block]
                 total += part
             position.append(np.searchsorted(at, total, side="left"))
-        found = self.table[tuple(position)]
+        found = self.term.read(tuple(position))
         for block in self.gate:
             # A table entry may be infinite, so a closed gate selects instead of multiplying.
             found = np.where(indices[:, block] == 1, found, 0.0)

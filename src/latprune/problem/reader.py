@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from latprune.errors import FileFormatError
+from latprune.problem.product import ProductTerm
 from latprune.problem.rules import ProblemError, join_path
 from latprune.problem.solution import Solution
 from latprune.problem.types import Axis, FloatArray, Problem, Resource, Sum, SumMember, Term, Variable
@@ -180,11 +181,34 @@ def _table(value: Any, path: str) -> FloatArray:
 
 
 def _term(value: Any, path: str) -> Term:
+    if isinstance(value, dict) and "product" in value:
+        return _product_term(value, path)
     item = check_object(value, path, ("name", "over", "table"), ("gate",))
     over = tuple(_axis(a, f"{path}.over[{i}]") for i, a in enumerate(check_list(item["over"], f"{path}.over")))
     gate = _gate(item.get("gate"), f"{path}.gate")
     table = _table(item["table"], f"{path}.table")
     return _build(lambda: Term(name=check_string(item["name"], f"{path}.name"), over=over, gate=gate, table=table), path)
+
+
+def _product_term(value: dict[str, Any], path: str) -> Term:
+    """A term that holds a product of one vector per axis in place of its table."""
+    item = check_object(value, path, ("name", "over", "product"), ("gate",))
+    over = tuple(_axis(a, f"{path}.over[{i}]") for i, a in enumerate(check_list(item["over"], f"{path}.over")))
+    gate = _gate(item.get("gate"), f"{path}.gate")
+    place = f"{path}.product"
+    product = check_object(item["product"], place, ("coefficient", "factors"))
+    coefficient = check_number(product["coefficient"], f"{place}.coefficient")
+    vectors = [check_list(v, f"{place}.factors[{i}]") for i, v in enumerate(check_list(product["factors"], f"{place}.factors"))]
+    factors = tuple(
+        np.array([check_number(x, f"{place}.factors[{i}][{k}]") for k, x in enumerate(vector)], dtype=np.float64)
+        for i, vector in enumerate(vectors)
+    )
+    return _build(
+        lambda: ProductTerm(
+            name=check_string(item["name"], f"{path}.name"), over=over, gate=gate, coefficient=coefficient, factors=factors
+        ),
+        path,
+    )
 
 
 def _terms(value: Any, path: str) -> tuple[Term, ...]:

@@ -47,13 +47,13 @@ def _restricted(problem: Problem, kept: Mapping[str, slice], assignment: Mapping
         return kept.get(axis, slice(None)) if isinstance(axis, str) else slice(None)
 
     def narrowed(terms: tuple[Term, ...]) -> tuple[Term, ...]:
-        return tuple(replace(term, table=term.table[tuple(cut(axis) for axis in term.over)]) for term in terms)
+        return tuple(term.cut(tuple(cut(axis) for axis in term.over)) for term in terms)
 
     variables = tuple(replace(v, choices=v.choices[kept[v.name]]) if v.kind == "width" else v for v in problem.variables)
     # A block's variable always has both values, so those that may not change are held by a loss that no other choice makes up for. It is
     # finite, so that the problem can be written to a file.
-    finite = [term.table[np.isfinite(term.table)] for term in problem.gains]
-    loss = 1.0 + sum(float(max(values.max(initial=0.0), 0.0) - min(values.min(initial=0.0), 0.0)) for values in finite)
+    extents = [term.extent() for term in problem.gains]
+    loss = 1.0 + sum(max(high, 0.0) - min(low, 0.0) for low, high in extents)
     blocks = [v.name for v in problem.variables if v.kind == "block" and assignment[v.name] == held]
     word = "stays" if held else "stays removed"
     holds = tuple(Term(name=f"{name} {word}", over=(name,), table=np.where(np.arange(2) == held, 0.0, -loss)) for name in blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +172,30 @@ class Term:
             place = "".join(f"[{i}]" for i in np.argwhere(np.isnan(table))[0])
             raise ProblemError("a table entry must be a number, not NaN", path=f"table{place}")
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Entries along each axis of ``over``."""
+        return self.table.shape
+
+    def read(self, position: tuple[IntArray, ...]) -> FloatArray:
+        """Entries at ``position``: an integer array per axis, broadcast against one another."""
+        return self.table[position]
+
+    def cut(self, pieces: tuple[slice, ...]) -> Term:
+        """The same term over a slice of each axis."""
+        return replace(self, table=self.table[pieces])
+
+    def extent(self) -> tuple[float, float]:
+        """Lowest and highest finite entry; ``(0, 0)`` where there is none."""
+        finite = self.table[np.isfinite(self.table)]
+        return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+    def find(self, value: float) -> tuple[int, ...] | None:
+        """Place of the first entry that equals ``value``, or None."""
+        if not (self.table == value).any():
+            return None
+        return tuple(int(i) for i in np.argwhere(self.table == value)[0])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Resource:
@@ -208,8 +232,9 @@ class Resource:
 
 def _check_infinite(terms: tuple[Term, ...], path: str, *, forbidden: float) -> None:
     for i, term in enumerate(terms):
-        if np.any(term.table == -forbidden):
-            place = "".join(f"[{k}]" for k in np.argwhere(term.table == -forbidden)[0])
+        found = term.find(-forbidden)
+        if found is not None:
+            place = "".join(f"[{k}]" for k in found)
             raise ProblemError(
                 f"a table entry (={-forbidden}) must be finite, or {forbidden} to forbid it", path=f"{path}[{i}].table{place}"
             )
@@ -294,8 +319,8 @@ class Problem:
                     raise ProblemError(f"at ends at {axis.at[-1]}; it must cover the largest reachable total {largest}", path=f"{place}.at")
                 size = len(axis.at)
                 what = f"its at has {size} entries"
-            if term.table.shape[d] != size:
-                raise ProblemError(f"table has {term.table.shape[d]} entries along axis {d}; {what}", path=f"{path}.table")
+            if term.shape[d] != size:
+                raise ProblemError(f"table has {term.shape[d]} entries along axis {d}; {what}", path=f"{path}.table")
 
     def index_of(self, name: str) -> int:
         """Position of variable ``name`` in :attr:`variables`."""

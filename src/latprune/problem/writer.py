@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from latprune.problem.product import ProductTerm
 from latprune.problem.rules import ProblemError
 from latprune.problem.types import Axis, Problem, Sum, SumMember, Term
 
@@ -37,10 +38,16 @@ def _axis(axis: Axis) -> str | dict[str, Any]:
 
 
 def _term(term: Term, path: str) -> dict[str, Any]:
+    if isinstance(term, ProductTerm):
+        result: dict[str, Any] = {"name": term.name, "over": [_axis(a) for a in term.over]}
+        if term.gate:
+            result["gate"] = _gate(term.gate)
+        result["product"] = {"coefficient": term.coefficient, "factors": [f.tolist() for f in term.factors]}
+        return result
     if not np.isfinite(term.table).all():
         place = "".join(f"[{i}]" for i in np.argwhere(~np.isfinite(term.table))[0])
         raise ProblemError("a forbidden (infinite) entry cannot be written to a file; drop the choice instead", path=f"{path}.table{place}")
-    result: dict[str, Any] = {"name": term.name, "over": [_axis(a) for a in term.over]}
+    result = {"name": term.name, "over": [_axis(a) for a in term.over]}
     if term.gate:
         result["gate"] = _gate(term.gate)
     result["table"] = term.table.tolist()

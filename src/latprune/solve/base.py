@@ -147,7 +147,7 @@ def answer(
         raise SolverError(f"solver {solver!r} returned an answer that breaks a limit: its costs are {costs}")
     if bound is not None:
         # The bound and the gain are sums of the same numbers in two orders.
-        scale = sum(float(np.abs(t.table[np.isfinite(t.table)]).max(initial=0.0)) for t in problem.gains)
+        scale = sum(max(map(abs, t.extent())) for t in problem.gains)
         bound = gain if bound - gain <= rounding * scale else bound
     gap = relative_gap(gain, bound)
     status = "optimal" if proven and gap is not None and gap <= OPTIMAL_GAP else "feasible"

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from latprune.errors import InvalidArgumentError
-from latprune.problem import Problem, Solution
+from latprune.problem import Problem, ProductTerm, Solution
 from latprune.solve.base import Control, SolveInterrupted, Solver, answer, register
 from latprune.solve.branch import BranchAndBound, TooDense
+from latprune.solve.compact import WIDE, CompactGraph, compact
+from latprune.solve.counted import CountedSearch
 from latprune.solve.factors import FactorGraph, compile_problem
 from latprune.solve.floor import infeasible
 from latprune.solve.highs import MILP_ROUNDING
@@ -51,6 +53,9 @@ class Exact(Solver):
 
     def run(self, problem: Problem, control: Control) -> Solution:
         """Solve ``problem``."""
+        wide = self._wide(problem)
+        if wide is not None:
+            return self._counted(problem, wide, control)
         graph = compile_problem(problem)
         if len(graph.resources) > 1:
             return self._hand_over(problem, graph, control, f"{len(graph.resources)} resources have limits")
@@ -64,6 +69,29 @@ class Exact(Solver):
         if search.infeasible:
             return infeasible(problem, solver=self.name, control=control)
         return self._solution(problem, search, control)
+
+    @staticmethod
+    def _wide(problem: Problem) -> CompactGraph | None:
+        """The compact form of a problem with products too wide for tables, where it has one."""
+        terms = (term for terms in (problem.gains, *(r.terms for r in problem.costs if r.limit is not None)) for term in terms)
+        if not any(isinstance(term, ProductTerm) and math.prod(term.shape) > WIDE for term in terms):
+            return None
+        return compact(problem)
+
+    def _counted(self, problem: Problem, graph: CompactGraph, control: Control) -> Solution:
+        search = CountedSearch(graph=graph, control=control, max_table=self.max_table, label_cap=self.label_cap)
+
+        def solution() -> Solution:
+            bound = search.bound if math.isfinite(search.bound) else None
+            return answer(problem, search.states, solver=self.name, control=control, bound=bound, notes=tuple(search.notes))
+
+        try:
+            search.run()
+        except KeyboardInterrupt:
+            raise SolveInterrupted(solution()) from None
+        if search.infeasible:
+            return infeasible(problem, solver=self.name, control=control)
+        return solution()
 
     def _solution(self, problem: Problem, search: BranchAndBound, control: Control) -> Solution:
         notes = (f"{search.nodes} nodes, {search.searches} label searches, at most {search.most_labels} labels",)

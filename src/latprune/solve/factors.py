@@ -214,7 +214,7 @@ class _Compiler:
         scope = sorted({v for variables, _ in axes for v in variables})
         place = {v: i for i, v in enumerate(scope)}
         position = [index.reshape([-1 if i == place[variables[0]] else 1 for i in range(len(scope))]) for variables, index in axes]
-        table = term.table[tuple(np.broadcast_arrays(*position))] if len(position) > 1 or len(scope) > 1 else term.table[position[0]]
+        table = term.read(tuple(np.broadcast_arrays(*position)) if len(position) > 1 or len(scope) > 1 else (position[0],))
         gates = frozenset(self.problem.index_of(g) for g in term.gate)
         # A table over its own gate counts only at 1.
         for v in [v for v in scope if v in gates]:

@@ -1,0 +1,170 @@
+"""A problem whose wide tables are products of vectors, compiled without any of those tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from latprune.problem import Problem, ProductTerm, Sum
+from latprune.problem.types import LIMIT_TOLERANCE, FloatArray, IntArray
+from latprune.solve.factors import Factor, FactorGraph
+
+__all__ = ["CompactGraph", "Product", "Unary", "compact"]
+
+WIDE = 10_000
+"""Entries of a product's table from which on tables are not made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Unary:
+    """Gain ``(states,)`` and costs ``(resources, states)`` of one variable, while all ``gates`` are 1."""
+
+    variable: int
+    gates: frozenset[int]
+    gain: FloatArray
+    cost: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Product:
+    """``weight * prod_d vectors[d][state of scope[d]]`` while all ``gates`` are 1; ``weights`` are that of the gain and of each cost."""
+
+    scope: tuple[int, ...]
+    gates: frozenset[int]
+    vectors: tuple[FloatArray, ...]
+    gain: float
+    cost: FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CompactGraph:
+    """What :class:`~latprune.solve.factors.FactorGraph` says, with products of vectors in place of tables over several variables.
+
+    Attributes:
+        sizes: Number of states of each of the problem's variables.
+        unary: At most one per variable and gates.
+        products: At most one per scope, gates and vectors.
+        resources: Names of the resources with a limit.
+        budgets: As in a factor graph.
+    """
+
+    sizes: tuple[int, ...]
+    unary: tuple[Unary, ...]
+    products: tuple[Product, ...]
+    resources: tuple[str, ...]
+    budgets: FloatArray
+
+    def restricted(self, kept: Sequence[IntArray]) -> FactorGraph:
+        """The factor graph over the states in ``kept`` (per variable, increasing)."""
+        tables: dict[tuple[tuple[int, ...], frozenset[int]], tuple[FloatArray, FloatArray]] = {}
+
+        gated = {g for part in (*self.unary, *self.products) for g in part.gates}
+        shut = {g for g in gated if kept[g][-1] == 0}
+        ajar = {g for g in gated if len(kept[g]) == 2}
+
+        def add(scope: tuple[int, ...], gates: frozenset[int], gain: FloatArray, cost: FloatArray) -> None:
+            if not shut.isdisjoint(gates):
+                return
+            # A block that stays is no gate any more.
+            key = (scope, gates & ajar)
+            if key in tables:
+                old_gain, old_cost = tables[key]
+                gain, cost = old_gain + gain, old_cost + cost
+            tables[key] = (gain, cost)
+
+        for u in self.unary:
+            at = kept[u.variable]
+            add((u.variable,), u.gates, u.gain[at], u.cost[:, at])
+        for p in self.products:
+            table = np.array(1.0)
+            for v, vector in zip(p.scope, p.vectors, strict=True):
+                table = np.multiply.outer(table, vector[kept[v]])
+            add(p.scope, p.gates, p.gain * table, np.multiply.outer(p.cost, table))
+        return FactorGraph(
+            sizes=tuple(len(k) for k in kept),
+            own=len(kept),
+            factors=tuple(Factor(scope=scope, gates=gates, gain=gain, cost=cost) for (scope, gates), (gain, cost) in tables.items()),
+            resources=self.resources,
+            budgets=self.budgets,
+        )
+
+    def value(self, states: IntArray) -> tuple[float, FloatArray]:
+        """Gain and ``(resources,)`` costs at ``states``."""
+        gain, cost = 0.0, np.zeros(len(self.resources))
+        for u in self.unary:
+            if all(states[g] == 1 for g in u.gates):
+                gain += float(u.gain[states[u.variable]])
+                cost = cost + u.cost[:, states[u.variable]]
+        for p in self.products:
+            if all(states[g] == 1 for g in p.gates):
+                product = math.prod(float(vector[states[v]]) for v, vector in zip(p.scope, p.vectors, strict=True))
+                gain += p.gain * product
+                cost = cost + p.cost * product
+        return gain, cost
+
+
+def compact(problem: Problem, resources: Sequence[str] | None = None) -> CompactGraph | None:
+    """``problem`` in compact form; None where it has a table over several variables, a sum of widths or a forbidden entry.
+
+    Args:
+        problem: Any problem.
+        resources: Names of the resources whose costs are carried; by default those with a limit. One without a limit gets an infinite
+            budget.
+    """
+    named = {r.name: r for r in problem.costs}
+    carried = [named[name] for name in resources] if resources is not None else [r for r in problem.costs if r.limit is not None]
+    count = len(carried)
+    unary: dict[tuple[int, frozenset[int]], tuple[FloatArray, FloatArray]] = {}
+    products: dict[tuple[tuple[int, ...], frozenset[int], tuple[bytes, ...]], tuple[tuple[FloatArray, ...], float, FloatArray]] = {}
+    index = problem.index_of
+    for number, terms in [(-1, problem.gains), *((r, resource.terms) for r, resource in enumerate(carried))]:
+        for term in terms:
+            if any(isinstance(axis, Sum) for axis in term.over):
+                return None
+            scope = tuple(index(str(axis)) for axis in term.over)
+            gates = frozenset(index(g) for g in term.gate)
+            unit = np.eye(count + 1)[number + 1]
+            if isinstance(term, ProductTerm):
+                vectors, weight = term.factors, term.coefficient
+            elif len(scope) == 1 and np.isfinite(term.table).all():
+                vectors, weight = (term.table,), 1.0
+            else:
+                return None
+            # A table over its own gate counts only at 1.
+            for d in [d for d, v in enumerate(scope) if v in gates]:
+                weight *= float(vectors[d][1])
+            left = [d for d, v in enumerate(scope) if v not in gates]
+            if not left:
+                # A gated constant: the value of one of its gates.
+                gate = min(gates)
+                scope, gates, vectors = (gate,), gates - {gate}, (np.array([0.0, 1.0]),)
+            else:
+                order = sorted(left, key=lambda d: scope[d])
+                scope, vectors = tuple(scope[d] for d in order), tuple(vectors[d] for d in order)
+            if len(scope) == 1:
+                found = unary.get((scope[0], gates))
+                if found is None:
+                    size = len(problem.variables[scope[0]].choices)
+                    found = unary[scope[0], gates] = (np.zeros(size), np.zeros((count, size)))
+                if number < 0:
+                    found[0][:] += weight * vectors[0]
+                else:
+                    found[1][number] += weight * vectors[0]
+                continue
+            key = (scope, gates, tuple(v.tobytes() for v in vectors))
+            _, gain, cost = products.get(key, (vectors, 0.0, np.zeros(count)))
+            products[key] = (vectors, gain + weight * unit[0], cost + weight * unit[1:])
+    budgets = [math.inf if r.limit is None else r.limit + LIMIT_TOLERANCE * abs(r.limit) - r.constant for r in carried]
+    return CompactGraph(
+        sizes=tuple(len(v.choices) for v in problem.variables),
+        unary=tuple(Unary(variable=v, gates=gates, gain=gain, cost=cost) for (v, gates), (gain, cost) in unary.items()),
+        products=tuple(
+            Product(scope=scope, gates=gates, vectors=vectors, gain=gain, cost=cost)
+            for (scope, gates, _), (vectors, gain, cost) in products.items()
+        ),
+        resources=tuple(r.name for r in carried),
+        budgets=np.array(budgets, dtype=np.float64),
+    )
