@@ -36,6 +36,7 @@ def traced(network: str) -> ModelGraph:
 
         return trace(cifar_resnet(depth=56).eval(), torch.zeros(1, 3, 32, 32))
     if network == "vit_b_16":
+        torchvision()  # timm imports it, and it may need its plain operators first
         import timm
 
         model = timm.create_model("vit_base_patch16_224")

@@ -248,7 +248,7 @@ class BranchAndBound:
             plan,
             inner.run,
             inner_marginals,
-            multiplier=inner.multiplier,
+            multipliers=np.array([inner.multiplier]),
             room=inner_room,
             cap=self.label_cap,
             control=self.control,

@@ -12,10 +12,19 @@ from latprune.problem import Problem, ProductTerm, Sum
 from latprune.problem.types import LIMIT_TOLERANCE, FloatArray, IntArray
 from latprune.solve.factors import Factor, FactorGraph
 
-__all__ = ["CompactGraph", "Product", "Unary", "compact"]
+__all__ = ["CompactGraph", "Product", "Unary", "compact", "wide"]
 
-WIDE = 10_000
+WIDE = 1_000
 """Entries of a product's table from which on tables are not made."""
+
+
+def wide(problem: Problem, resources: Sequence[str] | None = None) -> CompactGraph | None:
+    """The compact form of a problem with products too wide for tables; None for any other, and where there is no such form."""
+    named = {r.name: r for r in problem.costs if (r.limit is not None if resources is None else r.name in resources)}
+    terms = (term for terms in (problem.gains, *(r.terms for r in named.values())) for term in terms)
+    if not any(isinstance(term, ProductTerm) and math.prod(term.shape) > WIDE for term in terms):
+        return None
+    return compact(problem, resources)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from latprune.problem import Problem
 from latprune.problem.types import FloatArray, IntArray
 from latprune.solve.base import Control
 from latprune.solve.branch import BranchAndBound, TooDense
@@ -25,7 +26,7 @@ from latprune.solve.factors import FactorGraph
 from latprune.solve.plan import make_plan
 from latprune.solve.reduction import Restricted, restrict
 
-__all__ = ["CountedSearch", "lowest"]
+__all__ = ["CountedSearch", "around", "lifted", "lowest", "spread", "steps_of"]
 
 FIRST = 9
 """States per variable of the first grid."""
@@ -38,6 +39,11 @@ FINER = 3
 def spread(size: int) -> IntArray:
     """States of the first grid, both ends among them."""
     return np.unique(np.linspace(0, size - 1, min(size, FIRST)).round().astype(np.int64))
+
+
+def steps_of(sizes: Sequence[int]) -> list[int]:
+    """Distances of the first grid's states."""
+    return [max(1, math.ceil(size / (FIRST - 1))) for size in sizes]
 
 
 def around(sizes: Sequence[int], points: Sequence[IntArray], steps: Sequence[int], reach: int = REACH) -> list[IntArray]:
@@ -62,6 +68,7 @@ class CountedSearch:
         control: Clock and gap.
         max_table: Largest joint table of an elimination.
         label_cap: Most labels at a time.
+        problem: What the graph was compiled from.
         states: The best answer so far.
         gain: Its gain.
         bound: No answer gains more.
@@ -73,6 +80,7 @@ class CountedSearch:
     control: Control
     max_table: int
     label_cap: int
+    problem: Problem
     states: IntArray | None = None
     gain: float = -math.inf
     bound: float = math.inf
@@ -83,20 +91,21 @@ class CountedSearch:
     def run(self) -> None:
         """Search until the answer is proven, or the deadline."""
         graph = self.graph
-        _, cost, _ = lowest(graph, self.control, self.max_table)
-        if len(cost) and cost[0] > graph.budgets[0]:
-            self.infeasible = True
-            return
         points = self._zoomed()
-        if self.control.expired():
+        if self.infeasible or self.control.expired():
             return
-        for _ in range(2):
-            before = self.gain
-            near = [p for p in (self.states, *points) if p is not None]
-            self._searched(around(graph.sizes, near, [1] * len(graph.sizes)))
-            if self.gain <= before:
-                break
+        near = [p for p in (self.states, *points) if p is not None]
+        self._searched(around(self.graph.sizes, near, [1] * len(self.graph.sizes)))
         self._prove(points)
+
+    def _floored(self) -> bool:
+        """Offer the states with the lowest use; False where they do not meet the limit."""
+        states, cost, _ = lowest(self.graph, self.control, self.max_table)
+        if len(cost) and cost[0] > self.graph.budgets[0]:
+            self.infeasible = True
+            return False
+        self._offer(states, self.graph.value(states)[0])
+        return True
 
     def _offer(self, states: IntArray, gain: float) -> None:
         if gain > self.gain:
@@ -107,11 +116,11 @@ class CountedSearch:
         """Support points of the dual on grids that grow finer; ``multiplier`` is the last one's."""
         graph = self.graph
         kept = [spread(size) for size in graph.sizes]
-        steps = [max(1, math.ceil(size / (FIRST - 1))) for size in graph.sizes]
+        steps = steps_of(graph.sizes)
         points: list[IntArray] = []
         start: float | None = None
         while not self.control.expired():
-            small, lift = _lifted(graph, kept)
+            small, lift = lifted(graph, kept)
             plan = make_plan(small.graph, self.max_table)
             if plan is None:
                 raise TooDense
@@ -120,9 +129,11 @@ class CountedSearch:
                 self._offer(lift(support.states), gain + support.gain)
 
             dual = minimise_dual(small.graph, plan, self.control, start=start, offer=offer)
+            if self.states is None and not self._floored():
+                return []
             points = [lift(s.states) for s in (dual.low, dual.high) if s is not None] or points
             self.multiplier = start = dual.multiplier
-            if all(step == 1 for step in steps) or not points:
+            if all(step == 1 for step in steps):
                 break
             steps = [max(1, step // FINER) for step in steps]
             kept = around(graph.sizes, [*points, *([self.states] if self.states is not None else [])], steps)
@@ -130,7 +141,7 @@ class CountedSearch:
 
     def _searched(self, kept: list[IntArray]) -> float:
         """Branch and bound over the states in ``kept``: the bound on what they gain."""
-        small, lift = _lifted(self.graph, kept)
+        small, lift = lifted(self.graph, kept)
         search = BranchAndBound(
             graph=small.graph,
             control=self.control,
@@ -167,7 +178,7 @@ class CountedSearch:
         self.bound = max(self.gain, min(self.bound, inside))
 
 
-def _lifted(graph: CompactGraph, kept: list[IntArray]) -> tuple[Restricted, Callable[[IntArray], IntArray]]:
+def lifted(graph: CompactGraph, kept: list[IntArray]) -> tuple[Restricted, Callable[[IntArray], IntArray]]:
     full: FactorGraph = graph.restricted(kept)
     small = restrict(full, [np.ones(len(k), dtype=np.bool_) for k in kept])
 
@@ -188,7 +199,7 @@ def lowest(graph: CompactGraph, control: Control, max_table: int, resource: int 
         return np.zeros(len(graph.sizes), dtype=np.int64), np.zeros(0), None
     beta[resource] = 1.0
     kept = [spread(size) for size in graph.sizes]
-    steps = [max(1, math.ceil(size / (FIRST - 1))) for size in graph.sizes]
+    steps = steps_of(graph.sizes)
     while True:
         best = _cheapest(graph, kept, max_table, resource)
         if all(step == 1 for step in steps):
@@ -208,7 +219,7 @@ def lowest(graph: CompactGraph, control: Control, max_table: int, resource: int 
 def _cheapest(graph: CompactGraph, kept: list[IntArray], max_table: int, resource: int) -> IntArray:
     from latprune.solve.elimination import forward, states_of, weigh
 
-    small, lift = _lifted(graph, kept)
+    small, lift = lifted(graph, kept)
     plan = make_plan(small.graph, max_table)
     if plan is None:
         raise TooDense

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from latprune.errors import InvalidArgumentError
-from latprune.problem import Problem, ProductTerm, Solution
+from latprune.problem import Problem, Solution
 from latprune.solve.base import Control, SolveInterrupted, Solver, answer, register
 from latprune.solve.branch import BranchAndBound, TooDense
-from latprune.solve.compact import WIDE, CompactGraph, compact
+from latprune.solve.compact import CompactGraph, wide
 from latprune.solve.counted import CountedSearch
+from latprune.solve.counted_several import SeveralCounted
 from latprune.solve.factors import FactorGraph, compile_problem
 from latprune.solve.floor import infeasible
 from latprune.solve.highs import MILP_ROUNDING
@@ -53,9 +54,9 @@ class Exact(Solver):
 
     def run(self, problem: Problem, control: Control) -> Solution:
         """Solve ``problem``."""
-        wide = self._wide(problem)
-        if wide is not None:
-            return self._counted(problem, wide, control)
+        counted = wide(problem)
+        if counted is not None:
+            return self._counted(problem, counted, control)
         graph = compile_problem(problem)
         if len(graph.resources) > 1:
             return self._hand_over(problem, graph, control, f"{len(graph.resources)} resources have limits")
@@ -70,20 +71,21 @@ class Exact(Solver):
             return infeasible(problem, solver=self.name, control=control)
         return self._solution(problem, search, control)
 
-    @staticmethod
-    def _wide(problem: Problem) -> CompactGraph | None:
-        """The compact form of a problem with products too wide for tables, where it has one."""
-        terms = (term for terms in (problem.gains, *(r.terms for r in problem.costs if r.limit is not None)) for term in terms)
-        if not any(isinstance(term, ProductTerm) and math.prod(term.shape) > WIDE for term in terms):
-            return None
-        return compact(problem)
-
     def _counted(self, problem: Problem, graph: CompactGraph, control: Control) -> Solution:
-        search = CountedSearch(graph=graph, control=control, max_table=self.max_table, label_cap=self.label_cap)
+        kind = CountedSearch if len(graph.resources) <= 1 else SeveralCounted
+        search = kind(graph=graph, control=control, max_table=self.max_table, label_cap=self.label_cap, problem=problem)
 
         def solution() -> Solution:
             bound = search.bound if math.isfinite(search.bound) else None
-            return answer(problem, search.states, solver=self.name, control=control, bound=bound, notes=tuple(search.notes))
+            return answer(
+                problem,
+                search.states,
+                solver=self.name if kind is CountedSearch else f"{self.name}+highs",
+                control=control,
+                bound=bound,
+                notes=tuple(search.notes),
+                rounding=1e-14 if kind is CountedSearch else MILP_ROUNDING,
+            )
 
         try:
             search.run()

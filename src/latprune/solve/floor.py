@@ -10,6 +10,8 @@ import numpy as np
 from latprune.problem import Problem, Solution, is_satisfied
 from latprune.problem.types import IntArray
 from latprune.solve.base import Control, SolverError
+from latprune.solve.compact import wide
+from latprune.solve.counted import lowest
 from latprune.solve.elimination import forward, states_of, weigh
 from latprune.solve.factors import Factor, FactorGraph, compile_problem
 from latprune.solve.plan import make_plan
@@ -25,6 +27,10 @@ def lowest_use(problem: Problem, resource: str, control: Control) -> tuple[float
 
     ``(inf, None)`` where no assignment avoids the forbidden entries. By elimination; by HiGHS where the group graph is too dense for it.
     """
+    counted = wide(problem, [resource])
+    if counted is not None:
+        positions, _, _ = lowest(counted, control, MAX_TABLE)
+        return float(problem.evaluate_many(positions[None, :]).costs[resource][0]), positions
     graph = compile_problem(problem, [resource])
     small = restrict(graph, [np.ones(n, dtype=np.bool_) for n in graph.sizes])
     if small.gain == -math.inf:

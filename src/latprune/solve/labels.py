@@ -40,7 +40,7 @@ class _Labels:
 
     Attributes:
         start: ``(entries + 1,)`` first label of each entry.
-        cost: ``(n + 1,)``.
+        cost: ``(n + 1, resources)``.
         slack: ``(n + 1,)``.
         rank: ``(n,)`` entry plus slack as a share of the room: one increasing key to search in.
     """
@@ -73,12 +73,15 @@ class _Open:
 class LabelSearch:
     """One search: all assignments of ``graph`` whose reduced value is within ``room`` of the best.
 
+    Under one limit, labels that another one beats in cost and gain are dropped. Under several limits hardly any is beaten in all of them,
+    and the room alone keeps their number down.
+
     Args:
-        graph: One limited resource.
+        graph: At least one limited resource.
         plan: Its plan.
         run: The elimination at ``multiplier``.
         marginals: What its entries can reach.
-        multiplier: The multiplier.
+        multipliers: ``(resources,)``.
         room: How far below ``run.best`` the reduced value of an assignment may be.
         cap: Most labels at any time; LabelOverflow beyond.
         control: OutOfTime past its deadline.
@@ -91,17 +94,17 @@ class LabelSearch:
         run: Forward,
         marginals: Marginals,
         *,
-        multiplier: float,
+        multipliers: FloatArray,
         room: float,
         cap: int,
         control: Control,
     ) -> None:
         self.graph, self.plan, self.run, self.marginals = graph, plan, run, marginals
-        self.multiplier, self.cap, self.control = multiplier, cap, control
+        self.multipliers, self.cap, self.control = multipliers, cap, control
         scale = sum(float(np.abs(t[np.isfinite(t)]).max(initial=0.0)) for t in run.tables[: plan.factors]) + abs(run.best)
         self.room = room + 1e-13 * scale
         cost_scale = sum(float(np.abs(f.cost[0]).max(initial=0.0)) for f in graph.factors) + abs(float(graph.budgets[0]))
-        self.steps = {"cost_step": RELATIVE_STEP * cost_scale, "loss_step": RELATIVE_STEP * (scale + multiplier * cost_scale)}
+        self.steps = {"cost_step": RELATIVE_STEP * cost_scale, "loss_step": RELATIVE_STEP * (scale + float(multipliers[0]) * cost_scale)}
         self.labels: dict[int, _Labels] = {}
         self.trails: dict[int, _Trail] = {}
         self.most = 0
@@ -118,19 +121,29 @@ class LabelSearch:
                 self._sum(step)
             else:
                 self._maximise(step)
-        total = _Open(at=np.zeros(1, dtype=np.int64), slack=np.zeros(1), cost=np.zeros(1), taken=[])
+        count = len(self.multipliers)
+        total = _Open(at=np.zeros(1, dtype=np.int64), slack=np.zeros(1), cost=np.zeros((1, count)), taken=[])
         messages = [r for r in self.plan.roots if r >= self.plan.factors]
-        fixed = sum(float(self.graph.factors[r].cost[0]) for r in self.plan.roots if r < self.plan.factors)
+        fixed = np.zeros(count)
+        for root in self.plan.roots:
+            if root < self.plan.factors:
+                fixed = fixed + self.graph.factors[root].cost
         for root in messages:
             total = self._join(total, root, np.zeros(1, dtype=np.int64), np.array([self.room]))
-            keep = undominated(None, total.cost, total.slack - self.multiplier * total.cost, **self.steps)
+            keep = self._undominated(None, total.cost, total.slack)
             total = _Open(at=total.at[keep], slack=total.slack[keep], cost=total.cost[keep], taken=[t[keep] for t in total.taken])
-        gain = self.run.best - total.slack + self.multiplier * (total.cost + fixed)
-        feasible = np.flatnonzero(total.cost + fixed <= self.graph.budgets[0])
+        used = total.cost + fixed
+        gain = self.run.best - total.slack + used @ self.multipliers
+        feasible = np.flatnonzero((used <= self.graph.budgets).all(axis=1))
         if not len(feasible):
             return None
         label = feasible[int(np.argmax(gain[feasible]))]
         return self._traced({root: int(t[label]) for root, t in zip(messages, total.taken, strict=True)}), float(gain[label])
+
+    def _undominated(self, entry: IntArray | None, cost: FloatArray, slack: FloatArray) -> IntArray:
+        if cost.shape[1] > 1:
+            return np.arange(len(cost))
+        return undominated(entry, cost[:, 0], slack - self.multipliers[0] * cost[:, 0], **self.steps)
 
     def _traced(self, chosen: dict[int, int]) -> IntArray:
         states = np.zeros(len(self.graph.sizes), dtype=np.int64)
@@ -181,14 +194,14 @@ class LabelSearch:
 
     def _store(self, output: int, entry: IntArray, slack: FloatArray, cost: FloatArray, trail: _Trail) -> None:
         """Keep the undominated labels of a message."""
-        keep = undominated(entry, cost, slack - self.multiplier * cost, **self.steps)
+        keep = self._undominated(entry, cost, slack)
         keep = keep[np.lexsort((slack[keep], entry[keep]))]
         entry, slack, cost = entry[keep], np.maximum(slack[keep], 0.0), cost[keep]
         size = self.run.tables[output].size
         share = np.minimum(slack / self.room, 1.0) if self.room > 0 else np.zeros(len(slack))
         self.labels[output] = _Labels(
             start=np.searchsorted(entry, np.arange(size + 1)),
-            cost=np.append(cost, 0.0),
+            cost=np.concatenate([cost, np.zeros((1, cost.shape[1]))]),
             slack=np.append(slack, 0.0),
             rank=entry + 0.5 * share,
         )
@@ -206,7 +219,8 @@ class LabelSearch:
         alive = np.flatnonzero(limit >= 0)
         shape = self.run.tables[step.second].shape
         where = np.broadcast_to(laid_out(_numbers(self.run.tables[step.first].shape), step.layout), shape).ravel()[alive]
-        current = _Open(at=np.arange(len(alive)), slack=np.zeros(len(alive)), cost=np.zeros(len(alive)), taken=[])
+        none = np.zeros((len(alive), len(self.multipliers)))
+        current = _Open(at=np.arange(len(alive)), slack=np.zeros(len(alive)), cost=none, taken=[])
         current = self._join(current, step.first, where, limit[alive])
         current = self._join(current, step.second, alive, limit[alive])
         trail = _Trail(state=None, messages=(step.first, step.second), taken=tuple(current.taken))
@@ -216,12 +230,12 @@ class LabelSearch:
         outside = self.marginals.outside[step.output]
         assert outside is not None
         joint: FloatArray = np.zeros(())
-        base: FloatArray = np.zeros(())
+        base: list[FloatArray] = [np.zeros(()) for _ in self.multipliers]
         messages: list[tuple[int, Layout]] = []
         for number, layout in zip(step.inputs, step.layouts, strict=True):
             joint = joint + laid_out(self.run.tables[number], layout)
             if number < self.plan.factors:
-                base = base + laid_out(self.graph.factors[number].cost[0], layout)
+                base = [b + laid_out(c, layout) for b, c in zip(base, self.graph.factors[number].cost, strict=True)]
             else:
                 messages.append((number, layout))
         joint = np.broadcast_to(joint, step.shape)
@@ -233,7 +247,7 @@ class LabelSearch:
         current = _Open(
             at=np.arange(len(alive)),
             slack=np.zeros(len(alive)),
-            cost=np.broadcast_to(base, step.shape).ravel()[alive],
+            cost=np.column_stack([np.broadcast_to(b, step.shape).ravel()[alive] for b in base]),
             taken=[],
         )
         for number, layout in messages:
@@ -251,7 +265,7 @@ class LabelSearch:
             closed = np.flatnonzero(self._limits(step.output) - message >= 0)
             entry = np.concatenate([entry, closed])
             slack = np.concatenate([slack, message[closed]])
-            cost = np.concatenate([cost, np.zeros(len(closed))])
+            cost = np.concatenate([cost, np.zeros((len(closed), cost.shape[1]))])
             state = np.concatenate([state, np.zeros(len(closed), dtype=np.int64)])
             taken = [np.concatenate([t, np.zeros(len(closed), dtype=np.int64)]) for t in taken]
         self._store(step.output, entry, slack, cost, _Trail(state=state, messages=tuple(n for n, _ in messages), taken=tuple(taken)))

@@ -12,6 +12,7 @@ from latprune.problem import Problem, Solution
 from latprune.problem.types import LIMIT_TOLERANCE, IntArray
 from latprune.solve.base import Control, answer
 from latprune.solve.branch import BranchAndBound, TooDense, survivors
+from latprune.solve.compact import wide
 from latprune.solve.dual import Support, evaluate
 from latprune.solve.elimination import backward
 from latprune.solve.exact import Exact
@@ -40,6 +41,8 @@ class ManyLimits:
     @classmethod
     def of(cls, problem: Problem, resource: str, max_table: int) -> ManyLimits:
         """Raises TooDense where elimination would need too large a table."""
+        if wide(problem, [resource]) is not None:
+            raise TooDense
         graph = compile_problem(problem, [resource])
         # Budgets are set per limit; zero here, so that a restricted graph's budget is what its fixed part uses, negated.
         graph = replace(graph, budgets=np.zeros(1))

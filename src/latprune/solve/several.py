@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +14,12 @@ from latprune.solve.base import Control
 from latprune.solve.branch import survivors
 from latprune.solve.elimination import backward
 from latprune.solve.factors import FactorGraph
-from latprune.solve.highs import accepts, solve_milp
+from latprune.solve.highs import solve_milp
 from latprune.solve.multipliers import minimise_several
 from latprune.solve.plan import make_plan
 from latprune.solve.reduction import Restricted, restrict
 
-__all__ = ["SeveralResult", "solve_several"]
+__all__ = ["SeveralResult", "evaluates", "search_several", "solve_several"]
 
 WIDEN = 6.0
 
@@ -43,12 +44,31 @@ def solve_several(problem: Problem, graph: FactorGraph, control: Control, *, max
     solves the problem restricted to the states that can reach the guess; an answer at or above it is optimal, otherwise the guess is
     lowered. Where the graph is too dense for elimination HiGHS gets all of it.
     """
-    accept = accepts(problem, graph)
+    search_several(graph, control, max_table=max_table, result=result, evaluate=evaluates(problem, graph.own))
+
+
+def evaluates(problem: Problem, own: int) -> Callable[[IntArray], float]:
+    """The gain of states of the compiled ``problem`` by its own tables; ``-inf`` where they break a limit."""
+
+    def evaluate(states: IntArray) -> float:
+        found = problem.evaluate_many(states[None, :own])
+        return float(found.gain[0]) if found.satisfied[0] else -math.inf
+
+    return evaluate
+
+
+def search_several(
+    graph: FactorGraph, control: Control, *, max_table: int, result: SeveralResult, evaluate: Callable[[IntArray], float]
+) -> None:
+    """What :func:`solve_several` does, on a graph whose states' gain ``evaluate`` tells (``-inf`` where they break a limit)."""
+
+    def accept(states: IntArray) -> bool:
+        return evaluate(states) > -math.inf
 
     def offer(states: IntArray) -> None:
-        found = problem.evaluate_many(states[None, : graph.own])
-        if found.satisfied[0] and found.gain[0] > result.gain:
-            result.states, result.gain = states, float(found.gain[0])
+        gain = evaluate(states)
+        if gain > result.gain:
+            result.states, result.gain = states, gain
             control.report(result.gain, result.bound if math.isfinite(result.bound) else None)
 
     whole = restrict(graph, [np.ones(n, dtype=np.bool_) for n in graph.sizes])
