@@ -9,6 +9,7 @@ from latprune.solve.greedy import Greedy
 from latprune.solve.group_knapsack import GroupKnapsack, Knapsack
 from latprune.solve.highs import Highs
 from latprune.solve.mindtpy import MindtPy
+from latprune.solve.near_optimal import near_optimal
 from latprune.solve.second_best import second_best
 from latprune.solve.sensitivity import Sensitivity, sensitivity
 from latprune.solve.uniform import Uniform
@@ -30,6 +31,7 @@ __all__ = [
     "SolverError",
     "Uniform",
     "hull",
+    "near_optimal",
     "plot_frontier",
     "register",
     "require_answer",
