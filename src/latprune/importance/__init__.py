@@ -18,6 +18,7 @@ from latprune.importance.core import (
     registered_criteria,
     score,
 )
+from latprune.importance.divergence import DivergenceConfig, width_curve
 from latprune.importance.fpgm import FPGMConfig
 from latprune.importance.gradients import GradientAccumulator
 from latprune.importance.hessian import HessianAccumulator, HessianConfig
@@ -34,6 +35,7 @@ __all__ = [
     "BNScaleConfig",
     "CHIPConfig",
     "CriterionContract",
+    "DivergenceConfig",
     "FPGMConfig",
     "GradientAccumulator",
     "GroupedModel",
@@ -65,4 +67,5 @@ __all__ = [
     "registered_criteria",
     "score",
     "sp_lamp_products",
+    "width_curve",
 ]
