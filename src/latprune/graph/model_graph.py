@@ -15,7 +15,7 @@ from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Selection, WidthAxis
 
 if TYPE_CHECKING:
-    from latprune.program.module import ProgramModule
+    from latprune.graph.captured import CapturedNetwork
 
 __all__ = ["ModelGraph"]
 
@@ -48,7 +48,7 @@ class ModelGraph:
     tensor_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     plan: SurgeryPlan = field(default_factory=SurgeryPlan)
     carried: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    program: ProgramModule | None = None
+    program: CapturedNetwork | None = None
 
     def dense_widths(self) -> dict[str, int]:
         """Every group at its full width."""

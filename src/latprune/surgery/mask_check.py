@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from latprune.errors import CaptureError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.graph.example_inputs import as_call
 from latprune.surgery.masked import masked
 from latprune.surgery.masked_follower import tensors_in
-from latprune.surgery.verify import TOLERANCES, as_call, in_double
+from latprune.surgery.verify import TOLERANCES, in_double
 
 __all__ = ["check_masked"]
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from latprune.errors import SurgeryError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.surgery_plan import BranchCut, ModuleReplacement, PartReplacement, ScaleTarget, TailStep
 from latprune.graph.trace import INPUT_WEIGHTS
-from latprune.program.module import ProgramModule
 from latprune.surgery.edits import AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 from latprune.surgery.kept import Kept, TensorPlaces, kept_of, nested, places_of
 from latprune.surgery.removed import RemovedBranch
@@ -35,7 +35,7 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
         InvalidArgumentError: A selection does not fit the graph, or ``selection`` brings back what ``since`` removed.
         SurgeryError: The model does not fit the graph.
     """
-    if graph.program is not None and not isinstance(model, ProgramModule):
+    if graph.program is not None and not isinstance(model, CapturedNetwork):
         raise SurgeryError("the graph is that of a captured program: prune graph.program, not the model that it was captured from")
     before = kept_of(graph, since)
     after = nested(before, kept_of(graph, selection)) if since is not None else kept_of(graph, selection)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import CaptureError, SurgeryError
+from latprune.graph.example_inputs import as_call, random_inputs
 from latprune.surgery.masked import MaskedModel
 from latprune.surgery.masked_follower import tensors_in
 
-__all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare", "random_inputs"]
+__all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare"]
 
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative error by the type that was computed in."""
@@ -49,34 +50,6 @@ class EqualityReport:
         if self.problem:
             return self.problem
         return f"largest difference {self.max_abs:.3g}, relative {self.max_rel:.3g} (allowed {self.tolerance:.3g}, {self.dtype})"
-
-
-def random_inputs(inputs: Any, seed: int) -> Any:
-    """Inputs of the same shapes with floating-point values drawn anew (mean and spread of the given ones); other values are kept."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if not value.is_floating_point() or value.numel() < 2:
-                return value
-            spread = value.float().std().item() or 1.0
-            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            return (noise * spread + value.double().mean().item()).to(value)
-        if isinstance(value, Mapping):
-            return {name: drawn(item) for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(drawn(item) for item in value)
-        return value
-
-    return drawn(inputs)
-
-
-def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple):
-        return inputs, {}
-    return (inputs,), {}
 
 
 def in_double(value: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from latprune.errors import InvalidArgumentError
-from latprune.program.module import ProgramModule
+from latprune.graph.captured import CapturedNetwork
 from latprune.train.batches import forward, move, split_batch
 
 __all__ = ["recalibrate_batch_norm"]
@@ -36,7 +36,7 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
     if batches < 1:
         raise InvalidArgumentError(f"batches (={batches}) must be at least 1")
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    programs = [module for module in model.modules() if isinstance(module, ProgramModule)]
+    programs = [module for module in model.modules() if isinstance(module, CapturedNetwork)]
     scopes = [scope for program in programs for scope in program.norm_scopes()]
     if not norms and not scopes:
         return 0
