@@ -28,7 +28,7 @@ PRUNE, REMOVE = "; form='program' can prune it", "; form='program' can remove it
 def snapshot(recording: Recording) -> Recording:
     """The recording as it is before it is settled, which adds facts to it."""
     space = copy.copy(recording.space)
-    for name in ("ranges", "pairs", "bundles", "products", "grids", "merges", "frozen", "still"):
+    for name in ("ranges", "pairs", "bundles", "grids", "merges", "frozen", "still"):
         setattr(space, name, list(getattr(space, name)))
     return replace(recording, space=space, equations=list(recording.equations), sizes=list(recording.sizes))
 

@@ -20,7 +20,7 @@ from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
 from latprune.graph.captured import FORMS, CapturedNetwork, captured_form
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
 from latprune.graph.example_inputs import ExampleInputs, call_with
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
@@ -162,16 +162,16 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
     watcher = CallWatcher()
     forget_cached(model)
     recorder = Recorder(model, watcher, within, computed=computed)
-    modes = [(m, m.training) for _, m in recorder.modules]
+    inputs: list[Info] = []
     try:
-        for m, _ in modes:
-            m.training = False
-        inputs: list[Info] = []
-        for t in flatten_tensors(example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs)):
-            info = Info(fields=(), node=-2, output=len(inputs), shape=tuple(t.shape), dynamic=True)
-            recorder.set(t, info)
-            inputs.append(info)
         with ExitStack() as stack:
+            stack.enter_context(preserved_modes(model))
+            for _, module in recorder.modules:
+                module.training = False
+            for t in flatten_tensors(example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs)):
+                info = Info(fields=(), node=-2, output=len(inputs), shape=tuple(t.shape), dynamic=True)
+                recorder.set(t, info)
+                inputs.append(info)
             stack.enter_context(capture_conditions())
             stack.enter_context(preserved_state(model))
             recorder.attribute_values = stack.enter_context(planted(recorder.modules, watcher.used))
@@ -187,8 +187,6 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
                     f"the model does not run on the example inputs: {type(error).__name__}: {error} (in module '{recorder.failed_in}')"
                 ) from error
     finally:
-        for m, training in modes:
-            m.training = training
         forget_cached(model)
     # Objects that a model hands back to itself (a cache of keys and values) are its state: they may shrink; the outputs proper may not.
     outputs = [recorder.info(t) for t in flatten_tensors(output, opaque=False)]

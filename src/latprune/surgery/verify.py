@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import CaptureError, SurgeryError
+from latprune.graph.conditions import preserved_modes
 from latprune.graph.example_inputs import as_call, random_inputs
 from latprune.surgery.masked import MaskedModel
 from latprune.surgery.masked_follower import tensors_in
@@ -81,14 +82,8 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
         tolerance: Largest relative error; None takes the one of the outputs' type in :data:`TOLERANCES`.
     """
     args, kwargs = as_call(inputs)
-    modes = [(module, module.training) for module in pruned.modules()]
-    pruned.eval()
-    try:
-        with torch.no_grad():
-            got = tensors_in(pruned(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with preserved_modes(pruned), torch.no_grad():
+        got = tensors_in(pruned.eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
     run = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
     wanted, masks = tensors_in(run.output), run.masks
     floats = {tensor.dtype for tensor in wanted if tensor.is_floating_point()} | run.types
