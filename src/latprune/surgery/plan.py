@@ -238,12 +238,13 @@ def _removals(model: nn.Module, graph: ModelGraph, before: Kept, after: Kept) ->
     ]
     blocks: list[BlockEdit] = []
     branches: list[BranchEdit] = []
+    present = {n for named in (model.named_parameters, model.named_buffers) for n, _ in named(remove_duplicate=False)}
     for name in new:
         removal = graph.plan.removals[name]
         if not isinstance(removal, BranchCut):
             blocks.append(_block_edit(name, removal))
             continue
-        tensors = tuple(t for t in removal.tensors if isinstance(model, ProgramModule) and t in model.program.tensors)
+        tensors = tuple(t for t in removal.tensors if t in present)
         branches.append(BranchEdit(name=name, join=removal.join, operand=removal.operand, skipped=removal.skipped, tensors=tensors))
     return blocks, branches
 
