@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from latprune.latency import LatencyTables, Residual, TableStats, design_points, kernel_signature
-from latprune.latency.cache_effect import CacheEffect
 from latprune.latency.fitting import fit_tables
 from latprune.latency.neighbours import Neighbour
 from latprune.latency.surface import SizeSurface, fit_surface
@@ -52,14 +51,6 @@ def test_a_kernel_that_reads_or_makes_nothing_costs_nothing(tables: LatencyTable
     assert table[0, 0] == table[0, 1] == table[1, 0] == 0.0 < table[1, 1]
     (blocks, change) = found.changes("b.1")[0]
     assert blocks == ("a",) and change([0, 64], [0, 48])[:, 0].tolist() == [0.0, 0.0]
-
-
-@pytest.mark.parametrize("factor", [0.8, 0.95, 1.2, 1.5])
-def test_corrected_tables_say_what_was_measured_though_the_caches_count(tables: LatencyTables, factor: float) -> None:
-    found = dataclasses.replace(tables, cache_effect=CacheEffect(all=0.2, weights=0.2), constant_ms=0.2 * tables.dense_ms)
-    widths, removed = {"stream": 48, "a": 32}, ["b"]
-    measured = factor * found.predict(widths, removed)
-    assert found.corrected([(widths, removed, measured)]).predict(widths, removed) == pytest.approx(measured, rel=1e-4)
 
 
 def test_widths_on_offer_follow_the_limit_of_each_call(tables: LatencyTables) -> None:

@@ -137,24 +137,6 @@ def test_arguments_are_checked(tables: LatencyTables) -> None:
         fitted([])
 
 
-def test_correction_follows_measured_networks(tables: LatencyTables) -> None:
-    widths, removed = {"a": 48, "stream": 64}, ["b"]
-    measured = 1.2 * tables.predict(widths, removed)
-    corrected = tables.corrected([(widths, removed, measured)])
-    assert corrected.predict(widths, removed) == pytest.approx(measured, rel=1e-6)
-    assert corrected.constant_ms == tables.constant_ms
-    again = corrected.corrected([(widths, removed, measured)])
-    assert again.predict(widths, removed) == pytest.approx(measured, rel=1e-6)
-    assert tables.corrected([]) is tables
-    with pytest.raises(InvalidArgumentError, match="positive"):
-        tables.corrected([(widths, removed, 0.0)])
-
-
-def test_rescaling(tables: LatencyTables) -> None:
-    slow = tables.rescaled(2 * tables.dense_ms)
-    assert slow.predict({"a": 32}, ["b"]) == pytest.approx(2 * tables.predict({"a": 32}, ["b"]), rel=1e-9)
-
-
 def test_round_trip(tables: LatencyTables) -> None:
     again = LatencyTables.from_dict(json.loads(json.dumps(tables.to_dict())))
     assert again.predict({"a": 40}, ["b"]) == pytest.approx(tables.predict({"a": 40}, ["b"]), rel=1e-12)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["capture_conditions", "forget_cached", "preserved_state"]
+__all__ = ["capture_conditions", "forget_cached", "preserved_modes", "preserved_state"]
 
 
 @contextmanager
@@ -56,10 +56,27 @@ def preserved_state(model: nn.Module) -> Iterator[None]:
                     values[name] = value
 
 
+@contextmanager
+def preserved_modes(model: nn.Module) -> Iterator[None]:
+    """Give each module its own training mode back.
+
+    A module that does more in ``train`` than to set its flag (merged adapters) is told first, as the whole model is put back.
+    """
+    modes = [(m, m.training) for m in model.modules()]
+    training = model.training
+    try:
+        yield
+    finally:
+        if model.training != training and any(type(m).train is not nn.Module.train for m, _ in modes):
+            model.train(training)
+        for m, mode in modes:
+            m.training = mode
+
+
 def forget_cached(model: nn.Module) -> None:
     """Make modules drop what they cached in evaluation mode (such modules do so when they are set to train); the modes stay."""
     modes = [(m, m.training) for m in model.modules()]
     if any(type(m).train is not nn.Module.train for m, _ in modes):
         model.train()
         for m, training in modes:
-            m.training = training
+            m.training = training  # not by eval(), which would cache anew

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.conditions import preserved_modes
 from latprune.graph.types import ChannelGroup, Member
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores
 from latprune.importance.processes import mean_over_processes
@@ -254,18 +255,16 @@ class GradientAccumulator(ABC):
 
 @contextmanager
 def _evaluation_mode(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    model.eval()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
+    with preserved_modes(model):
+        model.eval()
         for parameter in frozen:
-            parameter.requires_grad_(False)
-        for module, training in modes:
-            module.training = training
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
 
 
 def accumulate(

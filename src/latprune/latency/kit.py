@@ -21,10 +21,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import nn
 
 from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.file_model import FileModel
 from latprune.latency.design import DesignPoint, design_points
 from latprune.latency.engines import KernelTime
 from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
@@ -51,17 +52,13 @@ _VERSIONS = (1, 2)
 """Versions that are read: the first knew neither repetitions nor how steady the runner found a network."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Step(_Strict):
+class _Step(FileModel):
     name: str
     op: str
     ms: float = Field(ge=0, lt=1e9, allow_inf_nan=False)
 
 
-class _Network(_Strict):
+class _Network(FileModel):
     index: int = Field(ge=0)
     ms: float = Field(gt=0, lt=1e9, allow_inf_nan=False)
     reference_ms: float = Field(gt=0, lt=1e9, allow_inf_nan=False)
@@ -74,7 +71,7 @@ class _Network(_Strict):
     steady: bool = True
 
 
-class _Results(_Strict):
+class _Results(FileModel):
     format: str
     version: int
     kit: str

@@ -421,8 +421,3 @@ def _context_key(context: ContextInfo) -> tuple[Any, ...]:
     if not context.version:
         raise InvalidArgumentError("version (='') must name the engine's version")
     return (target.engine, context.version, target.device, target.threads, target.batch, target.precision, context.machine)
-
-
-def now() -> float:
-    """Seconds since the epoch, for ``NetworkSample.created``."""
-    return time.time()

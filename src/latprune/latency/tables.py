@@ -24,7 +24,7 @@ __all__ = ["KernelTable", "LatencyTables", "Residual", "TableStats"]
 
 FloatArray = npt.NDArray[np.float64]
 
-_STANDS, _CORRECTIONS = 12, 60
+_STANDS = 12
 _SMALLEST = 1e-3
 
 
@@ -42,7 +42,7 @@ class LatencyTables:
         widths: Group name -> dense width.
         min_widths: Group name -> smallest width the group allows.
         constant_ms: Latency that no width changes, milliseconds.
-        scale: Correction of every kernel's cost from measured networks (``corrected``).
+        scale: Factor on every kernel's cost; 1 in tables as they are fitted.
         cache_effect: What the latency of the rest of the network makes of a kernel's cost.
         share: Latency of the network that ``cost`` and ``table`` stand in, relative to the dense one (``at``).
         dense_ms: Measured latency of the dense network, milliseconds.
@@ -231,43 +231,6 @@ class LatencyTables:
         if cached is None:
             cached = self._choices[group, limit] = offered_widths(self, group, limit=limit)
         return list(cached)
-
-    def corrected(self, measurements: Sequence[tuple[Mapping[str, int], Iterable[str], float]]) -> LatencyTables:
-        """Tables whose predictions follow measured networks.
-
-        Every kernel's cost is scaled by one factor: the geometric mean, later measurements counting twice as much as the one before each,
-        of (measured - constant) / (predicted - constant). Near the networks that were measured the new tables are as good as the
-        measurement.
-
-        Args:
-            measurements: ``(widths, removed blocks, measured milliseconds)`` of delivered networks, oldest first.
-        """
-        if not measurements:
-            return self
-        for index, (_, _, measured) in enumerate(measurements):
-            if not measured > 0:
-                raise InvalidArgumentError(f"measurements[{index}]: measured (={measured}) must be a positive number of milliseconds")
-        weights = 2.0 ** np.arange(len(measurements))
-        found = self
-        # The factor moves the networks' shares of the dense latency, and those what the caches cost, so one step is not enough.
-        for _ in range(_CORRECTIONS):
-            logs = []
-            for widths, removed, measured in measurements:
-                variable = found.predict(widths, removed) - found.constant_ms
-                target = max(measured - found.constant_ms, 0.05 * measured)
-                logs.append(np.log(target / max(variable, 1e-9)))
-            step = float(np.average(logs, weights=weights))
-            found = dataclasses.replace(found, scale=found.scale * float(np.exp(step)), _choices={})
-            if abs(step) <= 1e-6 or not self.cache_effect:
-                break
-        return found
-
-    def rescaled(self, dense_ms: float) -> LatencyTables:
-        """The same tables for a machine whose dense latency is ``dense_ms`` now: constant and kernels in proportion."""
-        if not dense_ms > 0:
-            raise InvalidArgumentError(f"dense_ms (={dense_ms}) must be positive")
-        ratio = dense_ms / self.dense_ms
-        return dataclasses.replace(self, scale=self.scale * ratio, constant_ms=self.constant_ms * ratio, dense_ms=dense_ms, _choices={})
 
     def to_dict(self) -> dict[str, Any]:
         """The tables as a JSON object (``format`` latprune/latency-tables, version 1)."""

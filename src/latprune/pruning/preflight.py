@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, LatpruneError
-from latprune.graph.trace import call_with
+from latprune.graph import call_with
 from latprune.importance import Importance, LossFunction, needs_data
 from latprune.methods import StageContext
 from latprune.resources import MultiplyAdds

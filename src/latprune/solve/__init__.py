@@ -4,7 +4,6 @@ from latprune.solve.base import Control, SolveInterrupted, Solver, SolverError, 
 from latprune.solve.exact import Exact
 from latprune.solve.front import require_answer, solve
 from latprune.solve.frontier import Frontier, FrontierInterrupted, FrontierPoint, hull, solve_frontier
-from latprune.solve.frontier_plot import plot_frontier
 from latprune.solve.greedy import Greedy
 from latprune.solve.group_knapsack import GroupKnapsack, Knapsack
 from latprune.solve.highs import Highs
@@ -32,7 +31,6 @@ __all__ = [
     "Uniform",
     "hull",
     "near_optimal",
-    "plot_frontier",
     "register",
     "require_answer",
     "second_best",

@@ -21,7 +21,7 @@ from latprune.solve.base import Control
 from latprune.solve.branch import BranchAndBound, TooDense
 from latprune.solve.cells import CellBound, reaching
 from latprune.solve.compact import CompactGraph
-from latprune.solve.dual import Support, evaluate, minimise_dual
+from latprune.solve.dual import Support, minimise_dual
 from latprune.solve.factors import FactorGraph
 from latprune.solve.plan import make_plan
 from latprune.solve.reduction import Restricted, restrict

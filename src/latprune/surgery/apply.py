@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from latprune.errors import CheckpointError, InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.conditions import forget_cached
-from latprune.program.module import ProgramModule
 from latprune.surgery.edits import ArchitectureEdits, EditStep, ScaleEdit, TensorEdit
 from latprune.surgery.optimizers import ParameterChange, carry_over, check_optimizers, optimizers_of
 from latprune.surgery.plan import plan_step
@@ -116,7 +116,7 @@ def _check(model: nn.Module, step: EditStep) -> None:
         shape = tuple(tensors[t.name].shape)
         if shape != t.shape:
             raise CheckpointError(f"the edits are of another architecture: tensor '{t.name}' has shape {shape}, the edits expect {t.shape}")
-    if step.branches and not isinstance(model, ProgramModule):
+    if step.branches and not isinstance(model, CapturedNetwork):
         raise CheckpointError(f"the edits are those of a captured program, and this is a {type(model).__name__}: capture it first")
     modules = dict(model.named_modules(remove_duplicate=False))
     for a in step.attributes:
@@ -164,7 +164,7 @@ def _apply(model: nn.Module, step: EditStep) -> list[ParameterChange]:
         else:
             setattr(module, a.name, value)
     forget_cached(model)
-    if isinstance(model, ProgramModule):
+    if isinstance(model, CapturedNetwork):
         for branch in step.branches:
             model.remove_branch(branch.join, branch.operand, branch.skipped)
         model.remove_dead(name for branch in step.branches for name in branch.tensors)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
 from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.types import Call, ChannelGroup, Selection
 from latprune.surgery.masked_follower import Follower, tensors_in
@@ -221,12 +221,8 @@ def _kept_classes(graph: RecordedModel, selection: Selection) -> npt.NDArray[np.
 @contextmanager
 def _conditions(model: nn.Module) -> Iterator[None]:
     """The conditions under which the recorded run was made; afterwards the model is as it was, without what the run cached in it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with capture_conditions(), preserved_state(model):
+        with preserved_modes(model), capture_conditions(), preserved_state(model.eval()):
             yield
     finally:
-        for module, training in modes:
-            module.training = training
         forget_cached(model)

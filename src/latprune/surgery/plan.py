@@ -10,9 +10,9 @@ from torch import nn
 
 from latprune.errors import SurgeryError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.surgery_plan import BranchCut, ModuleReplacement, PartReplacement, ScaleTarget, TailStep
 from latprune.graph.trace import INPUT_WEIGHTS
-from latprune.program.module import ProgramModule
 from latprune.surgery.edits import AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 from latprune.surgery.kept import Kept, TensorPlaces, kept_of, nested, places_of
 from latprune.surgery.removed import RemovedBranch
@@ -35,7 +35,7 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
         InvalidArgumentError: A selection does not fit the graph, or ``selection`` brings back what ``since`` removed.
         SurgeryError: The model does not fit the graph.
     """
-    if graph.program is not None and not isinstance(model, ProgramModule):
+    if graph.program is not None and not isinstance(model, CapturedNetwork):
         raise SurgeryError("the graph is that of a captured program: prune graph.program, not the model that it was captured from")
     before = kept_of(graph, since)
     after = nested(before, kept_of(graph, selection)) if since is not None else kept_of(graph, selection)
@@ -238,13 +238,14 @@ def _removals(model: nn.Module, graph: ModelGraph, before: Kept, after: Kept) ->
     ]
     blocks: list[BlockEdit] = []
     branches: list[BranchEdit] = []
+    present = {n for named in (model.named_parameters, model.named_buffers) for n, _ in named(remove_duplicate=False)}
     for name in new:
         removal = graph.plan.removals[name]
-        if isinstance(removal, BranchCut):
-            tensors = tuple(t for t in removal.tensors if isinstance(model, ProgramModule) and t in model.program.tensors)
-            branches.append(BranchEdit(name=name, join=removal.join, operand=removal.operand, skipped=removal.skipped, tensors=tensors))
-        else:
+        if not isinstance(removal, BranchCut):
             blocks.append(_block_edit(name, removal))
+            continue
+        tensors = tuple(t for t in removal.tensors if t in present)
+        branches.append(BranchEdit(name=name, join=removal.join, operand=removal.operand, skipped=removal.skipped, tensors=tensors))
     return blocks, branches
 
 

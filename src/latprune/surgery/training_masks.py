@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from latprune.errors import CheckpointError, InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
-from latprune.program.module import ProgramModule
+from latprune.graph.captured import CapturedNetwork
 from latprune.surgery.mask_check import check_masked
 from latprune.surgery.mask_coordinates import kept_places
 from latprune.surgery.mask_flow import find_block_masks, find_group_masks
@@ -91,7 +91,7 @@ class TrainingMask:
             )
         if weight_decay is not None and not (math.isfinite(weight_decay) and weight_decay >= 0.0):
             raise InvalidArgumentError(f"weight_decay (={weight_decay}) must be a number of at least 0, or None")
-        if graph.program is not None and not isinstance(model, ProgramModule):
+        if graph.program is not None and not isinstance(model, CapturedNetwork):
             raise SurgeryError("the graph is that of a captured program: mask graph.program, not the model that it was captured from")
         self.model = model
         self.graph = graph

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import CaptureError, SurgeryError
+from latprune.graph.conditions import preserved_modes
+from latprune.graph.example_inputs import as_call, random_inputs
 from latprune.surgery.masked import MaskedModel
 from latprune.surgery.masked_follower import tensors_in
 
-__all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare", "random_inputs"]
+__all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare"]
 
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative error by the type that was computed in."""
@@ -51,34 +53,6 @@ class EqualityReport:
         return f"largest difference {self.max_abs:.3g}, relative {self.max_rel:.3g} (allowed {self.tolerance:.3g}, {self.dtype})"
 
 
-def random_inputs(inputs: Any, seed: int) -> Any:
-    """Inputs of the same shapes with floating-point values drawn anew (mean and spread of the given ones); other values are kept."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if not value.is_floating_point() or value.numel() < 2:
-                return value
-            spread = value.float().std().item() or 1.0
-            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            return (noise * spread + value.double().mean().item()).to(value)
-        if isinstance(value, Mapping):
-            return {name: drawn(item) for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(drawn(item) for item in value)
-        return value
-
-    return drawn(inputs)
-
-
-def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple):
-        return inputs, {}
-    return (inputs,), {}
-
-
 def in_double(value: Any) -> Any:
     """The same inputs with their floating-point tensors in float64."""
     if isinstance(value, Tensor):
@@ -108,14 +82,8 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
         tolerance: Largest relative error; None takes the one of the outputs' type in :data:`TOLERANCES`.
     """
     args, kwargs = as_call(inputs)
-    modes = [(module, module.training) for module in pruned.modules()]
-    pruned.eval()
-    try:
-        with torch.no_grad():
-            got = tensors_in(pruned(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with preserved_modes(pruned), torch.no_grad():
+        got = tensors_in(pruned.eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
     run = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
     wanted, masks = tensors_in(run.output), run.masks
     floats = {tensor.dtype for tensor in wanted if tensor.is_floating_point()} | run.types

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.conditions import preserved_modes
 from latprune.train.batches import forward, logits_of, move, split_batch
 
 __all__ = ["evaluate"]
@@ -34,18 +35,14 @@ def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") 
         0.6666666666666666
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    training = model.training
-    model.eval()
     correct, total = 0, 0
-    try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            for batch in data:
-                inputs, targets = split_batch(move(batch, device))
-                known = targets >= 0
-                correct += int(((logits_of(forward(model, inputs)).argmax(dim=1) == targets) & known).sum())
-                total += int(known.sum())
-    finally:
-        model.train(training)
+    with preserved_modes(model), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        model.eval()
+        for batch in data:
+            inputs, targets = split_batch(move(batch, device))
+            known = targets >= 0
+            correct += int(((logits_of(forward(model, inputs)).argmax(dim=1) == targets) & known).sum())
+            total += int(known.sum())
     if total == 0:
         raise InvalidArgumentError("data holds no example to evaluate")
     return correct / total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -184,8 +184,3 @@ def available_engines() -> Mapping[str, str | None]:
         except ImportError:
             found[name] = None
     return found
-
-
-def ordered_paths(names: Sequence[str]) -> list[str]:
-    """Module paths longest first, so that the innermost of several matches is found first."""
-    return sorted(names, key=lambda name: (-len(name), name))
