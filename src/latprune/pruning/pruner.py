@@ -28,7 +28,7 @@ from latprune.pruning.scoring import Scorer
 from latprune.pruning.stage import StageReport
 from latprune.pruning.state import PrunerState
 from latprune.pruning.trials import Trial, Trials
-from latprune.surgery import ArchitectureEdits, EqualityReport, TrainingMask, check_equal, masked, replay
+from latprune.surgery import ArchitectureEdits, EqualityReport, TrainingMask, check_equal, masked, replay, widened
 from latprune.surgery import prune as cut_model
 
 if TYPE_CHECKING:
@@ -355,7 +355,7 @@ class Pruner:
                 self._masks = None
             equality = self._check(selection)
             with self.clock.timed("surgery"):
-                self.edits.append(cut_model(self.model, self.graph, selection, since=self.cut_to))
+                self.edits.append(cut_model(self.model, self.graph, selection, since=self.cut_to, optimizers=optimizers, averages=averages))
         self.selection = self.cut_to = selection
         self.scorer.reset()
         return equality
@@ -420,8 +420,6 @@ class Pruner:
         """The dense network with the weights that the model has now."""
         if not self.cut_to.kept and not self.cut_to.removed_blocks:
             return self.model
-        from latprune.surgery import widened
-
         return widened(self.dense_model, self.model, self.graph, self.cut_to)
 
     @contextmanager

@@ -47,4 +47,3 @@ def undominated(segment: IntArray | None, cost: FloatArray, loss: FloatArray, *,
     keep = np.ones(len(order), dtype=np.bool_)
     keep[1:] = key[1:] < np.minimum.accumulate(key)[:-1]
     return order[keep]
-

@@ -59,12 +59,6 @@ def has_masked_rule(operation: str) -> bool:
     return MASKED_RULES.find(f"{namespace}::{name}", f"{namespace}::{name.removesuffix('_')}") is not None
 
 
-def has_masked_rule(operation: str) -> bool:
-    """Whether there is a rule for an operator overload by its name (``aten.mean.dim``)."""
-    namespace, name, *_ = operation.split(".")
-    return f"{namespace}::{name}" in _RULES or f"{namespace}::{name.removesuffix('_')}" in _RULES
-
-
 def _given(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str, default: Any = None) -> Any:
     """An argument by its name in the operator's schema."""
     if name in kwargs:
