@@ -11,7 +11,7 @@ from torch import Tensor
 from latprune.errors import InvalidArgumentError
 from latprune.train.batches import move
 
-__all__ = ["LABELS", "calibration_batches", "count", "inputs_of"]
+__all__ = ["LABELS", "calibration_batches", "count", "inputs_of", "tensors_of"]
 
 LABELS = frozenset({"labels", "label", "target", "targets"})
 """Keys of a mapping that hold no input of the model."""
@@ -33,19 +33,20 @@ def inputs_of(batch: Any, example: Any = None) -> Any:
     )
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_of(value: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and mappings, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
-        return [t for item in value.values() for t in _tensors(item)]
+        return [t for item in value.values() for t in tensors_of(item)]
     if isinstance(value, (list, tuple)):
-        return [t for item in value for t in _tensors(item)]
+        return [t for item in value for t in tensors_of(item)]
     return []
 
 
 def count(inputs: Any) -> int:
     """Images (or texts) of a batch: the size of the first dimension of its first tensor."""
-    tensors = _tensors(inputs)
+    tensors = tensors_of(inputs)
     return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
 
 
@@ -61,7 +62,7 @@ def _slice(value: Any, start: int, stop: int) -> Any:
 
 def _pieces(inputs: Any, size: int) -> list[Any]:
     """The batch in pieces of ``size`` images, where all its tensors have the images along their first dimension; else the batch."""
-    sizes = {int(t.shape[0]) if t.dim() else -1 for t in _tensors(inputs)}
+    sizes = {int(t.shape[0]) if t.dim() else -1 for t in tensors_of(inputs)}
     if len(sizes) != 1 or sizes == {-1}:
         return [inputs]
     total = sizes.pop()
@@ -90,7 +91,7 @@ def calibration_batches(
     for batch in data:
         inputs = inputs_of(batch)
         here = count(inputs)
-        if seen + here > images and len({int(t.shape[0]) if t.dim() else -1 for t in _tensors(inputs)}) == 1:
+        if seen + here > images and len({int(t.shape[0]) if t.dim() else -1 for t in tensors_of(inputs)}) == 1:
             inputs = _slice(inputs, 0, images - seen)
             here = images - seen
         taken.append(move(inputs, device))
@@ -99,7 +100,7 @@ def calibration_batches(
             break
     if not taken:
         raise InvalidArgumentError("data holds no batch to recover with")
-    size = size or max(1, min(128, -(-seen // every)))
+    size = size or max(1, min(128, seen // every))
     pieces = [piece for inputs in taken for piece in _pieces(inputs, size)]
     if len(pieces) < 2:
         return pieces, []

@@ -14,9 +14,10 @@ from latprune.graph import ModelGraph, Selection
 from latprune.recovery.batches import calibration_batches, count
 from latprune.recovery.contract import Progress, Recovery, Situation, get_strategy
 from latprune.recovery.report import RecoveryReport
+from latprune.surgery.masked_follower import tensors_in
 from latprune.train.batches import forward
 
-__all__ = ["recover"]
+__all__ = ["output_error", "outputs_of", "recover"]
 
 
 def recover(
@@ -99,9 +100,8 @@ def recover(
     )
 
 
-def _outputs(value: Any) -> list[Tensor]:
-    from latprune.surgery.masked_follower import tensors_in
-
+def outputs_of(value: Any) -> list[Tensor]:
+    """The floating-point tensors of a model's output."""
     return [t for t in tensors_in(value) if t.is_floating_point()]
 
 
@@ -110,7 +110,7 @@ def output_error(pruned: nn.Module, dense: nn.Module, batches: list[Any]) -> flo
     """Squared error of the outputs relative to the dense outputs' variation; None where they have other shapes (or there is no batch)."""
     error = spread = 0.0
     for inputs in batches:
-        mine, theirs = _outputs(forward(pruned, inputs)), _outputs(forward(dense, inputs))
+        mine, theirs = outputs_of(forward(pruned, inputs)), outputs_of(forward(dense, inputs))
         if len(mine) != len(theirs) or any(a.shape != b.shape for a, b in zip(mine, theirs, strict=True)):
             return None
         for a, b in zip(mine, theirs, strict=True):

@@ -68,6 +68,8 @@ class Sequence_:
     readers: dict[Key, list[int]] = field(default_factory=dict)
     written: dict[Key, list[int]] = field(default_factory=dict)
     outputs: tuple[Key, ...] = ()
+    returned: dict[str, int] = field(default_factory=dict)
+    """Module path -> operation that made the (first) tensor that it returned, for modules that ran once."""
     caching: bool = False
     """Whether a run leaves something behind in the model's modules (a cached mask), so that it must be undone between two runs."""
 
@@ -217,8 +219,15 @@ def record_operations(model: nn.Module, inputs: Any, within: str = "") -> Sequen
         def enter(path: str) -> Callable[..., None]:
             return lambda *_: recorder.path.append(path)
 
-        def leave(*_: Any) -> None:
-            recorder.path.pop()
+        ran: dict[str, int] = {}
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            path = recorder.path.pop()
+            ran[path] = ran.get(path, 0) + 1
+            tensors = _nested_tensors(output)
+            key = recorder.key_of(tensors[0]) if tensors else None
+            if key is not None and key[0] >= 0:
+                recorder.found.returned[path] = max([key[0], *recorder.found.written.get(key, ())])
 
         for path, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
@@ -231,6 +240,7 @@ def record_operations(model: nn.Module, inputs: Any, within: str = "") -> Sequen
             for handle in handles:
                 handle.remove()
         found = recorder.found
+        found.returned = {path: at for path, at in found.returned.items() if ran[path] == 1}
         found.caching = _attributes(model) != before
         outputs = [recorder.key_of(t) for t in _nested_tensors(output)]
         found.outputs = tuple(k for k in outputs if k is not None)
