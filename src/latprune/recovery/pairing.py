@@ -14,6 +14,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
 from latprune.recovery.stepper import Sequence_
 from latprune.surgery.masked import _kept_classes, keep_mask
+from latprune.surgery.plan import plan_step
 
 __all__ = ["Pairing", "kept_values"]
 
@@ -84,6 +85,21 @@ class Pairing:
         )
         self.dense_of = {p: left[k] for p, k in found.items()}
         self._masks: dict[int, Tensor | None] = {}
+        step = plan_step(dense_model, graph, selection)
+        self._scales = step.scales
+        self._edits = {edit.name: edit for edit in step.tensors}
+        self._sizes = {name: tuple(t.shape) for name, t in dense_model.named_parameters()}
+
+    def output_scale(self, tensor: str) -> Tensor | None:
+        """``(outputs,)`` float64: the factors that surgery put on the filters of a weight (attention keeps its dense scale); None: all 1."""
+        found = [s for s in self._scales if s.name == tensor and s.dim == 0]
+        if not found:
+            return None
+        factors = torch.ones(self._sizes[tensor][0], dtype=torch.float64)
+        for scale in found:
+            factors[slice(None) if scale.positions is None else torch.tensor(scale.positions)] *= scale.factor
+        edit = self._edits.get(tensor)
+        return factors[torch.tensor(edit.keep[0])] if edit is not None and 0 in edit.keep else factors
 
     def mask(self, dense_index: int) -> Tensor | None:
         """Which places of the first result of a dense operation are kept; None where all are."""

@@ -47,6 +47,7 @@ class Site:
         index: Number of the operation.
         name: Name of the weight without its last part (``layer1.0.conv1``).
         operation: The recorded operation.
+        tensor: Name of the weight.
         inputs: Place of the layer's input among the tensor arguments.
         weight: The weight as the operation reads it: a view of the parameter, written in place.
         bias: The same for the bias.
@@ -54,6 +55,7 @@ class Site:
         affine: Per-channel maps on the way to the place of comparison.
         compared: Number of the operation whose result is compared (the contraction, a norm, or the sum of a residual branch).
         other: At a sum: key of the other operand.
+        plain: At a sum: the place right before it, as the number of the operation and of the views up to there.
         activation: ``relu``, ``(low, high)`` of a clamp, or None: what the compared result goes through before anything else reads it.
         reason: Why the weight cannot be fitted; empty where it can.
     """
@@ -61,6 +63,7 @@ class Site:
     index: int
     name: str
     operation: Operation
+    tensor: str = ""
     inputs: int = 0
     weight: Tensor | None = None
     bias: Tensor | None = None
@@ -68,6 +71,7 @@ class Site:
     affine: list[Affine] = field(default_factory=list)
     compared: int = -1
     other: Key | None = None
+    plain: tuple[int, int] = (-1, 0)
     activation: tuple[float, float] | None = None
     reason: str = ""
 
@@ -123,6 +127,12 @@ class Site:
             return True
         return False
 
+    def before_sum(self) -> None:
+        """Compare right before the sum instead of behind it."""
+        if self.other is not None:
+            self.compared, count = self.plain
+            self.views, self.other, self.activation = self.views[:count], None, None
+
     def tensors(self) -> list[Tensor]:
         """All tensors that a fit of this layer writes."""
         found = [t for t in (self.weight, self.bias) if t is not None]
@@ -173,7 +183,7 @@ def _site(
                 return Site(index=index, name=name, operation=operation, reason="its weights are computed from other parameters as it runs")
         return None
     full = names[weight.untyped_storage().data_ptr()]
-    site = Site(index=index, name=full.rpartition(".")[0] or full, operation=operation, inputs=at_input, weight=weight)
+    site = Site(index=index, name=full.rpartition(".")[0] or full, operation=operation, tensor=full, inputs=at_input, weight=weight)
     if uses[_region(weight)] > 1:
         site.reason = f"its weight is used at {uses[_region(weight)]} places (tied or shared)"
         return site
@@ -216,6 +226,7 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
             if parameter is not None and parameter.numel() == outputs and parameter.dim() == 1 and shape[-1] == outputs:
                 site.affine.append(_added(parameter, names))
             elif other is not None and other != key and operation.shapes[0] == operation.shapes[1]:
+                site.plain = (site.compared, len(site.views))
                 site.compared, site.other = place, other
                 site.views = views
                 key = operation.results[0]

@@ -373,6 +373,16 @@ class Stepper:
             finally:
                 self._ready = False
 
+    def peek(self, number: int, stop: int) -> list[Tensor]:
+        """Tensor arguments of an operation further on; the batch stays where it stands."""
+        batch = self._batches[number]
+        saved = (batch.reached, dict(batch.live), list(batch.results), list(batch.single), dict(batch.pinned), batch.arguments)
+        try:
+            self.advance(number, stop)
+            return batch.arguments
+        finally:
+            batch.reached, batch.live, batch.results, batch.single, batch.pinned, batch.arguments = saved
+
     def advance(self, number: int, stop: int) -> None:
         """Bring one batch up to (not including) operation ``stop``; nothing is done where it stands there already."""
         batch = self._batches[number]

@@ -13,7 +13,7 @@ from latprune.recovery.contract import Situation
 from latprune.recovery.pairing import Pairing
 from latprune.recovery.rows import Sampler, to_matrix
 from latprune.recovery.sites import Site, find_sites
-from latprune.recovery.stepper import Stepper, record_operations
+from latprune.recovery.stepper import Sequence_, Stepper, record_operations
 
 __all__ = ["Layer", "Rows", "walk"]
 
@@ -81,26 +81,14 @@ def walk(
     for site in sites:
         if site.reason:
             continue
-        joined = (
-            corrected
-            and site.other is not None
-            and site.other[0] < site.index
-            and site.compared in pairing.dense_of
-            and not any(site.index < j <= site.compared for j in pruned_run.written.get(site.other, ()) if j != site.compared)
-        )
-        if joined:
-            at = pairing.dense_of[site.compared]
-            goals[site.index] = (following.get(at, at), True)
-        elif site.other is None and site.compared in pairing.dense_of:
-            goals[site.index] = (pairing.dense_of[site.compared], False)
-        elif site.index in pairing.dense_of:
-            # Compared right behind the contraction: the maps on the way to the sum are the same in both networks.
-            site.compared, site.other, site.activation = site.index, None, None
-            site.views = []
-            site.affine = [] if not any(a.shift is not None for a in site.affine) or site.bias is not None else site.affine
-            goals[site.index] = (pairing.dense_of[site.index], False)
-        else:
+        joined = corrected and site.other is not None and site.compared in pairing.dense_of and _undisturbed(site, pruned_run)
+        if not joined:
+            site.before_sum()
+        if site.compared not in pairing.dense_of:
             site.reason = "the dense network has no operation at its place"
+            continue
+        at = pairing.dense_of[site.compared]
+        goals[site.index] = (following.get(at, at), True) if joined else (at, False)
     for at, _ in goals.values():
         dense.pin(at)
     left = [at for at, _ in goals.values()]
@@ -119,12 +107,19 @@ def walk(
         with pruned.ready():
             for k in range(len(batches)):
                 pruned.advance(k, site.index)
+        others: list[Tensor | None] = [None] * len(batches)
+        if joined and site.other is not None:
+            others = [pruned.live(k, site.other) for k in range(len(batches))]
+            if site.other[0] > site.index:
+                position = pruned_run.operations[site.compared].sources.index(site.other)
+                with pruned.ready():
+                    others = [pruned.peek(k, site.compared)[position] for k in range(len(batches))]
         for k in range(len(batches)):
             x = pruned.arguments(k)[site.inputs]
             if sampler is None:
                 sampler = Sampler(site=site, share=_share(site, x, len(batches), rows, memory), generator=generator)
             try:
-                part = _rows(site, sampler, pairing, at, joined, x, dense.pinned(k, at), pruned.live(k, site.other) if site.other else None)
+                part = _rows(site, sampler, pairing, at, joined, x, dense.pinned(k, at), others[k])
             except InvalidArgumentError as error:
                 problem = str(error)
                 break
@@ -141,7 +136,13 @@ def walk(
         yield Layer(site=site, fitted=first, held_out=second, joined=joined)
 
 
-def _streams_after(pairing: Pairing, dense_run: object) -> dict[int, int]:
+def _undisturbed(site: Site, run: Sequence_) -> bool:
+    """Whether nothing between the layer and the sum writes into what was there before the layer."""
+    between = range(site.index, site.compared)
+    return not any(key[0] < site.index for j in between for key in run.operations[j].writes)
+
+
+def _streams_after(pairing: Pairing, dense_run: Sequence_) -> dict[int, int]:
     """Dense sum -> the last sum of the removed blocks that follow it on the same stream, before the next block that stays."""
     calls = pairing.graph.calls
     joins = sorted(d for d, c in pairing.call_of.items() if calls[c].joins)
@@ -213,6 +214,9 @@ def _rows(
     taken, drawn = sampler.rows(x, values)
     if drawn[0].shape != (taken.shape[0], site.outputs):
         raise InvalidArgumentError(f"the dense result has {drawn[0].shape[-1]} kept channels at its place, the layer {site.outputs}")
+    factors = pairing.output_scale(site.tensor)
+    if factors is not None and not joined:
+        drawn[0] = drawn[0] * factors.to(drawn[0])
     matrix = to_matrix(site)
     scale, shift = site.rescale()
     if matrix.shape[0] == 1:
