@@ -17,6 +17,7 @@ from latprune.importance.hessian import HessianAccumulator, HessianConfig
 from latprune.importance.lamp import LampConfig, lamp_scores
 from latprune.importance.magnitude import MagnitudeConfig
 from latprune.importance.ranking import best_units, layer_importance, rank_units
+from latprune.importance.reconstruction import ReconstructionConfig
 from latprune.importance.sp_lamp import SpLampConfig, sp_lamp_products
 from latprune.importance.taylor import TaylorAccumulator, TaylorConfig
 
@@ -30,6 +31,7 @@ __all__ = [
     "LampConfig",
     "LossFunction",
     "MagnitudeConfig",
+    "ReconstructionConfig",
     "SpLampConfig",
     "TaylorAccumulator",
     "TaylorConfig",

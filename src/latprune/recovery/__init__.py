@@ -2,6 +2,7 @@
 
 from latprune.recovery.contract import Recovery, Situation, get_strategy, register_strategy, strategies
 from latprune.recovery.distil import Distil
+from latprune.recovery.elimination import reconstruction_ranking
 from latprune.recovery.fold import Fold
 from latprune.recovery.norms import Norms
 from latprune.recovery.one_pass import OnePassMap
@@ -23,6 +24,7 @@ __all__ = [
     "Shift",
     "Situation",
     "get_strategy",
+    "reconstruction_ranking",
     "recover",
     "register_strategy",
     "selection_of_edits",

@@ -78,7 +78,7 @@ def calibration_batches(
         data: Batches.
         images: Images in total, at most.
         device: Where they are brought.
-        size: Images of a piece; None: a tenth of ``images``, at least 1 and at most 128.
+        size: Images of a piece; None: a tenth of ``images``, at least 1 and at most 256.
         every: One piece in so many is held out.
 
     Raises:
@@ -100,7 +100,7 @@ def calibration_batches(
             break
     if not taken:
         raise InvalidArgumentError("data holds no batch to recover with")
-    size = size or max(1, min(128, seen // every))
+    size = size or max(1, min(256, seen // every))
     pieces = [piece for inputs in taken for piece in _pieces(inputs, size)]
     if len(pieces) < 2:
         return pieces, []

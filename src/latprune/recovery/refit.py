@@ -44,7 +44,7 @@ class Refit(Recovery):
     name = "refit"
 
     ridge: float = 1e-3
-    rows: int = 200
+    rows: int = 60
     memory: float = 6e8
     rounds: int = 8
     keep: float = 0.2
