@@ -50,9 +50,7 @@ def main() -> None:
     test = list(cifar10_test(str(args.data)))
     for network, budget in product(args.networks, args.budgets):
         labelled = list(islice(cifar10_train(str(args.data)), 32))
-        cut = cut_network(
-            network, args.data, method=args.method, budget=budget, blocks=args.blocks, labelled=labelled, folder=args.work
-        )
+        cut = cut_network(network, args.data, method=args.method, budget=budget, blocks=args.blocks, labelled=labelled, folder=args.work)
         for name, seed in product(args.strategies, range(args.seeds)):
             if seed and name in ONE_SEED:
                 continue

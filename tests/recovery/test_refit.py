@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recovery.nets import half, line, mixed, packed, resnet, transformer
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
@@ -17,6 +16,7 @@ from latprune.graph import ModelGraph, Selection, trace
 from latprune.recovery import Refit, recover
 from latprune.surgery import masked, prune
 from latprune.surgery.plan import plan_step
+from recovery.nets import half, line, mixed, packed, resnet, transformer
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "resnet": resnet,

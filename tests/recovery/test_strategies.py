@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recovery.nets import half, line, packed, resnet, transformer
 from torch import nn
 
 from latprune.errors import FileFormatError, InvalidArgumentError
@@ -27,6 +26,7 @@ from latprune.recovery import (
     strategies,
 )
 from latprune.surgery import prune
+from recovery.nets import half, line, packed, resnet, transformer
 
 
 def cut(model: nn.Module, graph: Any, selection: Selection) -> nn.Module:
@@ -55,7 +55,9 @@ def test_a_strategy_lowers_the_error_of_the_outputs(name: str) -> None:
     graph = trace(model, x[:2])
     selection = half(graph)
     network = cut(model, graph, selection)
-    report = recover(network, model, [torch.cat([x] * 4) + 0.01 * torch.randn(192, *x.shape[1:])], graph=graph, selection=selection, strategy=name)
+    report = recover(
+        network, model, [torch.cat([x] * 4) + 0.01 * torch.randn(192, *x.shape[1:])], graph=graph, selection=selection, strategy=name
+    )
     assert report.output_before is not None and report.output_after is not None and report.output_after < report.output_before
 
 
@@ -107,9 +109,7 @@ def test_a_mapping_may_hold_labels() -> None:
     example = {k: v[:2] for k, v in inputs.items()}
     graph = trace(model, example)
     selection = half(graph)
-    report = recover(
-        cut(model, graph, selection), model, [{**inputs, "labels": torch.zeros(64)}], graph=graph, selection=selection
-    )
+    report = recover(cut(model, graph, selection), model, [{**inputs, "labels": torch.zeros(64)}], graph=graph, selection=selection)
     reasons = {layer.layer: layer.reason for layer in report.left}
     assert report.changed > 0 and "looked-up" in reasons["embed"]
 
@@ -151,7 +151,9 @@ def test_distillation_that_does_harm_is_undone() -> None:
     model, x = line(1)
     graph = trace(model, x[:2])
     network = copy.deepcopy(model)
-    report = recover(network, model, [x], graph=graph, selection=graph.full_selection(), strategy=Distil(first=False, learning_rate=1.0, epochs=1))
+    report = recover(
+        network, model, [x], graph=graph, selection=graph.full_selection(), strategy=Distil(first=False, learning_rate=1.0, epochs=1)
+    )
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), model.parameters(), strict=True))
     assert "grow" in report.layers[-1].reason
 

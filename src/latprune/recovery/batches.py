@@ -20,7 +20,7 @@ LABELS = frozenset({"labels", "label", "target", "targets"})
 def inputs_of(batch: Any, example: Any = None) -> Any:
     """The model's inputs in a batch; labels are left out.
 
-    A tensor is the input itself; of a pair ``(inputs, labels)`` or a longer tuple the first entry; of a mapping everything but its labels.
+    A tensor is the input itself; of a tuple such as ``(inputs, labels)`` the first entry; of a mapping all but its labels.
     """
     if isinstance(batch, Tensor):
         return batch
@@ -29,7 +29,7 @@ def inputs_of(batch: Any, example: Any = None) -> Any:
     if isinstance(batch, (tuple, list)) and batch:
         return inputs_of(batch[0]) if not isinstance(batch[0], (tuple, list)) else tuple(batch[0])
     raise InvalidArgumentError(
-        f"a batch of data is a {type(batch).__name__}; it must be a tensor, a tuple or list whose first entry holds the inputs, or a mapping"
+        f"a batch of data is a {type(batch).__name__}; it must be a tensor, a tuple or list that begins with the inputs, or a mapping"
     )
 
 

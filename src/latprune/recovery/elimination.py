@@ -45,9 +45,9 @@ def reconstruction_ranking(
 ) -> dict[str, Scores]:
     """Rank the units of every group by how badly their consumers' results can be reconstructed without them.
 
-    Unit by unit the one goes whose loss raises the consumers' squared error least, all remaining weights refitted each time. For consumers
-    with inputs ``X``, weights ``B`` and ``H = X'X / n + ridge`` the loss of channel ``q`` is ``|B_q|^2 / (H^-1)_qq`` (optimal brain surgeon
-    for a whole row), after which ``B`` and ``H^-1`` are brought up to date. Kernel positions of a convolution share the channels' Gram matrix.
+    Unit by unit the one goes whose loss raises the consumers' squared error least, all remaining weights refitted each time. For
+    consumers with inputs ``X``, weights ``B`` and ``H = X'X / n + ridge`` the loss of channel ``q`` is ``|B_q|^2 / (H^-1)_qq`` (optimal
+    brain surgeon for a whole row), after which ``B`` and ``H^-1`` are brought up to date. All taps of a convolution share one Gram matrix.
 
     Args:
         dense: The dense network.
@@ -59,8 +59,8 @@ def reconstruction_ranking(
         seed: Seed of the sample.
 
     Returns:
-        Group -> ``(units,)`` scores, at least 0: the error (relative to the consumers' results) at which a unit goes, growing in the order of
-        elimination. The best ``w`` units by it are what a width of ``w`` keeps. A group that nothing with weights reads has ones.
+        Group -> ``(units,)`` scores, at least 0: the error (relative to the consumers' results) at which a unit goes, growing in the order
+        of elimination. The best ``w`` units by it are what a width of ``w`` keeps. A group that nothing with weights reads has ones.
     """
     if images < 1 or rows < 1 or not ridge >= 0:
         raise InvalidArgumentError(f"images (={images}) and rows (={rows}) must be at least 1 and ridge (={ridge}) at least 0")
@@ -71,13 +71,13 @@ def reconstruction_ranking(
     return {name: _eliminate(name, graph, consumers) for name in graph.groups}
 
 
-def _consumers(
-    dense: nn.Module, graph: ModelGraph, batches: list[Any], rows: int, ridge: float, seed: int
-) -> list[_Consumer]:
+def _consumers(dense: nn.Module, graph: ModelGraph, batches: list[Any], rows: int, ridge: float, seed: int) -> list[_Consumer]:
     within = str(graph.plan.get("within", "") or "")
     run = record_operations(dense, batches[0], within)
     if [str(op.func) for op in run.operations] != [call.op for call in graph.calls]:
-        raise InvalidArgumentError("the network takes another course on this data than when it was traced; trace it with a batch like these")
+        raise InvalidArgumentError(
+            "the network takes another course on this data than when it was traced; trace it with a batch like these"
+        )
     stepper = Stepper(dense, batches, within, run)
     generator = torch.Generator().manual_seed(seed)
     found = []

@@ -91,7 +91,7 @@ class Pairing:
         self._sizes = {name: tuple(t.shape) for name, t in dense_model.named_parameters()}
 
     def output_scale(self, tensor: str) -> Tensor | None:
-        """``(outputs,)`` float64: the factors that surgery put on the filters of a weight (attention keeps its dense scale); None: all 1."""
+        """``(outputs,)`` float64: factors that surgery put on the filters of a weight (attention keeps its dense scale); None: all 1."""
         found = [s for s in self._scales if s.name == tensor and s.dim == 0]
         if not found:
             return None

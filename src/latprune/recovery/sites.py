@@ -299,7 +299,7 @@ def _norm(operation: Operation, outputs: int) -> Affine | None:
 
 
 def _is_tensor(operation: Operation, position: int) -> bool:
-    """Whether a norm's argument at ``position`` is a tensor: there are as many tensors as the call shows (weight and bias come together)."""
+    """Whether a norm's argument at ``position`` is a tensor: weight and bias come together or not at all."""
     tensors = len(operation.shapes)
     return tensors == 5 or (tensors == 3 and position >= 3)
 

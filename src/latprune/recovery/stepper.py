@@ -123,7 +123,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sources = tuple(self.key_of(t) for t in operands)
         constants = tuple(None if isinstance(a, Tensor) else a for a in args)
         stored = {
-            k: t for k, (t, s) in enumerate(zip(operands, sources, strict=True)) if t.numel() and t.untyped_storage().data_ptr() in self._stored
+            k: t
+            for k, (t, s) in enumerate(zip(operands, sources, strict=True))
+            if t.numel() and t.untyped_storage().data_ptr() in self._stored
         }
         operation = Operation(
             func=func,
@@ -307,9 +309,7 @@ class _Run(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **options)
         leaves = _leaves(output)
         self.batch.single.append(not isinstance(output, (list, tuple)))
-        self.batch.results.append(
-            [_Meta(v.shape, v.stride(), v.dtype, v.device) if isinstance(v, Tensor) else v for v in leaves]
-        )
+        self.batch.results.append([_Meta(v.shape, v.stride(), v.dtype, v.device) if isinstance(v, Tensor) else v for v in leaves])
         for leaf, key in zip(leaves, operation.results, strict=True):
             if key is not None and self.sequence.last_read.get(key, -1) >= self.stop:
                 self.made[key] = leaf

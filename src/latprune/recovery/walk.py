@@ -1,8 +1,8 @@
-"""The walk that sequential strategies share: layer by layer, the pruned network's input and the dense network's result at the same place."""
+"""The walk that sequential strategies share: by layer, the pruned network's input and the dense network's result at the same place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +54,7 @@ class Layer:
     reason: str = ""
 
 
-
-
-def walk(
-    situation: Situation, *, rows: int, memory: float, corrected: bool = True, ahead: bool = True
-) -> Iterator[Layer]:
+def walk(situation: Situation, *, rows: int, memory: float, corrected: bool = True, ahead: bool = True) -> Iterator[Layer]:
     """Every layer of the pruned network in the order in which it runs, with its rows; the caller changes the weights before it goes on.
 
     Args:
