@@ -173,6 +173,11 @@ class Method(ABC):
         return True
 
     @property
+    def keeps_weights(self) -> bool:
+        """Whether the network that is delivered has the weights of the dense one, so that there is something to recover."""
+        return True
+
+    @property
     def schedule(self) -> Schedule:
         """How the method goes to its budget; in a single pass unless it says otherwise."""
         return SinglePass()

@@ -18,7 +18,7 @@ T = TypeVar("T", int, float)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WidthRules:
-    """Restrictions of the widths that any method may choose. (Smallest widths are the graph's own: ``min_widths`` of ``trace``.)
+    """Restrictions of the widths that any method may choose; smallest widths are the graph's own (``min_widths`` of ``trace``).
 
     Attributes:
         multiple_of: Widths are multiples of this (the papers' quantum, for instance 8), or of what the first matching glob says. The widest

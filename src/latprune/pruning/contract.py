@@ -120,6 +120,7 @@ class MethodContract:
                     budget=f"flops={100 * _SHARE:g}%",
                     method=method,
                     data=_batches(name),
+                    recover=False,
                     fit=_train if isinstance(method.schedule, SoftMasks) else None,
                     measure_latency=False,
                 ),

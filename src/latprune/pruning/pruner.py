@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from latprune.methods.width_rules import WidthRules
     from latprune.pruning.result import Result
     from latprune.pruning.soft_training import MaskedTraining
+    from latprune.recovery import RecoveryReport
+    from latprune.recovery.contract import Recovery
 
 __all__ = ["Pruner", "StageReport"]
 
@@ -132,6 +134,8 @@ class Pruner:
         self._progress = progress or (lambda text: None)
         self._stages_done = 0
         self._masks: TrainingMask | None = None
+        self.recovery: RecoveryReport | None = None
+        """What the last recovery did."""
         self.fresh: Trial | None = None
         """Fresh measurement of the network that was cut last, where the search made one."""
         _check_finite(model)
@@ -404,6 +408,42 @@ class Pruner:
         gone = frozenset(block for earlier in self.reports for block in earlier.removed_blocks)
         report = StageReport.of(proposal, stage=self._stages_done, gone=gone, equality=equality)
         self.reports.append(report)
+        return report
+
+    def recover(self, data: Iterable[Any] | None, *, strategy: str | Recovery = "refit", images: int = 2048) -> RecoveryReport:
+        """Bring the network that was cut back towards what the dense one computes, from unlabelled inputs, without training.
+
+        Only values of weights and biases change; the network that comes out is compared with the masked network of the same weights.
+
+        Args:
+            data: Batches of inputs; labels are ignored.
+            strategy: See :func:`latprune.recovery.recover`.
+            images: Inputs to take, at most.
+
+        Raises:
+            LatpruneError: Nothing was cut, or masks are at work.
+        """
+        from latprune.recovery import recover
+
+        if self._masks is not None or not self.edits:
+            raise LatpruneError("recover() works on a network that was cut: call step() or cut() first")
+        with self.clock.timed("recover"):
+            report = recover(
+                self.model,
+                self.dense_model,
+                data,
+                graph=self.graph,
+                selection=self.cut_to,
+                strategy=strategy,
+                images=images,
+                seed=self.seed,
+                progress=self._progress,
+            )
+            with self._evaluating():
+                check_equal(self.model, masked(self._now(), self.graph, self.cut_to), self.example_inputs, seed=self.seed)
+        # Its weights are others now, so what was gathered of the ones before says nothing of them.
+        self.scorer.reset()
+        self.recovery = report
         return report
 
     # -- checking ------------------------------------------------------------------------------------------------------------------------
