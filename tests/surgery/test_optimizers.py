@@ -320,3 +320,44 @@ def test_cut_models_and_their_optimizers_can_be_copied_and_stored() -> None:
     again = copy.deepcopy(model)
     prune(again, graph, Selection(kept=selection.kept, removed_blocks=selection.removed_blocks | {"layer1.1"}), since=selection)
     assert len(list(again.parameters())) < len(list(model.parameters()))
+
+
+class Driven(torch.optim.Optimizer):
+    """Drives another optimizer on the same groups."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.inner = inner
+        self.param_groups = inner.param_groups
+
+    def step(self, closure: Any = None) -> None:
+        self.inner.step()
+
+
+def test_an_optimizer_inside_of_another_is_cut_too() -> None:
+    build, shape = NETWORKS["resnet20_a"]
+    torch.manual_seed(0)
+    model = build()
+    graph = trace(model, torch.randn(shape))
+    inner = OPTIMIZERS["sgd"](model.parameters())
+    outer = Driven(inner)
+    _train(model, outer, _schedulers(inner), shape, seed=0)
+    prune(model, graph, narrower(graph, Selection(kept={}), np.random.default_rng(0), low=0.3), optimizers=outer)
+    _train(model, outer, _schedulers(inner), shape, seed=1)
+    assert {id(p) for p in inner.state} == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_group_that_lost_all_its_parameters_does_no_harm(kind: str) -> None:
+    build, shape = NETWORKS["resnet20_a"]
+    torch.manual_seed(0)
+    model = build()
+    graph = trace(model, torch.randn(shape))
+    inside = list(model.layer1[0].parameters())
+    outside = [p for p in model.parameters() if not any(p is q for q in inside)]
+    optimizer = OPTIMIZERS[kind]([{"params": inside}, {"params": outside, "lr": 1e-3}])
+    scheduler = _schedulers(optimizer)
+    _train(model, optimizer, scheduler, shape, seed=0)
+    prune(model, graph, Selection(kept={}, removed_blocks=frozenset({"layer1.0"})), optimizers=optimizer)
+    assert optimizer.param_groups[0]["params"] == [] and len(optimizer.param_groups[1]["params"]) == len(outside)
+    _train(model, optimizer, scheduler, shape, seed=1)

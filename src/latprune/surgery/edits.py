@@ -211,7 +211,7 @@ class ArchitectureEdits:
     steps: tuple[EditStep, ...] = field(default=())
 
     def then(self, later: ArchitectureEdits) -> ArchitectureEdits:
-        """These edits followed by ``later`` (a staged method prunes, traces again and prunes again)."""
+        """These edits followed by ``later`` (a staged method cuts several times)."""
         return ArchitectureEdits(steps=self.steps + later.steps)
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from latprune.errors import InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.surgery_plan import UnitsOfPlaces
 
-__all__ = ["Kept", "TensorPlaces", "kept_of", "nested", "places_of"]
+__all__ = ["Kept", "Mask", "TensorPlaces", "absent", "kept_of", "nested", "places_of"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -64,6 +64,11 @@ class Kept:
     removed_blocks: frozenset[str]
     gone: frozenset[str]
     widths: Mapping[str, int]
+
+    @property
+    def cut(self) -> bool:
+        """Whether anything goes."""
+        return bool(self.removed_blocks) or not all(mask.all() for mask in self.units.values())
 
     def places(self, tensor: str) -> TensorPlaces:
         """What stays of a tensor of the dense model.

@@ -57,15 +57,16 @@ class ParameterChange:
 
 
 def optimizers_of(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    """The optimizers themselves, each once, without wrappers that are optimizers too (Accelerate's)."""
+    """The optimizers, each once, with those that they hold (wrappers such as Accelerate's, optimizers that drive another)."""
     found: dict[int, Optimizer] = {}
-    for optimizer in [given] if isinstance(given, Optimizer) else given:
-        inner: Any = optimizer
-        while isinstance(getattr(inner, "optimizer", None), Optimizer):
-            inner = inner.optimizer
-        if not isinstance(inner, Optimizer):
-            raise InvalidArgumentError(f"optimizers (={type(inner).__name__}) must be torch.optim.Optimizer objects")
-        found[id(inner)] = inner
+    waiting: list[Any] = [given] if isinstance(given, Optimizer) else list(given)
+    while waiting:
+        optimizer = waiting.pop(0)
+        if not isinstance(optimizer, Optimizer):
+            raise InvalidArgumentError(f"optimizers (={type(optimizer).__name__}) must be torch.optim.Optimizer objects")
+        if id(optimizer) not in found:
+            found[id(optimizer)] = optimizer
+            waiting += [inner for inner in vars(optimizer).values() if isinstance(inner, Optimizer)]
     return tuple(found.values())
 
 
@@ -92,14 +93,19 @@ def check_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], step: Ed
                 f"optimizers: {kind} holds no parameter of this model (flattened and sharded parameters cannot be cut); build it anew from "
                 "the model's parameters after the cut"
             )
+        if step == EditStep():
+            continue
         for parameter in held:
-            edit = edits.get(names.get(id(parameter), ""))
-            for key, value in optimizer.state.get(parameter, {}).items() if edit is not None else ():
-                assert edit is not None
+            name = names.get(id(parameter))
+            if name is None:
+                continue
+            # What is not sliced is looked at too: LBFGS keeps one vector over all parameters beside the first.
+            edit = edits.get(name, TensorEdit(name=name, shape=tuple(parameter.shape), keep={}))
+            for key, value in optimizer.state.get(parameter, {}).items():
                 if not _can_cut(value, edit):
                     raise InvalidArgumentError(
-                        f"optimizers: what {kind} remembers of '{edit.name}' as '{key}' ({_described(value)}) has no places of its own for "
-                        f"the parameter's {edit.shape}; build the optimizer anew from the model's parameters after the cut"
+                        f"optimizers: what {kind} remembers of '{name}' as '{key}' ({_described(value)}) has no places of its own for the "
+                        f"parameter's {edit.shape}; build the optimizer anew from the model's parameters after the cut"
                     )
 
 

@@ -38,7 +38,8 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
     if graph.program is not None and not isinstance(model, CapturedNetwork):
         raise SurgeryError("the graph is that of a captured program: prune graph.program, not the model that it was captured from")
     before = kept_of(graph, since)
-    after = nested(before, kept_of(graph, selection)) if since is not None else kept_of(graph, selection)
+    after = nested(before, kept_of(graph, selection))
+    cut_before = before.cut
     shapes = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
     tensors: list[TensorEdit] = []
     new_shapes: dict[str, tuple[int, ...]] = {}
@@ -51,7 +52,7 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
         if name in after.gone:
             continue
         left = after.places(name)
-        edit = _tensor_edit(name, shapes[name], before.places(name), left, cut_before=since is not None)
+        edit = _tensor_edit(name, shapes[name], before.places(name), left, cut_before=cut_before)
         if left.grouped is not None:
             grouped_counts[name] = len(left.groups_left())
         if edit is not None:
@@ -105,15 +106,27 @@ def _shape_after(edit: TensorEdit) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _module(model: nn.Module, path: str, before: Kept) -> nn.Module | None:
+def _module(model: nn.Module, path: str, earlier: Kept) -> nn.Module | None:
     """The module at a path; None where an earlier cut removed it with its block."""
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
-        if before.removed_blocks:
+        if _went(path, earlier):
             return None
         raise SurgeryError(f"this model has no module '{path}', which the traced one had; trace the model that is to be pruned") from error
     return None if isinstance(module, RemovedBranch) else module
+
+
+def _went(path: str, earlier: Kept) -> bool:
+    """Whether a module lies in what earlier cuts replaced."""
+    replaced: list[str] = []
+    for name in earlier.removed_blocks:
+        removal = earlier.graph.plan.removals[name]
+        if isinstance(removal, ModuleReplacement):
+            replaced.append(removal.module)
+        elif not isinstance(removal, BranchCut):
+            replaced += [part.module for part in removal]
+    return any(path == place or path.startswith(f"{place}.") for place in replaced)
 
 
 def _layer_attributes(
@@ -195,7 +208,7 @@ def _followed_attributes(model: nn.Module, graph: ModelGraph, before: Kept, afte
 
 def _attribute(module: nn.Module | None, path: str, name: str, before: Kept) -> Any:
     """An attribute as it is now; None where it went with a removed block (a stand-in keeps the plain ones)."""
-    if module is None or (before.removed_blocks and not hasattr(module, name)):
+    if module is None or (not hasattr(module, name) and _went(path, before)):
         return None
     if not hasattr(module, name):
         raise SurgeryError(f"module '{path}' has no attribute '{name}', which the traced model had; trace the model that is to be pruned")

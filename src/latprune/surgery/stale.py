@@ -31,7 +31,10 @@ def removed_of(optimizer: Optimizer) -> list[str]:
 
 @functools.cache
 def _watch_optimizers() -> None:
-    """Look at every optimizer's parameters before its steps from now on: one attribute look-up for each."""
+    """Look at every optimizer's parameters before its steps from now on: one attribute look-up for each.
+
+    A step inside of ``torch.compile`` is not looked at.
+    """
     register_optimizer_step_pre_hook(_refuse_removed)
 
 

@@ -47,6 +47,8 @@ def widened(dense: nn.Module, model: nn.Module, graph: ModelGraph, selection: Se
             if name in kept.gone:
                 continue
             if name not in present:
+                if name not in graph.plan.tensors:
+                    continue  # a buffer that runs leave behind
                 raise SurgeryError(f"the model has no tensor '{name}', which the selection that it was cut to keeps")
             _put(name, target, present[name].to(device=target.device, dtype=target.dtype), kept.places(name))
         for scaled, factor in scale_factors(graph, kept_of(graph, None), kept):
@@ -66,12 +68,13 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def _put(name: str, target: Tensor, values: Tensor, places: TensorPlaces) -> None:
     """Write the values of a cut tensor to their places in the dense one."""
     if places.grouped is None:
-        grid = [torch.from_numpy(places.dims[d].nonzero()[0]) if d in places.dims else torch.arange(n) for d, n in enumerate(target.shape)]
-        _require_shape(name, values, tuple(len(g) for g in grid))
-        if grid:
-            target[torch.meshgrid([g.to(target.device) for g in grid], indexing="ij")] = values
-        else:
+        _require_shape(name, values, tuple(int(places.dims[d].sum()) if d in places.dims else n for d, n in enumerate(target.shape)))
+        if not places.dims:
             target.copy_(values)
+            return
+        last = max(places.dims)
+        at = [torch.from_numpy(places.dims[d].nonzero()[0]) if d in places.dims else torch.arange(target.shape[d]) for d in range(last + 1)]
+        target[tuple(k.to(target.device).view(-1, *[1] * (last - d)) for d, k in enumerate(at))] = values
         return
     rows = torch.from_numpy(places.dims[0])
     columns = int(places.grouped[places.groups_left()[0]].sum())
