@@ -87,7 +87,7 @@ class Walk:
         if source not in self.known:
             try:
                 if not self.enters(maker):
-                    raise RefusedError(f"{place_of(call)} reads what is also read elsewhere")
+                    raise RefusedError(f"{place_of(call)} reads what is made outside of the branch")
                 self.known[source] = self._made_zero(maker, depth + 1)
             except RefusedError as error:
                 self.known[source] = str(error)
