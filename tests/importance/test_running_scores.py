@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph import Selection, trace
 from latprune.importance import TaylorAccumulator, TaylorConfig
+from latprune.surgery import TrainingMask
 from support.synthetic_residual import batches, residual
 
 
@@ -65,3 +68,33 @@ def test_reduce_alone_changes_nothing() -> None:
     accumulator.reduce()
     for name in graph.groups:
         assert np.array_equal(accumulator.importance().units[name], before.units[name])
+
+
+def test_masked_channels_are_scored_by_the_weights_that_read_them() -> None:
+    """With a ReLU between, makers and readers tell the same term; under a mask only the readers have a gradient."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.ReLU(), torch.nn.Linear(6, 5)).double().eval()
+    graph = trace(model, torch.randn(8, 4, dtype=torch.float64))
+    batch = (torch.randn(8, 4, dtype=torch.float64), torch.arange(8) % 5)
+    (name,) = graph.groups
+
+    def scores(mask: TrainingMask | None = None) -> dict[str, np.ndarray]:
+        found = {}
+        for side in ("makers", "readers"):
+            accumulator = TaylorAccumulator(model, graph, TaylorConfig(side=side))
+            model.zero_grad()
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            with mask.dense_values() if mask is not None else contextlib.nullcontext():
+                accumulator.update()
+            found[side] = accumulator.importance().units[name]
+        return found
+
+    dense = scores()
+    assert np.allclose(dense["makers"], dense["readers"], rtol=1e-9)
+    mask = TrainingMask(model, graph, straight_through=True)
+    mask.set(Selection(kept={name: np.array([0, 2, 3])}))
+    masked = scores(mask)
+    assert np.allclose(masked["makers"][[0, 2, 3]], masked["readers"][[0, 2, 3]], rtol=1e-9)
+    assert (masked["makers"][[1, 4, 5]] == 0).all() and (masked["readers"][[1, 4, 5]] > 0).any()
+    with pytest.raises(InvalidArgumentError, match="must be one of makers, readers"):
+        TaylorConfig(side="both")

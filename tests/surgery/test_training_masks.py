@@ -14,7 +14,7 @@ from latprune import zoo
 from latprune.errors import CheckpointError, InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection, trace
 from latprune.program import capture
-from latprune.surgery import TrainingMask, mask_flow, masked, prune, training_masks
+from latprune.surgery import TrainingMask, mask_groups, masked, prune, training_masks
 from support.equivalence import random_selection
 
 X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -284,7 +284,7 @@ def test_operations_that_mix_channels_are_refused_in_words(mix: Callable[[Tensor
     assert word in mask.unmaskable["first"]
     with pytest.raises(SurgeryError, match="'first' cannot be masked in training"):
         mask.set(Selection(kept={"first": np.array([0, 1])}))
-    mask.set(graph.full_selection())
+    mask.set(Selection(kept={"first": np.arange(6)}))
 
 
 class Permuted(nn.LayerNorm):
@@ -367,9 +367,9 @@ def test_constant_buffers_among_what_makes_a_channel_are_masked_too() -> None:
 
 def test_the_check_names_what_a_rule_got_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     model, graph = small()
-    found = mask_flow.find_group_masks(model, graph)
+    found = mask_groups.find_group_masks(model, graph)
     broken = next(name for name, group in found.items() if any(m.tensor == "block.conv2.weight" for m in group.zeros))
-    found[broken] = mask_flow.GroupMask()
+    found[broken] = mask_groups.GroupMask()
     monkeypatch.setattr(training_masks, "find_group_masks", lambda model, graph: found)
     before = values(model)
     mask = TrainingMask(model, graph, straight_through=True, example_inputs=X)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -270,8 +270,12 @@ class Pruner:
         return self.method.importance is not None and needs_data(self.method.importance)
 
     def accumulate(self) -> None:
-        """Add the gradients that the model's parameters hold now to the scores; call it after ``loss.backward()``."""
-        self.scorer.accumulate(self.cut_to)
+        """Add the gradients that the model's parameters hold now to the scores; call it after ``loss.backward()``.
+
+        Under masks the gradients are those at the masked values, and the weights that they are multiplied with the dense ones.
+        """
+        with self._masks.dense_values() if self._masks is not None else nullcontext():
+            self.scorer.accumulate(self.cut_to)
 
     def propose(
         self,
@@ -300,7 +304,9 @@ class Pruner:
         returns = isinstance(self.schedule, SoftMasks)
         since = self.cut_to if returns else self.selection
         self._progress(f"stage {stage} of {self.schedule.count}: scoring")
-        with self._evaluating(), self.clock.timed("score"):
+        # What may come back is scored with its own weights; under masks that stay, what is masked counts as gone.
+        shown = self._masks.dense_values() if returns and self._masks is not None else nullcontext()
+        with self._evaluating(), shown, self.clock.timed("score"):
             importance = self.scorer.importance(self.cut_to, data, loss, batches)
         return self._search.find(
             importance,

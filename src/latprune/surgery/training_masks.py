@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,15 +16,15 @@ from torch.utils.hooks import RemovableHandle
 from latprune.errors import CheckpointError, InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.captured import CapturedNetwork
+from latprune.surgery.mask_blocks import find_block_masks
 from latprune.surgery.mask_check import check_masked
 from latprune.surgery.mask_coordinates import kept_places
-from latprune.surgery.mask_flow import find_block_masks, find_group_masks
+from latprune.surgery.mask_groups import find_group_masks
 from latprune.surgery.mask_norms import CountedNorms
+from latprune.surgery.mask_selection import Removed, removed_units
 from latprune.surgery.mask_values import HeldValues, Slice, slices_of
 
 __all__ = ["TrainingMask"]
-
-Removed = dict[str, npt.NDArray[np.bool_]]
 
 
 class TrainingMask:
@@ -147,27 +146,8 @@ class TrainingMask:
             self._check(selection)
 
     def _checked(self, selection: Selection) -> Removed:
-        """``(units,)`` of each group that loses units: which are removed."""
-        groups, removed = self.graph.groups, {}
-        for name, units in selection.kept.items():
-            if name not in groups:
-                raise InvalidArgumentError(f"selection.kept names '{name}', which is no channel group of this model")
-            group = groups[name]
-            kept = np.asarray(units, dtype=np.int64)
-            if kept.ndim != 1 or not kept.size or (np.diff(kept) <= 0).any() or kept[0] < 0 or kept[-1] >= group.units:
-                raise InvalidArgumentError(f"selection.kept['{name}'] must hold increasing unit indices from 0 to {group.units - 1}")
-            gone = np.ones(group.units, dtype=bool)
-            gone[kept] = False
-            counts = gone.reshape(group.rows, group.columns).sum(axis=1)
-            if (counts != counts[0]).any():
-                raise InvalidArgumentError(f"selection.kept['{name}'] must keep the same number of units in each of the {group.rows} rows")
-            if counts[0]:
-                removed[name] = gone
-        for name in selection.removed_blocks:
-            if name not in self.graph.blocks:
-                raise InvalidArgumentError(f"selection.removed_blocks names '{name}', which is no block of this model")
-            if not self.graph.blocks[name].removable:
-                raise InvalidArgumentError(f"block '{name}' cannot be removed: {self.graph.blocks[name].reason}")
+        """Which units go (:func:`removed_units`); an error where something goes that cannot be masked."""
+        removed = removed_units(self.graph, selection)
         reasons = self.unmaskable
         for name in (*removed, *sorted(selection.removed_blocks)):
             if name in reasons:
