@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from latprune.problem import Problem, Resource, Term, Variable
 __all__ = ["SPLAMP", "contributions"]
 
 CONTRIBUTIONS = ("in-place", "whole-network")
+COUNTED = ("flops", "params")
 
 
 @register_method
@@ -94,5 +96,17 @@ def contributions(context: StageContext, *, whole_network: bool = False) -> dict
         return dict(context.measure_alone(choices))
     if context.tables is not None and context.resource == "latency":
         return unary_contributions(context.tables, choices, widths=dense)
+    if context.resource in COUNTED:
+        return {name: _counted_alone(context, name, options) for name, options in choices.items()}
     current = context.predict(dense)
     return changes_alone(lambda name, width: context.predict({**dense, name: width}) - current, choices, dense)
+
+
+def _counted_alone(context: StageContext, group: str, options: Sequence[int]) -> npt.NDArray[np.float64]:
+    """``(choices,)`` change of what is counted with ``group`` at each width, all others whole: one pass over the network for all widths."""
+    graph = context.graph
+    count: Any = graph.macs if context.resource == "flops" else graph.parameters
+    widths = np.asarray([*options, graph.dense_widths()[group]], dtype=np.int64)
+    # Sizes are polynomials of the widths, which arrays take part in as numbers do.
+    values = np.broadcast_to(np.asarray(count({**graph.dense_widths(), group: widths}), dtype=np.float64), widths.shape)
+    return np.array(values[:-1] - values[-1])
