@@ -1,5 +1,7 @@
 """The assembled problem must cost exactly what the graph says, for any widths and blocks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ import torch
 from latprune.errors import InvalidArgumentError
 from latprune.graph import trace
 from latprune.importance import MagnitudeConfig, score
-from latprune.methods import MDP, StageContext, assemble
+from latprune.methods import MDP, Limit, StageContext, assemble
 from latprune.methods.terms import block_variable
+from latprune.problem import Problem, ProductTerm
 from latprune.zoo import cifar_resnet, dense_network, mobilenet_v2, vgg16
 
 NETWORKS = {
@@ -80,3 +83,40 @@ def test_several_stages_with_blocks_are_refused():
     with pytest.raises(InvalidArgumentError, match="blocks=False"):
         MDP(stages=3)
     assert MDP(stages=3, blocks=False).stages == 3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_several_resources_count_what_the_graph_counts(name):
+    context = context_of(name, "flops")
+    problem = assemble(context, limit=1e12, also=(Limit(resource="params", limit=1e9),))
+    assert [r.name for r in problem.costs] == ["flops", "params"] and [r.limit for r in problem.costs] == [1e12, 1e9]
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        widths = {g: int(rng.choice(options)) for g, options in context.choices.items()}
+        removed = [b for b in context.removable if rng.random() < 0.3]
+        found = problem.evaluate({**widths, **{block_variable(b): int(b not in removed) for b in context.removable}}).costs
+        assert found["flops"] == pytest.approx(context.graph.macs(widths, removed), rel=1e-9)
+        assert found["params"] == pytest.approx(context.graph.parameters(widths, removed), rel=1e-9)
+
+
+def test_limits_of_one_name_or_without_tables_are_refused():
+    context = context_of("option A", "flops")
+    with pytest.raises(InvalidArgumentError, match="another name"):
+        assemble(context, limit=1e9, also=(Limit(resource="flops", limit=1e9),))
+    with pytest.raises(InvalidArgumentError, match="tables"):
+        assemble(context, limit=1e9, also=(Limit(resource="latency", limit=1.0),))
+    with pytest.raises(InvalidArgumentError, match="must be one of"):
+        assemble(context, limit=1e9, also=(Limit(resource="memory", limit=1.0),))
+
+
+@pytest.mark.parametrize("resource", ["flops", "params"])
+def test_counted_problem_over_every_width_holds_products_and_survives_its_file(resource):
+    context = context_of("option A", resource)
+    context = replace(context, choices={g.name: tuple(range(1, g.columns + 1)) for g in context.graph.groups.values()})
+    problem = assemble(context, limit=None)
+    assert any(isinstance(term, ProductTerm) for term in problem.costs[0].terms)
+    again = Problem.from_json(problem.to_json())
+    rng = np.random.default_rng(2)
+    rows = rng.integers(0, [len(v.choices) for v in problem.variables], size=(50, len(problem.variables)))
+    assert np.array_equal(problem.evaluate_many(rows).costs[resource], again.evaluate_many(rows).costs[resource])
+    assert again.to_json() == problem.to_json()

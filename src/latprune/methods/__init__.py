@@ -1,7 +1,8 @@
 """Pruning methods: which importance, which cost tables, which solver, how many stages."""
 
-from latprune.methods.assemble import assemble
+from latprune.methods.assemble import Limit, assemble
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, get_method, register_method, registered_methods, selection_of
+from latprune.methods.choices import restrict_choices
 from latprune.methods.mdp import MDP
 from latprune.methods.random_choice import RandomChoice
 from latprune.methods.sp_lamp import SPLAMP
@@ -10,6 +11,7 @@ from latprune.methods.uniform import Uniform
 __all__ = [
     "MDP",
     "SPLAMP",
+    "Limit",
     "Method",
     "Proposal",
     "Proposer",
@@ -20,5 +22,6 @@ __all__ = [
     "get_method",
     "register_method",
     "registered_methods",
+    "restrict_choices",
     "selection_of",
 ]

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from latprune.errors import InvalidArgumentError
 from latprune.importance import layer_importance
 from latprune.methods.base import Proposal, StageContext
 from latprune.methods.terms import block_variable, cost_terms, product_terms
 from latprune.problem import Problem, Resource, Solution, Term, Variable
 
-__all__ = ["assemble", "gain_terms", "proposal_of", "resource_terms"]
+if TYPE_CHECKING:
+    from latprune.latency import LatencyTables
+
+__all__ = ["Limit", "assemble", "gain_terms", "proposal_of", "resource_terms"]
 
 UNITS = {"latency": "ms", "flops": "multiply-adds", "params": "parameters"}
 
@@ -36,40 +41,85 @@ def gain_terms(context: StageContext, *, gated: bool = True) -> list[Term]:
     ]
 
 
-def resource_terms(context: StageContext, removable: Iterable[str]) -> tuple[list[Term], float]:
-    """Cost terms and constant part of the context's resource."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Limit:
+    """A limit on one more resource of a problem.
+
+    Attributes:
+        resource: ``latency``, ``flops`` or ``params``.
+        limit: Highest use allowed, in the resource's unit; None reports the use only.
+        tables: Latency tables of another target; None stands for the context's.
+        name: The resource's name in the problem; by default ``resource``. Latencies on two targets need two names.
+    """
+
+    resource: str
+    limit: float | None
+    tables: LatencyTables | None = None
+    name: str | None = None
+
+
+def resource_terms(
+    context: StageContext, removable: Iterable[str], resource: str | None = None, tables: LatencyTables | None = None
+) -> tuple[list[Term], float]:
+    """Cost terms and constant part of a resource.
+
+    Args:
+        context: The stage.
+        removable: Blocks that have a variable.
+        resource: ``latency``, ``flops`` or ``params``; by default the context's.
+        tables: Latency tables; by default the context's.
+
+    Raises:
+        InvalidArgumentError: A latency without tables.
+    """
     graph, choices = context.graph, context.choices
     removable = tuple(removable)
-    if context.resource == "flops":
+    resource = context.resource if resource is None else resource
+    if resource == "flops":
         parts = [
             product_terms(kernel.name, kernel.axes, kernel.macs, choices, removable, kernel.blocks)
             for kernel in graph.kernels.values()
             if kernel.macs
         ]
-    elif context.resource == "params":
+        return _together(parts, 0.0)
+    if resource == "params":
         parts = [
             product_terms(name, graph.tensor_axes[name], 1.0, choices, removable, graph.tensor_blocks.get(name, ()))
             for name in graph.plan.parameters
         ]
-    else:
-        assert context.tables is not None
-        tables = context.tables
-        parts = [
-            cost_terms(graph.kernels[name], partial(tables.table, name), choices, removable, tables.changes(name))
-            for name in tables.kernels
-        ]
-    constant = context.tables.constant_ms if context.resource == "latency" and context.tables is not None else 0.0
-    return [term for terms, _ in parts for term in terms], constant + sum(fixed for _, fixed in parts)
+        return _together(parts, 0.0)
+    tables = context.tables if tables is None else tables
+    if tables is None:
+        raise InvalidArgumentError("a limit on latency needs latency tables; give them with the limit, or a budget on latency")
+    priced = tables
+    parts = [
+        cost_terms(graph.kernels[name], partial(priced.table, name), choices, removable, priced.changes(name)) for name in priced.kernels
+    ]
+    return _together(parts, priced.constant_ms)
 
 
-def assemble(context: StageContext, *, limit: float | None, channels: bool = True, blocks: bool = True) -> Problem:
+def _together(parts: Iterable[tuple[list[Term], float]], constant: float) -> tuple[list[Term], float]:
+    terms: list[Term] = []
+    for more, fixed in parts:
+        terms += more
+        constant += fixed
+    return terms, constant
+
+
+def assemble(
+    context: StageContext, *, limit: float | None, channels: bool = True, blocks: bool = True, also: Sequence[Limit] = ()
+) -> Problem:
     """The stage's pruning problem (MDP eq. 8 and 9): widths and blocks that keep the most importance under ``limit``.
 
     Args:
         context: The stage.
-        limit: Upper limit of the resource, in its unit.
+        limit: Upper limit of the context's resource, in its unit.
         channels: Offer widths; otherwise every group stays whole.
         blocks: Offer block removal; otherwise every block stays.
+        also: Limits on further resources, which the same network must meet; they follow the context's resource in the problem.
+
+    Raises:
+        InvalidArgumentError: Two resources of one name, or a latency without tables.
     """
     choices: Mapping[str, Sequence[int]] = (
         context.choices if channels else {name: (group.columns,) for name, group in context.graph.groups.items()}
@@ -78,9 +128,16 @@ def assemble(context: StageContext, *, limit: float | None, channels: bool = Tru
     removable = context.removable if blocks else ()
     variables = [Variable(name=name, kind="width", choices=tuple(int(c) for c in options)) for name, options in choices.items()]
     variables += [Variable(name=block_variable(block), kind="block", choices=(0, 1)) for block in removable]
-    terms, constant = resource_terms(context, removable)
-    resource = Resource(name=context.resource, unit=UNITS[context.resource], limit=limit, constant=constant, terms=tuple(terms))
-    return Problem(variables=tuple(variables), gains=tuple(gain_terms(context, gated=blocks)), costs=(resource,))
+    costs: list[Resource] = []
+    for one in (Limit(resource=context.resource, limit=limit), *also):
+        name = one.resource if one.name is None else one.name
+        if one.resource not in UNITS:
+            raise InvalidArgumentError(f"resource (={one.resource!r}) must be one of {', '.join(UNITS)}")
+        if any(resource.name == name for resource in costs):
+            raise InvalidArgumentError(f"two limits are on {name!r}; give one of them another name")
+        terms, constant = resource_terms(context, removable, one.resource, one.tables)
+        costs.append(Resource(name=name, unit=UNITS[one.resource], limit=one.limit, constant=constant, terms=tuple(terms)))
+    return Problem(variables=tuple(variables), gains=tuple(gain_terms(context, gated=blocks)), costs=tuple(costs))
 
 
 def proposal_of(context: StageContext, problem: Problem, solution: Solution) -> Proposal:
