@@ -13,7 +13,7 @@ import numpy.typing as npt
 from latprune.errors import InvalidArgumentError
 from latprune.importance import layer_importance
 from latprune.methods.base import Proposal, StageContext
-from latprune.methods.terms import block_variable, cost_terms, product_terms
+from latprune.methods.terms import block_variable, cost_terms, has_long_concat, product_terms
 from latprune.problem import Problem, Resource, Solution, Term, Variable
 
 if TYPE_CHECKING:
@@ -76,15 +76,17 @@ def resource_terms(
     removable = tuple(removable)
     resource = context.resource if resource is None else resource
     if resource == "flops":
+        sums = has_long_concat(kernel.axes for kernel in graph.kernels.values())
         parts = [
-            product_terms(kernel.name, kernel.axes, kernel.macs, choices, removable, kernel.blocks)
+            product_terms(kernel.name, kernel.axes, kernel.macs, choices, removable, kernel.blocks, sums=sums)
             for kernel in graph.kernels.values()
             if kernel.macs
         ]
         return _together(parts, 0.0)
     if resource == "params":
+        sums = has_long_concat(graph.tensor_axes[name] for name in graph.plan.parameters)
         parts = [
-            product_terms(name, graph.tensor_axes[name], 1.0, choices, removable, graph.tensor_blocks.get(name, ()))
+            product_terms(name, graph.tensor_axes[name], 1.0, choices, removable, graph.tensor_blocks.get(name, ()), sums=sums)
             for name in graph.plan.parameters
         ]
         return _together(parts, 0.0)
