@@ -50,7 +50,9 @@ def test_widths_and_shares() -> None:
 
 def test_nothing_left_is_said_with_the_rules() -> None:
     """The error names the group, what was on offer and the rules."""
-    with pytest.raises(InvalidArgumentError, match=r"'stem' \(20 wide, 20 widths from 1 to 20 on offer\): multiples of 8, at least 9, at most 15"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"'stem' \(20 wide, 20 widths from 1 to 20 on offer\): multiples of 8, at least 9, at most 15"
+    ):
         restrict_choices(ALL, GROUPS, multiple_of={"stem": 8}, min_widths={"stem": 9}, max_widths={"stem": 15})
 
 

@@ -207,9 +207,7 @@ def restricted(problem: Problem, step: int) -> Problem:
     return Problem(
         variables=tuple(Variable(name=v.name, choices=v.choices[step - 1 :: step]) if v.kind == "width" else v for v in problem.variables),
         gains=tuple(cut(t) for t in problem.gains),
-        costs=tuple(
-            Resource(name=r.name, limit=r.limit, constant=r.constant, terms=tuple(cut(t) for t in r.terms)) for r in problem.costs
-        ),
+        costs=tuple(Resource(name=r.name, limit=r.limit, constant=r.constant, terms=tuple(cut(t) for t in r.terms)) for r in problem.costs),
     )
 
 

@@ -99,9 +99,9 @@ def _by_group(
 def _check_value(argument: str, value: object, smallest: int, share: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float if share else int):
         raise InvalidArgumentError(f"{argument} (={value!r}) must be {'a share in (0, 1]' if share else 'an integer'}")
-    if share and not 0 < value <= 1:  # type: ignore[operator]
+    if share and not 0 < value <= 1:
         raise InvalidArgumentError(f"{argument} (={value!r}) must be a share in (0, 1]")
-    if not share and value < smallest:  # type: ignore[operator]
+    if not share and value < smallest:
         raise InvalidArgumentError(f"{argument} (={value!r}) must be at least {smallest}")
 
 

@@ -141,7 +141,8 @@ def _monomials(axes: Sequence[WidthAxis], coefficient: float) -> Iterable[tuple[
 def _monomial(name: str, factor: float, powers: Mapping[str, int], choices: Mapping[str, Sequence[int]], gate: tuple[str, ...]) -> Term:
     if len(powers) > _MAX_SCOPE:
         raise InvalidArgumentError(
-            f"{name!r} depends on {len(powers)} widths at once ({', '.join(powers)}); at most {_MAX_SCOPE} can be counted: keep some of them"
+            f"{name!r} depends on {len(powers)} widths at once ({', '.join(powers)}); at most {_MAX_SCOPE} can be counted: "
+            "keep some of them"
         )
     vectors = tuple(np.asarray(choices[group], dtype=np.float64) ** power for group, power in powers.items())
     if len(vectors) == 1:

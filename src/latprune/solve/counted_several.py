@@ -76,7 +76,9 @@ class SeveralCounted(CountedSearch):
         evaluate = evaluates(self.problem, len(self.graph.sizes))
         # Gains of the smaller graph leave out what it fixed.
         result = SeveralResult(gain=self.gain - small.gain)
-        search_several(small.graph, self.control, max_table=self.max_table, result=result, evaluate=lambda s: evaluate(lift(s)) - small.gain)
+        search_several(
+            small.graph, self.control, max_table=self.max_table, result=result, evaluate=lambda s: evaluate(lift(s)) - small.gain
+        )
         result.gain, result.bound = result.gain + small.gain, result.bound + small.gain
         if result.states is not None:
             self._offer(lift(result.states), result.gain)

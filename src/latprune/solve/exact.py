@@ -36,9 +36,9 @@ class Exact(Solver):
        is optimal, otherwise the guess is lowered.
     4. Over ``label_cap`` labels the part is split on the variable that most decides, best bound first.
 
-    Products of widths over many choices (multiply-adds, parameters) are not made into tables: see :mod:`~latprune.solve.counted`. Where such
-    a product reads a sum of many widths (a concat chain), choices on a common step are solved, the answer is refined by single widths, and
-    it is ``feasible`` without a bound.
+    Products of widths over many choices (multiply-adds, parameters) are not made into tables: see :mod:`~latprune.solve.counted`. Where
+    such a product reads a sum of many widths (a concat chain), choices on a common step are solved and the answer is refined by single
+    widths; it is ``feasible``, without a bound.
 
     No cost is rounded. Where the graph is too dense for elimination, or more than one resource has a limit, the problem is handed over to
     HiGHS, and ``solver`` says ``exact+highs``.

@@ -116,7 +116,7 @@ def _refined(problem: Problem, row: IntArray, control: Control) -> IntArray:
     limits = {r.name: r.limit for r in problem.costs if r.limit is not None}
     base = problem.evaluate_many(row[None, :])
     for _ in range(ROUNDS):
-        moved = [(v, move) for move in MOVES for v in wide if row[v] + move < sizes[v]]
+        moved = [(int(v), move) for move in MOVES for v in wide if row[v] + move < sizes[v]]
         if control.expired() or not moved:
             break
         candidates = np.repeat(row[None, :], len(moved), axis=0)
@@ -131,12 +131,12 @@ def _refined(problem: Problem, row: IntArray, control: Control) -> IntArray:
         order = good[np.argsort(-(gained[good] / paid[good]), kind="stable")]
         taken: dict[int, int] = {}
         for i in order:
-            taken.setdefault(moved[i][0], moved[i][1])
+            taken.setdefault(*moved[int(i)])
         if not taken:
             break
         prefixes = np.repeat(row[None, :], len(taken), axis=0)
-        for i, (v, move) in enumerate(taken.items()):
-            prefixes[i:, v] += move
+        for k, (v, move) in enumerate(taken.items()):
+            prefixes[k:, v] += move
         together = problem.evaluate_many(prefixes)
         best = int(np.argmax(np.where(together.satisfied, together.gain, -np.inf)))
         row = prefixes[best]
