@@ -86,12 +86,12 @@ class MeetingSearch(LabelSearch):
         inputs, open_ = [], list(end.inputs)
         while open_:
             number = open_.pop()
-            step = sums.get(number)
-            if step is None:
+            added = sums.get(number)
+            if added is None:
                 inputs.append(number)
             else:
                 inner.add(number)
-                open_ += [step.first, step.second]
+                open_ += [added.first, added.second]
         for i, step in enumerate(self.plan.steps):
             if self.control.expired():
                 raise OutOfTime
@@ -208,8 +208,8 @@ class MeetingSearch(LabelSearch):
             origin, pick = self._pairs(low[begin:stop], high[begin:stop], 1 << 62)
             origin, pick = origin + begin, order[pick]
             slack = first.slack[origin] + second.slack[pick]
-            keep = slack <= limit[first.at[origin]]
-            origin, pick, slack = origin[keep], pick[keep], slack[keep]
+            near = slack <= limit[first.at[origin]]
+            origin, pick, slack = origin[near], pick[near], slack[near]
             cost = base[first.at[origin]] + first.cost[origin] + second.cost[pick]
             keep = np.flatnonzero((cost <= budgets).all(axis=1))
             if len(keep):

@@ -6,12 +6,7 @@ import numpy as np
 
 from latprune.problem.types import FloatArray, IntArray
 
-__all__ = ["undominated", "undominated_several"]
-
-BINS = {2: 6, 3: 3}
-"""Bins per window and binned resource, by the number of resources."""
-FEW = 4_000_000
-"""Labels below which a filter costs more than it saves."""
+__all__ = ["undominated"]
 
 
 def undominated(segment: IntArray | None, cost: FloatArray, loss: FloatArray, *, cost_step: float, loss_step: float) -> IntArray:

@@ -62,8 +62,8 @@ def second_best(problem: Problem, *, gap: float = 1e-3, count: int = 10, time_li
         raise InvalidArgumentError(f"count (={count}) must be at least 1")
     if wide(problem) is not None:
         raise SolverNotApplicableError(
-            "the next best answers over every width of a counted budget differ from the best in a channel; use near_optimal, which looks for "
-            "networks that differ in earnest, or offer fewer choices"
+            "the next best answers over every width of a counted budget differ from the best in a channel; use near_optimal, which "
+            "looks for networks that differ in earnest, or offer fewer choices"
         )
     control = Control(time_limit=time_limit)
     graph = compile_problem(problem)
