@@ -21,6 +21,7 @@ from latprune import Pruner, Target
 from latprune.graph import ModelGraph, Selection, trace
 from latprune.methods import get_method
 from latprune.recovery import Recovery, recover, selection_of_edits
+from latprune.recovery.recover import output_error
 from latprune.surgery import ArchitectureEdits, replay
 from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50
 
@@ -134,6 +135,7 @@ def recovered_row(cut: Cut, strategy: str | Recovery | None, images: Iterable[An
             "output_after": report.output_after,
         }
     accuracies = top(network, test, ranks)
+    row["logit_error"] = output_error(network, cut.dense, [images for images, _ in test][:4])
     return {**row, **{f"top{rank}": accuracy for rank, accuracy in zip(ranks, accuracies, strict=True)}}
 
 
