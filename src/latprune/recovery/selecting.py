@@ -20,7 +20,7 @@ def selection_of_edits(graph: ModelGraph, edits: ArchitectureEdits | Iterable[Ar
         edits: The edits, or those of several stages in order.
     """
     steps = [s for e in ([edits] if isinstance(edits, ArchitectureEdits) else edits) for s in e.steps]
-    removed = frozenset(entry.name for s in steps for entry in (*s.blocks, *s.branches))
+    removed = frozenset([*(b.name for s in steps for b in s.blocks), *(b.name for s in steps for b in s.branches)])
     gone = {name for name, blocks in graph.tensor_blocks.items() if removed & set(blocks)}
     places: dict[tuple[str, int], np.ndarray] = {}
     grouped: set[str] = set()
