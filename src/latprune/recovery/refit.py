@@ -43,7 +43,7 @@ class Refit(Recovery):
 
     name = "refit"
 
-    ridge: float = 1e-3
+    ridge: float = 1e-2
     rows: int = 60
     memory: float = 6e8
     rounds: int = 8
