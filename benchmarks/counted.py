@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from latprune.methods.terms import product_terms
 from torch import nn
 
 from latprune import prune
 from latprune.errors import LatpruneError
 from latprune.importance import MagnitudeConfig, score
 from latprune.methods import Limit, StageContext, assemble
-from latprune.methods.terms import product_terms
 from latprune.problem import Problem, Resource, Solution
 from latprune.solve import solve
 from solver_problems import build, dense_use, traced, with_second_engine

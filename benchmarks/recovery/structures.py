@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from latprune import Pruner, Target
 from latprune.graph import ModelGraph, Selection, trace
 from latprune.methods import get_method
-from latprune.recovery import Recovery, recover, selection_of_edits
-from latprune.surgery import ArchitectureEdits, replay
+from latprune.recovery import Recovery, reconstruction_ranking, recover, reselected, selection_of_edits
+from latprune.recovery.recover import output_error
+from latprune.surgery import ArchitectureEdits, prune, replay
 from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "latency"))
 from result_file import ResultFile
 
-__all__ = ["Cut", "ResultFile", "cut_network", "dense_network", "print_rows", "recovered_row", "top"]
+__all__ = ["Cut", "ResultFile", "by_reconstruction", "cut_network", "dense_network", "print_rows", "recovered_row", "top"]
 
 
 def dense_network(name: str, data: Path) -> tuple[nn.Module, Tensor]:
@@ -116,14 +117,22 @@ def top(model: nn.Module, batches: Iterable[Any], ranks: tuple[int, ...] = (1,))
     return [100 * r / total for r in right]
 
 
-def recovered_row(cut: Cut, strategy: str | Recovery | None, images: Iterable[Any], test: Iterable[Any], **options: Any) -> dict[str, Any]:
+def by_reconstruction(cut: Cut, data: Iterable[Any], *, images: int = 512, streams: bool = False) -> Cut:
+    """The same widths and blocks, the channels inside residual branches chosen by reconstruction."""
+    selection = reselected(cut.graph, cut.selection, reconstruction_ranking(cut.dense, cut.graph, data, images=images), streams=streams)
+    network = copy.deepcopy(cut.dense)
+    prune(network, cut.graph, selection)
+    return replace(cut, selection=selection, pruned=network)
+
+
+def recovered_row(cut: Cut, strategy: str | Recovery | None, data: Iterable[Any], test: Iterable[Any], **options: Any) -> dict[str, Any]:
     """Recover a copy of the cut network: accuracies, errors, seconds, peak memory of the process."""
     network = copy.deepcopy(cut.pruned)
     ranks = options.pop("ranks", (1,))
     row: dict[str, Any] = {}
     if strategy is not None:
         wall, cpu = time.perf_counter(), time.process_time()
-        report = recover(network, cut.dense, images, graph=cut.graph, selection=cut.selection, strategy=strategy, **options)
+        report = recover(network, cut.dense, data, graph=cut.graph, selection=cut.selection, strategy=strategy, **options)
         row = {
             "seconds": time.perf_counter() - wall,
             "cpu_seconds": time.process_time() - cpu,
@@ -134,6 +143,7 @@ def recovered_row(cut: Cut, strategy: str | Recovery | None, images: Iterable[An
             "output_after": report.output_after,
         }
     accuracies = top(network, test, ranks)
+    row["logit_error"] = output_error(network, cut.dense, [images for images, _ in test][:4])
     return {**row, **{f"top{rank}": accuracy for rank, accuracy in zip(ranks, accuracies, strict=True)}}
 
 

@@ -9,7 +9,7 @@ from latprune.recovery.one_pass import OnePassMap
 from latprune.recovery.recover import recover
 from latprune.recovery.refit import Refit
 from latprune.recovery.report import LayerRecovery, RecoveryReport
-from latprune.recovery.selecting import selection_of_edits
+from latprune.recovery.selecting import reselected, selection_of_edits
 from latprune.recovery.shift import Shift
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "reconstruction_ranking",
     "recover",
     "register_strategy",
+    "reselected",
     "selection_of_edits",
     "strategies",
 ]

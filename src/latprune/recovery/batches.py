@@ -60,12 +60,39 @@ def _slice(value: Any, start: int, stop: int) -> Any:
     return value
 
 
+def _sliceable(inputs: Any) -> bool:
+    """Whether all tensors have the images along their first dimension."""
+    sizes = {int(t.shape[0]) if t.dim() else -1 for t in tensors_of(inputs)}
+    return len(sizes) == 1 and sizes != {-1}
+
+
+def _form(value: Any) -> Any:
+    """What two batches must have in common to be put together: nesting, and the shapes of single images."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape[1:]), value.dtype
+    if isinstance(value, Mapping):
+        return tuple((name, _form(item)) for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_form(item) for item in value)
+    return repr(value)
+
+
+def _joined(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(values)
+    if isinstance(first, Mapping):
+        return {name: _joined([v[name] for v in values]) for name in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)(_joined([v[k] for v in values]) for k in range(len(first)))
+    return first
+
+
 def _pieces(inputs: Any, size: int) -> list[Any]:
     """The batch in pieces of ``size`` images, where all its tensors have the images along their first dimension; else the batch."""
-    sizes = {int(t.shape[0]) if t.dim() else -1 for t in tensors_of(inputs)}
-    if len(sizes) != 1 or sizes == {-1}:
+    if not _sliceable(inputs):
         return [inputs]
-    total = sizes.pop()
+    total = count(inputs)
     return [_slice(inputs, k, min(k + size, total)) for k in range(0, total, size)]
 
 
@@ -91,7 +118,7 @@ def calibration_batches(
     for batch in data:
         inputs = inputs_of(batch)
         here = count(inputs)
-        if seen + here > images and len({int(t.shape[0]) if t.dim() else -1 for t in tensors_of(inputs)}) == 1:
+        if seen + here > images and _sliceable(inputs):
             inputs = _slice(inputs, 0, images - seen)
             here = images - seen
         taken.append(move(inputs, device))
@@ -101,6 +128,8 @@ def calibration_batches(
     if not taken:
         raise InvalidArgumentError("data holds no batch to recover with")
     size = size or max(1, min(256, seen // every))
+    if len(taken) > 1 and all(_sliceable(inputs) for inputs in taken) and len({_form(inputs) for inputs in taken}) == 1:
+        taken = [_joined(taken)]
     pieces = [piece for inputs in taken for piece in _pieces(inputs, size)]
     if len(pieces) < 2:
         return pieces, []

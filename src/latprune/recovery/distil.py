@@ -166,7 +166,7 @@ def _shuffled(batches: list[Any], size: int, generator: torch.Generator) -> Iter
     if all(isinstance(b, Tensor) for b in batches):
         images = torch.cat(batches)
         order = torch.randperm(images.shape[0], generator=generator).to(images.device)
-        for at in order.split(size):
+        for at in torch.split(order, size):
             yield images[at]
         return
     for k in torch.randperm(len(batches), generator=generator).tolist():

@@ -27,9 +27,9 @@ __all__ = ["OnePassMap"]
 class OnePassMap(Recovery):
     """Ridge regression of each consumer's removed input channels on its kept ones, from the Gram matrix of the dense inputs.
 
-    With ``X_r = X_k M + c``, the consumer's weight ``W_k`` becomes ``W_k + M W_r``; ``c W_r`` goes into its bias or the
-    shift of the norm behind it. Nothing is fitted in the pruned network: errors of earlier layers and removed blocks are not seen. (The Gram matrix and
-    the map folded into the consumer are GRAIL's, CPAL 2026.)
+    With ``X_r = X_k M + c``, the consumer's weight ``W_k`` becomes ``W_k + M W_r``; ``c W_r`` goes into its bias or the shift of the norm
+    behind it. Nothing is fitted in the pruned network: errors of earlier layers and removed blocks are not seen. (The Gram matrix and the
+    map folded into the consumer are GRAIL's, CPAL 2026.)
 
     Attributes:
         ridge: Strength of the pull to 0, relative to the mean square of the kept channels.

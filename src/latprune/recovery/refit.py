@@ -43,7 +43,7 @@ class Refit(Recovery):
 
     name = "refit"
 
-    ridge: float = 1e-3
+    ridge: float = 1e-2
     rows: int = 60
     memory: float = 6e8
     rounds: int = 8
@@ -79,6 +79,8 @@ class Refit(Recovery):
         if layer.fitted is None:
             return LayerRecovery(layer=site.name, reason=layer.reason)
         rows, bounds = layer.fitted, site.activation
+        if not all(bool(torch.isfinite(values).all()) for values in (rows.x, rows.target, rows.present)):
+            return LayerRecovery(layer=site.name, reason="what it reads or should give is not finite on these images")
         constant = site.take_constant(torch.zeros(site.outputs, dtype=torch.float64, device=rows.x.device), apply=False)
         fit = ridge_change(
             rows.x,

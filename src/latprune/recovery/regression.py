@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from latprune.errors import InvalidArgumentError
+
 __all__ = ["Fit", "clamped_error", "ridge_change"]
 
 
@@ -104,7 +106,7 @@ def ridge_change(
 def _gram(x: Tensor) -> Tensor:
     """``(groups, inputs, inputs)`` float64, summed piece by piece so that float32 products stay exact enough."""
     total = torch.zeros(x.shape[0], x.shape[2], x.shape[2], dtype=torch.float64, device=x.device)
-    for piece in x.split(8192, dim=1):
+    for piece in torch.split(x, 8192, dim=1):
         total += torch.bmm(piece.transpose(1, 2), piece).double()
     return total
 
@@ -112,7 +114,8 @@ def _gram(x: Tensor) -> Tensor:
 def _factor(gram: Tensor, pull: Tensor) -> Tensor:
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     for attempt in range(8):
+        factor: Tensor
         factor, status = torch.linalg.cholesky_ex(gram + (pull * 10.0**attempt)[:, None, None] * eye)
         if not bool(status.any()):
             return factor
-    raise torch.linalg.LinAlgError("the Gram matrix of a layer's inputs is not finite")
+    raise InvalidArgumentError("the Gram matrix of a layer's inputs is not finite: check the images and the networks' outputs on them")

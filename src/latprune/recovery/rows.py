@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,11 +84,12 @@ class Sampler:
             total *= int(extent)
         at = (self._draw(total) if self.share < 1 else torch.arange(total)).to(x.device)
         where = torch.unravel_index(at, tuple(places))
-        taken = patches[(slice(None), slice(None), *where)]  # (n, channels, sampled, *kernel)
+        index: tuple[Any, ...] = (slice(None), slice(None), *where)
+        taken = patches[index]  # (n, channels, sampled, *kernel)
         n, channels, sampled = taken.shape[:3]
         taken = taken.reshape(n, groups, channels // groups, sampled, -1)  # (n, groups, channels / groups, sampled, taps)
         taken = taken.permute(0, 3, 1, 2, 4).reshape(n * sampled, groups, -1)
-        drawn = [v[(slice(None), slice(None), *where)].permute(0, 2, 1).reshape(n * sampled, -1) for v in values]
+        drawn = [v[index].permute(0, 2, 1).reshape(n * sampled, -1) for v in values]
         return taken, drawn
 
     def _draw(self, count: int) -> Tensor:

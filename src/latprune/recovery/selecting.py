@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
 from latprune.graph import ModelGraph, Selection
+from latprune.importance.ranking import best_units
 from latprune.surgery import ArchitectureEdits
 
-__all__ = ["selection_of_edits"]
+__all__ = ["reselected", "selection_of_edits"]
 
 
 def selection_of_edits(graph: ModelGraph, edits: ArchitectureEdits | Iterable[ArchitectureEdits]) -> Selection:
@@ -20,7 +22,7 @@ def selection_of_edits(graph: ModelGraph, edits: ArchitectureEdits | Iterable[Ar
         edits: The edits, or those of several stages in order.
     """
     steps = [s for e in ([edits] if isinstance(edits, ArchitectureEdits) else edits) for s in e.steps]
-    removed = frozenset(entry.name for s in steps for entry in (*s.blocks, *s.branches))
+    removed = frozenset([*(b.name for s in steps for b in s.blocks), *(b.name for s in steps for b in s.branches)])
     gone = {name for name, blocks in graph.tensor_blocks.items() if removed & set(blocks)}
     places: dict[tuple[str, int], np.ndarray] = {}
     grouped: set[str] = set()
@@ -49,3 +51,21 @@ def selection_of_edits(graph: ModelGraph, edits: ArchitectureEdits | Iterable[Ar
             alive &= seen | ~touched
         chosen[name] = np.flatnonzero(alive).astype(np.int64)
     return Selection(kept=chosen, removed_blocks=removed)
+
+
+def reselected(
+    graph: ModelGraph, selection: Selection, ranking: Mapping[str, npt.NDArray[np.float64]], *, streams: bool = False
+) -> Selection:
+    """The same widths and blocks with the units chosen anew by a ranking.
+
+    Args:
+        graph: Trace of the dense network.
+        selection: Widths and removed blocks.
+        ranking: Group -> ``(units,)`` scores, such as those of :func:`latprune.recovery.reconstruction_ranking`.
+        streams: Whether groups that reach beyond residual branches (the streams themselves) are chosen anew too.
+    """
+    kept = dict(selection.kept)
+    for name, group in graph.groups.items():
+        if name in kept and name in ranking and (streams or all(member.blocks for member in group.members)):
+            kept[name] = best_units(group, ranking[name], kept[name].size // group.rows)
+    return Selection(kept=kept, removed_blocks=selection.removed_blocks)

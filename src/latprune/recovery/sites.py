@@ -140,7 +140,7 @@ class Site:
 
 
 def _region(tensor: Tensor) -> tuple[int, int, int]:
-    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.numel()
+    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()), tensor.numel()
 
 
 def find_sites(sequence: Sequence_, model: nn.Module) -> list[Site]:
