@@ -98,9 +98,9 @@ def build_tables(
         MissingExtraError: The engine is not installed.
 
     Example:
-        >>> graph = latprune.graph.trace(model, x)
-        >>> tables = build_tables(model, graph, x, Target(engine="openvino"), store=Store())
-        >>> tables.predict({"layer1.0.conv1": 32}, ["layer3.2"])
+        >>> graph = latprune.graph.trace(model, x)  # doctest: +SKIP
+        >>> tables = build_tables(model, graph, x, Target(engine="openvino"), store=Store())  # doctest: +SKIP
+        >>> tables.predict({"layer1.0.conv1": 32}, ["layer3.2"])  # doctest: +SKIP
     """
     if max_networks < _FIRST_FIT + _BATCH:
         raise InvalidArgumentError(f"max_networks (={max_networks}) must be at least {_FIRST_FIT + _BATCH}")

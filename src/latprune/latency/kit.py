@@ -138,8 +138,8 @@ def write_kit_again(
         example_inputs: What it runs on.
 
     Example:
-        >>> import_kit_results(store, "kit.zip", "results.json", graph)
-        >>> write_kit_again("kit2.zip", store, "kit.zip", "results.json", model, graph, x)
+        >>> import_kit_results(store, "kit.zip", "results.json", graph)  # doctest: +SKIP
+        >>> write_kit_again("kit2.zip", store, "kit.zip", "results.json", model, graph, x)  # doctest: +SKIP
     """
     plan = _plan(kit)
     found = _read_results(results, kit, plan)

@@ -204,7 +204,7 @@ def measure(
         InvalidArgumentError: There are no networks, the reference is none of them, or a number is outside its range.
 
     Example:
-        >>> with engine.compile(dense, x, target) as a, engine.compile(pruned, x, target) as b:
+        >>> with engine.compile(dense, x, target) as a, engine.compile(pruned, x, target) as b:  # doctest: +SKIP
         ...     print(measure({"dense": a, "pruned": b}, reference="dense")["pruned"].ratio)
     """
     if not networks:

@@ -258,7 +258,7 @@ def time_network(model: nn.Module, example_inputs: Any, target: Target, scenario
         Latency, throughput, conditions, and what speaks against them.
 
     Example:
-        >>> time_network(model, x, Target(engine="openvino"), Offline(max_batch=64)).per_second
+        >>> time_network(model, x, Target(engine="openvino"), Offline(max_batch=64)).per_second  # doctest: +SKIP
     """
     return (scenario or SingleStream()).time(model, example_inputs, target)
 

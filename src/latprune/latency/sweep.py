@@ -92,7 +92,7 @@ def sweep_kernels(
         MissingExtraError: The engine or scikit-learn is not installed.
 
     Example:
-        >>> with Store() as store:
+        >>> with Store() as store:  # doctest: +SKIP
         ...     sweep_kernels(Target(engine="openvino"), store, 200)
         ...     predictor = train_predictor(target_context(target), store.networks(target_context(target)))
     """
