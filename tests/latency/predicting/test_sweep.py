@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -108,12 +109,13 @@ class CountingEngine(Engine):
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Target:
-    monkeypatch.setitem(base._FACTORIES, "counting", CountingEngine)
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
+    base.ENGINES.register("counting", CountingEngine)
     monkeypatch.setattr(CountingEngine, "compiled", 0)
     monkeypatch.setattr(CountingEngine, "broken", None)
     monkeypatch.setattr(CountingEngine, "error", EngineError)
-    return Target(engine="counting")
+    yield Target(engine="counting")
+    base.ENGINES.remove("counting")
 
 
 def marks(store: Store, target: Target) -> list[int]:
