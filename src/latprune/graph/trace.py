@@ -68,8 +68,13 @@ def trace(
         InvalidArgumentError: A path or glob matches nothing, or ``within`` is given for a program.
 
     Example:
-        >>> graph = latprune.graph.trace(model, torch.randn(1, 3, 224, 224), keep=["fc"])
-        >>> print(graph.describe())
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> graph = trace(model, torch.randn(1, 4), keep=["4"])
+        >>> graph.dense_widths()
+        {'0': 8}
+        >>> {kept.what: kept.reason for kept in graph.kept_whole}["2"]
+        "named in keep ('4')"
     """
     if form not in FORMS:
         raise InvalidArgumentError(f"form (={form!r}) must be one of {', '.join(FORMS)}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.captured import CapturedNetwork
+from latprune.graph.conditions import preserved_modes
 from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel
 from latprune.importance.tensors import check_finite, named_tensors, norm_after
@@ -81,13 +82,9 @@ def _places(model: nn.Module, graph: GroupedModel, name: str, group: ChannelGrou
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; each module's mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with preserved_modes(model):
+        model.eval()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def inputs_of(batch: Any) -> Any:

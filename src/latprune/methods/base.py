@@ -248,6 +248,7 @@ def get_method(method: str | Method, **options: Any) -> Method:
         InvalidArgumentError: No such method, or an option that it does not have.
 
     Example:
+        >>> from latprune.methods import get_method
         >>> get_method("mdp", score="magnitude", soft_masks={"every": 20}).schedule.every
         20
     """

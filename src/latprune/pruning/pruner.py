@@ -16,7 +16,7 @@ from latprune.graph.trace import FORMS
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_data
 from latprune.latency import LatencyTables, Measurement, Store, Target, get_engine
-from latprune.latency.build import require_same_network
+from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import Method, SoftMasks, get_method
 from latprune.pruning.budget import Budget
 from latprune.pruning.clock import Clock

@@ -59,9 +59,17 @@ def prune(
         SurgeryError: The model does not fit the graph.
 
     Example:
-        >>> graph = latprune.graph.trace(model, x)
-        >>> kept = {name: np.arange(g.units // 2) for name, g in graph.groups.items() if g.rows == 1}
-        >>> edits = latprune.surgery.prune(model, graph, Selection(kept=kept))
+        >>> import numpy as np
+        >>> from latprune.graph import trace
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> graph = trace(model, torch.randn(1, 4))
+        >>> edits = prune(model, graph, Selection(kept={"0": np.arange(0, 8, 2)}))
+        >>> model
+        Sequential(
+          (0): Linear(in_features=4, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=2, bias=True)
+        )
     """
     step = plan_step(model, graph, selection, since)
     handed = optimizers_of(optimizers)

@@ -132,7 +132,7 @@ class Engine(ABC):
             example_inputs: Tensor, tuple of positional arguments, or mapping of keyword arguments.
             target: Conditions of the run.
             profile: Compile so that ``profile`` works (some engines run a little slower then). Only for engines whose
-                ``profiles_kernels`` is true; ``Profiler`` (``latprune.latency.engines.module_timers``) gives every engine's networks one.
+                ``profiles_kernels`` is true; ``Profiler`` (``latprune.latency.measuring.module_timers``) gives every engine's networks one.
 
         Raises:
             EngineError: Conversion failed, the engine cannot meet the target (device, precision), or ``profile`` was asked of an engine
