@@ -14,12 +14,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from latprune.methods.terms import product_terms
 from torch import nn
 
 from latprune import prune
@@ -27,6 +27,8 @@ from latprune.errors import LatpruneError
 from latprune.importance import MagnitudeConfig, score
 from latprune.methods import Limit, StageContext, assemble
 from latprune.problem import Problem, Resource, Solution
+from latprune.resources import MultiplyAdds, Parameters
+from latprune.resources.terms import product_terms
 from latprune.solve import solve
 from solver_problems import build, dense_use, traced, with_second_engine
 

@@ -4,8 +4,9 @@
     python benchmarks/defaults.py ... --networks mobilenet_v2 --rows "mdp divergence" --minutes 7
 
 DATA holds the image sets and the pretrained weights; CACHE keeps decoded images and scores. Budgets are shares of the multiply-adds. Widths
-are on offer in sixteenths of a group's width (multiples of eight from 128 on), the same for all methods but ``uniform``. Rows that the
-output file has already are not run again; every row is written as it is done, and ``--minutes`` of processor time end a run between two rows.
+are on offer in sixteenths of a group's width (multiples of eight from 128 on), the same for all methods but ``uniform``. Rows that
+the output file has already are not run again; every row is written as it is done, and ``--minutes`` of processor time end a run
+between two rows.
 """
 
 from __future__ import annotations

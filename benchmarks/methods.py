@@ -1,4 +1,4 @@
-"""Every method and ablation at the same budgets: delivered value, accuracy after the cut, recovered, and after training; seconds and status.
+"""Every method and ablation at the same budgets: delivered value, accuracy cut, recovered and trained; seconds and status.
 
     python benchmarks/methods.py --network resnet20 --data DATA --output benchmarks/results/methods-resnet20.json
     python benchmarks/methods.py --network vit --weights runs/cifar_vit.safetensors --data DATA --output ...

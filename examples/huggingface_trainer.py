@@ -2,7 +2,7 @@
 
     python examples/huggingface_trainer.py --budget flops=60% --output pruned
 
-A small BERT for sequences of numbers, made here, so that nothing has to be downloaded. Needs the packages ``transformers`` and ``accelerate``.
+A small BERT for sequences of numbers, made here, so that nothing has to be downloaded. Needs ``transformers`` and ``accelerate``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
 from latprune.graph.trace import FORMS
 from latprune.graph.types import Selection
-from latprune.importance import LossFunction, cross_entropy_loss, needs_data
+from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
 from latprune.latency import LatencyTables, Measurement, Store, Target, get_engine
 from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import Method, SoftMasks, get_method
@@ -266,8 +266,8 @@ class Pruner:
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether the method's scores need data: batches, or :meth:`accumulate` after the caller's own backward passes."""
-        return self.method.importance is not None and needs_data(self.method.importance)
+        """Whether the method's scores are made of gradients: of batches given, or of the caller's own (:meth:`accumulate`)."""
+        return self.method.importance is not None and needs_gradients(self.method.importance)
 
     def accumulate(self) -> None:
         """Add the gradients that the model's parameters hold now to the scores; call it after ``loss.backward()``.
