@@ -449,6 +449,15 @@ def test_arguments_are_checked() -> None:
     assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks
 
 
+def test_a_model_that_was_cut_since_is_refused() -> None:
+    model, graph = small()
+    prune(model, graph, halves(graph))
+    with pytest.raises(SurgeryError, match="not the dense one that was traced"):
+        TrainingMask(model, graph)
+    with pytest.raises(SurgeryError, match="does not exist"):
+        TrainingMask(nn.Linear(3, 3), graph)
+
+
 def test_what_several_groups_share_tied_frozen_and_channels_last_weights() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

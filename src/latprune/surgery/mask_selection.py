@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.errors import InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
 
-__all__ = ["Removed", "removed_units"]
+__all__ = ["Removed", "check_dense", "removed_units"]
 
 Removed = dict[str, npt.NDArray[np.bool_]]
 """Group -> ``(units,)``: which of its units are removed; groups that stay whole are not in it."""
@@ -42,3 +43,21 @@ def removed_units(graph: ModelGraph, selection: Selection) -> Removed:
         if not graph.blocks[name].removable:
             raise InvalidArgumentError(f"block '{name}' cannot be removed: {graph.blocks[name].reason}")
     return removed
+
+
+def check_dense(model: nn.Module, graph: ModelGraph) -> None:
+    """Check that a model has the tensors that its graph speaks of, at their dense sizes.
+
+    Raises:
+        SurgeryError: It does not; it is another model, or was cut since.
+    """
+    shapes = {n: t.shape for n, t in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))}
+    for name, group in graph.groups.items():
+        for member in group.members:
+            shape = shapes.get(member.tensor)
+            if shape is None or member.dim >= len(shape) or (member.positions.size and int(member.positions[-1]) >= shape[member.dim]):
+                found = "does not exist" if shape is None else f"has shape {tuple(shape)}"
+                raise SurgeryError(
+                    f"tensor '{member.tensor}' of group '{name}' {found}; the model is not the dense one that was traced. "
+                    "Trace it as it is now, and mask it by that graph"
+                )

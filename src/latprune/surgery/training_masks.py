@@ -21,7 +21,7 @@ from latprune.surgery.mask_check import check_masked
 from latprune.surgery.mask_coordinates import kept_places
 from latprune.surgery.mask_groups import find_group_masks
 from latprune.surgery.mask_norms import CountedNorms
-from latprune.surgery.mask_selection import Removed, removed_units
+from latprune.surgery.mask_selection import Removed, check_dense, removed_units
 from latprune.surgery.mask_values import HeldValues, Slice, slices_of
 
 __all__ = ["TrainingMask"]
@@ -65,7 +65,7 @@ class TrainingMask:
 
     Raises:
         InvalidArgumentError: Arguments do not go together.
-        SurgeryError: The graph is that of a captured program and the model is not.
+        SurgeryError: The graph is that of a captured program and the model is not, or the model was cut since it was traced.
 
     Example:
         >>> mask = TrainingMask(model, graph, straight_through=True)  # doctest: +SKIP
@@ -92,6 +92,7 @@ class TrainingMask:
             raise InvalidArgumentError(f"weight_decay (={weight_decay}) must be a number of at least 0, or None")
         if graph.program is not None and not isinstance(model, CapturedNetwork):
             raise SurgeryError("the graph is that of a captured program: mask graph.program, not the model that it was captured from")
+        check_dense(model, graph)
         self.model = model
         self.graph = graph
         self.straight_through = straight_through
