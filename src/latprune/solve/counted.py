@@ -32,6 +32,10 @@ FIRST = 9
 """States per variable of the first grid."""
 REACH = 3
 """Steps to each side of a support point that a finer grid holds."""
+AGAIN = 6
+"""Most windows of single steps."""
+SETTLED = 1e-7
+"""Share by which the dual's bound still grows where windows of single steps stop."""
 FINER = 3
 """By how much a grid's step shrinks."""
 
@@ -118,6 +122,7 @@ class CountedSearch:
         steps = steps_of(graph.sizes)
         points: list[IntArray] = []
         start: float | None = None
+        reached, again = -math.inf, AGAIN
         while not self.control.expired():
             small, lift = lifted(graph, kept)
             plan = make_plan(small.graph, self.max_table)
@@ -133,7 +138,11 @@ class CountedSearch:
             points = [lift(s.states) for s in (dual.low, dual.high) if s is not None] or points
             self.multiplier = start = dual.multiplier
             if all(step == 1 for step in steps):
-                break
+                # The dual over a window is low until the window holds the states that matter.
+                again -= 1
+                if small.gain + dual.bound <= reached + SETTLED * abs(dual.bound) or again == 0:
+                    break
+                reached = small.gain + dual.bound
             steps = [max(1, step // FINER) for step in steps]
             kept = around(graph.sizes, [*points, *([self.states] if self.states is not None else [])], steps)
         return points
