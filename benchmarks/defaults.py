@@ -4,9 +4,9 @@
     python benchmarks/defaults.py ... --networks mobilenet_v2 --rows "mdp divergence" --minutes 7
 
 DATA holds the image sets and the pretrained weights; CACHE keeps decoded images and scores. Budgets are shares of the multiply-adds. Widths
-are on offer in sixteenths of a group's width (multiples of eight from 128 on), the same for all methods but ``uniform``. Rows that
-the output file has already are not run again; every row is written as it is done, and ``--minutes`` of processor time end a run
-between two rows.
+are on offer in sixteenths of a group's width (multiples of eight from 128 on), the same for all methods but ``uniform``. Rows that the
+output file has already are not run again; every row is written as it is done, and ``--minutes`` of processor time end a run between
+two rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from latprune.errors import BudgetInfeasibleError
-from latprune.graph import ModelGraph, trace
+from latprune.graph import ModelGraph, Selection, trace
 from latprune.importance import (
     DivergenceConfig,
     HessianConfig,
@@ -39,6 +39,7 @@ from latprune.importance import (
 )
 from latprune.methods import MDP, SPLAMP, Method, Proposal, StageContext, Uniform
 from latprune.methods.base import selection_of
+from latprune.resources import MultiplyAdds
 from latprune.surgery import prune
 from latprune.train import evaluate, recalibrate_batch_norm
 from latprune.zoo import IMAGENET_NORMALISATION, ImageLoader, cifar_resnet, mobilenet_v2, resnet50
@@ -140,7 +141,7 @@ def offered(graph: ModelGraph) -> dict[str, tuple[int, ...]]:
 def propose(method: Method, context: StageContext, limit: float) -> Proposal:
     """The method's largest network that is under the limit by count; where its costs are a linearisation, by bisection on its own limit."""
     proposer = method.prepare(context)
-    low, high, best = 0.0, context.dense, None
+    low, high, best = 0.0, context.current, None
     asked = limit
     for _ in range(14):
         try:
@@ -233,12 +234,17 @@ def main() -> None:
                 kept.with_suffix(".seconds").write_text(f"{time.process_time() - start:.1f}")
             importance = load_importance(kept)
             context = StageContext(
-                graph=graph, importance=importance, tables=None, resource="flops", choices=choices, dense=dense, time_limit=60
+                graph=graph,
+                importance=importance,
+                resource=MultiplyAdds(graph),
+                choices=choices,
+                widths=graph.dense_widths(),
+                time_limit=60,
             )
             found = propose(method, context, budget * dense)
             ranking = importance.without(found.removed_blocks).units
             pruned = copy.deepcopy(model)
-            prune(pruned, graph, selection_of(graph, ranking, found))
+            prune(pruned, graph, selection_of(graph, ranking, found, Selection(kept={})))
             recalibrate_batch_norm(pruned, calibration, batches=len(calibration))
             results["rows"].append(
                 {

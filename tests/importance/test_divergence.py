@@ -17,6 +17,7 @@ from latprune.importance import DivergenceConfig, MagnitudeConfig, best_units, s
 from latprune.importance.outputs import output_error, output_kl
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.methods import MDP, StageContext
+from latprune.resources import MultiplyAdds
 from latprune.surgery import prune
 from support.synthetic_residual import batches, residual
 
@@ -137,7 +138,7 @@ def test_statistics_are_the_batchs_and_buffers_are_put_back():
 def test_curves_value_widths_by_the_measured_divergence():
     model = network()
     graph = trace(model, IMAGES[0])
-    config = DivergenceConfig(removed=(0.25, 0.5), examples=24)
+    config = DivergenceConfig(removed=(0.25, 0.5), examples=24, prior=0)
     importance = score(model, graph, config, iter(IMAGES))
     group = graph.groups["b.branch.0"]
     gone = np.ones(group.units, dtype=bool)
@@ -158,7 +159,7 @@ def test_a_block_is_worth_its_own_divergence_with_or_without_groups_inside(bare)
     assert set(graph.blocks) == {"a", "b"}
     if bare:
         graph = replace(graph, groups={"stem.0": graph.groups["stem.0"]})
-    importance = score(model, graph, DivergenceConfig(examples=24), IMAGES)
+    importance = score(model, graph, DivergenceConfig(examples=24, prior=0), IMAGES)
     with batch_statistics(model):
         dense = [model(x) for x in IMAGES[:2]]
         for block in graph.blocks:
@@ -174,9 +175,9 @@ def test_the_block_that_adds_nothing_goes_first():
     graph = trace(model, IMAGES[0])
     choices = {name: (group.columns,) for name, group in graph.groups.items()}
     importance = score(model, graph, DivergenceConfig(examples=36), IMAGES)
-    dense = graph.macs(graph.dense_widths())
-    context = StageContext(graph=graph, importance=importance, tables=None, resource="flops", choices=choices, dense=dense)
-    assert MDP(channels=False).prepare(context).propose(0.75 * dense).removed_blocks == ("a",)
+    widths = graph.dense_widths()
+    context = StageContext(graph=graph, importance=importance, resource=MultiplyAdds(graph), choices=choices, widths=widths)
+    assert MDP(channels=False).prepare(context).propose(0.75 * context.current).removed_blocks == ("a",)
 
 
 def test_units_that_are_gone_cost_nothing_and_score_nothing():
@@ -192,6 +193,23 @@ def test_units_that_are_gone_cost_nothing_and_score_nothing():
     np.testing.assert_allclose(seen.curves["b.branch.0", ("b",)], np.concatenate((full, np.repeat(full[-1], 4))), rtol=1e-6)
 
 
+def test_a_prior_draws_curves_together_and_leaves_their_order():
+    model = network()
+    graph = trace(model, IMAGES[0])
+    measured, drawn, prior = (score(model, graph, DivergenceConfig(examples=24, prior=p), IMAGES) for p in (0.0, 0.5, 1.0))
+    heights = {}
+    for label, importance in (("measured", measured), ("drawn", drawn), ("prior", prior)):
+        for key, curve in importance.curves.items():
+            lost = curve[-1] - curve
+            assert (np.diff(lost) <= 1e-12).all() and lost[-1] == 0
+            heights[label, key] = lost[graph.groups[key[0]].columns // 2]
+    for key in measured.curves:
+        expected = np.sqrt(heights["measured", key] * heights["prior", key])
+        assert heights["drawn", key] == pytest.approx(expected, rel=1e-6)
+    spread = {label: np.ptp(np.log([heights[label, key] for key in measured.curves])) for label in ("measured", "drawn")}
+    assert spread["drawn"] != spread["measured"]
+
+
 def test_measures_and_options_are_checked():
     first, second = torch.randn(4, 3), torch.randn(4, 3)
     expected = F.kl_div(second.log_softmax(1), first.softmax(1), reduction="batchmean")
@@ -201,7 +219,7 @@ def test_measures_and_options_are_checked():
     )
     with pytest.raises(InvalidArgumentError, match="choose measure='error'"):
         output_kl(torch.randn(3), torch.randn(3))
-    for wrong in ({"removed": ()}, {"removed": (0.5, 0.25)}, {"examples": 1}, {"measure": "guess"}):
+    for wrong in ({"removed": ()}, {"removed": (0.5, 0.25)}, {"examples": 1}, {"prior": 1.5}, {"measure": "guess"}):
         with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
             DivergenceConfig(**wrong)
     model, graph = residual()

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import ChannelGroup, Kernel
+from latprune.registry import Registry
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from latprune.importance.gradients import GradientAccumulator
 
 __all__ = [
@@ -135,14 +134,12 @@ AccumulatorFactory = Callable[[nn.Module, GroupedModel, ConfigT], "GradientAccum
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    config_type: type
     criterion: Criterion[Any]
     accumulator: AccumulatorFactory[Any] | None
     needs_data: bool
 
 
-_TYPES: dict[type, _Entry] = {}
-_NAMES: dict[str, _Entry] = {}
+_CRITERIA: Registry[_Entry] = Registry("criterion", group="latprune.criteria", hint="register one with latprune.importance.register")
 
 
 def register(
@@ -179,34 +176,16 @@ def register(
 
     def decorate(criterion: Criterion[ConfigT]) -> Criterion[ConfigT]:
         needed = accumulator is not None if needs_data is None else needs_data
-        for known in (_NAMES.get(name), _TYPES.get(config_type)):
-            # The same definition run again (a module that is reloaded, a notebook's cell) takes its own place.
-            if known is not None and _place(known.config_type) != _place(config_type):
-                raise InvalidArgumentError(
-                    f"name (={name!r}) is already the criterion of {known.config_type.__name__}; choose another name"
-                )
-        if _TYPES.get(config_type) is not None and _TYPES[config_type] is not _NAMES.get(name):
-            raise InvalidArgumentError(f"config_type (={config_type.__name__}) already has a criterion; make a type of its own")
-        entry = _Entry(config_type=config_type, criterion=criterion, accumulator=accumulator, needs_data=needed)
-        _NAMES[name] = _TYPES[config_type] = entry
+        entry = _Entry(criterion=criterion, accumulator=accumulator, needs_data=needed)
+        _CRITERIA.register(name, entry, config_type=config_type, definition=criterion)
         return criterion
 
     return decorate
 
 
-def _place(kind: type) -> tuple[str, str]:
-    return kind.__module__, kind.__qualname__
-
-
 def registered_criteria() -> tuple[str, ...]:
     """Names of all criteria: those of this package and those that other packages offer as entry points."""
-    return tuple(sorted({*_NAMES, *(point.name for point in _entry_points())}))
-
-
-def _entry_points() -> tuple[EntryPoint, ...]:
-    from importlib import metadata  # looks through what is installed: only where a name is asked for
-
-    return tuple(metadata.entry_points(group="latprune.criteria"))
+    return _CRITERIA.names()
 
 
 def criterion_type(name: str) -> type:
@@ -215,13 +194,10 @@ def criterion_type(name: str) -> type:
     Raises:
         InvalidArgumentError: There is no such criterion.
     """
-    if name not in _NAMES:
-        for point in _entry_points():
-            if point.name == name:
-                point.load()  # registers itself
-    if name not in _NAMES:
-        raise InvalidArgumentError(f"criterion (={name!r}) must be one of {', '.join(registered_criteria())}")
-    return _NAMES[name].config_type
+    found = _CRITERIA.config_type(name)
+    if found is None:
+        raise InvalidArgumentError(f"criterion (={name!r}) has no configuration type: its package must register it with one")
+    return found
 
 
 def get_criterion(name: str, **options: Any) -> Any:
@@ -241,11 +217,7 @@ def get_criterion(name: str, **options: Any) -> Any:
 
 
 def _entry(config: object) -> _Entry:
-    for config_type in type(config).__mro__:
-        if config_type in _TYPES:
-            return _TYPES[config_type]
-    known = ", ".join(sorted(entry.__name__ for entry in _TYPES))
-    raise InvalidArgumentError(f"config (={config!r}) must be the configuration of a registered criterion: {known}")
+    return _CRITERIA.of(config)
 
 
 def needs_data(config: object) -> bool:
@@ -272,7 +244,7 @@ def accumulator_for(model: nn.Module, graph: GroupedModel, config: object) -> Gr
 
 def registered() -> tuple[type, ...]:
     """Configuration types that have a criterion."""
-    return tuple(_TYPES)
+    return _CRITERIA.config_types()
 
 
 def cross_entropy_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -20,7 +20,7 @@ from latprune.graph.types import ChannelGroup
 from latprune.importance.activations import call, inputs_of
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register, score
 from latprune.importance.outputs import MEASURES, Measure
-from latprune.importance.ranking import rank_units
+from latprune.importance.ranking import layer_importance, rank_units
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.importance.sp_lamp import SpLampConfig
 from latprune.importance.tensors import check_finite, named_tensors, present_units
@@ -39,6 +39,9 @@ class DivergenceConfig:
         rank: Criterion that orders the units of a group (it gets the same data and loss).
         removed: Shares of a group's width that are taken away and measured, rising, between 0 and 1.
         examples: Examples that each measurement runs, from the first batches. Norms use their statistics: some dozens at least.
+        prior: How far a measured curve is drawn to SP-LAMP's, between 0 and 1 (on a logarithmic scale, all groups' on one common scale).
+            A group's measured curve says what it costs alone; the prior, the share of the signal that survives, keeps the many groups that
+            are cut together from being cut deeply where each alone is cheap. 0 takes the measured curves as they are.
         measure: ``kl``: mean Kullback-Leibler divergence of the class probabilities. ``error``: squared error of all outputs relative to
             their variance, for models that do not classify.
     """
@@ -46,6 +49,7 @@ class DivergenceConfig:
     rank: object = field(default_factory=SpLampConfig)
     removed: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75)
     examples: int = 64
+    prior: float = 0.5
     measure: str = "kl"
 
     def __post_init__(self) -> None:
@@ -54,6 +58,8 @@ class DivergenceConfig:
             raise InvalidArgumentError(f"removed (={self.removed}) must be rising shares between 0 and 1, at least one")
         if self.examples < 2:
             raise InvalidArgumentError(f"examples (={self.examples}) must be at least 2: norms need the statistics of a batch")
+        if not 0 <= self.prior <= 1:
+            raise InvalidArgumentError(f"prior (={self.prior}) must be between 0 and 1")
         if self.measure not in MEASURES:
             raise InvalidArgumentError(f"measure (={self.measure!r}) must be one of {', '.join(MEASURES)}")
 
@@ -166,6 +172,7 @@ def score_divergence(
             name: _group_curve(model, group, ranked.units[name], config, reference, blocks[home[name][-1]] if home[name] else None)
             for name, group in graph.groups.items()
         }
+    lost, blocks = _drawn_to_prior(model, graph, config, lost, home, blocks)
     curves: dict[tuple[str, Blocks], Scores] = {}
     for name, curve in lost.items():
         inside = [other for other in home if home[other] == home[name]]
@@ -178,6 +185,44 @@ def score_divergence(
         shares={(name, chain): values * heights[name] for (name, chain), values in ranked.shares.items()},
         curves=curves,
     )
+
+
+def _drawn_to_prior(
+    model: nn.Module,
+    graph: GroupedModel,
+    config: DivergenceConfig,
+    lost: Mapping[str, Scores],
+    home: Mapping[str, Blocks],
+    blocks: Mapping[str, float],
+) -> tuple[dict[str, Scores], dict[str, float]]:
+    """The weighted geometric mean of each measured curve and SP-LAMP's on one common scale; blocks move as the groups inside do."""
+    if config.prior == 0:
+        return dict(lost), dict(blocks)
+    ratios = score(model, graph, SpLampConfig()).units
+    prior = {}
+    for name, group in graph.groups.items():
+        kept = layer_importance(group, ratios[name])
+        prior[name] = kept[-1] - kept
+    deep: dict[str, float] = {}
+    logs: list[float] = []
+    for name, curve in lost.items():
+        for share in config.removed:
+            width = round((1.0 - share) * _alive(graph.groups[name]))
+            if curve[width] > _LEAST and prior[name][width] > _LEAST:
+                deep[name] = float(np.log(prior[name][width] / curve[width]))
+                logs.append(-deep[name])
+    common = float(np.mean(logs)) if logs else 0.0
+    found = {}
+    for name, curve in lost.items():
+        both = (curve > 0) & (prior[name] > 0)
+        drawn = curve.copy()
+        drawn[both] = curve[both] ** (1.0 - config.prior) * (prior[name][both] * np.exp(common)) ** config.prior
+        found[name] = np.maximum.accumulate(drawn[::-1])[::-1]
+    moved = {}
+    for block, value in blocks.items():
+        inside = [deep[name] + common for name in deep if home[name] and home[name][-1] == block]
+        moved[block] = value * float(np.exp(config.prior * np.mean(inside))) if inside else value
+    return found, moved
 
 
 def _add_blocks(curves: dict[tuple[str, Blocks], Scores], graph: GroupedModel, blocks: Mapping[str, float]) -> None:
@@ -216,13 +261,18 @@ def _home(group: ChannelGroup) -> Blocks:
     return tuple(shared)
 
 
+def _alive(group: ChannelGroup) -> int:
+    """Columns that are left in the group's fullest row."""
+    return int(present_units(group).reshape(group.rows, group.columns).sum(axis=1).max(initial=0))
+
+
 def _group_curve(
     model: nn.Module, group: ChannelGroup, ranking: Scores, config: DivergenceConfig, reference: _Reference, nothing: float | None
 ) -> Scores:
     """``(columns + 1,)`` divergence by width."""
     order = rank_units(group, ranking)  # (rows, columns), units that are gone last
     present = present_units(group)
-    alive = int(present.reshape(group.rows, group.columns).sum(axis=1).max(initial=0))
+    alive = _alive(group)
     measured: dict[int, float] = {}
     for share in config.removed:
         width = min(max(group.min_width, round((1.0 - share) * alive)), alive - 1)
