@@ -105,6 +105,7 @@ _HOMES = {
 }
 # Tracing captures a program where one is asked for; programs are built on tracing.
 _offer("latprune.forms", "program", "latprune.program.form:FORM")
+_offer("latprune.criteria", "reconstruction", "latprune.recovery.criterion:ReconstructionConfig")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 

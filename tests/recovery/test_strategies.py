@@ -13,9 +13,10 @@ from torch import nn
 
 from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.graph import Selection, trace
-from latprune.importance import ReconstructionConfig, best_units, score
+from latprune.importance import best_units, score
 from latprune.recovery import (
     Distil,
+    ReconstructionConfig,
     Recovery,
     RecoveryReport,
     Refit,

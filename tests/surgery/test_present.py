@@ -47,7 +47,7 @@ def test_scores_are_those_of_a_fresh_trace(name: str, config: Any) -> None:
         model, graph, selection, x = _cut(name, seed)
         data = [(x, torch.arange(4) % 5)]
         seen = present(graph, selection)
-        got = seen.settled(score(model, seen, config, data))
+        got = score(model, seen, config, data).over(seen.alive)
         fresh = trace(copy.deepcopy(model), x)
         wanted = score(model, fresh, config, data)
         compared = 0
@@ -66,7 +66,7 @@ def test_every_criterion_takes_a_cut_network(criterion: str) -> None:
     config, data = get_criterion(criterion), [(x, torch.arange(4) % 5)]
     seen = present(graph, selection)
     assert set(graph.groups) - set(seen.groups)  # of the removed blocks
-    got = seen.settled(score(model, seen, config, data))
+    got = score(model, seen, config, data).over(seen.alive)
     fresh = trace(copy.deepcopy(model), x)
     wanted = score(model, fresh, config, data)
     assert list(got.units) == list(graph.groups)
@@ -80,7 +80,7 @@ def test_shares_add_up_and_hang_on_the_blocks_that_are_left() -> None:
     model, graph, selection, _ = _cut("resnet20_a", 1)
     assert selection.removed_blocks
     seen = present(graph, selection)
-    importance = seen.settled(score(model, seen, MagnitudeConfig()))
+    importance = score(model, seen, MagnitudeConfig()).over(seen.alive)
     for name in graph.groups:
         shares = importance.shares_of(name)
         assert all(selection.removed_blocks.isdisjoint(blocks) for blocks in shares)

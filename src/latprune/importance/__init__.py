@@ -28,7 +28,6 @@ from latprune.importance.lamp import LampConfig, lamp_scores
 from latprune.importance.magnitude import L1Config, MagnitudeConfig
 from latprune.importance.random_scores import RandomConfig
 from latprune.importance.ranking import best_units, layer_importance, rank_units
-from latprune.importance.reconstruction import ReconstructionConfig
 from latprune.importance.sp_lamp import SpLampConfig, sp_lamp_products
 from latprune.importance.taylor import TaylorAccumulator, TaylorConfig
 
@@ -50,7 +49,6 @@ __all__ = [
     "LossFunction",
     "MagnitudeConfig",
     "RandomConfig",
-    "ReconstructionConfig",
     "SpLampConfig",
     "TaylorAccumulator",
     "TaylorConfig",

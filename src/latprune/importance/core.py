@@ -102,6 +102,21 @@ class Importance:
         """The curves of one group by the blocks that they hang on; empty where its units' shares say it all."""
         return {blocks: values for (name, blocks), values in self.curves.items() if name == group}
 
+    def over(self, alive: Mapping[str, npt.NDArray[np.bool_]]) -> Importance:
+        """Scores of a cut model (:func:`latprune.surgery.present`) as those of all groups of the dense one, 0 for every unit that is gone.
+
+        Args:
+            alive: Group -> ``(units,)`` True for the units that are left, for every group of the dense model. Curves are passed on.
+        """
+        gone = {name: np.zeros(left.size) for name, left in alive.items() if name not in self.units}
+        units = {name: np.where(alive[name], values, 0.0) for name, values in self.units.items()}
+        shares = {(name, blocks): np.where(alive[name], values, 0.0) for (name, blocks), values in self.shares.items()}
+        return Importance(
+            units={name: units[name] if name in units else gone[name] for name in alive},
+            shares=shares | {(name, ()): values for name, values in gone.items()},
+            curves=self.curves,
+        )
+
     def without(self, removed_blocks: Iterable[str]) -> Importance:
         """The scores of the network without these blocks: what hangs on one of them is gone from units, shares and curves.
 

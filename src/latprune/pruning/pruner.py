@@ -540,7 +540,7 @@ class Pruner:
         self._trials.dense_ms = saved.dense_ms
         self.clock.seconds = saved.seconds
         self.scorer.reset()
-        if not self.done and self.selection is not self.cut_to:
+        if saved.masked:
             self._restore_mask()
 
     def _restore_mask(self) -> None:

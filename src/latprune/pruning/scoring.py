@@ -69,9 +69,9 @@ class Scorer:
         seen = present(self._graph, cut_to)
         if self._accumulator is not None:
             self._accumulator.reduce()
-            return seen.settled(self._accumulator.importance())
+            return self._accumulator.importance().over(seen.alive)
         taken = itertools.islice(iter(data), batches) if data is not None else None
-        return seen.settled(score_importance(self._model, seen, self._config, taken, loss=loss))
+        return score_importance(self._model, seen, self._config, taken, loss=loss).over(seen.alive)
 
 
 def only_present(importance: Importance, selection: Selection) -> Importance:

@@ -82,6 +82,11 @@ class PrunerState:
         return _selection(self.data["cut_to"])
 
     @property
+    def masked(self) -> bool:
+        """Whether the network was masked beyond what it was cut to."""
+        return bool(self.data["selection"] != self.data["cut_to"])
+
+    @property
     def edits(self) -> list[ArchitectureEdits]:
         """What was cut, stage by stage."""
         return [ArchitectureEdits.from_dict(entry) for entry in self.data["edits"]]

@@ -1,6 +1,7 @@
 """Accuracy after the cut without training: unlabelled images, least squares, one strategy per file."""
 
 from latprune.recovery.contract import Recovery, Situation, get_strategy, register_strategy, strategies
+from latprune.recovery.criterion import ReconstructionConfig
 from latprune.recovery.distil import Distil
 from latprune.recovery.elimination import reconstruction_ranking
 from latprune.recovery.fold import Fold
@@ -18,6 +19,7 @@ __all__ = [
     "LayerRecovery",
     "Norms",
     "OnePassMap",
+    "ReconstructionConfig",
     "Recovery",
     "RecoveryReport",
     "Refit",

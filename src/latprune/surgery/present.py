@@ -9,7 +9,6 @@ import numpy as np
 
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.types import ChannelGroup, Kernel, Member
-from latprune.importance.core import Importance, Scores
 from latprune.surgery.kept import Kept, Mask, TensorPlaces, absent, kept_of
 
 __all__ = ["PresentModel", "present"]
@@ -32,23 +31,6 @@ class PresentModel:
     carried: Mapping[str, frozenset[str]] | None
     alive: Mapping[str, Mask]
 
-    def settled(self, importance: Importance) -> Importance:
-        """Scores that a criterion gave on this model as those of all groups of the dense one, with 0 for every unit that is gone.
-
-        Curves over widths are passed on.
-        """
-
-        def left(name: str, values: Scores) -> Scores:
-            return np.where(self.alive[name], values, 0.0)
-
-        gone = {name: np.zeros(alive.size) for name, alive in self.alive.items() if name not in importance.units}
-        return Importance(
-            units={name: gone[name] if name in gone else left(name, importance.units[name]) for name in self.alive},
-            shares={(name, blocks): left(name, values) for (name, blocks), values in importance.shares.items()}
-            | {(name, ()): values for name, values in gone.items()},
-            curves=importance.curves,
-        )
-
 
 def present(graph: ModelGraph, selection: Selection) -> PresentModel:
     """The dense ``graph`` as criteria see it on the model that was cut to ``selection``.
@@ -63,7 +45,7 @@ def present(graph: ModelGraph, selection: Selection) -> PresentModel:
     Example:
         >>> edits = prune(model, graph, selection)  # doctest: +SKIP
         >>> seen = present(graph, selection)  # doctest: +SKIP
-        >>> importance = seen.settled(score(model, seen, MagnitudeConfig()))  # doctest: +SKIP
+        >>> importance = score(model, seen, MagnitudeConfig()).over(seen.alive)  # doctest: +SKIP
         >>> importance.units["layer1.0.conv1"].shape  # as in the dense model  # doctest: +SKIP
         (16,)
     """

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.model_graph import ModelGraph
 from latprune.graph.types import Role
 from latprune.importance.core import GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.tensors import combine
-
-if TYPE_CHECKING:
-    from latprune.graph.model_graph import ModelGraph
+from latprune.recovery.elimination import reconstruction_ranking
 
 __all__ = ["ReconstructionConfig", "score_reconstruction"]
 
@@ -42,13 +41,13 @@ def score_reconstruction(
     model: nn.Module, graph: GroupedModel, config: ReconstructionConfig, data: Iterable[Any] | None, loss: LossFunction
 ) -> Importance:
     """Scores in the order of elimination; shares are split evenly over the layers that make the channels."""
-    from latprune.recovery.elimination import reconstruction_ranking
-
     if data is None:
         raise InvalidArgumentError("ReconstructionConfig scores by what layers read: data must hold batches of inputs")
-    units = reconstruction_ranking(
-        model, cast("ModelGraph", graph), data, images=config.images, rows=config.rows, ridge=config.ridge, seed=config.seed
-    )
+    if not isinstance(graph, ModelGraph):
+        raise InvalidArgumentError(
+            "ReconstructionConfig follows the recorded run of the dense network, and this one was cut: use it in a method of a single pass"
+        )
+    units = reconstruction_ranking(model, graph, data, images=config.images, rows=config.rows, ridge=config.ridge, seed=config.seed)
     parts: dict[str, list[tuple[tuple[str, ...], Scores]]] = {}
     for name, group in graph.groups.items():
         makers = dict.fromkeys((m.kernel, m.blocks) for m in group.members if m.role is Role.PRODUCER)
