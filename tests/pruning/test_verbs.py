@@ -258,3 +258,20 @@ def test_scores_of_a_loop_are_those_of_the_same_batches():
     assert first.proposal.widths == second.proposal.widths
     for name, kept in first.selection.kept.items():
         np.testing.assert_array_equal(kept, second.selection.kept[name])
+
+
+def test_a_pick_among_near_optimal_answers_takes_the_most_accurate():
+    def accuracy(net: torch.nn.Module) -> float:
+        # Stands in for a test set: the fewer parameters, the better.
+        return 1.0 / (1.0 + sum(p.numel() for p in net.parameters()) / 1e4)
+
+    options = {"budget": "flops=50%", "method": MDP(score=MagnitudeConfig()), "data": batches(), "recover": False, "measure_latency": False}
+    plain, picked = network(), network()
+    latprune.prune(plain, X, evaluate=accuracy, **options)
+    result = latprune.prune(picked, X, evaluate=accuracy, candidates=6, **options)
+    assert result.record.pruned.macs <= 0.5 * result.record.dense.macs
+    assert sum(p.numel() for p in picked.parameters()) <= sum(p.numel() for p in plain.parameters())
+    with pytest.raises(InvalidArgumentError, match="needs data= and evaluate="):
+        latprune.prune(network(), X, candidates=6, **options)
+    with pytest.raises(InvalidArgumentError, match="solves no problem"):
+        latprune.prune(network(), X, evaluate=accuracy, candidates=6, **{**options, "method": "uniform"})

@@ -109,6 +109,7 @@ class BudgetRecord(FileModel):
     resource: Literal["latency", "flops", "params"]
     value: float = Field(gt=0)
     unit: Literal["%", "ms", "/s", "count"]
+    engine: str | None = None
     limit: float | None = Field(default=None, gt=0)
 
 
@@ -370,6 +371,10 @@ class ResultRecord(FileModel):
     program: dict[str, Any] | None = None
     verifications: tuple[VerificationRecord, ...] = ()
     provenance: ProvenanceRecord
+
+    def __repr__(self) -> str:
+        """One line; :meth:`to_json` shows all of it."""
+        return f"ResultRecord({self.model.name}, {self.method.name}, budget {self.budget.text})"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelGraph"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ModelGraph:
     """What :func:`latprune.graph.trace` returns.
 
@@ -46,6 +46,11 @@ class ModelGraph:
     plan: SurgeryPlan = field(default_factory=SurgeryPlan)
     carried: Mapping[str, frozenset[str]] = field(default_factory=dict)
     program: CapturedNetwork | None = None
+
+    def __repr__(self) -> str:
+        """One line; :meth:`describe` shows what is in it."""
+        removable = sum(block.removable for block in self.blocks.values())
+        return f"ModelGraph({len(self.groups)} groups, {len(self.kernels)} kernels, {removable} removable blocks)"
 
     def dense_widths(self) -> dict[str, int]:
         """Every group at its full width."""

@@ -17,7 +17,7 @@ Unit = Literal["%", "ms", "/s", "count"]
 
 _EXAMPLES = "'50%', '8.5ms', '2000/s', 'flops=45%', 'flops=1.2G', 'params=1.2M' or 'params=60%'"
 _NUMBER = r"(?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)"
-_LATENCY = re.compile(rf"{_NUMBER}\s*(?P<unit>%|ms|us|s|/s)")
+_LATENCY = re.compile(rf"{_NUMBER}\s*(?P<unit>%|ms|us|s|/s)(?:\s*@\s*(?P<engine>[\w.-]+))?")
 _COUNT = re.compile(rf"(?P<resource>flops|params)\s*=\s*{_NUMBER}\s*(?P<unit>%|[kKMGT]?)")
 _TO_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _SCALE = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -32,6 +32,7 @@ class Budget:
         value: The number.
         unit: ``%`` of the dense network, ``ms``, ``/s`` (inferences a second at the target's batch size) or ``count``.
         text: The budget as it was written.
+        engine: For a latency, the engine that it is on where that is not the target's own (``"60%@onnxruntime"``).
 
     Example:
         >>> Budget.parse("50%").limit(dense=8.0, batch=1)
@@ -44,6 +45,7 @@ class Budget:
     value: float
     unit: Unit
     text: str
+    engine: str | None = None
 
     @classmethod
     def parse(cls, text: str | Budget) -> Budget:
@@ -58,11 +60,11 @@ class Budget:
             raise InvalidArgumentError(f"budget (={text!r}) must be a text such as {_EXAMPLES}")
         stripped = text.strip()
         if match := _LATENCY.fullmatch(stripped):
-            number, unit = float(match["number"]), match["unit"]
+            number, unit, engine = float(match["number"]), match["unit"], match["engine"]
             if unit in _TO_MS:
-                budget = cls(resource="latency", value=number * _TO_MS[unit], unit="ms", text=stripped)
+                budget = cls(resource="latency", value=number * _TO_MS[unit], unit="ms", text=stripped, engine=engine)
             else:
-                budget = cls(resource="latency", value=number, unit="%" if unit == "%" else "/s", text=stripped)
+                budget = cls(resource="latency", value=number, unit="%" if unit == "%" else "/s", text=stripped, engine=engine)
         elif match := _COUNT.fullmatch(stripped):
             number, unit = float(match["number"]), match["unit"]
             resource: Resource = "flops" if match["resource"] == "flops" else "params"
@@ -105,11 +107,12 @@ class Budget:
         if not isinstance(budget, Sequence) or not budget:
             raise InvalidArgumentError(f"budget (={budget!r}) must be a budget or a list of budgets; write {_EXAMPLES}")
         found = [cls.parse(entry) for entry in budget]
-        names = [entry.resource for entry in found]
+        names = [entry.name for entry in found]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InvalidArgumentError(f"budget (={list(budget)!r}) limits {twice[0]} twice; give each resource one limit")
-        return tuple(sorted(found, key=lambda entry: entry.resource != "latency"))
+        # What the target's own clock decides comes first: candidates are searched for under it.
+        return tuple(sorted(found, key=lambda entry: (entry.resource != "latency", entry.engine is not None)))
 
     def limit(self, *, dense: float, batch: int = 1) -> float:
         """The limit in the resource's unit: milliseconds per inference of one batch, multiply-adds, or parameters.
@@ -132,6 +135,12 @@ class Budget:
             )
         return limit
 
+    @property
+    def name(self) -> str:
+        """Name of what is limited: the resource, with the engine where that is another one."""
+        return f"{self.resource}@{self.engine}" if self.engine is not None else self.resource
+
     def to_dict(self) -> dict[str, Any]:
         """The budget as a JSON object."""
-        return {"text": self.text, "resource": self.resource, "value": self.value, "unit": self.unit}
+        own = {"text": self.text, "resource": self.resource, "value": self.value, "unit": self.unit}
+        return own if self.engine is None else {**own, "engine": self.engine}

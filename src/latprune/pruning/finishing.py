@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from latprune.errors import LatpruneError
 from latprune.export.provenance import current_provenance
+from latprune.export.verdict import verdict
 from latprune.pruning.record import build_record
 from latprune.pruning.result import Result
 
 if TYPE_CHECKING:
     from latprune.export.record import AccuracyRecord
     from latprune.latency import Measurement
+    from latprune.pruning.budget import Budget
     from latprune.pruning.pruner import Pruner
+    from latprune.pruning.trials import Trial
 
 __all__ = ["result_of"]
 
@@ -56,4 +59,15 @@ def result_of(
         constructor=constructor,
         arguments=dict(arguments or {}),
     )
+    notes = tuple(_elsewhere(budget, trial) for budget, trial in pruner.measured_elsewhere())
+    if notes:
+        record = record.model_copy(update={"notes": (*record.notes, *notes)})
     return Result(model=pruner.model, record=record, example_inputs=pruner.example_inputs)
+
+
+def _elsewhere(budget: Budget, trial: Trial) -> str:
+    """What a budget on another engine's latency came to."""
+    dense = trial.dense.ms if budget.unit == "%" else 1.0
+    limit = budget.limit(dense=trial.dense.ms)
+    shown = f"{trial.value / dense:.1%} of dense" if budget.unit == "%" else f"{trial.value:.4g} ms"
+    return f"on {budget.engine}: measured at {shown}, asked for {budget.text}: {verdict(trial.value, trial.uncertainty, limit)}"

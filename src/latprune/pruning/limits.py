@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from latprune.methods import Limit
-from latprune.resources import MultiplyAdds, Parameters, Resource, UntabulatedLatency
+from latprune.resources import MultiplyAdds, Parameters, Resource, TabulatedLatency, UntabulatedLatency
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
@@ -29,6 +29,7 @@ class Limits:
         graph: The dense network.
         target: Engine and conditions.
         latency: Where tables come from.
+        others: Engine's name -> where tables of the same conditions on that engine come from.
         trials: Where the dense network is measured.
         clock: Where seconds count.
         measures: Whether latency may be measured.
@@ -40,6 +41,7 @@ class Limits:
         graph: ModelGraph,
         target: Target,
         latency: LatencySource,
+        others: Callable[[str], LatencySource],
         trials: Trials,
         clock: Clock,
         *,
@@ -50,6 +52,7 @@ class Limits:
         self._graph = graph
         self._target = target
         self._latency = latency
+        self._others = others
         self._trials = trials
         self._clock = clock
         self._resources: dict[str, Resource] = {}
@@ -82,9 +85,14 @@ class Limits:
         return UntabulatedLatency(self._graph, self.dense)
 
     def _resource(self, budget: Budget) -> Resource:
-        name = budget.resource
+        name = budget.name
         if name not in self._resources:
-            self._resources[name] = _COUNTED[name](self._graph) if name in _COUNTED else self._latency.resource()
+            if budget.resource in _COUNTED:
+                self._resources[name] = _COUNTED[budget.resource](self._graph)
+            elif budget.engine is None:
+                self._resources[name] = self._latency.resource()
+            else:
+                self._resources[name] = TabulatedLatency(self._graph, self._others(budget.engine).tables(), name=name)
         return self._resources[name]
 
     @property
@@ -99,7 +107,8 @@ class Limits:
 
     def _resource_dense(self, budget: Budget) -> float:
         if budget.resource == "latency":
-            return self._latency.tables().dense_ms
+            source = self._latency if budget.engine is None else self._others(budget.engine)
+            return source.tables().dense_ms
         return self._resource(budget).value(self._graph.dense_widths())
 
     @property
@@ -108,11 +117,11 @@ class Limits:
         return self.budget.limit(dense=self.dense, batch=self._target.batch)
 
     def others(self) -> tuple[Limit, ...]:
-        """The limits of the other budgets."""
-        return tuple(
-            Limit(
-                resource=self._resource(budget),
-                value=budget.limit(dense=self._resource_dense(budget), batch=self._target.batch),
-            )
-            for budget in self.budgets[1:]
-        )
+        """The limits of the other budgets; one on another engine's latency leaves room for the error of its tables."""
+        found = []
+        for budget in self.budgets[1:]:
+            value = budget.limit(dense=self._resource_dense(budget), batch=self._target.batch)
+            if budget.engine is not None:
+                value /= self._others(budget.engine).room()
+            found.append(Limit(resource=self._resource(budget), value=value))
+        return tuple(found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from latprune.graph.types import Selection
 
 if TYPE_CHECKING:
-    from latprune.methods import Proposal
+    from latprune.methods import Proposal, StageContext
     from latprune.pruning.trials import Trial
 
 __all__ = ["StageProposal"]
@@ -27,6 +27,7 @@ class StageProposal:
         fresh: A later measurement with both networks compiled anew; None where none was made.
         rounds: Candidates that were measured: ``(predicted limit, predicted, measured)``.
         note: Remark for people; empty where all went as usual.
+        context: The stage that it was found in.
     """
 
     proposal: Proposal
@@ -37,3 +38,4 @@ class StageProposal:
     fresh: Trial | None = None
     rounds: tuple[tuple[float, float, float], ...] = field(default_factory=tuple)
     note: str = ""
+    context: StageContext | None = None

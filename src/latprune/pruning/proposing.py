@@ -157,6 +157,7 @@ class ProposalSearch:
             fresh=found.fresh,
             rounds=tuple((r.limit * search.speed, r.predicted * search.speed, r.measured) for r in search.rounds),
             note=found.note,
+            context=context,
         )
 
     def _counted(
@@ -190,6 +191,7 @@ class ProposalSearch:
             predicted=proposal.predicted * speed,
             rounds=() if context.resource.name == "latency" else tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
             note=note,
+            context=context,
         )
 
     def _network(self, selection: Selection) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,6 +140,9 @@ class Pruner:
         self.fresh: Trial | None = None
         """Fresh measurement of the network that was cut last, where the search made one."""
         _check_finite(model)
+        for entry in budgets[1:]:
+            if entry.engine is not None:
+                get_engine(entry.engine)
         if measure_latency or budgets[0].resource != "latency":
             get_engine(self.target.engine)  # a missing engine is told before anything is computed
         keep, blocks_keep = tuple(keep), tuple(blocks_keep)
@@ -166,7 +170,11 @@ class Pruner:
             clock=self.clock,
         )
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=seed)
-        self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=measure_latency)
+        self._other_engines: dict[str, LatencySource] = {}
+        self._store = store
+        self.limits = Limits(
+            budgets, self.graph, self.target, self._latency, self._on_engine, self._trials, self.clock, measures=measure_latency
+        )
         self.settings = {
             "method": self.method.name,
             "options": self.method.options(),
@@ -191,7 +199,7 @@ class Pruner:
             method=self.method,
             limits=self.limits,
             latency=self._latency,
-            trial=self._trial,
+            trial=self.trial,
             clock=self.clock,
             say=self._progress,
             rules=widths,
@@ -200,6 +208,22 @@ class Pruner:
             seed=seed,
             slack=slack,
         )
+
+    def _on_engine(self, engine: str) -> LatencySource:
+        """Where tables of another engine, under the target's conditions, come from."""
+        if engine not in self._other_engines:
+            self._other_engines[engine] = LatencySource(
+                self.dense_model,
+                self.graph,
+                self.example_inputs,
+                replace(self.target, engine=engine),
+                given=None,
+                store=self._store,
+                seed=self.seed,
+                say=self._progress,
+                clock=self.clock,
+            )
+        return self._other_engines[engine]
 
     @staticmethod
     def _in_form(model: nn.Module, example_inputs: Any, form: str) -> nn.Module:
@@ -378,6 +402,7 @@ class Pruner:
         batches: int | None = None,
         optimizers: Optimizer | Sequence[Optimizer] = (),
         averages: Sequence[nn.Module] = (),
+        choose: Callable[[StageProposal], StageProposal] | None = None,
     ) -> StageReport:
         """Do the next stage: propose, then cut the model in place or mask it, as the schedule has it.
 
@@ -387,6 +412,7 @@ class Pruner:
             batches: Score so many batches of ``data``; None takes all.
             optimizers: Optimizers of the model: their state is cut along.
             averages: Running averages of the model, cut alike.
+            choose: Called with the proposal of the last stage; what it returns is cut instead (:func:`latprune.pruning.picking.pick`).
 
         Returns:
             What was done. The model is changed only if everything went well.
@@ -399,6 +425,8 @@ class Pruner:
             raise LatpruneError(f"all {self.schedule.count} stages are through; make a new Pruner to prune further")
         proposal = self.propose(data=data, loss=loss, batches=batches)
         last = self._stages_done + 1 == self.schedule.count
+        if last and choose is not None:
+            proposal = choose(proposal)
         equality: EqualityReport | None = None
         if last or self.schedule.after_stage == "cut":
             equality = self.cut(proposal, optimizers=optimizers, averages=averages)
@@ -485,9 +513,22 @@ class Pruner:
 
     # -- measuring -----------------------------------------------------------------------------------------------------------------------
 
-    def _trial(self, network: nn.Module, *, fresh: bool = False, window: tuple[float, float] | None = None) -> Trial:
+    def trial(self, network: nn.Module, *, fresh: bool = False, window: tuple[float, float] | None = None) -> Trial:
+        """Measure a network beside the dense one; see :meth:`~latprune.pruning.trials.Trials.trial`."""
         with self.clock.timed("final measurement" if fresh else "measure candidates"):
             return self._trials.trial(network, fresh=fresh, window=window)
+
+    def measured_elsewhere(self) -> list[tuple[Budget, Trial]]:
+        """For each budget on another engine's latency a fresh measurement of the network there, beside the dense one."""
+        found = []
+        for budget in self.limits.budgets[1:]:
+            if budget.engine is not None and self.measure_latency:
+                target = replace(self.target, engine=budget.engine)
+                trials = Trials(self.dense_model, self.example_inputs, target=target, budget=budget, seed=self.seed)
+                with self.clock.timed("final measurement"):
+                    found.append((budget, trials.final(self.model, limit=budget.limit(dense=trials.dense_latency(), batch=target.batch))))
+                trials.close()
+        return found
 
     def final_measurement(self) -> tuple[Measurement, Measurement]:
         """Measure dense and pruned network afresh, both converted and compiled anew: ``(dense, pruned)``."""
@@ -512,7 +553,8 @@ class Pruner:
     def close(self) -> None:
         """Free the engine's copy of the dense network, and close the store that was opened here."""
         self._trials.close()
-        self._latency.close()
+        for source in (self._latency, *self._other_engines.values()):
+            source.close()
 
     # -- state ---------------------------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from latprune.methods import Method, SoftMasks
 from latprune.pruning.budget import Budget
 from latprune.pruning.fitting import Evaluate, Fit, FitContext, TrainingDriver, driver_of
 from latprune.pruning.lock import locked
+from latprune.pruning.picking import pick
 from latprune.pruning.preflight import (
     check_evaluation,
     check_loss,
@@ -28,6 +29,7 @@ from latprune.pruning.preflight import (
     check_training_data,
     needs_batches,
 )
+from latprune.pruning.proposal import StageProposal
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
 from latprune.recovery import RecoveryReport
@@ -59,6 +61,7 @@ def prune(
     recovery_images: int = 2048,
     fit: Fit | Recipe | None = None,
     evaluate: Evaluate | Iterable[Any] | None = None,
+    candidates: int = 1,
     importance_batches: int | None = 16,
     keep: Iterable[str] = (),
     blocks_keep: Iterable[str] = (),
@@ -104,6 +107,8 @@ def prune(
         fit: Fine-tunes the model after each stage: a :class:`~latprune.train.Recipe` to train on ``data`` by, or a function (see
             :class:`FitContext`); None leaves it untrained.
         evaluate: Accuracy of a model: a function, or test batches.
+        candidates: Of so many near-optimal answers of the solver the most accurate one is taken, norms measured again (EagleEye); needs
+            ``data`` and ``evaluate``, on data that is not the test set.
         importance_batches: Batches of ``data`` to score with; None takes all.
         keep: Modules or globs to leave whole.
         blocks_keep: Blocks that must stay.
@@ -173,6 +178,7 @@ def prune(
             evaluate=_evaluate_of(evaluate),
             strategy=_strategy_of(recover, batches),
             recovery_images=recovery_images,
+            candidates=candidates,
             say=say,
         )
         try:
@@ -249,6 +255,7 @@ class _Run:
     evaluate: Evaluate | None
     strategy: Recovery | None
     recovery_images: int
+    candidates: int
     say: Callable[[str], None]
     accuracies: Sequence[AccuracyRecord] = ()
     fitted: int = 0
@@ -274,6 +281,8 @@ class _Run:
                     raise InvalidArgumentError("data holds no batch")
                 if pruner.needs_gradients:
                     check_loss(pruner.model, first, self.loss)
+            if self.candidates > 1 and (self.data is None or self.evaluate is None):
+                raise InvalidArgumentError(f"candidates (={self.candidates}) picks by accuracy: it needs data= and evaluate=")
             check_solver(pruner)
 
     def stages(self) -> None:
@@ -284,12 +293,23 @@ class _Run:
             self._train_masked()
         while not pruner.done or self.fitted < pruner.stage:
             if self.fitted == pruner.stage:
-                pruner.step(self.data, loss=self.loss, batches=self.importance_batches)
+                choose = self._choose if self.candidates > 1 else None
+                pruner.step(self.data, loss=self.loss, batches=self.importance_batches, choose=choose)
                 self._evaluate("pruned")
                 self._recover()
                 self._save()
             self._fit(pruner.stage)
             self._save()
+
+    def _choose(self, proposal: StageProposal) -> StageProposal:
+        """The most accurate of the solver's near-optimal answers."""
+        assert self.data is not None and self.evaluate is not None
+        with self.pruner.clock.timed("pick"):
+            chosen, seen = pick(self.pruner, proposal, self.data, self.evaluate, count=self.candidates)
+        compared = [candidate.accuracy for candidate in seen if candidate.accuracy is not None]
+        if compared:
+            self.say(f"{len(compared)} near-optimal networks compared: accuracy {min(compared):.4f} to {max(compared):.4f}")
+        return chosen
 
     def _recover(self) -> None:
         """Recover what the stage cut; a stage that only masked has nothing to recover."""

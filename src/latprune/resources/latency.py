@@ -37,8 +37,9 @@ class TabulatedLatency(Resource):
     name = "latency"
     unit = "ms"
 
-    def __init__(self, graph: ModelGraph, tables: LatencyTables) -> None:
+    def __init__(self, graph: ModelGraph, tables: LatencyTables, *, name: str = "latency") -> None:
         super().__init__(graph)
+        self.name = name
         self.tables = tables
         priced = set(tables.kernels)
         holes = [kernel.name for kernel in graph.kernels.values() if kernel.kind in LAYERS and kernel.name not in priced]
