@@ -15,6 +15,7 @@ from latprune.latency.kernel_fit import dense_level, kernel_fits
 from latprune.latency.kernel_table import kernel_entry
 from latprune.latency.samples import ContextInfo, NetworkSample
 from latprune.latency.tables import LatencyTables, Residual, TableStats
+from latprune.latency.unseen import is_priced
 
 __all__ = ["fit_tables", "predicted_and_measured"]
 
@@ -46,6 +47,7 @@ def fit_tables(
     found = min((calibrate(fit, samples, kernels, widths) for fit in fits), key=lambda calibration: calibration.error)
     fit = found.fit
     ordered = [kernel for kernel in kernels if kernel.name in fit.keys]
+    priced = {kernel.kernel for sample in samples for kernel in sample.kernels if is_priced(kernel.signature)}
     scale = {kernel.name: found.scales[fit.keys[kernel.name]] for kernel in ordered}
     entries = {
         kernel.name: kernel_entry(
@@ -81,6 +83,7 @@ def fit_tables(
             surfaces=len(fit.surfaces),
             shared_entries=fit.shared,
             positions_differing=fit.differing,
+            priced=tuple(kernel.name for kernel in ordered if kernel.name in priced),
         ),
     )
 

@@ -37,6 +37,7 @@ from latprune.latency.sampling import selection_for
 from latprune.latency.signature import kernel_signature, network_fingerprint
 from latprune.latency.store import Store
 from latprune.latency.target import Target
+from latprune.latency.unseen import price_unseen, unseen_layers
 from latprune.storage import replacing
 
 if TYPE_CHECKING:
@@ -274,11 +275,15 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
         if network.index in profiles:
             raise FileFormatError(f"network {network.index} is there twice", path=f"networks.{place}.index")
         entry = plan["networks"][network.index]
-        profiles[network.index] = match_profile(_entries(network, entry["names"]), kernels, entry["removed"])
+        profiles[network.index] = match_profile(_entries(network, entry["names"]), kernels, entry["removed"], _widths(dense, entry))
         if not profiles[network.index].shares:
             raise FileFormatError("no step could be matched to a kernel of the model", path=f"networks.{place}.steps")
     if 0 not in profiles:
         raise FileFormatError(f"{results} lacks the dense network; run the kit again", path="networks")
+    priced = unseen_layers(kernels, profiles[0], dense, "onnxruntime")
+    for index, profile in profiles.items():
+        entry = plan["networks"][index]
+        profiles[index] = price_unseen(profile, kernels, priced, _widths(dense, entry), entry["removed"])
     signatures = {
         kernel.name: kernel_signature(kernel, profiles[0].shares[kernel.name].attached)
         for kernel in kernels
@@ -291,7 +296,7 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
         entry = plan["networks"][network.index]
         if network.index == 0 or network.created in known:
             continue
-        widths = {**dense, **{name: int(width) for name, width in entry["widths"].items()}}
+        widths = _widths(dense, entry)
         samples.append(
             NetworkSample(
                 fingerprint=plan["fingerprint"],
@@ -319,6 +324,11 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
             )
         )
     return store.add(context, samples)
+
+
+def _widths(dense: Mapping[str, int], entry: Mapping[str, Any]) -> dict[str, int]:
+    """Widths of a network of a plan."""
+    return {**dense, **{name: int(width) for name, width in entry["widths"].items()}}
 
 
 def _entries(network: _Network, names: Mapping[str, Any]) -> list[KernelTime]:
