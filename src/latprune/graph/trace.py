@@ -21,7 +21,7 @@ from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.graph.conditions import capture_conditions, check_repeatable, forget_cached, preserved_state
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.program_blocks import name_sizes
@@ -212,6 +212,8 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
     for info in outputs:
         for f in info.fields:
             recorder.space.freeze(f, "the network's output")
+    if recorder.random:
+        check_repeatable(model, example_inputs)
     recording = recorder.recording(inputs, outputs)
     recording.returned += [recorder.info(t) for t in flatten_tensors(output)]
     return recording
