@@ -9,7 +9,6 @@ results are imported: ``write_kit_again`` makes a small kit of these, whose resu
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.resources
 import io
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
+from latprune.copying import copied
 from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.latency.design import DesignPoint, design_points
 from latprune.latency.engines import KernelTime
@@ -174,7 +174,7 @@ def _write(
     # Each network goes to the disk as it is made: all of them together can be many gigabytes.
     with replacing(path) as staged, zipfile.ZipFile(staged, "w", zipfile.ZIP_DEFLATED) as kit:
         for index, point in enumerate([DesignPoint(widths={}), *points]):
-            changed = copy.deepcopy(model)
+            changed = copied(model)
             if index:
                 prune(changed, graph, selection_for(graph, point))
             exported = export_onnx(evaluation_copy(changed, target, cast=True), inputs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import time
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from latprune.copying import copied
 from latprune.graph.types import Selection
 from latprune.latency.design import DesignPoint, pick_units
 from latprune.latency.engines import CompiledNetwork, Engine
@@ -136,7 +136,7 @@ class NetworkSampler:
         """Measure one network. Raises SurgeryError or EngineError where it cannot be made or run."""
         from latprune.surgery import prune
 
-        pruned = copy.deepcopy(self._model)
+        pruned = copied(self._model)
         prune(pruned, self._graph, selection_for(self._graph, point))
         for _ in range(_TRIES):
             with self._profiler.compile(pruned, self._inputs) as network:

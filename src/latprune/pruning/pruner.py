@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from latprune.copying import copied
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
 from latprune.graph.trace import FORMS
@@ -147,7 +147,7 @@ class Pruner:
         if tables is not None:
             require_same_network(tables, self.graph, example_inputs, self.target, kept=bool(keep))
         self.dense_tensors = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
-        self.dense_model = copy.deepcopy(self.model).eval()
+        self.dense_model = copied(self.model).eval()
         self.scorer = Scorer(self.model, self.graph, self.method.importance)
         self._latency = LatencySource(
             self.dense_model,
@@ -411,10 +411,10 @@ class Pruner:
     def _check(self, selection: Selection) -> EqualityReport:
         """Cut a copy and compare it with the masked network before the user's model is touched."""
         with self.clock.timed("check"):
-            copied = copy.deepcopy(self.model)
-            cut_model(copied, self.graph, selection, since=self.cut_to)
+            trial = copied(self.model)
+            cut_model(trial, self.graph, selection, since=self.cut_to)
             hidden = masked(self._now(), self.graph, selection)
-            return check_equal(copied, hidden, self.example_inputs, seed=self.seed)
+            return check_equal(trial, hidden, self.example_inputs, seed=self.seed)
 
     def _now(self) -> nn.Module:
         """The dense network with the weights that the model has now."""

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latprune.errors import CaptureError, SurgeryError
+from latprune.copying import copied
+from latprune.errors import CaptureError, LatpruneError, SurgeryError
 from latprune.surgery.masked import MaskedModel
 from latprune.surgery.masked_follower import tensors_in
 
@@ -49,6 +50,10 @@ class EqualityReport:
         if self.problem:
             return self.problem
         return f"largest difference {self.max_abs:.3g}, relative {self.max_rel:.3g} (allowed {self.tolerance:.3g}, {self.dtype})"
+
+
+class _DenseFailsError(Exception):
+    """The dense model itself does not run in the type, or on the values, that were tried."""
 
 
 def random_inputs(inputs: Any, seed: int) -> Any:
@@ -108,6 +113,12 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
         tolerance: Largest relative error; None takes the one of the outputs' type in :data:`TOLERANCES`.
     """
     args, kwargs = as_call(inputs)
+    try:
+        run = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
+    except LatpruneError:
+        raise
+    except Exception as error:
+        raise _DenseFailsError(f"{type(error).__name__}: {error}") from error
     modes = [(module, module.training) for module in pruned.modules()]
     pruned.eval()
     try:
@@ -116,7 +127,6 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
     finally:
         for module, training in modes:
             module.training = training
-    run = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
     wanted, masks = tensors_in(run.output), run.masks
     floats = {tensor.dtype for tensor in wanted if tensor.is_floating_point()} | run.types
     dtype = max(floats, key=lambda kind: TOLERANCES.get(kind, 0.0), default=torch.float32)
@@ -169,27 +179,36 @@ def check_equal(
         trials: Runs: the first on ``inputs``, the others on random values of the same shapes.
         seed: Of the random values.
         tolerance: Largest relative error; None takes the one of the type that is computed in.
-        double: Compute in float64 copies of both networks, which tells rounding from mistakes; a model that takes another course in
-            float64 is compared in its own type (the report says which).
+        double: Compute in float64 copies of both networks, which tells rounding from mistakes. Where the dense model itself does not run
+            in float64 or takes another course there (parts that compute in a type of their own), the two are compared in the model's own
+            type, by that type's tolerance; the report says which.
 
     Returns:
         The report of the worst trial.
 
     Raises:
-        SurgeryError: The two differ, or the pruned network fails to run.
+        SurgeryError: The two differ, or the pruned network fails to run where the dense one runs.
         CaptureError: The dense model takes another course than when it was traced.
     """
     if not double:
-        return _check(pruned, masked, inputs, trials, seed, tolerance)
-    wide = masked.with_model(copy.deepcopy(masked.model).double())
-    try:
-        return _check(copy.deepcopy(pruned).double(), wide, in_double(inputs), trials, seed, tolerance)
-    except CaptureError as error:
-        # Some operators exist in one type only: then the run in the model's own type decides, and where that diverges too the error stands.
         try:
             return _check(pruned, masked, inputs, trials, seed, tolerance)
+        except _DenseFailsError as own:
+            raise CaptureError(f"the dense model does not run on the inputs of the check: {own}") from own
+    wide = masked.with_model(copied(masked.model).double())
+    try:
+        return _check(copied(pruned).double(), wide, in_double(inputs), trials, seed, tolerance)
+    except (CaptureError, _DenseFailsError) as error:
+        # Some operators exist in one type only, and some modules compute in one whatever the model's type: then the run in the model's own
+        # type decides, and where that diverges too the error stands.
+        try:
+            return _check(pruned, masked, inputs, trials, seed, tolerance)
+        except _DenseFailsError as own:
+            raise CaptureError(f"the dense model does not run on the inputs of the check: {own}") from own
         except CaptureError:
-            raise error from None
+            if isinstance(error, CaptureError):
+                raise error from None
+            raise
 
 
 def _check(pruned: nn.Module, masked: MaskedModel, inputs: Any, trials: int, seed: int, tolerance: float | None) -> EqualityReport:
@@ -198,7 +217,7 @@ def _check(pruned: nn.Module, masked: MaskedModel, inputs: Any, trials: int, see
         values = inputs if trial == 0 else random_inputs(inputs, seed + trial)
         try:
             report = compare(pruned, masked, values, tolerance=tolerance)
-        except CaptureError:
+        except (CaptureError, _DenseFailsError):
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise SurgeryError(f"the pruned network does not run: {error}") from error
