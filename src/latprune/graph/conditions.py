@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from operator import is_
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from latprune.errors import CaptureError, LatpruneError
 
-__all__ = ["check_repeatable", "capture_conditions", "forget_cached", "preserved_state"]
+__all__ = ["check_repeatable", "capture_conditions", "cut_unfolded", "folds_weights", "forget_cached", "preserved_state", "unfolded"]
 
 
 @contextmanager
@@ -75,7 +76,7 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     try:
         for module, _ in modes:
             module.training = False
-        with preserved_state(model), capture_conditions(), torch.random.fork_rng():
+        with unfolded(model), preserved_state(model), capture_conditions(), torch.random.fork_rng():
             runs = []
             for _ in range(2):
                 try:
@@ -112,9 +113,87 @@ def _close(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def forget_cached(model: nn.Module) -> None:
-    """Make modules drop what they cached in evaluation mode (such modules do so when they are set to train); the modes stay."""
-    modes = [(m, m.training) for m in model.modules()]
-    if any(type(m).train is not nn.Module.train for m, _ in modes):
-        model.train()
-        for m, training in modes:
-            m.training = training
+    """Make modules drop what they cached in evaluation mode (such modules do so when they are set to train); the modes stay.
+
+    A model that folds weights instead when its mode changes (LoRA merges its factors in evaluation mode) stays as it is, bit for bit.
+    """
+    if not _change_with_their_mode(model):
+        return
+    with ExitStack() as stack:
+        undo = stack.enter_context(ExitStack())
+        undo.enter_context(preserved_state(model))
+        changed = undo.enter_context(_preserved_values(model))
+        _set_to_train(model)
+        if not changed():
+            undo.pop_all()
+
+
+@contextmanager
+def unfolded(model: nn.Module) -> Iterator[None]:
+    """What modules cache or fold in evaluation mode is taken back for the while, the modes stay: the course that is recorded, followed and
+    cut is that of the parameters themselves. Afterwards the model is as it was, bit for bit.
+    """
+    if not _change_with_their_mode(model):
+        yield
+        return
+    with preserved_state(model), _preserved_values(model):
+        _set_to_train(model)
+        yield
+
+
+def folds_weights(model: nn.Module) -> bool:
+    """Whether parameters or buffers take other values when the model changes its mode (LoRA that merges its factors)."""
+    if not _change_with_their_mode(model):
+        return False
+    with preserved_state(model), _preserved_values(model) as changed:
+        _set_to_train(model)
+        return changed()
+
+
+@contextmanager
+def cut_unfolded(model: nn.Module) -> Iterator[None]:
+    """What modules cache or fold in evaluation mode is dropped before the model is changed, and folded again behind; the modes stay."""
+    if not _change_with_their_mode(model):
+        yield
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    _set_to_train(model)
+    yield
+    if not model.training:
+        model.eval()
+        for module, training in modes:
+            module.training = training
+
+
+def _change_with_their_mode(model: nn.Module) -> bool:
+    return any(type(module).train is not nn.Module.train for module in model.modules())
+
+
+def _set_to_train(model: nn.Module) -> None:
+    """``model.train()`` and the flags put back: what modules do at the change stays done."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, training in modes:
+        module.training = training
+
+
+@contextmanager
+def _preserved_values(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Parameters and buffers get their values back. Gives a function that says whether any differs from what it was."""
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
+    held = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def changed() -> bool:
+        return any(tensor.shape != value.shape or not _same_bits(tensor.detach(), value) for tensor, value in held)
+
+    try:
+        yield changed
+    finally:
+        with torch.no_grad():
+            for tensor, value in held:
+                if tensor.shape == value.shape and not _same_bits(tensor.detach(), value):
+                    tensor.data.copy_(value)
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return torch.equal(first, second) or bool(((first == second) | ((first != first) & (second != second))).all())

@@ -21,7 +21,7 @@ from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
-from latprune.graph.conditions import capture_conditions, check_repeatable, forget_cached, preserved_state
+from latprune.graph.conditions import capture_conditions, check_repeatable, forget_cached, preserved_state, unfolded
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.program_blocks import name_sizes
@@ -177,7 +177,6 @@ def record(model: nn.Module, example_inputs: ExampleInputs, within: str | None =
 
 def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None, *, computed: bool) -> Recording:
     watcher = CallWatcher()
-    forget_cached(model)
     recorder = Recorder(model, watcher, within, computed=computed)
     modes = [(m, m.training) for _, m in recorder.modules]
     try:
@@ -190,6 +189,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
             inputs.append(info)
         with ExitStack() as stack:
             stack.enter_context(capture_conditions())
+            stack.enter_context(unfolded(model))
             stack.enter_context(preserved_state(model))
             recorder.attribute_values = stack.enter_context(planted(recorder.modules, watcher.used))
             stack.enter_context(recorder.watch_modules())

@@ -10,7 +10,7 @@ from torch import nn
 
 from latprune.errors import CheckpointError
 from latprune.graph import ModelGraph, Selection
-from latprune.graph.conditions import forget_cached
+from latprune.graph.conditions import cut_unfolded
 from latprune.program.module import ProgramModule
 from latprune.surgery.edits import ArchitectureEdits, EditStep, ScaleEdit, TensorEdit
 from latprune.surgery.plan import plan_step
@@ -93,6 +93,11 @@ def _check(model: nn.Module, step: EditStep) -> None:
 
 
 def _apply(model: nn.Module, step: EditStep) -> None:
+    with cut_unfolded(model):
+        _carry_out(model, step)
+
+
+def _carry_out(model: nn.Module, step: EditStep) -> None:
     tensors = _tensors(model)
     places = _places(model)
     for scale in step.scales:
@@ -115,7 +120,6 @@ def _apply(model: nn.Module, step: EditStep) -> None:
             module.was[a.name] = value
         else:
             setattr(module, a.name, value)
-    forget_cached(model)
     if isinstance(model, ProgramModule):
         for branch in step.branches:
             model.remove_branch(branch.join, branch.operand, branch.skipped)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state, unfolded
 from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.types import Call, ChannelGroup, Selection
 from latprune.surgery.masked_follower import Follower, tensors_in
@@ -92,6 +92,8 @@ class MaskedModel:
         self._calls = graph.calls
         self._within = graph.plan.within
         self._kept = _kept_classes(graph, selection)
+        self.carriers = frozenset(member.tensor for group in graph.groups.values() for member in group.members)
+        """Names of the parameters and buffers that carry channels of a group."""
         self._removed = selection.removed_blocks
         joins = {block for call in graph.calls for block in call.joins}
         unknown = sorted(self._removed - joins)
@@ -214,9 +216,10 @@ def _kept_classes(graph: RecordedModel, selection: Selection) -> npt.NDArray[np.
 def _conditions(model: nn.Module) -> Iterator[None]:
     """The conditions under which the recorded run was made; afterwards the model is as it was, without what the run cached in it."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with capture_conditions(), preserved_state(model):
+        for module, _ in modes:
+            module.training = False
+        with capture_conditions(), unfolded(model), preserved_state(model):
             yield
     finally:
         for module, training in modes:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latprune.copying import copied
 from latprune.errors import CaptureError, LatpruneError, SurgeryError
+from latprune.graph.conditions import folds_weights
 from latprune.surgery.masked import MaskedModel
 from latprune.surgery.masked_follower import tensors_in
 
@@ -195,6 +196,10 @@ def check_equal(
             return _check(pruned, masked, inputs, trials, seed, tolerance)
         except _DenseFailsError as own:
             raise CaptureError(f"the dense model does not run on the inputs of the check: {own}") from own
+    held_in = next((parameter.dtype for parameter in masked.model.parameters() if parameter.is_floating_point()), torch.float32)
+    if tolerance is None and held_in in TOLERANCES and folds_weights(masked.model):
+        # Weights that were folded in the model's type are rounded by it, in whatever the check computes.
+        tolerance = TOLERANCES[held_in]
     wide = masked.with_model(copied(masked.model).double())
     try:
         return _check(copied(pruned).double(), wide, in_double(inputs), trials, seed, tolerance)
