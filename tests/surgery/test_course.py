@@ -145,12 +145,12 @@ class StatedMask(nn.Module):
 
     def __init__(self, stated: bool) -> None:
         super().__init__()
-        self.heads, self.stated = 4, stated
+        self.heads, self.stated = 2, stated
         self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, _ = x.shape
-        q, k, v = (layer(x).view(batch, length, -1, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(x).view(batch, length, -1, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
         mask = torch.zeros(1, self.heads if self.stated else 1, length, length)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return x + self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
