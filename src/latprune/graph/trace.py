@@ -19,6 +19,7 @@ import latprune.graph.rules_movement  # noqa: F401
 import latprune.graph.rules_views  # noqa: F401
 from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
+from latprune.graph.admission import check_kind
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
 from latprune.graph.conditions import capture_conditions, check_repeatable, forget_cached, preserved_state, unfolded
@@ -87,6 +88,7 @@ def trace(
         >>> graph = latprune.graph.trace(model, torch.randn(1, 3, 224, 224), keep=["fc"])
         >>> print(graph.describe())
     """
+    check_kind(model)
     if form not in FORMS:
         raise InvalidArgumentError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
     if within and (form == "program" or isinstance(model, ProgramModule)):

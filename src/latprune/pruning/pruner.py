@@ -12,6 +12,7 @@ from torch import nn
 from latprune.copying import copied
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
+from latprune.graph.admission import check_derived_weights, check_kind, check_state
 from latprune.graph.trace import FORMS
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_data
@@ -119,6 +120,10 @@ class Pruner:
             raise InvalidArgumentError(
                 f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
             )
+        check_kind(model)
+        check_state(model)
+        keep, blocks_keep = tuple(keep), tuple(blocks_keep)
+        check_derived_weights(model, keep)
         self.model = self._in_form(model, example_inputs, form)
         self.example_inputs = example_inputs
         self.seed = seed
@@ -137,7 +142,6 @@ class Pruner:
         _check_finite(model)
         if measure_latency or budgets[0].resource != "latency":
             get_engine(self.target.engine)  # a missing engine is told before anything is computed
-        keep, blocks_keep = tuple(keep), tuple(blocks_keep)
         with self.clock.timed("trace"):
             self.graph = trace(
                 self.model, example_inputs, keep=keep, blocks_keep=blocks_keep, min_widths=dict(min_widths or {}) or None, within=within
