@@ -74,7 +74,7 @@ def derived_weights(model: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
-            lists = module.parametrizations.values()  # type: ignore[operator,union-attr]
+            lists = module.parametrizations.values()
             found[path] = ", ".join(sorted({type(entry).__name__.lstrip("_") for parts in lists for entry in parts}))
             continue
         for hook in module._forward_pre_hooks.values():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +16,11 @@ from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.inputs import ModelInputs
+from latprune.quiet import quiet_exporters
 
 __all__ = ["OnnxNetwork", "export_onnx"]
 
 _CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU"})
-_LOGGERS = ("torch.onnx", "torch._dynamo", "torch.export", "onnxscript", "torch.fx.experimental.symbolic_shapes")
 _REASON = 400
 _REPEAT = re.compile(r"_\d+$")
 
@@ -138,7 +136,7 @@ def _export(model: nn.Module, inputs: ModelInputs, exporter: str, opset: int) ->
     plain = not inputs.kwargs and all(isinstance(arg, torch.Tensor) for arg in inputs.args)
     called = model if plain else _TensorCall(model, inputs).eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad(), _quiet():
+        with warnings.catch_warnings(), torch.no_grad(), quiet_exporters():
             warnings.simplefilter("ignore")
             if exporter == "torchscript":
                 # The exporter writes to any binary file, but is annotated for paths only.
@@ -184,25 +182,6 @@ def _export(model: nn.Module, inputs: ModelInputs, exporter: str, opset: int) ->
         inputs_of={node.name: tuple(name for name in _reads(node) if name not in initializers) for node in nodes},
         input_names=tuple(item.name for item in proto.graph.input if item.name not in initializers),
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters print whole graphs where they fail; the error that they raise says enough."""
-    # TorchScript's exporter turns this log on by itself, whatever was set, so the log's own function is taken away for the while.
-    native: Any = torch._C
-    log = native._jit_onnx_log
-    native._jit_onnx_log = lambda *_: None
-    held = {name: logging.getLogger(name).level for name in _LOGGERS}
-    for name in held:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        native._jit_onnx_log = log
-        for name, level in held.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def _reason(error: Exception) -> str:
