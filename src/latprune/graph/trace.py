@@ -31,6 +31,7 @@ from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
+from latprune.graph.training_only import kept_for_training
 from latprune.graph.uncomputed import ValueRead
 from latprune.program.module import ProgramModule
 
@@ -123,6 +124,8 @@ def _trace(
     if within is not None and not recording.call_counts.get(within):
         raise CaptureError(f"within (='{within}') is not called in a run on the example inputs")
     frozen = _recurrent(recording) | _kept(recording, keep, within)
+    if within is None and not isinstance(model, ProgramModule):
+        frozen |= kept_for_training(model, example_inputs, recording)
     before = None if within is not None or isinstance(model, ProgramModule) else snapshot(recording)
     branches = find_branches(recording, model if isinstance(model, ProgramModule) else None)
     settled = settle(recording, frozen)
