@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from latprune.copying import copied
-from latprune.errors import CaptureError
+from latprune.errors import CaptureError, SurgeryError
 from latprune.graph import Selection, trace
 from latprune.graph.conditions import folds_weights
 from latprune.surgery import check_equal, masked, prune
@@ -150,7 +150,7 @@ class StatedMask(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, _ = x.shape
-        q, k, v = (layer(x).view(batch, length, -1, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(x).view(batch, length, self.heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
         mask = torch.zeros(1, self.heads if self.stated else 1, length, length)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return x + self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
@@ -161,7 +161,37 @@ def test_a_mask_of_a_stated_number_of_heads_keeps_them(stated: bool) -> None:
     x = torch.randn(2, 5, 16)
     model = StatedMask(stated).eval()
     graph = trace(model, x)
-    assert bool(graph.groups) is not stated
+    assert any(name.endswith(":heads") for name in graph.groups) is not stated
+    pruned = copied(model)
+    prune(pruned, graph, halves(graph))
+    assert check_equal(pruned, masked(model, graph, halves(graph)), x).equal
+
+
+class Chunks(nn.Module):
+    """Gains for as many channels as come in, whose number the outputs state too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gain = torch.zeros(x.shape[1])
+        for k, _ in enumerate(self.convs):
+            gain[k * 8 : (k + 1) * 8] = 1.0 + k
+        return torch.cat([conv(x[:, k * 8 : (k + 1) * 8]) for k, conv in enumerate(self.convs)], 1) * gain.view(1, -1, 1, 1)
+
+
+def test_code_whose_sizes_cannot_be_followed_is_named_and_nothing_changes() -> None:
+    x = torch.randn(1, 3, 4, 4)
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), Chunks(), nn.Conv2d(16, 4, 1)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(SurgeryError, match=r"in module '1', a Chunks.*name it in keep"):
+        graph = trace(model, x)
+        pruned = copied(model)
+        prune(pruned, graph, halves(graph))
+        check_equal(pruned, masked(model, graph, halves(graph)), x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    graph = trace(model, x, keep=["1"])
     pruned = copied(model)
     prune(pruned, graph, halves(graph))
     assert check_equal(pruned, masked(model, graph, halves(graph)), x).equal

@@ -216,6 +216,23 @@ def check_equal(
             raise
 
 
+def _at_fault(model: nn.Module, error: BaseException) -> str:
+    """The innermost module whose own code the error passed through, and what to do; empty where it is none but PyTorch's."""
+    paths = {id(module): path for path, module in model.named_modules() if path and not type(module).__module__.startswith("torch.")}
+    found = ""
+    trace = error.__traceback__
+    while trace is not None:
+        found = paths.get(id(trace.tb_frame.f_locals.get("self")), found)
+        trace = trace.tb_next
+    if not found:
+        return ""
+    kind = type(model.get_submodule(found)).__name__
+    return (
+        f" (in module '{found}', a {kind}, whose code holds sizes that could not be followed: name it in keep to leave it and what it reads "
+        "whole)"
+    )
+
+
 def _check(pruned: nn.Module, masked: MaskedModel, inputs: Any, trials: int, seed: int, tolerance: float | None) -> EqualityReport:
     worst: EqualityReport | None = None
     for trial in range(max(trials, 1)):
@@ -225,7 +242,7 @@ def _check(pruned: nn.Module, masked: MaskedModel, inputs: Any, trials: int, see
         except (CaptureError, _DenseFailsError):
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise SurgeryError(f"the pruned network does not run: {error}") from error
+            raise SurgeryError(f"the pruned network does not run: {error}{_at_fault(pruned, error)}") from error
         if not report.equal:
             raise SurgeryError(f"the pruned network is not equal to the masked one: {report}")
         if worst is None or report.max_rel > worst.max_rel:
