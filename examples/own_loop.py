@@ -18,7 +18,6 @@ from latprune.zoo import ImageLoader, digits_resnet, digits_test, digits_train
 
 
 def train(model: nn.Module, batches: ImageLoader, epochs: int, learning_rate: float) -> None:
-    # Parameters are new objects after a cut, so the optimizer is built anew for each stage.
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(batches))
     model.train()
@@ -31,15 +30,18 @@ def train(model: nn.Module, batches: ImageLoader, epochs: int, learning_rate: fl
     model.eval()
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> latprune.Result:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", default="openvino")
     parser.add_argument("--budget", default="50%")
-    args = parser.parse_args()
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of the dense network")
+    parser.add_argument("--predict-only", action="store_true", help="measure nothing (for a counted budget)")
+    parser.add_argument("--output", default="pruned")
+    args = parser.parse_args(arguments)
     torch.manual_seed(0)
     batches, test = digits_train(), digits_test()
     model = digits_resnet()
-    train(model, batches, epochs=4, learning_rate=0.05)
+    train(model, batches, epochs=args.epochs, learning_rate=0.05)
     print(f"dense    accuracy {evaluate(model, test):.2%}")
 
     pruner = latprune.Pruner(
@@ -48,17 +50,20 @@ def main() -> None:
         budget=args.budget,
         method="sp_lamp",
         target=latprune.Target(engine=args.engine, threads=1, batch=1),
+        measure_latency=not args.predict_only,
         progress=print,
     )
     while not pruner.done:
         report = pruner.step()
+        pruner.recover(batches)  # accuracy back without training; the epoch that follows starts from there
         train(model, batches, epochs=1, learning_rate=0.02)
         print(f"stage {report.stage}  accuracy {evaluate(model, test):.2%}, {sum(p.numel() for p in model.parameters())} parameters")
-    dense, pruned = pruner.final_measurement()
+    result = pruner.result(name="digits, in a loop of its own")
     pruner.close()
-    print(f"dense  {dense.ms:.3f} ms, pruned {pruned.ms:.3f} ms")
-    if pruned.ratio is not None:
-        print(f"ratio  {pruned.ratio:.2%} [{pruned.ratio_low:.2%}, {pruned.ratio_high:.2%}], asked for {args.budget}")
+    print(result)
+    result.save(args.output)
+    result.report(f"{args.output}/report.html")
+    return result
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from latprune.errors import InvalidArgumentError, PluginError
-from latprune.registry import Registry
+from latprune.registry import Registry, offer
 
 
 def _registry(**options: object) -> Registry[object]:
@@ -157,6 +157,17 @@ def test_a_type_of_another_package_is_looked_for(monkeypatch: pytest.MonkeyPatch
     colours = _registry()
     _offer(monkeypatch, run_green=lambda: colours.register("green", "#0f0", config_type=Config))
     assert colours.of(FinerConfig()) == "#0f0"
+
+
+def test_what_the_package_itself_offers_needs_no_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = _offer(monkeypatch, green="#0f0", yellow="#ff0")
+    offer("latprune_tests.own", "leaf", "latprune_offered:green")
+    colours = Registry[object]("colour", group="latprune_tests.own")
+    assert colours.names() == ("leaf",)
+    with monkeypatch.context() as patch:
+        patch.delattr(metadata, "entry_points")
+        assert colours.get("leaf") == "#0f0"
+    assert imported == ["green"]
 
 
 def test_a_package_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

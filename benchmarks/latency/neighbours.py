@@ -1,7 +1,7 @@
 """Whether kernels cost something else where the block beside them is removed, and what counting it does to the error.
 
 Takes the measured networks of a model from a store, fits tables to two thirds of them and predicts the last third, three times over, with
-and without what `latprune.latency.neighbours` finds.
+and without what `latprune.latency.tabulating.neighbours` finds.
 
     python benchmarks/latency/neighbours.py --models resnet50 --engines openvino onnxruntime --store latency.sqlite
 """
@@ -18,8 +18,8 @@ from result_file import ResultFile
 
 from latprune.graph import trace
 from latprune.latency import Residual, Store, TableStats, Target, network_fingerprint, target_context
-from latprune.latency.fitting import fit_tables, predicted_and_measured
-from latprune.latency.repeats import with_repeats
+from latprune.latency.tabulating.fitting import fit_tables, predicted_and_measured
+from latprune.latency.tabulating.repeats import with_repeats
 
 STATS = TableStats(
     seconds=0.0, networks=0, measured_networks=0, engine_runs=0, kernels=0, surfaces=0, shared_entries=0, positions_differing=0

@@ -28,7 +28,7 @@ from torch import nn
 from latprune import trace
 from latprune.latency import DesignPoint
 from latprune.latency.engines.allocator import keep_freed_memory
-from latprune.latency.sampling import selection_for
+from latprune.latency.measuring.sampling import selection_for
 from latprune.surgery import prune
 
 SETTINGS = ("default", "kept", "environment")

@@ -48,8 +48,8 @@ from latprune.latency import (
     target_context,
     train_predictor,
 )
-from latprune.latency.repeats import with_repeats
-from latprune.latency.sampling import selection_for
+from latprune.latency.measuring.sampling import selection_for
+from latprune.latency.tabulating.repeats import with_repeats
 from latprune.methods import get_method
 from latprune.methods.base import StageContext
 from latprune.resources import TabulatedLatency

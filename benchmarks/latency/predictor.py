@@ -35,8 +35,8 @@ from latprune.latency import (
     train_predictor,
 )
 from latprune.latency.features import family_of, network_weights
-from latprune.latency.kernel_fit import timer_overhead
-from latprune.latency.repeats import with_repeats
+from latprune.latency.tabulating.kernel_fit import timer_overhead
+from latprune.latency.tabulating.repeats import with_repeats
 
 SHORT_MS = 0.002
 """Kernels below this are what a profile cannot tell apart; they are left out of shares by count, and are in those by time."""

@@ -21,7 +21,7 @@ from result_file import ResultFile
 
 from latprune import trace
 from latprune.latency import DesignPoint, Target, get_engine
-from latprune.latency.sampling import selection_for
+from latprune.latency.measuring.sampling import selection_for
 from latprune.surgery import prune
 
 SHARES = (1.0, 0.75, 0.5, 0.25)

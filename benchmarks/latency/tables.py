@@ -24,8 +24,8 @@ from result_file import ResultFile
 
 from latprune.graph import trace
 from latprune.latency import DesignPoint, Store, Target, available_engines, build_tables, get_engine, merge_stores
-from latprune.latency.protocol import warm_up
-from latprune.latency.sampling import selection_for
+from latprune.latency.measuring.protocol import warm_up
+from latprune.latency.measuring.sampling import selection_for
 from latprune.surgery import prune
 
 

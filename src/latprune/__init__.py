@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from latprune.registry import offer as _offer
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ _HOMES = {
     "latprune.pruning.verification": ("verify",),
     "latprune.train": ("Recipe", "evaluate", "finetune"),
 }
+# Tracing captures a program where one is asked for; programs are built on tracing.
+_offer("latprune.forms", "program", "latprune.program.form:FORM")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 

@@ -15,9 +15,19 @@ from latprune.errors import InvalidArgumentError, PluginError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["Registry"]
+__all__ = ["Registry", "offer"]
 
 T = TypeVar("T")
+
+_OWN: dict[str, dict[str, str]] = {}
+
+
+def offer(group: str, name: str, reference: str) -> None:
+    """An entry point of this package itself: ``name`` in ``group`` is ``reference`` (``module:attribute``), imported when asked for.
+
+    It lets a lower package reach a higher one that it must not import; the top of the package says which.
+    """
+    _OWN.setdefault(group, {})[name] = reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +180,8 @@ class Registry(Generic[T]):
             if name in self._entries:
                 return self._entries[name]
         if self._named:
-            offered = {point.name: point for point in self._entry_points()}
+            own = any(name in _OWN.get(self.group, {}) for name in names)
+            offered = {point.name: point for point in (self._own() if own else self._entry_points())}
             wanted = next((name for name in names if name in offered), None)
             if wanted is not None:
                 self._import(offered[wanted])
@@ -178,10 +189,15 @@ class Registry(Generic[T]):
             self._import_all()
         return next((self._entries[name] for name in names if name in self._entries), None)
 
+    def _own(self) -> list[EntryPoint]:
+        from importlib.metadata import EntryPoint
+
+        return [EntryPoint(name=name, value=value, group=self.group) for name, value in _OWN.get(self.group, {}).items()]
+
     def _entry_points(self) -> list[EntryPoint]:
         from importlib import metadata  # reads the metadata of every installed package: only where a name is not known
 
-        return sorted(metadata.entry_points(group=self.group), key=lambda point: (point.name, point.value))
+        return self._own() + sorted(metadata.entry_points(group=self.group), key=lambda point: (point.name, point.value))
 
     def _import_all(self) -> None:
         if self._imported:

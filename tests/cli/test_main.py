@@ -123,6 +123,6 @@ def test_python_dash_m_runs_it_too(module: str) -> None:
 
 def test_the_fewest_networks_that_help_texts_name_are_those_that_tables_need() -> None:
     from latprune.cli import measure
-    from latprune.latency import build
+    from latprune.latency.tabulating import build
 
     assert measure._LEAST == build._FIRST_FIT + build._BATCH < measure._IN_KIT < measure._MOST

@@ -6,7 +6,7 @@ import pytest
 
 from latprune.cli import build_parser, main
 from latprune.cli import time as command
-from latprune.latency.scenarios import SCENARIOS
+from latprune.latency.measuring.scenarios import SCENARIOS
 
 NETWORK = ["time", "--model", "latprune.zoo:cifar_resnet", "--model-arg", "depth=8", "--input", "1x3x32x32", "--engine", "torch"]
 QUICK = ["--max-seconds", "0.2"]

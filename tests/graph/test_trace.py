@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from latprune import zoo
 from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.graph import ModelGraph, Role, register_rule, trace
+from latprune.graph.conditions import preserved_modes
 from support.equivalence import assert_pruned_equals_masked, random_widths, randomise
 
 
@@ -332,7 +333,29 @@ def test_random_widths_stay_in_bounds() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         widths = random_widths(graph, rng)
-        graph.validate(widths)
+        assert all(1 <= widths[name] <= group.columns for name, group in graph.groups.items())
         assert graph.macs(widths) <= graph.macs(graph.dense_widths())
-    with pytest.raises(InvalidArgumentError, match="must be from 1"):
-        graph.validate({**graph.dense_widths(), "a": 0})
+
+
+class Merging(nn.Module):
+    """A layer that does more in ``train`` than to set its flag, as layers with merged adapters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Merging:
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_modes_come_back_module_by_module() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(), Merging())
+    model.train()
+    model[0].eval()
+    with pytest.raises(KeyError), preserved_modes(model):
+        model.eval()
+        assert model[2].merged
+        raise KeyError
+    assert [m.training for m in model.modules()] == [True, False, True, True]
+    assert not model[2].merged

@@ -12,6 +12,7 @@ from latprune.importance import (
     BNScaleConfig,
     CHIPConfig,
     CriterionContract,
+    DivergenceConfig,
     FPGMConfig,
     HessianConfig,
     HRankConfig,
@@ -48,6 +49,8 @@ from support.synthetic_residual import Graph, batches, residual
         CHIPConfig(),
         CHIPConfig(exact=True),
         RandomConfig(seed=3),
+        DivergenceConfig(examples=8),
+        DivergenceConfig(rank=TaylorConfig(), measure="error", examples=12),
     ],
     ids=repr,
 )

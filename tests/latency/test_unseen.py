@@ -10,16 +10,16 @@ from torch.nn import functional
 from latprune.errors import EngineError
 from latprune.graph import trace
 from latprune.latency import KernelTime, LatencyTables, Target, get_engine
-from latprune.latency.design import DesignPoint
 from latprune.latency.engines.inputs import prepare_inputs
 from latprune.latency.engines.onnx_graph import export_onnx
 from latprune.latency.features import LAYERS
-from latprune.latency.fitting import fit_tables
-from latprune.latency.matching import match_profile
-from latprune.latency.residual import Residual, TableStats
+from latprune.latency.measuring.design import DesignPoint
+from latprune.latency.measuring.matching import match_profile
+from latprune.latency.measuring.sampling import NetworkSampler
+from latprune.latency.measuring.unseen import price_unseen, unseen_layers
 from latprune.latency.samples import ContextInfo
-from latprune.latency.sampling import NetworkSampler
-from latprune.latency.unseen import price_unseen, unseen_layers
+from latprune.latency.tabulating.fitting import fit_tables
+from latprune.latency.tabulating.residual import Residual, TableStats
 from support.made_up_machine import axis, kernel
 
 WIDTHS = {"x": 8, "y": 4, "z": 24}

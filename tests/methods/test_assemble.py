@@ -1,12 +1,15 @@
 """The assembled problem must cost exactly what the graph says, for any widths and blocks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from latprune.graph import trace
 from latprune.importance import MagnitudeConfig, score
-from latprune.methods import StageContext, assemble
+from latprune.methods import Limit, StageContext, assemble
+from latprune.problem import Problem, ProductTerm
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.resources.terms import block_variable
 from latprune.zoo import cifar_resnet, dense_network, mobilenet_v2, vgg16
@@ -73,3 +76,31 @@ def test_channels_false_offers_no_widths():
     problem = assemble(context, limit=None, channels=False)
     assert all(len(v.choices) == 1 for v in problem.variables if v.kind == "width")
     assert sum(v.kind == "block" for v in problem.variables) == len(context.removable)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_several_resources_count_what_the_graph_counts(name):
+    context = context_of(name, "flops")
+    context = replace(context, limits=(Limit(resource=Parameters(context.graph), value=1e9),))
+    problem = assemble(context, limit=1e12)
+    assert [r.name for r in problem.costs] == ["flops", "params"] and [r.limit for r in problem.costs] == [1e12, 1e9]
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        widths = {g: int(rng.choice(options)) for g, options in context.choices.items()}
+        removed = [b for b in context.removable if rng.random() < 0.3]
+        found = problem.evaluate({**widths, **{block_variable(b): int(b not in removed) for b in context.removable}}).costs
+        assert found["flops"] == pytest.approx(context.graph.macs(widths, removed), rel=1e-9)
+        assert found["params"] == pytest.approx(context.graph.parameters(widths, removed), rel=1e-9)
+
+
+@pytest.mark.parametrize("resource", ["flops", "params"])
+def test_counted_problem_over_every_width_holds_products_and_survives_its_file(resource):
+    context = context_of("option A", resource)
+    context = replace(context, choices={g.name: tuple(range(1, g.columns + 1)) for g in context.graph.groups.values()})
+    problem = assemble(context, limit=None)
+    assert any(isinstance(term, ProductTerm) for term in problem.costs[0].terms)
+    again = Problem.from_json(problem.to_json())
+    rng = np.random.default_rng(2)
+    rows = rng.integers(0, [len(v.choices) for v in problem.variables], size=(50, len(problem.variables)))
+    assert np.array_equal(problem.evaluate_many(rows).costs[resource], again.evaluate_many(rows).costs[resource])
+    assert again.to_json() == problem.to_json()

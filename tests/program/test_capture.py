@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import latprune
 from latprune.errors import CaptureError, InvalidArgumentError, SurgeryError
-from latprune.graph import trace
+from latprune.graph import Selection, trace
 from latprune.program import ProgramModule, capture
 from latprune.surgery import prune
 from support.programs import ConvNet, SeveralInputs
@@ -236,7 +236,7 @@ def test_arguments_are_checked() -> None:
         trace(model, x, form="program", within="branch")
     graph = trace(model, x, form="program")
     with pytest.raises(SurgeryError, match="prune graph.program"):
-        prune(model, graph, graph.full_selection())
+        prune(model, graph, Selection(kept={}))
 
 
 def test_code_reads_like_a_listing() -> None:

@@ -1,4 +1,4 @@
-"""The law of training masks: in evaluation mode a network under a mask computes what the masked executor and the cut network compute."""
+"""The law of training masks: a network under a mask computes what the masked executor and the cut network compute, gradients included."""
 
 from __future__ import annotations
 
@@ -46,7 +46,23 @@ def check(model: nn.Module, graph: ModelGraph, seed: int, *, straight_through: b
             assert mine.shape == small.shape and float((mine - small).abs().max()) <= 1e-9 * scale
     mask.set(None)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    check_gradients(model, cut, graph, mask, selection)
     return mask
+
+
+def check_gradients(model: nn.Module, cut: nn.Module, graph: ModelGraph, mask: TrainingMask, selection: Selection) -> None:
+    """In training mode too the outputs are the cut network's, and so are the gradients of what is kept; the model is cut for that."""
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64) if graph.program is None else torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    mask.set(selection)
+    for network in (model.train(), cut.train()):
+        torch.stack([out.square().sum() for out in tensors_in(network(x))]).sum().backward()
+    mask.set(None)
+    assert not prune(model, graph, selection).steps[0].scales
+    for name, parameter in cut.named_parameters():
+        mine, theirs = model.get_parameter(name).grad, parameter.grad
+        assert (mine is None) is (theirs is None)
+        if mine is not None and theirs is not None:
+            assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-7 * (1.0 + float(theirs.abs().max()))), name
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=_checks)
@@ -64,7 +80,8 @@ def test_network_under_a_mask_equals_the_executor_and_the_cut_network(recipe: Re
 def test_program_under_a_mask_equals_the_executor_and_the_cut_program(recipe: Recipe, seed: int) -> None:
     torch.manual_seed(seed)
     program = capture(randomise(build(recipe), seed), torch.randn(2, 3, 8, 8, dtype=torch.float64))
-    check(program.eval(), trace(program, torch.randn(2, 3, 8, 8, dtype=torch.float64)), seed, straight_through=True)
+    graph = trace(program, torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    assert not check(program.eval(), graph, seed, straight_through=True).unmaskable
 
 
 @pytest.mark.slow

@@ -241,7 +241,7 @@ def test_tables_of_other_conditions_or_networks_are_refused(tables):
 
 def test_tables_bring_their_target_and_may_vary_what_is_kept(tables):
     pruner = latprune.Pruner(network(), X, budget="60%", method=BY_MAGNITUDE, tables=tables, keep=["conv1"])
-    assert pruner.target == TARGET and len(pruner.dense_graph.groups) < len(tables.widths)
+    assert pruner.target == TARGET and len(pruner.graph.groups) < len(tables.widths)
     report = pruner.step()
     pruner.close()
     assert report.measured is not None and report.measured.ratio <= 0.6 and "conv1" not in report.widths

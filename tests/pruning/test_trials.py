@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from latprune import trials
 from latprune.latency import Measurement, Target
+from latprune.pruning import trials
 from latprune.pruning.budget import Budget
 from latprune.pruning.trials import Trials
 

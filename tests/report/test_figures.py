@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.problem import Solution
 from latprune.report import (
     TradeOffPoint,
     compute_frontier,
@@ -16,6 +17,8 @@ from latprune.report import (
     save_figure,
 )
 from latprune.report.data import compute_widths
+from latprune.solve import Frontier, FrontierPoint, solve_frontier
+from support.problems import medium_problem
 from support.sample_record import sample_dict, sample_record
 
 
@@ -35,13 +38,24 @@ def test_a_frontier_is_read_in_order_and_unsolved_limits_are_left_out() -> None:
         {"limit": 1.0, "status": "infeasible", "gain": None, "costs": None},
         {"limit": 2.0, "status": "feasible", "gain": 1.0, "costs": {"latency": 1.8}},
     ]
-    points = compute_frontier({"format": "latprune/frontier", "version": 1, "resource": "latency", "solutions": solutions})
-    assert [(point.limit, point.cost, point.gain, point.optimal) for point in points] == [(2.0, 1.8, 1.0, False), (3.0, 2.9, 2.0, True)]
+    curve = compute_frontier({"format": "latprune/frontier", "version": 1, "resource": "latency", "solutions": solutions}, unit="ms")
+    assert (curve.limits, curve.costs, curve.gains, curve.optimal) == ((2.0, 3.0), (1.8, 2.9), (1.0, 2.0), (False, True))
     axes = new_figure(3, 3).subplots()
-    plot_frontier(points, axes)
+    plot_frontier(curve, axes)
     assert list(axes.lines[0].get_xdata()) == [1.8, 2.9]
+    assert [dots.get_offsets().tolist() for dots in axes.collections] == [[[2.9, 2.0]], [[1.8, 1.0]]]  # type: ignore[union-attr]
+    assert axes.get_xlabel() == "latency, ms"
     with pytest.raises(FileFormatError, match="not a frontier"):
         compute_frontier({"format": "latprune/problem"})
+
+
+def test_a_solved_frontier_is_drawn_and_an_empty_one_refused() -> None:
+    found = solve_frontier(medium_problem(0), "latency", points=6)
+    curve = compute_frontier(found.to_dict(), unit=found.unit)
+    assert curve.gains == tuple(point.solution.gain for point in found.points)
+    empty = Frontier(resource="r", unit="", points=(FrontierPoint(limit=1.0, solution=Solution(solver="exact", status="limit")),))
+    with pytest.raises(InvalidArgumentError, match="nothing to draw"):
+        plot_frontier(compute_frontier(empty.to_dict()), new_figure(3, 3).subplots())
 
 
 def test_the_trade_off_is_drawn_in_percent() -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from latprune.errors import FileFormatError
 from latprune.latency import LatencyTables, Residual, TableStats, design_points
-from latprune.latency.figures import telling_kernels
-from latprune.latency.fitting import fit_tables, predicted_and_measured
+from latprune.latency.tabulating.figures import telling_kernels
+from latprune.latency.tabulating.fitting import fit_tables, predicted_and_measured
 from latprune.pruning.record import _tables
 from latprune.report import html_page
 from latprune.report.data import compute_predictions

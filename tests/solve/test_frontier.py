@@ -8,7 +8,7 @@ import pytest
 
 from latprune.errors import InvalidArgumentError
 from latprune.problem import Problem, Resource, Solution
-from latprune.solve import Exact, Frontier, FrontierInterrupted, FrontierPoint, Highs, hull, plot_frontier, solve, solve_frontier
+from latprune.solve import Exact, FrontierInterrupted, Highs, hull, solve, solve_frontier
 from latprune.solve.base import Control
 from latprune.solve.floor import lowest_use
 from support.problems import all_indices, medium_problem, random_problem
@@ -126,15 +126,3 @@ def test_time_limit_and_interruption() -> None:
 def test_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         solve_frontier(medium_problem(0), **{"resource": "latency", **arguments})
-
-
-def test_picture_shows_the_answers(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    frontier = solve_frontier(medium_problem(0), "latency", points=6)
-    figure = plot_frontier(frontier, tmp_path / "f.svg")
-    drawn = figure.axes[0].lines[0].get_xydata()
-    assert np.allclose(drawn[:, 1], [p.solution.gain for p in frontier.points])
-    assert (tmp_path / "f.svg").read_text().startswith("<?xml")
-    empty = Frontier(resource="r", unit="", points=(FrontierPoint(limit=1.0, solution=Solution(solver="exact", status="limit")),))
-    with pytest.raises(InvalidArgumentError, match="nothing to draw"):
-        plot_frontier(empty)

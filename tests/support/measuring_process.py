@@ -20,7 +20,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from latprune.errors import LatpruneError
-from latprune.latency import DesignPoint, LatencyTables, NetworkSample, Store, Target, build, network_fingerprint
+from latprune.latency import DesignPoint, LatencyTables, NetworkSample, Store, Target, network_fingerprint
+from latprune.latency.tabulating import build
 from support.made_up_machine import BLOCKS, GROUPS, KERNELS, WIDTHS, MadeUpMachine
 
 GRAPH: Any = SimpleNamespace(kernels=KERNELS, groups=GROUPS, blocks=BLOCKS)

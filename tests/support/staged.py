@@ -67,7 +67,7 @@ def assert_same_network(one: nn.Module, other: nn.Module, *, rescaled: frozenset
 def assert_staged_equals_once(
     model: nn.Module, graph: ModelGraph, selections: list[Selection], *, fresh: nn.Module | None = None
 ) -> nn.Module:
-    """Cut a copy along the selections and another to the last at once; they are equal, and so is ``fresh`` after the replay of all edits."""
+    """Cut a copy along the selections and another to the last at once: they are equal. So is ``fresh`` after the replay of all edits."""
     staged, once = copy.deepcopy(model), copy.deepcopy(model)
     edits = ArchitectureEdits()
     since = None

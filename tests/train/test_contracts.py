@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError, LatpruneError
-from latprune.importance import TaylorConfig, cross_entropy_loss, score
 from latprune.graph import trace
+from latprune.importance import TaylorConfig, cross_entropy_loss, score
 from latprune.train import Recipe, evaluate, finetune
 from latprune.train.contracts import as_tensors, calling, check_accuracy, check_loss_value, check_targets, described, numbered
 

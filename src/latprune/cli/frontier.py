@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latprune.solve import Frontier
 
 __all__ = ["add_parser", "run"]
 
@@ -42,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
     from latprune.cli.solve import EXIT_CODES, INTERRUPTED, chosen_solver, write_output
     from latprune.problem import Problem
-    from latprune.solve import Frontier, FrontierInterrupted, plot_frontier, solve_frontier
+    from latprune.solve import Frontier, FrontierInterrupted, solve_frontier
 
     solver = chosen_solver(args)
     problem = Problem.read(args.problem)
@@ -64,11 +68,20 @@ def run(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{statuses.count(s)} {s}" for s in EXIT_CODES if s in statuses)
     print(f"{len(statuses)} limits: {counts}", file=sys.stderr if args.output is None else sys.stdout)
     if args.plot is not None:
-        plot_frontier(found, args.plot)
+        _plot(found, args.plot)
     if interrupted:
         return INTERRUPTED
     codes = {EXIT_CODES[s] for s in statuses}
     return 0 if 0 in codes else min(codes)
+
+
+def _plot(frontier: Frontier, path: str) -> None:
+    """Draw the frontier into a file."""
+    from latprune.report import compute_frontier, new_figure, plot_frontier, save_figure
+
+    figure = new_figure(6.4, 4.0)
+    plot_frontier(compute_frontier(frontier.to_dict(), unit=frontier.unit), figure.subplots())
+    save_figure(figure, path)
 
 
 def _progress() -> Callable[[int, int], None] | None:

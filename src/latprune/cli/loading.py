@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from latprune.export.record import ResultRecord
     from latprune.latency.samples import ContextInfo
-    from latprune.latency.store import Store
-    from latprune.latency.tables import LatencyTables
+    from latprune.latency.storing.store import Store
+    from latprune.latency.tabulating.tables import LatencyTables
     from latprune.latency.target import Target
 
     ExampleInputs = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
@@ -237,7 +237,7 @@ def load_tables(path: str) -> LatencyTables:
         FileFormatError: The file cannot be read, or holds no tables.
     """
     from latprune.errors import FileFormatError
-    from latprune.latency.tables import LatencyTables
+    from latprune.latency.tabulating.tables import LatencyTables
 
     try:
         data = json.loads(Path(path).read_text())

@@ -77,6 +77,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data.add_argument("--test-data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for accuracy")
     data.add_argument("--data-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of both; may be repeated")
     data.add_argument("--importance-batches", type=int, default=16, help="batches to score with; 0 takes all (default: %(default)s)")
+    data.add_argument(
+        "--recover",
+        metavar="STRATEGY",
+        help="recovery without training after each cut: refit (default where there is --data), map, shift, norms, fold, distil, or none",
+    )
+    data.add_argument("--recovery-images", type=int, default=2048, help="inputs to recover with, without labels (default: %(default)s)")
     data.add_argument("--recipe", help="fine-tuning recipe by name, for instance sp-lamp-cifar10")
     data.add_argument("--epochs", type=int, help="epochs of fine-tuning after each stage (needs --data); none by default")
     data.add_argument("--stage-epochs", type=int, help="epochs after every stage but the last (default: as after the last)")
@@ -134,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
         target=target,
         method=method,
         data=batches,
+        recover=True if args.recover is None else False if args.recover == "none" else args.recover,
+        recovery_images=args.recovery_images,
         fit=_fit(args, batches, evaluate),
         evaluate=evaluate,
         importance_batches=args.importance_batches or None,

@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from latprune.cli.loading import conditions, existing_store, output_file
     from latprune.latency import Store, export_samples
-    from latprune.latency.exchange import add_samples, read_samples, read_store
     from latprune.latency.samples import SWEEP
+    from latprune.latency.storing.exchange import add_samples, read_samples, read_store
 
     if args.action in ("import", "merge"):
         # All is read before the store is touched, or made: a file that cannot be read must not leave half of the others in it.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
 
 if TYPE_CHECKING:
-    from latprune.latency.scenarios import Scenario, Timing
+    from latprune.latency.measuring.scenarios import Scenario, Timing
 
 __all__ = ["add_parser", "run"]
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from latprune.cli.loading import example_inputs, load_model, target_from
-    from latprune.latency.scenarios import time_network
+    from latprune.latency.measuring.scenarios import time_network
 
     scenario, target = _scenario(args), target_from(args)
     model = load_model(args.model, args.model_arg, args.weights)
@@ -67,7 +67,7 @@ def _scenario(args: argparse.Namespace) -> Scenario:
     from dataclasses import fields
 
     from latprune.errors import InvalidArgumentError
-    from latprune.latency.scenarios import SCENARIOS
+    from latprune.latency.measuring.scenarios import SCENARIOS
 
     kind = SCENARIOS[args.scenario]
     known = {field.name for field in fields(kind)}

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError, MissingExtraError
 from latprune.export.signature import FlatCall, Inputs, call, inputs_as_numpy, is_plain, named_inputs
+from latprune.graph.conditions import preserved_modes
 from latprune.quiet import quiet_exporters
 from latprune.storage import write_atomic
 
@@ -85,9 +86,8 @@ def export_onnx(
         raise MissingExtraError("onnx", "onnx")
     started = time.perf_counter()
     failures: list[str] = []
-    training = model.training
-    model.eval()
-    try:
+    with preserved_modes(model):
+        model.eval()
         for exporter, convert in (("torchscript", _torchscript), ("dynamo", _dynamo)):
             try:
                 data = convert(model, example_inputs, opset, dynamic_batch)
@@ -108,8 +108,6 @@ def export_onnx(
                 errors=errors,
                 seconds=time.perf_counter() - started,
             )
-    finally:
-        model.train(training)
     raise EngineError(f"the model cannot be exported to ONNX ({'; '.join(failures)})")
 
 
@@ -124,12 +122,8 @@ def check_onnx(
     Raises:
         EngineError: A runtime cannot run the file, or an output differs by more than ``tolerance``.
     """
-    training = model.training
-    model.eval()
-    try:
-        return _check(Path(path).read_bytes(), model, example_inputs, dynamic_batch, tolerance)
-    finally:
-        model.train(training)
+    with preserved_modes(model):
+        return _check(Path(path).read_bytes(), model.eval(), example_inputs, dynamic_batch, tolerance)
 
 
 def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic_batch: bool, tolerance: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from latprune.errors import EngineError
 from latprune.export.signature import Inputs, call
+from latprune.graph.conditions import preserved_modes
 from latprune.storage import write_atomic
 
 __all__ = ["export_program"]
@@ -35,9 +36,8 @@ def export_program(model: nn.Module, example_inputs: Inputs, path: str | Path, *
     positional: tuple[torch.Tensor, ...] = ()
     if not isinstance(example_inputs, Mapping):
         positional = (example_inputs,) if isinstance(example_inputs, torch.Tensor) else tuple(example_inputs)
-    training = model.training
-    model.eval()
-    try:
+    with preserved_modes(model):
+        model.eval()
         expected = call(model, example_inputs)
         try:
             program = torch.export.export(model, positional, kwargs=keywords)
@@ -45,8 +45,6 @@ def export_program(model: nn.Module, example_inputs: Inputs, path: str | Path, *
             reason = (str(error).strip().splitlines() or [""])[0]
             raise EngineError(f"torch.export cannot capture the model: {type(error).__name__}: {reason}") from error
         found = call(program.module(), example_inputs)
-    finally:
-        model.train(training)
     for index, (a, b) in enumerate(zip(expected, found, strict=True)):
         difference = float((a.double() - b.double()).abs().max()) if a.numel() else 0.0
         if not difference <= tolerance * max(1.0, float(a.abs().max()) if a.numel() else 0.0):

@@ -12,10 +12,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from latprune.errors import FileFormatError
 from latprune.export.verdict import Verdict, verdict
+from latprune.file_model import FileModel
 
 __all__ = [
     "RECORD_FORMAT",
@@ -45,12 +46,6 @@ RECORD_FORMAT: Literal["latprune/result"] = "latprune/result"
 RECORD_VERSION: Literal[1] = 1
 
 
-class _Record(BaseModel):
-    """Frozen, closed (an unknown key is an error), finite numbers only."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
 def _mapping(value: Any) -> Any:
     """Take objects of the library (``Target``, ``Budget``, ``Measurement``) through their own ``to_dict``."""
     return value.to_dict() if hasattr(value, "to_dict") and not isinstance(value, (dict, BaseModel)) else value
@@ -60,7 +55,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Milliseconds = Annotated[float, Field(ge=0.0)]
 
 
-class InputRecord(_Record):
+class InputRecord(FileModel):
     """One example input. ``name`` is set where the model takes it as a keyword."""
 
     shape: tuple[Annotated[int, Field(ge=0)], ...]
@@ -68,7 +63,7 @@ class InputRecord(_Record):
     name: str | None = None
 
 
-class ModelRecord(_Record):
+class ModelRecord(FileModel):
     """What was pruned.
 
     Attributes:
@@ -86,14 +81,14 @@ class ModelRecord(_Record):
     tensors: dict[str, tuple[int, ...]] = Field(default_factory=dict)
 
 
-class MethodRecord(_Record):
+class MethodRecord(FileModel):
     """Pruning method and the options it ran with (JSON values)."""
 
     name: str
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class TargetRecord(_Record):
+class TargetRecord(FileModel):
     """The engine and the conditions of all measurements."""
 
     engine: str
@@ -107,7 +102,7 @@ class TargetRecord(_Record):
         return f"{self.engine} on {self.device}, {self.threads} thread{'s' * (self.threads > 1)}, batch {self.batch}, {self.precision}"
 
 
-class BudgetRecord(_Record):
+class BudgetRecord(FileModel):
     """The budget as written and the limit it came to, in the resource's own unit (ms, multiply-adds, parameters)."""
 
     text: str
@@ -117,7 +112,7 @@ class BudgetRecord(_Record):
     limit: float | None = Field(default=None, gt=0)
 
 
-class StepRecord(_Record):
+class StepRecord(FileModel):
     """The network after one stage of several: the stage's limit, the widths of all groups, and the blocks that went in it."""
 
     stage: int = Field(ge=1)
@@ -126,7 +121,7 @@ class StepRecord(_Record):
     removed_blocks: tuple[str, ...] = ()
 
 
-class LatencyRecord(_Record):
+class LatencyRecord(FileModel):
     """A measured latency: the fields of :class:`latprune.latency.Measurement`.
 
     Attributes:
@@ -172,7 +167,7 @@ class LatencyRecord(_Record):
         return self
 
 
-class NetworkRecord(_Record):
+class NetworkRecord(FileModel):
     """One network: the dense one or the pruned one."""
 
     parameters: int = Field(ge=0)
@@ -181,7 +176,7 @@ class NetworkRecord(_Record):
     accuracy: Fraction | None = None
 
 
-class AccuracyRecord(_Record):
+class AccuracyRecord(FileModel):
     """Accuracy at one moment of the run: ``stage`` names it (``dense``, ``pruned``, ``fine-tuned``), ``epoch`` where there is one."""
 
     stage: str
@@ -189,14 +184,14 @@ class AccuracyRecord(_Record):
     epoch: float | None = None
 
 
-class StageRecord(_Record):
+class StageRecord(FileModel):
     """Seconds of one stage of the run (``trace``, ``measure``, ``score``, ``solve``, ``surgery``, ``fine-tune``, ``verify``)."""
 
     name: str
     seconds: float = Field(ge=0)
 
 
-class GroupRecord(_Record):
+class GroupRecord(FileModel):
     """A channel group's width (units per row) before and after. ``blocks``: removable blocks around all its layers, outermost first."""
 
     name: str
@@ -213,7 +208,7 @@ class GroupRecord(_Record):
         return self
 
 
-class CorrectionRecord(_Record):
+class CorrectionRecord(FileModel):
     """One round of measure and correct: what was predicted, what was measured, and the limit that the problem was solved for."""
 
     iteration: int = Field(ge=0)
@@ -222,7 +217,7 @@ class CorrectionRecord(_Record):
     limit_ms: Milliseconds
 
 
-class StaircaseRecord(_Record):
+class StaircaseRecord(FileModel):
     """A kernel's time over the size of one axis, the others dense.
 
     Attributes:
@@ -250,7 +245,7 @@ class StaircaseRecord(_Record):
         return self
 
 
-class PairMapRecord(_Record):
+class PairMapRecord(FileModel):
     """A kernel's time over its input sizes ``rows`` and its output sizes ``columns``; ``kept`` is the delivered pair."""
 
     kernel: str
@@ -266,7 +261,7 @@ class PairMapRecord(_Record):
         return self
 
 
-class TablesRecord(_Record):
+class TablesRecord(FileModel):
     """The latency tables behind a result.
 
     Attributes:
@@ -292,14 +287,14 @@ class TablesRecord(_Record):
         return self
 
 
-class EqualityRecord(_Record):
+class EqualityRecord(FileModel):
     """The run-time check that the pruned network equals the masked one."""
 
     max_abs_error: float = Field(ge=0)
     max_rel_error: float = Field(ge=0)
 
 
-class VerificationRecord(_Record):
+class VerificationRecord(FileModel):
     """A later measurement of the saved result in a process of its own (``latprune verify``)."""
 
     created: str
@@ -310,7 +305,7 @@ class VerificationRecord(_Record):
     met: bool
 
 
-class ProvenanceRecord(_Record):
+class ProvenanceRecord(FileModel):
     """Where the result comes from. ``versions``: package -> version. ``weights_sha256`` is set when the result is saved."""
 
     created: str
@@ -322,7 +317,7 @@ class ProvenanceRecord(_Record):
     weights_sha256: str | None = None
 
 
-class ResultRecord(_Record):
+class ResultRecord(FileModel):
     """Everything a pruning run found out.
 
     Attributes:

@@ -1,10 +1,12 @@
 """Tracing: channel groups, kernels, removable blocks and reasons, from one recorded run of a model."""
 
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.conditions import capture_conditions, preserved_state
+from latprune.graph.example_inputs import ExampleInputs, call_with
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.rules import Step, register_rule
 from latprune.graph.surgery_plan import SurgeryPlan
-from latprune.graph.trace import ExampleInputs, call_with, trace
+from latprune.graph.trace import trace
 from latprune.graph.types import (
     Block,
     Call,
@@ -21,6 +23,7 @@ from latprune.graph.types import (
 __all__ = [
     "Block",
     "Call",
+    "CapturedNetwork",
     "ChannelGroup",
     "ExampleInputs",
     "Kernel",

@@ -6,11 +6,10 @@ weights and a nonlinearity or an attention; the other (the shortcut) at most one
 
 from __future__ import annotations
 
-from latprune.graph.program_blocks import cut_branch
-from latprune.graph.realise import Branch, realise, short_name
+from latprune.graph.captured import CapturedNetwork
+from latprune.graph.realise import Branch, nonnegative, realise, short_name
 from latprune.graph.recording import Info, Node, Recording
-from latprune.graph.surgery_plan import ModuleReplacement
-from latprune.program.module import ProgramModule
+from latprune.graph.surgery_plan import BranchCut, ModuleReplacement
 
 __all__ = ["find_branches"]
 
@@ -71,7 +70,7 @@ def _nonlinear(nodes: list[Node], at: frozenset[int]) -> bool:
     return any((k := nodes[n].kernel) is not None and k.kind in ("activation", "attention", "softmax") for n in at)
 
 
-def find_branches(recording: Recording, program: ProgramModule | None = None) -> list[Branch]:
+def find_branches(recording: Recording, program: CapturedNetwork | None = None) -> list[Branch]:
     """All residual branches of a recording, in order of their joins; ``program`` where that is what was recorded."""
     nodes = recording.nodes
     flow = _Flow(nodes)
@@ -96,7 +95,7 @@ def find_branches(recording: Recording, program: ProgramModule | None = None) ->
         if any(info.node in branch.nodes for info in recording.outputs):
             continue
         if program is not None:
-            cut_branch(branch, recording, consumers, program)
+            _cut(branch, recording, consumers, program)
         else:
             realise(branch, recording, consumers, alive)
         name = branch.removal.module if isinstance(branch.removal, ModuleReplacement) else node.module
@@ -107,6 +106,28 @@ def find_branches(recording: Recording, program: ProgramModule | None = None) ->
         around = [o for o in branches if o is not branch and branch.join in o.nodes]
         branch.parents = tuple(o.name for o in sorted(around, key=lambda o: len(o.nodes), reverse=True))
     return branches
+
+
+def _cut(branch: Branch, recording: Recording, consumers: dict[int, list[int]], program: CapturedNetwork) -> None:
+    """Say how the branch is cut from a captured network: the sum's other operand takes its place, and what nothing reads any more goes.
+
+    Every branch can be, but for a scaled sum whose shortcut would keep the scale.
+    """
+    nodes = recording.nodes
+    join = nodes[branch.join]
+    if program.scales_shortcut(join.step, branch.operand):
+        branch.reason = f"the sum in '{join.module}' scales its shortcut"
+        return
+    skipped: list[int] = []
+    after = consumers.get(branch.join, [])
+    source = join.inputs[1 - branch.operand]
+    while len(after) == 1 and short_name(nodes[after[0]]) == "relu" and nonnegative(source, nodes):
+        # A ReLU of what has no negative values does nothing.
+        skipped.append(nodes[after[0]].step)
+        branch.dropped_tail |= {after[0]}
+        after = consumers.get(after[0], [])
+    tensors = program.lost_tensors(join.step, branch.operand, skipped)
+    branch.removal = BranchCut(join=join.step, operand=branch.operand, skipped=tuple(skipped), tensors=tensors)
 
 
 def _reaching_outputs(recording: Recording, flow: _Flow) -> set[int]:

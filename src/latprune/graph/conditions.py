@@ -15,7 +15,16 @@ from torch.nn.parameter import is_lazy
 
 from latprune.errors import CaptureError, LatpruneError
 
-__all__ = ["check_repeatable", "capture_conditions", "cut_unfolded", "folds_weights", "forget_cached", "preserved_state", "unfolded"]
+__all__ = [
+    "capture_conditions",
+    "check_repeatable",
+    "cut_unfolded",
+    "folds_weights",
+    "forget_cached",
+    "preserved_modes",
+    "preserved_state",
+    "unfolded",
+]
 
 
 @contextmanager
@@ -61,6 +70,23 @@ def preserved_state(model: nn.Module) -> Iterator[None]:
                     values[name] = value
 
 
+@contextmanager
+def preserved_modes(model: nn.Module) -> Iterator[None]:
+    """Give each module its own training mode back.
+
+    A module that does more in ``train`` than to set its flag (merged adapters) is told first, as the whole model is put back.
+    """
+    modes = [(m, m.training) for m in model.modules()]
+    training = model.training
+    try:
+        yield
+    finally:
+        if model.training != training and any(type(m).train is not nn.Module.train for m, _ in modes):
+            model.train(training)
+        for m, mode in modes:
+            m.training = mode
+
+
 def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     """Run ``model`` twice in evaluation mode on the same inputs; nothing stays of the runs, random generators included.
 
@@ -68,8 +94,8 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
         CaptureError: The model does not run, or its outputs differ from run to run: nothing that is traced, measured or compared of such a
             model would mean anything.
     """
+    from latprune.graph.example_inputs import call_with
     from latprune.graph.tensors import flatten_tensors
-    from latprune.graph.trace import call_with
 
     modes = [(module, module.training) for module in model.modules()]
     numbers = random.getstate(), np.random.get_state()

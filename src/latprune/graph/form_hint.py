@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from latprune.graph.captured import captured_form
 from latprune.graph.grouping import Grouping
 from latprune.graph.labels import CodeReason, LabelSpace
 from latprune.graph.provenance import Uses
@@ -27,7 +28,7 @@ PRUNE, REMOVE = "; form='program' can prune it", "; form='program' can remove it
 def snapshot(recording: Recording) -> Recording:
     """The recording as it is before it is settled, which adds facts to it."""
     space = copy.copy(recording.space)
-    for name in ("ranges", "pairs", "bundles", "products", "grids", "merges", "frozen", "still"):
+    for name in ("ranges", "pairs", "bundles", "grids", "merges", "frozen", "still"):
         setattr(space, name, list(getattr(space, name)))
     return replace(recording, space=space, equations=list(recording.equations), sizes=list(recording.sizes))
 
@@ -78,13 +79,12 @@ _INSIDE = frozenset({"aten._scaled_dot_product_flash_attention_for_cpu.default",
 
 def capturable(recording: Recording) -> bool:
     """Whether a program can hold the operations of the run, as far as that can be told without capturing it."""
-    from latprune.program.canonical import convertible
-
+    holds = captured_form().holds
     for node in recording.nodes:
         if not any(i.dynamic for i in node.inputs) or node.op in _INSIDE:
             continue
         restrides = node.op.startswith("aten.as_strided") and node.outputs[0].shape == node.inputs[0].shape
-        if not node.inside or not node.outputs or not (restrides or convertible(node.op)):
+        if not node.inside or not node.outputs or not (restrides or holds(node.op)):
             return False
         if node.op.split(".")[1].endswith("_") and node.inputs[0].name is not None:
             return False

@@ -67,7 +67,6 @@ class LabelSpace:
     ranges: list[LabelRange] = field(default_factory=list)
     pairs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     bundles: list[tuple[IntArray, IntArray]] = field(default_factory=list)
-    products: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
     merges: list[IntArray] = field(default_factory=list)
     frozen: list[tuple[IntArray, str]] = field(default_factory=list)
@@ -97,12 +96,6 @@ class LabelSpace:
         """State that each place of ``coarse`` stands for the places of ``fine`` that it broadcasts to."""
         wide = coarse.expand_as(fine)
         self.bundles.append((wide.reshape(-1).numpy(), fine.reshape(-1).numpy()))
-
-    def product(self, coarse: torch.Tensor, fine: torch.Tensor) -> None:
-        """State that ``coarse`` meets ``fine`` place by place, repeated along the dimensions where it has size 1."""
-        self.bundle(coarse, fine)
-        wide = coarse.expand_as(fine)
-        self.products.append((wide.reshape(-1).numpy(), fine.reshape(-1).numpy()))
 
     def reduce(self, fine: torch.Tensor, dims: tuple[int, ...], why: str) -> torch.Tensor:
         """Coarse labels for ``fine`` reduced over ``dims`` (some of its dimensions stay); same rank, size 1 on ``dims``.

@@ -8,14 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from latprune.errors import InvalidArgumentError
 from latprune.graph.surgery_plan import SurgeryPlan
-from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Selection, WidthAxis
+from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, WidthAxis
 
 if TYPE_CHECKING:
-    from latprune.program.module import ProgramModule
+    from latprune.graph.captured import CapturedNetwork
 
 __all__ = ["ModelGraph"]
 
@@ -48,32 +45,11 @@ class ModelGraph:
     tensor_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     plan: SurgeryPlan = field(default_factory=SurgeryPlan)
     carried: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    program: ProgramModule | None = None
+    program: CapturedNetwork | None = None
 
     def dense_widths(self) -> dict[str, int]:
         """Every group at its full width."""
         return {name: g.columns for name, g in self.groups.items()}
-
-    def full_selection(self) -> Selection:
-        """Everything kept."""
-        return Selection(kept={name: np.arange(g.units, dtype=np.int64) for name, g in self.groups.items()})
-
-    def validate(self, widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> None:
-        """Check that ``widths`` names every group within its bounds and that the blocks exist and may go.
-
-        Raises:
-            InvalidArgumentError: A name is unknown or missing, or a width is out of bounds.
-        """
-        for name, g in self.groups.items():
-            if name not in widths:
-                raise InvalidArgumentError(f"widths lacks group '{name}'")
-            if not 1 <= widths[name] <= g.columns:
-                raise InvalidArgumentError(f"widths['{name}'] (={widths[name]}) must be from 1 to {g.columns}")
-        for name in removed_blocks:
-            if name not in self.blocks:
-                raise InvalidArgumentError(f"removed_blocks names '{name}', which is no block of this model")
-            if not self.blocks[name].removable:
-                raise InvalidArgumentError(f"block '{name}' cannot be removed: {self.blocks[name].reason}")
 
     def macs(self, widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> float:
         """Multiply-adds of one inference of the example batch."""

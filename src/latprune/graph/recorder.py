@@ -15,15 +15,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.labels import LabelSpace
-from latprune.graph.program_blocks import derived_grouped_weights
 from latprune.graph.provenance import CallWatcher, Expression
 from latprune.graph.recording import Fields, Info, ModuleCall, Node, PaddingDraft, Recording
 from latprune.graph.rules import Step, find_rule
 from latprune.graph.size_facts import SizeFacts
 from latprune.graph.tensors import flatten_tensors, operands, structure
 from latprune.graph.uncomputed import ValueRead, reads_values, result_without_computing
-from latprune.program.module import ProgramModule
 
 __all__ = ["Recorder"]
 
@@ -59,7 +58,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, model: nn.Module, watcher: CallWatcher, within: str | None = None, *, computed: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
-        self.program = model if isinstance(model, ProgramModule) else None
+        self.program = model if isinstance(model, CapturedNetwork) else None
         self.modules = list(model.named_modules())
         self.watcher = watcher
         self._within = within
@@ -96,7 +95,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                     self._names[id(tensor)] = name
                     self._own[id(tensor)] = tensor
                     unique[name] = tensor
-        self._groups = _derived_grouped_weights(self.modules) if self.program is None else derived_grouped_weights(self.program)
+        self._groups = _derived_grouped_weights(self.modules) if self.program is None else self.program.grouped_weights()
 
     def info(self, tensor: torch.Tensor) -> Info:
         """What is known of ``tensor``; a parameter gets its labels when it is first seen."""

@@ -49,14 +49,6 @@ def extents(tensor: torch.Tensor, *, fixed: bool = False) -> tuple[int, ...]:
     return tuple(1 if stride == 0 else n for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def label_axis(fields: Fields, shape: tuple[int, ...], dim: int) -> torch.Tensor | int:
-    """The labels along ``dim`` where a field varies along it alone, all labels of a joint field, else the constant size."""
-    for f in fields:
-        if dim in varying(f):
-            return f.reshape(-1) if len(varying(f)) == 1 else f.reshape(-1)
-    return shape[dim]
-
-
 def width_axis(fields: Fields, shape: tuple[int, ...]) -> torch.Tensor | int:
     """The labels that a place-by-place operation runs over."""
     return fields[0].reshape(-1) if fields else (shape[1] if len(shape) > 1 else 1)

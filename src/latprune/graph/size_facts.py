@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.labels import LabelSpace
 from latprune.graph.provenance import CallWatcher, Expression, TracedFloat, TracedInt, expression, leaves
 from latprune.graph.recording import Equation, Info, Node, SizeLeaf
 from latprune.graph.scales import Candidate, ScaleUse, absorbed, find_candidate, readers_of
 from latprune.graph.surgery_plan import ScaleTarget
-from latprune.program.module import ProgramModule
 
 __all__ = ["SizeFacts"]
 
@@ -26,7 +26,7 @@ class SizeFacts:
 
     model: nn.Module
     watcher: CallWatcher
-    program: ProgramModule | None
+    program: CapturedNetwork | None
     module_path: str
     nodes: list[Node]
     space: LabelSpace

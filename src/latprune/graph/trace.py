@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
 
-import torch
 from torch import nn
 
 import latprune.graph.rules_compute
@@ -22,10 +20,11 @@ from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.admission import check_kind
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
-from latprune.graph.conditions import capture_conditions, check_repeatable, forget_cached, preserved_state, unfolded
+from latprune.graph.captured import FORMS, CapturedNetwork, captured_form
+from latprune.graph.conditions import capture_conditions, check_repeatable, forget_cached, preserved_modes, preserved_state, unfolded
+from latprune.graph.example_inputs import ExampleInputs, call_with
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
-from latprune.graph.program_blocks import name_sizes
 from latprune.graph.provenance import CallWatcher, planted
 from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
@@ -33,26 +32,11 @@ from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
 from latprune.graph.training_only import kept_for_training
 from latprune.graph.uncomputed import ValueRead
-from latprune.program.module import ProgramModule
 
-__all__ = ["FORMS", "INPUT_WEIGHTS", "ExampleInputs", "call_with", "record", "trace"]
+__all__ = ["FORMS", "INPUT_WEIGHTS", "record", "trace"]
 
 INPUT_WEIGHTS = frozenset({"weight_ih", "weight_ih_l0", "weight_ih_l0_reverse"})
 """Weights of recurrent layers that read what is given to the layer."""
-
-FORMS = ("class", "program")
-"""What a pruned model can be: the user's class, or a captured program."""
-
-ExampleInputs = torch.Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-
-
-def call_with(model: nn.Module, example_inputs: ExampleInputs) -> Any:
-    """Call ``model`` with a tensor, a tuple or list of positional inputs, or a mapping of keyword inputs."""
-    if isinstance(example_inputs, torch.Tensor):
-        return model(example_inputs)
-    if isinstance(example_inputs, Mapping):
-        return model(**example_inputs)
-    return model(*example_inputs)
 
 
 def trace(
@@ -86,23 +70,26 @@ def trace(
         InvalidArgumentError: A path or glob matches nothing, or ``within`` is given for a program.
 
     Example:
-        >>> graph = latprune.graph.trace(model, torch.randn(1, 3, 224, 224), keep=["fc"])
-        >>> print(graph.describe())
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+        >>> graph = trace(model, torch.randn(1, 4), keep=["4"])
+        >>> graph.dense_widths()
+        {'0': 8}
+        >>> {kept.what: kept.reason for kept in graph.kept_whole}["2"]
+        "named in keep ('4')"
     """
     check_kind(model)
     if form not in FORMS:
         raise InvalidArgumentError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
-    if within and (form == "program" or isinstance(model, ProgramModule)):
+    if within and (form == "program" or isinstance(model, CapturedNetwork)):
         raise InvalidArgumentError(
             f"within (={within!r}) needs form='class': a program is captured of a whole model; name what stays in keep"
         )
-    if form == "program" and not isinstance(model, ProgramModule):
-        from latprune.program.capturing import capture
-
-        model = capture(model, example_inputs)
+    if form == "program" and not isinstance(model, CapturedNetwork):
+        model = captured_form().capture(model, example_inputs)
     with collector_resting():
         graph = _trace(model, example_inputs, keep, blocks_keep, min_widths, within)
-    return replace(graph, program=model) if isinstance(model, ProgramModule) else graph
+    return replace(graph, program=model) if isinstance(model, CapturedNetwork) else graph
 
 
 def _trace(
@@ -124,15 +111,16 @@ def _trace(
     if within is not None and not recording.call_counts.get(within):
         raise CaptureError(f"within (='{within}') is not called in a run on the example inputs")
     frozen = _recurrent(recording) | _kept(recording, keep, within)
-    if within is None and not isinstance(model, ProgramModule):
+    if within is None and not isinstance(model, CapturedNetwork):
         frozen |= kept_for_training(model, example_inputs, recording)
-    before = None if within is not None or isinstance(model, ProgramModule) else snapshot(recording)
-    branches = find_branches(recording, model if isinstance(model, ProgramModule) else None)
+    before = None if within is not None or isinstance(model, CapturedNetwork) else snapshot(recording)
+    branches = find_branches(recording, model if isinstance(model, CapturedNetwork) else None)
     settled = settle(recording, frozen)
     if before is not None:
         add_hints(before, frozen, settled.grouping, branches)
-    if isinstance(model, ProgramModule):
-        name_sizes(settled.grouping, model)
+    if isinstance(model, CapturedNetwork):
+        for group in settled.grouping.groups:
+            group.reason = model.name_sizes(group.reason)
     kept_blocks: dict[str, str] = {}
     for branch in branches:
         for pattern in blocks_keep:
@@ -183,16 +171,16 @@ def record(model: nn.Module, example_inputs: ExampleInputs, within: str | None =
 def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None, *, computed: bool) -> Recording:
     watcher = CallWatcher()
     recorder = Recorder(model, watcher, within, computed=computed)
-    modes = [(m, m.training) for _, m in recorder.modules]
+    inputs: list[Info] = []
     try:
-        for m, _ in modes:
-            m.training = False
-        inputs: list[Info] = []
-        for t in flatten_tensors(example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs)):
-            info = Info(fields=(), node=-2, output=len(inputs), shape=tuple(t.shape), dynamic=True)
-            recorder.set(t, info)
-            inputs.append(info)
         with ExitStack() as stack:
+            stack.enter_context(preserved_modes(model))
+            for _, module in recorder.modules:
+                module.training = False
+            for t in flatten_tensors(example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs)):
+                info = Info(fields=(), node=-2, output=len(inputs), shape=tuple(t.shape), dynamic=True)
+                recorder.set(t, info)
+                inputs.append(info)
             stack.enter_context(capture_conditions())
             stack.enter_context(unfolded(model))
             stack.enter_context(preserved_state(model))
@@ -209,8 +197,6 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
                     f"the model does not run on the example inputs: {type(error).__name__}: {error} (in module '{recorder.failed_in}')"
                 ) from error
     finally:
-        for m, training in modes:
-            m.training = training
         forget_cached(model)
     # Objects that a model hands back to itself (a cache of keys and values) are its state: they may shrink; the outputs proper may not.
     outputs = [recorder.info(t) for t in flatten_tensors(output, opaque=False)]

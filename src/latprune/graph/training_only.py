@@ -80,7 +80,7 @@ def _training_reads(model: nn.Module, example_inputs: Any, idle: set[str]) -> Ma
             module.register_forward_hook(leave(path))
             if path in idle:
                 module.register_forward_pre_hook(enter(path))
-    from latprune.graph.trace import call_with
+    from latprune.graph.example_inputs import call_with
 
     # It may want targets, or a batch of several for its norms: what ran before that is known.
     with contextlib.suppress(Exception), torch.no_grad(), torch.random.fork_rng():

@@ -13,11 +13,13 @@ from latprune.importance.core import (
     cross_entropy_loss,
     get_criterion,
     needs_data,
+    needs_gradients,
     register,
     registered,
     registered_criteria,
     score,
 )
+from latprune.importance.divergence import DivergenceConfig, width_curve
 from latprune.importance.fpgm import FPGMConfig
 from latprune.importance.gradients import GradientAccumulator
 from latprune.importance.hessian import HessianAccumulator, HessianConfig
@@ -26,6 +28,7 @@ from latprune.importance.lamp import LampConfig, lamp_scores
 from latprune.importance.magnitude import L1Config, MagnitudeConfig
 from latprune.importance.random_scores import RandomConfig
 from latprune.importance.ranking import best_units, layer_importance, rank_units
+from latprune.importance.reconstruction import ReconstructionConfig
 from latprune.importance.sp_lamp import SpLampConfig, sp_lamp_products
 from latprune.importance.taylor import TaylorAccumulator, TaylorConfig
 
@@ -34,6 +37,7 @@ __all__ = [
     "BNScaleConfig",
     "CHIPConfig",
     "CriterionContract",
+    "DivergenceConfig",
     "FPGMConfig",
     "GradientAccumulator",
     "GroupedModel",
@@ -46,6 +50,7 @@ __all__ = [
     "LossFunction",
     "MagnitudeConfig",
     "RandomConfig",
+    "ReconstructionConfig",
     "SpLampConfig",
     "TaylorAccumulator",
     "TaylorConfig",
@@ -58,6 +63,7 @@ __all__ = [
     "lamp_scores",
     "layer_importance",
     "needs_data",
+    "needs_gradients",
     "rank_units",
     "read_activations",
     "register",
@@ -65,4 +71,5 @@ __all__ = [
     "registered_criteria",
     "score",
     "sp_lamp_products",
+    "width_curve",
 ]

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.captured import CapturedNetwork
+from latprune.graph.conditions import preserved_modes
 from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel
 from latprune.importance.tensors import check_finite, named_tensors, norm_after
-from latprune.program.module import ProgramModule
 
 __all__ = ["ActivationPlace", "Visitor", "evaluating", "inputs_of", "read_activations"]
 
@@ -81,13 +82,9 @@ def _places(model: nn.Module, graph: GroupedModel, name: str, group: ChannelGrou
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; each module's mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with preserved_modes(model):
+        model.eval()
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def inputs_of(batch: Any) -> Any:
@@ -127,7 +124,7 @@ def read_activations(
     """
     if data is None:
         raise InvalidArgumentError("data (=None) must be batches: this criterion looks at activations")
-    if any(isinstance(module, ProgramModule) for module in model.modules()):
+    if any(isinstance(module, CapturedNetwork) for module in model.modules()):
         raise InvalidArgumentError(
             "model is a captured program, whose operations are not modules that could be watched: choose a criterion of weights or "
             "gradients, or form='class'"

@@ -29,6 +29,7 @@ __all__ = [
     "cross_entropy_loss",
     "get_criterion",
     "needs_data",
+    "needs_gradients",
     "register",
     "registered",
     "registered_criteria",
@@ -249,6 +250,11 @@ def _entry(config: object) -> _Entry:
 def needs_data(config: object) -> bool:
     """Whether the criterion of ``config`` needs batches (gradients of the loss)."""
     return _entry(config).needs_data
+
+
+def needs_gradients(config: object) -> bool:
+    """Whether the criterion of ``config`` is made of gradients of the loss, its own or those of a caller's backward passes."""
+    return _entry(config).accumulator is not None
 
 
 def accumulator_for(model: nn.Module, graph: GroupedModel, config: object) -> GradientAccumulator:

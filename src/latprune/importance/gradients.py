@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.conditions import preserved_modes
 from latprune.graph.types import ChannelGroup, Member
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores
+from latprune.importance.processes import mean_over_processes
 from latprune.importance.tensors import along, check_finite, combine, named_tensors
 
 __all__ = ["GradientAccumulator", "Layer", "accumulate"]
@@ -113,7 +115,7 @@ class GradientAccumulator(ABC):
         self._places = {name: tuple(_places(layer, nested) for layer in layers) for name, layers in self.layers.items()}
         names = (member.tensor for layers in self.layers.values() for layer in layers for member in layer.members)
         self.parameters: tuple[str, ...] = tuple(dict.fromkeys(names))
-        self.batches = 0
+        self.batches = 0.0
         self._groups = {name: np.zeros(group.units) for name, group in graph.groups.items()}
         self._layers = {name: [np.zeros(graph.groups[name].units) for _ in layers] for name, layers in self.layers.items()}
 
@@ -202,7 +204,7 @@ class GradientAccumulator(ABC):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The sums so far, as tensors (for safetensors); :meth:`load_state_dict` continues from them exactly."""
-        state = {"batches": torch.tensor(self.batches, dtype=torch.int64)}
+        state = {"batches": torch.tensor(self.batches, dtype=torch.float64)}
         for name, total in self._groups.items():
             rows = [total, *self._layers[name]]
             state[f"group.{name}"] = torch.from_numpy(np.stack(rows))  # (1 + layers, units)
@@ -219,23 +221,50 @@ class GradientAccumulator(ABC):
                 raise InvalidArgumentError(f"the accumulator's state of group '{name}' has shape {rows.shape}; the graph has changed")
             self._groups[name] = rows[0].copy()
             self._layers[name] = [row.copy() for row in rows[1:]]
-        self.batches = int(state["batches"])
+        self.batches = float(state["batches"])
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self.decay(0.0)
+
+    def decay(self, factor: float) -> None:
+        """Let the batches so far count ``factor`` times as much: called before each update, it makes the mean a moving average.
+
+        After ``n`` batches the score is ``sum_k factor^(n-k) s_k / sum_k factor^(n-k)``.
+
+        Args:
+            factor: From 0 (forgets them) to 1 (changes nothing).
+        """
+        if not 0.0 <= factor <= 1.0:
+            raise InvalidArgumentError(f"factor (={factor}) must be from 0 to 1")
+        self.batches *= factor
+        for sums in (*self._groups.values(), *(layer for layers in self._layers.values() for layer in layers)):
+            sums *= factor
+
+    def reduce(self) -> None:
+        """Bring the sums of all processes of ``torch.distributed`` together; alone it changes nothing. Every process must call it.
+
+        Each process then holds the mean of their sums and of their numbers of batches, so that the mean score is that of all batches and
+        nothing counts twice when more batches and another reduction follow.
+        """
+        sums = [*self._groups.values(), *(layer for layers in self._layers.values() for layer in layers)]
+        batches = np.array([self.batches])
+        mean_over_processes([batches, *sums])
+        self.batches = float(batches[0])
 
 
 @contextmanager
 def _evaluation_mode(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    model.eval()
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
+    with preserved_modes(model):
+        model.eval()
         for parameter in frozen:
-            parameter.requires_grad_(False)
-        for module, training in modes:
-            module.training = training
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
 
 
 def accumulate(

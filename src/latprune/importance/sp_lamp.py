@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.lamp import ratios_to_larger
 from latprune.importance.magnitude import producers
 from latprune.importance.tensors import check_finite, combine, named_tensors, norm_after, present_units, sum_per_unit, tensor_of
-from latprune.program.module import ProgramModule, ProgramScope
+from latprune.program.module import ProgramScope
 
 __all__ = ["SpLampConfig", "sp_lamp_products"]
 
@@ -80,7 +81,7 @@ def _norm_scales(model: nn.Module, graph: GroupedModel) -> dict[str, Tensor]:
         if path is None:
             continue
         module: Any = model.get_submodule(path)
-        eps = model.norm_eps(path) if isinstance(model, ProgramModule) else getattr(module, "eps", None)
+        eps = model.norm_eps(path) if isinstance(model, CapturedNetwork) else getattr(module, "eps", None)
         plain = isinstance(module, (nn.modules.batchnorm._NormBase, ProgramScope))
         if not plain or eps is None or getattr(module, "running_var", None) is None:
             continue

@@ -19,6 +19,7 @@ from latprune.importance.tensors import combine, norm_after
 __all__ = ["TaylorAccumulator", "TaylorConfig"]
 
 REDUCTIONS = ("per_layer", "split", "per_group")
+SIDES = ("makers", "readers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,15 +33,22 @@ class TaylorConfig:
             absolute value of the layers' signed sum, split over the layers in proportion to their ``|i_l|``; on a long residual stream the
             signs cancel and the stream looks unimportant. ``per_group`` (HALP): the same sum in one piece, which hangs on the blocks that
             hold all the group's layers.
+        side: Whose weights tell a channel's term. ``makers``: the norm or filter that makes it. ``readers``: the slices that read it, for
+            masks in training, where the weights that make a masked channel have no gradient and those that read it have one (straight
+            through). Where only a ReLU lies between, both sides' terms are the same number; groups that nothing with weights reads
+            (queries and keys) have their makers'.
         batches: Score so many batches of the data; None takes all.
     """
 
     reduction: str = "per_layer"
+    side: str = "makers"
     batches: int | None = None
 
     def __post_init__(self) -> None:
         if self.reduction not in REDUCTIONS:
             raise InvalidArgumentError(f"reduction (={self.reduction!r}) must be one of {', '.join(REDUCTIONS)}")
+        if self.side not in SIDES:
+            raise InvalidArgumentError(f"side (={self.side!r}) must be one of {', '.join(SIDES)}")
         if self.batches is not None and self.batches < 1:
             raise InvalidArgumentError(f"batches (={self.batches}) must be at least 1")
 
@@ -58,11 +66,15 @@ class TaylorAccumulator(GradientAccumulator):
 
     def __init__(self, model: nn.Module, graph: GroupedModel, config: TaylorConfig) -> None:
         self._norm_after = norm_after(graph)
-        super().__init__(model, graph)
         self.config = config
+        super().__init__(model, graph)
 
     def layers_of(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> tuple[Layer, ...]:
-        """The group's norms and the producers without one, else every parameter that carries its channels."""
+        """The group's norms and the producers without one, else every parameter that carries its channels; or its readers."""
+        if self.config.side == "readers":
+            reading = [m for m in group.members if m.role is Role.CONSUMER and isinstance(tensors.get(m.tensor), nn.Parameter)]
+            if reading:
+                return by_kernel(reading)
         norms = {m.kernel for m in group.members if m.role is Role.NORM and isinstance(tensors.get(m.tensor), nn.Parameter)}
 
         def scored(member: Member) -> bool:

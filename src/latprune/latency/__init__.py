@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from latprune.latency.build import TableProgress, build_tables, stored_tables, target_context
-from latprune.latency.design import DesignPoint, design_points
 from latprune.latency.engines import (
     CompiledNetwork,
     Engine,
@@ -12,22 +10,33 @@ from latprune.latency.engines import (
     get_engine,
     register_engine,
 )
-from latprune.latency.exchange import export_samples, import_samples, merge_stores, read_samples
-from latprune.latency.fanout import FanoutProgress, sample_on_cluster
-from latprune.latency.kit import import_kit_results, write_kit, write_kit_again
 from latprune.latency.machine import machine_name
-from latprune.latency.predictor import KernelPrediction, KernelPredictor
-from latprune.latency.predictor_training import train_predictor
-from latprune.latency.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
+from latprune.latency.measuring.context import target_context
+from latprune.latency.measuring.design import DesignPoint, design_points
+from latprune.latency.measuring.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
+from latprune.latency.measuring.scenarios import (
+    Offline,
+    OfflineMeasurement,
+    SingleStream,
+    SPLampProtocol,
+    Timing,
+    measure_offline,
+    time_network,
+)
+from latprune.latency.measuring.signature import kernel_signature, network_fingerprint
+from latprune.latency.predicting.predictor import KernelPrediction, KernelPredictor
+from latprune.latency.predicting.predictor_training import train_predictor
+from latprune.latency.predicting.sweep import SweepProgress, sweep_kernels
+from latprune.latency.remote.fanout import FanoutProgress, sample_on_cluster
+from latprune.latency.remote.kit import import_kit_results, write_kit, write_kit_again
 from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
-from latprune.latency.scenarios import Offline, OfflineMeasurement, SingleStream, SPLampProtocol, Timing, measure_offline, time_network
-from latprune.latency.signature import kernel_signature, network_fingerprint
-from latprune.latency.store import Store, default_store_path
-from latprune.latency.surface import SizeSurface, fit_surface
-from latprune.latency.sweep import SweepProgress, sweep_kernels
-from latprune.latency.tables import KernelTable, LatencyTables, Residual, TableStats
+from latprune.latency.storing.exchange import export_samples, import_samples, merge_stores, read_samples
+from latprune.latency.storing.store import Store, default_store_path
+from latprune.latency.tabulating.build import TableProgress, build_tables, stored_tables
+from latprune.latency.tabulating.surface import SizeSurface, fit_surface
+from latprune.latency.tabulating.tables import KernelTable, LatencyTables, Residual, TableStats
+from latprune.latency.tabulating.unary import MeasuredContributions, measure_unary_contributions, unary_contributions
 from latprune.latency.target import PRECISIONS, Target
-from latprune.latency.unary import MeasuredContributions, measure_unary_contributions, unary_contributions
 
 __all__ = [
     "PRECISIONS",

@@ -16,8 +16,8 @@ from torch import nn
 
 from latprune.errors import EngineError, InvalidArgumentError
 from latprune.latency.engines import CompiledNetwork, Engine, get_engine
-from latprune.latency.engines.module_timers import Profiler
 from latprune.latency.engines.torch_network import flatten_outputs
+from latprune.latency.measuring.module_timers import Profiler
 from latprune.latency.target import Target
 
 __all__ = ["EngineContract", "contract_network"]

@@ -173,6 +173,11 @@ class Method(ABC):
         return True
 
     @property
+    def keeps_weights(self) -> bool:
+        """Whether the network that is delivered has the weights of the dense one, so that there is something to recover."""
+        return True
+
+    @property
     def schedule(self) -> Schedule:
         """How the method goes to its budget; in a single pass unless it says otherwise."""
         return SinglePass()
@@ -243,6 +248,7 @@ def get_method(method: str | Method, **options: Any) -> Method:
         InvalidArgumentError: No such method, or an option that it does not have.
 
     Example:
+        >>> from latprune.methods import get_method
         >>> get_method("mdp", score="magnitude", soft_masks={"every": 20}).schedule.every
         20
     """

@@ -45,6 +45,11 @@ class FromScratch(Method):
         return self.chooser.importance
 
     @property
+    def keeps_weights(self) -> bool:
+        """Fresh weights have nothing to recover."""
+        return False
+
+    @property
     def schedule(self) -> Schedule:
         """A single pass."""
         return SinglePass()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from latprune.errors import InvalidArgumentError
-from latprune.importance import TaylorConfig
+from latprune.importance import DivergenceConfig, TaylorConfig
 from latprune.methods.assemble import assemble
 from latprune.methods.base import Method, Proposer, StageContext, register_method
 from latprune.methods.proposers import solved_proposer
@@ -21,12 +21,14 @@ __all__ = ["MDP"]
 class MDP(Method):
     """Multi-Dimensional Pruning.
 
-    Importance: Taylor on norm layers, layer by layer, so that removing a block removes only that block's share. Latency: a full matrix per
-    kernel over its input and output widths. Solver: exact (the paper's own route is a heuristic; see ``solver="mindtpy"``). Schedule: one
-    pass; the paper's ablation also has 10 and 30 steps, and soft masks (its appendix E).
+    Importance: the measured divergence of each group's widths, because the problem adds up over groups and the paper's Taylor scores
+    (``score=TaylorConfig()``) do not compare between them; removing a block removes what the block adds. Soft masks follow running scores
+    of the training's own gradients, Taylor's. Latency: a full matrix per kernel over its input and output widths. Solver: exact (the
+    paper's own route is a heuristic; see ``solver="mindtpy"``). Schedule: one pass; the paper's ablation also has 10 and 30 steps, and
+    soft masks (its appendix E).
 
     Attributes:
-        score: Criterion.
+        score: Criterion; None: ``DivergenceConfig()``, with soft masks ``TaylorConfig()``.
         channels: False removes whole blocks only.
         blocks: False prunes channels only.
         bilayer: False costs every layer at its current input width, as HALP does.
@@ -40,7 +42,7 @@ class MDP(Method):
     """
 
     name: ClassVar[str] = "mdp"
-    score: object = field(default_factory=TaylorConfig)
+    score: object = None
     channels: bool = True
     blocks: bool = True
     bilayer: bool = True
@@ -53,11 +55,13 @@ class MDP(Method):
             raise InvalidArgumentError("channels and blocks are both False: nothing is left to prune; set one of them")
         if self.stages != 1 and self.soft_masks is not None:
             raise InvalidArgumentError(f"stages (={self.stages}) cannot go with soft_masks, which have their own ramp; give one of them")
+        if self.score is None:
+            object.__setattr__(self, "score", DivergenceConfig() if self.soft_masks is None else TaylorConfig())
         _ = self.schedule  # checks its options
 
     @property
     def importance(self) -> object:
-        """Taylor on norm layers unless set otherwise."""
+        """The measured divergence unless set otherwise."""
         return self.score
 
     @property

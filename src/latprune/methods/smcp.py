@@ -25,17 +25,18 @@ class SMCP(Method):
     solution is a multiple-choice knapsack.
 
     Attributes:
-        score: Criterion, of masked channels as well (the paper: weight magnitude or Taylor).
+        score: Criterion, of masked channels as well (the paper: weight magnitude or Taylor); Taylor on the weights that read a channel, as
+            those that make a masked one have no gradient.
         masks: When masks are solved for, and the limits on the way.
     """
 
     name: ClassVar[str] = "smcp"
-    score: object = field(default_factory=lambda: TaylorConfig(reduction="per_group"))
+    score: object = field(default_factory=lambda: TaylorConfig(reduction="per_group", side="readers"))
     masks: SoftMasks = field(default_factory=SoftMasks)
 
     @property
     def importance(self) -> object:
-        """Taylor per group unless set otherwise."""
+        """Taylor per group, on the reading weights, unless set otherwise."""
         return self.score
 
     @property

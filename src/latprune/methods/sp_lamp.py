@@ -20,6 +20,7 @@ from latprune.problem import Resource as CostRow
 __all__ = ["SPLAMP", "contributions"]
 
 CONTRIBUTIONS = ("in-place", "whole-network")
+COUNTED = ("flops", "params")
 
 
 @register_method

@@ -13,6 +13,7 @@ from torch import nn
 from latprune.collector import collector_resting
 from latprune.copying import copied
 from latprune.errors import CaptureError
+from latprune.graph.example_inputs import as_call, random_inputs
 from latprune.program.batch import DiffersError, larger_batch, place_sizes, with_batch
 from latprune.program.canonical import canonical, renumbered
 from latprune.program.module import ProgramModule
@@ -108,7 +109,7 @@ def _joined(one: _Recorded, other: _Recorded, batch: int) -> list[Step]:
 
 def _capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
     tensors: list[torch.Tensor] = []
-    structure = describe_outputs(_as_call(example_inputs), tensors)
+    structure = describe_outputs(as_call(example_inputs), tensors)
     found = _find(model, structure, tensors)
     one, batched, reason = found.base, found.batched, found.reason
     steps = _counted(model, found.steps)
@@ -137,12 +138,6 @@ def _capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
         if path in modes:
             scope.training = modes[path].training
     return made
-
-
-def _as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return ((inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)), {}
 
 
 def _same_constants(one: _Recorded, other: _Recorded) -> None:
@@ -213,8 +208,6 @@ def _prove(program: ProgramModule, model: nn.Module, structure: Any, cases: list
     """Compare the program with what the model computed in ``cases`` (inputs and outputs), and on other values where there is one case: a
     course that the values decide shows there.
     """
-    from latprune.surgery.verify import random_inputs
-
     if len(cases) == 1:
         drawn = random_inputs(cases[0][0], 7)
         cases = [*cases, (drawn, record_program(model, drawn, _call_of(model, structure, drawn)).tensors)]

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from latprune.errors import CaptureError, CheckpointError, FileFormatError
+from latprune.file_model import StrictFileModel
 from latprune.program.module import ProgramModule
 from latprune.program.operators import FUNCTIONS, allowed, resolve
 from latprune.program.steps import (
@@ -40,11 +41,7 @@ _WORDS = frozenset(f"torch.{name}" for name in ("contiguous_format", "channels_l
 Count = Annotated[int, Field(ge=0)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class _StepModel(_Strict):
+class _StepModel(StrictFileModel):
     number: Count
     operator: str
     arguments: list[Any]
@@ -54,20 +51,20 @@ class _StepModel(_Strict):
     module: str = ""
 
 
-class _InputModel(_Strict):
+class _InputModel(StrictFileModel):
     shape: list[Count]
     dtype: str
     name: str
     batched: bool = False
 
 
-class _TensorModel(_Strict):
+class _TensorModel(StrictFileModel):
     kind: Literal["parameter", "buffer", "constant"]
     requires_grad: bool = False
     alias_of: str | None = None
 
 
-class _ProgramModel(_Strict):
+class _ProgramModel(StrictFileModel):
     format: Literal["latprune/program"]
     version: Literal[1]
     inputs: list[_InputModel]

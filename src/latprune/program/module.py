@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.graph.captured import CapturedNetwork
 from latprune.program.binding import Frame, Part, ProgramScope, bind
 from latprune.program.liveness import live_steps, without_branch
 from latprune.program.steps import Held, Program, Step, Value
 from latprune.program.structure import build_structure, collect
+from latprune.program.traced import grouped_weights, lost_tensors, name_sizes, scales_shortcut
 
 __all__ = ["ProgramModule", "ProgramScope"]
 
 
-class ProgramModule(nn.Module):
+class ProgramModule(CapturedNetwork):
     """A captured network: the steps of one run, which surgery can change in every size.
 
     It has the parameters, buffers and module paths of the model that it was captured from, takes the same arguments, and returns its
@@ -154,6 +156,24 @@ class ProgramModule(nn.Module):
     def running(self) -> int:
         """Number of the step that runs now, or ran last."""
         return self._running
+
+    # -- tracing ---------------------------------------------------------------------------------------------------
+
+    def grouped_weights(self) -> dict[str, int]:
+        """Weights of grouped convolutions that are computed from a parameter first (standardised weights): their groups."""
+        return grouped_weights(self.program, self.size_literals, self.get_parameter)
+
+    def name_sizes(self, reason: str) -> str:
+        """A reason, with the numbers that state sizes named by the step that states them."""
+        return name_sizes(self.program, reason)
+
+    def scales_shortcut(self, join: int, operand: int) -> bool:
+        """Whether the sum at step ``join`` would keep a factor on its shortcut once the branch, its operand ``operand``, is gone."""
+        return scales_shortcut(self.program, join, operand)
+
+    def lost_tensors(self, join: int, operand: int, skipped: Sequence[int]) -> tuple[str, ...]:
+        """Parameters, buffers and constants that only the branch reads; see :meth:`remove_branch`."""
+        return lost_tensors(self.program, join, operand, skipped)
 
     # -- surgery ---------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from latprune.errors import CaptureError
+from latprune.graph.rules import has_rule
 
 __all__ = ["FUNCTIONS", "SIZE_ARGUMENTS", "allowed", "resolve"]
 
@@ -136,8 +137,6 @@ def allowed(operator: str) -> bool:
         return False
     namespace, name, _ = parts
     if namespace != "aten":
-        from latprune.graph.rules import has_rule
-
         return has_rule(f"{namespace}::{name}")
     return name in _PLAIN or (name.endswith("_") and name[:-1] in _PLAIN)
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
 from latprune.graph.tensors import flatten_tensors
 from latprune.program.steps import Device, Dtype, Held, Step, Training, Value, mapped
 from latprune.program.structure import describe_outputs
@@ -60,14 +60,14 @@ def record_program(model: nn.Module, inputs: list[torch.Tensor], call: Callable[
     """
     forget_cached(model)
     recorder = _Recorder(model)
-    modes = [(m, m.training) for m in model.modules()]
     raw = recorder.raw
     try:
-        for m, _ in modes:
-            m.training = False
-        for tensor in inputs:
-            recorder.add(tensor, dynamic=True)
         with ExitStack() as stack:
+            stack.enter_context(preserved_modes(model))
+            for module in model.modules():
+                module.training = False
+            for tensor in inputs:
+                recorder.add(tensor, dynamic=True)
             stack.enter_context(capture_conditions())
             stack.enter_context(preserved_state(model))
             stack.enter_context(_plain_functions())
@@ -87,8 +87,6 @@ def record_program(model: nn.Module, inputs: list[torch.Tensor], call: Callable[
         raw.returned = [recorder.reference(t) for t in tensors]
         raw.tensors = [t.clone() for t in tensors]
     finally:
-        for m, training in modes:
-            m.training = training
         forget_cached(model)
     return raw
 

@@ -10,7 +10,7 @@ Example:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ __all__ = ["NETWORKS", "MethodContract"]
 
 _SHARE = 0.6
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": lambda: digits_resnet(blocks=2, widths=(8, 16, 16)),
     "padded shortcuts": lambda: cifar_resnet(8),
     "depthwise": lambda: mobilenet_v2(num_classes=10, width_multiplier=0.25),
@@ -82,7 +82,7 @@ class MethodContract:
             assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine), name
 
     def test_is_no_worse_than_plain_solvers_by_its_own_objective(self, method: Method) -> None:
-        """Where the method solves a problem, a threshold by gain per cost and, for unary costs, the paper's integer knapsack do no better."""
+        """Where the method solves a problem, a threshold by gain per cost and, for unary costs, the integer knapsack do no better."""
         for name, result in self._results(method):
             problem, solution = result.problem, result.solution
             if problem is None or solution is None or solution.gain is None:
@@ -120,6 +120,7 @@ class MethodContract:
                     budget=f"flops={100 * _SHARE:g}%",
                     method=method,
                     data=_batches(name),
+                    recover=False,
                     fit=_train if isinstance(method.schedule, SoftMasks) else None,
                     measure_latency=False,
                 ),
@@ -132,6 +133,7 @@ def _network(name: str) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
+            assert module.running_var is not None
             nn.init.uniform_(module.running_var, 0.5, 1.5)
     return model.eval()
 
@@ -169,7 +171,7 @@ def _train(model: nn.Module, context: Any) -> None:
         labels = torch.randint(0, 10, (8,), generator=generator)
         driver.before_forward()
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        torch.autograd.backward(torch.nn.functional.cross_entropy(model(images), labels))
         driver.after_backward()
         optimizer.step()
     model.eval()

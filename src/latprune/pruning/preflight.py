@@ -53,8 +53,8 @@ def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:
             if not isinstance(value, torch.Tensor) or value.numel() != 1:
                 shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
                 raise InvalidArgumentError(f"loss(model, batch) gave {shape} for the first batch of data; it must be a scalar tensor")
-            if not math.isfinite(float(value)):
-                raise InvalidArgumentError(f"loss(model, batch) is {float(value)} for the first batch of data; it must be finite")
+            if not math.isfinite(float(value.detach())):
+                raise InvalidArgumentError(f"loss(model, batch) is {float(value.detach())} for the first batch of data; it must be finite")
             found = torch.autograd.grad(value, parameters, allow_unused=True)
     except LatpruneError:
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +15,9 @@ from latprune.graph import ModelGraph, trace
 from latprune.graph.admission import check_derived_weights, check_kind, check_state
 from latprune.graph.trace import FORMS
 from latprune.graph.types import Selection
-from latprune.importance import LossFunction, cross_entropy_loss, needs_data
+from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
 from latprune.latency import LatencyTables, Measurement, Store, Target, get_engine
-from latprune.latency.build import require_same_network
+from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import Method, SoftMasks, get_method
 from latprune.pruning.budget import Budget
 from latprune.pruning.clock import Clock
@@ -29,7 +29,7 @@ from latprune.pruning.scoring import Scorer
 from latprune.pruning.stage import StageReport
 from latprune.pruning.state import PrunerState
 from latprune.pruning.trials import Trial, Trials
-from latprune.surgery import ArchitectureEdits, EqualityReport, TrainingMask, check_equal, masked, replay
+from latprune.surgery import ArchitectureEdits, EqualityReport, TrainingMask, check_equal, masked, replay, widened
 from latprune.surgery import prune as cut_model
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from latprune.methods.width_rules import WidthRules
     from latprune.pruning.result import Result
     from latprune.pruning.soft_training import MaskedTraining
+    from latprune.recovery import RecoveryReport
+    from latprune.recovery.contract import Recovery
 
 __all__ = ["Pruner", "StageReport"]
 
@@ -137,6 +139,8 @@ class Pruner:
         self._progress = progress or (lambda text: None)
         self._stages_done = 0
         self._masks: TrainingMask | None = None
+        self.recovery: RecoveryReport | None = None
+        """What the last recovery did."""
         self.fresh: Trial | None = None
         """Fresh measurement of the network that was cut last, where the search made one."""
         _check_finite(model)
@@ -266,12 +270,16 @@ class Pruner:
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether the method's scores need data: batches, or :meth:`accumulate` after the caller's own backward passes."""
-        return self.method.importance is not None and needs_data(self.method.importance)
+        """Whether the method's scores are made of gradients: of batches given, or of the caller's own (:meth:`accumulate`)."""
+        return self.method.importance is not None and needs_gradients(self.method.importance)
 
     def accumulate(self) -> None:
-        """Add the gradients that the model's parameters hold now to the scores; call it after ``loss.backward()``."""
-        self.scorer.accumulate(self.cut_to)
+        """Add the gradients that the model's parameters hold now to the scores; call it after ``loss.backward()``.
+
+        Under masks the gradients are those at the masked values, and the weights that they are multiplied with the dense ones.
+        """
+        with self._masks.dense_values() if self._masks is not None else nullcontext():
+            self.scorer.accumulate(self.cut_to)
 
     def propose(
         self,
@@ -300,7 +308,9 @@ class Pruner:
         returns = isinstance(self.schedule, SoftMasks)
         since = self.cut_to if returns else self.selection
         self._progress(f"stage {stage} of {self.schedule.count}: scoring")
-        with self._evaluating(), self.clock.timed("score"):
+        # What may come back is scored with its own weights; under masks that stay, what is masked counts as gone.
+        shown = self._masks.dense_values() if returns and self._masks is not None else nullcontext()
+        with self._evaluating(), shown, self.clock.timed("score"):
             importance = self.scorer.importance(self.cut_to, data, loss, batches)
         return self._search.find(
             importance,
@@ -359,7 +369,7 @@ class Pruner:
                 self._masks = None
             equality = self._check(selection)
             with self.clock.timed("surgery"):
-                self.edits.append(cut_model(self.model, self.graph, selection, since=self.cut_to))
+                self.edits.append(cut_model(self.model, self.graph, selection, since=self.cut_to, optimizers=optimizers, averages=averages))
         self.selection = self.cut_to = selection
         self.scorer.reset()
         return equality
@@ -410,6 +420,42 @@ class Pruner:
         self.reports.append(report)
         return report
 
+    def recover(self, data: Iterable[Any] | None, *, strategy: str | Recovery = "refit", images: int = 2048) -> RecoveryReport:
+        """Bring the network that was cut back towards what the dense one computes, from unlabelled inputs, without training.
+
+        Only values of weights and biases change; the network that comes out is compared with the masked network of the same weights.
+
+        Args:
+            data: Batches of inputs; labels are ignored.
+            strategy: See :func:`latprune.recovery.recover`.
+            images: Inputs to take, at most.
+
+        Raises:
+            LatpruneError: Nothing was cut, or masks are at work.
+        """
+        from latprune.recovery import recover
+
+        if self._masks is not None or not self.edits:
+            raise LatpruneError("recover() works on a network that was cut: call step() or cut() first")
+        with self.clock.timed("recover"):
+            report = recover(
+                self.model,
+                self.dense_model,
+                data,
+                graph=self.graph,
+                selection=self.cut_to,
+                strategy=strategy,
+                images=images,
+                seed=self.seed,
+                progress=self._progress,
+            )
+            with self._evaluating():
+                check_equal(self.model, masked(self._now(), self.graph, self.cut_to), self.example_inputs, seed=self.seed)
+        # Its weights are others now, so what was gathered of the ones before says nothing of them.
+        self.scorer.reset()
+        self.recovery = report
+        return report
+
     # -- checking ------------------------------------------------------------------------------------------------------------------------
 
     def _check(self, selection: Selection) -> EqualityReport:
@@ -424,8 +470,6 @@ class Pruner:
         """The dense network with the weights that the model has now."""
         if not self.cut_to.kept and not self.cut_to.removed_blocks:
             return self.model
-        from latprune.surgery import widened
-
         return widened(self.dense_model, self.model, self.graph, self.cut_to)
 
     @contextmanager

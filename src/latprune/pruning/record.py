@@ -159,7 +159,7 @@ def _tables(tables: LatencyTables, kept: Mapping[str, int], removed: Sequence[st
 
     Tables do not hold the samples behind them, so the stairs are drawn without.
     """
-    from latprune.latency.figures import compute_pair_map, compute_staircase, telling_kernels
+    from latprune.latency.tabulating.figures import compute_pair_map, compute_staircase, telling_kernels
 
     def delivered(kernel: str) -> list[int] | None:
         entry = tables.entries[kernel]

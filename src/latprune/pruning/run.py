@@ -30,6 +30,7 @@ from latprune.pruning.preflight import (
 )
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
+from latprune.recovery import RecoveryReport
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from latprune.latency import KernelPredictor, LatencyTables, Measurement, Store, Target
     from latprune.methods.width_rules import WidthRules
+    from latprune.recovery.contract import Recovery
     from latprune.train import Recipe
 
 __all__ = ["Evaluate", "Fit", "FitContext", "prune"]
@@ -53,6 +55,8 @@ def prune(
     method: str | Method = "mdp",
     data: Iterable[Any] | None = None,
     loss: LossFunction = cross_entropy_loss,
+    recover: bool | str | Recovery = True,
+    recovery_images: int = 2048,
     fit: Fit | Recipe | None = None,
     evaluate: Evaluate | Iterable[Any] | None = None,
     importance_batches: int | None = 16,
@@ -91,9 +95,12 @@ def prune(
         target: Engine, device, threads, batch size and precision, or an engine's name; those of ``tables``, else OpenVINO on one CPU
             thread, by default.
         method: A registered method's name, or a method object with its options.
-        data: Training batches: for scores that need gradients (``mdp``'s do), and for training where ``fit`` is a recipe. Each is handed to
-            ``loss``.
+        data: Training batches: for scores that need gradients (``mdp``'s do), for recovery, and for training where ``fit`` is a recipe.
+            Each is handed to ``loss``; recovery looks at the inputs alone.
         loss: Scalar loss of ``(model, batch)``.
+        recover: After each cut, bring accuracy back without training and without labels, where there is ``data``: True for the default
+            strategy, a strategy's name or object (:mod:`latprune.recovery`), or False.
+        recovery_images: Inputs of ``data`` to recover with, at most.
         fit: Fine-tunes the model after each stage: a :class:`~latprune.train.Recipe` to train on ``data`` by, or a function (see
             :class:`FitContext`); None leaves it untrained.
         evaluate: Accuracy of a model: a function, or test batches.
@@ -164,6 +171,8 @@ def prune(
             importance_batches=importance_batches,
             fit=_fit_of(fit, batches, evaluate),
             evaluate=_evaluate_of(evaluate),
+            strategy=_strategy_of(recover, batches),
+            recovery_images=recovery_images,
             say=say,
         )
         try:
@@ -176,6 +185,7 @@ def prune(
             result = pruner.result(
                 measured=run.measured(),
                 accuracies=run.accuracies,
+                recovery=pruner.recovery.to_dict() if pruner.recovery is not None else None,
                 name=name or type(model).__name__,
                 constructor=constructor,
                 arguments=arguments,
@@ -206,6 +216,18 @@ def _fit_of(fit: Fit | Recipe | None, data: Iterable[Any] | None, evaluate: Eval
     return fit_with(data, fit, evaluate=evaluate)  # type: ignore[arg-type]
 
 
+def _strategy_of(recover: bool | str | Recovery, data: Iterable[Any] | None) -> Recovery | None:
+    """The strategy of recovery; None for none. One asked for by name needs its data; the default goes without."""
+    from latprune.recovery import get_strategy
+
+    if recover is False or (recover is True and data is None):
+        return None
+    found = get_strategy("refit" if recover is True else recover)
+    if found.needs_data and data is None:
+        raise InvalidArgumentError(f"recover (={recover!r}) needs data=: batches of inputs, without labels")
+    return found
+
+
 def _evaluate_of(evaluate: Evaluate | Iterable[Any] | None) -> Evaluate | None:
     if evaluate is None or callable(evaluate):
         return evaluate
@@ -225,6 +247,8 @@ class _Run:
     importance_batches: int | None
     fit: Fit | None
     evaluate: Evaluate | None
+    strategy: Recovery | None
+    recovery_images: int
     say: Callable[[str], None]
     accuracies: Sequence[AccuracyRecord] = ()
     fitted: int = 0
@@ -262,9 +286,20 @@ class _Run:
             if self.fitted == pruner.stage:
                 pruner.step(self.data, loss=self.loss, batches=self.importance_batches)
                 self._evaluate("pruned")
+                self._recover()
                 self._save()
             self._fit(pruner.stage)
             self._save()
+
+    def _recover(self) -> None:
+        """Recover what the stage cut; a stage that only masked has nothing to recover."""
+        pruner = self.pruner
+        if self.strategy is None or pruner.masks is not None or not pruner.method.keeps_weights:
+            return
+        self.say(f"stage {pruner.stage} of {pruner.stages}: recovering without training ({self.strategy.name})")
+        report = pruner.recover(self.data, strategy=self.strategy, images=self.recovery_images)
+        self.say(str(report))
+        self._evaluate("recovered")
 
     def _train_masked(self) -> None:
         """The training that soft masks move in; what comes after it is the cut, and no further training."""
@@ -364,6 +399,7 @@ class _Run:
             "fitted": self.fitted,
             "narrowed": self.narrowed,
             "accuracies": [entry.model_dump(mode="json") for entry in self.accuracies],
+            "recovery": self.pruner.recovery.to_dict() if self.pruner.recovery is not None else None,
             "pruner": self.pruner.state_dict(),
             "saved": time.time(),
         }
@@ -385,6 +421,7 @@ class _Run:
             weights = self.folder / state["weights"]
             self.pruner.model.load_state_dict(decode_tensors(weights.read_bytes(), source=str(weights)))
             self.fitted = int(state["fitted"])
+            self.pruner.recovery = RecoveryReport.from_dict(state["recovery"]) if state["recovery"] is not None else None
             self.narrowed = bool(state["narrowed"])
             self.accuracies = tuple(AccuracyRecord.model_validate(entry) for entry in state["accuracies"])
         except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:

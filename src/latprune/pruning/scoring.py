@@ -66,11 +66,12 @@ class Scorer:
         """
         if self._config is None:
             return None
+        seen = present(self._graph, cut_to)
         if self._accumulator is not None:
             self._accumulator.reduce()
-            return self._accumulator.importance()
+            return seen.settled(self._accumulator.importance())
         taken = itertools.islice(iter(data), batches) if data is not None else None
-        return score_importance(self._model, present(self._graph, cut_to), self._config, taken, loss=loss)
+        return seen.settled(score_importance(self._model, seen, self._config, taken, loss=loss))
 
 
 def only_present(importance: Importance, selection: Selection) -> Importance:

@@ -2,7 +2,7 @@
 
 from latprune.report.data import ReportData, compute_report
 from latprune.report.figures import (
-    FrontierPoint,
+    FrontierCurve,
     TradeOffPoint,
     compute_frontier,
     new_figure,
@@ -17,7 +17,7 @@ from latprune.report.html import html_page, write_html
 from latprune.report.terminal import print_summary, summary_text
 
 __all__ = [
-    "FrontierPoint",
+    "FrontierCurve",
     "ReportData",
     "TradeOffPoint",
     "compute_frontier",

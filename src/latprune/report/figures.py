@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "FrontierPoint",
+    "FrontierCurve",
     "TradeOffPoint",
     "compute_frontier",
     "new_figure",
@@ -46,17 +46,32 @@ class TradeOffPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontierPoint:
-    """One solution along a frontier: the limit, the cost it came to, its gain."""
+class FrontierCurve:
+    """The answers along a frontier, by increasing limit.
 
-    limit: float
-    cost: float
-    gain: float
-    optimal: bool
+    Attributes:
+        resource: Name of the resource.
+        unit: Its unit; empty where it is not known.
+        limits: ``(points,)``.
+        costs: ``(points,)``, what the answer at each limit uses.
+        gains: ``(points,)``.
+        optimal: ``(points,)``, whether the answer is proven.
+    """
+
+    resource: str
+    unit: str
+    limits: tuple[float, ...]
+    costs: tuple[float, ...]
+    gains: tuple[float, ...]
+    optimal: tuple[bool, ...]
 
 
-def compute_frontier(frontier: Mapping[str, Any]) -> tuple[FrontierPoint, ...]:
-    """The solved points of a ``latprune/frontier`` object, by increasing limit.
+def compute_frontier(frontier: Mapping[str, Any], *, unit: str = "") -> FrontierCurve:
+    """The solved points of a ``latprune/frontier`` object (``Frontier.to_dict()``, or a file's contents).
+
+    Args:
+        frontier: The object; limits without an answer are left out.
+        unit: Unit of the resource, which the file does not hold.
 
     Raises:
         FileFormatError: The object is not a frontier.
@@ -64,17 +79,15 @@ def compute_frontier(frontier: Mapping[str, Any]) -> tuple[FrontierPoint, ...]:
     if frontier.get("format") != "latprune/frontier" or not isinstance(frontier.get("solutions"), list):
         raise FileFormatError(f"is {frontier.get('format')!r}, not a frontier; expected 'latprune/frontier'", path="format")
     resource = frontier["resource"]
-    points = [
-        FrontierPoint(
-            limit=float(item["limit"]),
-            cost=float(item["costs"][resource]),
-            gain=float(item["gain"]),
-            optimal=item["status"] == "optimal",
-        )
-        for item in frontier["solutions"]
-        if item.get("gain") is not None
-    ]
-    return tuple(sorted(points, key=lambda point: point.limit))
+    solved = sorted((item for item in frontier["solutions"] if item.get("gain") is not None), key=lambda item: float(item["limit"]))
+    return FrontierCurve(
+        resource=resource,
+        unit=unit,
+        limits=tuple(float(item["limit"]) for item in solved),
+        costs=tuple(float(item["costs"][resource]) for item in solved),
+        gains=tuple(float(item["gain"]) for item in solved),
+        optimal=tuple(item["status"] == "optimal" for item in solved),
+    )
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -175,13 +188,24 @@ def plot_trade_off(points: Sequence[TradeOffPoint], axes: Axes, *, budget: float
     _plain(axes)
 
 
-def plot_frontier(points: Sequence[FrontierPoint], axes: Axes, *, resource: str = "latency") -> None:
-    """Gain against cost along a frontier; hollow dots are not proven optimal."""
-    axes.plot([point.cost for point in points], [point.gain for point in points], color=DENSE, linewidth=1.2, zorder=1)
-    for point in points:
-        axes.plot(point.cost, point.gain, "o", markersize=4.5, markeredgecolor=KEPT, markerfacecolor=KEPT if point.optimal else "white")
-    axes.set_xlabel(resource, fontsize=8)
+def plot_frontier(curve: FrontierCurve, axes: Axes) -> None:
+    """Gain against cost along a frontier, which is a step; hollow dots are not proven optimal.
+
+    Raises:
+        InvalidArgumentError: The frontier has no answer.
+    """
+    if not curve.costs:
+        raise InvalidArgumentError("curve has no answer at any limit: nothing to draw")
+    axes.step(curve.costs, curve.gains, where="post", color=DENSE, linewidth=1.2, zorder=1)
+    for state, fill, label in ((True, KEPT, "optimal"), (False, "white", "best found")):
+        chosen = [k for k, optimal in enumerate(curve.optimal) if optimal == state]
+        if chosen:
+            costs, gains = [curve.costs[k] for k in chosen], [curve.gains[k] for k in chosen]
+            axes.scatter(costs, gains, s=20, facecolor=fill, edgecolor=KEPT, label=label, zorder=3)
+    axes.set_xlabel(f"{curve.resource}, {curve.unit}" if curve.unit else curve.resource, fontsize=8)
     axes.set_ylabel("gain", fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.legend(frameon=False, fontsize=8)
     _plain(axes)
 
 

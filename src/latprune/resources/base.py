@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.graph.types import WidthAxis
-from latprune.resources.terms import SizeTable, cost_terms, product_terms
+from latprune.resources.terms import SizeTable, cost_terms, has_long_concat, product_terms
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
@@ -85,11 +85,13 @@ class Resource(ABC):
         """
         removed = tuple(removed_blocks)
         parts, constant = self.parts(removed)
+        # Where some layer reads a long concat, all products are written over running sums of widths, so that terms meet on one axis.
+        sums = has_long_concat(part.axes for part in parts if isinstance(part.cost, float))
         found: list[Term] = []
         for part in parts:
             axes = part.axes if inputs_at is None else _frozen(part, inputs_at, removed)
             if isinstance(part.cost, float):
-                terms, fixed = product_terms(part.name, axes, part.cost, choices, removable, part.blocks)
+                terms, fixed = product_terms(part.name, axes, part.cost, choices, removable, part.blocks, sums=sums)
             else:
                 terms, fixed = cost_terms(part.name, axes, part.cost, choices, removable, part.blocks, part.changes)
             found += terms

@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from latprune.graph.narrowing import without_blocks
-from latprune.resources.base import Part, Resource
+from latprune.resources.base import FloatArray, Part, Resource
 
 __all__ = ["MultiplyAdds", "Parameters"]
 
 
-class MultiplyAdds(Resource):
+class _Counted(Resource):
+    """What both have in common: sizes are polynomials of the widths, which arrays take part in as numbers do."""
+
+    @abstractmethod
+    def _count(self, widths: Mapping[str, Any], removed_blocks: Iterable[str]) -> Any:
+        """The value at widths, one of which may be an array."""
+
+    def value(self, widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> float:
+        """See :meth:`Resource.value`."""
+        return float(self._count(widths, removed_blocks))
+
+    def changes_alone(
+        self, choices: Mapping[str, Sequence[int]], widths: Mapping[str, int], removed_blocks: Iterable[str] = ()
+    ) -> dict[str, FloatArray]:
+        """See :meth:`Resource.changes_alone`; one pass over the network for all widths of a group."""
+        removed = tuple(removed_blocks)
+        found = {}
+        for name, options in choices.items():
+            asked = np.asarray([*options, widths[name]], dtype=np.int64)
+            values = np.broadcast_to(np.asarray(self._count({**widths, name: asked}, removed), dtype=np.float64), asked.shape)
+            found[name] = np.array(values[:-1] - values[-1])
+        return found
+
+
+class MultiplyAdds(_Counted):
     """Multiply-adds of one inference of the example batch."""
 
     name = "flops"
     unit = "multiply-adds"
 
-    def value(self, widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> float:
-        """See :meth:`Resource.value`."""
+    def _count(self, widths: Mapping[str, Any], removed_blocks: Iterable[str]) -> Any:
         return self.graph.macs(widths, removed_blocks)
 
     def parts(self, removed_blocks: Iterable[str] = ()) -> tuple[list[Part], float]:
@@ -29,15 +56,14 @@ class MultiplyAdds(Resource):
         ], 0.0
 
 
-class Parameters(Resource):
+class Parameters(_Counted):
     """Number of parameters, tied ones counted once."""
 
     name = "params"
     unit = "parameters"
 
-    def value(self, widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> float:
-        """See :meth:`Resource.value`."""
-        return float(self.graph.parameters(widths, removed_blocks))
+    def _count(self, widths: Mapping[str, Any], removed_blocks: Iterable[str]) -> Any:
+        return self.graph.parameters(widths, removed_blocks)
 
     def parts(self, removed_blocks: Iterable[str] = ()) -> tuple[list[Part], float]:
         """See :meth:`Resource.parts`: the tensors."""

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from latprune.errors import TableError
 from latprune.graph.narrowing import without_blocks
 from latprune.latency.features import LAYERS, step_of
-from latprune.latency.signature import kernel_signature
-from latprune.latency.unary import unary_contributions
+from latprune.latency.measuring.signature import kernel_signature
+from latprune.latency.tabulating.unary import unary_contributions
 from latprune.resources.base import FloatArray, Part, Resource
 from latprune.resources.terms import SizeTable
 

@@ -13,7 +13,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Piece, WidthAxis
 from latprune.problem import Axis, ProductTerm, Sum, SumMember, Term
 
-__all__ = ["block_variable", "cost_terms", "product_terms"]
+__all__ = ["LONG_CONCAT", "block_variable", "cost_terms", "has_long_concat", "product_terms"]
 
 FloatArray = npt.NDArray[np.float64]
 SizeTable = Callable[..., FloatArray]
@@ -21,8 +21,8 @@ SizeTable = Callable[..., FloatArray]
 
 _MAX_SCOPE = 3
 _MAX_DIRECT_ENTRIES = 200_000
-_MAX_MONOMIALS = 12
-"""Products that a kernel's axes may multiply out to; a long concat is a sum of widths instead."""
+LONG_CONCAT = 6
+"""Groups in one axis from which on a network is taken for one of long concat chains."""
 
 
 def block_variable(block: str) -> str:
@@ -84,13 +84,20 @@ def product_terms(
     choices: Mapping[str, Sequence[int]],
     removable: Iterable[str],
     blocks: Sequence[str] = (),
+    *,
+    sums: bool = False,
 ) -> tuple[list[Term], float]:
-    """Terms whose cost is ``coefficient * prod(axis sizes)``: multiply-adds of a kernel, parameters of a tensor."""
+    """Terms whose cost is ``coefficient * prod(axis sizes)``: multiply-adds of a kernel, parameters of a tensor.
+
+    An axis that adds up groups is multiplied out into products of the groups' widths; with ``sums``, one of more than two groups stays a
+    sum of widths. In a long concat chain every layer reads all earlier ones: multiplied out, all would depend on each other.
+    """
     gates = set(removable)
     simple = tuple(_simplify(axis, set(blocks), gates) for axis in axes)
     gate = _gate(blocks, gates)
-    if math.prod(len(axis.pieces) + bool(axis.constant) for axis in simple) > _MAX_MONOMIALS:
-        return _terms(name, simple, _grid(coefficient), choices, gate)
+    plain = all(len(piece.groups) <= 1 for axis in simple for piece in axis.pieces)
+    if sums and plain and any(len(axis.pieces) > 2 for axis in simple):
+        return [_product_of_sums(name, simple, coefficient, choices, gate)], 0.0
     terms: list[Term] = []
     constant = 0.0
     for factor, powers, present in _monomials(simple, coefficient):
@@ -105,14 +112,19 @@ def product_terms(
     return terms, constant
 
 
-def _grid(coefficient: float) -> SizeTable:
-    def grid(*sizes: npt.NDArray[np.int64]) -> FloatArray:
-        out = np.array(coefficient, dtype=np.float64)
-        for axis in sizes:
-            out = np.multiply.outer(out, axis.astype(np.float64))
-        return out
+def has_long_concat(axes: Iterable[Sequence[WidthAxis]]) -> bool:
+    """Whether an axis adds up so many groups that sums should stay sums."""
+    return any(len({piece.groups for piece in axis.pieces}) > LONG_CONCAT for entry in axes for axis in entry)
 
-    return grid
+
+def _product_of_sums(
+    name: str, axes: Sequence[WidthAxis], coefficient: float, choices: Mapping[str, Sequence[int]], gate: tuple[str, ...]
+) -> Term:
+    """A product of axes of which one adds up many groups: over the total, not multiplied out."""
+    over, sizes = _summed_axes(axes, choices)
+    coefficient *= math.prod(float(size[0]) for size, axis in zip(sizes, axes, strict=True) if not axis.pieces)
+    factors = tuple(size.astype(np.float64) for size, axis in zip(sizes, axes, strict=True) if axis.pieces)
+    return ProductTerm(name=name, over=over, gate=gate, coefficient=coefficient, factors=factors)
 
 
 def _monomials(axes: Sequence[WidthAxis], coefficient: float) -> Iterable[tuple[float, dict[str, int], tuple[str, ...]]]:
@@ -133,7 +145,8 @@ def _monomials(axes: Sequence[WidthAxis], coefficient: float) -> Iterable[tuple[
 def _monomial(name: str, factor: float, powers: Mapping[str, int], choices: Mapping[str, Sequence[int]], gate: tuple[str, ...]) -> Term:
     if len(powers) > _MAX_SCOPE:
         raise InvalidArgumentError(
-            f"{name!r} depends on {len(powers)} widths at once ({', '.join(powers)}); at most {_MAX_SCOPE} can be counted: keep some"
+            f"{name!r} depends on {len(powers)} widths at once ({', '.join(powers)}); at most {_MAX_SCOPE} can be counted: "
+            "keep some of them"
         )
     vectors = tuple(np.asarray(choices[group], dtype=np.float64) ** power for group, power in powers.items())
     if len(vectors) == 1:
@@ -195,6 +208,15 @@ def _direct(
 
 
 def _summed(name: str, axes: Sequence[WidthAxis], table: SizeTable, choices: Mapping[str, Sequence[int]], gate: tuple[str, ...]) -> Term:
+    over, sizes = _summed_axes(axes, choices)
+    # An operand that is absent altogether (every gated piece removed) still leaves a kernel of size 1 to price.
+    values = table(*(np.maximum(size, 1) for size in sizes))
+    keep = tuple(slice(None) if axis.pieces else 0 for axis in axes)
+    return Term(name=name, over=over, gate=gate, table=np.ascontiguousarray(values[keep], dtype=np.float64))
+
+
+def _summed_axes(axes: Sequence[WidthAxis], choices: Mapping[str, Sequence[int]]) -> tuple[tuple[Axis, ...], list[npt.NDArray[np.int64]]]:
+    """Axes of a term over the kernel's axes as they are, and the sizes of all of the kernel's axes (one number where it is constant)."""
     over: list[Axis] = []
     sizes: list[npt.NDArray[np.int64]] = []
     for axis in axes:
@@ -215,10 +237,7 @@ def _summed(name: str, axes: Sequence[WidthAxis], table: SizeTable, choices: Map
         totals = _reachable(axis.pieces, unit, choices)
         over.append(Sum(members=members, at=tuple(int(t) for t in totals)))
         sizes.append(axis.constant + unit * totals)
-    # An operand that is absent altogether (every gated piece removed) still leaves a kernel of size 1 to price.
-    values = table(*(np.maximum(size, 1) for size in sizes))
-    keep = tuple(slice(None) if axis.pieces else 0 for axis in axes)
-    return Term(name=name, over=tuple(over), gate=gate, table=np.ascontiguousarray(values[keep], dtype=np.float64))
+    return tuple(over), sizes
 
 
 def _reachable(pieces: Iterable[Piece], unit: int, choices: Mapping[str, Sequence[int]]) -> npt.NDArray[np.int64]:

@@ -4,11 +4,11 @@ from latprune.solve.base import Control, SolveInterrupted, Solver, SolverError, 
 from latprune.solve.exact import Exact
 from latprune.solve.front import require_answer, solve
 from latprune.solve.frontier import Frontier, FrontierInterrupted, FrontierPoint, hull, solve_frontier
-from latprune.solve.frontier_plot import plot_frontier
 from latprune.solve.greedy import Greedy
 from latprune.solve.group_knapsack import GroupKnapsack, Knapsack
 from latprune.solve.highs import Highs
 from latprune.solve.mindtpy import MindtPy
+from latprune.solve.near_optimal import near_optimal
 from latprune.solve.second_best import second_best
 from latprune.solve.sensitivity import Sensitivity, sensitivity
 from latprune.solve.uniform import Uniform
@@ -30,7 +30,7 @@ __all__ = [
     "SolverError",
     "Uniform",
     "hull",
-    "plot_frontier",
+    "near_optimal",
     "register",
     "require_answer",
     "second_best",

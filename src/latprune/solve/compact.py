@@ -70,7 +70,7 @@ class CompactGraph:
         """The factor graph over the states in ``kept`` (per variable, increasing)."""
         tables: dict[tuple[tuple[int, ...], frozenset[int]], tuple[FloatArray, FloatArray]] = {}
 
-        gated = {g for part in (*self.unary, *self.products) for g in part.gates}
+        gated = {g for u in self.unary for g in u.gates} | {g for p in self.products for g in p.gates}
         shut = {g for g in gated if kept[g][-1] == 0}
         ajar = {g for g in gated if len(kept[g]) == 2}
 

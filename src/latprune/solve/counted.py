@@ -90,7 +90,6 @@ class CountedSearch:
 
     def run(self) -> None:
         """Search until the answer is proven, or the deadline."""
-        graph = self.graph
         points = self._zoomed()
         if self.infeasible or self.control.expired():
             return
@@ -179,6 +178,7 @@ class CountedSearch:
 
 
 def lifted(graph: CompactGraph, kept: list[IntArray]) -> tuple[Restricted, Callable[[IntArray], IntArray]]:
+    """The factor graph over ``kept`` without what that fixes, and the way from its states to those of ``graph``."""
     full: FactorGraph = graph.restricted(kept)
     small = restrict(full, [np.ones(len(k), dtype=np.bool_) for k in kept])
 

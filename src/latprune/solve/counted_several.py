@@ -74,11 +74,15 @@ class SeveralCounted(CountedSearch):
         """The best answer over the states in ``kept``, by the reduction and HiGHS."""
         small, lift = lifted(self.graph, kept)
         evaluate = evaluates(self.problem, len(self.graph.sizes))
-        result = SeveralResult()
-        search_several(small.graph, self.control, max_table=self.max_table, result=result, evaluate=lambda s: evaluate(lift(s)))
+        # Gains of the smaller graph leave out what it fixed.
+        result = SeveralResult(gain=self.gain - small.gain)
+        search_several(
+            small.graph, self.control, max_table=self.max_table, result=result, evaluate=lambda s: evaluate(lift(s)) - small.gain
+        )
+        result.gain, result.bound = result.gain + small.gain, result.bound + small.gain
         if result.states is not None:
             self._offer(lift(result.states), result.gain)
-        self.notes.append(f"{sum(len(k) for k in kept)} states: {result.rounds} rounds of HiGHS, {result.left} states left by the reduction")
+        self.notes.append(f"{sum(len(k) for k in kept)} states: {result.searches} label searches, {result.rounds} rounds of HiGHS")
         return result
 
     def _prove_several(self, multipliers: FloatArray, reference: IntArray) -> None:

@@ -17,6 +17,7 @@ from latprune.solve.factors import FactorGraph, compile_problem
 from latprune.solve.floor import infeasible
 from latprune.solve.highs import MILP_ROUNDING
 from latprune.solve.several import SeveralResult, solve_several
+from latprune.solve.stepwise import long_sums, solve_in_steps
 
 __all__ = ["Exact"]
 
@@ -34,6 +35,10 @@ class Exact(Solver):
     guess
        is optimal, otherwise the guess is lowered.
     4. Over ``label_cap`` labels the part is split on the variable that most decides, best bound first.
+
+    Products of widths over many choices (multiply-adds, parameters) are not made into tables: see :mod:`~latprune.solve.counted`. Where
+    such a product reads a sum of many widths (a concat chain), choices on a common step are solved and the answer is refined by single
+    widths; it is ``feasible``, without a bound.
 
     No cost is rounded. Where the graph is too dense for elimination, or more than one resource has a limit, the problem is handed over to
     HiGHS, and ``solver`` says ``exact+highs``.
@@ -57,6 +62,8 @@ class Exact(Solver):
         counted = wide(problem)
         if counted is not None:
             return self._counted(problem, counted, control)
+        if long_sums(problem):
+            return solve_in_steps(problem, control, solver=self)
         graph = compile_problem(problem)
         if len(graph.resources) > 1:
             return self._hand_over(problem, graph, control, f"{len(graph.resources)} resources have limits")

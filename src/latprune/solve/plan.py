@@ -115,16 +115,17 @@ def layout(shape: Shape, axes: Sequence[int], sizes: Sequence[int], common: froz
     )
 
 
-def make_plan(graph: FactorGraph, stop_above: float = math.inf) -> Plan | None:
+def make_plan(graph: FactorGraph, stop_above: float = math.inf, *, last: int | None = None) -> Plan | None:
     """The cheapest of a few greedy elimination orders.
 
     Args:
         graph: The factor graph.
         stop_above: Give up (None) where every order has a joint table with more entries than this.
+        last: Variable to eliminate after all others.
     """
     best: Plan | None = None
     for rule in (_by_joint, _by_message):
-        plan = _greedy(graph, rule, stop_above)
+        plan = _greedy(graph, rule, stop_above, last)
         if plan is not None and (best is None or plan.work < best.work):
             best = plan
         if best is not None and best.work < 1_000_000:
@@ -140,7 +141,7 @@ def _by_message(joint: int, message: int) -> tuple[int, int]:
     return message, joint
 
 
-def _greedy(graph: FactorGraph, rule: object, stop_above: float) -> Plan | None:
+def _greedy(graph: FactorGraph, rule: object, stop_above: float, last: int | None) -> Plan | None:
     sizes = graph.sizes
     shapes: list[Shape] = [(f.scope, f.gates) for f in graph.factors]
     readers: dict[int, set[int]] = {}
@@ -148,7 +149,9 @@ def _greedy(graph: FactorGraph, rule: object, stop_above: float) -> Plan | None:
         for v in (*scope, *gates):
             readers.setdefault(v, set()).add(number)
 
-    def price(v: int) -> tuple[int, int]:
+    def price(v: int) -> tuple[float, float]:
+        if v == last:
+            return math.inf, math.inf
         _, axes, is_gate = _joint(v, [shapes[i] for i in readers[v]])
         joint = math.prod(sizes[a] for a in axes)
         # A message of a gate's step is as large as its joint table.

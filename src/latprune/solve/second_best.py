@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latprune.errors import InvalidArgumentError
+from latprune.errors import InvalidArgumentError, SolverNotApplicableError
 from latprune.problem import Problem, Solution
 from latprune.problem.types import IntArray
 from latprune.solve.base import Control, answer
 from latprune.solve.branch import BranchAndBound, TooDense, survivors
 from latprune.solve.canonical import canonical, read_variables
+from latprune.solve.compact import wide
 from latprune.solve.dual import minimise_dual
 from latprune.solve.elimination import backward
 from latprune.solve.exact import Exact
@@ -51,11 +52,19 @@ def second_best(problem: Problem, *, gap: float = 1e-3, count: int = 10, time_li
     Returns:
         Solutions in falling order of gain; empty where the problem is infeasible. The first is optimal; the others are ``feasible`` (they
         are the best of what is left, and the bound is the first one's).
+
+    Raises:
+        SolverNotApplicableError: Products of widths over more choices than tables are made for.
     """
     if not 0 <= gap < math.inf:
         raise InvalidArgumentError(f"gap (={gap}) must be at least 0")
     if count < 1:
         raise InvalidArgumentError(f"count (={count}) must be at least 1")
+    if wide(problem) is not None:
+        raise SolverNotApplicableError(
+            "the next best answers over every width of a counted budget differ from the best in a channel; use near_optimal, which "
+            "looks for networks that differ in earnest, or offer fewer choices"
+        )
     control = Control(time_limit=time_limit)
     graph = compile_problem(problem)
     masks: list[BoolArray] = [np.ones(n, dtype=np.bool_) for n in graph.sizes]

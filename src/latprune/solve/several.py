@@ -15,6 +15,7 @@ from latprune.solve.branch import survivors
 from latprune.solve.elimination import backward
 from latprune.solve.factors import FactorGraph
 from latprune.solve.highs import solve_milp
+from latprune.solve.labels_several import search_labels
 from latprune.solve.multipliers import minimise_several
 from latprune.solve.plan import make_plan
 from latprune.solve.reduction import Restricted, restrict
@@ -22,6 +23,8 @@ from latprune.solve.reduction import Restricted, restrict
 __all__ = ["SeveralResult", "evaluates", "search_several", "solve_several"]
 
 WIDEN = 6.0
+LABEL_CAP = 1_000_000
+"""Most labels at a time before HiGHS takes over."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +36,7 @@ class SeveralResult:
     bound: float = math.inf
     infeasible: bool = False
     interrupted: bool = False
+    searches: int = 0
     rounds: int = 0
     left: int = 0
 
@@ -91,6 +95,22 @@ def search_several(
     if dual.run is None or control.expired():
         return
     marginals = backward(plan, dual.run)
+    labels = search_labels(
+        whole,
+        dual,
+        marginals,
+        control,
+        cap=LABEL_CAP,
+        max_table=max_table,
+        known=lambda: result.gain,
+        offer=lambda states: offer(whole.lift(states)),
+    )
+    result.searches = labels.searches
+    result.bound = max(result.gain, min(result.bound, labels.bound))
+    if labels.proven:
+        result.bound = result.gain
+        result.infeasible = result.states is None
+        return
     reach = np.concatenate([m for m in marginals.states if m is not None])
     deficits = np.sort(dual.run.best - reach[np.isfinite(reach)])
     room = float(deficits[min(len(deficits) - 1, 3 * len(whole.graph.sizes))])

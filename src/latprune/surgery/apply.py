@@ -2,50 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
-from latprune.errors import CheckpointError
+from latprune.errors import CheckpointError, InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.conditions import cut_unfolded
-from latprune.program.module import ProgramModule
 from latprune.surgery.edits import ArchitectureEdits, EditStep, ScaleEdit, TensorEdit
+from latprune.surgery.optimizers import ParameterChange, carry_over, check_optimizers, optimizers_of
 from latprune.surgery.plan import plan_step
 from latprune.surgery.removed import RemovedBranch, RemovedPart
+from latprune.surgery.slicing import cut_tensor, scale_tensor
+from latprune.surgery.stale import MARK, mark_removed
 
 __all__ = ["prune", "replay"]
 
 
-def prune(model: nn.Module, graph: ModelGraph, selection: Selection, *, since: Selection | None = None) -> ArchitectureEdits:
+def prune(
+    model: nn.Module,
+    graph: ModelGraph,
+    selection: Selection,
+    *,
+    since: Selection | None = None,
+    optimizers: Optimizer | Sequence[Optimizer] = (),
+    averages: Sequence[nn.Module] = (),
+) -> ArchitectureEdits:
     """Remove channels and blocks from ``model``, in place and physically.
 
     Parameters are replaced by smaller ones (same dtype, device, memory format, ``requires_grad``; a gradient that is there is cut
-    alike), so an optimizer has to be built anew afterwards. Tied parameters stay tied. The model's training flags stay.
+    alike). Optimizers that are handed over go on with the new parameters, with what they remember of the places that stay; one that is not
+    must be built anew, and says so at its next step. Tied parameters stay tied. The model's training flags stay.
 
     Args:
         model: The model that ``graph`` was traced from, or what earlier cuts left of it.
         graph: The graph of the dense model.
         selection: Units of the dense model to keep and blocks to remove.
         since: The selection that the model was cut to before; None: it is dense.
+        optimizers: Optimizers of the model, changed in place: moments and momentum are cut with their parameter, groups keep their order,
+            options and schedulers, and the parameters of removed blocks leave their group. Where a cut multiplies weights to keep a scale,
+            what PyTorch's optimizers remember of their gradients follows.
+        averages: Running averages of the model (:class:`torch.optim.swa_utils.AveragedModel`, or modules of the same class), cut alike.
 
     Returns:
         The edits from the model as it was to what it is now, for :func:`replay` and for saving. Those of several cuts follow each other
         (:meth:`ArchitectureEdits.then`).
 
     Raises:
-        InvalidArgumentError: The selection does not fit the graph, or brings back what is gone.
+        InvalidArgumentError: The selection does not fit the graph, or brings back what is gone; an optimizer or average is not that of the
+            model, or remembers what cannot be cut. Nothing is changed then.
         SurgeryError: The model does not fit the graph.
 
     Example:
-        >>> graph = latprune.graph.trace(model, x)
-        >>> kept = {name: np.arange(g.units // 2) for name, g in graph.groups.items() if g.rows == 1}
-        >>> edits = latprune.surgery.prune(model, graph, Selection(kept=kept))
+        >>> import numpy as np
+        >>> from latprune.graph import trace
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> graph = trace(model, torch.randn(1, 4))
+        >>> edits = prune(model, graph, Selection(kept={"0": np.arange(0, 8, 2)}))
+        >>> model
+        Sequential(
+          (0): Linear(in_features=4, out_features=4, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=4, out_features=2, bias=True)
+        )
     """
     step = plan_step(model, graph, selection, since)
-    _apply(model, step)
+    handed = optimizers_of(optimizers)
+    check_optimizers(model, handed, step)
+    copies = [_averaged(model, average, number, step) for number, average in enumerate(averages)]
+    changes = _apply(model, step)
+    for copy in copies:
+        _apply(copy, step)
+    for optimizer in handed:
+        carry_over(optimizer, changes)
     return ArchitectureEdits(steps=(step,))
 
 
@@ -63,6 +97,20 @@ def replay(model: nn.Module, edits: ArchitectureEdits) -> nn.Module:
     return model
 
 
+def _averaged(model: nn.Module, average: nn.Module, number: int, step: EditStep) -> nn.Module:
+    """The module of a running average, which must have the model's architecture of now."""
+    inner: nn.Module = average
+    while isinstance(inner, AveragedModel):
+        inner = inner.module
+    if inner is model:
+        raise InvalidArgumentError(f"averages[{number}] is the model itself; an average is a copy of its own")
+    try:
+        _check(inner, step)
+    except CheckpointError as error:
+        raise InvalidArgumentError(f"averages[{number}] is not of the model's architecture: {error}") from error
+    return inner
+
+
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
@@ -76,7 +124,7 @@ def _check(model: nn.Module, step: EditStep) -> None:
         shape = tuple(tensors[t.name].shape)
         if shape != t.shape:
             raise CheckpointError(f"the edits are of another architecture: tensor '{t.name}' has shape {shape}, the edits expect {t.shape}")
-    if step.branches and not isinstance(model, ProgramModule):
+    if step.branches and not isinstance(model, CapturedNetwork):
         raise CheckpointError(f"the edits are those of a captured program, and this is a {type(model).__name__}: capture it first")
     modules = dict(model.named_modules(remove_duplicate=False))
     for a in step.attributes:
@@ -92,19 +140,27 @@ def _check(model: nn.Module, step: EditStep) -> None:
                 raise CheckpointError(f"the edits are of another architecture: this model has no module '{path}'")
 
 
-def _apply(model: nn.Module, step: EditStep) -> None:
+def _apply(model: nn.Module, step: EditStep) -> list[ParameterChange]:
+    """Carry the step out; returns what became of the parameters that it touched."""
     with cut_unfolded(model):
-        _carry_out(model, step)
+        return _carry_out(model, step)
 
 
-def _carry_out(model: nn.Module, step: EditStep) -> None:
+def _carry_out(model: nn.Module, step: EditStep) -> list[ParameterChange]:
     tensors = _tensors(model)
+    parameters = dict(model.named_parameters())
     places = _places(model)
+    scales: dict[str, list[ScaleEdit]] = {}
     for scale in step.scales:
-        _scale(tensors[scale.name], scale)
+        tensor = tensors[scale.name]
+        scale_tensor(tensor, scale)
+        if tensor.grad is not None:
+            scale_tensor(tensor.grad, scale, -1)
+        scales.setdefault(scale.name, []).append(scale)
+    sliced: dict[str, torch.Tensor] = {}
     for edit in step.tensors:
         old = tensors[edit.name]
-        new = _replacement(old, edit)
+        new = sliced[edit.name] = _replacement(old, edit)
         for holder, name in places[id(old)]:
             holder[name] = new
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -120,7 +176,7 @@ def _carry_out(model: nn.Module, step: EditStep) -> None:
             module.was[a.name] = value
         else:
             setattr(module, a.name, value)
-    if isinstance(model, ProgramModule):
+    if isinstance(model, CapturedNetwork):
         for branch in step.branches:
             model.remove_branch(branch.join, branch.operand, branch.skipped)
         model.remove_dead(name for branch in step.branches for name in branch.tensors)
@@ -133,21 +189,32 @@ def _carry_out(model: nn.Module, step: EditStep) -> None:
         for part in b.parts:
             original = modules[part.module]
             _replace(model, original, RemovedPart(original, argument=part.argument, output=part.output, zero=part.zero))
+    return _changes(model, step, parameters, sliced, scales)
+
+
+def _changes(
+    model: nn.Module,
+    step: EditStep,
+    before: Mapping[str, nn.Parameter],
+    sliced: Mapping[str, torch.Tensor],
+    scales: Mapping[str, list[ScaleEdit]],
+) -> list[ParameterChange]:
+    """What became of the parameters: those that were sliced, scaled or are gone. What is no longer part of the model is marked."""
+    left = {id(parameter): parameter for parameter in model.parameters()}
+    edits = {edit.name: edit for edit in step.tensors}
+    changes = []
+    for name, old in before.items():
+        new = left.get(id(sliced.get(name, old)))
+        if new is not old:
+            mark_removed(old, name)
+        if new is not old or name in scales:
+            changes.append(ParameterChange(name=name, old=old, new=new, edit=edits.get(name), scales=tuple(scales.get(name, ()))))
+    return changes
 
 
 def _replace(model: nn.Module, original: nn.Module, stand_in: nn.Module) -> None:
     for holder, name in _holders(model, original):
         holder._modules[name] = stand_in
-
-
-def _scale(tensor: torch.Tensor, edit: ScaleEdit) -> None:
-    """Multiply positions of a tensor in place."""
-    with torch.no_grad():
-        if edit.positions is None:
-            tensor.mul_(edit.factor)
-        else:
-            at = torch.tensor(edit.positions, dtype=torch.int64, device=tensor.device)
-            tensor.index_copy_(edit.dim, at, tensor.index_select(edit.dim, at) * edit.factor)
 
 
 def _holders(model: nn.Module, child: nn.Module) -> list[tuple[nn.Module, str]]:
@@ -171,30 +238,11 @@ def _registries(module: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def _replacement(old: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
-    data = _cut(old.detach(), edit)
+    data = cut_tensor(old.detach(), edit)
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(data, requires_grad=old.requires_grad)
-        new.__dict__.update({k: v for k, v in old.__dict__.items() if k not in new.__dict__})
+        new.__dict__.update({k: v for k, v in old.__dict__.items() if k not in new.__dict__ and k != MARK})
         if old.grad is not None:
-            new.grad = _cut(old.grad, edit)
+            new.grad = cut_tensor(old.grad, edit)
         return new
     return data
-
-
-def _cut(tensor: torch.Tensor, edit: TensorEdit) -> torch.Tensor:
-    """A smaller copy in the same memory format."""
-    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
-    out = tensor
-    if edit.grouped is not None:
-        rows = set(edit.keep.get(0, range(edit.shape[0])))
-        parts = []
-        for start, stop, columns in edit.grouped:
-            alive = torch.tensor([r for r in range(start, stop) if r in rows], dtype=torch.int64, device=tensor.device)
-            parts.append(tensor.index_select(0, alive).index_select(1, torch.tensor(columns, dtype=torch.int64, device=tensor.device)))
-        out = torch.cat(parts, 0)
-    for dim, kept in edit.keep.items():
-        if edit.grouped is not None and dim == 0:
-            continue
-        out = out.index_select(dim, torch.tensor(kept, dtype=torch.int64, device=tensor.device))
-    out = out.clone()
-    return out.contiguous(memory_format=torch.channels_last) if channels_last else out.contiguous()

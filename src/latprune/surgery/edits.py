@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from latprune.errors import FileFormatError
+from latprune.file_model import StrictFileModel
 
 __all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "BranchEdit", "EditStep", "PartEdit", "ScaleEdit", "TensorEdit"]
 
@@ -128,38 +129,34 @@ class EditStep:
     branches: tuple[BranchEdit, ...] = ()
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _TensorModel(_Strict):
+class _TensorModel(StrictFileModel):
     name: str
     shape: list[int]
     keep: dict[str, int] = Field(default_factory=dict)
     grouped: list[tuple[int, int, int]] | None = None
 
 
-class _AttributeModel(_Strict):
+class _AttributeModel(StrictFileModel):
     module: str
     name: str
     before: int | list[int]
     after: int | list[int]
 
 
-class _TailModel(_Strict):
+class _TailModel(StrictFileModel):
     module: str | None = None
     op: str | None = None
     args: list[int | float | str | bool] = Field(default_factory=list)
 
 
-class _PartModel(_Strict):
+class _PartModel(StrictFileModel):
     module: str
     argument: int = Field(ge=0)
     output: list[bool] | None = None
     zero: Literal["", "scalar", "like"] = ""
 
 
-class _BlockModel(_Strict):
+class _BlockModel(StrictFileModel):
     name: str
     module: str
     argument: int = Field(default=0, ge=0)
@@ -169,7 +166,7 @@ class _BlockModel(_Strict):
     parts: list[_PartModel] = Field(default_factory=list)
 
 
-class _BranchModel(_Strict):
+class _BranchModel(StrictFileModel):
     name: str
     join: int = Field(ge=0)
     operand: int = Field(ge=0, le=1)
@@ -177,14 +174,14 @@ class _BranchModel(_Strict):
     tensors: list[str] = Field(default_factory=list)
 
 
-class _ScaleModel(_Strict):
+class _ScaleModel(StrictFileModel):
     name: str
     dim: int = Field(ge=0)
     positions: int | None
     factor: float
 
 
-class _StepModel(_Strict):
+class _StepModel(StrictFileModel):
     index_sets: list[list[int]]
     scales: list[_ScaleModel] = Field(default_factory=list)
     tensors: list[_TensorModel]
@@ -193,7 +190,7 @@ class _StepModel(_Strict):
     branches: list[_BranchModel] = Field(default_factory=list)
 
 
-class _EditsModel(_Strict):
+class _EditsModel(StrictFileModel):
     format: Literal["latprune/edits"]
     version: Literal[1]
     steps: list[_StepModel]
@@ -214,7 +211,7 @@ class ArchitectureEdits:
     steps: tuple[EditStep, ...] = field(default=())
 
     def then(self, later: ArchitectureEdits) -> ArchitectureEdits:
-        """These edits followed by ``later`` (a staged method prunes, traces again and prunes again)."""
+        """These edits followed by ``later`` (a staged method cuts several times)."""
         return ArchitectureEdits(steps=self.steps + later.steps)
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,9 +12,8 @@ from latprune.errors import InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.surgery_plan import UnitsOfPlaces
 
-__all__ = ["Kept", "TensorPlaces", "kept_of", "nested", "places_of"]
+__all__ = ["Kept", "Mask", "TensorPlaces", "absent", "kept_of", "nested", "places_of"]
 
-IntArray = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -66,6 +65,11 @@ class Kept:
     gone: frozenset[str]
     widths: Mapping[str, int]
 
+    @property
+    def cut(self) -> bool:
+        """Whether anything goes."""
+        return bool(self.removed_blocks) or not all(mask.all() for mask in self.units.values())
+
     def places(self, tensor: str) -> TensorPlaces:
         """What stays of a tensor of the dense model.
 
@@ -75,8 +79,8 @@ class Kept:
         dims: dict[int, Mask] = {}
         grouped: Mask | None = None
         plan = self.graph.plan.tensors.get(tensor)
-        for dim, units in plan.dims.items() if plan is not None else ():
-            places = places_of(units, self.units)
+        for dim, carried in plan.dims.items() if plan is not None else ():
+            places = places_of(carried, self.units)
             if places.ndim == 2:
                 grouped = places
             else:
@@ -151,11 +155,10 @@ def nested(before: Kept, after: Kept) -> Kept:
         )
     masks = dict(after.units)
     for name, mask in after.units.items():
-        if absent(before, name):
-            masks[name] = before.units[name]
-            continue
         extra = np.flatnonzero(mask & ~before.units[name])
-        if extra.size:
+        if extra.size and absent(before, name):
+            masks[name] = before.units[name]
+        elif extra.size:
             raise InvalidArgumentError(
                 f"selection.kept['{name}'] keeps unit {int(extra[0])}, one of {extra.size} that an earlier cut (since) removed; a "
                 "selection must be a part of the one before it"
@@ -169,15 +172,15 @@ def absent(kept: Kept, group: str) -> bool:
     return bool(members) and all(m.tensor in kept.gone or not kept.removed_blocks.isdisjoint(m.blocks) for m in members)
 
 
-def places_of(places: tuple[UnitsOfPlaces, ...], masks: Mapping[str, Mask]) -> Mask:
+def places_of(carried: tuple[UnitsOfPlaces, ...], masks: Mapping[str, Mask]) -> Mask:
     """Which places stay: those whose units all stay.
 
     Args:
-        places: For each group that the places carry, the unit at each place.
+        carried: The units of each group at the places.
         masks: Group -> which units stay.
     """
     keep: Mask | None = None
-    for entry in places:
+    for entry in carried:
         here = masks[entry.group][entry.units] | (entry.units < 0)
         keep = here if keep is None else keep & here
     if keep is None:

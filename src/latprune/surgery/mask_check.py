@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from latprune.copying import copied
 from latprune.graph import ModelGraph, Selection
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
+from latprune.graph.example_inputs import as_call
 from latprune.surgery.masked import masked
 from latprune.surgery.masked_follower import tensors_in
-from latprune.surgery.verify import TOLERANCES, as_call, in_double
+from latprune.surgery.verify import TOLERANCES, in_double
 
 __all__ = ["check_masked"]
 
@@ -72,15 +73,11 @@ def _on(value: Any, device: torch.device) -> Any:
 
 
 def _run(model: nn.Module, inputs: Any) -> Any:
-    modes = [(module, module.training) for module in model.modules()]
     args, kwargs = _copied(inputs)
-    model.eval()
     try:
-        with capture_conditions(), preserved_state(model):
+        with preserved_modes(model), capture_conditions(), preserved_state(model.eval()):
             return model(*args, **kwargs)
     finally:
-        for module, training in modes:
-            module.training = training
         forget_cached(model)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latprune.graph.types import Member
 
@@ -77,12 +77,12 @@ class HeldValues:
     """One masked parameter: the places that are 0 while the mask is on, those that keep their value, and the dense values of both.
 
     Args:
-        parameter: The parameter, with its dense values.
+        parameter: The parameter (or a constant buffer that is read like one), with its dense values.
         zeros: Places that are 0 while the mask is on; they may overlap.
         fixed: Places that keep their value while the mask is on (hard masks); they may overlap the zeros, which win.
     """
 
-    def __init__(self, parameter: nn.Parameter, zeros: list[Slice], fixed: list[Slice]) -> None:
+    def __init__(self, parameter: Tensor, zeros: list[Slice], fixed: list[Slice]) -> None:
         self.parameter = parameter
         self.zeros = zeros
         self.fixed = fixed

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state, unfolded
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state, unfolded
 from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.types import Call, ChannelGroup, Selection
 from latprune.surgery.masked_follower import Follower, tensors_in
@@ -41,7 +41,7 @@ class RecordedModel(Protocol):
 
     @property
     def plan(self) -> SurgeryPlan:
-        """Its ``within`` is read: path of the sub-module whose operations were recorded; empty for the whole model."""
+        """``within`` and ``scales`` are read: the sub-module whose operations were recorded, and weights that keep a scale."""
 
     @property
     def class_units(self) -> Sequence[tuple[tuple[str, int], ...]]:
@@ -94,6 +94,7 @@ class MaskedModel:
         self._kept = _kept_classes(graph, selection)
         self.carriers = frozenset(member.tensor for group in graph.groups.values() for member in group.members)
         """Names of the parameters and buffers that carry channels of a group."""
+        self.rescaled = _rescaled(graph, selection)
         self._removed = selection.removed_blocks
         joins = {block for call in graph.calls for block in call.joins}
         unknown = sorted(self._removed - joins)
@@ -188,6 +189,13 @@ class MaskedModel:
         return not self._removed.isdisjoint(call.joins) or any(self.mask(fields) is not None for fields in (*call.all_fields, *outputs))
 
 
+def _rescaled(graph: RecordedModel, selection: Selection) -> bool:
+    """Whether cutting multiplies weights to keep a scale that follows a size, which rounds them."""
+    dense = {name: group.columns for name, group in graph.groups.items()}
+    widths = {name: len(selection.kept[name]) // g.rows if name in selection.kept else g.columns for name, g in graph.groups.items()}
+    return any(use.axis.size(dense) != use.axis.size(widths) for use in graph.plan.scales)
+
+
 def keep_mask(field: IntArray, kept: npt.NDArray[np.bool_]) -> Tensor | None:
     """Boolean tensor of the field's shape: True where the coordinate class is kept (-1 always is); None where all are."""
     keep = np.where(field < 0, True, kept[np.maximum(field, 0)]) if kept.size else np.ones(field.shape, dtype=bool)
@@ -215,13 +223,10 @@ def _kept_classes(graph: RecordedModel, selection: Selection) -> npt.NDArray[np.
 @contextmanager
 def _conditions(model: nn.Module) -> Iterator[None]:
     """The conditions under which the recorded run was made; afterwards the model is as it was, without what the run cached in it."""
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        for module, _ in modes:
-            module.training = False
-        with capture_conditions(), unfolded(model), preserved_state(model):
+        with preserved_modes(model), capture_conditions(), unfolded(model), preserved_state(model):
+            for module in model.modules():
+                module.training = False
             yield
     finally:
-        for module, training in modes:
-            module.training = training
         forget_cached(model)

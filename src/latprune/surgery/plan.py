@@ -10,9 +10,9 @@ from torch import nn
 
 from latprune.errors import SurgeryError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.surgery_plan import BranchCut, ModuleReplacement, PartReplacement, ScaleTarget, TailStep
 from latprune.graph.trace import INPUT_WEIGHTS
-from latprune.program.module import ProgramModule
 from latprune.surgery.edits import AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 from latprune.surgery.kept import Kept, TensorPlaces, kept_of, nested, places_of
 from latprune.surgery.removed import RemovedBranch
@@ -35,10 +35,11 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
         InvalidArgumentError: A selection does not fit the graph, or ``selection`` brings back what ``since`` removed.
         SurgeryError: The model does not fit the graph.
     """
-    if graph.program is not None and not isinstance(model, ProgramModule):
+    if graph.program is not None and not isinstance(model, CapturedNetwork):
         raise SurgeryError("the graph is that of a captured program: prune graph.program, not the model that it was captured from")
     before = kept_of(graph, since)
-    after = nested(before, kept_of(graph, selection)) if since is not None else kept_of(graph, selection)
+    after = nested(before, kept_of(graph, selection))
+    cut_before = before.cut
     shapes = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
     tensors: list[TensorEdit] = []
     new_shapes: dict[str, tuple[int, ...]] = {}
@@ -51,7 +52,7 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
         if name in after.gone:
             continue
         left = after.places(name)
-        edit = _tensor_edit(name, shapes[name], before.places(name), left, cut_before=since is not None)
+        edit = _tensor_edit(name, shapes[name], before.places(name), left, cut_before=cut_before)
         if left.grouped is not None:
             grouped_counts[name] = len(left.groups_left())
         if edit is not None:
@@ -105,15 +106,27 @@ def _shape_after(edit: TensorEdit) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _module(model: nn.Module, path: str, before: Kept) -> nn.Module | None:
+def _module(model: nn.Module, path: str, earlier: Kept) -> nn.Module | None:
     """The module at a path; None where an earlier cut removed it with its block."""
     try:
         module = model.get_submodule(path)
     except AttributeError as error:
-        if before.removed_blocks:
+        if _went(path, earlier):
             return None
         raise SurgeryError(f"this model has no module '{path}', which the traced one had; trace the model that is to be pruned") from error
     return None if isinstance(module, RemovedBranch) else module
+
+
+def _went(path: str, earlier: Kept) -> bool:
+    """Whether a module lies in what earlier cuts replaced."""
+    replaced: list[str] = []
+    for name in earlier.removed_blocks:
+        removal = earlier.graph.plan.removals[name]
+        if isinstance(removal, ModuleReplacement):
+            replaced.append(removal.module)
+        elif not isinstance(removal, BranchCut):
+            replaced += [part.module for part in removal]
+    return any(path == place or path.startswith(f"{place}.") for place in replaced)
 
 
 def _layer_attributes(
@@ -195,7 +208,7 @@ def _followed_attributes(model: nn.Module, graph: ModelGraph, before: Kept, afte
 
 def _attribute(module: nn.Module | None, path: str, name: str, before: Kept) -> Any:
     """An attribute as it is now; None where it went with a removed block (a stand-in keeps the plain ones)."""
-    if module is None or (before.removed_blocks and not hasattr(module, name)):
+    if module is None or (not hasattr(module, name) and _went(path, before)):
         return None
     if not hasattr(module, name):
         raise SurgeryError(f"module '{path}' has no attribute '{name}', which the traced model had; trace the model that is to be pruned")
@@ -238,12 +251,13 @@ def _removals(model: nn.Module, graph: ModelGraph, before: Kept, after: Kept) ->
     ]
     blocks: list[BlockEdit] = []
     branches: list[BranchEdit] = []
+    present = {n for named in (model.named_parameters, model.named_buffers) for n, _ in named(remove_duplicate=False)}
     for name in new:
         removal = graph.plan.removals[name]
         if not isinstance(removal, BranchCut):
             blocks.append(_block_edit(name, removal))
             continue
-        tensors = tuple(t for t in removal.tensors if isinstance(model, ProgramModule) and t in model.program.tensors)
+        tensors = tuple(t for t in removal.tensors if t in present)
         branches.append(BranchEdit(name=name, join=removal.join, operand=removal.operand, skipped=removal.skipped, tensors=tensors))
     return blocks, branches
 

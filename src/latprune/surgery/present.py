@@ -21,30 +21,32 @@ class PresentModel:
 
     Attributes:
         groups: The dense groups with the members that are left; ``positions`` and ``within`` are those of the present tensors, ``units``
-            are numbered as in the dense model.
+            are numbered as in the dense model. A group that went with removed blocks is not there.
         kernels: The kernels outside of removed blocks, described as in the dense model.
-        alive: Group -> ``(units,)`` True for the units that are left; none of a group that went with removed blocks.
         carried: Depthwise kernel -> contractions that its channels reach, as in the dense model.
+        alive: Group -> ``(units,)`` True for the units that are left; none of a group that went with removed blocks.
     """
 
     groups: Mapping[str, ChannelGroup]
     kernels: Mapping[str, Kernel]
+    carried: Mapping[str, frozenset[str]] | None
     alive: Mapping[str, Mask]
-    carried: Mapping[str, frozenset[str]]
 
     def settled(self, importance: Importance) -> Importance:
-        """Scores that a criterion gave on this model, with 0 for every unit that is gone.
+        """Scores that a criterion gave on this model as those of all groups of the dense one, with 0 for every unit that is gone.
 
-        Sums over places are 0 there of themselves; this also covers what a criterion gives a group that has no places left, or the first
-        of a group of zeros.
+        Curves over widths are passed on.
         """
 
         def left(name: str, values: Scores) -> Scores:
             return np.where(self.alive[name], values, 0.0)
 
+        gone = {name: np.zeros(alive.size) for name, alive in self.alive.items() if name not in importance.units}
         return Importance(
-            units={name: left(name, values) for name, values in importance.units.items()},
-            shares={(name, blocks): left(name, values) for (name, blocks), values in importance.shares.items()},
+            units={name: gone[name] if name in gone else left(name, importance.units[name]) for name in self.alive},
+            shares={(name, blocks): left(name, values) for (name, blocks), values in importance.shares.items()}
+            | {(name, ()): values for name, values in gone.items()},
+            curves=importance.curves,
         )
 
 
@@ -60,7 +62,8 @@ def present(graph: ModelGraph, selection: Selection) -> PresentModel:
 
     Example:
         >>> edits = prune(model, graph, selection)  # doctest: +SKIP
-        >>> importance = score(model, present(graph, selection), MagnitudeConfig())  # doctest: +SKIP
+        >>> seen = present(graph, selection)  # doctest: +SKIP
+        >>> importance = seen.settled(score(model, seen, MagnitudeConfig()))  # doctest: +SKIP
         >>> importance.units["layer1.0.conv1"].shape  # as in the dense model  # doctest: +SKIP
         (16,)
     """
@@ -68,6 +71,8 @@ def present(graph: ModelGraph, selection: Selection) -> PresentModel:
     known: dict[str, TensorPlaces] = {}
     groups = {}
     for name, group in graph.groups.items():
+        if absent(kept, name):
+            continue
         members = []
         for member in group.members:
             if member.tensor in kept.gone or not kept.removed_blocks.isdisjoint(member.blocks):
@@ -79,9 +84,9 @@ def present(graph: ModelGraph, selection: Selection) -> PresentModel:
                 members.append(left)
         groups[name] = replace(group, members=tuple(members))
     return PresentModel(
-        carried=graph.carried,
         groups=groups,
         kernels={name: kernel for name, kernel in graph.kernels.items() if kept.removed_blocks.isdisjoint(kernel.blocks)},
+        carried=graph.carried,
         alive={name: _alive(kept, name) for name in graph.groups},
     )
 

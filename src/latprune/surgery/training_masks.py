@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,16 +15,16 @@ from torch.utils.hooks import RemovableHandle
 
 from latprune.errors import CheckpointError, InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
-from latprune.program.module import ProgramModule
+from latprune.graph.captured import CapturedNetwork
+from latprune.surgery.mask_blocks import find_block_masks
 from latprune.surgery.mask_check import check_masked
 from latprune.surgery.mask_coordinates import kept_places
-from latprune.surgery.mask_flow import find_block_masks, find_group_masks
+from latprune.surgery.mask_groups import find_group_masks
 from latprune.surgery.mask_norms import CountedNorms
+from latprune.surgery.mask_selection import Removed, removed_units
 from latprune.surgery.mask_values import HeldValues, Slice, slices_of
 
 __all__ = ["TrainingMask"]
-
-Removed = dict[str, npt.NDArray[np.bool_]]
 
 
 class TrainingMask:
@@ -42,13 +41,13 @@ class TrainingMask:
     shape) is 0. What comes back has the weights that it had before. A gradient at those places counts in a clipping by norm that comes
     before the step.
 
-    *Straight-through masks* (soft masks: SMCP, "Soft masking for cost-constrained channel pruning", ECCV 2022, as the MDP paper's appendix E
-    takes it up): the loss is computed with masked values, its gradient goes to the hidden dense values, and those are what the optimizer
-    updates: right before ``optimizer.step()`` the dense values are put into the parameters, right after it they are hidden again. Only
-    what reads a removed channel is masked, so the gradient of those weights is what it would be if they were 0. ``weight_decay`` is a
-    decay of the masked weights apart from the optimizer's own: ``w -= lr * weight_decay * w`` after each step, ``lr`` being that of
-    the parameter's group. That the masked weights have a decay of their own is SMCP's; that it is taken after the step and outside of the
-    momentum is this library's choice (the paper's own text is not at hand).
+    *Straight-through masks* (soft masks: SMCP, "Soft Masking for Cost-Constrained Channel Pruning", ECCV 2022; the MDP paper takes them up
+    in appendix E): the loss is computed with masked values, its gradient goes to the hidden dense values, and those are what the optimizer
+    updates. Right before ``optimizer.step()`` the dense values are put into the parameters, right after it they are hidden again. Only
+    what reads a removed channel is masked, so the channel itself stays alive and the weights that read it get the gradient that they have
+    at the value 0. ``weight_decay`` is a decay of the masked weights on top of the optimizer's own: ``w -= lr * weight_decay * w`` after
+    each step, ``lr`` being that of the parameter's group. SMCP decays masked weights apart; that it is done after the step and outside of
+    the momentum is this library's choice, as the formula of that paper is not at hand.
 
     Call :meth:`set` between steps, not between a forward and its backward pass. A state dict of the model taken while a mask is set holds
     the masked values; take it under :meth:`dense_values`, or keep :meth:`state_dict` of the mask beside it.
@@ -91,7 +90,7 @@ class TrainingMask:
             )
         if weight_decay is not None and not (math.isfinite(weight_decay) and weight_decay >= 0.0):
             raise InvalidArgumentError(f"weight_decay (={weight_decay}) must be a number of at least 0, or None")
-        if graph.program is not None and not isinstance(model, ProgramModule):
+        if graph.program is not None and not isinstance(model, CapturedNetwork):
             raise SurgeryError("the graph is that of a captured program: mask graph.program, not the model that it was captured from")
         self.model = model
         self.graph = graph
@@ -147,27 +146,8 @@ class TrainingMask:
             self._check(selection)
 
     def _checked(self, selection: Selection) -> Removed:
-        """``(units,)`` of each group that loses units: which are removed."""
-        groups, removed = self.graph.groups, {}
-        for name, units in selection.kept.items():
-            if name not in groups:
-                raise InvalidArgumentError(f"selection.kept names '{name}', which is no channel group of this model")
-            group = groups[name]
-            kept = np.asarray(units, dtype=np.int64)
-            if kept.ndim != 1 or not kept.size or (np.diff(kept) <= 0).any() or kept[0] < 0 or kept[-1] >= group.units:
-                raise InvalidArgumentError(f"selection.kept['{name}'] must hold increasing unit indices from 0 to {group.units - 1}")
-            gone = np.ones(group.units, dtype=bool)
-            gone[kept] = False
-            counts = gone.reshape(group.rows, group.columns).sum(axis=1)
-            if (counts != counts[0]).any():
-                raise InvalidArgumentError(f"selection.kept['{name}'] must keep the same number of units in each of the {group.rows} rows")
-            if counts[0]:
-                removed[name] = gone
-        for name in selection.removed_blocks:
-            if name not in self.graph.blocks:
-                raise InvalidArgumentError(f"selection.removed_blocks names '{name}', which is no block of this model")
-            if not self.graph.blocks[name].removable:
-                raise InvalidArgumentError(f"block '{name}' cannot be removed: {self.graph.blocks[name].reason}")
+        """Which units go (:func:`removed_units`); an error where something goes that cannot be masked."""
+        removed = removed_units(self.graph, selection)
         reasons = self.unmaskable
         for name in (*removed, *sorted(selection.removed_blocks)):
             if name in reasons:
@@ -176,14 +156,15 @@ class TrainingMask:
 
     def _put_on(self, selection: Selection, removed: Removed) -> None:
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        tensors = {**dict(self.model.named_buffers(remove_duplicate=False)), **parameters}
         blocks = [self._blocks[name] for name in selection.removed_blocks]
         zeros = self._slices(removed, whole={name for b in blocks for name in b.zeros})
         fixed: dict[str, list[Slice]] = {}
         if not self.straight_through:
             fixed = self._slices(removed, whole={name for b in blocks for name in b.own}, everything=True)
         for name in dict.fromkeys((*zeros, *fixed)):
-            if name in parameters:
-                self._held[name] = HeldValues(parameters[name], zeros.get(name, []), fixed.get(name, []))
+            if name in zeros or name in parameters:  # statistics of norms, which are buffers, are not fixed
+                self._held[name] = HeldValues(tensors[name], zeros.get(name, []), fixed.get(name, []))
         self._by_parameter = {id(held.parameter): held for held in self._held.values()}
         self._kept = self._counted(removed)
         for held in self._held.values():
@@ -191,7 +172,7 @@ class TrainingMask:
         self._norms.put_on(self._kept)
         self._selection = selection
 
-    def _slices(self, removed: Removed, *, whole: set[str], everything: bool = False) -> dict[str, list[Slice]]:
+    def _slices(self, removed: Removed, *, whole: Collection[str], everything: bool = False) -> dict[str, list[Slice]]:
         members = [
             (member, gone)
             for name, gone in removed.items()
@@ -243,7 +224,8 @@ class TrainingMask:
                 break
         self._take_off()
         raise SurgeryError(
-            f"the network under the mask does not compute what the masked executor does, because of '{at_fault}' ({why}): keep it whole, or cut it"
+            f"the network under the mask does not compute what the masked executor does, because of '{at_fault}' ({why}); keep it whole, "
+            "or cut it"
         )
 
     def _difference(self, selection: Selection) -> str:

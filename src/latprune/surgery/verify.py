@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from latprune.copying import copied
 from latprune.errors import CaptureError, LatpruneError, SurgeryError
-from latprune.graph.conditions import folds_weights
+from latprune.graph.conditions import folds_weights, preserved_modes
+from latprune.graph.example_inputs import as_call, random_inputs
 from latprune.surgery.masked import MaskedModel
 from latprune.surgery.masked_follower import tensors_in
 
-__all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare", "random_inputs"]
+__all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare"]
 
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative error by the type that was computed in."""
@@ -57,34 +58,6 @@ class _DenseFailsError(Exception):
     """The dense model itself does not run in the type, or on the values, that were tried."""
 
 
-def random_inputs(inputs: Any, seed: int) -> Any:
-    """Inputs of the same shapes with floating-point values drawn anew (mean and spread of the given ones); other values are kept."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def drawn(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if not value.is_floating_point() or value.numel() < 2:
-                return value
-            spread = value.float().std().item() or 1.0
-            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            return (noise * spread + value.double().mean().item()).to(value)
-        if isinstance(value, Mapping):
-            return {name: drawn(item) for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(drawn(item) for item in value)
-        return value
-
-    return drawn(inputs)
-
-
-def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple):
-        return inputs, {}
-    return (inputs,), {}
-
-
 def in_double(value: Any) -> Any:
     """The same inputs with their floating-point tensors in float64."""
     if isinstance(value, Tensor):
@@ -120,14 +93,8 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
         raise
     except Exception as error:
         raise _DenseFailsError(f"{type(error).__name__}: {error}") from error
-    modes = [(module, module.training) for module in pruned.modules()]
-    pruned.eval()
-    try:
-        with torch.no_grad():
-            got = tensors_in(pruned(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with preserved_modes(pruned), torch.no_grad():
+        got = tensors_in(pruned.eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
     wanted, masks = tensors_in(run.output), run.masks
     floats = {tensor.dtype for tensor in wanted if tensor.is_floating_point()} | run.types
     dtype = max(floats, key=lambda kind: TOLERANCES.get(kind, 0.0), default=torch.float32)
@@ -179,7 +146,8 @@ def check_equal(
         inputs: Example inputs as they were traced.
         trials: Runs: the first on ``inputs``, the others on random values of the same shapes.
         seed: Of the random values.
-        tolerance: Largest relative error; None takes the one of the type that is computed in.
+        tolerance: Largest relative error; None takes the one of the type that is computed in; where surgery multiplied weights to keep a
+            scale (attention), or the model folds weights when its mode changes, that of the type which they were rounded to.
         double: Compute in float64 copies of both networks, which tells rounding from mistakes. Where the dense model itself does not run
             in float64 or takes another course there (parts that compute in a type of their own), the two are compared in the model's own
             type, by that type's tolerance; the report says which.
@@ -196,10 +164,10 @@ def check_equal(
             return _check(pruned, masked, inputs, trials, seed, tolerance)
         except _DenseFailsError as own:
             raise CaptureError(f"the dense model does not run on the inputs of the check: {own}") from own
-    held_in = next((parameter.dtype for parameter in masked.model.parameters() if parameter.is_floating_point()), torch.float32)
-    if tolerance is None and held_in in TOLERANCES and folds_weights(masked.model):
-        # Weights that were folded in the model's type are rounded by it, in whatever the check computes.
-        tolerance = TOLERANCES[held_in]
+    held = [TOLERANCES.get(parameter.dtype, 0.0) for parameter in pruned.parameters()]
+    # Weights that were multiplied or folded in the model's type are rounded by it, in whatever the check computes.
+    if tolerance is None and held and (masked.rescaled or folds_weights(masked.model)):
+        tolerance = max(held)
     wide = masked.with_model(copied(masked.model).double())
     try:
         return _check(copied(pruned).double(), wide, in_double(inputs), trials, seed, tolerance)
@@ -228,8 +196,8 @@ def _at_fault(model: nn.Module, error: BaseException) -> str:
         return ""
     kind = type(model.get_submodule(found)).__name__
     return (
-        f" (in module '{found}', a {kind}, whose code holds sizes that could not be followed: name it in keep to leave it and what it reads "
-        "whole)"
+        f" (in module '{found}', a {kind}, whose code holds sizes that could not be followed: name it in keep to leave it and what it "
+        "reads whole)"
     )
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from latprune.errors import InvalidArgumentError
-from latprune.program.module import ProgramModule
+from latprune.graph.captured import CapturedNetwork
+from latprune.graph.conditions import preserved_modes
 from latprune.train.batches import forward, move, split_batch
 
 __all__ = ["recalibrate_batch_norm"]
@@ -36,39 +37,36 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
     if batches < 1:
         raise InvalidArgumentError(f"batches (={batches}) must be at least 1")
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    programs = [module for module in model.modules() if isinstance(module, ProgramModule)]
+    programs = [module for module in model.modules() if isinstance(module, CapturedNetwork)]
     scopes = [scope for program in programs for scope in program.norm_scopes()]
     if not norms and not scopes:
         return 0
     taken = list(islice(data, 1))
     if not taken:
         raise InvalidArgumentError("data holds no batch to recalibrate with")
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
-    for scope in scopes:
-        scope.running_mean.zero_()
-        scope.running_var.fill_(1)
-        scope.num_batches_tracked.zero_()
-        scope.train()
-    for program in programs:
-        program.cumulative_statistics = True
-    try:
-        with torch.no_grad():
+    with preserved_modes(model), torch.no_grad():
+        model.eval()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative average
+            norm.train()
+        for scope in scopes:
+            scope.running_mean.zero_()
+            scope.running_var.fill_(1)
+            scope.num_batches_tracked.zero_()
+            scope.train()
+        for program in programs:
+            program.cumulative_statistics = True
+        try:
             # The first batch was taken from the iterable to see whether there is one; a re-iterable object starts again.
             for batch in islice(data, batches) if not hasattr(data, "__next__") else [*taken, *islice(data, batches - 1)]:
                 inputs, _ = split_batch(move(batch, device))
                 forward(model, inputs)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for program in programs:
-            program.cumulative_statistics = False
-        for module, mode in modes.items():
-            module.training = mode
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            for program in programs:
+                program.cumulative_statistics = False
     return len(norms) + len(scopes)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.conditions import preserved_modes
 from latprune.train.batches import forward, logits_of, move, split_batch
 from latprune.train.contracts import calling, check_targets, numbered, takes_labels
 
@@ -35,23 +36,19 @@ def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") 
         0.6666666666666666
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    training = model.training
-    model.eval()
     correct, total, turn = 0, 0, not takes_labels(model)
-    try:
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            for index, batch in numbered(data):
-                inputs, targets = split_batch(move(batch, device))
-                with calling(f"the model ({type(model).__name__})", batch=index, given=inputs):
-                    output = forward(model, inputs)
-                logits, targets = check_targets(logits_of(output), targets, batch=index, turn=turn)
-                if targets.is_floating_point():
-                    targets = targets.argmax(dim=1)
-                known = targets >= 0
-                correct += int(((logits.argmax(dim=1) == targets) & known).sum())
-                total += int(known.sum())
-    finally:
-        model.train(training)
+    with preserved_modes(model), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        model.eval()
+        for index, batch in numbered(data):
+            inputs, targets = split_batch(move(batch, device))
+            with calling(f"the model ({type(model).__name__})", batch=index, given=inputs):
+                output = forward(model, inputs)
+            logits, targets = check_targets(logits_of(output), targets, batch=index, turn=turn)
+            if targets.is_floating_point():
+                targets = targets.argmax(dim=1)
+            known = targets >= 0
+            correct += int(((logits.argmax(dim=1) == targets) & known).sum())
+            total += int(known.sum())
     if total == 0:
         raise InvalidArgumentError("data holds no example to evaluate")
     return correct / total

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError, MissingExtraError
+from latprune.graph.conditions import preserved_modes
 from latprune.train.batches import Batches
 from latprune.train.evaluation import evaluate as evaluate_accuracy
 from latprune.train.progress import TrainProgress
@@ -86,7 +87,6 @@ def finetune(
         accelerator = Accelerator(mixed_precision="no")
     _check_arguments(data, recipe, teacher, loss, checkpoint_seconds, time_limit)
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in model.modules()}
     before = RandomState.capture()
     hooks = Hooks(
         evaluate=_evaluation(evaluate, recipe),
@@ -97,18 +97,17 @@ def finetune(
         progress=progress,
     )
     saving = Saving(folder=Path(checkpoint_dir), every=checkpoint_seconds) if checkpoint_dir is not None else None
-    try:
-        run = Run(model, data, recipe, accelerator, hooks, saving)
-        if resume:
-            run.resume()
-        return run.train(time_limit)
-    finally:
-        before.restore()
-        model.to(home)
-        if recipe.channels_last:
-            lay_out(model, torch.contiguous_format)
-        for module, mode in modes.items():
-            module.training = mode
+    with preserved_modes(model):
+        try:
+            run = Run(model, data, recipe, accelerator, hooks, saving)
+            if resume:
+                run.resume()
+            return run.train(time_limit)
+        finally:
+            before.restore()
+            model.to(home)
+            if recipe.channels_last:
+                lay_out(model, torch.contiguous_format)
 
 
 def _check_arguments(

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from torch import nn
 
 from latprune.errors import CheckpointError, FileFormatError
+from latprune.file_model import FileModel
 from latprune.storage import decode_tensors, encode_tensors, sha256_hex, write_atomic
 from latprune.train.random_state import RandomState
 
@@ -21,11 +22,7 @@ __all__ = ["EpochRecord", "Position", "TrainRecord", "load_state", "read_record"
 RECORD = "train.json"
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class EpochRecord(_Closed):
+class EpochRecord(FileModel, allow_inf_nan=True):
     """What one epoch gave: mean loss, training accuracy and evaluated accuracy where known, learning rate at its end, seconds."""
 
     epoch: int
@@ -36,7 +33,7 @@ class EpochRecord(_Closed):
     seconds: float
 
 
-class Position(_Closed):
+class Position(FileModel):
     """Where the run stands: the next batch to train on, and the sums of the epoch so far."""
 
     epoch: int = Field(ge=0)
@@ -48,7 +45,7 @@ class Position(_Closed):
     epoch_seconds: float = 0.0
 
 
-class TrainRecord(_Closed):
+class TrainRecord(FileModel):
     """The JSON half of a training checkpoint."""
 
     format: Literal["latprune/train"] = "latprune/train"

@@ -30,7 +30,8 @@ class _Attention(nn.Module):
         k = self.key(x).view(n, tokens, self.heads, self.qk_size).transpose(1, 2)
         v = self.value(x).view(n, tokens, self.heads, self.v_size).transpose(1, 2)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.output(mixed.transpose(1, 2).reshape(n, tokens, self.heads * self.v_size))
+        out: Tensor = self.output(mixed.transpose(1, 2).reshape(n, tokens, self.heads * self.v_size))
+        return out
 
 
 class _Layer(nn.Module):
@@ -47,7 +48,8 @@ class _Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(n, tokens, width)`` -> the same shape."""
         x = x + self.attention(self.norm1(x))
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        hidden: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        return x + hidden
 
 
 class VisionTransformer(nn.Module):
@@ -66,7 +68,8 @@ class VisionTransformer(nn.Module):
         x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.norm(x).mean(dim=1))
+        out: Tensor = self.head(self.norm(x).mean(dim=1))
+        return out
 
 
 def cifar_vit(width: int = 128, layers: int = 6, heads: int = 4, patch: int = 4, num_classes: int = 10) -> VisionTransformer:

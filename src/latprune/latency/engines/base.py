@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Self
@@ -137,7 +137,7 @@ class Engine(ABC):
             example_inputs: Tensor, tuple of positional arguments, or mapping of keyword arguments.
             target: Conditions of the run.
             profile: Compile so that ``profile`` works (some engines run a little slower then). Only for engines whose
-                ``profiles_kernels`` is true; ``Profiler`` (``latprune.latency.engines.module_timers``) gives every engine's networks one.
+                ``profiles_kernels`` is true; ``Profiler`` (``latprune.latency.measuring.module_timers``) gives every engine's networks one.
 
         Raises:
             EngineError: Conversion failed, the engine cannot meet the target (device, precision), or ``profile`` was asked of an engine
@@ -189,8 +189,3 @@ def available_engines() -> Mapping[str, str | None]:
         except ImportError:
             found[name] = None
     return found
-
-
-def ordered_paths(names: Sequence[str]) -> list[str]:
-    """Module paths longest first, so that the innermost of several matches is found first."""
-    return sorted(names, key=lambda name: (-len(name), name))

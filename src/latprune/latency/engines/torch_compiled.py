@@ -23,7 +23,9 @@ __all__ = ["TorchCompileEngine"]
 # Dynamo keeps what it compiled per code object, which all width-varied copies of a model share; beyond its limits it would run eagerly
 # without a word. The limits have newer names, which older PyTorch does not know.
 _LIMITS: dict[str, Any] = {"cache_size_limit": 100_000, "accumulated_cache_size_limit": 100_000, "fail_on_cache_limit_hit": True}
-_NO_PROFILE = "Inductor's kernels do not say which module they compute; Profiler (latprune.latency.engines.module_timers) times the modules"
+_NO_PROFILE = (
+    "Inductor's kernels do not say which module they compute; Profiler (latprune.latency.measuring.module_timers) times the modules"
+)
 
 # Methods that Dynamo could not divide into graphs: it runs them eagerly from then on, in all networks, and does not count them again.
 _given_up: weakref.WeakSet[Callable[..., Any]] = weakref.WeakSet()
@@ -33,7 +35,7 @@ class TorchCompileEngine(Engine):
     """``torch.compile`` with static shapes; on CUDA in the mode ``reduce-overhead``, which records CUDA graphs.
 
     A kernel of Inductor does not say which module it computes, so there is no profile: tables are made from the eager modules' own times
-    (``latprune.latency.engines.module_timers``), on CUDA those of eager's kernels without their launches, which CUDA graphs do away with.
+    (``latprune.latency.measuring.module_timers``), on CUDA those of eager's kernels without their launches, which CUDA graphs do away with.
     """
 
     name = "torch_compile"

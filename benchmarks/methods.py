@@ -1,0 +1,213 @@
+"""Every method and ablation at the same budgets: delivered value, accuracy cut, recovered and trained; seconds and status.
+
+    python benchmarks/methods.py --network resnet20 --data DATA --output benchmarks/results/methods-resnet20.json
+    python benchmarks/methods.py --network vit --weights runs/cifar_vit.safetensors --data DATA --output ...
+
+Budgets by default: half of the multiply-adds, counted, and 50 and 25 % of the latency measured on ONNX Runtime (one thread, batch 1). Each
+row is written as it ends, and a row that is there is not run again. ``--train-images`` trains for that many images (an epoch has 50,000)
+after the cut and its recovery; methods that train under masks do so for as many images before the cut.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import latprune
+from latprune.errors import BudgetInfeasibleError, LatpruneError
+from latprune.importance import MagnitudeConfig, SpLampConfig, TaylorConfig, get_criterion
+from latprune.latency import machine_name
+from latprune.methods import HALP, MDP, SMCP, SPLAMP, FromScratch, GlobalThreshold, Greedy, Lamp, Method, RandomChoice, SoftMasks, Uniform
+from latprune.pruning import driver_of, training_threads
+from latprune.storage import decode_tensors
+from latprune.train import AdamW, Recipe, evaluate, recalibrate_batch_norm
+from latprune.train.batches import FirstBatches
+from latprune.zoo import cifar10_test, cifar10_train, cifar_resnet, cifar_vit
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "mdp": MDP,
+    "mdp, by Taylor per layer": lambda: MDP(score=TaylorConfig()),
+    "mdp, by SP-LAMP's score": lambda: MDP(score=SpLampConfig()),
+    "mdp, channels only": lambda: MDP(blocks=False),
+    "mdp, blocks only": lambda: MDP(channels=False),
+    "mdp, linear latency": lambda: MDP(bilayer=False),
+    "mdp, 10 steps": lambda: MDP(stages=10, score=TaylorConfig()),
+    "mdp, 30 steps": lambda: MDP(stages=30, score=TaylorConfig()),
+    "mdp, soft masks": lambda: MDP(score=TaylorConfig(), soft_masks=SoftMasks()),
+    "sp_lamp, 1 stage": lambda: SPLAMP(stages=1),
+    "sp_lamp, 3 stages": lambda: SPLAMP(stages=3),
+    "sp_lamp, 10 stages, masked": lambda: SPLAMP(stages=10, between="mask"),
+    "halp": HALP,
+    "halp, stem whole, floor 10 %": lambda: HALP(protect_stem=True, floor=0.1),
+    "smcp": SMCP,
+    "lamp": Lamp,
+    "global, L1": lambda: GlobalThreshold(score=get_criterion("l1"), normalise="mean"),
+    "global, L2": lambda: GlobalThreshold(score=MagnitudeConfig(), normalise="mean"),
+    "global, BN scale": lambda: GlobalThreshold(score=get_criterion("bn_scale")),
+    "global, Taylor": lambda: GlobalThreshold(score=TaylorConfig()),
+    "global, FPGM": lambda: GlobalThreshold(score=get_criterion("fpgm"), normalise="mean"),
+    "global, HRank": lambda: GlobalThreshold(score=get_criterion("hrank"), normalise="mean"),
+    "global, CHIP": lambda: GlobalThreshold(score=get_criterion("chip"), normalise="mean"),
+    "greedy": Greedy,
+    "uniform": Uniform,
+    "random": RandomChoice,
+    "from_scratch": FromScratch,
+}
+BUDGETS = ("flops=50%", "50%", "25%")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=["resnet20", "vit"], default="resnet20")
+    parser.add_argument("--weights", help="weights of the vision transformer, from benchmarks/train_vit.py")
+    parser.add_argument("--data", required=True, help="folder with cifar10_train.npz, cifar10_test.npz and weights/")
+    parser.add_argument("--engine", default="onnxruntime")
+    parser.add_argument("--budget", action="append", help="budgets (default: flops=50%%, 50%%, 25%%); may be repeated")
+    parser.add_argument("--method", action="append", help=f"methods (default: all): {'; '.join(METHODS)}")
+    parser.add_argument("--train-images", type=int, default=0, help="images to train on after the cut; 0 trains none")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of training and evaluation")
+    parser.add_argument("--store", default="runs/methods.sqlite")
+    parser.add_argument("--output", required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    output = Path(args.output)
+    done = json.loads(output.read_text())["rows"] if output.exists() else []
+    Path(args.store).parent.mkdir(parents=True, exist_ok=True)
+    with latprune.Store(args.store) as store:
+        for budget in args.budget or BUDGETS:
+            for name in args.method or METHODS:
+                if any(row["method"] == name and row["budget"] == budget for row in done):
+                    continue
+                row = {"method": name, "budget": budget, **run(args, name, budget, store)}
+                done.append(row)
+                write(output, args, done)
+                print(line(row), flush=True)
+    print_table(done)
+
+
+def network(args: argparse.Namespace) -> nn.Module:
+    """The trained dense network."""
+    if args.network == "resnet20":
+        model: nn.Module = cifar_resnet(20)
+        weights = Path(args.data) / "weights" / "cifar10_resnet20.safetensors"
+    else:
+        model, weights = cifar_vit(), Path(args.weights or "runs/cifar_vit.safetensors")
+    model.load_state_dict(decode_tensors(weights.read_bytes(), source=str(weights)))
+    return model.eval()
+
+
+def run(args: argparse.Namespace, name: str, budget: str, store: latprune.Store) -> dict[str, Any]:
+    """One row."""
+    model, method = network(args), METHODS[name]()
+    test = cifar10_test(args.data)
+    train = cifar10_train(args.data)
+    recipe = Recipe(epochs=1, learning_rate=0.01 if args.network == "resnet20" else 3e-4, weight_decay=5e-4, precision="bf16")
+    if args.network == "vit":
+        recipe = Recipe(epochs=1, learning_rate=3e-4, optimizer=AdamW(), weight_decay=0.05, precision="bf16")
+    images = args.train_images or 6400
+    few = FirstBatches(train, max(1, images // 128))
+    soft = isinstance(method.schedule, SoftMasks)
+    start = time.perf_counter()
+    row: dict[str, Any] = {"network": args.network, "machine": machine_name(), "engine": args.engine}
+    try:
+        pruner = latprune.Pruner(model, torch.randn(1, 3, 32, 32), budget=budget, target=args.engine, method=method, store=store, seed=0)
+        try:
+            if soft:
+                with training_threads(args.threads):
+                    latprune.finetune(model, few, recipe, driver=lambda optimizer, steps: driver_of(pruner, optimizer, steps))
+            while not pruner.done:
+                pruner.step(train, batches=16)
+            row["seconds"] = time.perf_counter() - start
+            row |= {"stages": pruner.stage, "status": status(pruner), "cut": accuracy(args, model, test)}
+            latency = pruner.limits.measured
+            result = pruner.result(measured=(pruner.fresh.dense, pruner.fresh.pruned) if latency and pruner.fresh is not None else None)
+            row |= {
+                "share_of_budget": result.record.budget_share,
+                "macs": result.record.pruned.macs / result.record.dense.macs,
+                "parameters": result.record.pruned.parameters / result.record.dense.parameters,
+                "ratio": result.latency_ratio,
+                "blocks_removed": len(result.record.blocks_removed),
+            }
+            if method.keeps_weights and not soft:
+                norms = recalibrated(args, model, train, test)
+                row["norms"] = norms
+                report = pruner.recover(train, images=2048)
+                row |= {"recovered": accuracy(args, model, test), "recovery_seconds": report.seconds}
+        finally:
+            pruner.close()
+        if args.train_images and not soft:
+            with training_threads(args.threads):
+                latprune.finetune(model, few, recipe)
+            row |= {"trained": accuracy(args, model, test), "train_images": images}
+    except BudgetInfeasibleError as error:
+        row |= {"refused": str(error), "floor": error.floor}
+    except LatpruneError as error:
+        row |= {"refused": str(error)}
+    return row
+
+
+def status(pruner: latprune.Pruner) -> str:
+    """What the solver said at the last stage."""
+    solution = pruner.reports[-1].solution
+    return str(solution["status"]) if solution else "–"
+
+
+def accuracy(args: argparse.Namespace, model: nn.Module, test: Any) -> float:
+    with training_threads(args.threads):
+        return evaluate(model.eval(), test)
+
+
+def recalibrated(args: argparse.Namespace, model: nn.Module, train: Any, test: Any) -> float:
+    """Accuracy with norms measured again; the model is as before afterwards."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    recalibrate_batch_norm(model, train, batches=16)
+    found = accuracy(args, model, test)
+    model.load_state_dict(before)
+    return found
+
+
+def write(output: Path, args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    document = {"benchmark": "methods", "network": args.network, "rows": rows}
+    output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row as text."""
+
+    def share(key: str) -> str:
+        return f"{100 * row[key]:6.2f}" if row.get(key) is not None else "     –"
+
+    head = f"{row['method']:30} {row['budget']:10}"
+    if "refused" in row:
+        return f"{head} refused: {row['refused'][:110]}"
+    values = "  ".join(f"{label} {share(key)}" for label, key in COLUMNS)
+    return f"{head} {values}  {row['blocks_removed']} blocks  {row['stages']} stages  {row['status']:9} {row['seconds']:.0f} s"
+
+
+COLUMNS = (
+    ("budget", "share_of_budget"),
+    ("macs", "macs"),
+    ("cut", "cut"),
+    ("norms", "norms"),
+    ("recovered", "recovered"),
+    ("trained", "trained"),
+)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print()
+    for row in rows:
+        print(line(row))
+
+
+if __name__ == "__main__":
+    main()

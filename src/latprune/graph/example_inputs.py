@@ -1,0 +1,47 @@
+"""Example inputs: how a model is called with them, and others like them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ExampleInputs", "as_call", "call_with", "random_inputs"]
+
+ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""A tensor, a tuple or list of positional inputs, or a mapping of keyword inputs."""
+
+
+def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of the call that the inputs stand for."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    return ((example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)), {}
+
+
+def call_with(model: nn.Module, example_inputs: ExampleInputs) -> Any:
+    """Call ``model`` with a tensor, a tuple or list of positional inputs, or a mapping of keyword inputs."""
+    args, kwargs = as_call(example_inputs)
+    return model(*args, **kwargs)
+
+
+def random_inputs(inputs: Any, seed: int) -> Any:
+    """Inputs of the same shapes with floating-point values drawn anew (mean and spread of the given ones); other values are kept."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if not value.is_floating_point() or value.numel() < 2:
+                return value
+            spread = value.float().std().item() or 1.0
+            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            return (noise * spread + value.double().mean().item()).to(value)
+        if isinstance(value, Mapping):
+            return {name: drawn(item) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(drawn(item) for item in value)
+        return value
+
+    return drawn(inputs)

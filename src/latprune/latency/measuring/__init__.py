@@ -1,0 +1,1 @@
+"""Measuring: the interleaved protocol, scenarios, and networks of chosen widths run in place, layer by layer."""

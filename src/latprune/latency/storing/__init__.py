@@ -1,0 +1,1 @@
+"""Storing: samples in SQLite, and their exchange between machines."""

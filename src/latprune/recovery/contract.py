@@ -1,0 +1,95 @@
+"""What a recovery strategy gets and gives, and the registry of names."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph import ModelGraph, Selection
+from latprune.recovery.report import LayerRecovery
+
+__all__ = ["Progress", "Recovery", "Situation", "get_strategy", "register_strategy", "strategies"]
+
+Progress = Callable[[str], None]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Situation:
+    """What a strategy works on.
+
+    Attributes:
+        pruned: The pruned network, in evaluation mode; the strategy changes its weights in place.
+        dense: The dense network; it is not changed.
+        graph: Trace of the dense network.
+        selection: What the pruned network was cut to.
+        fitted: Inputs of the batches that are fitted to.
+        held_out: Inputs of the batches that decide whether a change stands; may be empty.
+        seed: Seed of everything random.
+        say: Takes a line of text as the work goes on.
+    """
+
+    pruned: nn.Module
+    dense: nn.Module
+    graph: ModelGraph
+    selection: Selection
+    fitted: list[Any]
+    held_out: list[Any]
+    seed: int
+    say: Progress = field(default=lambda text: None)
+
+    @property
+    def within(self) -> str:
+        """Path of the sub-module that was pruned; empty for the whole model."""
+        return str(self.graph.plan.within or "")
+
+
+class Recovery(ABC):
+    """A strategy: changes weights and biases of the pruned network so that it computes what the dense one does.
+
+    A strategy adds no parameter and changes no shape, is deterministic for a seed, leaves the dense network as it was, and writes a layer's
+    weights only once the new ones are complete, so that an interruption leaves a working network. It raises
+    :class:`latprune.errors.InvalidArgumentError` for options out of range, and names what it leaves alone with the reason.
+    """
+
+    name: str = ""
+    needs_data: bool = True
+
+    @abstractmethod
+    def run(self, situation: Situation) -> list[LayerRecovery]:
+        """Do it; what was done to each layer, in the order in which the layers run."""
+
+    def settings(self) -> dict[str, Any]:
+        """The options, for the record."""
+        return {}
+
+
+_STRATEGIES: dict[str, type[Recovery]] = {}
+
+
+def register_strategy(cls: type[Recovery]) -> type[Recovery]:
+    """Make a strategy known under its name (a class decorator)."""
+    _STRATEGIES[cls.name] = cls
+    return cls
+
+
+def strategies() -> tuple[str, ...]:
+    """Names of all strategies."""
+    return tuple(sorted(_STRATEGIES))
+
+
+def get_strategy(strategy: str | Recovery) -> Recovery:
+    """A strategy by its name, with its default options; an object is handed on.
+
+    Raises:
+        InvalidArgumentError: No strategy has this name.
+    """
+    if isinstance(strategy, Recovery):
+        return strategy
+    if strategy not in _STRATEGIES:
+        raise InvalidArgumentError(f"strategy (={strategy!r}) must be one of {', '.join(strategies())}, or a Recovery")
+    return _STRATEGIES[strategy]()

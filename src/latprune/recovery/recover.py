@@ -1,0 +1,119 @@
+"""The front door: recover the accuracy of a pruned network without training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph import ModelGraph, Selection
+from latprune.recovery.batches import calibration_batches, count
+from latprune.recovery.contract import Progress, Recovery, Situation, get_strategy
+from latprune.recovery.report import RecoveryReport
+from latprune.surgery.masked_follower import tensors_in
+from latprune.train.batches import forward
+
+__all__ = ["output_error", "outputs_of", "recover"]
+
+
+def recover(
+    pruned: nn.Module,
+    dense: nn.Module,
+    data: Iterable[Any] | None,
+    *,
+    graph: ModelGraph,
+    selection: Selection,
+    strategy: str | Recovery = "refit",
+    images: int = 2048,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RecoveryReport:
+    """Bring a pruned network back towards what the dense one computes, from unlabelled images, without training.
+
+    Only values of weights and biases change, in place; no parameter is added and no shape changes, so tables and measured latency hold.
+
+    Args:
+        pruned: The pruned network.
+        dense: The dense network that it was cut from.
+        data: Batches of inputs: tensors, tuples or lists whose first entry holds the inputs, or mappings (labels are ignored). None for a
+            strategy that needs none.
+        graph: Trace of the dense network.
+        selection: What the pruned network was cut to.
+        strategy: ``"refit"``, ``"map"``, ``"shift"``, ``"norms"``, ``"fold"``, ``"distil"``, or an object such as ``Refit(ridge=1e-2)``.
+        images: Images that are taken from the data, at most; a tenth of them is held out.
+        seed: Seed of everything random.
+        progress: Called with one line of text as the work goes on.
+
+    Returns:
+        What was done, layer by layer.
+
+    Raises:
+        InvalidArgumentError: The networks do not fit the graph and the selection, or there is no data.
+
+    Example:
+        >>> report = recover(pruned, dense, images, graph=graph, selection=selection)  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+    """
+    chosen = get_strategy(strategy)
+    start = time.perf_counter()
+    if data is None and chosen.needs_data:
+        raise InvalidArgumentError(f"strategy '{chosen.name}' needs data: give batches of inputs, or take strategy='fold'")
+    parameter = next((p for p in pruned.parameters()), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    fitted, held = calibration_batches(data, images, device) if data is not None else ([], [])
+    situation = Situation(
+        pruned=pruned,
+        dense=dense,
+        graph=graph,
+        selection=selection,
+        fitted=fitted,
+        held_out=held,
+        seed=seed,
+        say=progress or (lambda text: None),
+    )
+    modes = [(m, m.training) for net in (pruned, dense) for m in net.modules()]
+    shapes = {name: tuple(t.shape) for name, t in pruned.state_dict().items()}
+    try:
+        pruned.eval()
+        dense.eval()
+        watched = held or fitted
+        before = output_error(pruned, dense, watched)
+        layers = chosen.run(situation)
+        after = output_error(pruned, dense, watched)
+    finally:
+        for module, training in modes:
+            module.training = training
+    assert shapes == {name: tuple(t.shape) for name, t in pruned.state_dict().items()}
+    return RecoveryReport(
+        strategy=chosen.name,
+        images=sum(count(b) for b in fitted),
+        held_out=sum(count(b) for b in held),
+        seconds=time.perf_counter() - start,
+        layers=tuple(layers),
+        settings=chosen.settings(),
+        output_before=before,
+        output_after=after,
+    )
+
+
+def outputs_of(value: Any) -> list[Tensor]:
+    """The floating-point tensors of a model's output."""
+    return [t for t in tensors_in(value) if t.is_floating_point()]
+
+
+@torch.no_grad()
+def output_error(pruned: nn.Module, dense: nn.Module, batches: list[Any]) -> float | None:
+    """Squared error of the outputs relative to the dense outputs' variation; None where they have other shapes (or there is no batch)."""
+    error = spread = 0.0
+    for inputs in batches:
+        mine, theirs = outputs_of(forward(pruned, inputs)), outputs_of(forward(dense, inputs))
+        if len(mine) != len(theirs) or any(a.shape != b.shape for a, b in zip(mine, theirs, strict=True)):
+            return None
+        for a, b in zip(mine, theirs, strict=True):
+            error += float((a.double() - b.double()).square().sum())
+            spread += float((b.double() - b.double().mean(0)).square().sum())
+    return error / spread if spread > 0 else None

@@ -1,0 +1,236 @@
+"""The walk that sequential strategies share: by layer, the pruned network's input and the dense network's result at the same place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latprune.errors import InvalidArgumentError
+from latprune.recovery.contract import Situation
+from latprune.recovery.pairing import Pairing
+from latprune.recovery.rows import Sampler, to_matrix
+from latprune.recovery.sites import Site, find_sites
+from latprune.recovery.stepper import Sequence_, Stepper, record_operations
+
+__all__ = ["Layer", "Rows", "walk"]
+
+
+@dataclass(slots=True, eq=False)
+class Rows:
+    """Rows of one layer.
+
+    Attributes:
+        x: ``(rows, groups, inputs)`` what the layer reads in the pruned network.
+        present: ``(rows, outputs)`` its present result at the place of comparison, without the other operand of a sum.
+        target: ``(rows, outputs)`` what that result should be.
+        offset: ``(rows, outputs)`` the other operand of the sum; None where there is none.
+    """
+
+    x: Tensor
+    present: Tensor
+    target: Tensor
+    offset: Tensor | None
+
+
+@dataclass(slots=True, eq=False)
+class Layer:
+    """One layer of the walk.
+
+    Attributes:
+        site: Where it stands.
+        fitted: Rows of the images that are fitted to; None where the layer cannot be fitted.
+        held_out: Rows of the held-out images; None without any.
+        joined: Whether the target is the dense stream after the sum minus the pruned stream before it.
+        reason: Why it cannot be fitted.
+    """
+
+    site: Site
+    fitted: Rows | None = None
+    held_out: Rows | None = None
+    joined: bool = False
+    reason: str = ""
+
+
+def walk(situation: Situation, *, rows: int, memory: float, corrected: bool = True, ahead: bool = True) -> Iterator[Layer]:
+    """Every layer of the pruned network in the order in which it runs, with its rows; the caller changes the weights before it goes on.
+
+    Args:
+        situation: The networks and the images.
+        rows: Rows per input of the layer at most (more are sampled).
+        memory: Bytes that the rows of one layer may take.
+        corrected: Whether the last layer of a residual branch is compared after the sum.
+        ahead: Whether a sum that removed blocks follow is compared with the dense stream after them.
+    """
+    batches = [*situation.fitted, *situation.held_out]
+    fitted = len(situation.fitted)
+    dense_run = record_operations(situation.dense, batches[0], situation.within)
+    pruned_run = record_operations(situation.pruned, batches[0], situation.within)
+    pairing = Pairing(situation.graph, situation.selection, dense_run, pruned_run, situation.dense, situation.pruned)
+    sites = find_sites(pruned_run, situation.pruned)
+    dense = Stepper(situation.dense, batches, situation.within, dense_run)
+    pruned = Stepper(situation.pruned, batches, situation.within, pruned_run)
+    following = _streams_after(pairing, dense_run) if ahead else {}
+    goals: dict[int, tuple[int, bool]] = {}
+    for site in sites:
+        if site.reason:
+            continue
+        joined = corrected and site.other is not None and site.compared in pairing.dense_of and _undisturbed(site, pruned_run)
+        if not joined:
+            site.before_sum()
+        if site.compared not in pairing.dense_of:
+            site.reason = "the dense network has no operation at its place"
+            continue
+        at = pairing.dense_of[site.compared]
+        goals[site.index] = (following.get(at, at), True) if joined else (at, False)
+    for at, _ in goals.values():
+        dense.pin(at)
+    left = [at for at, _ in goals.values()]
+    for number, site in enumerate(sites):
+        if site.reason:
+            yield Layer(site=site, reason=site.reason)
+            continue
+        at, joined = goals[site.index]
+        generator = torch.Generator().manual_seed(situation.seed * 1_000_003 + number)
+        parts: list[Rows] = []
+        problem = ""
+        sampler: Sampler | None = None
+        with dense.ready():
+            for k in range(len(batches)):
+                dense.advance(k, at + 1)
+        with pruned.ready():
+            for k in range(len(batches)):
+                pruned.advance(k, site.index)
+        others: list[Tensor | None] = [None] * len(batches)
+        if joined and site.other is not None:
+            others = [pruned.live(k, site.other) for k in range(len(batches))]
+            if site.other[0] > site.index:
+                position = pruned_run.operations[site.compared].sources.index(site.other)
+                with pruned.ready():
+                    others = [pruned.peek(k, site.compared)[position] for k in range(len(batches))]
+        for k in range(len(batches)):
+            x = pruned.arguments(k)[site.inputs]
+            if sampler is None:
+                sampler = Sampler(site=site, share=_share(site, x, len(batches), rows, memory), generator=generator)
+            try:
+                part = _rows(site, sampler, pairing, at, joined, x, dense.pinned(k, at), others[k])
+            except InvalidArgumentError as error:
+                problem = str(error)
+                break
+            parts.append(part)
+        left.remove(at)
+        if at not in left:
+            dense.release(at)
+        if problem:
+            yield Layer(site=site, reason=problem)
+            continue
+        first = _joined_rows(parts[:fitted])
+        second = _joined_rows(parts[fitted:]) if len(parts) > fitted else None
+        parts = []
+        yield Layer(site=site, fitted=first, held_out=second, joined=joined)
+
+
+def _undisturbed(site: Site, run: Sequence_) -> bool:
+    """Whether nothing between the layer and the sum writes into what was there before the layer."""
+    between = range(site.index, site.compared)
+    return not any(key[0] < site.index for j in between for key in run.operations[j].writes)
+
+
+def _streams_after(pairing: Pairing, dense_run: Sequence_) -> dict[int, int]:
+    """Dense sum -> the last sum of the removed blocks that follow it on the same stream, before the next block that stays."""
+    calls = pairing.graph.calls
+    joins = sorted(d for d, c in pairing.call_of.items() if calls[c].joins)
+    found: dict[int, int] = {}
+    for place, at in enumerate(joins):
+        if pairing.removed_join(at):
+            continue
+        last = at
+        for later in joins[place + 1 :]:
+            same = calls[pairing.call_of[later]].output_fields[0], calls[pairing.call_of[at]].output_fields[0]
+            if not pairing.removed_join(later) or not _same_field(*same):
+                break
+            last = later
+        if last != at:
+            found[at] = last
+    return found
+
+
+def _same_field(a: object, b: object) -> bool:
+    import numpy as np
+
+    return (a is None and b is None) or (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b))
+
+
+def _share(site: Site, x: Tensor, batches: int, rows: int, memory: float) -> float:
+    """Share of a batch's places that gives ``rows`` rows per input, within the memory."""
+    assert site.weight is not None
+    groups = int(site.options[5]) if site.convolution else 1
+    inputs = to_matrix(site).shape[1]
+    if site.convolution:
+        places = site.operation.result_shapes[0][2:] if len(site.operation.result_shapes[0]) > 2 else ()
+        total = x.shape[0]
+        for extent in places:
+            total *= int(extent)
+    else:
+        total = x.numel() // x.shape[-1]
+    total *= batches
+    per_row = (groups * inputs + 3 * site.outputs) * x.element_size()
+    wanted = min(float(max(rows * inputs, 4096)), memory / (2 * per_row))
+    return min(1.0, wanted / max(total, 1))
+
+
+def _rows(
+    site: Site,
+    sampler: Sampler,
+    pairing: Pairing,
+    at: int,
+    joined: bool,
+    x: Tensor,
+    dense: Tensor,
+    other: Tensor | None,
+) -> Rows:
+    where = pairing.dense_of.get(site.compared, at)
+    shape = list(dense.shape)
+    mask = pairing.mask(at if joined else where)
+    if joined:
+        if other is None:
+            raise InvalidArgumentError("the other operand of its sum is not there when it runs")
+        shape = list(other.shape)
+    elif mask is not None and sum(n > 1 for n in mask.shape) > 1:
+        raise InvalidArgumentError("its channels lie on several dimensions of its result")
+    target = pairing.target(at, dense, tuple(shape))
+    values = [target] if other is None or not joined else [target, other]
+    for value in values:
+        if value.dim() == 0:
+            raise InvalidArgumentError("its result is a single number")
+    for undo in reversed(site.views):
+        values = [undo(v) for v in values]
+    taken, drawn = sampler.rows(x, values)
+    if drawn[0].shape != (taken.shape[0], site.outputs):
+        raise InvalidArgumentError(f"the dense result has {drawn[0].shape[-1]} kept channels at its place, the layer {site.outputs}")
+    factors = pairing.output_scale(site.tensor)
+    if factors is not None and not joined:
+        drawn[0] = drawn[0] * factors.to(drawn[0])
+    matrix = to_matrix(site)
+    scale, shift = site.rescale()
+    if matrix.shape[0] == 1:
+        plain = taken[:, 0] @ matrix[0].to(taken)
+    else:
+        plain = torch.einsum("rgi,gio->rgo", taken, matrix.to(taken)).reshape(taken.shape[0], -1)
+    if site.bias is not None:
+        plain = plain + site.bias.detach().to(plain).reshape(-1)
+    present = plain * scale.to(plain) + shift.to(plain)
+    offset = drawn[1] if joined else None
+    return Rows(x=taken, present=present, target=drawn[0] if offset is None else drawn[0] - offset, offset=offset)
+
+
+def _joined_rows(parts: list[Rows]) -> Rows:
+    offsets = [p.offset for p in parts if p.offset is not None]
+    return Rows(
+        x=torch.cat([p.x for p in parts]),
+        present=torch.cat([p.present for p in parts]),
+        target=torch.cat([p.target for p in parts]),
+        offset=torch.cat(offsets) if offsets else None,
+    )

@@ -1,0 +1,210 @@
+"""Measured curves: what is silenced, how a curve is drawn through what was measured, and what blocks are worth."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph import Selection, trace
+from latprune.importance import DivergenceConfig, MagnitudeConfig, best_units, score, width_curve
+from latprune.importance.outputs import output_error, output_kl
+from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
+from latprune.methods import MDP, StageContext
+from latprune.surgery import prune
+from support.synthetic_residual import batches, residual
+
+
+class Block(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.branch(x))
+
+
+class Residual(nn.Module):
+    """Two blocks of two convolutions, the first of which hardly adds anything, and a block of one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.a = Block(
+            nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8)
+        )
+        self.b = copy.deepcopy(self.a)
+        self.single = Block(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.single(self.b(self.a(F.relu(self.stem(x))))).mean((2, 3)))
+
+
+def network() -> Residual:
+    torch.manual_seed(0)
+    model = Residual()
+    with torch.no_grad():
+        model.a.branch[4].weight.fill_(0.01)
+        model.head.weight.mul_(5)
+        for _ in range(5):
+            model(torch.randn(16, 3, 8, 8))
+    return model.eval()
+
+
+IMAGES = [torch.randn(12, 3, 8, 8, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+
+
+def test_a_curve_runs_through_what_was_measured_and_falls_to_nothing():
+    curve = width_curve(8, {7: 0.1, 4: 0.5, 2: 2.0}, nothing=3.0)
+    assert curve[7] == pytest.approx(0.1) and curve[4] == pytest.approx(0.5) and curve[2] == pytest.approx(2.0)
+    assert curve[0] == pytest.approx(3.0) and curve[8] == 0.0
+    assert (np.diff(curve) <= 0).all()
+    assert width_curve(8, {}).tolist() == [0.0] * 9
+    noisy = width_curve(8, {7: 0.3, 4: 0.2})  # a deeper cut never counts as a smaller one
+    assert (np.diff(noisy) <= 1e-12).all()
+
+
+def test_silenced_units_answer_as_the_cut_network_does_and_are_put_back():
+    model = network()
+    graph = trace(model, IMAGES[0])
+    before = copy.deepcopy(model.state_dict())
+    for name, group in graph.groups.items():
+        kept = best_units(group, score(model, graph, MagnitudeConfig()).units[name], max(group.columns // 2, group.min_width))
+        gone = np.ones(group.units, dtype=bool)
+        gone[kept] = False
+        cut = copy.deepcopy(model)
+        prune(cut, graph, Selection(kept={name: kept}))
+        with torch.no_grad(), silenced_units(model, group, gone):
+            silenced = model(IMAGES[0])
+        torch.testing.assert_close(silenced, cut(IMAGES[0]), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_silenced_block_answers_as_the_network_without_it():
+    model = network()
+    graph = trace(model, IMAGES[0])
+    for block in graph.blocks:
+        cut = copy.deepcopy(model)
+        prune(cut, graph, Selection(kept={}, removed_blocks=frozenset({block})))
+        with torch.no_grad(), silenced_block(model, graph, block):
+            silenced = model(IMAGES[0])
+        torch.testing.assert_close(silenced, cut(IMAGES[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_norm_over_silenced_units_keeps_its_scale():
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Linear(6, 64), nn.LayerNorm(64), nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.norm(self.a(x)))
+
+    torch.manual_seed(0)
+    model = Tokens().eval()
+    x = torch.randn(50, 6)
+    graph = trace(model, x)
+    kept = np.arange(16)
+    cut = copy.deepcopy(model)
+    prune(cut, graph, Selection(kept={"a": kept}))
+    gone = np.ones(64, dtype=bool)
+    gone[kept] = False
+    with torch.no_grad(), silenced_units(model, graph.groups["a"], gone):
+        silenced = model(x)
+    expected = cut(x).detach()
+    assert float((silenced - expected).square().mean() / expected.var()) < 0.02
+
+
+def test_statistics_are_the_batchs_and_buffers_are_put_back():
+    model = network().train()
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    expected = model(IMAGES[0]).detach()
+    for buffer, value in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(value)
+    with batch_statistics(model):
+        torch.testing.assert_close(model(IMAGES[0]), expected)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
+    assert model.training
+
+
+def test_curves_value_widths_by_the_measured_divergence():
+    model = network()
+    graph = trace(model, IMAGES[0])
+    config = DivergenceConfig(removed=(0.25, 0.5), examples=24)
+    importance = score(model, graph, config, iter(IMAGES))
+    group = graph.groups["b.branch.0"]
+    gone = np.ones(group.units, dtype=bool)
+    gone[best_units(group, importance.units["b.branch.0"], 8)] = False
+    with batch_statistics(model):
+        dense = [model(x) for x in IMAGES[:2]]
+        with silenced_units(model, group, gone):
+            now = [model(x) for x in IMAGES[:2]]
+    lost = np.mean([output_kl(a, b)[0] for a, b in zip(dense, now, strict=True)])
+    curve = importance.curves["b.branch.0", ("b",)]
+    assert curve[16] - curve[8] == pytest.approx(lost, rel=1e-5)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_block_is_worth_its_own_divergence_with_or_without_groups_inside(bare):
+    model = network()
+    graph = trace(model, IMAGES[0])
+    assert set(graph.blocks) == {"a", "b"}
+    if bare:
+        graph = replace(graph, groups={"stem.0": graph.groups["stem.0"]})
+    importance = score(model, graph, DivergenceConfig(examples=24), IMAGES)
+    with batch_statistics(model):
+        dense = [model(x) for x in IMAGES[:2]]
+        for block in graph.blocks:
+            with silenced_block(model, graph, block):
+                now = [model(x) for x in IMAGES[:2]]
+            lost = np.mean([output_kl(x, y)[0] for x, y in zip(dense, now, strict=True)])
+            gained = sum(float(curve[-1]) for (_, blocks), curve in importance.curves.items() if block in blocks)
+            assert gained == pytest.approx(lost, rel=1e-4), block
+
+
+def test_the_block_that_adds_nothing_goes_first():
+    model = network()
+    graph = trace(model, IMAGES[0])
+    choices = {name: (group.columns,) for name, group in graph.groups.items()}
+    importance = score(model, graph, DivergenceConfig(examples=36), IMAGES)
+    dense = graph.macs(graph.dense_widths())
+    context = StageContext(graph=graph, importance=importance, tables=None, resource="flops", choices=choices, dense=dense)
+    assert MDP(channels=False).prepare(context).propose(0.75 * dense).removed_blocks == ("a",)
+
+
+def test_units_that_are_gone_cost_nothing_and_score_nothing():
+    model = network()
+    graph = trace(model, IMAGES[0])
+    group = graph.groups["b.branch.0"]
+    members = tuple(replace(member, units=member.units + 4) for member in group.members)
+    view = replace(graph, groups={**graph.groups, "b.branch.0": replace(group, columns=20, members=members)})
+    config = DivergenceConfig(examples=24)
+    plain, seen = (score(model, found, config, IMAGES) for found in (graph, view))
+    np.testing.assert_allclose(seen.units["b.branch.0"], np.concatenate((np.zeros(4), plain.units["b.branch.0"])), rtol=1e-6)
+    full = plain.curves["b.branch.0", ("b",)]
+    np.testing.assert_allclose(seen.curves["b.branch.0", ("b",)], np.concatenate((full, np.repeat(full[-1], 4))), rtol=1e-6)
+
+
+def test_measures_and_options_are_checked():
+    first, second = torch.randn(4, 3), torch.randn(4, 3)
+    expected = F.kl_div(second.log_softmax(1), first.softmax(1), reduction="batchmean")
+    assert output_kl(first, {"logits": second} and second)[0] == pytest.approx(float(expected), rel=1e-5)
+    assert output_error([first, {"x": first}], [first, {"x": first + 1}])[0] == pytest.approx(
+        0.5 / float(first.var(correction=0)), rel=1e-5
+    )
+    with pytest.raises(InvalidArgumentError, match="choose measure='error'"):
+        output_kl(torch.randn(3), torch.randn(3))
+    for wrong in ({"removed": ()}, {"removed": (0.5, 0.25)}, {"examples": 1}, {"measure": "guess"}):
+        with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
+            DivergenceConfig(**wrong)
+    model, graph = residual()
+    with pytest.raises(InvalidArgumentError, match=r"data \(=None\)"):
+        score(model, graph, DivergenceConfig())
+    score(model, graph, DivergenceConfig(), batches())

@@ -1,0 +1,260 @@
+"""The four verbs: what each changes, and what it leaves alone."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import latprune
+from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError
+from latprune.importance import MagnitudeConfig, TaylorConfig
+from latprune.methods import HALP, MDP, SMCP, SPLAMP, SoftMasks
+from latprune.pruning import FitContext
+from latprune.zoo import digits_resnet
+
+X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = digits_resnet(blocks=2, widths=(8, 16, 16))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def batches(count: int = 3, seed: int = 1) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(16, 1, 32, 32, generator=generator), torch.randint(0, 10, (16,), generator=generator)) for _ in range(count)]
+
+
+def pruner_of(model, method, budget="flops=50%", **options):
+    return latprune.Pruner(model, X, budget=budget, method=method, measure_latency=False, **options)
+
+
+def same(model, state) -> bool:
+    now = model.state_dict()
+    return now.keys() == state.keys() and all(torch.equal(now[name], value) for name, value in state.items())
+
+
+def test_proposing_changes_nothing_and_masking_is_taken_back():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    dense = model(X)
+    pruner = pruner_of(model, MDP(score=MagnitudeConfig()))
+    proposal = pruner.propose()
+    assert same(model, before)
+    assert pruner.graph.macs(proposal.proposal.widths, proposal.proposal.removed_blocks) <= 0.5 * pruner.limits.dense
+
+    pruner.mask(proposal)
+    masked = model(X)
+    assert not torch.allclose(masked, dense)
+    pruner.mask(None)
+    assert same(model, before)
+
+    report = pruner.cut(proposal)
+    assert report.equal
+    torch.testing.assert_close(model(X), masked, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mask_at_hand_is_what_cut_cuts():
+    one, two = network(), network()
+    first, second = (pruner_of(model, MDP(score=MagnitudeConfig())) for model in (one, two))
+    first.mask(first.propose())
+    first.cut()
+    second.cut(second.propose())
+    assert same(one, two.state_dict())
+
+
+def test_a_proposal_under_a_limit_of_ones_own():
+    pruner = pruner_of(network(), MDP(score=MagnitudeConfig()))
+    tight, loose = pruner.propose(0.3 * pruner.limits.dense), pruner.propose(0.8 * pruner.limits.dense)
+    assert tight.predicted < 0.31 * pruner.limits.dense < 0.7 * pruner.limits.dense < loose.predicted
+
+
+def test_stages_nest_and_removed_blocks_stay_removed():
+    model = network()
+    pruner = pruner_of(model, MDP(stages=4, score=TaylorConfig()), "flops=25%")
+    widths, removed = [], []
+    while not pruner.done:
+        report = pruner.step(batches())
+        widths.append(report.widths)
+        removed.append(pruner.selection.removed_blocks)
+        assert set(report.removed_blocks).isdisjoint(removed[-2] if len(removed) > 1 else ())
+    assert all(a <= b for a, b in zip(removed, removed[1:], strict=False))
+    gone = {block for name in pruner.graph.groups for m in pruner.graph.groups[name].members for block in m.blocks} & removed[-1]
+    assert removed[-1], "a budget of a quarter removes blocks here"
+    for name, group in pruner.graph.groups.items():
+        if any(set(m.blocks).isdisjoint(gone) for m in group.members):
+            assert all(a[name] >= b[name] for a, b in zip(widths, widths[1:], strict=False))
+    assert sum(p.numel() for p in model.parameters()) == pruner.graph.parameters(pruner.widths, removed[-1])
+
+
+def test_cut_and_mask_between_stages_give_the_same_network_without_training():
+    one, two = network(), network()
+    for model, between in ((one, "cut"), (two, "mask")):
+        pruner = pruner_of(model, SPLAMP(stages=3, between=between))
+        while not pruner.done:
+            pruner.step()
+    assert [tuple(p.shape) for p in one.parameters()] == [tuple(p.shape) for p in two.parameters()]
+    torch.testing.assert_close(one(X), two(X), rtol=1e-5, atol=1e-6)
+
+
+def test_training_between_masked_stages_keeps_what_is_gone_at_zero_and_the_optimizer_goes_on():
+    model = network()
+    pruner = pruner_of(model, HALP(stages=3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    while not pruner.done:
+        pruner.step(batches(), optimizers=optimizer)
+        for images, labels in batches(2, seed=pruner.stage + 5):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
+            optimizer.step()
+        model.eval()
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+    assert all(optimizer.state[p]["momentum_buffer"].shape == p.shape for p in model.parameters() if p in optimizer.state)
+
+
+def test_soft_masks_move_return_and_end_in_a_cut():
+    model = network()
+    pruner = pruner_of(model, SMCP(masks=SoftMasks(every=2, warmup=0.1, cooldown=0.4)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    training = pruner.masked_training(steps=24, optimizers=optimizer)
+    for images, labels in batches(24, seed=7):
+        training.before_forward()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
+        training.after_backward()
+        optimizer.step()
+    model.eval()
+    limits = [change.limit for change in training.changes]
+    assert limits == sorted(limits, reverse=True) and limits[-1] == pytest.approx(pruner.limit)
+    assert training.changes[-1].masked > training.changes[0].masked
+    assert sum(change.returned for change in training.changes) > 0
+    before = model(X)
+    report = pruner.step(optimizers=optimizer)
+    assert pruner.done and report.equality is not None
+    assert pruner.graph.macs(pruner.widths, pruner.selection.removed_blocks) <= pruner.limit
+    assert model(X).shape == before.shape
+
+
+def test_recovery_changes_values_alone_and_is_checked():
+    model = network()
+    pruner = pruner_of(model, MDP(score=MagnitudeConfig()))
+    with pytest.raises(LatpruneError, match="call step"):
+        pruner.recover(batches())
+    pruner.step()
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    report = pruner.recover(batches(8))
+    assert report.layers and {name: value.shape for name, value in model.state_dict().items()} == shapes
+
+
+def test_result_saves_exports_and_reports_like_prunes(tmp_path):
+    model = network()
+    pruner = pruner_of(model, SPLAMP(stages=2))
+    pruner.step()
+    with pytest.raises(LatpruneError, match="1 of 2 stages"):
+        pruner.result()
+    pruner.step()
+    result = pruner.result(name="mine")
+    result.save(tmp_path / "saved")
+    result.report(tmp_path / "report.html")
+    torch.testing.assert_close(latprune.restore(network, tmp_path / "saved")(X), model(X), rtol=0, atol=0)
+    assert result.record.model.name == "mine" and result.verdict == "under" and len(repr(result)) < 200
+    assert len(repr(pruner.reports[0])) < 200
+
+
+@pytest.mark.parametrize("between", ["cut", "mask"])
+def test_a_saved_state_is_resumed_under_the_same_settings_only(between):
+    method = SPLAMP(stages=3, between=between)
+    first = pruner_of(network(), method)
+    first.step()
+    state = json.loads(json.dumps(first.state_dict()))
+    for options, word in (({"seed": 1}, "seed"), ({"keep": ["conv1"]}, "keep"), ({"solver": "exact"}, "solver")):
+        with pytest.raises(CheckpointError, match=word):
+            pruner_of(network(), method, **options).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="options"):
+        pruner_of(network(), SPLAMP(stages=3, between=between, score=MagnitudeConfig())).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="version 1"):
+        pruner_of(network(), method).load_state_dict({**state, "version": 1})
+    second = pruner_of(network(), method)
+    second.load_state_dict(state)
+    second.model.load_state_dict(first.model.state_dict())
+    while not first.done:
+        first.step()
+        second.step()
+    assert same(first.model, second.model.state_dict())
+
+
+def test_several_budgets_hold_together():
+    model = network()
+    dense = sum(p.numel() for p in model.parameters())
+    result = latprune.prune(model, X, budget=["params=40%", "flops=60%"], method=MDP(score=MagnitudeConfig()), measure_latency=False)
+    assert result.record.pruned.macs <= 0.6 * result.record.dense.macs
+    assert sum(p.numel() for p in model.parameters()) <= 0.4 * dense
+    assert [entry.resource for entry in result.record.further_budgets] == ["flops"] or result.record.budget.resource == "flops"
+
+
+@pytest.mark.parametrize("method", ["uniform", "lamp", "greedy", "sp_lamp"])
+def test_several_budgets_hold_for_methods_without_a_joint_problem(method):
+    model = network()
+    dense = sum(p.numel() for p in model.parameters())
+    result = latprune.prune(
+        model, X, budget=["params=40%", "flops=60%"], method=method, data=batches(), recover=False, measure_latency=False
+    )
+    assert result.record.pruned.macs <= 0.6 * result.record.dense.macs and sum(p.numel() for p in model.parameters()) <= 0.4 * dense
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"budget": 1.5}, "must be a share"),
+        ({"budget": []}, "list of budgets"),
+        ({"budget": ["50%", "8ms"]}, "limits latency twice"),
+        ({"target": 3}, "must be a latprune.Target"),
+        ({"method": "mpd"}, "must be one of"),
+        ({"within": "nowhere"}, "no module of the model"),
+    ],
+)
+def test_arguments_that_break_their_rule_are_told_before_anything_runs(options, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        latprune.Pruner(network(), X, **{"budget": "flops=50%", **options})
+
+
+def test_width_rules_and_within_hold_for_every_method():
+    for method in (MDP(score=MagnitudeConfig()), latprune.Uniform(), latprune.Lamp(), SPLAMP(stages=2)):
+        model = network()
+        rules = latprune.WidthRules(multiple_of=4)
+        result = latprune.prune(
+            model, X, budget="flops=60%", method=method, widths=rules, within="layer2", measure_latency=False, recover=False
+        )
+        groups = {group.name: group for group in result.record.groups}
+        assert groups and all(name.startswith("layer2") for name in groups)
+        assert all(group.kept % 4 == 0 for group in groups.values())
+
+
+def test_a_fit_under_masks_must_hand_its_optimizer_over():
+    def careless(model: torch.nn.Module, context: FitContext) -> None:
+        assert context.masked
+
+    with pytest.raises(InvalidArgumentError, match="context.attach"):
+        latprune.prune(
+            network(), X, budget="flops=50%", method=SPLAMP(stages=2, between="mask"), fit=careless, recover=False, measure_latency=False
+        )
+
+
+def test_scores_of_a_loop_are_those_of_the_same_batches():
+    by_loop, by_data = pruner_of(network(), MDP(score=TaylorConfig())), pruner_of(network(), MDP(score=TaylorConfig()))
+    for images, labels in batches():
+        by_loop.model.zero_grad()
+        torch.nn.functional.cross_entropy(by_loop.model(images), labels).backward()
+        by_loop.accumulate()
+    first, second = by_loop.propose(), by_data.propose(data=batches())
+    assert first.proposal.widths == second.proposal.widths
+    for name, kept in first.selection.kept.items():
+        np.testing.assert_array_equal(kept, second.selection.kept[name])

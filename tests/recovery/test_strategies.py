@@ -1,0 +1,176 @@
+"""All strategies: names, data of all kinds, reports, and what each may change."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.graph import Selection, trace
+from latprune.importance import ReconstructionConfig, best_units, score
+from latprune.recovery import (
+    Distil,
+    Recovery,
+    RecoveryReport,
+    Refit,
+    get_strategy,
+    reconstruction_ranking,
+    recover,
+    selection_of_edits,
+    strategies,
+)
+from latprune.surgery import prune
+from recovery.nets import half, line, packed, resnet, transformer
+
+
+def cut(model: nn.Module, graph: Any, selection: Selection) -> nn.Module:
+    network = copy.deepcopy(model)
+    prune(network, graph, selection)
+    return network
+
+
+@pytest.mark.parametrize("name", ["norms", "map", "shift", "fold", "refit", "distil"])
+def test_every_strategy_adds_no_parameter_and_reports_every_layer(name: str) -> None:
+    model, x = line(1)
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    network = cut(model, graph, selection)
+    before = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    report = recover(network, model, [x, x.flip(2)], graph=graph, selection=selection, strategy=name)
+    assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == before
+    assert all(bool(layer.action) != bool(layer.reason) for layer in report.layers)
+    assert RecoveryReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    assert not any(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["map", "shift", "distil"])
+def test_a_strategy_lowers_the_error_of_the_outputs(name: str) -> None:
+    model, x = line(1)
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    network = cut(model, graph, selection)
+    report = recover(
+        network, model, [torch.cat([x] * 4) + 0.01 * torch.randn(192, *x.shape[1:])], graph=graph, selection=selection, strategy=name
+    )
+    assert report.output_before is not None and report.output_after is not None and report.output_after < report.output_before
+
+
+def test_the_map_restores_duplicated_channels_exactly() -> None:
+    model, x = line(1)
+    with torch.no_grad():
+        for k in range(6):
+            model.a.weight[k + 6] = 2 * model.a.weight[k]
+            model.n.weight[k + 6], model.n.bias[k + 6] = model.n.weight[k], model.n.bias[k]
+            model.n.running_mean[k + 6] = 2 * model.n.running_mean[k]
+            model.n.running_var[k + 6] = 4 * model.n.running_var[k] + 3 * model.n.eps
+    graph = trace(model, x[:2])
+    selection = Selection(kept={"a": np.arange(6)})
+    for name in ("map", "fold"):
+        network = cut(model, graph, selection)
+        recover(network, model, [x], graph=graph, selection=selection, strategy=name)
+        assert torch.allclose(network(x), model(x), atol=2e-2), name
+    scores = reconstruction_ranking(model, graph, [x])["a"]
+    kept = best_units(graph.groups["a"], scores, 6)
+    assert sorted(k % 6 for k in kept.tolist()) == list(range(6))
+
+
+def test_reconstruction_is_a_criterion() -> None:
+    model, x = transformer()
+    graph = trace(model, x[:2])
+    importance = score(model, graph, ReconstructionConfig(), [(x, torch.zeros(len(x)))])
+    for name, group in graph.groups.items():
+        assert importance.units[name].shape == (group.units,)
+        assert (importance.units[name] > 0).all()
+        total = sum(importance.shares_of(name).values())
+        assert np.allclose(total, importance.units[name])
+    with pytest.raises(InvalidArgumentError, match="data"):
+        score(model, graph, ReconstructionConfig())
+
+
+@pytest.mark.parametrize("kind", ["tensor", "pair", "list", "generator"])
+def test_batches_of_all_kinds(kind: str) -> None:
+    model, x = line(1)
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    labels = torch.zeros(len(x))
+    data: Any = {"tensor": [x], "pair": [(x, labels)], "list": [[x, labels]], "generator": ((b, None) for b in x.split(12))}[kind]
+    report = recover(cut(model, graph, selection), model, data, graph=graph, selection=selection)
+    assert report.images + report.held_out == len(x) and report.held_out > 0
+
+
+def test_a_mapping_may_hold_labels() -> None:
+    model, inputs = packed()
+    example = {k: v[:2] for k, v in inputs.items()}
+    graph = trace(model, example)
+    selection = half(graph)
+    report = recover(cut(model, graph, selection), model, [{**inputs, "labels": torch.zeros(64)}], graph=graph, selection=selection)
+    reasons = {layer.layer: layer.reason for layer in report.left}
+    assert report.changed > 0 and "looked-up" in reasons["embed"]
+
+
+def test_no_more_images_are_taken_than_asked_for() -> None:
+    model, x = line(1)
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    report = recover(cut(model, graph, selection), model, x.split(10), graph=graph, selection=selection, images=25)
+    assert report.images + report.held_out == 25
+
+
+def test_errors_say_what_to_give() -> None:
+    model, x = line(1)
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    network = cut(model, graph, selection)
+    with pytest.raises(InvalidArgumentError, match="needs data"):
+        recover(network, model, None, graph=graph, selection=selection)
+    with pytest.raises(InvalidArgumentError, match="no batch"):
+        recover(network, model, [], graph=graph, selection=selection)
+    with pytest.raises(InvalidArgumentError, match="images"):
+        recover(network, model, [x], graph=graph, selection=selection, images=0)
+    with pytest.raises(InvalidArgumentError, match="strategy"):
+        recover(network, model, [x], graph=graph, selection=selection, strategy="magic")
+    with pytest.raises(FileFormatError, match="recovery"):
+        RecoveryReport.from_dict({"format": "latprune/recovery"})
+    assert recover(network, model, None, graph=graph, selection=selection, strategy="fold").images == 0
+
+
+def test_names_and_objects_are_strategies() -> None:
+    assert set(strategies()) == {"distil", "fold", "map", "norms", "refit", "shift"}
+    mine = Refit(ridge=0.1)
+    assert get_strategy(mine) is mine
+    assert isinstance(get_strategy("refit"), Recovery)
+
+
+def test_distillation_that_does_harm_is_undone() -> None:
+    model, x = line(1)
+    graph = trace(model, x[:2])
+    network = copy.deepcopy(model)
+    report = recover(
+        network, model, [x], graph=graph, selection=graph.full_selection(), strategy=Distil(first=False, learning_rate=1.0, epochs=1)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), model.parameters(), strict=True))
+    assert "grow" in report.layers[-1].reason
+
+
+def test_the_selection_of_several_stages_is_read_from_their_edits() -> None:
+    model, x = resnet()
+    graph = trace(model, x[:2])
+    first = half(graph, 0.75)
+    network = copy.deepcopy(model)
+    edits = [prune(network, graph, first)]
+    again = trace(network, x[:2])
+    removed = next(b.name for b in again.blocks.values() if b.removable)
+    second = half(again, 0.75, (removed,), seed=1)
+    edits.append(prune(network, again, second))
+    selection = selection_of_edits(graph, edits)
+    assert selection.removed_blocks == {removed}
+    direct = cut(model, graph, selection)
+    assert {k: v.shape for k, v in direct.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
+    with torch.no_grad():
+        assert torch.allclose(direct.eval()(x), network.eval()(x), atol=1e-5)

@@ -1,0 +1,254 @@
+"""Problems whose costs are products of widths: exact over every width, without tables."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latprune.problem import Problem, ProductTerm, Resource, Term, Variable
+from latprune.solve import near_optimal, solve
+from latprune.solve.base import Control
+from latprune.solve.branch import BranchAndBound
+from latprune.solve.cells import reaching
+from latprune.solve.compact import compact, wide
+from latprune.solve.counted import CountedSearch, lowest
+from latprune.solve.counted_several import SeveralCounted
+from latprune.solve.factors import compile_problem
+
+
+def random_problem(seed: int, *, widths: int, most: int, blocks: int, resources: int, share: float, signs: bool = False) -> Problem:
+    """Random products over two or three widths, gated at random, and gains that mostly grow ever more slowly."""
+    rng = np.random.default_rng(seed)
+    variables = [Variable(name=f"w{i}", choices=tuple(range(1, 1 + int(rng.integers(2, most + 1))))) for i in range(widths)]
+    names = [f"b{i}" for i in range(blocks)]
+    variables += [Variable(name=name, kind="block", choices=(0, 1)) for name in names]
+    sizes = {v.name: len(v.choices) for v in variables}
+
+    def gate() -> tuple[str, ...]:
+        return tuple(name for name in names if rng.random() < 0.3)
+
+    def gain(v: Variable) -> Term:
+        steps = np.sort(rng.lognormal(0.0, 1.0, len(v.choices)))[::-1]
+        if rng.random() < 0.3:
+            steps = rng.permutation(steps) - 0.5
+        return Term(name=v.name, over=(v.name,), gate=gate(), table=np.cumsum(steps))
+
+    gains = [gain(v) for v in variables[:widths]] + [gain(v) for v in variables[:widths] if rng.random() < 0.3]
+
+    def cost() -> tuple[Term, ...]:
+        terms: list[Term] = []
+        for _ in range(2 * widths):
+            count = int(rng.integers(1, min(3, widths) + 1))
+            over = [f"w{i}" for i in rng.choice(widths, count, replace=False)]
+            vectors = tuple(np.arange(1, sizes[name] + 1, dtype=np.float64) for name in over)
+            coefficient = float(rng.integers(1, 20))
+            if signs and rng.random() < 0.3:
+                vectors = tuple(rng.normal(size=len(v)) for v in vectors)
+                coefficient = -coefficient
+            if count == 1:
+                terms.append(Term(name="unary", over=tuple(over), gate=gate(), table=coefficient * vectors[0]))
+            else:
+                terms.append(ProductTerm(name="product", over=tuple(over), gate=gate(), coefficient=coefficient, factors=vectors))
+        return tuple(terms)
+
+    problem = Problem(
+        variables=tuple(variables),
+        gains=tuple(gains),
+        costs=tuple(Resource(name=f"r{i}", constant=float(rng.integers(0, 5)), terms=cost()) for i in range(resources)),
+    )
+    rows = rng.integers(0, [sizes[v.name] for v in variables], size=(200, len(variables)))
+    found = problem.evaluate_many(rows)
+    return problem.replace_limits({name: float(np.quantile(values, share)) for name, values in found.costs.items()})
+
+
+def searched(problem: Problem) -> CountedSearch:
+    """The search over the compact form, however small the problem is."""
+    graph = compact(problem)
+    assert graph is not None
+    kind = CountedSearch if len(graph.resources) <= 1 else SeveralCounted
+    search = kind(graph=graph, control=Control(), max_table=50_000_000, label_cap=400_000, problem=problem)
+    search.run()
+    return search
+
+
+def all_rows(problem: Problem) -> np.ndarray:
+    """Every assignment."""
+    return np.array(list(itertools.product(*(range(len(v.choices)) for v in problem.variables))), dtype=np.int64)
+
+
+def check_against_brute_force(problem: Problem) -> None:
+    """Gain, bound and feasibility are those of the best of all assignments."""
+    found = problem.evaluate_many(all_rows(problem))
+    search = searched(problem)
+    if not found.satisfied.any():
+        assert search.infeasible
+        return
+    best = float(found.gain[found.satisfied].max())
+    assert not search.infeasible and search.states is not None
+    assert math.isclose(search.gain, best, rel_tol=1e-9, abs_tol=1e-9)
+    assert search.bound >= best - 1e-9 * max(1.0, abs(best))
+    assert search.bound <= best + 1e-7 * max(1.0, abs(best))
+    checked = problem.evaluate_many(search.states[None, :])
+    assert checked.satisfied[0] and math.isclose(float(checked.gain[0]), best, rel_tol=1e-9, abs_tol=1e-9)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    widths=st.integers(1, 4),
+    blocks=st.integers(0, 2),
+    share=st.sampled_from([0.0, 0.05, 0.3, 0.6, 1.0]),
+    signs=st.booleans(),
+)
+def test_one_limit_against_brute_force(seed: int, widths: int, blocks: int, share: float, signs: bool) -> None:
+    """Small random products, some of them with vectors of any sign."""
+    check_against_brute_force(random_problem(seed, widths=widths, most=6, blocks=blocks, resources=1, share=share, signs=signs))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), widths=st.integers(1, 4), blocks=st.integers(0, 2), resources=st.integers(2, 3))
+def test_several_limits_against_brute_force(seed: int, widths: int, blocks: int, resources: int) -> None:
+    """Two and three limits at once."""
+    share = [0.1, 0.3, 0.7][seed % 3]
+    check_against_brute_force(random_problem(seed, widths=widths, most=6, blocks=blocks, resources=resources, share=share))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), signs=st.booleans())
+def test_cells_keep_all_that_reaches_the_threshold(seed: int, signs: bool) -> None:
+    """No assignment above the threshold reads a state that the cells dropped, whatever the reference."""
+    problem = random_problem(seed, widths=3, most=12, blocks=1, resources=1, share=0.5, signs=signs)
+    graph = compact(problem)
+    assert graph is not None
+    rng = np.random.default_rng(seed)
+    reference = np.array([rng.integers(n) for n in graph.sizes])
+    price = float(rng.lognormal(-3.0, 2.0))
+    rows = all_rows(problem)
+    found = problem.evaluate_many(rows)
+    value = found.gain - price * (found.costs["r0"] - problem.costs[0].constant)
+    threshold = float(np.quantile(value, rng.choice([0.5, 0.95, 1.0])))
+    cells = reaching(graph, 1.0, np.array([price]), reference, threshold - 1e-9, Control(), max_table=10**7)
+    assert cells.best >= value.max() - 1e-9
+    for row in rows[value >= threshold]:
+        from latprune.solve.canonical import read_variables
+
+        for v in read_variables(problem, row):
+            assert row[v] in cells.kept[v]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fine_grid_against_tables(seed: int) -> None:
+    """Mid-size problems: the same as branch and bound over the tables."""
+    problem = random_problem(seed, widths=5, most=24, blocks=2, resources=1, share=0.2)
+    search = searched(problem)
+    dense = BranchAndBound(graph=compile_problem(problem), control=Control(), max_table=50_000_000, label_cap=400_000)
+    dense.run()
+    assert search.infeasible == dense.infeasible
+    if not dense.infeasible:
+        assert math.isclose(search.gain, dense.incumbent, rel_tol=1e-9)
+        assert math.isclose(search.bound, dense.bound, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("resources", [1, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_against_highs(seed: int, resources: int) -> None:
+    """An independent solver finds the same gain."""
+    problem = random_problem(100 + seed, widths=4, most=10, blocks=1, resources=resources, share=0.3)
+    search = searched(problem)
+    other = solve(problem, "highs")
+    assert other.status == ("infeasible" if search.infeasible else "optimal")
+    if other.gain is not None:
+        assert math.isclose(search.gain, other.gain, rel_tol=1e-7)
+
+
+def test_finer_choices_never_lose() -> None:
+    """All that a coarse grid offers, a fine one does."""
+    fine = wide_problem(300)
+    coarse = restricted(fine, 10)
+    few, many = solve(coarse), solve(fine)
+    assert few.status == many.status == "optimal"
+    assert few.gain is not None and many.gain is not None and many.gain >= few.gain
+
+
+def wide_problem(size: int, limit: float = 0.5) -> Problem:
+    """A stream with two blocks of two widths each, parameters as products: too wide for tables."""
+    rng = np.random.default_rng(7)
+    names = ["s", "a0", "b0", "a1", "b1"]
+    variables = [Variable(name=name, choices=tuple(range(1, size + 1))) for name in names]
+    blocks = [Variable(name=f"block{i}", kind="block", choices=(0, 1)) for i in range(2)]
+    width = np.arange(1, size + 1, dtype=np.float64)
+    gains = [
+        Term(name=n, over=(n,), gate=() if n == "s" else (f"block{n[1]}",), table=np.cumsum(np.sort(rng.lognormal(size=size))[::-1]))
+        for n in names
+    ]
+    terms = [
+        ProductTerm(name=f"{u}{v}", over=(u, v), gate=(f"block{i}",), coefficient=float(c), factors=(width, width))
+        for i in range(2)
+        for u, v, c in (("s", f"a{i}", 1), (f"a{i}", f"b{i}", 9), (f"b{i}", "s", 1))
+    ]
+    problem = Problem(
+        variables=(*variables, *blocks), gains=tuple(gains), costs=(Resource(name="params", constant=3.0, terms=tuple(terms)),)
+    )
+    dense = problem.evaluate({v.name: v.choices[-1] for v in problem.variables}).costs["params"]
+    return problem.replace_limits({"params": limit * dense})
+
+
+def restricted(problem: Problem, step: int) -> Problem:
+    """Every ``step``-th width and the last."""
+
+    def cut(term: Term) -> Term:
+        return term.cut(tuple(slice(step - 1, None, step) for _ in term.over))
+
+    return Problem(
+        variables=tuple(Variable(name=v.name, choices=v.choices[step - 1 :: step]) if v.kind == "width" else v for v in problem.variables),
+        gains=tuple(cut(t) for t in problem.gains),
+        costs=tuple(Resource(name=r.name, limit=r.limit, constant=r.constant, terms=tuple(cut(t) for t in r.terms)) for r in problem.costs),
+    )
+
+
+def test_wide_problem_is_solved_without_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``exact`` never makes the table of a product, infeasible or not, and the floor is the smallest network."""
+    problem = wide_problem(400)
+    assert wide(problem) is not None
+    monkeypatch.setattr("latprune.problem.product.MAX_ENTRIES", 1000)
+    solution = solve(problem)
+    assert solution.status == "optimal" and solution.gap == 0.0
+    below = solve(problem.replace_limits({"params": 2.0}))
+    assert below.status == "infeasible" and below.floor == {"params": 3.0}
+    dense = solve(problem.replace_limits({"params": 1e12}))
+    assert dense.assignment is not None and set(dense.assignment.values()) == {1, 400}
+
+
+def test_lowest_use_with_negative_entries() -> None:
+    """The floor is not at the smallest widths where entries are negative."""
+    for seed in range(20):
+        problem = random_problem(seed, widths=3, most=8, blocks=1, resources=1, share=0.5, signs=True)
+        graph = compact(problem)
+        assert graph is not None
+        states, cost, _ = lowest(graph, Control(), 10**7)
+        least = float(problem.evaluate_many(all_rows(problem)).costs["r0"].min())
+        assert math.isclose(float(problem.evaluate_many(states[None, :]).costs["r0"][0]), least, rel_tol=1e-9, abs_tol=1e-9)
+        assert math.isclose(float(cost[0]) + problem.costs[0].constant, least, rel_tol=1e-9, abs_tol=1e-9)
+
+
+def test_time_limit_returns_what_is_known() -> None:
+    """A deadline that has passed ends without a proof, not with an error."""
+    solution = solve(wide_problem(400), time_limit=1e-9)
+    assert solution.status in ("limit", "feasible")
+
+
+def test_near_optimal_lists_distinct_networks_in_order() -> None:
+    """Answers are different networks within slack and limit, the best first, and the same each time."""
+    problem = wide_problem(200)
+    answers = near_optimal(wide_problem(200), count=6, slack=0.01)
+    assert len(answers) == 6 and len({tuple(sorted((s.assignment or {}).items())) for s in answers}) == 6
+    assert answers[0].status == "optimal"
+    gains = [s.gain for s in answers if s.gain is not None]
+    assert gains == sorted(gains, reverse=True) and gains[-1] >= 0.99 * gains[0]
+    assert all(problem.evaluate(s.assignment or {}).satisfied for s in answers)
+    assert [s.assignment for s in answers] == [s.assignment for s in near_optimal(wide_problem(200), count=6, slack=0.01)]

@@ -1,0 +1,55 @@
+"""The examples run, with a counted budget and little data; what they save reloads."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import latprune
+from latprune.zoo import digits_resnet
+from support.vision import torchvision
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_plain_loop(tmp_path: Path) -> None:
+    job = ["--budget", "flops=50%", "--engine", "onnxruntime", "--epochs", "1", "--predict-only", "--output", str(tmp_path / "saved")]
+    result = example("own_loop").main(job)
+    assert result.record.pruned.macs <= 0.5 * result.record.dense.macs and (tmp_path / "saved" / "report.html").exists()
+    net = latprune.restore(digits_resnet, tmp_path / "saved")
+    assert sum(p.numel() for p in net.parameters()) == result.record.pruned.parameters
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning(tmp_path: Path) -> None:
+    torchvision()
+    pytest.importorskip("lightning")
+    job = ["--budget", "flops=50%", "--engine", "onnxruntime", "--epochs", "3", "--stages", "2", "--predict-only"]
+    result = example("lightning_loop").main([*job, "--output", str(tmp_path / "saved")])
+    assert result.record.pruned.macs <= 0.5 * result.record.dense.macs and len(result.record.steps) == 2
+    net = latprune.restore(lambda: digits_resnet(blocks=2, widths=(16, 32, 64)), tmp_path / "saved")
+    x = torch.randn(2, 1, 32, 32)
+    torch.testing.assert_close(net(x), result.model.eval()(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_hugging_face_trainer(tmp_path: Path) -> None:
+    torchvision()
+    pytest.importorskip("transformers")
+    job = ["--budget", "flops=60%", "--examples", "512", "--epochs", "2", "--predict-only", "--output", str(tmp_path / "saved")]
+    result = example("huggingface_trainer").main(job)
+    assert result.record.pruned.macs <= 0.6 * result.record.dense.macs and result.record.equality.max_rel_error < 1e-6
