@@ -238,8 +238,8 @@ def test_within_a_model_that_takes_another_course_each_time() -> None:
     assert all(call.module.startswith("backbone") for call in graph.calls)
     for seed in range(3):
         assert_pruned_equals_masked(model, x, seed=seed, graph=graph)
-    with pytest.raises(CaptureError, match="another course"):
-        assert_pruned_equals_masked(model, x)
+    # What runs outside carries no channels, so it may differ where the whole model is traced too.
+    assert_pruned_equals_masked(model, x)
 
 
 class Unknown(nn.Module):

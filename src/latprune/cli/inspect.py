@@ -38,11 +38,14 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from latprune.cli.loading import example_inputs, glob_numbers, load_model
     from latprune.graph import trace
+    from latprune.graph.conditions import check_repeatable
 
     model = load_model(args.model, args.model_arg, args.weights)
+    inputs = example_inputs(args.input)
+    check_repeatable(model, inputs)
     graph = trace(
         model,
-        example_inputs(args.input),
+        inputs,
         keep=args.keep,
         blocks_keep=args.blocks_keep,
         min_widths=dict(glob_numbers(args.min_width, "--min-width", int)) or None,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from latprune.errors import CheckpointError, InvalidArgumentError
+from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError
 
 if TYPE_CHECKING:
     import torch
@@ -263,7 +263,15 @@ def load_model(spec: str, arguments: Sequence[str] = (), weights: str | Path | N
         inspect.signature(build).bind(**keywords)
     except TypeError as error:
         raise InvalidArgumentError(f"--model (={spec!r}) cannot be called with the arguments {keywords}: {error}") from error
-    model = build(**keywords)
+    try:
+        model = build(**keywords)
+    except LatpruneError:
+        raise
+    except Exception as error:
+        given = f" with the arguments {keywords}" if keywords else ""
+        raise InvalidArgumentError(
+            f"--model (={spec!r}) fails{given}: {type(error).__name__}: {error}; run it in Python to see where"
+        ) from error
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"--model (={spec!r}) returned a {type(model).__name__}; it must return a torch.nn.Module")
     if weights is not None:

@@ -292,6 +292,9 @@ def _show(tables: LatencyTables) -> None:
     print(
         f"measured  {stats.measured_networks} networks now, {stats.networks} in all; {stats.engine_runs} engine runs, {stats.seconds:.1f} s"
     )
+    if stats.priced:
+        named = ", ".join(stats.priced[:4]) + (", ..." if stats.priced[4:] else "")
+        print(f"priced    {len(stats.priced)} layers without a step of the engine's profile, by their multiply-adds: {named}")
     if tables.cache_effect:
         knee = tables.cache_effect.knee
         low, high = (1.0 - float(tables.cache_effect.factor(0.5 * (knee or 1.0), share)) for share in (0.0, 1.0))

@@ -169,8 +169,29 @@ def restore(model: nn.Module | Callable[[], nn.Module] | None, path: str | Path)
     return load_result(path).restore(model)
 
 
+def _initialise(model: nn.Module, record: ResultRecord) -> None:
+    """Lazy modules get their sizes in one run on inputs of the recorded shapes; their values are loaded afterwards."""
+    import torch
+
+    from latprune.graph.example_inputs import call_with
+    from latprune.pruning.verification import example_inputs_of
+
+    training = model.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            call_with(model.eval(), example_inputs_of(record))
+    except Exception as error:
+        raise CheckpointError(
+            f"the dense model has lazy modules, and does not run on the recorded inputs ({type(error).__name__}: {error}): run it once on "
+            "your own before it is given"
+        ) from error
+    finally:
+        model.train(training)
+
+
 def _apply(model: nn.Module | Callable[[], nn.Module] | None, saved: SavedResult) -> nn.Module:
     import torch.nn
+    from torch.nn.parameter import is_lazy
 
     if saved.record.program is not None:
         from latprune.program.format import restore_program
@@ -185,6 +206,8 @@ def _apply(model: nn.Module | Callable[[], nn.Module] | None, saved: SavedResult
     if not isinstance(built, torch.nn.Module):
         raise InvalidArgumentError(f"model must be a torch.nn.Module or build one; it built a {type(built).__name__}")
     record = saved.record
+    if any(is_lazy(tensor) for tensor in (*built.parameters(), *built.buffers())):
+        _initialise(built, record)
     if record.model.tensors:
         _compare(record.model.tensors, tensor_shapes(built), f"{saved.path} was made from another architecture: the dense model")
     for index, edit in enumerate(record.edits):

@@ -7,7 +7,6 @@ import io
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError, MissingExtraError
-from latprune.export.signature import Inputs, call, inputs_as_numpy, named_inputs
+from latprune.export.signature import FlatCall, Inputs, call, inputs_as_numpy, is_plain, named_inputs
 from latprune.graph.conditions import preserved_modes
+from latprune.quiet import quiet_exporters
 from latprune.storage import write_atomic
 
 __all__ = ["OnnxExport", "check_onnx", "export_onnx"]
@@ -158,19 +159,14 @@ def _difference(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
 
 
 def _doubled(inputs: Inputs) -> Inputs:
-    if isinstance(inputs, torch.Tensor):
-        return torch.cat([inputs, inputs.flip(0)])
-    if isinstance(inputs, Mapping):
-        return {name: torch.cat([value, value.flip(0)]) for name, value in inputs.items()}
-    return tuple(torch.cat([value, value.flip(0)]) for value in inputs)
+    doubled: Inputs = pytree.tree_map_only(torch.Tensor, lambda value: torch.cat([value, value.flip(0)]), inputs)
+    return doubled
 
 
-def _split(model: nn.Module, inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor], list[str]]:
+def _split(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[torch.Tensor, ...], list[str]]:
+    """What to export, with which tensors by position, and their names."""
     named = named_inputs(model, inputs)
-    names = list(named)
-    if isinstance(inputs, Mapping):
-        return (), named, names
-    return ((inputs,) if isinstance(inputs, torch.Tensor) else tuple(inputs)), {}, names
+    return model if is_plain(inputs) else FlatCall(model, inputs).eval(), tuple(named.values()), list(named)
 
 
 def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
@@ -178,25 +174,11 @@ def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
 
 
-class _Positional(nn.Module):
-    """A model with keyword inputs, called by position: given keywords, the TorchScript exporter makes inputs of forward's defaults too."""
-
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.names = tuple(names)
-
-    def forward(self, *values: torch.Tensor) -> Any:
-        return self.model(**dict(zip(self.names, values, strict=True)))
-
-
 def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bool) -> bytes:
-    positional, keywords, names = _split(model, inputs)
     outputs = _output_names(model, inputs)
-    if keywords:
-        model, positional = _Positional(model, names).eval(), tuple(keywords.values())
+    model, positional, names = _split(model, inputs)
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), quiet_exporters():
         warnings.simplefilter("ignore")  # deprecation of the exporter and tracer warnings: the result is checked numerically instead
         torch.onnx.export(
             model,
@@ -214,21 +196,23 @@ def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bo
 def _dynamo(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bool) -> bytes:
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("onnxscript", "onnx")
-    positional, keywords, names = _split(model, inputs)
+    outputs = _output_names(model, inputs)
+    called, positional, names = _split(model, inputs)
     shapes: Any = None
     if dynamic_batch:
         batch = torch.export.Dim("batch")
-        shapes = {name: {0: batch} for name in names} if keywords else tuple({0: batch} for _ in positional)
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        shapes = tuple({0: batch} for _ in positional)
+        # One parameter, *tensors, holds all of them.
+        shapes = shapes if called is model else (shapes,)
+    with warnings.catch_warnings(), quiet_exporters():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model,
+            called,
             positional,
-            kwargs=keywords,
             dynamo=True,
             opset_version=opset,
             input_names=names,
-            output_names=_output_names(model, inputs),
+            output_names=outputs,
             dynamic_shapes=shapes,
             verbose=False,
         )

@@ -228,10 +228,12 @@ class _Builder(Axes):
                 continue
             name = self.kernel_names[node.index]
             axes = self._kernel_axes(draft)
+            owner = draft.weight.rpartition(".")[0] if draft.weight else node.module
             result[name] = Kernel(
                 name=name,
                 kind=draft.kind,
-                module=(draft.weight.rpartition(".")[0] if draft.weight else node.module),
+                module=owner,
+                caller=node.module if node.module != owner else None,
                 axes=axes,
                 blocks=self.node_blocks.get(node.index, ()),
                 macs=draft.macs,

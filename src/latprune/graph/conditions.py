@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from operator import is_
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["capture_conditions", "forget_cached", "preserved_modes", "preserved_state"]
+from latprune.errors import CaptureError, LatpruneError
+
+__all__ = [
+    "capture_conditions",
+    "check_repeatable",
+    "cut_unfolded",
+    "folds_weights",
+    "forget_cached",
+    "preserved_modes",
+    "preserved_state",
+    "unfolded",
+]
 
 
 @contextmanager
@@ -73,10 +87,139 @@ def preserved_modes(model: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
+def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
+    """Run ``model`` twice in evaluation mode on the same inputs; nothing stays of the runs, random generators included.
+
+    Raises:
+        CaptureError: The model does not run, or its outputs differ from run to run: nothing that is traced, measured or compared of such a
+            model would mean anything.
+    """
+    from latprune.graph.example_inputs import call_with
+    from latprune.graph.tensors import flatten_tensors
+
+    modes = [(module, module.training) for module in model.modules()]
+    numbers = random.getstate(), np.random.get_state()
+    try:
+        for module, _ in modes:
+            module.training = False
+        with unfolded(model), preserved_state(model), capture_conditions(), torch.random.fork_rng():
+            runs = []
+            for _ in range(2):
+                try:
+                    output = call_with(model, example_inputs)
+                except LatpruneError:
+                    raise
+                except Exception as error:
+                    raise CaptureError(f"the model does not run on the example inputs: {type(error).__name__}: {error}") from error
+                runs.append([tensor.detach().clone() for tensor in flatten_tensors(output, opaque=False)])
+    finally:
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])
+        for module, training in modes:
+            module.training = training
+        forget_cached(model)
+    first, second = runs
+    different = [index for index, (a, b) in enumerate(zip(first, second, strict=False)) if not _close(a, b)]
+    if different or len(first) != len(second):
+        where = f" (output {different[0]} of {len(first)})" if different else ""
+        raise CaptureError(
+            f"the model gives another output at each run on the same inputs in evaluation mode{where}: dropout that ignores eval() "
+            "(functional.dropout without training=self.training), random numbers in forward, or a state that each run moves on; make it "
+            "repeatable before pruning"
+        )
+
+
+def _close(first: torch.Tensor, second: torch.Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if not (first.is_floating_point() or first.is_complex()):
+        return torch.equal(first, second)
+    wide = torch.complex128 if first.is_complex() else torch.float64
+    return torch.allclose(first.to(wide), second.to(wide), rtol=1e-3, atol=1e-5, equal_nan=True)
+
+
 def forget_cached(model: nn.Module) -> None:
-    """Make modules drop what they cached in evaluation mode (such modules do so when they are set to train); the modes stay."""
-    modes = [(m, m.training) for m in model.modules()]
-    if any(type(m).train is not nn.Module.train for m, _ in modes):
-        model.train()
-        for m, training in modes:
-            m.training = training  # not by eval(), which would cache anew
+    """Make modules drop what they cached in evaluation mode (such modules do so when they are set to train); the modes stay.
+
+    A model that folds weights instead when its mode changes (LoRA merges its factors in evaluation mode) stays as it is, bit for bit.
+    """
+    if not _change_with_their_mode(model):
+        return
+    with ExitStack() as stack:
+        undo = stack.enter_context(ExitStack())
+        undo.enter_context(preserved_state(model))
+        changed = undo.enter_context(_preserved_values(model))
+        _set_to_train(model)
+        if not changed():
+            undo.pop_all()
+
+
+@contextmanager
+def unfolded(model: nn.Module) -> Iterator[None]:
+    """What modules cache or fold in evaluation mode is taken back for the while, the modes stay: the course that is recorded, followed and
+    cut is that of the parameters themselves. Afterwards the model is as it was, bit for bit.
+    """
+    if not _change_with_their_mode(model):
+        yield
+        return
+    with preserved_state(model), _preserved_values(model):
+        _set_to_train(model)
+        yield
+
+
+def folds_weights(model: nn.Module) -> bool:
+    """Whether parameters or buffers take other values when the model changes its mode (LoRA that merges its factors)."""
+    if not _change_with_their_mode(model):
+        return False
+    with preserved_state(model), _preserved_values(model) as changed:
+        _set_to_train(model)
+        return changed()
+
+
+@contextmanager
+def cut_unfolded(model: nn.Module) -> Iterator[None]:
+    """What modules cache or fold in evaluation mode is dropped before the model is changed, and folded again behind; the modes stay."""
+    if not _change_with_their_mode(model):
+        yield
+        return
+    modes = [(module, module.training) for module in model.modules()]
+    _set_to_train(model)
+    yield
+    if not model.training:
+        model.eval()
+        for module, training in modes:
+            module.training = training
+
+
+def _change_with_their_mode(model: nn.Module) -> bool:
+    return any(type(module).train is not nn.Module.train for module in model.modules())
+
+
+def _set_to_train(model: nn.Module) -> None:
+    """``model.train()`` and the flags put back: what modules do at the change stays done."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, training in modes:
+        module.training = training
+
+
+@contextmanager
+def _preserved_values(model: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Parameters and buffers get their values back. Gives a function that says whether any differs from what it was."""
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
+    held = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def changed() -> bool:
+        return any(tensor.shape != value.shape or not _same_bits(tensor.detach(), value) for tensor, value in held)
+
+    try:
+        yield changed
+    finally:
+        with torch.no_grad():
+            for tensor, value in held:
+                if tensor.shape == value.shape and not _same_bits(tensor.detach(), value):
+                    tensor.data.copy_(value)
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return torch.equal(first, second) or bool(((first == second) | ((first != first) & (second != second))).all())

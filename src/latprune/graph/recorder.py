@@ -67,6 +67,8 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._depth = 0 if within else 1
         self.space = LabelSpace()
         self.nodes: list[Node] = []
+        self.random = False
+        """Whether an operation drew random numbers."""
         self.module_calls: list[ModuleCall] = []
         self._infos: dict[int, tuple[weakref.ref[torch.Tensor], Info]] = {}
         self._stack: list[int] = []
@@ -229,6 +231,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         infos = [self.info(t) for t in tensors]
         mutable = func._schema.is_mutable
         out, uncomputed = (func(*args, **kwargs), False) if self._computed else self._result(func, args, kwargs, infos, mutable)
+        self.random |= torch.Tag.nondeterministic_seeded in func.tags
         outs = [out] if isinstance(out, torch.Tensor) else flatten_tensors(out)
         index = len(self.nodes)
         dynamic = any(i.dynamic for i in infos) and func._schema.name not in _CREATING

@@ -308,8 +308,9 @@ def attention(step: Step) -> Any:
     met = meet(step.space, [(fields[0], shapes[0]), (fields[1], shapes[1])], rank, place)
     scores = reduce(step.space, met, (rank - 1,), rank, True, place)
     result = meet(step.space, [(scores, (*shapes[0][:-1], 1)), (fields[2], shapes[2])], rank, place)
-    mask = step.kwargs.get("attn_mask")
-    if mask is not None and step.fields(mask):
+    mask = step.kwargs.get("attn_mask", step.args[3] if len(step.args) > 3 else None)
+    if isinstance(mask, torch.Tensor):
+        # A mask with one layer per head that carries no heads of its own (zeros of a stated size) holds their number.
         meet(step.space, [(scores, (*shapes[0][:-1], 1)), (step.fields(mask), tuple(mask.shape))], rank, place)
     inner = _axis(fields[0], rank - 1, q.shape[-1])
     outer = _axis(fields[2], rank - 1, value.shape[-1])

@@ -17,10 +17,11 @@ import latprune.graph.rules_movement  # noqa: F401
 import latprune.graph.rules_views  # noqa: F401
 from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
+from latprune.graph.admission import check_kind
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
 from latprune.graph.captured import FORMS, CapturedNetwork, captured_form
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
+from latprune.graph.conditions import capture_conditions, check_repeatable, forget_cached, preserved_modes, preserved_state, unfolded
 from latprune.graph.example_inputs import ExampleInputs, call_with
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
@@ -29,6 +30,7 @@ from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
+from latprune.graph.training_only import kept_for_training
 from latprune.graph.uncomputed import ValueRead
 
 __all__ = ["FORMS", "INPUT_WEIGHTS", "record", "trace"]
@@ -76,6 +78,7 @@ def trace(
         >>> {kept.what: kept.reason for kept in graph.kept_whole}["2"]
         "named in keep ('4')"
     """
+    check_kind(model)
     if form not in FORMS:
         raise InvalidArgumentError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
     if within and (form == "program" or isinstance(model, CapturedNetwork)):
@@ -108,6 +111,8 @@ def _trace(
     if within is not None and not recording.call_counts.get(within):
         raise CaptureError(f"within (='{within}') is not called in a run on the example inputs")
     frozen = _recurrent(recording) | _kept(recording, keep, within)
+    if within is None and not isinstance(model, CapturedNetwork):
+        frozen |= kept_for_training(model, example_inputs, recording)
     before = None if within is not None or isinstance(model, CapturedNetwork) else snapshot(recording)
     branches = find_branches(recording, model if isinstance(model, CapturedNetwork) else None)
     settled = settle(recording, frozen)
@@ -165,7 +170,6 @@ def record(model: nn.Module, example_inputs: ExampleInputs, within: str | None =
 
 def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None, *, computed: bool) -> Recording:
     watcher = CallWatcher()
-    forget_cached(model)
     recorder = Recorder(model, watcher, within, computed=computed)
     inputs: list[Info] = []
     try:
@@ -178,6 +182,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
                 recorder.set(t, info)
                 inputs.append(info)
             stack.enter_context(capture_conditions())
+            stack.enter_context(unfolded(model))
             stack.enter_context(preserved_state(model))
             recorder.attribute_values = stack.enter_context(planted(recorder.modules, watcher.used))
             stack.enter_context(recorder.watch_modules())
@@ -198,6 +203,8 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
     for info in outputs:
         for f in info.fields:
             recorder.space.freeze(f, "the network's output")
+    if recorder.random:
+        check_repeatable(model, example_inputs)
     recording = recorder.recording(inputs, outputs)
     recording.returned += [recorder.info(t) for t in flatten_tensors(output)]
     return recording

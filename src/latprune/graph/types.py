@@ -156,6 +156,8 @@ class Kernel:
             at any widths are ``macs * prod(axis sizes)``.
         attributes: Everything else that identifies the kernel to an engine: ``kernel_size``, ``stride``, ``padding``, ``dilation``,
             ``groups``, ``input_shape``, ``output_shape`` (dense shapes), ``bias``. JSON-able.
+        caller: Path of the module whose forward runs it, where that is not ``module``: a weight that two modules share (a language model's
+            embedding and its head), or one that a parent's forward reads. Engines name a step after the caller.
     """
 
     name: str
@@ -165,6 +167,7 @@ class Kernel:
     blocks: tuple[str, ...]
     macs: float
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    caller: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
@@ -263,9 +262,13 @@ def registered() -> tuple[type, ...]:
 
 
 def cross_entropy_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Mean cross-entropy of ``model(inputs)`` for a batch ``(inputs, labels)``: the default loss."""
-    inputs, labels = batch
-    return torch.nn.functional.cross_entropy(model(inputs), labels)
+    """The default loss: mean cross-entropy of a batch ``(inputs, labels)``, or the model's own loss for a mapping with ``labels``.
+
+    See :func:`latprune.train.contracts.plain_loss`, which says what batches and labels it takes.
+    """
+    from latprune.train.contracts import plain_loss
+
+    return plain_loss(model, batch)
 
 
 def score(

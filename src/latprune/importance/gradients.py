@@ -291,6 +291,9 @@ def accumulate(
     """
     if data is None:
         raise InvalidArgumentError("data (=None) must be batches: this criterion needs gradients of the loss")
+    from latprune.train.contracts import calling, check_loss_value, named
+
+    what = named(loss, "(model, batch)")
     model = accumulator.model
     tensors = named_tensors(model)
     parameters = [(name, tensors[name]) for name in accumulator.parameters]
@@ -301,7 +304,9 @@ def accumulate(
         for index, batch in enumerate(data):
             if batches is not None and index >= batches:
                 break
-            value = loss(model, batch)
+            with calling(what, batch=index, given=batch):
+                value = loss(model, batch)
+            value = check_loss_value(value, what, batch=index)
             if not bool(torch.isfinite(value)):
                 raise InvalidArgumentError(f"the loss of batch {index} is {value.item()}; importance needs a finite loss")
             found = torch.autograd.grad(value, [tensor for _, tensor in parameters], allow_unused=True) if parameters else ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from latprune.collector import collector_resting
+from latprune.copying import copied
 from latprune.errors import CaptureError
 from latprune.graph.example_inputs import as_call, random_inputs
 from latprune.program.batch import DiffersError, larger_batch, place_sizes, with_batch
@@ -49,7 +49,7 @@ def capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
         >>> graph = latprune.trace(program, torch.randn(1, 3, 224, 224))  # doctest: +SKIP
     """
     if isinstance(model, ProgramModule):
-        return copy.deepcopy(model)
+        return copied(model)
     with collector_resting():
         return _capture(model, example_inputs)
 

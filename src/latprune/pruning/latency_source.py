@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from latprune.copying import copied
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, trace
 from latprune.graph.types import Selection
@@ -110,7 +110,7 @@ class LatencySource:
         model, graph = self._model, self._graph
         if since.kept or since.removed_blocks:
             # Whole networks are cut and timed as they are, so the one that they are compared with is traced as it is.
-            model = copy.deepcopy(model)
+            model = copied(model)
             cut(model, graph, since)
             graph = trace(model, self._example_inputs)
             choices = {name: options for name, options in choices.items() if name in graph.groups}

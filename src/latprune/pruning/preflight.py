@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, LatpruneError
-from latprune.graph import call_with
 from latprune.importance import Importance, LossFunction, needs_data
 from latprune.methods import StageContext
 from latprune.resources import MultiplyAdds
@@ -30,29 +29,11 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     """Run the model twice in evaluation mode on the same inputs.
 
     Raises:
-        InvalidArgumentError: The outputs differ: nothing that is measured or compared of such a model would mean anything.
+        CaptureError: The outputs differ: nothing that is measured or compared of such a model would mean anything.
     """
-    from latprune.surgery.masked_follower import tensors_in
+    from latprune.graph.conditions import check_repeatable as repeatable
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            first = [tensor.clone() for tensor in tensors_in(call_with(model, example_inputs))]
-            second = tensors_in(call_with(model, example_inputs))
-    finally:
-        for module, training in modes:
-            module.training = training
-    same = len(first) == len(second) and all(
-        a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-5, equal_nan=True)
-        for a, b in zip(first, second, strict=True)
-        if not a.is_complex()
-    )
-    if not same:
-        raise InvalidArgumentError(
-            "the model gives another output at each run on the same inputs in evaluation mode (dropout that ignores eval(), random numbers "
-            "in forward): make it repeatable before pruning"
-        )
+    repeatable(model, example_inputs)
 
 
 def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:
@@ -92,14 +73,9 @@ def check_evaluation(value: Any) -> float:
     Raises:
         InvalidArgumentError: It is no number between 0 and 1.
     """
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"evaluate(model) gave {value!r}; it must return an accuracy between 0 and 1") from error
-    if not 0.0 <= number <= 1.0:
-        hint = f"; return {number / 100.0:.4g} for {number:.4g} %" if 1.0 < number <= 100.0 else ""
-        raise InvalidArgumentError(f"evaluate(model) gave {number}; it must return an accuracy between 0 and 1{hint}")
-    return number
+    from latprune.train.contracts import check_accuracy
+
+    return check_accuracy(value)
 
 
 def check_training_data(data: Iterable[Any] | None) -> None:

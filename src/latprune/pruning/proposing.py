@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from latprune.copying import copied
 from latprune.graph.narrowing import without_blocks
 from latprune.graph.types import Selection
 from latprune.methods import Method, Proposal, StageContext, selection_of
@@ -196,6 +196,6 @@ class ProposalSearch:
 
     def _network(self, selection: Selection) -> nn.Module:
         """A copy of the dense network, cut to ``selection``: its latency is that of any network of these shapes."""
-        network = copy.deepcopy(self.dense_model)
+        network = copied(self.dense_model)
         cut_model(network, self.graph, selection)
         return network

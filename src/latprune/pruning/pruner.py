@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from latprune.copying import copied
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
+from latprune.graph.admission import check_derived_weights, check_kind, check_state
 from latprune.graph.trace import FORMS
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
@@ -122,6 +123,10 @@ class Pruner:
             raise InvalidArgumentError(
                 f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
             )
+        check_kind(model)
+        check_state(model)
+        keep, blocks_keep = tuple(keep), tuple(blocks_keep)
+        check_derived_weights(model, keep)
         self.model = self._in_form(model, example_inputs, form)
         self.example_inputs = example_inputs
         self.seed = seed
@@ -145,7 +150,6 @@ class Pruner:
                 get_engine(entry.engine)
         if measure_latency or budgets[0].resource != "latency":
             get_engine(self.target.engine)  # a missing engine is told before anything is computed
-        keep, blocks_keep = tuple(keep), tuple(blocks_keep)
         with self.clock.timed("trace"):
             self.graph = trace(
                 self.model, example_inputs, keep=keep, blocks_keep=blocks_keep, min_widths=dict(min_widths or {}) or None, within=within
@@ -155,7 +159,7 @@ class Pruner:
         if tables is not None:
             require_same_network(tables, self.graph, example_inputs, self.target, kept=bool(keep))
         self.dense_tensors = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
-        self.dense_model = copy.deepcopy(self.model).eval()
+        self.dense_model = copied(self.model).eval()
         self.scorer = Scorer(self.model, self.graph, self.method.importance)
         self._latency = LatencySource(
             self.dense_model,
@@ -485,10 +489,10 @@ class Pruner:
     def _check(self, selection: Selection) -> EqualityReport:
         """Cut a copy and compare it with the masked network before the user's model is touched."""
         with self.clock.timed("check"):
-            copied = copy.deepcopy(self.model)
-            cut_model(copied, self.graph, selection, since=self.cut_to)
+            trial = copied(self.model)
+            cut_model(trial, self.graph, selection, since=self.cut_to)
             hidden = masked(self._now(), self.graph, selection)
-            return check_equal(copied, hidden, self.example_inputs, seed=self.seed)
+            return check_equal(trial, hidden, self.example_inputs, seed=self.seed)
 
     def _now(self) -> nn.Module:
         """The dense network with the weights that the model has now."""

@@ -72,6 +72,12 @@ def build_record(
     # Tables are shown where the run has used some; none are built, or read, for the sake of a picture.
     tables = pruner.tables_used if latency else None
     notes = tuple(report.note for report in pruner.reports if report.note)
+    if tables is not None and tables.stats.priced:
+        named = ", ".join(tables.stats.priced[:4]) + (", ..." if tables.stats.priced[4:] else "")
+        notes += (
+            f"{pruner.target.engine} does not show {len(tables.stats.priced)} layers in its profile ({named}): their cost is a price by "
+            f"multiply-adds, and the tables' mean error {tables.residual.mean_absolute:.1%} has what that is wrong by",
+        )
     if pruner.budget.unit != "%":
         # What a share of the dense latency is judged by is a ratio, in which the machine's changes cancel.
         notes += tuple(f"final measurement, {found.name}: {doubt}" for found in measured or () for doubt in found.disturbances)

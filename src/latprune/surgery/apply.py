@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from latprune.errors import CheckpointError, InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.captured import CapturedNetwork
-from latprune.graph.conditions import forget_cached
+from latprune.graph.conditions import cut_unfolded
 from latprune.surgery.edits import ArchitectureEdits, EditStep, ScaleEdit, TensorEdit
 from latprune.surgery.optimizers import ParameterChange, carry_over, check_optimizers, optimizers_of
 from latprune.surgery.plan import plan_step
@@ -142,6 +142,11 @@ def _check(model: nn.Module, step: EditStep) -> None:
 
 def _apply(model: nn.Module, step: EditStep) -> list[ParameterChange]:
     """Carry the step out; returns what became of the parameters that it touched."""
+    with cut_unfolded(model):
+        return _carry_out(model, step)
+
+
+def _carry_out(model: nn.Module, step: EditStep) -> list[ParameterChange]:
     tensors = _tensors(model)
     parameters = dict(model.named_parameters())
     places = _places(model)
@@ -171,7 +176,6 @@ def _apply(model: nn.Module, step: EditStep) -> list[ParameterChange]:
             module.was[a.name] = value
         else:
             setattr(module, a.name, value)
-    forget_cached(model)
     if isinstance(model, CapturedNetwork):
         for branch in step.branches:
             model.remove_branch(branch.join, branch.operand, branch.skipped)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latprune.errors import CaptureError
+from latprune.copying import copied
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
 from latprune.graph.example_inputs import as_call
@@ -49,12 +49,12 @@ def check_masked(
     if not why:
         return ""
     with dense_values():
-        wide_dense = executor.with_model(copy.deepcopy(model).double())
+        wide_dense = executor.with_model(copied(model).double())
     try:
         wide = wide_dense.run(*_copied(in_double(inputs)))
-    except CaptureError:
-        return why  # an operator of the model exists in its own type only
-    return _compare(copy.deepcopy(model).double(), wide.output, wide.masks, in_double(inputs))
+    except Exception:
+        return why  # an operator of the model exists in its own type only, or a part of it computes in one whatever the model's type
+    return _compare(copied(model).double(), wide.output, wide.masks, in_double(inputs))
 
 
 def _copied(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state, unfolded
 from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.types import Call, ChannelGroup, Selection
 from latprune.surgery.masked_follower import Follower, tensors_in
@@ -92,6 +92,8 @@ class MaskedModel:
         self._calls = graph.calls
         self._within = graph.plan.within
         self._kept = _kept_classes(graph, selection)
+        self.carriers = frozenset(member.tensor for group in graph.groups.values() for member in group.members)
+        """Names of the parameters and buffers that carry channels of a group."""
         self.rescaled = _rescaled(graph, selection)
         self._removed = selection.removed_blocks
         joins = {block for call in graph.calls for block in call.joins}
@@ -222,7 +224,9 @@ def _kept_classes(graph: RecordedModel, selection: Selection) -> npt.NDArray[np.
 def _conditions(model: nn.Module) -> Iterator[None]:
     """The conditions under which the recorded run was made; afterwards the model is as it was, without what the run cached in it."""
     try:
-        with preserved_modes(model), capture_conditions(), preserved_state(model.eval()):
+        with preserved_modes(model), capture_conditions(), unfolded(model), preserved_state(model):
+            for module in model.modules():
+                module.training = False
             yield
     finally:
         forget_cached(model)

@@ -41,6 +41,32 @@ def _shape_fits(field: IntArray, tensor: Tensor) -> bool:
     return field.ndim == tensor.ndim and all(extent in (1, size) for extent, size in zip(field.shape, tensor.shape, strict=True))
 
 
+def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers under every name that they have."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _labelled(call: Call) -> bool:
+    """Whether a recorded operation reads or makes channels, or joins a block's branch."""
+    return bool(call.joins) or any(call.all_fields) or any(field is not None for field in call.output_fields)
+
+
+def _misfit(call: Call, operands: list[Tensor]) -> str:
+    """Why an operation cannot be the recorded one, by the shapes of its tensors; empty where it can."""
+    where = f"operation {call.index} ({call.op} in '{call.module}')"
+    if len(call.all_fields) != len(operands):
+        return f"{where} has {len(operands)} tensors, {len(call.all_fields)} when it was traced"
+    for index, (fields, tensor) in enumerate(zip(call.all_fields, operands, strict=True)):
+        for field in fields:
+            if not _shape_fits(field, tensor):
+                return (
+                    f"tensor {index} of {where} has shape {tuple(tensor.shape)}, but its channels lay on {field.shape} when it was "
+                    "traced; run it with inputs of the same shapes"
+                )
+    return ""
+
+
 class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Steps through the recorded calls beside a real run and hides what is removed from each operation."""
 
@@ -50,6 +76,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.place = 0
         self._produced: dict[int, tuple[weakref.ref[Tensor], tuple[IntArray, ...]]] = {}
         self.types: set[torch.dtype] = set()
+        self._carriers = {id(tensor) for name, tensor in _named(owner.model) if name in owner.carriers}
         self._stored = {id(tensor) for tensor in (*owner.model.parameters(), *owner.model.buffers())}
 
     def finish(self) -> None:
@@ -70,12 +97,13 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Run one operation on what is left of its arguments."""
         options = dict(kwargs or {})
-        place, self.place = self.place, self.place + 1
-        if place > self.owner.last:
+        if self.place > self.owner.last:
+            self.place += 1
             return func(*args, **options)
-        call = self._expect(place, func)
         operands = _operands(args, options)
-        self._check_shapes(call, operands)
+        call = self._expect(func, operands)
+        if call is None:
+            return func(*args, **options)
         masks = [self.owner.mask(fields) for fields in call.all_fields]
         gone = {index for block, index in call.joins.items() if self.owner.removes(block)}
         if not gone and (func.is_view or all(mask is None for mask in masks)):
@@ -92,28 +120,51 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             output = self._write_back(func, args, options, operands, hidden, output)
         return self._note(call, output)
 
-    def _expect(self, place: int, func: Any) -> Call:
-        call = self.owner.call(place)
-        if call is None or call.op != str(func):
+    def _expect(self, func: Any, operands: list[Tensor]) -> Call | None:
+        """The record of this operation, or None where it has none and needs none.
+
+        The two runs must agree in what carries channels. What carries none may differ: an index table that is computed once and kept, a
+        copy that is made where a tensor happens not to be contiguous.
+        """
+        call = self.owner.call(self.place)
+        if call is not None and call.op == str(func):
+            problem = _misfit(call, operands)
+            if not problem:
+                self.place += 1
+                return call
+        else:
             recorded = f"{call.op} in '{call.module}'" if call is not None else "the end"
-            raise CaptureError(
-                f"operation {place} of the model is {func}, but the recorded run had {recorded}; the model takes another course than "
+            problem = (
+                f"operation {self.place} of the model is {func}, but the recorded run had {recorded}; the model takes another course than "
                 "when it was traced (training mode, other input shapes, or a path that depends on the data)"
             )
-        return call
+        carries = any(self._carries(tensor) for tensor in operands)
+        found = self._further(func, operands, carries)
+        if found is not None:
+            self.place = found.index + 1
+            return found
+        if carries:
+            raise CaptureError(problem)
+        return None
 
-    @staticmethod
-    def _check_shapes(call: Call, operands: list[Tensor]) -> None:
-        where = f"operation {call.index} ({call.op} in '{call.module}')"
-        if len(call.all_fields) != len(operands):
-            raise CaptureError(f"{where} has {len(operands)} tensors, {len(call.all_fields)} when it was traced")
-        for index, (fields, tensor) in enumerate(zip(call.all_fields, operands, strict=True)):
-            for field in fields:
-                if not _shape_fits(field, tensor):
-                    raise CaptureError(
-                        f"tensor {index} of {where} has shape {tuple(tensor.shape)}, but its channels lay on {field.shape} when it was "
-                        "traced; run it with inputs of the same shapes"
-                    )
+    def _further(self, func: Any, operands: list[Tensor], carries: bool) -> Call | None:
+        """The record of this operation further on, behind records that carry no channels and that this run did without."""
+        place = self.place
+        while (call := self.owner.call(place)) is not None:
+            labelled = _labelled(call)
+            if call.op == str(func) and labelled == carries and not _misfit(call, operands):
+                return call
+            if labelled or place > self.owner.last:
+                return None
+            place += 1
+        return None
+
+    def _carries(self, tensor: Tensor) -> bool:
+        """Whether a tensor of this run carries channels: a parameter or buffer of a group, or what an operation with labels made."""
+        known = self._produced.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return bool(known[1])
+        return id(tensor) in self._carriers
 
     def _write_back(
         self, func: Any, args: tuple[Any, ...], options: dict[str, Any], operands: list[Tensor], hidden: list[Tensor], output: Any

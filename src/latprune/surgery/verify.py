@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latprune.errors import CaptureError, SurgeryError
-from latprune.graph.conditions import preserved_modes
+from latprune.copying import copied
+from latprune.errors import CaptureError, LatpruneError, SurgeryError
+from latprune.graph.conditions import folds_weights, preserved_modes
 from latprune.graph.example_inputs import as_call, random_inputs
 from latprune.surgery.masked import MaskedModel
 from latprune.surgery.masked_follower import tensors_in
@@ -53,6 +54,10 @@ class EqualityReport:
         return f"largest difference {self.max_abs:.3g}, relative {self.max_rel:.3g} (allowed {self.tolerance:.3g}, {self.dtype})"
 
 
+class _DenseFailsError(Exception):
+    """The dense model itself does not run in the type, or on the values, that were tried."""
+
+
 def in_double(value: Any) -> Any:
     """The same inputs with their floating-point tensors in float64."""
     if isinstance(value, Tensor):
@@ -82,9 +87,14 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
         tolerance: Largest relative error; None takes the one of the outputs' type in :data:`TOLERANCES`.
     """
     args, kwargs = as_call(inputs)
+    try:
+        run = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
+    except LatpruneError:
+        raise
+    except Exception as error:
+        raise _DenseFailsError(f"{type(error).__name__}: {error}") from error
     with preserved_modes(pruned), torch.no_grad():
         got = tensors_in(pruned.eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
-    run = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
     wanted, masks = tensors_in(run.output), run.masks
     floats = {tensor.dtype for tensor in wanted if tensor.is_floating_point()} | run.types
     dtype = max(floats, key=lambda kind: TOLERANCES.get(kind, 0.0), default=torch.float32)
@@ -137,31 +147,58 @@ def check_equal(
         trials: Runs: the first on ``inputs``, the others on random values of the same shapes.
         seed: Of the random values.
         tolerance: Largest relative error; None takes the one of the type that is computed in; where surgery multiplied weights to keep a
-            scale (attention), that of the type which they were rounded to.
-        double: Compute in float64 copies of both networks, which tells rounding from mistakes; a model that takes another course in
-            float64 is compared in its own type (the report says which).
+            scale (attention), or the model folds weights when its mode changes, that of the type which they were rounded to.
+        double: Compute in float64 copies of both networks, which tells rounding from mistakes. Where the dense model itself does not run
+            in float64 or takes another course there (parts that compute in a type of their own), the two are compared in the model's own
+            type, by that type's tolerance; the report says which.
 
     Returns:
         The report of the worst trial.
 
     Raises:
-        SurgeryError: The two differ, or the pruned network fails to run.
+        SurgeryError: The two differ, or the pruned network fails to run where the dense one runs.
         CaptureError: The dense model takes another course than when it was traced.
     """
     if not double:
-        return _check(pruned, masked, inputs, trials, seed, tolerance)
-    own = [TOLERANCES.get(p.dtype, 0.0) for p in pruned.parameters()]
-    if tolerance is None and masked.rescaled and own:
-        tolerance = max(own)
-    wide = masked.with_model(copy.deepcopy(masked.model).double())
-    try:
-        return _check(copy.deepcopy(pruned).double(), wide, in_double(inputs), trials, seed, tolerance)
-    except CaptureError as error:
-        # Some operators exist in one type only: then the run in the model's own type decides, and where that diverges too the error stands.
         try:
             return _check(pruned, masked, inputs, trials, seed, tolerance)
+        except _DenseFailsError as own:
+            raise CaptureError(f"the dense model does not run on the inputs of the check: {own}") from own
+    held = [TOLERANCES.get(parameter.dtype, 0.0) for parameter in pruned.parameters()]
+    # Weights that were multiplied or folded in the model's type are rounded by it, in whatever the check computes.
+    if tolerance is None and held and (masked.rescaled or folds_weights(masked.model)):
+        tolerance = max(held)
+    wide = masked.with_model(copied(masked.model).double())
+    try:
+        return _check(copied(pruned).double(), wide, in_double(inputs), trials, seed, tolerance)
+    except (CaptureError, _DenseFailsError) as error:
+        # Some operators exist in one type only, and some modules compute in one whatever the model's type: then the run in the model's own
+        # type decides, and where that diverges too the error stands.
+        try:
+            return _check(pruned, masked, inputs, trials, seed, tolerance)
+        except _DenseFailsError as own:
+            raise CaptureError(f"the dense model does not run on the inputs of the check: {own}") from own
         except CaptureError:
-            raise error from None
+            if isinstance(error, CaptureError):
+                raise error from None
+            raise
+
+
+def _at_fault(model: nn.Module, error: BaseException) -> str:
+    """The innermost module whose own code the error passed through, and what to do; empty where it is none but PyTorch's."""
+    paths = {id(module): path for path, module in model.named_modules() if path and not type(module).__module__.startswith("torch.")}
+    found = ""
+    trace = error.__traceback__
+    while trace is not None:
+        found = paths.get(id(trace.tb_frame.f_locals.get("self")), found)
+        trace = trace.tb_next
+    if not found:
+        return ""
+    kind = type(model.get_submodule(found)).__name__
+    return (
+        f" (in module '{found}', a {kind}, whose code holds sizes that could not be followed: name it in keep to leave it and what it "
+        "reads whole)"
+    )
 
 
 def _check(pruned: nn.Module, masked: MaskedModel, inputs: Any, trials: int, seed: int, tolerance: float | None) -> EqualityReport:
@@ -170,10 +207,10 @@ def _check(pruned: nn.Module, masked: MaskedModel, inputs: Any, trials: int, see
         values = inputs if trial == 0 else random_inputs(inputs, seed + trial)
         try:
             report = compare(pruned, masked, values, tolerance=tolerance)
-        except CaptureError:
+        except (CaptureError, _DenseFailsError):
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise SurgeryError(f"the pruned network does not run: {error}") from error
+            raise SurgeryError(f"the pruned network does not run: {error}{_at_fault(pruned, error)}") from error
         if not report.equal:
             raise SurgeryError(f"the pruned network is not equal to the masked one: {report}")
         if worst is None or report.max_rel > worst.max_rel:

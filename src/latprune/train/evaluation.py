@@ -11,6 +11,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import preserved_modes
 from latprune.train.batches import forward, logits_of, move, split_batch
+from latprune.train.contracts import calling, check_targets, numbered, takes_labels
 
 __all__ = ["evaluate"]
 
@@ -20,28 +21,33 @@ def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") 
 
     Args:
         model: A classifier; evaluated on the device of its parameters, and left in the mode it came in.
-        data: Batches ``(inputs, targets)`` or mappings with ``labels``; targets are class indices ``(batch, ...)``, of which negative
-            ones are left out.
+        data: Batches ``(inputs, targets)`` or mappings with ``labels``; targets are class indices ``(batch, ...)`` or ``(batch, 1)``,
+            of which negative ones are left out, or class probabilities. NumPy arrays are taken as tensors.
         precision: ``fp32``, or ``bf16`` for automatic mixed precision.
 
     Returns:
         Accuracy in ``[0, 1]``.
 
     Raises:
-        InvalidArgumentError: The data holds no target.
+        InvalidArgumentError: The data holds no target, the model fails on a batch, or labels do not fit its scores; the batch is named.
 
     Example:
         >>> evaluate(nn.Identity(), [(torch.eye(3), torch.tensor([0, 1, 1]))])
         0.6666666666666666
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    correct, total = 0, 0
+    correct, total, turn = 0, 0, not takes_labels(model)
     with preserved_modes(model), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         model.eval()
-        for batch in data:
+        for index, batch in numbered(data):
             inputs, targets = split_batch(move(batch, device))
+            with calling(f"the model ({type(model).__name__})", batch=index, given=inputs):
+                output = forward(model, inputs)
+            logits, targets = check_targets(logits_of(output), targets, batch=index, turn=turn)
+            if targets.is_floating_point():
+                targets = targets.argmax(dim=1)
             known = targets >= 0
-            correct += int(((logits_of(forward(model, inputs)).argmax(dim=1) == targets) & known).sum())
+            correct += int(((logits.argmax(dim=1) == targets) & known).sum())
             total += int(known.sum())
     if total == 0:
         raise InvalidArgumentError("data holds no example to evaluate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +14,17 @@ from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
 from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, forward, logits_of, move, shard, split_batch
+from latprune.train.contracts import (
+    IGNORED,
+    as_tensors,
+    calling,
+    check_accuracy,
+    check_loss_value,
+    check_targets,
+    named,
+    own_loss,
+    takes_labels,
+)
 from latprune.train.loss import classification_loss
 from latprune.train.optimizer import build_optimizer
 from latprune.train.progress import TrainProgress
@@ -123,6 +134,7 @@ class Run:
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
         self.sums = torch.zeros(2, dtype=exact, device=accelerator.device)
         self.unseen = 0
+        self.judged = True
         self.trained = 0
         self.started = self.last_look = self.last_save = time.monotonic()
         RandomState.seed(recipe.seed, MODEL_STREAM, accelerator.process_index)
@@ -210,14 +222,17 @@ class Run:
 
     def _train_step(self, batch: Any) -> None:
         recipe, hooks, device = self.recipe, self.hooks, self.accelerator.device
-        batch = move(shard(batch, self.accelerator.process_index, self.accelerator.num_processes), device)
+        batch = move(shard(as_tensors(batch), self.accelerator.process_index, self.accelerator.num_processes), device)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(recipe, self.step, self.steps_per_epoch)
         if self.driver is not None:
             self.driver.before_forward()
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             if hooks.loss is not None:
-                loss, correct, examples = hooks.loss(self.wrapped, batch), None, _first_size(batch)
+                what = named(hooks.loss, "(model, batch)")
+                with calling(what, batch=self.position.batch, given=batch):
+                    value = hooks.loss(self.wrapped, batch)
+                loss, correct, examples = check_loss_value(value, what, batch=self.position.batch), None, _first_size(batch)
             else:
                 loss, correct, examples = self._classify(batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -238,11 +253,21 @@ class Run:
 
     def _classify(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None, int]:
         inputs, targets = split_batch(batch)
-        logits = logits_of(forward(self.wrapped, inputs))
+        plain = self.recipe.label_smoothing == 0.0 and self.hooks.teacher is None
+        # A language model shifts its labels itself, so its own loss counts wherever its scores are not of one class per example.
+        labelled = isinstance(batch, Mapping) and takes_labels(self.model) and plain
+        with calling(f"the model ({type(self.model).__name__})", batch=self.position.batch, given=inputs):
+            output = self.wrapped(**batch) if labelled else forward(self.wrapped, inputs)
+        if labelled and (own := own_loss(output)) is not None and logits_of(output).ndim > 2:
+            self.judged = False
+            return own, None, len(targets)
+        logits, targets = check_targets(logits_of(output), targets, batch=self.position.batch, turn=not takes_labels(self.model))
         taught = None
         if self.hooks.teacher is not None:
             with torch.no_grad():
-                taught = logits_of(forward(self.hooks.teacher, inputs))
+                taught = check_targets(logits_of(forward(self.hooks.teacher, inputs)), targets)[0]
+        if not targets.is_floating_point():
+            targets = torch.where(targets < 0, IGNORED, targets)
         loss = classification_loss(
             logits, targets, label_smoothing=self.recipe.label_smoothing, distillation=self.recipe.distillation, teacher_logits=taught
         )
@@ -293,11 +318,18 @@ class Run:
             seconds_left=(self.steps - self.step) * elapsed / max(here, 1),
         )
 
+    def _evaluate(self) -> float:
+        assert self.hooks.evaluate is not None
+        what = named(self.hooks.evaluate, "(model)")
+        with calling(what):
+            value = self.hooks.evaluate(self.model)
+        return check_accuracy(value, what)
+
     def _end_epoch(self) -> None:
         """Evaluate, write the epoch into the history, and go to the next one."""
         rate = learning_rate(self.recipe, self.step - 1, self.steps_per_epoch)
         progress = self._progress(rate)
-        accuracy = float(self.hooks.evaluate(self.model)) if self.hooks.evaluate is not None else None
+        accuracy = self._evaluate() if self.hooks.evaluate is not None else None
         done = self.position
         loss, correct, counted = done.loss_sum, done.correct, float(done.counted)
         if self.accelerator.num_processes > 1:
@@ -307,7 +339,7 @@ class Run:
             EpochRecord(
                 epoch=done.epoch,
                 loss=loss / counted,
-                train_accuracy=correct / counted if self.hooks.loss is None else None,
+                train_accuracy=correct / counted if self.hooks.loss is None and self.judged else None,
                 accuracy=accuracy,
                 learning_rate=rate,
                 seconds=done.epoch_seconds,

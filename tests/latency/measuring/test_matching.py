@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from latprune.latency import KernelTime
@@ -54,3 +56,37 @@ def test_everything_is_accounted_for() -> None:
     ]
     found = match_profile(steps, kernels)
     assert found.unmatched_ms + sum(share.ms for share in found.shares.values()) == pytest.approx(sum(entry.ms for entry in steps))
+
+
+def fused(order: int, computes: tuple[str, ...], ms: float) -> KernelTime:
+    return KernelTime(name=f"{order}", op="Subgraph", path=None, order=order, ms=ms, runs=1, computes=computes)
+
+
+def test_a_step_of_several_layers_is_divided_by_their_multiply_adds() -> None:
+    kernels = [kernel("a", (axis("x"), axis("y")), kind="linear"), kernel("b", (axis("y"), axis("z")), kind="linear")]
+    found = match_profile([fused(0, ("a", "b"), 4.0)], kernels, (), {"x": 8, "y": 4, "z": 24})
+    assert {name: share.ms for name, share in found.shares.items()} == {"a": 1.0, "b": 3.0}
+    equally = match_profile([fused(0, ("a", "b"), 4.0)], kernels)
+    assert {name: share.ms for name, share in equally.shares.items()} == {"a": 2.0, "b": 2.0}
+
+
+def test_a_shared_weight_is_found_where_it_runs() -> None:
+    head = replace(kernel("embedding#1", (axis("x"), axis("y")), kind="linear"), module="embedding", caller="head")
+    found = match_profile([step(0, "MatMul", "head", 2.0)], [kernel("body", (axis("x"), axis("x")), kind="linear"), head])
+    assert {name: share.ms for name, share in found.shares.items()} == {"embedding#1": 2.0}
+    assert set(match_profile([step(0, "MatMul", "embedding")], [head]).shares) == {"embedding#1"}
+
+
+def test_a_whole_module_has_the_layers_of_one_of_its_calls() -> None:
+    kernels = [
+        replace(kernel(name, (axis("x"), axis("x")), kind="linear"), module="attention")
+        for name in ("attention.in", "attention.out", "attention.in#1", "attention.out#1")
+    ]
+    laps = [replace(step(order, "MultiheadAttention", "attention", 2.0 + order), whole=True) for order in range(2)]
+    found = match_profile(laps, kernels, (), {"x": 8})
+    assert {name: share.ms for name, share in found.shares.items()} == {
+        "attention.in": 1.0,
+        "attention.out": 1.0,
+        "attention.in#1": 1.5,
+        "attention.out#1": 1.5,
+    }

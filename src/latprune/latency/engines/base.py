@@ -32,6 +32,9 @@ class KernelTime:
         order: Place in the engine's execution order.
         ms: Mean time of one execution in milliseconds, without the runs that were disturbed where the engine lets us see single runs.
         runs: Executions behind ``ms``.
+        computes: Paths of the modules whose contractions the step computes, in order, where the engine says so: a fused step (linear layers
+            with an activation between them, a whole attention) computes several. Empty where ``path`` says all.
+        whole: Whether the step is the whole forward of the module at ``path``, and not one operation of it.
     """
 
     name: str
@@ -40,6 +43,8 @@ class KernelTime:
     order: int
     ms: float
     runs: int
+    computes: tuple[str, ...] = ()
+    whole: bool = False
 
 
 class CompiledNetwork(ABC):

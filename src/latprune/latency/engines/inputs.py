@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from latprune.copying import copied
 from latprune.errors import InvalidArgumentError
 from latprune.latency.target import Target
 
@@ -84,5 +84,5 @@ def evaluation_copy(model: nn.Module, target: Target, *, cast: bool, device: tor
     elsewhere = any(tensor.device != device for tensor in (*model.parameters(), *model.buffers()))
     if not needs_cast and not elsewhere and not any(module.training for module in model.modules()):
         return model
-    duplicate = copy.deepcopy(model).eval().to(device)
+    duplicate = copied(model).eval().to(device)
     return duplicate.to(DTYPES[target.precision]) if needs_cast else duplicate

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +16,12 @@ from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.inputs import ModelInputs
+from latprune.quiet import quiet_exporters
 
 __all__ = ["OnnxNetwork", "export_onnx"]
 
 _CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU"})
+_REASON = 400
 _REPEAT = re.compile(r"_\d+$")
 
 
@@ -59,30 +60,41 @@ class OnnxNetwork:
         Engines name a step after the node that it started from, and add behind a slash what they made of it (``MatMul/MatMulAddFusion``,
         ``Conv/WithoutBiases``). The steps that make the network's outputs carry the name of the output instead.
         """
-        stem = step
-        while stem:
-            if stem in self.paths:
-                return self.paths[stem]
-            if stem in self.ops:
-                # An operation of the model's own forward, which may have taken up a contraction.
-                return self._path_of_node(stem, contraction=contraction)
-            stem, _, _ = stem.rpartition("/")
-        node = self.producers.get(step)
-        return None if node is None else self._path_of_node(node, contraction=contraction)
+        node = self._node_named(step)
+        if node is None or not contraction:
+            return None if node is None else self.paths.get(node)
+        found = self.contraction_before(node)
+        return self.paths.get(node if found is None else found)
 
-    def _path_of_node(self, node: str, *, contraction: bool) -> str | None:
-        """Module path of a node; with ``contraction``, of the nearest contraction that leads to it.
+    def contraction_named(self, name: str) -> str | None:
+        """The node that an engine names by ``name``, where it is a contraction."""
+        node = self._node_named(name)
+        return node if node is not None and self.ops[node] in _CONTRACTIONS else None
+
+    def nearest_contraction(self, name: str, taken: Collection[str] = ()) -> str | None:
+        """The nearest contraction that leads to the node that an engine names by ``name``, those in ``taken`` left out."""
+        node = self._node_named(name)
+        return None if node is None else self.contraction_before(node, taken)
+
+    def _node_named(self, name: str) -> str | None:
+        stem = name
+        while stem:
+            if stem in self.ops:
+                return stem
+            stem, _, _ = stem.rpartition("/")
+        return self.producers.get(name)
+
+    def contraction_before(self, node: str, taken: Collection[str] = ()) -> str | None:
+        """The nearest contraction that leads to a node (itself, where it is one), those in ``taken`` left out.
 
         Engines name a fused step after its last operation (convolution + norm + ReLU is named after the ReLU), so the way back goes
         through the operations that have been fused until the contraction is met.
         """
-        if not contraction:
-            return self.paths.get(node)
         frontier, seen = [node], {node}
         while frontier:
             current = frontier.pop(0)
-            if self.ops[current] in _CONTRACTIONS:
-                return self.paths.get(current)
+            if self.ops[current] in _CONTRACTIONS and current not in taken:
+                return current
             for name in self.inputs_of[current]:
                 parent = self.producers.get(name)
                 if parent is not None and parent not in seen:
@@ -91,16 +103,29 @@ class OnnxNetwork:
         return None
 
 
-def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torchscript", opset: int = 17) -> OnnxNetwork:
+def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str | None = None, opset: int = 17) -> OnnxNetwork:
     """Export ``model`` (already in eval mode) by the ``torchscript`` or the ``dynamo`` exporter.
 
-    The TorchScript exporter is the default because it is several times faster (benchmarks/latency/conversion.py) and names nodes by
-    module path.
+    Without ``exporter``, TorchScript's goes first, because it is several times faster (benchmarks/latency/conversion.py) and names nodes by
+    module path; where it lacks an operation, dynamo's takes the model. Which of them it is depends on the operations alone, so a network
+    and its pruned copies take the same one; ``conversion`` names it.
 
     Raises:
         EngineError: The exporter refuses the model; the message carries its own words.
         MissingExtraError: onnx is not installed.
     """
+    if exporter is not None:
+        return _export(model, inputs, exporter, opset)
+    try:
+        return _export(model, inputs, "torchscript", opset)
+    except EngineError as first:
+        try:
+            return _export(model, inputs, "dynamo", opset)
+        except EngineError as second:
+            raise EngineError(f"{first}; {second}") from second
+
+
+def _export(model: nn.Module, inputs: ModelInputs, exporter: str, opset: int) -> OnnxNetwork:
     try:
         import onnx
     except ImportError:
@@ -110,9 +135,8 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
     names = _names(inputs)
     plain = not inputs.kwargs and all(isinstance(arg, torch.Tensor) for arg in inputs.args)
     called = model if plain else _TensorCall(model, inputs).eval()
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), quiet_exporters():
             warnings.simplefilter("ignore")
             if exporter == "torchscript":
                 # The exporter writes to any binary file, but is annotated for paths only.
@@ -138,14 +162,14 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
     except EngineError:
         raise
     except Exception as error:
-        raise EngineError(f"{type(model).__name__} could not be exported to ONNX by the {exporter} exporter: {error}") from error
+        raise EngineError(f"{type(model).__name__} could not be exported to ONNX by the {exporter} exporter: {_reason(error)}") from error
     modules = {name for name, _ in called.named_modules()}
     nodes = proto.graph.node
     paths: dict[str, str] = {}
     for node in nodes:
         path = _scope_from_metadata(node, modules) if exporter == "dynamo" else _scope_from_name(node.name, modules)
         if path is not None and not plain:
-            path = path.removeprefix(_TensorCall.prefix) if path.startswith(_TensorCall.prefix) else None
+            path = f"{path}.".removeprefix(_TensorCall.prefix).removesuffix(".") if f"{path}.".startswith(_TensorCall.prefix) else None
         if path is not None:
             paths[node.name] = path
     initializers = {item.name for item in proto.graph.initializer}
@@ -158,6 +182,12 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str = "torch
         inputs_of={node.name: tuple(name for name in _reads(node) if name not in initializers) for node in nodes},
         input_names=tuple(item.name for item in proto.graph.input if item.name not in initializers),
     )
+
+
+def _reason(error: Exception) -> str:
+    """An exporter's error without its advice and graphs: its first lines, at most 400 characters."""
+    text = " ".join(line.strip() for line in str(error).strip().splitlines() if line.strip())
+    return text if len(text) <= _REASON else text[:_REASON].rstrip() + " ..."
 
 
 class _TensorCall(nn.Module):
@@ -213,7 +243,8 @@ def _scope_from_name(name: str, modules: set[str]) -> str | None:
         if found is None:
             break
         path, last = found
-    return path or None
+    # An operation of the model's own forward has the scope of the model, which is the empty path; what the exporter adds has none.
+    return path if path or name.startswith("/") else None
 
 
 def _scope_from_metadata(node: Any, modules: set[str]) -> str | None:

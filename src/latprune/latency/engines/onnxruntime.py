@@ -109,8 +109,9 @@ def _provider(runtime: Any, target: Target) -> tuple[str, dict[str, Any]]:
 
 
 def step_path(exported: OnnxNetwork, step: str, op: str) -> str | None:
-    """The module of a step of ONNX Runtime."""
-    return exported.path_of_step(step.removesuffix("_nchwc").removesuffix("_token"), contraction=op in _CONTRACTIONS)
+    """The module of a step of ONNX Runtime, which names ``fused /4/Gemm`` what it made of a contraction and the activation behind it."""
+    stem = step.removeprefix("fused ").removesuffix("_nchwc").removesuffix("_token")
+    return exported.path_of_step(stem, contraction=op in _CONTRACTIONS)
 
 
 class _OnnxRuntimeNetwork(CompiledNetwork):

@@ -23,6 +23,8 @@ __all__ = ["OpenVinoEngine"]
 _LONG_MS = 4.0
 """Networks slower than this have kernels long enough to be told apart run by run."""
 _CONTRACTIONS = frozenset({"Convolution", "FullyConnected", "MatMul", "Deconvolution"})
+_MOVING = frozenset({"Concatenation", "Const", "Convert", "Eltwise", "Input", "Output", "Reorder", "Reshape", "Split", "Transpose"})
+"""Steps that bear a product's name because they prepare its operands or add its bias."""
 _VIRTUAL = frozenset({"AUTO", "BATCH", "HETERO", "MULTI"})
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -133,6 +135,35 @@ def _check_conditions(compiled: Any, device: str, target: Target) -> None:
         )
 
 
+def _contractions_of_steps(compiled: Any, exported: OnnxNetwork) -> dict[str, tuple[str, ...]]:
+    """Step -> paths of the modules whose contractions it computes, from the runtime's own account of what it fused into each step."""
+    steps: list[tuple[str, str, list[str]]] = []
+    for step in compiled.get_runtime_model().get_ordered_ops():
+        facts = step.get_rt_info()
+        if "originalLayersNames" in facts and "layerType" in facts:
+            kind = str(facts["layerType"].astype(str))
+            names = [name for name in str(facts["originalLayersNames"].astype(str)).split(",") if name]
+            steps.append((kind, str(step.get_friendly_name()), names))
+    found: dict[str, list[str]] = {}
+    taken: set[str] = set()
+    # A product that the plugin split from its bias is named by the step of the bias as well.
+    for kind, step, names in sorted(steps, key=lambda entry: entry[0] not in _CONTRACTIONS):
+        for name in names if kind not in _MOVING else ():
+            node = exported.contraction_named(name)
+            if node is not None and node not in taken and (path := exported.paths.get(node)) is not None:
+                taken.add(node)
+                found.setdefault(step, []).append(path)
+    # A product that took up what follows it (a scale per channel) is named by that alone.
+    for kind, step, names in steps:
+        if kind in _CONTRACTIONS and step not in found:
+            nodes = (exported.nearest_contraction(name, taken) for name in names)
+            node = next((node for node in nodes if node is not None and node in exported.paths), None)
+            if node is not None:
+                taken.add(node)
+                found[step] = [exported.paths[node]]
+    return {step: tuple(paths) for step, paths in found.items()}
+
+
 class _OpenVinoNetwork(CompiledNetwork):
     def __init__(
         self, compiled: Any, exported: OnnxNetwork, feed: dict[str, npt.NDArray[Any]], target: Target, profile: bool, start: float
@@ -143,6 +174,7 @@ class _OpenVinoNetwork(CompiledNetwork):
         self._profiled = profile
         self._request: Any = compiled.create_infer_request()
         self._done = 0
+        self._computes = _contractions_of_steps(compiled, exported) if profile else {}
         openvino = _module()
         for name, array in feed.items():
             self._request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
@@ -170,7 +202,7 @@ class _OpenVinoNetwork(CompiledNetwork):
                 # Both the single runs and their mean are floored to whole microseconds; each floor costs half a microsecond on average.
                 mean = info.real_time.total_seconds() * 1e6 + 1.0
                 totals[info.node_name] = (info.node_type, mean * self._done)
-            elif info.node_type in _CONTRACTIONS:
+            elif info.node_type in _CONTRACTIONS or info.node_name in self._computes:
                 # What takes less than a microsecond is told like what was fused away, which contractions never are.
                 totals[info.node_name] = (info.node_type, 0.5 * self._done)
         return totals
@@ -206,6 +238,7 @@ class _OpenVinoNetwork(CompiledNetwork):
                     order=order,
                     ms=ms,
                     runs=int(kept.sum()) * length,
+                    computes=self._computes.get(name, ()),
                 )
             )
         return result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from latprune.copying import copied
 from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
@@ -64,7 +64,7 @@ class TorchCompileEngine(Engine):
         held = evaluation_copy(model, target, cast=True, device=device)
         if held is model:
             # Dynamo guards what it compiled by the module's state, which the caller may go on changing.
-            held = copy.deepcopy(model)
+            held = copied(model)
         return _TorchCompileNetwork(held, inputs, target, device, start)
 
 

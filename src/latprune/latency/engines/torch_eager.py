@@ -104,6 +104,7 @@ class EagerNetwork(TorchNetwork):
                 order=order,
                 ms=float(np.median(values)) * len(values) / runs,
                 runs=len(values),
+                whole=bool(paths[name]),
             )
             for order, (name, values) in enumerate(laps.items())
         ]
@@ -141,11 +142,14 @@ def _elapsed(begin: Any, end: Any, device: torch.device) -> float:
 
 @contextlib.contextmanager
 def _lap_timers(model: nn.Module, device: torch.device) -> Iterator[list[tuple[str, str, Any]]]:
-    """A list that fills, during a forward, with (path, class, start) of every leaf module that has something to compute."""
+    """A list that fills, during a forward, with (path, class, start) of every module that computes something itself: leaf modules,
+    and those with parameters of their own beside their children (``nn.MultiheadAttention``).
+    """
     laps: list[tuple[str, str, Any]] = []
     handles = []
     for path, module in model.named_modules():
-        if next(module.children(), None) is None and not isinstance(module, nn.Identity):
+        leaf = next(module.children(), None) is None
+        if (leaf and not isinstance(module, nn.Identity)) or (path and next(module.parameters(recurse=False), None) is not None):
             kind = module.kind if isinstance(module, ProgramScope) else type(module).__name__
 
             def mark(_module: nn.Module, _args: Any, path: str = path, kind: str = kind) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
-from latprune.errors import EngineError
-from latprune.graph.types import Kernel, Selection
+from latprune.copying import copied
+from latprune.graph.types import Selection
 from latprune.latency.engines import CompiledNetwork, Engine
-from latprune.latency.features import LAYERS
 from latprune.latency.machine import clock_information
 from latprune.latency.measuring.design import DesignPoint, pick_units
 from latprune.latency.measuring.matching import MatchedProfile, match_profile
@@ -24,6 +21,7 @@ from latprune.latency.measuring.module_timers import Profiler
 from latprune.latency.measuring.protocol import settle, timed_block, warm_up
 from latprune.latency.measuring.signature import kernel_signature, network_fingerprint
 from latprune.latency.measuring.statistics import median_error
+from latprune.latency.measuring.unseen import price_unseen, unseen_layers
 from latprune.latency.samples import RATIO_ERROR, KernelSample, NetworkSample
 from latprune.latency.target import Target
 
@@ -38,20 +36,6 @@ _PRECISE, _PATIENCE = 0.015, 2.0
 _TRIES = 3
 _SAME_SPEED = 0.1
 """Logarithm of the dense network's latency after a profile over that before it, beyond which both are taken again."""
-
-
-def _refuse_unseen(kernels: Iterable[Kernel], profile: MatchedProfile, engine: str) -> None:
-    """A layer that the profile does not show would be priced at nothing, and its time booked on others."""
-    if not profile.shares:
-        raise EngineError(f"{engine}: no step of its profile could be matched to a kernel of the model; the profile names no known module")
-    unseen = [kernel.name for kernel in kernels if kernel.kind in LAYERS and kernel.name not in profile.shares]
-    if unseen:
-        named = ", ".join(unseen[:4]) + (", ..." if unseen[4:] else "")
-        raise EngineError(
-            f"{engine}: no step of its profile could be matched to {len(unseen)} of the model's layers ({named}). Profiles name modules, "
-            "so a convolution or matrix product must run in the forward of the module that owns its weight; and they leave out what takes "
-            "less than their clock tells, which a larger input or batch mends"
-        )
 
 
 def selection_for(graph: ModelGraph, point: DesignPoint) -> Selection:
@@ -136,8 +120,10 @@ class NetworkSampler:
             self._reference = stack.enter_context(engine.compile(model, example_inputs, target))
             self._reference_ms = warm_up(self._reference)
             with self._profiler.compile(model, example_inputs) as network:
-                profile = match_profile(network.profile(profile_runs(self._reference_ms)), self._kernels)
-            _refuse_unseen(self._kernels, profile, engine.name)
+                profile = match_profile(network.profile(profile_runs(self._reference_ms)), self._kernels, (), self._widths)
+            self.priced = unseen_layers(self._kernels, profile, self._widths, engine.name)
+            """Layers that the engine's profile does not show; their times are prices (``latprune.latency.measuring.unseen``)."""
+            profile = price_unseen(profile, self._kernels, self.priced, self._widths)
             stack.pop_all()
         self.signatures = {
             kernel.name: kernel_signature(kernel, profile.shares[kernel.name].attached)
@@ -150,12 +136,12 @@ class NetworkSampler:
         """Measure one network. Raises SurgeryError or EngineError where it cannot be made or run."""
         from latprune.surgery import prune
 
-        pruned = copy.deepcopy(self._model)
+        pruned = copied(self._model)
         prune(pruned, self._graph, selection_for(self._graph, point))
         for _ in range(_TRIES):
             with self._profiler.compile(pruned, self._inputs) as network:
                 # The profile comes first: some engines tell a mean over all runs since they compiled, rounded, which is finest then.
-                profile = self._profile(network, point.removed)
+                profile = self._profile(network, point)
                 speed = self._speed_now()
                 found = time_beside(self._reference, self._reference_ms, network)
             self.runs += found.runs
@@ -189,11 +175,13 @@ class NetworkSampler:
             extra={**clock_information(), **self._profiler.extra, RATIO_ERROR: found.ratio_error},
         )
 
-    def _profile(self, network: CompiledNetwork, removed: Iterable[str]) -> MatchedProfile:
+    def _profile(self, network: CompiledNetwork, point: DesignPoint) -> MatchedProfile:
         network.run()
         count = profile_runs(network.timed_run())
         self.runs += 2 + count
-        return match_profile(network.profile(count), self._kernels, removed)
+        widths = {**self._widths, **point.widths}
+        profile = match_profile(network.profile(count), self._kernels, point.removed, widths)
+        return price_unseen(profile, self._kernels, self.priced, widths, point.removed)
 
     def _speed_now(self) -> float:
         """The dense network's latency in one short block."""

@@ -222,12 +222,12 @@ class _Sampler:
             # The profile comes first: some engines tell a mean over all runs since they compiled, rounded, which is finest then.
             network.run()
             runs = profile_runs(network.timed_run())
-            profile = match_profile(network.profile(runs), kernels)
+            profile = match_profile(network.profile(runs), kernels, (), widths)
             beside = time_beside(self._reference, self._reference_ms, network)
         if not self._profiler.extra and _total(profile) > _CONSISTENT * beside.ms:
             # Something else ran on the processor, or the profiler's own cost shows: the lower of two profiles is the better one.
             with self._profiler.compile(model, inputs) as network:
-                again = match_profile(network.profile(profile_runs(beside.ms)), kernels)
+                again = match_profile(network.profile(profile_runs(beside.ms)), kernels, (), widths)
             profile, runs = min(profile, again, key=_total), runs + profile_runs(beside.ms)
         if not profile.shares:
             raise EngineError(f"{self._engine.name}: no step of the profile of random network {index} could be matched to a kernel")

@@ -9,7 +9,6 @@ results are imported: ``write_kit_again`` makes a small kit of these, whose resu
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.resources
 import io
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 from torch import nn
 
+from latprune.copying import copied
 from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.file_model import FileModel
 from latprune.latency.engines import KernelTime
@@ -34,6 +34,7 @@ from latprune.latency.measuring.design import DesignPoint, design_points
 from latprune.latency.measuring.matching import MatchedProfile, match_profile
 from latprune.latency.measuring.sampling import selection_for
 from latprune.latency.measuring.signature import kernel_signature, network_fingerprint
+from latprune.latency.measuring.unseen import price_unseen, unseen_layers
 from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.storing.store import Store
 from latprune.latency.tabulating.repeats import REPEAT, due_again
@@ -170,7 +171,7 @@ def _write(
     # Each network goes to the disk as it is made: all of them together can be many gigabytes.
     with replacing(path) as staged, zipfile.ZipFile(staged, "w", zipfile.ZIP_DEFLATED) as kit:
         for index, point in enumerate([DesignPoint(widths={}), *points]):
-            changed = copy.deepcopy(model)
+            changed = copied(model)
             if index:
                 prune(changed, graph, selection_for(graph, point))
             exported = export_onnx(evaluation_copy(changed, target, cast=True), inputs)
@@ -271,11 +272,15 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
         if network.index in profiles:
             raise FileFormatError(f"network {network.index} is there twice", path=f"networks.{place}.index")
         entry = plan["networks"][network.index]
-        profiles[network.index] = match_profile(_entries(network, entry["names"]), kernels, entry["removed"])
+        profiles[network.index] = match_profile(_entries(network, entry["names"]), kernels, entry["removed"], _widths(dense, entry))
         if not profiles[network.index].shares:
             raise FileFormatError("no step could be matched to a kernel of the model", path=f"networks.{place}.steps")
     if 0 not in profiles:
         raise FileFormatError(f"{results} lacks the dense network; run the kit again", path="networks")
+    priced = unseen_layers(kernels, profiles[0], dense, "onnxruntime")
+    for index, profile in profiles.items():
+        entry = plan["networks"][index]
+        profiles[index] = price_unseen(profile, kernels, priced, _widths(dense, entry), entry["removed"])
     signatures = {
         kernel.name: kernel_signature(kernel, profiles[0].shares[kernel.name].attached)
         for kernel in kernels
@@ -288,7 +293,7 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
         entry = plan["networks"][network.index]
         if network.index == 0 or network.created in known:
             continue
-        widths = {**dense, **{name: int(width) for name, width in entry["widths"].items()}}
+        widths = _widths(dense, entry)
         samples.append(
             NetworkSample(
                 fingerprint=plan["fingerprint"],
@@ -316,6 +321,11 @@ def import_kit_results(store: Store, kit: str | Path, results: str | Path, graph
             )
         )
     return store.add(context, samples)
+
+
+def _widths(dense: Mapping[str, int], entry: Mapping[str, Any]) -> dict[str, int]:
+    """Widths of a network of a plan."""
+    return {**dense, **{name: int(width) for name, width in entry["widths"].items()}}
 
 
 def _entries(network: _Network, names: Mapping[str, Any]) -> list[KernelTime]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from latprune.errors import TableError
 from latprune.graph.types import ChannelGroup, Kernel
+from latprune.latency.measuring.unseen import is_priced
 from latprune.latency.samples import ContextInfo, NetworkSample
 from latprune.latency.tabulating.calibration import calibrate
 from latprune.latency.tabulating.kernel_fit import dense_level, kernel_fits
@@ -46,6 +47,7 @@ def fit_tables(
     found = min((calibrate(fit, samples, kernels, widths) for fit in fits), key=lambda calibration: calibration.error)
     fit = found.fit
     ordered = [kernel for kernel in kernels if kernel.name in fit.keys]
+    priced = {kernel.kernel for sample in samples for kernel in sample.kernels if is_priced(kernel.signature)}
     scale = {kernel.name: found.scales[fit.keys[kernel.name]] for kernel in ordered}
     entries = {
         kernel.name: kernel_entry(
@@ -81,6 +83,7 @@ def fit_tables(
             surfaces=len(fit.surfaces),
             shared_entries=fit.shared,
             positions_differing=fit.differing,
+            priced=tuple(kernel.name for kernel in ordered if kernel.name in priced),
         ),
     )
 

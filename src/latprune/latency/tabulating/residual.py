@@ -78,6 +78,8 @@ class TableStats:
         surfaces: Distinct surfaces; equal kernels share one.
         shared_entries: Kernels that use another position's surface unchanged.
         positions_differing: Kernels whose in-place samples differ from their equals' beyond the noise; they have a factor of their own.
+        priced: Layers that the engine's profile does not show, whose cost is a price by multiply-adds (see ``price_unseen``); what
+            it is wrong by is in the residual.
     """
 
     seconds: float = 0.0
@@ -88,3 +90,4 @@ class TableStats:
     surfaces: int = 0
     shared_entries: int = 0
     positions_differing: int = 0
+    priced: tuple[str, ...] = ()

@@ -66,7 +66,7 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
             constant_ms=float(data["constant_ms"]),
             dense_ms=float(data["dense_ms"]),
             residual=Residual(**data["residual"]),
-            stats=TableStats(**data["stats"]),
+            stats=TableStats(**{**data["stats"], "priced": tuple(data["stats"].get("priced", ()))}),
             scale=float(data["scale"]),
             cache_effect=_cache_effect_from_dict(data),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from latprune.copying import copied
 from latprune.errors import InvalidArgumentError
 from latprune.latency.engines import CompiledNetwork, get_engine
 from latprune.latency.measuring.context import target_context
@@ -155,7 +155,7 @@ def measure_unary_contributions(
                 due_again.discard(key)
                 if current is None:
                     current = stack.enter_context(engine.compile(model, example_inputs, target))
-                changed = copy.deepcopy(model)
+                changed = copied(model)
                 prune(changed, graph, selection_for(graph, DesignPoint(widths={group: int(width)})))
                 with engine.compile(changed, example_inputs, target) as network:
                     pair = {"current": current, "changed": network}

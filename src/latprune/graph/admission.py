@@ -1,0 +1,124 @@
+"""What is no plain module, told before anything is traced: wrappers, weights that do not exist yet, weights derived from others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from latprune.errors import CaptureError, InvalidArgumentError
+
+__all__ = ["check_derived_weights", "check_kind", "check_state", "derived_weights"]
+
+_PARALLEL = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}
+_MOST = 0.25
+"""Share of a model's parameters that may stay whole because its weights are derived, before that is refused for what it is."""
+
+
+def check_kind(model: nn.Module) -> None:
+    """Refuse what wraps a model, and modules without weights.
+
+    Raises:
+        CaptureError: The model, or a part of it, is compiled, parallel, scripted as a whole or not initialised; the message says what to
+            pass instead.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"model is a {type(model).__name__}; it must be a torch.nn.Module (of a wrapper, pass the module that it holds)")
+    for path, module in model.named_modules():
+        kind = type(module).__name__
+        where = f"module '{path}'" if path else "the model"
+        if hasattr(module, "_orig_mod") and kind == "OptimizedModule":
+            inner = f"model.{path}._orig_mod" if path else "model._orig_mod"
+            put = f"put {inner} in its place" if path else f"pass {inner}, the module that was compiled"
+            raise CaptureError(f"{where} is compiled (torch.compile): {put}, prune, and compile the pruned one again")
+        if kind in _PARALLEL and hasattr(module, "module"):
+            inner = f"model.{path}.module" if path else "model.module"
+            raise CaptureError(f"{where} is a {kind}: pass {inner}, the module in it, prune, and wrap the pruned one again")
+        if isinstance(module, torch.jit.ScriptModule) and not path:
+            raise CaptureError("the model is a TorchScript module, whose code cannot be followed: pass the nn.Module that it was made of")
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if is_lazy(tensor):
+                full = f"{path}.{name}" if path else name
+                raise CaptureError(
+                    f"'{full}' of {where} ({kind}) has no size yet: run the model once on the example inputs before it is pruned (in the "
+                    "function that builds it too, so that saved results fit it)"
+                )
+
+
+def check_state(model: nn.Module) -> None:
+    """Refuse states that a checkpoint of tensors cannot hold.
+
+    Raises:
+        InvalidArgumentError: A module's ``get_extra_state`` gives something other than a tensor.
+    """
+    for path, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            state: Any = module.get_extra_state()
+            if not isinstance(state, torch.Tensor):
+                raise InvalidArgumentError(
+                    f"module '{path}' ({type(module).__name__}) keeps a {type(state).__name__} in its state (get_extra_state), and results "
+                    "hold tensors alone, without pickle. Keep it in a buffer, let get_extra_state return a tensor, or give the module a "
+                    "class without it while the model is pruned"
+                )
+
+
+def derived_weights(model: nn.Module) -> dict[str, str]:
+    """Path of each module whose weight is computed of other parameters -> by what: ``weight_norm``, ``spectral_norm``, ``pruning mask``,
+    or the class of a parametrisation.
+    """
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            lists = module.parametrizations.values()
+            found[path] = ", ".join(sorted({type(entry).__name__.lstrip("_") for parts in lists for entry in parts}))
+            continue
+        for hook in module._forward_pre_hooks.values():
+            kind = type(hook)
+            if kind.__module__ == "torch.nn.utils.weight_norm":
+                found[path] = "weight_norm"
+            elif kind.__module__ == "torch.nn.utils.spectral_norm":
+                found[path] = "spectral_norm"
+            elif kind.__module__ == "torch.nn.utils.prune":
+                found[path] = "pruning mask"
+    return found
+
+
+_REMEDIES = {
+    "weight_norm": "torch.nn.utils.remove_weight_norm(module)",
+    "spectral_norm": "torch.nn.utils.remove_spectral_norm(module)",
+    "pruning mask": "torch.nn.utils.prune.remove(module, 'weight')",
+}
+
+
+def check_derived_weights(model: nn.Module, keep: Sequence[str] = ()) -> None:
+    """Refuse a model whose weights are for a large part derived from others, unless ``keep`` names them.
+
+    Such weights stay whole. Where that is little, the rest is pruned; where it is much, the budget would fall on the wrong layers, or could
+    not be met.
+
+    Raises:
+        InvalidArgumentError: More than a quarter of the parameters; the message says how to fold them.
+    """
+    derived = {
+        path: kind
+        for path, kind in derived_weights(model).items()
+        if not any(fnmatchcase(path, pattern) or path.startswith(f"{pattern}.") for pattern in keep)
+    }
+    inside = {id(parameter): parameter.numel() for path in derived for parameter in model.get_submodule(path).parameters()}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if not total or sum(inside.values()) <= _MOST * total:
+        return
+    named = ", ".join(f"'{path}'" for path in list(derived)[:3]) + (", ..." if len(derived) > 3 else "")
+    kinds = sorted(set(derived.values()))
+    other = "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"
+    remedies = " or ".join(dict.fromkeys(_REMEDIES.get(kind, other) for kind in kinds))
+    raise InvalidArgumentError(
+        f"{sum(inside.values()) / total:.0%} of the parameters are behind weights that are computed of others ({', '.join(kinds)} in "
+        f"{len(derived)} modules: {named}), and such weights stay whole: fold them first by {remedies} for each of these modules, which "
+        "changes no output, or name them in keep to prune the rest"
+    )

@@ -1,0 +1,255 @@
+"""What users hand over (batches, labels, losses, evaluations), checked where it comes in; errors of their code are told as theirs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latprune.errors import InvalidArgumentError, LatpruneError
+from latprune.train.batches import forward, logits_of, split_batch
+
+__all__ = [
+    "IGNORED",
+    "as_tensors",
+    "calling",
+    "check_accuracy",
+    "check_loss_value",
+    "check_targets",
+    "described",
+    "function_name",
+    "named",
+    "numbered",
+    "own_loss",
+    "plain_loss",
+    "takes_labels",
+]
+
+IGNORED = -100
+"""Class index that PyTorch's cross-entropy leaves out."""
+
+
+def function_name(function: Any) -> str:
+    """``module.name`` of a function or of an object that is called, for messages."""
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return f"{module}.{name}"
+
+
+def described(value: Any) -> str:
+    """Types and shapes of what was handed over, in a line: ``(uint8 [8, 3, 32, 32], int64 [8])``."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{type(value).__module__.partition('.')[0]} {value.dtype} {list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {described(item)}" for name, item in list(value.items())[:8]) + "}"
+    if isinstance(value, (tuple, list)):
+        return "(" + ", ".join(described(item) for item in value[:8]) + (", ...)" if len(value) > 8 else ")")
+    return type(value).__name__
+
+
+@contextmanager
+def calling(what: str, *, batch: int | None = None, given: Any = None) -> Iterator[None]:
+    """Errors inside are told as those of the user's function ``what``, on its ``batch`` (counted from 0) that is ``given``.
+
+    Raises:
+        InvalidArgumentError: The user's code raised something; the error that it raised is its cause.
+    """
+    try:
+        yield
+    except (LatpruneError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        place = "" if batch is None else f" on batch {batch} of the data"
+        held = "" if given is None else f", which is {described(given)}"
+        lines = str(error).strip().splitlines()
+        says = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        raise InvalidArgumentError(f"{what} failed{place}{held}: {says}") from error
+
+
+def numbered(data: Iterable[Any], what: str = "data") -> Generator[tuple[int, Any], None, None]:
+    """Batches with their numbers from 0, NumPy arrays made tensors; what the data's own code raises is told as the data's.
+
+    Raises:
+        InvalidArgumentError: ``data`` cannot be iterated over, or fails at a batch.
+    """
+    with calling(f"iterating over {what} (a {type(data).__name__})"):
+        iterator = iter(data)
+    index = 0
+    while True:
+        with calling(f"{what} (a {type(data).__name__})", batch=index):
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+        yield index, as_tensors(batch)
+        index += 1
+
+
+def as_tensors(value: Any) -> Any:
+    """NumPy arrays in nested tuples, lists and mappings as tensors; everything else as it is."""
+    if isinstance(value, Tensor):
+        return value
+    if type(value).__module__ == "numpy" and hasattr(value, "dtype"):
+        import numpy as np
+
+        if value.dtype == object or value.dtype.kind in "USV":
+            return value
+        return torch.from_numpy(np.ascontiguousarray(value)) if value.ndim else torch.tensor(value.item())
+    if isinstance(value, Mapping):
+        return {name: as_tensors(item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        items = [as_tensors(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [as_tensors(item) for item in value]
+    return value
+
+
+def check_targets(logits: Tensor, targets: Any, *, batch: int | None = None, turn: bool = True) -> tuple[Tensor, Tensor]:
+    """Logits and targets as cross-entropy takes them: ``(batch, classes, ...)``, and ``(batch, ...)`` int64 or the logits' own shape.
+
+    Labels of shape ``(batch, 1)`` are squeezed, other integer types widened, lists of numbers made tensors; scores per position with the
+    classes last (language models) are turned.
+
+    Args:
+        logits: The model's class scores.
+        targets: Class indices (negative ones are left out), or class probabilities.
+        batch: Number of the batch, for the message.
+        turn: Whether scores with the classes last are taken. A model that takes its labels itself may shift them (a language model does),
+            so its scores per position are not to be compared with them here.
+
+    Raises:
+        InvalidArgumentError: Type, shape or range of the labels do not fit the scores.
+    """
+    place = "" if batch is None else f" in batch {batch} of the data"
+    own = "; for another task give a loss (and an evaluate) of your own"
+    if isinstance(targets, (list, tuple)) and targets and all(isinstance(item, (int, bool)) for item in targets):
+        targets = torch.tensor(targets, device=logits.device)
+    if not isinstance(targets, Tensor):
+        raise InvalidArgumentError(f"labels{place} are a {type(targets).__name__}; they must be a tensor of class indices{own}")
+    if logits.ndim < 2 or logits.shape[1] < 2 and targets.shape != logits.shape:
+        raise InvalidArgumentError(
+            f"the model's output{place} is {described(logits)}, which is no score for each of several classes (batch, classes, ...){own}"
+        )
+    if targets.is_floating_point() or targets.is_complex():
+        if targets.shape == logits.shape:
+            return logits, targets
+        raise InvalidArgumentError(
+            f"labels{place} are {described(targets)}; class indices must be integers (call .long() on them), and class probabilities must "
+            f"have the shape {list(logits.shape)} of the model's output{own}"
+        )
+    wanted = (logits.shape[0], *logits.shape[2:])
+    if tuple(targets.shape) != wanted and tuple(targets.shape) == (*wanted[:1], 1, *wanted[1:]):
+        targets = targets.squeeze(1)
+    elif tuple(targets.shape) != wanted and tuple(targets.shape) == (*wanted, 1):
+        targets = targets.squeeze(-1)
+    elif tuple(targets.shape) != wanted and logits.ndim > 2 and targets.shape == logits.shape[:-1]:
+        if not turn:
+            raise InvalidArgumentError(
+                f"the model's output{place} is {described(logits)}, scores for each position, and the model takes labels itself, so "
+                f"whether it shifts them against its scores is not known here{own}"
+            )
+        logits = logits.movedim(-1, 1)
+    elif tuple(targets.shape) != wanted:
+        raise InvalidArgumentError(
+            f"labels{place} are {described(targets)}, and the model's output is {described(logits)}: class indices must have the shape "
+            f"{list(wanted)}, one for each example{own}"
+        )
+    targets = targets.long()
+    if targets.device.type == "cpu" and targets.numel() and int(targets.max()) >= logits.shape[1]:
+        raise InvalidArgumentError(
+            f"labels{place} hold the class {int(targets.max())}, but the model has {logits.shape[1]} classes (0 to {logits.shape[1] - 1})"
+        )
+    return logits, targets
+
+
+def plain_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The loss that stands where none is given: the model's own where it returns one for its labels, else mean cross-entropy.
+
+    Args:
+        model: A classifier, or a model whose output object has a ``loss`` (Hugging Face's) or ``logits``.
+        batch: ``(inputs, targets)``, or a mapping of keyword inputs with ``labels``; NumPy arrays are taken as tensors.
+
+    Raises:
+        InvalidArgumentError: The model fails on the inputs, or labels do not fit its scores.
+
+    Example:
+        >>> plain_loss(nn.Identity(), (torch.eye(3) * 50, torch.tensor([[0], [1], [2]])))
+        tensor(0.)
+    """
+    batch = as_tensors(batch)
+    inputs, targets = split_batch(batch)
+    own = isinstance(batch, Mapping) and takes_labels(model)
+    with calling(f"the model ({type(model).__name__})", given=batch if own else inputs):
+        output = model(**batch) if own else forward(model, inputs)
+    if own and (loss := own_loss(output)) is not None:
+        return loss
+    logits, targets = check_targets(logits_of(output), targets, turn=not takes_labels(model))
+    if not targets.is_floating_point():
+        targets = torch.where(targets < 0, IGNORED, targets)
+    return torch.nn.functional.cross_entropy(logits, targets)
+
+
+def own_loss(output: Any) -> Tensor | None:
+    """The scalar loss in a model's output object or mapping, where it has one."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return loss.reshape(()) if isinstance(loss, Tensor) and loss.numel() == 1 else None
+
+
+def takes_labels(model: nn.Module) -> bool:
+    """Whether the model's forward has an argument ``labels``."""
+    try:
+        return "labels" in inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def check_loss_value(value: Any, what: str, *, batch: int | None = None) -> Tensor:
+    """A loss as a scalar tensor that can be followed back.
+
+    Args:
+        value: What the user's loss function returned.
+        what: The function's name, for the message.
+        batch: Number of the batch.
+
+    Raises:
+        InvalidArgumentError: It is no scalar tensor, has no gradient, or is not finite.
+    """
+    place = "" if batch is None else f" for batch {batch} of the data"
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = described(value) if isinstance(value, Tensor) else repr(value) if isinstance(value, (int, float)) else type(value).__name__
+        raise InvalidArgumentError(f"{what} gave {shape}{place}; it must return a scalar tensor (return the mean, without .item())")
+    if not value.requires_grad:
+        raise InvalidArgumentError(f"{what} gave a value without a gradient{place}; it must not run under no_grad, nor detach its value")
+    return value.reshape(())
+
+
+def check_accuracy(value: Any, what: str = "evaluate(model)") -> float:
+    """An accuracy as a fraction between 0 and 1.
+
+    Raises:
+        InvalidArgumentError: It is no number, NaN, or outside.
+    """
+    if value is None:
+        raise InvalidArgumentError(f"{what} gave None; it must return an accuracy between 0 and 1 (is its return missing?)")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgumentError(
+            f"{what} gave {value!r:.80} (a {type(value).__name__}); it must return an accuracy between 0 and 1"
+        ) from error
+    if not 0.0 <= number <= 1.0:
+        hint = f"; return {number / 100.0:.4g} for {number:.4g} %" if 1.0 < number <= 100.0 else ""
+        raise InvalidArgumentError(f"{what} gave {number}; it must return an accuracy between 0 and 1{hint}")
+    return number
+
+
+def named(function: Callable[..., Any], arguments: str) -> str:
+    """``module.name(arguments)`` for messages."""
+    return f"{function_name(function)}{arguments}"
