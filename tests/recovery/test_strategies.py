@@ -22,6 +22,7 @@ from latprune.recovery import (
     get_strategy,
     reconstruction_ranking,
     recover,
+    reselected,
     selection_of_edits,
     strategies,
 )
@@ -174,3 +175,40 @@ def test_the_selection_of_several_stages_is_read_from_their_edits() -> None:
     assert {k: v.shape for k, v in direct.state_dict().items()} == {k: v.shape for k, v in network.state_dict().items()}
     with torch.no_grad():
         assert torch.allclose(direct.eval()(x), network.eval()(x), atol=1e-5)
+
+
+def test_units_are_chosen_anew_at_the_same_widths() -> None:
+    model, x = resnet()
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    ranking = {name: np.arange(group.units, dtype=np.float64) for name, group in graph.groups.items()}
+    again = reselected(graph, selection, ranking)
+    streams = [name for name, group in graph.groups.items() if not all(member.blocks for member in group.members)]
+    for name, group in graph.groups.items():
+        width = selection.kept[name].size
+        expected = selection.kept[name] if name in streams else np.arange(group.units - width, group.units)
+        assert np.array_equal(again.kept[name], expected)
+    assert streams and len(streams) < len(graph.groups)
+    everywhere = reselected(graph, selection, ranking, streams=True)
+    name = streams[0]
+    assert everywhere.kept[name].size == selection.kept[name].size
+    assert everywhere.kept[name].max() == graph.groups[name].units - 1
+
+
+def test_elimination_keeps_what_reconstructs_the_consumers_best() -> None:
+    """Two of three channels: the pair whose least-squares fit of the consumer's result is best, found by trying all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
+    x = torch.randn(400, 4)
+    graph = trace(model, x[:2])
+    with torch.no_grad():
+        read = model[1](model[0](x)).double()
+        result = read @ model[2].weight.double().T
+    errors = []
+    for gone in range(3):
+        left = read[:, [k for k in range(3) if k != gone]]
+        solved = torch.linalg.lstsq(left, result).solution
+        errors.append(float((left @ solved - result).square().sum()))
+    scores = reconstruction_ranking(model, graph, [x], rows=400, ridge=1e-8)["0"]
+    assert int(scores.argmin()) == int(np.argmin(errors))
+    assert scores.min() * float(result.square().sum()) == pytest.approx(min(errors), rel=0.05)

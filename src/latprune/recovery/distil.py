@@ -55,7 +55,7 @@ class Distil(Recovery):
     name = "distil"
 
     first: bool = True
-    epochs: int = 10
+    epochs: int = 5
     learning_rate: float = 1e-3
     batch_size: int = 64
     features: float = 1.0
