@@ -18,12 +18,16 @@ __all__ = [
     "SolverFacts",
     "Verdict",
     "WidthRow",
+    "RecoveredLayer",
+    "RecoveryFacts",
     "compute_accuracies",
+    "compute_advice",
     "compute_candidates",
     "compute_comparison",
     "compute_latency",
     "compute_predictions",
     "compute_report",
+    "compute_recovery",
     "compute_solver",
     "compute_verdict",
     "compute_widths",
@@ -105,6 +109,25 @@ class AccuracyPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredLayer:
+    """One layer of the recovery without training: its errors relative to the dense result's variation, or why it was left alone."""
+
+    name: str
+    action: str
+    before: float | None
+    after: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveryFacts:
+    """What recovery did: one line, and its layers in the order in which they run."""
+
+    summary: str
+    layers: tuple[RecoveredLayer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateRow:
     """One network of the search, milliseconds: the round that first led to it, its limit, and how many later rounds led to it again."""
 
@@ -144,6 +167,8 @@ class ReportData:
     accuracies: tuple[AccuracyPoint, ...]
     candidates: tuple[CandidateRow, ...]
     solver: SolverFacts | None
+    recovery: RecoveryFacts | None
+    advice: str
     record: ResultRecord
 
 
@@ -162,6 +187,8 @@ def compute_report(record: ResultRecord) -> ReportData:
         accuracies=compute_accuracies(record),
         candidates=compute_candidates(record),
         solver=compute_solver(record),
+        recovery=compute_recovery(record),
+        advice=compute_advice(record),
         record=record,
     )
 
@@ -174,14 +201,16 @@ def compute_verdict(record: ResultRecord) -> Verdict:
         if record.budget.resource == "latency" and limit is not None and record.predicted_ms is not None:
             text += f"; {fmt.milliseconds(record.predicted_ms)} predicted, {fmt.milliseconds(limit)} allowed"
         return Verdict(outcome="unknown", share=None, text=text)
-    outcome: Literal["met", "over"] = "met" if share <= 1.0 else "over"
+    outcome: Literal["met", "over"] = "over" if record.verdict == "over" else "met"
     latency = record.pruned.latency
     if record.budget.resource == "latency" and record.budget.unit == "%" and latency is not None and latency.ratio is not None:
         found, asked = f"{fmt.percent(latency.ratio)} of the dense latency", f"{record.budget.value:g} %"
     else:
         found, asked = _amount(record, share * limit), _amount(record, limit)
-    heading, side = ("Budget met", "below") if outcome == "met" else ("Over budget", "above")
+    heading, side = "Budget met" if outcome == "met" else "Over budget", "below" if share <= 1.0 else "above"
     text = f"{heading}: {found}, {fmt.percent(abs(1.0 - share))} {side} the {asked} asked for"
+    if outcome == "met" and share > 1.0:
+        text += " (within what two measurements of one network differ by)"
     return Verdict(outcome=outcome, share=share, text=text)
 
 
@@ -334,6 +363,50 @@ def compute_accuracies(record: ResultRecord) -> tuple[AccuracyPoint, ...]:
         )
         for point in record.accuracies
     )
+
+
+_FALL = 0.03
+"""How far the accuracy may fall before a report says what to do about it."""
+
+
+def compute_advice(record: ResultRecord) -> str:
+    """What to do next, in one line, where the accuracy fell by more than three points or is not known; empty where all is well."""
+    if record.pruned.accuracy is None or record.dense.accuracy is None:
+        return "the accuracy is not known: give test data (--test-data, evaluate=) to see what the budget costs"
+    lost = record.dense.accuracy - record.pruned.accuracy
+    if lost <= _FALL:
+        return ""
+    steps = {point.stage.split(" ")[0] for point in record.accuracies}
+    if "fine-tuned" in steps:
+        remedy = "train longer, or ask for a larger budget"
+    elif record.recovery is not None:
+        remedy = "fine-tune (--epochs, fit=), or ask for a larger budget"
+    else:
+        remedy = "recover without training (--data, recover=), fine-tune (--epochs, fit=), or ask for a larger budget"
+    return f"the accuracy fell by {100 * lost:.1f} points: {remedy}"
+
+
+def compute_recovery(record: ResultRecord) -> RecoveryFacts | None:
+    """What the last recovery did, or None where there was none."""
+    found = record.recovery
+    if found is None:
+        return None
+    layers = tuple(
+        RecoveredLayer(
+            name=str(layer["layer"]),
+            action=str(layer.get("action", "")),
+            before=layer.get("held_out_before"),
+            after=layer.get("held_out_after"),
+            reason=str(layer.get("reason", "")),
+        )
+        for layer in found.get("layers", ())
+    )
+    changed = sum(1 for layer in layers if layer.action)
+    summary = f"{found['strategy']}: {changed} of {len(layers)} layers changed, {found['images']} inputs, {fmt.seconds(found['seconds'])}"
+    before, after = found.get("output_before"), found.get("output_after")
+    if before is not None and after is not None:
+        summary += f"; error of the outputs on {found['held_out']} held-out inputs {before:.3g} before, {after:.3g} after"
+    return RecoveryFacts(summary=summary, layers=layers)
 
 
 def compute_candidates(record: ResultRecord) -> tuple[CandidateRow, ...]:

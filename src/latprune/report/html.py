@@ -49,6 +49,7 @@ def html_page(record: ResultRecord) -> str:
         _figures(data),
         _widths(data),
         _blocks(data),
+        _recovery(data),
         _tables(data),
         _solving(data),
         _running(data),
@@ -191,6 +192,26 @@ def _tables(data: ReportData) -> str:
             caption += " This kernel went with its block."
         cards += _figure(f"Staircase: {stairs.kernel}", staircase_svg(stairs), caption)
     return f'<div class="pair">{cards}</div>' if cards else ""
+
+
+def _recovery(data: ReportData) -> str:
+    """What was done to bring accuracy back without training, layer by layer."""
+    if data.recovery is None:
+        return ""
+
+    def error(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3g}"
+
+    rows = [
+        (_text(layer.name), _text(layer.action or "left alone"), error(layer.before), error(layer.after), _text(layer.reason))
+        for layer in data.recovery.layers
+    ]
+    head = ("layer", "done", "error before", "after", "why not")
+    return _figure(
+        "Recovery without training",
+        _table(head, rows),
+        f"{data.recovery.summary}. Errors are on held-out inputs, relative to the variation of the dense network's result.",
+    )
 
 
 def _solving(data: ReportData) -> str:

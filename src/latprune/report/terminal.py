@@ -106,8 +106,12 @@ def _details(data: ReportData, console: Console) -> None:
         )
     if data.accuracies:
         lines.append("accuracy: " + ", ".join(f"{point.label} {fmt.percent(point.accuracy, 2)}" for point in data.accuracies))
+    if data.recovery is not None:
+        lines.append(f"recovery without training: {data.recovery.summary}")
     if data.record.stages:
         lines.append("seconds: " + ", ".join(f"{stage.name} {stage.seconds:.1f}" for stage in data.record.stages))
     lines += [f"note: {note}" for note in data.record.notes]
+    if data.advice:
+        lines.append(f"next: {data.advice}")
     for line in lines:
         console.print(escape(line), highlight=False)
