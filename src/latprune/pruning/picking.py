@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from latprune.copying import copied
 from latprune.errors import InvalidArgumentError
 from latprune.methods import selection_of
 from latprune.methods.assemble import proposal_of
@@ -75,7 +75,7 @@ def pick(
     for solution in near_optimal(problem, count, slack, seed=pruner.seed, solver=context.solver or "exact", time_limit=context.time_limit):
         found = proposal_of(context, problem, solution)
         selection = selection_of(pruner.graph, pruner.method.rank(context, found.removed_blocks), found, pruner.selection)
-        network = copy.deepcopy(pruner.model)
+        network = copied(pruner.model)
         cut_model(network, pruner.graph, selection, since=pruner.cut_to)
         candidate = replace(proposal, proposal=found, selection=selection, fresh=None)
         value, gain = found.predicted, float(solution.gain or 0.0)

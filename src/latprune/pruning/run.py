@@ -34,6 +34,7 @@ from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
 from latprune.recovery import RecoveryReport
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
+from latprune.train.contracts import calling
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -358,7 +359,7 @@ class _Run:
             masked=masked,
             attach=attach,
         )
-        with pruner.clock.timed("fine-tune"):
+        with pruner.clock.timed("fine-tune"), calling("fit(model, context)"):
             history = list(self.fit(pruner.model, context) or ())
         if masked and not attached:
             raise InvalidArgumentError(
@@ -401,7 +402,9 @@ class _Run:
         with self.pruner.clock.timed("evaluate"):
             training = self.pruner.model.training
             self.pruner.model.eval()
-            accuracy = check_evaluation(self.evaluate(self.pruner.model))
+            with calling("evaluate(model)"):
+                found = self.evaluate(self.pruner.model)
+            accuracy = check_evaluation(found)
             self.pruner.model.train(training)
         self.say(f"accuracy, {label}: {accuracy:.4f}")
         self.accuracies = (*self.accuracies, AccuracyRecord(stage=label, accuracy=accuracy))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from latprune.copying import copied
 from latprune.errors import InvalidArgumentError
 from latprune.recovery.contract import Situation
 from latprune.surgery import prune as cut
@@ -21,7 +21,7 @@ def through_dense(situation: Situation, change: Callable[[nn.Module], None]) -> 
     Raises:
         InvalidArgumentError: The pruned network is not what the selection gives.
     """
-    network = copy.deepcopy(situation.dense)
+    network = copied(situation.dense)
     with torch.no_grad():
         change(network)
     cut(network, situation.graph, situation.selection)
