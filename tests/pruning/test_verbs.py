@@ -275,3 +275,14 @@ def test_a_pick_among_near_optimal_answers_takes_the_most_accurate():
         latprune.prune(network(), X, candidates=6, **options)
     with pytest.raises(InvalidArgumentError, match="solves no problem"):
         latprune.prune(network(), X, evaluate=accuracy, candidates=6, **{**options, "method": "uniform"})
+
+
+def test_units_by_reconstruction_keep_the_widths():
+    options = {"budget": "flops=50%", "data": batches(), "recover": False, "measure_latency": False}
+    by_score = latprune.prune(network(), X, method=MDP(score=MagnitudeConfig()), **options)
+    by_reconstruction = latprune.prune(network(), X, method=MDP(score=MagnitudeConfig()), units="reconstruction", **options)
+    assert [g.kept for g in by_score.record.groups] == [g.kept for g in by_reconstruction.record.groups]
+    mine, theirs = by_score.model.state_dict(), by_reconstruction.model.state_dict()
+    assert any(not torch.equal(mine[name], theirs[name]) for name in mine)
+    with pytest.raises(InvalidArgumentError, match="one stage"):
+        latprune.prune(network(), X, method=SPLAMP(stages=2), units="reconstruction", **options)

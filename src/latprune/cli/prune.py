@@ -77,6 +77,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data.add_argument("--test-data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for accuracy")
     data.add_argument("--data-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of both; may be repeated")
     data.add_argument("--candidates", type=int, default=1, help="pick by accuracy among N near-optimal answers (default: %(default)s)")
+    data.add_argument(
+        "--units", choices=["score", "reconstruction"], default="score", help="which channels stay, given how many (default: %(default)s)"
+    )
     data.add_argument("--importance-batches", type=int, default=16, help="batches to score with; 0 takes all (default: %(default)s)")
     data.add_argument(
         "--recover",
@@ -146,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
         fit=_fit(args, batches, evaluate),
         evaluate=evaluate,
         candidates=args.candidates,
+        units=args.units,
         importance_batches=args.importance_batches or None,
         keep=args.keep,
         blocks_keep=args.blocks_keep,

@@ -7,9 +7,9 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -32,7 +32,7 @@ from latprune.pruning.preflight import (
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
-from latprune.recovery import RecoveryReport
+from latprune.recovery import RecoveryReport, reconstruction_ranking, reselected
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
 from latprune.train.contracts import calling
 
@@ -63,6 +63,7 @@ def prune(
     fit: Fit | Recipe | None = None,
     evaluate: Evaluate | Iterable[Any] | None = None,
     candidates: int = 1,
+    units: Literal["score", "reconstruction"] = "score",
     importance_batches: int | None = 16,
     keep: Iterable[str] = (),
     blocks_keep: Iterable[str] = (),
@@ -110,6 +111,8 @@ def prune(
         evaluate: Accuracy of a model: a function, or test batches.
         candidates: Of so many near-optimal answers of the solver the most accurate one is taken, norms measured again (EagleEye); needs
             ``data`` and ``evaluate``, on data that is not the test set.
+        units: Which channels of a group stay once its width is known: the best by the method's ``score``, or those from which what reads
+            them is ``reconstruction``-ed best (:func:`latprune.recovery.reconstruction_ranking`; needs ``data``, and one stage).
         importance_batches: Batches of ``data`` to score with; None takes all.
         keep: Modules or globs to leave whole.
         blocks_keep: Blocks that must stay.
@@ -180,6 +183,7 @@ def prune(
             strategy=_strategy_of(recover, batches),
             recovery_images=recovery_images,
             candidates=candidates,
+            units=units,
             say=say,
         )
         try:
@@ -257,6 +261,7 @@ class _Run:
     strategy: Recovery | None
     recovery_images: int
     candidates: int
+    units: str
     say: Callable[[str], None]
     accuracies: Sequence[AccuracyRecord] = ()
     fitted: int = 0
@@ -284,6 +289,13 @@ class _Run:
                     check_loss(pruner.model, first, self.loss)
             if self.candidates > 1 and (self.data is None or self.evaluate is None):
                 raise InvalidArgumentError(f"candidates (={self.candidates}) picks by accuracy: it needs data= and evaluate=")
+            if self.units not in ("score", "reconstruction"):
+                raise InvalidArgumentError(f"units (={self.units!r}) must be score or reconstruction")
+            if self.units == "reconstruction" and (self.data is None or pruner.stages > 1):
+                raise InvalidArgumentError(
+                    "units='reconstruction' chooses anew among all channels: it needs data=, and a method of one stage, because what an "
+                    "earlier stage removed cannot come back"
+                )
             check_solver(pruner)
 
     def stages(self) -> None:
@@ -294,7 +306,7 @@ class _Run:
             self._train_masked()
         while not pruner.done or self.fitted < pruner.stage:
             if self.fitted == pruner.stage:
-                choose = self._choose if self.candidates > 1 else None
+                choose = self._choose if self.candidates > 1 or self.units == "reconstruction" else None
                 pruner.step(self.data, loss=self.loss, batches=self.importance_batches, choose=choose)
                 self._evaluate("pruned")
                 self._recover()
@@ -303,7 +315,18 @@ class _Run:
             self._save()
 
     def _choose(self, proposal: StageProposal) -> StageProposal:
-        """The most accurate of the solver's near-optimal answers."""
+        """The most accurate of the solver's near-optimal answers; its units by reconstruction where that is asked for."""
+        assert self.data is not None
+        chosen = self._picked(proposal) if self.candidates > 1 else proposal
+        if self.units == "score":
+            return chosen
+        pruner = self.pruner
+        self.say("choosing units by reconstruction")
+        with pruner.clock.timed("reconstruction"):
+            ranking = reconstruction_ranking(pruner.dense_model, pruner.graph, self.data, seed=pruner.seed)
+        return replace(chosen, selection=reselected(pruner.graph, chosen.selection, ranking))
+
+    def _picked(self, proposal: StageProposal) -> StageProposal:
         assert self.data is not None and self.evaluate is not None
         with self.pruner.clock.timed("pick"):
             chosen, seen = pick(self.pruner, proposal, self.data, self.evaluate, count=self.candidates)
