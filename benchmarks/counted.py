@@ -24,8 +24,23 @@ from torch import nn
 
 from latprune import prune
 from latprune.errors import LatpruneError
-from latprune.importance import MagnitudeConfig, score
-from latprune.methods import Limit, StageContext, assemble
+from latprune.importance import MagnitudeConfig, TaylorConfig, score
+from latprune.latency import machine_name
+from latprune.methods import (
+    HALP,
+    MDP,
+    SPLAMP,
+    FromScratch,
+    GlobalThreshold,
+    Greedy,
+    Lamp,
+    Limit,
+    Method,
+    RandomChoice,
+    StageContext,
+    Uniform,
+    assemble,
+)
 from latprune.problem import Problem, Resource, Solution
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.resources.terms import product_terms
@@ -37,7 +52,19 @@ from support.vision import torchvision  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "counted.json"
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet152", "mobilenet_v2", "vit_b_16", "densenet121")
-METHODS = ("mdp", "sp_lamp", "uniform", "random")
+METHODS: dict[str, Callable[[], Method]] = {
+    "mdp": lambda: MDP(score=TaylorConfig()),
+    "mdp, channels only": lambda: MDP(score=TaylorConfig(), blocks=False),
+    "mdp, linear": lambda: MDP(score=TaylorConfig(), bilayer=False),
+    "sp_lamp": SPLAMP,
+    "halp, 3 steps": lambda: HALP(stages=3),
+    "lamp": Lamp,
+    "global": GlobalThreshold,
+    "greedy": Greedy,
+    "uniform": Uniform,
+    "random": RandomChoice,
+    "from_scratch": lambda: FromScratch(structure="uniform"),
+}
 RESOURCES = ("flops", "params")
 LIMITS = ("parameters + multiply-adds", "latency + parameters", "two targets", "latency + parameters + multiply-adds")
 
@@ -63,13 +90,15 @@ def pruned(network: str, method: str, resource: str) -> dict[str, Any]:
     solving: list[float] = []
     with timed_solves(solving):
         try:
-            result = prune(model, inputs, budget=f"{resource}=50%", method=method, data=data, measure_latency=False)
+            budget = f"{resource}=50%"
+            result = prune(model, inputs, budget=budget, method=METHODS[method](), data=data, recover=False, measure_latency=False)
         except LatpruneError as error:
             seconds = time.process_time() - started
             return {"answer": f"{type(error).__name__}: {error}", "seconds": seconds, "solve_seconds": sum(solving)}
     seconds = time.process_time() - started
-    stage = result.stages[-1]
-    solution = stage.solution or {}
+    solution = result.record.solution or {}
+    dense, now = result.record.dense, result.record.pruned
+    delivered = now.macs / dense.macs if resource == "flops" else now.parameters / dense.parameters
     return {
         "answer": "pruned",
         "status": solution.get("status"),
@@ -78,7 +107,8 @@ def pruned(network: str, method: str, resource: str) -> dict[str, Any]:
         "solves": len(solving),
         "solve_seconds": sum(solving),
         "seconds": seconds,
-        "delivered": stage.predicted / stage.limit * 0.5,
+        "delivered": delivered,
+        "blocks_removed": len(result.record.blocks_removed),
     }
 
 
@@ -151,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=NETWORKS, choices=NETWORKS)
-    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--again", action="store_true", help="run rows again that the file has")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -166,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 wanted[f"{network} | {method} | {resource}"] = partial(pruned, network, method, resource)
     for name, work in wanted.items():
         if name not in rows or options.again:
-            rows[name] = work()
+            rows[name] = work() | {"machine": machine_name()}
             RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
         print(f"{name}: {said(rows[name])}", flush=True)
 

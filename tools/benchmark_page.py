@@ -7,57 +7,17 @@ python tools/benchmark_page.py --check     # exits with 1 if the page is not wha
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+import pruning_sections
+from page_parts import ROOT, machine, measured_table, percent, read, table
+
 PAGE = ROOT / "docs" / "benchmarks.md"
 ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "torch": "PyTorch, eager", "executorch": "ExecuTorch"}
 ENGINES |= {f"{name}-modules": f"{label}, profile hidden" for name, label in ENGINES.items()}
-
-
-def read(name: str) -> Any:
-    """A result by name, or None where it was not measured."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share as text."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def machine(found: Any) -> str:
-    """What a result was measured on; where its rows come from several machines, each has a letter in the tables (``measured_table``)."""
-    if "machine" in found:
-        value = found["machine"]
-        return str(value["processor"]) if isinstance(value, dict) else str(value)
-    letters = machine_letters(found)
-    return next(iter(letters)) if len(letters) == 1 else "Machines: " + "; ".join(f"{letter}: {name}" for name, letter in letters.items())
-
-
-def machine_letters(found: Any) -> dict[str, str]:
-    """Machine -> letter, in the order of the rows."""
-    return {name: chr(ord("A") + index) for index, name in enumerate(dict.fromkeys(row["machine"] for row in found["rows"]))}
-
-
-def measured_table(found: Any, head: Sequence[str], cells: Callable[[Any], Iterable[Sequence[str]]], rows: Iterable[Any] = ()) -> str:
-    """A table of the lines that ``cells`` makes of each row, with a column for the machine where there are several."""
-    letters = machine_letters(found)
-    several = len(letters) > 1
-    lines = [[*line, *([letters[row["machine"]]] if several else [])] for row in rows or found["rows"] for line in cells(row)]
-    return table([*head, *(["machine"] if several else [])], lines)
 
 
 def resnet56() -> str | None:
@@ -463,6 +423,11 @@ def taylor() -> str | None:
 
 
 SECTIONS: tuple[Callable[[], str | None], ...] = (
+    pruning_sections.recovery,
+    pruning_sections.methods,
+    pruning_sections.defaults,
+    pruning_sections.counted,
+    pruning_sections.soft_masks,
     resnet56,
     budgets,
     tables,

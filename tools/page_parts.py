@@ -1,0 +1,50 @@
+"""What the sections of docs/benchmarks.md are made of: reading results, tables, machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def read(name: str) -> Any:
+    """A result by name, or None where it was not measured."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as text."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def machine(found: Any) -> str:
+    """What a result was measured on; where its rows come from several machines, each has a letter in the tables (``measured_table``)."""
+    if "machine" in found:
+        value = found["machine"]
+        return str(value["processor"]) if isinstance(value, dict) else str(value)
+    letters = machine_letters(found)
+    return next(iter(letters)) if len(letters) == 1 else "Machines: " + "; ".join(f"{letter}: {name}" for name, letter in letters.items())
+
+
+def machine_letters(found: Any) -> dict[str, str]:
+    """Machine -> letter, in the order of the rows."""
+    return {name: chr(ord("A") + index) for index, name in enumerate(dict.fromkeys(row["machine"] for row in found["rows"]))}
+
+
+def measured_table(found: Any, head: Sequence[str], cells: Callable[[Any], Iterable[Sequence[str]]], rows: Iterable[Any] = ()) -> str:
+    """A table of the lines that ``cells`` makes of each row, with a column for the machine where there are several."""
+    letters = machine_letters(found)
+    several = len(letters) > 1
+    lines = [[*line, *([letters[row["machine"]]] if several else [])] for row in rows or found["rows"] for line in cells(row)]
+    return table([*head, *(["machine"] if several else [])], lines)

@@ -1,0 +1,155 @@
+"""Sections of docs/benchmarks.md on methods, recovery, counted budgets and masks; ``benchmark_page.py`` puts them on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import mean
+from typing import Any
+
+from page_parts import machine, percent, read, table
+
+__all__ = ["counted", "defaults", "methods", "recovery", "soft_masks"]
+
+_NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2", "vit": "small ViT"}
+
+
+def _name(network: str) -> str:
+    return _NAMES.get(network, network)
+
+
+def recovery() -> str | None:
+    """Accuracy after the cut without training."""
+    found = read("recovery-cifar")
+    if found is None:
+        return None
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for row in found["rows"]:
+        key = (row["network"], row["budget"], row["blocks_removed"], row["channels"], row["strategy"])
+        groups.setdefault(key, []).append(row)
+    lines = []
+    for (network, budget, blocks, channels, strategy), rows in groups.items():
+        top1 = [row["top1"] for row in rows]
+        spread = f" ± {(max(top1) - min(top1)) / 2:.2f}" if len(top1) > 1 else ""
+        lines.append(
+            [
+                _name(network),
+                f"{budget}, {blocks} blocks removed" if blocks else str(budget),
+                str(channels),
+                str(strategy),
+                f"{mean(top1):.2f} %{spread}",
+                str(len(rows)),
+                f"{mean(row.get('cpu_seconds', 0.0) for row in rows):.0f} s",
+            ]
+        )
+    head = ["network", "budget", "units by", "strategy", "top-1", "seeds", "CPU time"]
+    text = (
+        "## Accuracy without training\n\nCIFAR-10, at most 2,048 unlabelled training images; the spread is half of the range over seeds of "
+        f"calibration images. The dense networks have 91.73 % (ResNet-20) and 93.39 % (ResNet-56). {_machines(found)}\n\n"
+    )
+    return text + table(head, lines) + "\n\n`benchmarks/recovery/cifar.py`"
+
+
+def _machines(found: Any) -> str:
+    names = dict.fromkeys(str(row["machine"]) for row in found["rows"] if row.get("machine"))
+    return "; ".join(names) + "." if names else ""
+
+
+def defaults() -> str | None:
+    """Criteria and methods without any training."""
+    found = read("defaults")
+    if found is None:
+        return None
+    methods = list(dict.fromkeys(row["method"] for row in found["rows"]))
+    keys = dict.fromkeys((row["network"], row["budget"]) for row in found["rows"])
+    values = {(row["network"], row["budget"], row["method"]): row["top1"] for row in found["rows"]}
+    lines = [
+        [_name(network), percent(budget, 0), *(percent(values.get((network, budget, method))) for method in methods)]
+        for network, budget in keys
+    ]
+    text = (
+        "## Methods and criteria without any training\n\nTop-1 after the cut with norms measured again, by share of the multiply-adds. "
+        f"{_machines(found)}\n\n"
+    )
+    return text + table(["network", "multiply-adds", *methods], lines) + "\n\n`benchmarks/defaults.py`"
+
+
+def methods() -> str | None:
+    """Every method at the same budgets."""
+    parts = []
+    for network in ("resnet20", "vit"):
+        found = read(f"methods-{network}")
+        if found is None:
+            continue
+        head = ["method", "budget", "delivered", "cut", "norms again", "recovered", "trained", "blocks gone", "stages", "status", "time"]
+        parts.append(f"### {_name(network)}\n\n" + table(head, [_method(row) for row in found["rows"]]))
+    if not parts:
+        return None
+    text = (
+        "## Every method at the same budget\n\nAccuracy on CIFAR-10: as cut, with norms measured again, recovered from 2,048 unlabelled "
+        "images, and, where it was run, after training; `delivered` is the share of the budget that the network uses.\n\n"
+    )
+    return text + "\n\n".join(parts) + "\n\n`benchmarks/methods.py`"
+
+
+def _method(row: Any) -> Sequence[str]:
+    if "refused" in row:
+        return [row["method"], row["budget"], f"refused: {row['refused']}", *[""] * 8]
+    shares = [percent(row.get(key), 2) for key in ("cut", "norms", "recovered", "trained")]
+    return [
+        row["method"],
+        row["budget"],
+        percent(row.get("share_of_budget")),
+        *shares,
+        str(row["blocks_removed"]),
+        str(row["stages"]),
+        str(row["status"]),
+        f"{row['seconds']:.0f} s",
+    ]
+
+
+def counted() -> str | None:
+    """Budgets on what is counted."""
+    found = read("counted")
+    if found is None:
+        return None
+
+    def cells() -> Iterator[Sequence[str]]:
+        for name, row in found.items():
+            parts = name.split(" | ")
+            network, what = parts[0], " | ".join(parts[1:])
+            gap = f", gap {row['gap']:.1g}" if row.get("gap") else ""
+            status = f"{row.get('status') or row.get('answer', '')}{gap}"
+            solve = row.get("solve_seconds") if "answer" in row else row["seconds"]
+            whole = f"{row['seconds']:.1f} s" if "answer" in row else "–"
+            yield [_name(network), what, status, f"{solve:.2f} s" if solve else "–", whole, percent(row.get("delivered"))]
+
+    text = (
+        "## Budgets on what is counted\n\nEvery width is a choice; half of the dense value. Processor seconds of the solver and of the "
+        "whole call of `prune` (tracing, scoring, checking). Several limits at once: the solver alone.\n\n"
+    )
+    return (
+        text
+        + table(["network", "method, resource", "solver's status", "solving", "in all", "delivered"], cells())
+        + "\n\n`benchmarks/counted.py`"
+    )
+
+
+def soft_masks() -> str | None:
+    """What masks cost a training step."""
+    found = read("soft_masks")
+    if found is None:
+        return None
+    lines = [
+        [
+            row["precision"],
+            f"{row['plain_ms']:.1f} ms",
+            f"{row['soft_ms']:.1f} ms",
+            f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]",
+        ]
+        for row in found["rows"]
+    ]
+    text = (
+        "## A training step under soft masks\n\nResNet-56, half of the channels masked, gradients straight through, against a plain step, "
+        f"in turns in one process. {machine(found)}.\n\n"
+    )
+    return text + table(["precision", "plain", "masked", "ratio, 95 % interval"], lines) + "\n\n`benchmarks/soft_masks.py`"
