@@ -75,7 +75,7 @@ def test_a_constructor_that_refuses_or_builds_something_else_is_named(nets: Path
         load_model("my_nets:net", ["depth=3"])
     with pytest.raises(InvalidArgumentError, match="returned a int; it must return a torch.nn.Module"):
         load_model("my_nets:no_net")
-    with pytest.raises(TypeError, match="from inside"):
+    with pytest.raises(InvalidArgumentError, match=r"--model \(='my_nets:broken'\) fails: TypeError: from inside"):
         load_model("my_nets:broken")
 
 

@@ -46,6 +46,6 @@ def test_every_registered_method_is_here():
 
 
 class TestMethods(MethodContract):
-    @pytest.fixture(params=METHODS, scope="class")
+    @pytest.fixture(params=METHODS)
     def method(self, request: pytest.FixtureRequest) -> Method:
         return METHODS[request.param]
