@@ -16,6 +16,7 @@ from latprune.graph import Selection, trace
 from latprune.importance import best_units, score
 from latprune.recovery import (
     Distil,
+    LayerRecovery,
     ReconstructionConfig,
     Recovery,
     RecoveryReport,
@@ -213,3 +214,23 @@ def test_elimination_keeps_what_reconstructs_the_consumers_best() -> None:
     scores = reconstruction_ranking(model, graph, [x], rows=400, ridge=1e-8)["0"]
     assert int(scores.argmin()) == int(np.argmin(errors))
     assert scores.min() * float(result.square().sum()) == pytest.approx(min(errors), rel=0.05)
+
+
+def test_a_recovery_that_makes_the_outputs_worse_is_undone() -> None:
+    class Worse(Recovery):
+        name = "worse"
+
+        def run(self, situation):
+            with torch.no_grad():
+                for parameter in situation.pruned.parameters():
+                    parameter.mul_(3.0)
+            return [LayerRecovery(layer="all", action="tripled")]
+
+    model, x = resnet()
+    graph = trace(model, x[:1])
+    selection = half(graph)
+    pruned = cut(model, graph, selection)
+    before = {name: value.clone() for name, value in pruned.state_dict().items()}
+    report = recover(pruned, model, [x], graph=graph, selection=selection, strategy=Worse())
+    assert all(torch.equal(value, before[name]) for name, value in pruned.state_dict().items())
+    assert report.changed == 0 and "undone" in report.left[0].reason and report.output_after == report.output_before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from latprune.surgery.masked_follower import tensors_in
 from latprune.train.batches import forward
 
 __all__ = ["output_error", "outputs_of", "recover"]
+
+_UNDONE = "undone: the error of the outputs on held-out images would grow; give more images"
 
 
 def recover(
@@ -82,8 +85,14 @@ def recover(
         dense.eval()
         watched = held or fitted
         before = output_error(pruned, dense, watched)
+        saved = {name: value.clone() for name, value in pruned.state_dict().items()}
         layers = chosen.run(situation)
         after = output_error(pruned, dense, watched)
+        if held and before is not None and after is not None and after > before:
+            # Each layer alone was no worse; where all together are, too few images were fitted to, and the network stays as it was.
+            pruned.load_state_dict(saved)
+            layers = [replace(layer, action="", reason=layer.reason or _UNDONE) for layer in layers]
+            after = before
     finally:
         for module, training in modes:
             module.training = training
