@@ -64,7 +64,7 @@ class HALP(Method):
         """The linear problem of one step."""
         context = replace(context, choices=self._choices(context))
         problem_of = partial(assemble, limit=None, blocks=False, linear=True)
-        return solved_proposer(context, problem_of, context.solver or ("knapsack" if is_unary(problem_of(context)) else "exact"))
+        return solved_proposer(context, problem_of, context.solver or ("group-knapsack" if is_unary(problem_of(context)) else "exact"))
 
     def _choices(self, context: StageContext) -> dict[str, tuple[int, ...]]:
         found = {}
