@@ -162,7 +162,7 @@ class UntabulatedLatency(Resource):
 
 
 def _evenly(columns: int) -> Sequence[int]:
-    step = max(1, columns // _WIDTHS)
+    step = -(-columns // _WIDTHS)
     return sorted({*range(step, columns, step), columns})
 
 
