@@ -30,6 +30,7 @@ from latprune.pruning.scoring import Scorer
 from latprune.pruning.stage import StageReport
 from latprune.pruning.state import PrunerState
 from latprune.pruning.trials import Trial, Trials
+from latprune.resources import TabulatedLatency
 from latprune.surgery import ArchitectureEdits, EqualityReport, TrainingMask, check_equal, masked, replay, widened
 from latprune.surgery import prune as cut_model
 
@@ -158,6 +159,7 @@ class Pruner:
             raise InvalidArgumentError("nothing in this model can be pruned; `latprune inspect` lists the reason for each layer")
         if tables is not None:
             require_same_network(tables, self.graph, example_inputs, self.target, kept=bool(keep))
+            TabulatedLatency(self.graph, tables)  # a layer without an entry is told before anything is measured
         self.dense_tensors = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
         self.dense_model = copied(self.model).eval()
         self.scorer = Scorer(self.model, self.graph, self.method.importance)
