@@ -239,8 +239,7 @@ class LabelSearch:
             else:
                 messages.append((number, layout))
         joint = np.broadcast_to(joint, step.shape)
-        with np.errstate(invalid="ignore"):  # a forbidden entry against no answer at all is no number, and no label
-            deficit = self.run.best - (joint + outside)
+        deficit = self.run.best - (joint + outside)
         alive = np.flatnonzero(deficit.ravel() <= self.room)
         limit = self.room - deficit.ravel()[alive]
         if len(alive) > self.cap:
