@@ -55,7 +55,6 @@ def main(arguments: list[str] | None = None) -> latprune.Result:
     )
     while not pruner.done:
         report = pruner.step()
-        pruner.recover(batches, images=256)  # accuracy back without training; the epoch that follows starts from there
         train(model, batches, epochs=1, learning_rate=0.02)
         print(f"stage {report.stage}  accuracy {evaluate(model, test):.2%}, {sum(p.numel() for p in model.parameters())} parameters")
     result = pruner.result(name="digits, in a loop of its own")

@@ -13,6 +13,7 @@ from torch import nn
 
 import latprune
 from latprune.importance import Importance, get_criterion, register, registered_criteria
+from latprune.importance.core import _CRITERIA
 from latprune.latency import get_engine, measure, register_engine
 from latprune.latency.engines.base import ENGINES
 from latprune.methods import Method, Proposal, Proposer, Schedule, StageContext, get_method, register_method, registered_methods
@@ -20,8 +21,10 @@ from latprune.methods.base import METHODS
 from latprune.methods.walk import WalkProposer, nearest
 from latprune.problem import Problem, Solution
 from latprune.recovery import LayerRecovery, Recovery, Situation, get_strategy, register_strategy, strategies
+from latprune.recovery.contract import _STRATEGIES
 from latprune.solve import Control, Greedy, Solver, solver_named, solver_names
 from latprune.solve import register as register_solver
+from latprune.solve.base import SOLVERS
 from latprune.zoo import digits_resnet
 
 X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -34,7 +37,6 @@ class FirstChannels:
     slope: float = 1.0
 
 
-@register(FirstChannels, name="first-channels")
 def score_first(model, graph, config, data, loss) -> Importance:
     units = {name: config.slope * np.arange(group.units, 0, -1, dtype=np.float64) for name, group in graph.groups.items()}
     return Importance(units=units, shares={(name, ()): values for name, values in units.items()})
@@ -54,7 +56,6 @@ class Halfway(Schedule):
         return limit if stage == 2 else (dense + limit) / 2
 
 
-@register_method
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Narrower(Method):
     """Method: one share for all, in two steps."""
@@ -77,7 +78,6 @@ class Narrower(Method):
         return WalkProposer(at, context, smallest="the narrowest network")
 
 
-@register_solver
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Borrowed(Solver):
     """Solver: what the greedy one says."""
@@ -89,7 +89,6 @@ class Borrowed(Solver):
         return Greedy().run(problem, control)
 
 
-@register_strategy
 class Nothing(Recovery):
     """Strategy of recovery: leave everything alone."""
 
@@ -108,9 +107,17 @@ def engine() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cleaned() -> Iterator[None]:
+def _registered() -> Iterator[None]:
+    """What a package of its own would do when it is imported; the other tests do not see it."""
+    register(FirstChannels, name="first-channels")(score_first)
+    register_method(Narrower)
+    register_solver(Borrowed)
+    register_strategy(Nothing)
     yield
+    _CRITERIA.remove("first-channels")
     METHODS.remove("narrower")
+    SOLVERS.remove("borrowed")
+    _STRATEGIES.pop("nothing")
 
 
 def network() -> nn.Module:

@@ -76,9 +76,13 @@ def test_a_proposal_under_a_limit_of_ones_own():
     assert tight.predicted < 0.31 * pruner.limits.dense < 0.7 * pruner.limits.dense < loose.predicted
 
 
-def test_stages_nest_and_removed_blocks_stay_removed():
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [(MDP(stages=4, score=TaylorConfig()), "flops=25%"), (MDP(stages=3, channels=False, score=MagnitudeConfig()), "flops=55%")],
+)
+def test_stages_nest_and_removed_blocks_stay_removed(method, budget):
     model = network()
-    pruner = pruner_of(model, MDP(stages=4, score=TaylorConfig()), "flops=25%")
+    pruner = pruner_of(model, method, budget)
     widths, removed = [], []
     while not pruner.done:
         report = pruner.step(batches())
@@ -87,7 +91,7 @@ def test_stages_nest_and_removed_blocks_stay_removed():
         assert set(report.removed_blocks).isdisjoint(removed[-2] if len(removed) > 1 else ())
     assert all(a <= b for a, b in zip(removed, removed[1:], strict=False))
     gone = {block for name in pruner.graph.groups for m in pruner.graph.groups[name].members for block in m.blocks} & removed[-1]
-    assert removed[-1], "a budget of a quarter removes blocks here"
+    assert removed[-1] or method.channels, "blocks alone go here"
     for name, group in pruner.graph.groups.items():
         if any(set(m.blocks).isdisjoint(gone) for m in group.members):
             assert all(a[name] >= b[name] for a, b in zip(widths, widths[1:], strict=False))
@@ -231,7 +235,7 @@ def test_width_rules_and_within_hold_for_every_method():
         model = network()
         rules = latprune.WidthRules(multiple_of=4)
         result = latprune.prune(
-            model, X, budget="flops=60%", method=method, widths=rules, within="layer2", measure_latency=False, recover=False
+            model, X, budget="flops=80%", method=method, widths=rules, within="layer2", measure_latency=False, recover=False
         )
         groups = {group.name: group for group in result.record.groups}
         assert groups and all(name.startswith("layer2") for name in groups)

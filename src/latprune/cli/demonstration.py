@@ -60,6 +60,7 @@ def demo(folder: str | Path, *, engine: str = "openvino", budget: str = "50%", s
         data=train,
         fit=fit_with(train, FINE_TUNING, evaluate=test, progress=_epochs(say)),
         evaluate=lambda network: evaluate(network, test),
+        recovery_images=512,
         store=Store(folder / "latency.sqlite"),
         folder=folder,
         name="digits residual network",

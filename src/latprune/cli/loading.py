@@ -326,7 +326,7 @@ def _is_reference_model(spec: str) -> bool:
 
 def recorded_inputs(record: ResultRecord, specs: Sequence[str]) -> ExampleInputs:
     """Example inputs for a saved result: those of ``specs`` (``--input``) where given, else random ones of the recorded shapes."""
-    from latprune.pruning.verification import example_inputs_of
+    from latprune.export.inputs import example_inputs_of
 
     return example_inputs(specs) if specs else example_inputs_of(record)
 

@@ -173,8 +173,8 @@ def _initialise(model: nn.Module, record: ResultRecord) -> None:
     """Lazy modules get their sizes in one run on inputs of the recorded shapes; their values are loaded afterwards."""
     import torch
 
+    from latprune.export.inputs import example_inputs_of
     from latprune.graph.example_inputs import call_with
-    from latprune.pruning.verification import example_inputs_of
 
     training = model.training
     try:

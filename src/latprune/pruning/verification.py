@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError
 from latprune.export import load_result, update_record
-from latprune.export.record import InputRecord, LatencyRecord, ResultRecord, VerificationRecord
+from latprune.export.inputs import example_inputs_of
+from latprune.export.record import LatencyRecord, ResultRecord, VerificationRecord
 from latprune.export.verdict import CLOSE, verdict
 from latprune.latency import Measurement, Target, get_engine, measure
 
@@ -77,21 +77,3 @@ def _met(record: ResultRecord, found: Measurement, tolerance: float) -> bool:
     if budget.limit is None:
         raise CheckpointError("the result's record holds no limit for its budget; it was not finished")
     return verdict(found.ms, (found.high - found.low) / 2, budget.limit, close=tolerance) != "over"
-
-
-def example_inputs_of(record: ResultRecord) -> Any:
-    """Random inputs of the recorded shapes: normal floats, zeros for other types."""
-    if not record.model.inputs:
-        raise InvalidArgumentError("the result records no example inputs; give example_inputs")
-    generator = torch.Generator().manual_seed(0)
-    tensors = [_tensor(entry, generator) for entry in record.model.inputs]
-    if record.model.inputs[0].name is not None:
-        return {str(entry.name): tensor for entry, tensor in zip(record.model.inputs, tensors, strict=True)}
-    return tensors[0] if len(tensors) == 1 else tuple(tensors)
-
-
-def _tensor(entry: InputRecord, generator: torch.Generator) -> torch.Tensor:
-    dtype = getattr(torch, entry.dtype)
-    if dtype.is_floating_point:
-        return torch.randn(entry.shape, generator=generator).to(dtype)
-    return torch.zeros(entry.shape, dtype=dtype)
