@@ -30,6 +30,7 @@ from latprune.pruning import driver_of, training_threads
 from latprune.storage import decode_tensors
 from latprune.train import AdamW, Recipe, evaluate, recalibrate_batch_norm
 from latprune.train.batches import FirstBatches
+from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train, cifar_resnet, cifar_vit
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -109,9 +110,9 @@ def run(args: argparse.Namespace, name: str, budget: str, store: latprune.Store)
     model, method = network(args), METHODS[name]()
     test = cifar10_test(args.data)
     train = cifar10_train(args.data)
-    recipe = Recipe(epochs=1, learning_rate=0.01 if args.network == "resnet20" else 3e-4, weight_decay=5e-4, precision="bf16")
+    recipe = Recipe(epochs=1, learning_rate=0.01 if args.network == "resnet20" else 3e-4, weight_decay=5e-4, precision=native_precision())
     if args.network == "vit":
-        recipe = Recipe(epochs=1, learning_rate=3e-4, optimizer=AdamW(), weight_decay=0.05, precision="bf16")
+        recipe = Recipe(epochs=1, learning_rate=3e-4, optimizer=AdamW(), weight_decay=0.05, precision=native_precision())
     images = args.train_images or 6400
     few = FirstBatches(train, max(1, images // 128))
     soft = isinstance(method.schedule, SoftMasks)

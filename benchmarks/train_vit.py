@@ -14,6 +14,7 @@ import torch
 
 from latprune.storage import encode_tensors, write_atomic
 from latprune.train import AdamW, ProgressPrinter, Recipe, evaluate, finetune
+from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train, cifar_vit
 
 
@@ -36,7 +37,7 @@ def main() -> None:
         weight_decay=0.05,
         decay_norm_and_bias=False,
         label_smoothing=0.1,
-        precision="bf16",
+        precision=native_precision(),
     )
     test = cifar10_test(args.data)
     finetune(

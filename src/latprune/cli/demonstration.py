@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,12 +17,13 @@ from latprune.pruning.result import Result
 from latprune.pruning.run import prune
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
 from latprune.train import Recipe, TrainProgress, evaluate, finetune
+from latprune.train.precision import native_precision
 from latprune.zoo import digits_resnet, digits_test, digits_train
 
 __all__ = ["demo"]
 
-TRAINING = Recipe(epochs=6, learning_rate=0.05, weight_decay=5e-4, precision="bf16", channels_last=True)
-FINE_TUNING = Recipe(epochs=3, learning_rate=0.02, weight_decay=5e-4, precision="bf16", channels_last=True)
+TRAINING = Recipe(epochs=6, learning_rate=0.05, weight_decay=5e-4, channels_last=True)
+FINE_TUNING = Recipe(epochs=3, learning_rate=0.02, weight_decay=5e-4, channels_last=True)
 
 
 def demo(folder: str | Path, *, engine: str = "openvino", budget: str = "50%", say: Callable[[str], None] = print) -> Result:
@@ -41,6 +43,7 @@ def demo(folder: str | Path, *, engine: str = "openvino", budget: str = "50%", s
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     train, test = digits_train(), digits_test()
+    precision = native_precision()
     torch.manual_seed(0)
     model = digits_resnet()
     dense = folder / "dense.safetensors"
@@ -49,7 +52,14 @@ def demo(folder: str | Path, *, engine: str = "openvino", budget: str = "50%", s
     else:
         say(f"training a residual network on {len(train.labels)} images of handwritten digits")
         with training_threads():
-            finetune(model, train, TRAINING, evaluate=test, checkpoint_dir=folder / "training", progress=_epochs(say))
+            finetune(
+                model,
+                train,
+                replace(TRAINING, precision=precision),
+                evaluate=test,
+                checkpoint_dir=folder / "training",
+                progress=_epochs(say),
+            )
         write_atomic(dense, encode_tensors(model.state_dict()))
     result = prune(
         model.eval(),
@@ -58,7 +68,7 @@ def demo(folder: str | Path, *, engine: str = "openvino", budget: str = "50%", s
         target=Target(engine=engine, threads=1, batch=1),
         method="mdp",
         data=train,
-        fit=fit_with(train, FINE_TUNING, evaluate=test, progress=_epochs(say)),
+        fit=fit_with(train, replace(FINE_TUNING, precision=precision), evaluate=test, progress=_epochs(say)),
         evaluate=lambda network: evaluate(network, test),
         recovery_images=512,
         store=Store(folder / "latency.sqlite"),
