@@ -73,7 +73,7 @@ class VisionTransformer(nn.Module):
 
 
 def cifar_vit(width: int = 128, layers: int = 6, heads: int = 4, patch: int = 4, num_classes: int = 10) -> VisionTransformer:
-    """A vision transformer for 32x32 images: 1.2 M parameters, 76 M multiply-adds as it stands.
+    """A vision transformer for 32x32 images: 1.2 M parameters, 82 M multiply-adds as it stands.
 
     Args:
         width: Width of the embedding.
