@@ -1,12 +1,12 @@
-"""Which default keeps the most without any training: accuracy after the cut and fresh norm statistics, by network, budget and method.
+"""What every method keeps without any training: accuracy after the cut and fresh norm statistics, by network, budget and method.
 
     python benchmarks/defaults.py --data DATA --cache CACHE -o benchmarks/results/defaults.json
-    python benchmarks/defaults.py ... --networks mobilenet_v2 --rows "mdp divergence" --minutes 7
+    python benchmarks/defaults.py ... --networks mobilenet_v2 --methods mdp sp_lamp --budgets flops=80% flops=60%
 
-DATA holds the image sets and the pretrained weights; CACHE keeps decoded images and scores. Budgets are shares of the multiply-adds. Widths
-are on offer in sixteenths of a group's width (multiples of eight from 128 on), the same for all methods but ``uniform``. Rows that the
-output file has already are not run again; every row is written as it is done, and ``--minutes`` of processor time end a run between
-two rows.
+DATA holds the image sets and the pretrained weights; CACHE keeps decoded images and measured latencies. Budgets are shares of the
+multiply-adds, counted, or (``80%``) of the latency measured on one thread of the engine, which wants a quiet machine. Rows that the output
+file has already are not run again; every row is written as it is done. The vision transformer's weights are those of
+``benchmarks/train_vit.py`` (``--vit``); without them it is left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,92 +22,64 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from latprune.errors import BudgetInfeasibleError
-from latprune.graph import ModelGraph, Selection, trace
-from latprune.importance import (
-    DivergenceConfig,
-    HessianConfig,
-    Importance,
-    MagnitudeConfig,
-    SpLampConfig,
-    TaylorConfig,
-    score,
-)
-from latprune.methods import MDP, SPLAMP, Method, Proposal, StageContext, Uniform
-from latprune.methods.base import selection_of
-from latprune.resources import MultiplyAdds
-from latprune.surgery import prune
+import latprune
+from latprune.errors import LatpruneError
+from latprune.importance import HessianConfig, MagnitudeConfig, SpLampConfig, TaylorConfig, get_criterion
+from latprune.latency import machine_name
+from latprune.methods import HALP, MDP, SPLAMP, GlobalThreshold, Lamp, Method, RandomChoice, Uniform
+from latprune.pruning import scoring, training_threads
+from latprune.storage import decode_tensors
 from latprune.train import evaluate, recalibrate_batch_norm
-from latprune.zoo import IMAGENET_NORMALISATION, ImageLoader, cifar_resnet, mobilenet_v2, resnet50
+from latprune.zoo import IMAGENET_NORMALISATION, ImageLoader, cifar_resnet, cifar_vit, mobilenet_v2, resnet50
 from latprune.zoo.images import load_image_set
-from small_vit import SmallViT
 
 Batches = list[tuple[Tensor, Tensor]]
+VIT_WIDTH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A trained network, and the images that it is scored, calibrated and evaluated with."""
+    """A trained network, and how many images it is calibrated and evaluated with."""
 
-    build: Callable[[Path], nn.Module]
+    build: Callable[[], nn.Module]
+    weights: str
     size: int
-    train: str
-    test: str
     calibration: int
     evaluation: int
-    examples: int
+
+    @property
+    def sets(self) -> tuple[str, str]:
+        """Names of the training and the evaluation images."""
+        return ("cifar10_train", "cifar10_test") if self.size == 32 else ("imagenet_train_sample", "imagenet_eval_nips17")
 
 
-def _weights(model: nn.Module, name: str) -> Callable[[Path], nn.Module]:
-    def build(data: Path) -> nn.Module:
-        model.load_state_dict(load_file(data / "weights" / f"{name}.safetensors"))
-        return model.eval()
-
-    return build
-
-
-CIFAR = {"size": 32, "train": "cifar10_train", "test": "cifar10_test", "calibration": 1024, "evaluation": 2000}
-IMAGENET = {"size": 224, "train": "imagenet_train_sample", "test": "imagenet_eval_nips17"}
-
-
-def networks(vit: Path | None) -> dict[str, Network]:
-    found = {
-        "resnet20": Network(build=_weights(cifar_resnet(20), "cifar10_resnet20"), examples=128, **CIFAR),
-        "resnet56": Network(build=_weights(cifar_resnet(56), "cifar10_resnet56"), examples=64, **CIFAR),
-        "mobilenet_v2": Network(
-            build=_weights(mobilenet_v2(), "imagenet_mobilenet_v2_fp16"), calibration=200, evaluation=300, examples=24, **IMAGENET
-        ),
-        "resnet50": Network(
-            build=_weights(resnet50(stride_on_first=True), "imagenet_resnet50_v1_fp16"),
-            calibration=100,
-            evaluation=150,
-            examples=12,
-            **IMAGENET,
-        ),
-    }
-    if vit is not None:
-
-        def build(data: Path) -> nn.Module:
-            model = SmallViT()
-            model.load_state_dict(load_file(vit))
-            return model.eval()
-
-        found["small_vit"] = Network(build=build, examples=256, **CIFAR)
-    return found
-
-
-METHODS: dict[str, tuple[Method, object]] = {
-    "uniform": (Uniform(), MagnitudeConfig()),
-    "sp_lamp": (SPLAMP(stages=1), SpLampConfig()),
-    "mdp sp_lamp": (MDP(), SpLampConfig()),
-    "mdp taylor": (MDP(), TaylorConfig()),
-    "mdp hessian": (MDP(), HessianConfig()),
-    "mdp magnitude": (MDP(), MagnitudeConfig()),
-    "mdp divergence": (MDP(), None),
+NETWORKS = {
+    "resnet20": Network(build=lambda: cifar_resnet(20), weights="cifar10_resnet20", size=32, calibration=1024, evaluation=10000),
+    "resnet56": Network(build=lambda: cifar_resnet(56), weights="cifar10_resnet56", size=32, calibration=1024, evaluation=5000),
+    "cifar_vit": Network(build=lambda: cifar_vit(width=VIT_WIDTH), weights="", size=32, calibration=1024, evaluation=10000),
+    "mobilenet_v2": Network(build=mobilenet_v2, weights="imagenet_mobilenet_v2_fp16", size=224, calibration=200, evaluation=1000),
+    "resnet50": Network(
+        build=lambda: resnet50(stride_on_first=True), weights="imagenet_resnet50_v1_fp16", size=224, calibration=100, evaluation=500
+    ),
 }
+METHODS: dict[str, Callable[[], Method]] = {
+    "mdp": MDP,
+    "sp_lamp": lambda: SPLAMP(stages=1),
+    "uniform": Uniform,
+    "mdp, SP-LAMP's score": lambda: MDP(score=SpLampConfig()),
+    "mdp, Taylor": lambda: MDP(score=TaylorConfig()),
+    "mdp, Hessian": lambda: MDP(score=HessianConfig()),
+    "mdp, magnitude": lambda: MDP(score=MagnitudeConfig()),
+    "halp, 1 step": lambda: HALP(stages=1),
+    "lamp": Lamp,
+    "global, L2": lambda: GlobalThreshold(score=MagnitudeConfig(), normalise="mean"),
+    "global, Taylor": lambda: GlobalThreshold(score=TaylorConfig()),
+    "global, FPGM": lambda: GlobalThreshold(score=get_criterion("fpgm"), normalise="mean"),
+    "random": RandomChoice,
+}
+BUDGETS = ("flops=80%", "flops=60%", "80%", "60%")
 
 
 def images(data: Path, cache: Path, name: str, size: int, count: int, batch: int) -> Batches:
@@ -127,150 +98,137 @@ def images(data: Path, cache: Path, name: str, size: int, count: int, batch: int
     return [(x.contiguous(memory_format=torch.channels_last), y) for x, y in loader]
 
 
-def offered(graph: ModelGraph) -> dict[str, tuple[int, ...]]:
-    """Sixteenths of each group's width; multiples of eight from 128 on."""
-    found = {}
-    for name, group in graph.groups.items():
-        step = max(1, group.columns // 16)
-        if group.columns >= 128:
-            step = 8 * max(1, round(step / 8))
-        found[name] = tuple(sorted({w for w in range(step, group.columns, step) if w >= group.min_width} | {group.columns}))
-    return found
-
-
-def propose(method: Method, context: StageContext, limit: float) -> Proposal:
-    """The method's largest network that is under the limit by count; where its costs are a linearisation, by bisection on its own limit."""
-    proposer = method.prepare(context)
-    low, high, best = 0.0, context.current, None
-    asked = limit
-    for _ in range(14):
-        try:
-            found = proposer.propose(asked)
-        except BudgetInfeasibleError:
-            low, asked = asked, (asked + high) / 2
-            continue
-        value = context.predict(found.widths, found.removed_blocks)
-        if value <= limit and (best is None or value > context.predict(best.widths, best.removed_blocks)):
-            best = found
-        if not isinstance(method, SPLAMP):
-            break
-        low, high = (asked, high) if value <= limit else (low, asked)
-        asked = (low + high) / 2
-    if best is None:
-        raise BudgetInfeasibleError(f"{method.name} found no network under {limit:.4g}", limit={}, floor={})
-    return best
-
-
-def save_importance(importance: Importance, path: Path) -> None:
-    def pack(table: Mapping[Any, Any]) -> list[Any]:
-        return [[list(key) if isinstance(key, tuple) else key, np.asarray(value).tolist()] for key, value in table.items()]
-
-    path.write_text(json.dumps({part: pack(getattr(importance, part)) for part in ("units", "shares", "curves")}))
-
-
-def load_importance(path: Path) -> Importance:
-    data = json.loads(path.read_text())
-
-    def unpack(rows: list[Any]) -> dict[Any, Any]:
-        return {(key[0], tuple(key[1])) if isinstance(key, list) else key: np.array(value) for key, value in rows}
-
-    return Importance(units=unpack(data["units"]), shares=unpack(data["shares"]), curves=unpack(data["curves"]))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--vit", type=Path, help="weights that small_vit.py trained")
-    parser.add_argument("--networks", default="", help="comma-separated; all by default")
-    parser.add_argument("--rows", default="", help=f"comma-separated of {', '.join(METHODS)}; all by default")
-    parser.add_argument("--budgets", default="0.8,0.6")
-    parser.add_argument("--minutes", type=float, default=float("inf"))
+    parser.add_argument("--vit", type=Path, help="weights that benchmarks/train_vit.py wrote")
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, help="all by default")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, help="all by default")
+    parser.add_argument("--budgets", nargs="*", default=BUDGETS)
+    parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--threads", type=int, default=1, help="threads of scoring and evaluation")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    args.cache.mkdir(parents=True, exist_ok=True)
-    known = networks(args.vit)
-    names = args.networks.split(",") if args.networks else list(known)
-    methods = args.rows.split(",") if args.rows else list(METHODS)
-    results: dict[str, Any] = (
-        json.loads(args.output.read_text()) if args.output.exists() else {"benchmark": "defaults", "dense": {}, "rows": []}
-    )
     torch.set_num_threads(1)
+    results = json.loads(args.output.read_text()) if args.output.exists() else {"benchmark": "defaults", "dense": {}, "rows": []}
 
     def write() -> None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
-    for name in names:
-        spec = known[name]
-        wanted = [(float(b), m) for b in args.budgets.split(",") for m in methods]
-        done = {(row["budget"], row["method"]) for row in results["rows"] if row["network"] == name}
-        if all(key in done for key in wanted):
-            continue
-        model = spec.build(args.data).to(memory_format=torch.channels_last)
-        graph = trace(model, torch.zeros(1, 3, spec.size, spec.size))
-        batch = 50 if spec.size > 64 else 250
-        calibration = images(args.data, args.cache, spec.train, spec.size, spec.calibration, batch)
-        test = images(args.data, args.cache, spec.test, spec.size, spec.evaluation, batch)
-        if name not in results["dense"]:
-            results["dense"][name] = {"top1": evaluate(model, test), "images": spec.evaluation, "calibration_images": spec.calibration}
-            write()
-        choices = offered(graph)
-        dense = graph.macs(graph.dense_widths())
-        for budget, label in wanted:
-            if (budget, label) in done:
-                continue
-            if time.process_time() > 60 * args.minutes:
-                print("out of time; run again to go on", flush=True)
-                table(results)
-                sys.exit(0)
-            method, config = METHODS[label]
-            config = DivergenceConfig(examples=spec.examples) if config is None else config
-            kept = args.cache / f"{name}-{label.split()[-1]}.json"
-            start = time.process_time()
-            if not kept.exists():
-                scoring = calibration if isinstance(config, DivergenceConfig) else calibration[: 2 if spec.size > 64 else 4]
-                save_importance(score(model, graph, config, scoring), kept)
-                kept.with_suffix(".seconds").write_text(f"{time.process_time() - start:.1f}")
-            importance = load_importance(kept)
-            context = StageContext(
-                graph=graph,
-                importance=importance,
-                resource=MultiplyAdds(graph),
-                choices=choices,
-                widths=graph.dense_widths(),
-                time_limit=60,
-            )
-            found = propose(method, context, budget * dense)
-            ranking = importance.without(found.removed_blocks).units
-            pruned = copy.deepcopy(model)
-            prune(pruned, graph, selection_of(graph, ranking, found, Selection(kept={})))
-            recalibrate_batch_norm(pruned, calibration, batches=len(calibration))
-            results["rows"].append(
-                {
-                    "network": name,
-                    "budget": budget,
-                    "method": label,
-                    "top1": evaluate(pruned, test),
-                    "delivered": context.predict(found.widths, found.removed_blocks) / dense,
-                    "removed_blocks": list(found.removed_blocks),
-                    "status": found.solution.status if found.solution is not None else "",
-                    "scoring_cpu_seconds": float(kept.with_suffix(".seconds").read_text()),
-                    "widths": dict(found.widths),
-                }
-            )
-            write()
-            print(f"{name} {budget:.0%} {label}: {results['rows'][-1]['top1']:.4f}", flush=True)
+    with latprune.Store(args.cache / "defaults.sqlite") as store:
+        for name in args.networks or [name for name in NETWORKS if name != "cifar_vit" or args.vit]:
+            run = Runner(args, name, store)
+            for method in args.methods or METHODS:
+                for budget in args.budgets:
+                    if any((row["network"], row["budget"], row["method"]) == (name, budget, method) for row in results["rows"]):
+                        continue
+                    results["dense"].setdefault(name, {}) or results["dense"].update({name: run.dense()})
+                    row = {"network": name, "budget": budget, "method": method, "machine": machine_name(), **run.row(method, budget)}
+                    results["rows"].append(row)
+                    write()
+                    said = f"{100 * row['top1']:.2f}" if "top1" in row else f"refused: {row['refused'][:120]}"
+                    print(f"{name} {budget} {method}: {said}", flush=True)
     table(results)
 
 
+class Runner:
+    """Prunes one network again and again; scores of one criterion are computed once."""
+
+    def __init__(self, args: argparse.Namespace, name: str, store: latprune.Store) -> None:
+        self.args, self.spec, self.store = args, NETWORKS[name], store
+        self.model = self.spec.build()
+        weights = args.vit if name == "cifar_vit" else args.data / "weights" / f"{self.spec.weights}.safetensors"
+        self.model.load_state_dict(decode_tensors(weights.read_bytes(), source=str(weights)))
+        self.model = self.model.eval().to(memory_format=torch.channels_last)
+        batch = 50 if self.spec.size > 64 else 250
+        train, test = self.spec.sets
+        self.calibration = images(args.data, args.cache, train, self.spec.size, self.spec.calibration, batch)
+        self.test = images(args.data, args.cache, test, self.spec.size, self.spec.evaluation, batch)
+        self.inputs = torch.randn(1, 3, self.spec.size, self.spec.size, generator=torch.Generator().manual_seed(0))
+        self.scored: dict[str, Any] = {}
+
+    def dense(self) -> dict[str, Any]:
+        """The dense network's accuracy."""
+        with training_threads(self.args.threads):
+            top1 = evaluate(self.model, self.test)
+        return {"top1": top1, "images": self.spec.evaluation, "calibration_images": self.spec.calibration}
+
+    def row(self, method: str, budget: str) -> dict[str, Any]:
+        """One row of the table."""
+        model, said = copy.deepcopy(self.model), list[str]()
+        start = time.process_time()
+        measured = not budget.startswith(("flops", "params"))
+        try:
+            with remembered(self.scored), training_threads(self.args.threads):
+                pruner = latprune.Pruner(
+                    model,
+                    self.inputs,
+                    budget=budget,
+                    target=self.args.engine,
+                    method=METHODS[method](),
+                    store=self.store,
+                    measure_latency=measured,
+                    progress=said.append,
+                )
+                try:
+                    while not pruner.done:
+                        pruner.step(self.calibration)
+                finally:
+                    pruner.close()
+                recalibrate_batch_norm(model, self.calibration, batches=len(self.calibration))
+                report = pruner.reports[-1]
+                return {
+                    "top1": evaluate(model, self.test),
+                    "delivered": report.measured.ratio if report.measured else self.share(pruner, report.widths),
+                    "removed_blocks": sorted(pruner.cut_to.removed_blocks),
+                    "status": report.solution["status"] if report.solution else "",
+                    "readings": [text for text in said if text.startswith("divergence of")],
+                    "cpu_seconds": time.process_time() - start,
+                    "widths": dict(report.widths),
+                }
+        except LatpruneError as error:
+            return {"refused": str(error)}
+
+    def share(self, pruner: latprune.Pruner, widths: Mapping[str, int]) -> float:
+        """Multiply-adds that are left, as a share."""
+        return pruner.graph.macs(widths, pruner.cut_to.removed_blocks) / pruner.graph.macs(pruner.graph.dense_widths())
+
+
+class remembered:  # noqa: N801
+    """While open, scores of the unchanged network are taken from a dictionary where it has them."""
+
+    def __init__(self, kept: dict[str, Any]) -> None:
+        self.kept, self.plain = kept, (scoring.read, scoring.score_importance)
+
+    def __enter__(self) -> None:
+        def once(kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(model: nn.Module, graph: Any, config: object, data: Any, *, loss: Any) -> Any:
+                key = f"{kind} {config!r}"
+                if key not in self.kept:
+                    self.kept[key] = function(copy.deepcopy(model), graph, config, data, loss=loss)  # the pruner cuts its own
+                return self.kept[key]
+
+            return call
+
+        scoring.read, scoring.score_importance = (once(k, f) for k, f in zip(("read", "score"), self.plain, strict=True))
+
+    def __exit__(self, *_: object) -> None:
+        scoring.read, scoring.score_importance = self.plain
+
+
 def table(results: Mapping[str, Any]) -> None:
-    """Print top-1 by network and budget (rows) and method (columns), in percent."""
-    print(f"{'':20s}{'dense':>8s}" + "".join(f"{label:>16s}" for label in METHODS))
-    for name, budget in sorted({(row["network"], row["budget"]) for row in results["rows"]}, key=lambda key: (key[0], -key[1])):
-        values = {row["method"]: row["top1"] for row in results["rows"] if (row["network"], row["budget"]) == (name, budget)}
-        cells = "".join(f"{100 * values[label]:16.1f}" if label in values else f"{'':16s}" for label in METHODS)
-        print(f"{name:14s}{budget:6.0%}{100 * results['dense'][name]['top1']:8.1f}{cells}")
+    """Print top-1 by network and budget (columns) and method (rows), in percent."""
+    for name, dense in results["dense"].items():
+        rows = [row for row in results["rows"] if row["network"] == name]
+        budgets = list(dict.fromkeys(row["budget"] for row in rows))
+        print(f"\n{name}, dense {100 * dense['top1']:.2f} on {dense['images']} images\n{'':24}" + "".join(f"{b:>12}" for b in budgets))
+        for method in METHODS:
+            found = {row["budget"]: row for row in rows if row["method"] == method}
+            if found:
+                cells = (f"{100 * found[b]['top1']:12.2f}" if "top1" in found.get(b, {}) else f"{'–':>12}" for b in budgets)
+                print(f"{method:24}{''.join(cells)}")
 
 
 if __name__ == "__main__":

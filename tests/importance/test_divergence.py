@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
-from latprune.importance import DivergenceConfig, MagnitudeConfig, best_units, score, width_curve
+from latprune.importance import DivergenceConfig, MagnitudeConfig, SpLampConfig, best_units, read, score, width_curve
+from latprune.importance.divergence import _example_count
 from latprune.importance.outputs import output_error, output_kl
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.methods import MDP, StageContext
@@ -210,6 +211,41 @@ def test_a_prior_draws_curves_together_and_leaves_their_order():
     assert spread["drawn"] != spread["measured"]
 
 
+def test_readings_are_judged_by_the_whole_networks_divergence():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    graph = trace(model, IMAGES[0])
+    found = read(model, graph, DivergenceConfig(examples=24, prior=0.5, priors=(0.0, 0.5, 1.0)), iter(IMAGES))
+    assert list(found.importances) == ["prior 0.5", "prior 0", "prior 1"]
+    for prior in (0.0, 0.5, 1.0):
+        alone = score(model, graph, DivergenceConfig(examples=24, prior=prior), IMAGES)
+        for key, curve in found.importances[f"prior {prior:g}"].curves.items():
+            np.testing.assert_allclose(curve, alone.curves[key])
+    assert found.divergence(Selection(kept={})) == 0
+    kept = {"b.branch.0": np.arange(8), "stem.0": np.arange(0, graph.groups["stem.0"].units, 2)}
+    for selection in (Selection(kept=kept), Selection(kept={}, removed_blocks=frozenset("a"))):
+        cut = copy.deepcopy(model)
+        prune(cut, graph, selection)
+        with batch_statistics(model), batch_statistics(cut):
+            expected = np.mean([output_kl(model(x), cut(x))[0] for x in IMAGES[:2]])
+        assert found.divergence(selection) == pytest.approx(float(expected), rel=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert read(model, graph, SpLampConfig()) is None
+
+
+def test_the_number_of_examples_follows_from_the_work():
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.zeros(1, 3, 12, 12)
+    graph = trace(model, x)
+    assert _example_count(graph, DivergenceConfig()) == 256
+    assert _example_count(graph, DivergenceConfig(examples=7)) == 7
+    heavy = replace(graph, kernels={name: replace(kernel, macs=1e8 * kernel.macs) for name, kernel in graph.kernels.items()})
+    assert _example_count(heavy, DivergenceConfig()) == 24
+    runs = len(graph.groups) * 4 + 1
+    scale = 2e13 / (100 * runs * graph.macs(graph.dense_widths()))
+    between = replace(graph, kernels={name: replace(kernel, macs=scale * kernel.macs) for name, kernel in graph.kernels.items()})
+    assert _example_count(between, DivergenceConfig()) in (99, 100)
+
+
 def test_measures_and_options_are_checked():
     first, second = torch.randn(4, 3), torch.randn(4, 3)
     expected = F.kl_div(second.log_softmax(1), first.softmax(1), reduction="batchmean")
@@ -219,8 +255,15 @@ def test_measures_and_options_are_checked():
     )
     with pytest.raises(InvalidArgumentError, match="choose measure='error'"):
         output_kl(torch.randn(3), torch.randn(3))
-    for wrong in ({"removed": ()}, {"removed": (0.5, 0.25)}, {"examples": 1}, {"prior": 1.5}, {"measure": "guess"}):
-        with pytest.raises(InvalidArgumentError, match=next(iter(wrong))):
+    for wrong in (
+        {"removed": ()},
+        {"removed": (0.5, 0.25)},
+        {"examples": 1},
+        {"prior": 1.5},
+        {"priors": (0.5, -1.0)},
+        {"measure": "guess"},
+    ):
+        with pytest.raises(InvalidArgumentError, match=next(iter(wrong)).rstrip("s")):
             DivergenceConfig(**wrong)
     model, graph = residual()
     with pytest.raises(InvalidArgumentError, match=r"data \(=None\)"):

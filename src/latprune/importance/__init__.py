@@ -8,18 +8,20 @@ from latprune.importance.core import (
     GroupedModel,
     Importance,
     LossFunction,
+    Readings,
     accumulator_for,
     criterion_type,
     cross_entropy_loss,
     get_criterion,
     needs_data,
     needs_gradients,
+    read,
     register,
     registered,
     registered_criteria,
     score,
 )
-from latprune.importance.divergence import DivergenceConfig, width_curve
+from latprune.importance.divergence import DivergenceConfig, Divergences, width_curve
 from latprune.importance.fpgm import FPGMConfig
 from latprune.importance.gradients import GradientAccumulator
 from latprune.importance.hessian import HessianAccumulator, HessianConfig
@@ -37,6 +39,7 @@ __all__ = [
     "CHIPConfig",
     "CriterionContract",
     "DivergenceConfig",
+    "Divergences",
     "FPGMConfig",
     "GradientAccumulator",
     "GroupedModel",
@@ -49,6 +52,7 @@ __all__ = [
     "LossFunction",
     "MagnitudeConfig",
     "RandomConfig",
+    "Readings",
     "SpLampConfig",
     "TaylorAccumulator",
     "TaylorConfig",
@@ -63,6 +67,7 @@ __all__ = [
     "needs_data",
     "needs_gradients",
     "rank_units",
+    "read",
     "read_activations",
     "register",
     "registered",

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.types import ChannelGroup, Kernel
+from latprune.graph.types import ChannelGroup, Kernel, Selection
 from latprune.registry import Registry
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = [
     "GroupedModel",
     "Importance",
     "LossFunction",
+    "Readings",
     "Scores",
     "accumulator_for",
     "criterion_type",
@@ -29,6 +30,7 @@ __all__ = [
     "get_criterion",
     "needs_data",
     "needs_gradients",
+    "read",
     "register",
     "registered",
     "registered_criteria",
@@ -141,7 +143,19 @@ class Importance:
         return Importance(units=units, shares=shares, curves={key: v for key, v in self.curves.items() if removed.isdisjoint(key[1])})
 
 
+class Readings(Protocol):
+    """Several scores from one measurement, and a judge of the whole networks that they lead to."""
+
+    @property
+    def importances(self) -> Mapping[str, Importance]:
+        """What each reading is called -> its scores."""
+
+    def divergence(self, selection: Selection) -> float:
+        """How far the outputs of the network that ``selection`` leaves are from those of the model as it is; smaller is better."""
+
+
 ConfigT = TypeVar("ConfigT")
+Reader = Callable[[nn.Module, GroupedModel, ConfigT, Iterable[Any] | None, LossFunction], Readings]
 Criterion = Callable[[nn.Module, GroupedModel, ConfigT, Iterable[Any] | None, LossFunction], Importance]
 AccumulatorFactory = Callable[[nn.Module, GroupedModel, ConfigT], "GradientAccumulator"]
 
@@ -151,6 +165,7 @@ class _Entry:
     criterion: Criterion[Any]
     accumulator: AccumulatorFactory[Any] | None
     needs_data: bool
+    reader: Reader[Any] | None
 
 
 _CRITERIA: Registry[_Entry] = Registry("criterion", group="latprune.criteria", hint="register one with latprune.importance.register")
@@ -162,6 +177,7 @@ def register(
     name: str,
     accumulator: AccumulatorFactory[ConfigT] | None = None,
     needs_data: bool | None = None,
+    reader: Reader[ConfigT] | None = None,
 ) -> Callable[[Criterion[ConfigT]], Criterion[ConfigT]]:
     """Make a function the criterion of a configuration type.
 
@@ -174,6 +190,7 @@ def register(
         name: Name of the criterion, for :func:`get_criterion` and the command line.
         accumulator: Builds ``(model, graph, config) -> GradientAccumulator`` where the criterion can be fed by a caller's backward passes.
         needs_data: Whether the criterion needs batches; None: when it has an accumulator.
+        reader: Gives several scores instead of one, among which the networks that they lead to are compared (:class:`Readings`).
 
     Raises:
         InvalidArgumentError: The name or the type is taken.
@@ -190,7 +207,7 @@ def register(
 
     def decorate(criterion: Criterion[ConfigT]) -> Criterion[ConfigT]:
         needed = accumulator is not None if needs_data is None else needs_data
-        entry = _Entry(criterion=criterion, accumulator=accumulator, needs_data=needed)
+        entry = _Entry(criterion=criterion, accumulator=accumulator, needs_data=needed, reader=reader)
         _CRITERIA.register(name, entry, config_type=config_type, definition=criterion)
         return criterion
 
@@ -298,3 +315,19 @@ def score(
         1.0
     """
     return _entry(config).criterion(model, graph, config, data, loss)
+
+
+def read(
+    model: nn.Module,
+    graph: GroupedModel,
+    config: object,
+    data: Iterable[Any] | None = None,
+    *,
+    loss: LossFunction = cross_entropy_loss,
+) -> Readings | None:
+    """Several scores of every unit, for a criterion that has a judge of the networks that they lead to; None for any other.
+
+    Arguments and errors are those of :func:`score`.
+    """
+    reader = _entry(config).reader
+    return None if reader is None else reader(model, graph, config, data, loss)

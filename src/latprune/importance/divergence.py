@@ -7,7 +7,9 @@ common scale is measured. A run costs one forward pass over a few examples for e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.types import ChannelGroup
+from latprune.graph.types import ChannelGroup, Selection
 from latprune.importance.activations import call, inputs_of
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register, score
 from latprune.importance.outputs import MEASURES, Measure
@@ -29,6 +31,10 @@ __all__ = ["DivergenceConfig", "width_curve"]
 
 _LEAST = 1e-9
 """A divergence of nothing still needs a logarithm."""
+_WORK = 2e13
+"""Multiply-adds that all measurements together may take where the number of examples is left open: some minutes of two cores."""
+_FEWEST, _MOST = 24, 256
+"""Examples at least, for the norms' statistics, and at most: more change the choice of widths no longer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,28 +44,33 @@ class DivergenceConfig:
     Attributes:
         rank: Criterion that orders the units of a group (it gets the same data and loss).
         removed: Shares of a group's width that are taken away and measured, rising, between 0 and 1.
-        examples: Examples that each measurement runs, from the first batches. Norms use their statistics: some dozens at least.
+        examples: Examples that each measurement runs, from the first batches. Norms use their statistics: some dozens at least. None: 24 to
+            256, as many as all measurements together can run within 2e13 multiply-adds (of the model as it was traced).
         prior: How far a measured curve is drawn to SP-LAMP's, between 0 and 1 (on a logarithmic scale, all groups' on one common scale).
             A group's measured curve says what it costs alone; the prior, the share of the signal that survives, keeps the many groups that
             are cut together from being cut deeply where each alone is cheap. 0 takes the measured curves as they are.
+        priors: Further priors to read the same measurement with: a pruner solves with each, measures the divergence of the whole networks
+            that come out, and takes the least. None of them is right for every network, because single effects do not add up.
         measure: ``kl``: mean Kullback-Leibler divergence of the class probabilities. ``error``: squared error of all outputs relative to
-            their variance, for models that do not classify.
+            their variance, for models that do not classify. ``auto``: the first where the outputs are class scores, else the second.
     """
 
     rank: object = field(default_factory=SpLampConfig)
     removed: tuple[float, ...] = (0.125, 0.25, 0.5, 0.75)
-    examples: int = 64
+    examples: int | None = None
     prior: float = 0.5
-    measure: str = "kl"
+    priors: tuple[float, ...] = (0.0, 0.25, 0.75, 1.0)
+    measure: str = "auto"
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in pairwise(self.removed))
         if not self.removed or not rising or not 0 < self.removed[0] or not self.removed[-1] < 1:
             raise InvalidArgumentError(f"removed (={self.removed}) must be rising shares between 0 and 1, at least one")
-        if self.examples < 2:
+        if self.examples is not None and self.examples < 2:
             raise InvalidArgumentError(f"examples (={self.examples}) must be at least 2: norms need the statistics of a batch")
-        if not 0 <= self.prior <= 1:
-            raise InvalidArgumentError(f"prior (={self.prior}) must be between 0 and 1")
+        for prior in (self.prior, *self.priors):
+            if not 0 <= prior <= 1:
+                raise InvalidArgumentError(f"prior (={prior}) must be between 0 and 1")
         if self.measure not in MEASURES:
             raise InvalidArgumentError(f"measure (={self.measure!r}) must be one of {', '.join(MEASURES)}")
 
@@ -67,10 +78,10 @@ class DivergenceConfig:
 class _Reference:
     """The dense outputs on a few examples, and how far the model's present ones are from them."""
 
-    def __init__(self, model: nn.Module, data: Iterable[Any], config: DivergenceConfig) -> None:
+    def __init__(self, model: nn.Module, data: Iterable[Any], measure: str, examples: int) -> None:
         self._model = model
-        self._measure: Measure = MEASURES[config.measure]
-        self._inputs = _examples(data, config.examples)
+        self._measure: Measure = MEASURES[measure]
+        self._inputs = _examples(data, examples)
         self._outputs = [call(model, inputs) for inputs in self._inputs]
         if not self._inputs:
             raise InvalidArgumentError("data holds no batch: the divergence is measured on its inputs")
@@ -90,6 +101,16 @@ class _Reference:
             count += examples
         # An output that overflows is as far away as can be told.
         return max(total / count, 0.0) if np.isfinite(total) else float("inf")
+
+
+def _example_count(graph: GroupedModel, config: DivergenceConfig) -> int:
+    if config.examples is not None:
+        return config.examples
+    widths = {name: group.columns for name, group in graph.groups.items()}
+    one = sum(kernel.macs * math.prod(axis.size(widths, frozenset()) for axis in kernel.axes) for kernel in graph.kernels.values())
+    blocks = {block for kernel in graph.kernels.values() for block in kernel.blocks}
+    runs = len(graph.groups) * len(config.removed) + len(blocks) + 1
+    return int(min(max(_WORK / max(one * runs, 1.0), _FEWEST), _MOST))
 
 
 def _examples(data: Iterable[Any], count: int) -> list[Any]:
@@ -145,58 +166,101 @@ def width_curve(columns: int, measured: Mapping[int, float], nothing: float | No
     return np.append(curve, 0.0)
 
 
-@register(DivergenceConfig, name="divergence", needs_data=True)
+class Divergences:
+    """Measured divergences of a model's widths and blocks, read with one prior or another; see :class:`DivergenceConfig`.
+
+    Args:
+        model: The model; it is changed while this measures and put back, to the bit.
+        graph: Its graph.
+        config: What is measured.
+        data: Batches; labels are ignored unless the ranking reads them.
+        loss: Loss of the ranking's criterion.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: GroupedModel, config: DivergenceConfig, data: Iterable[Any] | None, loss: LossFunction
+    ) -> None:
+        if data is None:
+            raise InvalidArgumentError("data (=None) must be batches: the divergence is measured on their inputs (labels are not needed)")
+        for name, tensor in named_tensors(model).items():
+            if tensor.is_floating_point():
+                check_finite(tensor.detach(), name, "parameter" if isinstance(tensor, nn.Parameter) else "buffer")
+        batches = data if isinstance(data, (list, tuple)) else _Kept(data)
+        self._model, self._graph, self._config = model, graph, config
+        self._ranked = score(model, graph, config.rank, batches, loss=loss)
+        self._home = {name: _home(group) for name, group in graph.groups.items()}
+        with batch_statistics(model):
+            self._reference = _Reference(model, batches, config.measure, _example_count(graph, config))
+            self._blocks = {}
+            for block in dict.fromkeys(block for kernel in graph.kernels.values() for block in kernel.blocks):
+                with silenced_block(model, graph, block):
+                    self._blocks[block] = self._reference.distance()
+            self._lost = {name: self._curve(name) for name in graph.groups}
+
+    def _curve(self, name: str) -> Scores:
+        home = self._home[name]
+        nothing = self._blocks[home[-1]] if home else None
+        return _group_curve(self._model, self._graph.groups[name], self._ranked.units[name], self._config, self._reference, nothing)
+
+    @property
+    def importances(self) -> dict[str, Importance]:
+        """The scores with the configuration's prior, then with each of its others."""
+        priors = dict.fromkeys((self._config.prior, *self._config.priors))
+        return {f"prior {prior:g}": self.importance(prior) for prior in priors}
+
+    def importance(self, prior: float) -> Importance:
+        """Curves: what each width of a group is worth, as the divergence that it avoids; units: the ranking, scaled to the curve's height.
+
+        A group whose layers all lie in one block hangs on it: with the block gone the groups inside lose, together, the block's own
+        measured divergence, however much each alone would.
+        """
+        lost, blocks = _drawn_to_prior(self._model, self._graph, self._config.removed, prior, self._lost, self._home, self._blocks)
+        curves: dict[tuple[str, Blocks], Scores] = {}
+        for name, curve in lost.items():
+            inside = [other for other in self._home if self._home[other] == self._home[name]]
+            whole = blocks[self._home[name][-1]] / len(inside) if self._home[name] else float(curve[0])
+            curves[name, self._home[name]] = whole - curve
+        _add_blocks(curves, self._graph, blocks)
+        ranked = self._ranked
+        heights = {name: float(curve[0]) / max(float(ranked.units[name].sum()), _LEAST) for name, curve in lost.items()}
+        return Importance(
+            units={name: values * heights[name] for name, values in ranked.units.items()},
+            shares={(name, chain): values * heights[name] for (name, chain), values in ranked.shares.items()},
+            curves=curves,
+        )
+
+    def divergence(self, selection: Selection) -> float:
+        """Divergence of the network that ``selection`` leaves from the model as it was measured."""
+        with ExitStack() as silenced:
+            silenced.enter_context(batch_statistics(self._model))
+            for block in sorted(selection.removed_blocks & self._blocks.keys()):
+                silenced.enter_context(silenced_block(self._model, self._graph, block))
+            for name, kept in selection.kept.items():
+                gone = present_units(self._graph.groups[name]).copy()
+                gone[kept] = False
+                silenced.enter_context(silenced_units(self._model, self._graph.groups[name], gone))
+            return self._reference.distance()
+
+
+@register(DivergenceConfig, name="divergence", needs_data=True, reader=Divergences)
 def score_divergence(
     model: nn.Module, graph: GroupedModel, config: DivergenceConfig, data: Iterable[Any] | None, loss: LossFunction
 ) -> Importance:
-    """Curves: what each width of a group is worth, as the divergence that it avoids; units: the ranking, scaled to the curve's height.
-
-    A group whose layers all lie in one block hangs on it: with the block gone the groups inside lose, together, the block's own measured
-    divergence, however much each alone would.
-    """
-    if data is None:
-        raise InvalidArgumentError("data (=None) must be batches: the divergence is measured on their inputs (labels are not needed)")
-    for name, tensor in named_tensors(model).items():
-        if tensor.is_floating_point():
-            check_finite(tensor.detach(), name, "parameter" if isinstance(tensor, nn.Parameter) else "buffer")
-    batches = data if isinstance(data, (list, tuple)) else _Kept(data)
-    ranked = score(model, graph, config.rank, batches, loss=loss)
-    home = {name: _home(group) for name, group in graph.groups.items()}
-    with batch_statistics(model):
-        reference = _Reference(model, batches, config)
-        blocks = {}
-        for block in dict.fromkeys(block for kernel in graph.kernels.values() for block in kernel.blocks):
-            with silenced_block(model, graph, block):
-                blocks[block] = reference.distance()
-        lost = {
-            name: _group_curve(model, group, ranked.units[name], config, reference, blocks[home[name][-1]] if home[name] else None)
-            for name, group in graph.groups.items()
-        }
-    lost, blocks = _drawn_to_prior(model, graph, config, lost, home, blocks)
-    curves: dict[tuple[str, Blocks], Scores] = {}
-    for name, curve in lost.items():
-        inside = [other for other in home if home[other] == home[name]]
-        whole = blocks[home[name][-1]] / len(inside) if home[name] else float(curve[0])
-        curves[name, home[name]] = whole - curve
-    _add_blocks(curves, graph, blocks)
-    heights = {name: float(curve[0]) / max(float(ranked.units[name].sum()), _LEAST) for name, curve in lost.items()}
-    return Importance(
-        units={name: values * heights[name] for name, values in ranked.units.items()},
-        shares={(name, chain): values * heights[name] for (name, chain), values in ranked.shares.items()},
-        curves=curves,
-    )
+    """Scores with the configuration's own prior; see :meth:`Divergences.importance`."""
+    return Divergences(model, graph, config, data, loss).importance(config.prior)
 
 
 def _drawn_to_prior(
     model: nn.Module,
     graph: GroupedModel,
-    config: DivergenceConfig,
+    removed: tuple[float, ...],
+    strength: float,
     lost: Mapping[str, Scores],
     home: Mapping[str, Blocks],
     blocks: Mapping[str, float],
 ) -> tuple[dict[str, Scores], dict[str, float]]:
     """The weighted geometric mean of each measured curve and SP-LAMP's on one common scale; blocks move as the groups inside do."""
-    if config.prior == 0:
+    if strength == 0:
         return dict(lost), dict(blocks)
     ratios = score(model, graph, SpLampConfig()).units
     prior = {}
@@ -206,7 +270,7 @@ def _drawn_to_prior(
     deep: dict[str, float] = {}
     logs: list[float] = []
     for name, curve in lost.items():
-        for share in config.removed:
+        for share in removed:
             width = round((1.0 - share) * _alive(graph.groups[name]))
             if curve[width] > _LEAST and prior[name][width] > _LEAST:
                 deep[name] = float(np.log(prior[name][width] / curve[width]))
@@ -216,12 +280,12 @@ def _drawn_to_prior(
     for name, curve in lost.items():
         both = (curve > 0) & (prior[name] > 0)
         drawn = curve.copy()
-        drawn[both] = curve[both] ** (1.0 - config.prior) * (prior[name][both] * np.exp(common)) ** config.prior
+        drawn[both] = curve[both] ** (1.0 - strength) * (prior[name][both] * np.exp(common)) ** strength
         found[name] = np.maximum.accumulate(drawn[::-1])[::-1]
     moved = {}
     for block, value in blocks.items():
         inside = [deep[name] + common for name in deep if home[name] and home[name][-1] == block]
-        moved[block] = value * float(np.exp(config.prior * np.mean(inside))) if inside else value
+        moved[block] = value * float(np.exp(strength * np.mean(inside))) if inside else value
     return found, moved
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
 
-__all__ = ["MEASURES", "Measure", "output_error", "output_kl"]
+__all__ = ["MEASURES", "Measure", "output_distance", "output_error", "output_kl"]
 
 Measure = Callable[[Any, Any], tuple[float, int]]
 """Takes the reference's and the other's output of one batch; returns the mean distance, at least 0, and the number of examples."""
@@ -64,5 +64,14 @@ def _tensors(output: Any) -> list[Tensor]:
     return []
 
 
-MEASURES: dict[str, Measure] = {"kl": output_kl, "error": output_error}
+def output_distance(reference: Any, other: Any) -> tuple[float, int]:
+    """:func:`output_kl` where the outputs are class scores, :func:`output_error` for any others."""
+    try:
+        _logits(reference)
+    except InvalidArgumentError:
+        return output_error(reference, other)
+    return output_kl(reference, other)
+
+
+MEASURES: dict[str, Measure] = {"auto": output_distance, "kl": output_kl, "error": output_error}
 """Measures by name."""

@@ -26,7 +26,7 @@ from latprune.surgery import prune as cut_model
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
-    from latprune.importance import Importance
+    from latprune.importance import Importance, Readings
     from latprune.methods.base import Proposer
 
 __all__ = ["ProposalSearch"]
@@ -91,18 +91,38 @@ class ProposalSearch:
         context = self._context(importance, since, measure_alone)
         if measure and self.limits.measured:
             context = replace(context, measured=self._measured(since))
-        with self.clock.timed("solve"):
-            proposer = self.method.prepare(context)
-
-        def chosen(proposal: Proposal) -> Selection:
-            return selection_of(self.graph, self.method.rank(context, proposal.removed_blocks), proposal, since)
-
         if self.limits.measured and measure:
-            return self._by_the_clock(context, proposer, chosen, limit=limit, last=last)
-        return self._counted(context, proposer, chosen, limit=limit)
+            return self._by_the_clock(context, since, limit=limit, last=last)
+        return self._counted(context, since, limit=limit)
+
+    def best_reading(self, readings: Readings, since: Selection, *, limit: float) -> Importance:
+        """The scores whose network diverges least as a whole, among several readings of one measurement.
+
+        Each reading's network is the one that is predicted to meet ``limit``; nothing is timed. The model must be as it was when it was
+        measured.
+        """
+        if not self.method.needs_tables:  # whole networks are timed: nothing can be compared by prediction
+            return next(iter(readings.importances.values()))
+        found: dict[tuple[Any, ...], float] = {}
+        best: tuple[float, Importance] | None = None
+        told = []
+        for name, importance in readings.importances.items():
+            staged = self._counted(self._context(importance, since, None), since, limit=limit)
+            key = staged.proposal.key
+            if key not in found:
+                found[key] = readings.divergence(staged.selection)
+            told.append(f"{name}: {found[key]:.4g}")
+            if best is None or found[key] < best[0]:
+                best = found[key], importance
+        assert best is not None
+        self.say(f"divergence of the networks that the readings lead to: {', '.join(told)}")
+        return best[1]
 
     def _context(
-        self, importance: Importance | None, since: Selection, measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, Any]]
+        self,
+        importance: Importance | None,
+        since: Selection,
+        measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, Any]] | None,
     ) -> StageContext:
         dense = self.graph.dense_widths()
         widths = {**dense, **{name: kept.size // self.graph.groups[name].rows for name, kept in since.kept.items()}}
@@ -133,10 +153,19 @@ class ProposalSearch:
             return self.limits.dense
         return self.trial(self._network(since)).value
 
-    def _by_the_clock(
-        self, context: StageContext, proposer: Proposer, chosen: Callable[[Proposal], Selection], *, limit: float, last: bool
-    ) -> StageProposal:
+    def _prepared(self, context: StageContext, since: Selection) -> tuple[Proposer, Callable[[Proposal], Selection]]:
+        """The method's proposer, and what a proposal of it keeps."""
+        with self.clock.timed("solve"):
+            proposer = self.method.prepare(context)
+
+        def chosen(proposal: Proposal) -> Selection:
+            return selection_of(self.graph, self.method.rank(context, proposal.removed_blocks), proposal, since)
+
+        return proposer, chosen
+
+    def _by_the_clock(self, context: StageContext, since: Selection, *, limit: float, last: bool) -> StageProposal:
         assert context.measured is not None
+        proposer, chosen = self._prepared(context, since)
         search = LimitSearch(budget=limit, start=context.measured, start_predicted=context.current, slack=self.slack)
         candidates = CandidateSearch(
             TimedProposer(proposer, self.clock),
@@ -160,9 +189,8 @@ class ProposalSearch:
             context=context,
         )
 
-    def _counted(
-        self, context: StageContext, proposer: Proposer, chosen: Callable[[Proposal], Selection], *, limit: float
-    ) -> StageProposal:
+    def _counted(self, context: StageContext, since: Selection, *, limit: float) -> StageProposal:
+        proposer, chosen = self._prepared(context, since)
         # What is counted needs no margin for a later measurement; what is only predicted needs room for the tables' error.
         room = self.latency.room() if self.limits.predicted else 1.0
         # Tables that were made when the machine ran at another speed are brought to the present one by the dense network.

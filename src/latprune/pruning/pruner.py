@@ -338,6 +338,8 @@ class Pruner:
         shown = self._masks.dense_values() if returns and self._masks is not None else nullcontext()
         with self._evaluating(), shown, self.clock.timed("score"):
             importance = self.scorer.importance(self.cut_to, data, loss, batches)
+            if self.scorer.readings is not None:
+                importance = self._search.best_reading(self.scorer.readings, since, limit=wanted)
         return self._search.find(
             importance,
             since,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from latprune.graph.types import Selection
-from latprune.importance import GradientAccumulator, Importance, LossFunction, accumulator_for
+from latprune.importance import GradientAccumulator, Importance, LossFunction, Readings, accumulator_for, read
 from latprune.importance import score as score_importance
 from latprune.surgery import present
 
@@ -34,6 +35,8 @@ class Scorer:
         self._graph = graph
         self._config = config
         self._accumulator: GradientAccumulator | None = None
+        self.readings: Readings | None = None
+        """Where the last scores are one of several readings: all of them, with their judge."""
 
     def accumulate(self, cut_to: Selection) -> None:
         """Add the gradients that the parameters hold now."""
@@ -64,6 +67,7 @@ class Scorer:
             loss: Scalar loss of ``(model, batch)``.
             batches: Take so many of them; None takes all.
         """
+        self.readings = None
         if self._config is None:
             return None
         seen = present(self._graph, cut_to)
@@ -71,7 +75,19 @@ class Scorer:
             self._accumulator.reduce()
             return self._accumulator.importance().over(seen.alive)
         taken = itertools.islice(iter(data), batches) if data is not None else None
+        self.readings = read(self._model, seen, self._config, taken, loss=loss)
+        if self.readings is not None:
+            self.readings = _Over(self.readings, seen.alive)
+            return next(iter(self.readings.importances.values()))
         return score_importance(self._model, seen, self._config, taken, loss=loss).over(seen.alive)
+
+
+class _Over:
+    """Readings of a cut model in the dense one's units."""
+
+    def __init__(self, readings: Readings, alive: Mapping[str, npt.NDArray[np.bool_]]) -> None:
+        self.importances = {name: importance.over(alive) for name, importance in readings.importances.items()}
+        self.divergence = readings.divergence
 
 
 def only_present(importance: Importance, selection: Selection) -> Importance:
