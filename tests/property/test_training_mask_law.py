@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from latprune.graph import ModelGraph, Selection, trace
+from latprune.graph.tensors import tensors_in
 from latprune.program import capture
 from latprune.surgery import TrainingMask, prune
 from latprune.surgery.masked import masked
-from latprune.surgery.masked_follower import tensors_in
 from support.equivalence import random_selection, randomise
 from support.networks import Recipe, build, recipes
 

@@ -14,8 +14,8 @@ from latprune.copying import copied
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
 from latprune.graph.example_inputs import as_call
+from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import masked
-from latprune.surgery.masked_follower import tensors_in
 from latprune.surgery.verify import TOLERANCES, in_double
 
 __all__ = ["check_masked"]

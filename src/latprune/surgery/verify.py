@@ -14,8 +14,8 @@ from latprune.copying import copied
 from latprune.errors import CaptureError, LatpruneError, SurgeryError
 from latprune.graph.conditions import folds_weights, preserved_modes
 from latprune.graph.example_inputs import as_call, random_inputs
+from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import MaskedModel
-from latprune.surgery.masked_follower import tensors_in
 
 __all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare"]
 
