@@ -14,7 +14,7 @@ from latprune import zoo
 from latprune.errors import CheckpointError, InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection, trace
 from latprune.program import capture
-from latprune.surgery import TrainingMask, mask_groups, masked, prune, training_masks
+from latprune.surgery import TrainingMask, mask_groups, mask_places, masked, prune
 from support.equivalence import random_selection
 
 X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -87,7 +87,8 @@ def test_hard_masks_stay_zero_under_decay_and_old_momentum_and_bring_back_what_w
     mask.attach(optimizer, optimizer)
     selection = halves(graph)
     mask.set(selection)
-    gone = {m.tensor: (m, g) for g in graph.groups.values() for m in mask._groups[g.name].zeros}
+    found = mask_groups.find_group_masks(model, graph)
+    gone = {m.tensor: (m, g) for g in graph.groups.values() for m in found[g.name].zeros}
     assert {"block.conv2.weight", "head.weight", "block.conv1.weight"} <= set(gone)
     for _ in range(5):
         step(model, optimizer)
@@ -370,7 +371,7 @@ def test_the_check_names_what_a_rule_got_wrong(monkeypatch: pytest.MonkeyPatch) 
     found = mask_groups.find_group_masks(model, graph)
     broken = next(name for name, group in found.items() if any(m.tensor == "block.conv2.weight" for m in group.zeros))
     found[broken] = mask_groups.GroupMask()
-    monkeypatch.setattr(training_masks, "find_group_masks", lambda model, graph: found)
+    monkeypatch.setattr(mask_places, "find_group_masks", lambda model, graph: found)
     before = values(model)
     mask = TrainingMask(model, graph, straight_through=True, example_inputs=X)
     with pytest.raises(SurgeryError, match=f"because of '{broken}'"):
