@@ -138,8 +138,13 @@ class TrainingMask:
         if selection is None:
             return
         self._put_on(selection, removed)
-        if self.example_inputs is not None:
+        if self.example_inputs is None:
+            return
+        try:
             self._check(selection)
+        except BaseException:
+            self._take_off()
+            raise
 
     def _put_on(self, selection: Selection, removed: Removed) -> None:
         held = self._places.held(removed, selection.removed_blocks, fixed=not self.straight_through)
@@ -176,7 +181,7 @@ class TrainingMask:
         """Compare with the masked executor; where they differ find the group or block at fault.
 
         Raises:
-            SurgeryError: They differ; no mask is set then.
+            SurgeryError: They differ.
         """
         why = self._difference(selection)
         if not why:
@@ -190,7 +195,6 @@ class TrainingMask:
             if self._difference(part):
                 at_fault = next(iter(part.kept), "") or next(iter(part.removed_blocks))
                 break
-        self._take_off()
         raise SurgeryError(
             f"the network under the mask does not compute what the masked executor does, because of '{at_fault}' ({why}); keep it whole, "
             "or cut it"
