@@ -483,6 +483,8 @@ def test_arguments_are_checked() -> None:
     mask.set(halves(graph))
     with mask.dense_values(), pytest.raises(SurgeryError, match="within dense_values"):
         mask.set(None)
+    with mask.dense_values(), pytest.raises(SurgeryError, match="within dense_values"):
+        mask.load_state_dict(mask.state_dict())
     optimizer = torch.optim.LBFGS(model.parameters())
     mask.attach(optimizer)
     with pytest.raises(InvalidArgumentError, match="closure"):

@@ -260,7 +260,10 @@ class TrainingMask:
 
         Raises:
             CheckpointError: The state is that of the other kind of mask, or of another network.
+            SurgeryError: The dense values are shown (:meth:`dense_values`); leave that first.
         """
+        if self._shown:
+            raise SurgeryError("load_state_dict() within dense_values(): leave it first")
         if "straight_through" not in state or bool(state["straight_through"]) is not self.straight_through:
             raise CheckpointError(
                 f"the state is not that of a mask with straight_through={self.straight_through}; build the mask as it was built then"
