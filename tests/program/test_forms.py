@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from latprune.export import export_onnx
 from latprune.graph import ModelGraph, call_with, trace
+from latprune.graph.tensors import tensors_in
 from latprune.program import ProgramModule, capture, save_program
 from latprune.surgery import check_equal, masked, prune
-from latprune.surgery.masked_follower import tensors_in
 from latprune.surgery.verify import in_double
 from support.equivalence import random_selection, randomise
 from support.programs import NETWORKS

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from latprune.graph import ModelGraph, trace
+from latprune.graph.tensors import tensors_in
 from latprune.program import capture
 from latprune.program.format import program_to_dict, restore_program
 from latprune.surgery import ArchitectureEdits, check_equal, masked, prune, replay
-from latprune.surgery.masked_follower import tensors_in
 from support.equivalence import random_selection, randomise
 from support.networks import Recipe, build, recipes
 

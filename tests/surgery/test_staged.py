@@ -136,16 +136,17 @@ def test_a_model_that_was_not_cut_to_since_is_refused() -> None:
 
 
 @pytest.mark.parametrize("width", [3, 5, 7])
-def test_rounded_weights_that_keep_a_scale_count_as_equal(width: int) -> None:
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+def test_rounded_weights_that_keep_a_scale_count_as_equal(width: int, dtype: torch.dtype, tolerance: float) -> None:
     torch.manual_seed(0)
-    model = DefaultScale().eval()
-    x = torch.randn(2, 6, 16)
+    model = DefaultScale().eval().to(dtype)
+    x = torch.randn(2, 6, 16, dtype=dtype)
     graph = trace(model, x)
     name = next(n for n, g in graph.groups.items() if g.columns == 8 and g.rows > 1)
     selection = Selection(kept={name: np.concatenate([r * 8 + np.arange(width) for r in range(graph.groups[name].rows)])})
     dense = copy.deepcopy(model)
     prune(model, graph, selection)
-    assert check_equal(model, masked(dense, graph, selection), x).tolerance == 1e-4
+    assert check_equal(model, masked(dense, graph, selection), x).tolerance == tolerance
     assert check_equal(copy.deepcopy(dense), masked(dense, graph, Selection(kept={})), x).tolerance == 1e-9
     with torch.no_grad():
         model.q.weight.mul_(1.01)

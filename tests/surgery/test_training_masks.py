@@ -14,7 +14,7 @@ from latprune import zoo
 from latprune.errors import CheckpointError, InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection, trace
 from latprune.program import capture
-from latprune.surgery import TrainingMask, mask_groups, masked, prune, training_masks
+from latprune.surgery import TrainingMask, mask_groups, mask_places, masked, prune
 from support.equivalence import random_selection
 
 X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -87,7 +87,8 @@ def test_hard_masks_stay_zero_under_decay_and_old_momentum_and_bring_back_what_w
     mask.attach(optimizer, optimizer)
     selection = halves(graph)
     mask.set(selection)
-    gone = {m.tensor: (m, g) for g in graph.groups.values() for m in mask._groups[g.name].zeros}
+    found = mask_groups.find_group_masks(model, graph)
+    gone = {m.tensor: (m, g) for g in graph.groups.values() for m in found[g.name].zeros}
     assert {"block.conv2.weight", "head.weight", "block.conv1.weight"} <= set(gone)
     for _ in range(5):
         step(model, optimizer)
@@ -365,15 +366,56 @@ def test_constant_buffers_among_what_makes_a_channel_are_masked_too() -> None:
     assert bool((model.k_bias == 1).all())
 
 
-def test_the_check_names_what_a_rule_got_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, graph = small()
+def spoil(monkeypatch: pytest.MonkeyPatch, model: nn.Module, graph: ModelGraph) -> str:
+    """From now on one group of the small network is masked by nothing; its name."""
     found = mask_groups.find_group_masks(model, graph)
     broken = next(name for name, group in found.items() if any(m.tensor == "block.conv2.weight" for m in group.zeros))
     found[broken] = mask_groups.GroupMask()
-    monkeypatch.setattr(training_masks, "find_group_masks", lambda model, graph: found)
+    monkeypatch.setattr(mask_places, "find_group_masks", lambda model, graph: found)
+    return broken
+
+
+def test_the_check_names_what_a_rule_got_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph = small()
+    broken = spoil(monkeypatch, model, graph)
     before = values(model)
     mask = TrainingMask(model, graph, straight_through=True, example_inputs=X)
     with pytest.raises(SurgeryError, match=f"because of '{broken}'"):
+        mask.set(halves(graph))
+    assert mask.selection is None
+    assert all(torch.equal(value, before[name]) for name, value in values(model).items())
+
+
+class OneType(Small):
+    """Runs in float32 alone."""
+
+    error: type[Exception] = RuntimeError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float32:
+            raise self.error("float32 expected")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (RuntimeError, SurgeryError, "float64 does not decide, as the dense model does not run in it: RuntimeError: float32 expected"),
+        (AssertionError, SurgeryError, "relative difference"),
+        (LookupError, LookupError, "float32 expected"),
+    ],
+)
+def test_where_float64_does_not_decide_the_check_says_why(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], raised: type[Exception], words: str
+) -> None:
+    torch.manual_seed(0)
+    model = OneType()
+    graph = trace(model, X)
+    spoil(monkeypatch, model, graph)
+    before = values(model)
+    model.error = error
+    mask = TrainingMask(model, graph, example_inputs=X)
+    with pytest.raises(raised, match=words):
         mask.set(halves(graph))
     assert mask.selection is None
     assert all(torch.equal(value, before[name]) for name, value in values(model).items())
@@ -441,6 +483,8 @@ def test_arguments_are_checked() -> None:
     mask.set(halves(graph))
     with mask.dense_values(), pytest.raises(SurgeryError, match="within dense_values"):
         mask.set(None)
+    with mask.dense_values(), pytest.raises(SurgeryError, match="within dense_values"):
+        mask.load_state_dict(mask.state_dict())
     optimizer = torch.optim.LBFGS(model.parameters())
     mask.attach(optimizer)
     with pytest.raises(InvalidArgumentError, match="closure"):

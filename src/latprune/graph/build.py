@@ -210,12 +210,15 @@ class _Builder(Axes):
         rows = self.grouping.roots[self.recording.grouped[tensor].numpy()]
         per_out = self.recording.tensor_shapes[tensor][0] // rows.shape[0]
         for k, classes in enumerate(rows):
-            for group_of, unit_of in self.grouping.slots[:1]:
-                here = group_of[classes]
+            for slot, (group_of, unit_of) in enumerate(self.grouping.slots):
+                here, units = group_of[classes], unit_of[classes]
                 for g in np.unique(here).tolist():
-                    if g >= 0 and g in found:
-                        at = np.flatnonzero(here == g)
-                        found[g].append(self._member(tensor, 1, at, unit_of[classes][at], (k * per_out, (k + 1) * per_out)))
+                    if g not in found:  # -1 among them
+                        continue
+                    at = np.flatnonzero(here == g)
+                    if slot and at.size == here.size and (units == units[0]).all():
+                        continue  # a coarse unit that the whole group of filters goes with: it has no input columns to lose
+                    found[g].append(self._member(tensor, 1, at, units[at], (k * per_out, (k + 1) * per_out)))
 
     # -- kernels -------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError, LatpruneError
 
@@ -19,6 +20,7 @@ __all__ = [
     "capture_conditions",
     "check_repeatable",
     "cut_unfolded",
+    "during_calls",
     "folds_weights",
     "forget_cached",
     "preserved_modes",
@@ -41,6 +43,29 @@ def capture_conditions() -> Iterator[None]:
             yield
     finally:
         backend.set_fastpath_enabled(before)
+
+
+@contextmanager
+def during_calls(model: nn.Module, within: str, mode: TorchDispatchMode) -> Iterator[None]:
+    """The mode at work during a run of ``model``, or during the calls of its sub-module ``within`` where that is not empty."""
+    if not within:
+        with mode:
+            yield
+        return
+    module = model.get_submodule(within)
+
+    def enter(*_: Any) -> None:
+        mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(*_: Any) -> None:
+        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -314,9 +314,10 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What a rule says; outside of the module that is pruned an operation may be more than the rule can take."""
         try:
             return rule(step)
-        except Exception:
+        except Exception:  # of any kind: rules come from other packages too, and meet results whose sizes follow the data
             if inside:
                 raise
+            # Nothing is lost but width: all that the operation reads stays whole, with this reason, also where the rule got half way.
             for i in infos:
                 step.freeze(i.fields, f"read outside of '{self._within}' by {step.place}")
             return []

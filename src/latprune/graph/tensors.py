@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-__all__ = ["flatten_tensors", "operands", "structure"]
+__all__ = ["flatten_tensors", "operands", "structure", "tensors_in"]
 
 
 def operands(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -53,3 +53,16 @@ def flatten_tensors(values: Any, *, opaque: bool = True) -> list[torch.Tensor]:
                 if isinstance(item, (torch.Tensor, list, tuple, dict)):
                     found += flatten_tensors(item)
     return found
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """All tensors in a nest of tuples, lists, mappings and objects with attributes, of any depth, in order: all that an output holds."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for item in value.values() for tensor in tensors_in(item)]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in tensors_in(item)]
+    if value is None or isinstance(value, (str, bytes, int, float, bool, type, nn.Module)) or not hasattr(value, "__dict__"):
+        return []
+    return [tensor for item in vars(value).values() for tensor in tensors_in(item)]

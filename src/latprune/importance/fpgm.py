@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
-from latprune.importance.magnitude import producers
-from latprune.importance.tensors import check_finite, combine, named_tensors, present_units, tensor_of
+from latprune.graph.types import Member
+from latprune.importance.core import GroupedModel, Importance, LossFunction, Scores, register
+from latprune.importance.filters import sum_over_filters
+from latprune.importance.tensors import combine
 
 __all__ = ["FPGMConfig"]
 
@@ -29,17 +30,11 @@ def score_fpgm(model: nn.Module, graph: GroupedModel, config: FPGMConfig, data: 
 
     The paper ranks by the sum of the distances within one layer; the mean ranks alike, and does not grow with the number of filters.
     """
-    tensors = named_tensors(model)
-    units: dict[str, Scores] = {}
-    parts: dict[str, list[tuple[Blocks, Scores]]] = {}
-    for name, group in graph.groups.items():
-        parts[name] = []
-        for member in producers(group):
-            weight = tensor_of(tensors, member).detach()
-            check_finite(weight, member.tensor)
-            positions = torch.from_numpy(member.positions).to(weight.device)
-            filters = weight.movedim(member.dim, 0)[positions].flatten(1).double()  # (n, weights of a filter)
-            distances = torch.cdist(filters, filters).mean(dim=1).cpu().numpy()
-            parts[name].append((member.blocks, np.bincount(member.units, weights=distances, minlength=group.units).astype(np.float64)))
-        units[name] = np.sum([found for _, found in parts[name]], axis=0) if parts[name] else present_units(group).astype(np.float64)
-    return combine(units, parts)
+
+    def distances(weight: Tensor, member: Member, units: int) -> Scores:
+        positions = torch.from_numpy(member.positions).to(weight.device)
+        filters = weight.movedim(member.dim, 0)[positions].flatten(1).double()  # (n, weights of a filter)
+        means = torch.cdist(filters, filters).mean(dim=1).cpu().numpy()
+        return np.bincount(member.units, weights=means, minlength=units).astype(np.float64)
+
+    return combine(*sum_over_filters(model, graph, distances))

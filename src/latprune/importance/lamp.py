@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
-from latprune.importance.magnitude import producers
-from latprune.importance.tensors import check_finite, combine, named_tensors, present_units, sum_per_unit, tensor_of
+from latprune.graph.types import Member
+from latprune.importance.core import GroupedModel, Importance, LossFunction, Scores, register
+from latprune.importance.filters import sum_over_filters
+from latprune.importance.tensors import combine, sum_per_unit
 
 __all__ = ["LampConfig", "lamp_scores", "ratios_to_larger"]
 
@@ -71,20 +72,14 @@ def lamp_scores(weight: Tensor) -> Tensor:
 @register(LampConfig, name="lamp")
 def score_lamp(model: nn.Module, graph: GroupedModel, config: LampConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
     """Sum over a unit's producers of the mean LAMP score of the filter's weights; the layers' shares are the terms of the sum."""
-    tensors = named_tensors(model)
     cache: dict[str, Tensor] = {}
-    units: dict[str, Scores] = {}
-    parts: dict[str, list[tuple[Blocks, Scores]]] = {}
-    for name, group in graph.groups.items():
-        parts[name] = []
-        for member in producers(group):
-            if member.tensor not in cache:
-                tensor = tensor_of(tensors, member)
-                check_finite(tensor, member.tensor)
-                cache[member.tensor] = lamp_scores(tensor)
-            scores = cache[member.tensor]
-            sums = sum_per_unit(scores, member, group.units)
-            counts = sum_per_unit(torch.ones_like(scores), member, group.units)
-            parts[name].append((member.blocks, np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)))
-        units[name] = np.sum([values for _, values in parts[name]], axis=0) if parts[name] else present_units(group).astype(np.float64)
-    return combine(units, parts)
+
+    def means(weight: Tensor, member: Member, units: int) -> Scores:
+        if member.tensor not in cache:
+            cache[member.tensor] = lamp_scores(weight)
+        scores = cache[member.tensor]
+        sums = sum_per_unit(scores, member, units)
+        counts = sum_per_unit(torch.ones_like(scores), member, units)
+        return np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
+
+    return combine(*sum_over_filters(model, graph, means))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
+from latprune.importance.filters import producers
 from latprune.importance.lamp import ratios_to_larger
-from latprune.importance.magnitude import producers
 from latprune.importance.tensors import check_finite, combine, named_tensors, norm_after, present_units, sum_per_unit, tensor_of
 from latprune.program.module import ProgramScope
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.tensors import tensors_in
 from latprune.recovery.batches import calibration_batches, count
 from latprune.recovery.contract import Progress, Recovery, Situation, get_strategy
 from latprune.recovery.report import RecoveryReport
-from latprune.surgery.masked_follower import tensors_in
 from latprune.train.batches import forward
 
 __all__ = ["output_error", "outputs_of", "recover"]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
+from latprune.graph.conditions import capture_conditions, during_calls, forget_cached, preserved_state
+from latprune.graph.tensors import operands, tensors_in
 from latprune.train.batches import forward
 
 __all__ = ["Key", "Operation", "Stepper", "Sequence_", "record_operations"]
@@ -74,31 +75,8 @@ class Sequence_:
     """Whether a run leaves something behind in the model's modules (a cached mask), so that it must be undone between two runs."""
 
 
-def flatten(args: Sequence[Any], options: Mapping[str, Any]) -> list[Tensor]:
-    """The tensor arguments of an operation, in order."""
-    found: list[Tensor] = []
-    for value in (*args, *options.values()):
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found.extend(item for item in value if isinstance(item, Tensor))
-    return found
-
-
 def _leaves(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _nested_tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [t for item in value.values() for t in _nested_tensors(item)]
-    if isinstance(value, (list, tuple)):
-        return [t for item in value for t in _nested_tensors(item)]
-    if value is None or isinstance(value, (str, bytes, int, float, bool, type, nn.Module)) or not hasattr(value, "__dict__"):
-        return []
-    return [t for item in vars(value).values() for t in _nested_tensors(item)]
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -118,13 +96,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Run one operation and write it down."""
         options = dict(kwargs or {})
-        operands = flatten(args, options)
+        tensors = operands(args, options)
         index = len(self.found.operations)
-        sources = tuple(self.key_of(t) for t in operands)
+        sources = tuple(self.key_of(t) for t in tensors)
         constants = tuple(None if isinstance(a, Tensor) else a for a in args)
         stored = {
             k: t
-            for k, (t, s) in enumerate(zip(operands, sources, strict=True))
+            for k, (t, s) in enumerate(zip(tensors, sources, strict=True))
             if t.numel() and t.untyped_storage().data_ptr() in self._stored
         }
         operation = Operation(
@@ -132,7 +110,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             module=self.path[-1],
             sources=sources,
             operands=stored,
-            shapes=tuple(tuple(t.shape) for t in operands),
+            shapes=tuple(tuple(t.shape) for t in tensors),
             constants=constants,
         )
         self.found.operations.append(operation)
@@ -157,7 +135,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._schema.is_mutable:
             for argument, value in zip(func._schema.arguments, args, strict=False):
                 if argument.alias_info is not None and argument.alias_info.is_write:
-                    writes.extend(k for k in (self.key_of(t) for t in flatten([value], {})) if k is not None)
+                    writes.extend(k for k in (self.key_of(t) for t in operands((value,), {})) if k is not None)
         operation.results = tuple(results)
         operation.result_shapes = tuple(tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in _leaves(output))
         operation.writes = tuple(dict.fromkeys(writes))
@@ -188,29 +166,6 @@ def _attributes(model: nn.Module) -> list[tuple[int, ...]]:
     return [tuple(id(v) for name, v in d.items() if name != "training") for d in holders]
 
 
-@contextmanager
-def _during(model: nn.Module, within: str, mode: TorchDispatchMode) -> Iterator[None]:
-    """The mode at work during the run, or during the calls of the sub-module ``within``."""
-    if not within:
-        with mode:
-            yield
-        return
-    module = model.get_submodule(within)
-
-    def enter(*_: Any) -> None:
-        mode.__enter__()  # type: ignore[no-untyped-call]
-
-    def leave(*_: Any) -> None:
-        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def record_operations(model: nn.Module, inputs: Any, within: str = "") -> Sequence_:
     """Run the model once and write down its operations (those inside of ``within`` where that is given)."""
     with _conditions(model):
@@ -226,7 +181,7 @@ def record_operations(model: nn.Module, inputs: Any, within: str = "") -> Sequen
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             path = recorder.path.pop()
             ran[path] = ran.get(path, 0) + 1
-            tensors = _nested_tensors(output)
+            tensors = tensors_in(output)
             key = recorder.key_of(tensors[0]) if tensors else None
             if key is not None and key[0] >= 0:
                 recorder.found.returned[path] = max([key[0], *recorder.found.written.get(key, ())])
@@ -236,7 +191,7 @@ def record_operations(model: nn.Module, inputs: Any, within: str = "") -> Sequen
                 continue
             handles += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave, always_call=True)]
         try:
-            with _during(model, within, recorder):
+            with during_calls(model, within, recorder):
                 output = forward(model, inputs)
         finally:
             for handle in handles:
@@ -244,7 +199,7 @@ def record_operations(model: nn.Module, inputs: Any, within: str = "") -> Sequen
         found = recorder.found
         found.returned = {path: at for path, at in found.returned.items() if ran[path] == 1}
         found.caching = _attributes(model) != before
-        outputs = [recorder.key_of(t) for t in _nested_tensors(output)]
+        outputs = [recorder.key_of(t) for t in tensors_in(output)]
         found.outputs = tuple(k for k in outputs if k is not None)
         if within:
             # What the rest of the model reads is not known: everything that nothing inside reads may be read outside.
@@ -301,7 +256,7 @@ class _Run(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "depends on the data; give batches of one shape, or leave recovery off"
             )
         if index >= self.stop:
-            self.batch.arguments = flatten(args, options)
+            self.batch.arguments = operands(args, options)
             raise _ReachedError
         operation = self.sequence.operations[index]
         if index < self.batch.reached:
@@ -391,7 +346,7 @@ class Stepper:
         run = _Run(self.sequence, batch, stop, self._pins)
         with _conditions(self.model) if not self._ready or self.sequence.caching else nullcontext():
             try:
-                with _during(self.model, self.within, run):
+                with during_calls(self.model, self.within, run):
                     batch.output = forward(self.model, batch.inputs)
             except _ReachedError:
                 pass

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from latprune.copying import copied
+from latprune.errors import CaptureError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
 from latprune.graph.example_inputs import as_call
+from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import masked
-from latprune.surgery.masked_follower import tensors_in
 from latprune.surgery.verify import TOLERANCES, in_double
 
 __all__ = ["check_masked"]
@@ -30,7 +31,8 @@ def check_masked(
 ) -> str:
     """How a network under a mask differs from the masked executor on its dense values; empty where it does not.
 
-    Where the difference in the model's own type could be rounding, copies in float64 decide.
+    Where the difference in the model's own type could be rounding, copies in float64 decide; where the dense model does not run in float64,
+    the difference in its own type stands, with the reason.
 
     Args:
         model: The network with the mask on.
@@ -44,7 +46,6 @@ def check_masked(
     with dense_values():
         executor = masked(model, graph, selection)
         wanted = executor.run(*_copied(inputs))
-        wide_dense = None
     why = _compare(model, wanted.output, wanted.masks, inputs)
     if not why:
         return ""
@@ -52,8 +53,9 @@ def check_masked(
         wide_dense = executor.with_model(copied(model).double())
     try:
         wide = wide_dense.run(*_copied(in_double(inputs)))
-    except Exception:
-        return why  # an operator of the model exists in its own type only, or a part of it computes in one whatever the model's type
+    except (CaptureError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        # What a model raises that has an operator, a check or a part of its own for one type alone: then that type's verdict stands.
+        return f"{why}; float64 does not decide, as the dense model does not run in it: {type(error).__name__}: {error}"
     return _compare(copied(model).double(), wide.output, wide.masks, in_double(inputs))
 
 

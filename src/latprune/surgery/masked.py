@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state, unfolded
+from latprune.graph.conditions import capture_conditions, during_calls, forget_cached, preserved_modes, preserved_state, unfolded
 from latprune.graph.surgery_plan import SurgeryPlan
+from latprune.graph.tensors import tensors_in
 from latprune.graph.types import Call, ChannelGroup, Selection
-from latprune.surgery.masked_follower import Follower, tensors_in
+from latprune.surgery.masked_follower import Follower
 
 __all__ = ["MaskedModel", "MaskedRun", "RecordedModel", "keep_mask", "masked"]
 
@@ -116,7 +117,7 @@ class MaskedModel:
             CaptureError: The run performs other operations than the recorded one did.
         """
         follower = Follower(self)
-        with _conditions(self.model), self._following(follower):
+        with _conditions(self.model), during_calls(self.model, self._within, follower):
             output = self.model(*args, **kwargs)
         follower.finish()
         masks = {}
@@ -126,28 +127,6 @@ class MaskedModel:
                 tensor.masked_fill_(mask.logical_not().to(tensor.device), 0)
                 masks[id(tensor)] = mask
         return MaskedRun(output=output, masks=masks, types=frozenset(follower.types))
-
-    @contextmanager
-    def _following(self, follower: Follower) -> Iterator[None]:
-        """The follower at work during the run, or during the calls of the sub-module that was recorded."""
-        if not self._within:
-            with follower:
-                yield
-            return
-        module = self.model.get_submodule(self._within)
-
-        def enter(*_: Any) -> None:
-            follower.__enter__()  # type: ignore[no-untyped-call]
-
-        def leave(*_: Any) -> None:
-            follower.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-        hooks = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def with_model(self, model: nn.Module) -> MaskedModel:
         """The same masks over another instance of the same model (a copy in another type, on another device)."""

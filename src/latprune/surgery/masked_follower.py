@@ -13,28 +13,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError
+from latprune.graph.tensors import operands, tensors_in
 from latprune.graph.types import Call
 from latprune.surgery.masked_rules import find_masked_rule
 
 if TYPE_CHECKING:
     from latprune.surgery.masked import MaskedModel
 
-__all__ = ["Follower", "tensors_in"]
+__all__ = ["Follower"]
 
 IntArray = npt.NDArray[np.int64]
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in a nest of tuples, lists, mappings and objects with attributes, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        return [tensor for item in value.values() for tensor in tensors_in(item)]
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    if value is None or isinstance(value, (str, bytes, int, float, bool, type, nn.Module)) or not hasattr(value, "__dict__"):
-        return []
-    return [tensor for item in vars(value).values() for tensor in tensors_in(item)]
 
 
 def _shape_fits(field: IntArray, tensor: Tensor) -> bool:
@@ -100,8 +88,8 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.place > self.owner.last:
             self.place += 1
             return func(*args, **options)
-        operands = _operands(args, options)
-        call = self._expect(func, operands)
+        tensors = operands(args, options)
+        call = self._expect(func, tensors)
         if call is None:
             return func(*args, **options)
         masks = [self.owner.mask(fields) for fields in call.all_fields]
@@ -109,7 +97,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not gone and (func.is_view or all(mask is None for mask in masks)):
             # A view stays a view of the real tensor (writes through it must arrive); what reads it hides what is removed.
             return self._note(call, func(*args, **options))
-        hidden = _hide_all(operands, masks, gone)
+        hidden = _hide_all(tensors, masks, gone)
         replaced_args, replaced_options = _replace(args, options, iter(hidden))
         rule = find_masked_rule(func)
         if rule is None:
@@ -117,7 +105,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             output = _in_layout_of(func(*replaced_args, **replaced_options), rule(func, replaced_args, replaced_options, masks))
         if func._schema.is_mutable:
-            output = self._write_back(func, args, options, operands, hidden, output)
+            output = self._write_back(func, args, options, tensors, hidden, output)
         return self._note(call, output)
 
     def _expect(self, func: Any, operands: list[Tensor]) -> Call | None:
@@ -195,19 +183,8 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
 
-def _operands(args: tuple[Any, ...], options: Mapping[str, Any]) -> list[Tensor]:
-    """The tensor arguments, flattened in order."""
-    found: list[Tensor] = []
-    for value in (*args, *options.values()):
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found.extend(item for item in value if isinstance(item, Tensor))
-    return found
-
-
 def _replace(args: tuple[Any, ...], options: Mapping[str, Any], tensors: Iterator[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments with their tensors exchanged, in the order of :func:`_operands`."""
+    """The same arguments with their tensors exchanged, in the order of :func:`latprune.graph.tensors.operands`."""
 
     def exchanged(value: Any) -> Any:
         if isinstance(value, Tensor):

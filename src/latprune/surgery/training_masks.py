@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,18 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from latprune.errors import CheckpointError, InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.captured import CapturedNetwork
-from latprune.surgery.mask_blocks import find_block_masks
 from latprune.surgery.mask_check import check_masked
-from latprune.surgery.mask_coordinates import kept_places
-from latprune.surgery.mask_groups import find_group_masks
 from latprune.surgery.mask_norms import CountedNorms
-from latprune.surgery.mask_selection import Removed, check_dense, removed_units
-from latprune.surgery.mask_values import HeldValues, Slice, slices_of
+from latprune.surgery.mask_places import MaskPlaces
+from latprune.surgery.mask_selection import Removed, check_dense
+from latprune.surgery.mask_steps import MaskedSteps
+from latprune.surgery.mask_values import HeldValues
 
 __all__ = ["TrainingMask"]
 
@@ -98,15 +96,13 @@ class TrainingMask:
         self.straight_through = straight_through
         self.weight_decay = weight_decay
         self.example_inputs = example_inputs
-        self._groups = find_group_masks(model, graph)
-        self._blocks = find_block_masks(model, graph)
+        self._places = MaskPlaces(model, graph)
+        self._steps = MaskedSteps(straight_through=straight_through, weight_decay=weight_decay)
+        self._norms = CountedNorms(model)
         self._selection: Selection | None = None
         self._held: dict[str, HeldValues] = {}
-        self._by_parameter: dict[int, HeldValues] = {}
-        self._norms = CountedNorms(model)
         self._kept: dict[str, Tensor] = {}
         self._shown = False
-        self._hooks: dict[int, tuple[Optimizer, tuple[RemovableHandle, RemovableHandle]]] = {}
 
     # -- what is masked --------------------------------------------------------------------------------------------
 
@@ -118,8 +114,7 @@ class TrainingMask:
     @property
     def unmaskable(self) -> Mapping[str, str]:
         """Groups and blocks that cannot be masked in training, with the reason; a schedule that masks keeps them whole."""
-        found = {name: mask.reason for name, mask in self._groups.items() if mask.reason}
-        return found | {name: mask.reason for name, mask in self._blocks.items() if mask.reason}
+        return self._places.unmaskable
 
     @torch.no_grad()
     def set(self, selection: Selection | None) -> None:
@@ -138,92 +133,68 @@ class TrainingMask:
         """
         if self._shown:
             raise SurgeryError("set() within dense_values(): leave it first")
-        removed = self._checked(selection) if selection is not None else {}
+        removed = self._places.removed(selection) if selection is not None else {}
         self._take_off()
         if selection is None:
             return
         self._put_on(selection, removed)
-        if self.example_inputs is not None:
+        if self.example_inputs is None:
+            return
+        try:
             self._check(selection)
-
-    def _checked(self, selection: Selection) -> Removed:
-        """Which units go (:func:`removed_units`); an error where something goes that cannot be masked."""
-        removed = removed_units(self.graph, selection)
-        reasons = self.unmaskable
-        for name in (*removed, *sorted(selection.removed_blocks)):
-            if name in reasons:
-                raise SurgeryError(f"'{name}' cannot be masked in training ({reasons[name]}): keep it whole, or cut it")
-        return removed
+        except BaseException:
+            self._take_off()
+            raise
 
     def _put_on(self, selection: Selection, removed: Removed) -> None:
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        tensors = {**dict(self.model.named_buffers(remove_duplicate=False)), **parameters}
-        blocks = [self._blocks[name] for name in selection.removed_blocks]
-        zeros = self._slices(removed, whole={name for b in blocks for name in b.zeros})
-        fixed: dict[str, list[Slice]] = {}
-        if not self.straight_through:
-            fixed = self._slices(removed, whole={name for b in blocks for name in b.own}, everything=True)
-        for name in dict.fromkeys((*zeros, *fixed)):
-            if name in zeros or name in parameters:  # statistics of norms, which are buffers, are not fixed
-                self._held[name] = HeldValues(tensors[name], zeros.get(name, []), fixed.get(name, []))
-        self._by_parameter = {id(held.parameter): held for held in self._held.values()}
-        self._kept = self._counted(removed)
+        held = self._places.held(removed, selection.removed_blocks, fixed=not self.straight_through)
+        self._kept = self._places.counted(removed)
+        self._held = held
+        self._hide()
+        self._selection = selection
+
+    def _hide(self) -> None:
+        """The masked values are in the parameters, the dense ones are held."""
         for held in self._held.values():
             held.hide()
         self._norms.put_on(self._kept)
-        self._selection = selection
+        self._steps.held = {id(held.parameter): held for held in self._held.values()}
 
-    def _slices(self, removed: Removed, *, whole: Collection[str], everything: bool = False) -> dict[str, list[Slice]]:
-        members = [
-            (member, gone)
-            for name, gone in removed.items()
-            for member in (self.graph.groups[name].members if everything else self._groups[name].zeros)
-        ]
-        found = slices_of([member for member, _ in members], {id(member): gone for member, gone in members})
-        return found | {name: [Slice(dim=-1, index=torch.empty(0, dtype=torch.int64))] for name in whole}
-
-    def _counted(self, removed: Removed) -> dict[str, Tensor]:
-        """Norm modules that must not count everything: their kept places."""
-        found: dict[str, Tensor] = {}
-        for name in removed:
-            for use in self._groups[name].norms:
-                kept = torch.from_numpy(kept_places(use.classes, self.graph.class_units, removed))
-                if use.module in found and found[use.module].shape == kept.shape:
-                    kept = kept & found[use.module]
-                elif use.module in found:
-                    raise SurgeryError(f"norm '{use.module}' reads channels that lie differently from call to call; keep '{name}' whole")
-                found[use.module] = kept
-        return found
-
-    def _take_off(self) -> None:
-        """The dense values are back in the parameters, and nothing is held."""
+    def _show(self) -> None:
+        """The dense values are in the parameters."""
+        self._steps.held = {}
         self._norms.take_off()
         for held in self._held.values():
             held.show()
-        self._forget()
+
+    def _take_off(self) -> None:
+        """The dense values are back in the parameters, and nothing is held."""
+        self._show()
+        self._held, self._kept, self._selection = {}, {}, None
 
     def _forget(self) -> None:
-        self._held, self._by_parameter, self._kept, self._selection = {}, {}, {}, None
+        """The values that are in the parameters stay, and nothing is held."""
+        self._held = {}
+        self._take_off()
 
     def _check(self, selection: Selection) -> None:
         """Compare with the masked executor; where they differ find the group or block at fault.
 
         Raises:
-            SurgeryError: They differ; no mask is set then.
+            SurgeryError: They differ.
         """
         why = self._difference(selection)
         if not why:
             return
-        parts = [Selection(kept={name: kept}) for name, kept in selection.kept.items() if name in self._checked(selection)]
+        parts = [Selection(kept={name: kept}) for name, kept in selection.kept.items() if name in self._places.removed(selection)]
         parts += [Selection(kept={}, removed_blocks=frozenset([name])) for name in sorted(selection.removed_blocks)]
         at_fault = "several of its parts together"
         for part in parts:
             self._take_off()
-            self._put_on(part, self._checked(part))
+            self._put_on(part, self._places.removed(part))
             if self._difference(part):
                 at_fault = next(iter(part.kept), "") or next(iter(part.removed_blocks))
                 break
-        self._take_off()
         raise SurgeryError(
             f"the network under the mask does not compute what the masked executor does, because of '{at_fault}' ({why}); keep it whole, "
             "or cut it"
@@ -239,55 +210,11 @@ class TrainingMask:
 
         Their ``step`` must not be given a closure, which would run the network with dense values.
         """
-        for optimizer in optimizers:
-            inner = _unwrapped(optimizer)
-            if id(inner) not in self._hooks:
-                hooks = (inner.register_step_pre_hook(self._before_step), inner.register_step_post_hook(self._after_step))
-                self._hooks[id(inner)] = (inner, hooks)
+        self._steps.attach(*optimizers)
 
     def detach(self, *optimizers: Optimizer) -> None:
         """Leave these optimizers alone from now on; without arguments all."""
-        for key in [id(_unwrapped(o)) for o in optimizers] or list(self._hooks):
-            if key in self._hooks:
-                for hook in self._hooks.pop(key)[1]:
-                    hook.remove()
-
-    def _of(self, optimizer: Optimizer) -> Iterator[tuple[HeldValues, dict[str, Any]]]:
-        """The masked parameters that an optimizer updates, with their parameter groups."""
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                held = self._by_parameter.get(id(parameter))
-                if held is not None:
-                    yield held, group
-
-    @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._shown or not self._held:
-            return
-        if any(callable(a) for a in (*args[1:], *kwargs.values())):
-            raise InvalidArgumentError(
-                "optimizer.step(closure) runs the network within the step, where no mask is set; call backward() before it"
-            )
-        for held, _ in self._of(optimizer):
-            if self.straight_through:
-                held.show()
-            elif held.parameter.grad is not None:
-                held.clear_like(held.parameter.grad)
-
-    @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._shown or not self._held:
-            return
-        for held, group in self._of(optimizer):
-            if self.straight_through:
-                held.hide()
-                if self.weight_decay:
-                    held.decay(1.0 - float(group["lr"]) * self.weight_decay)
-                continue
-            held.fix()
-            for value in optimizer.state.get(held.parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == held.parameter.shape:
-                    held.clear_like(value)
+        self._steps.detach(*optimizers)
 
     @contextmanager
     def dense_values(self) -> Iterator[None]:
@@ -299,9 +226,7 @@ class TrainingMask:
             yield
             return
         with torch.no_grad():
-            for held in self._held.values():
-                held.show()
-        self._norms.take_off()
+            self._show()
         self._shown = True
         try:
             yield
@@ -309,9 +234,7 @@ class TrainingMask:
             self._shown = False
             if self._selection is not None:
                 with torch.no_grad():
-                    for held in self._held.values():
-                        held.hide()
-                self._norms.put_on(self._kept)
+                    self._hide()
 
     # -- saving ----------------------------------------------------------------------------------------------------
 
@@ -337,12 +260,14 @@ class TrainingMask:
 
         Raises:
             CheckpointError: The state is that of the other kind of mask, or of another network.
+            SurgeryError: The dense values are shown (:meth:`dense_values`); leave that first.
         """
+        if self._shown:
+            raise SurgeryError("load_state_dict() within dense_values(): leave it first")
         if "straight_through" not in state or bool(state["straight_through"]) is not self.straight_through:
             raise CheckpointError(
                 f"the state is not that of a mask with straight_through={self.straight_through}; build the mask as it was built then"
             )
-        self._norms.take_off()
         self._forget()
         if "selected" not in state:
             return
@@ -351,13 +276,12 @@ class TrainingMask:
             removed_blocks=frozenset(n.removeprefix("removed_block.") for n in state if n.startswith("removed_block.")),
         )
         try:
-            self._put_on(selection, self._checked(selection))
+            self._put_on(selection, self._places.removed(selection))
         except InvalidArgumentError as error:
             raise CheckpointError(f"the mask's state is of another network: {error}") from error
         for name, held in self._held.items():
             missing = held.load(name, state)
             if missing:
-                self._norms.take_off()
                 self._forget()
                 raise CheckpointError(f"the mask's state is of another network: '{missing}' is missing or has another shape")
 
@@ -365,9 +289,3 @@ class TrainingMask:
         """Take the mask off and leave the optimizers alone."""
         self.set(None)
         self.detach()
-
-
-def _unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer inside of a wrapper that is one itself (Accelerate's)."""
-    inner = getattr(optimizer, "optimizer", None)
-    return _unwrapped(inner) if isinstance(inner, Optimizer) else optimizer

@@ -14,8 +14,8 @@ from latprune.copying import copied
 from latprune.errors import CaptureError, LatpruneError, SurgeryError
 from latprune.graph.conditions import folds_weights, preserved_modes
 from latprune.graph.example_inputs import as_call, random_inputs
+from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import MaskedModel
-from latprune.surgery.masked_follower import tensors_in
 
 __all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare"]
 
@@ -165,7 +165,8 @@ def check_equal(
         except _DenseFailsError as own:
             raise CaptureError(f"the dense model does not run on the inputs of the check: {own}") from own
     held = [TOLERANCES.get(parameter.dtype, 0.0) for parameter in pruned.parameters()]
-    # Weights that were multiplied or folded in the model's type are rounded by it, in whatever the check computes.
+    # The pruned network stores the multiplied weights in the model's type, and a model that is folded holds only the rounded sum: the exact
+    # values are nowhere any more, so that float64 cannot tell their rounding from a mistake. Models held in float64 keep 1e-9 all the same.
     if tolerance is None and held and (masked.rescaled or folds_weights(masked.model)):
         tolerance = max(held)
     wide = masked.with_model(copied(masked.model).double())
