@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
-from latprune.importance import DivergenceConfig, MagnitudeConfig, SpLampConfig, best_units, read, score, width_curve
+from latprune.importance import DivergenceConfig, MagnitudeConfig, SpLampConfig, TaylorConfig, best_units, read, score, width_curve
 from latprune.importance.divergence import _example_count
 from latprune.importance.outputs import output_error, output_kl
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
@@ -216,7 +216,12 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     graph = trace(model, IMAGES[0])
     found = read(model, graph, DivergenceConfig(examples=24, prior=0.5, priors=(0.0, 0.5, 1.0)), iter(IMAGES))
-    assert list(found.importances) == ["prior 0.5", "prior 0", "prior 1"]
+    assert list(found.importances) == ["prior 0.5", "prior 0", "prior 1", "SpLamp"]  # no labels: no Taylor scores
+    labelled = [(x, torch.arange(len(x)) % 5) for x in IMAGES]
+    with_labels = read(model, graph, DivergenceConfig(examples=24, priors=()), labelled)
+    assert list(with_labels.importances) == ["prior 0.5", "SpLamp", "Taylor"]
+    expected = score(model, graph, TaylorConfig(), labelled).units
+    assert all(np.array_equal(values, expected[name]) for name, values in with_labels.importances["Taylor"].units.items())
     for prior in (0.0, 0.5, 1.0):
         alone = score(model, graph, DivergenceConfig(examples=24, prior=prior), IMAGES)
         for key, curve in found.importances[f"prior {prior:g}"].curves.items():

@@ -8,7 +8,7 @@ common scale is measured. A run costs one forward pass over a few examples for e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import ChannelGroup, Selection
 from latprune.importance.activations import call, inputs_of
-from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register, score
+from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, needs_data, register, score
 from latprune.importance.outputs import MEASURES, Measure
 from latprune.importance.ranking import layer_importance, rank_units
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.importance.sp_lamp import SpLampConfig
+from latprune.importance.taylor import TaylorConfig
 from latprune.importance.tensors import check_finite, named_tensors, present_units
 
 __all__ = ["DivergenceConfig", "width_curve"]
@@ -51,6 +52,7 @@ class DivergenceConfig:
             are cut together from being cut deeply where each alone is cheap. 0 takes the measured curves as they are.
         priors: Further priors to read the same measurement with: a pruner solves with each, measures the divergence of the whole networks
             that come out, and takes the least. None of them is right for every network, because single effects do not add up.
+        rivals: Other criteria whose networks are compared along. One that needs labels is left out where the batches have none.
         measure: ``kl``: mean Kullback-Leibler divergence of the class probabilities. ``error``: squared error of all outputs relative to
             their variance, for models that do not classify. ``auto``: the first where the outputs are class scores, else the second.
     """
@@ -60,6 +62,7 @@ class DivergenceConfig:
     examples: int | None = None
     prior: float = 0.5
     priors: tuple[float, ...] = (0.0, 0.25, 0.75, 1.0)
+    rivals: tuple[object, ...] = (SpLampConfig(), TaylorConfig())
     measure: str = "auto"
 
     def __post_init__(self) -> None:
@@ -188,6 +191,7 @@ class Divergences:
         batches = data if isinstance(data, (list, tuple)) else _Kept(data)
         self._model, self._graph, self._config = model, graph, config
         self._ranked = score(model, graph, config.rank, batches, loss=loss)
+        self._rivals = dict(_rivals(model, graph, config, batches, loss))
         self._home = {name: _home(group) for name, group in graph.groups.items()}
         with batch_statistics(model):
             self._reference = _Reference(model, batches, config.measure, _example_count(graph, config))
@@ -204,9 +208,9 @@ class Divergences:
 
     @property
     def importances(self) -> dict[str, Importance]:
-        """The scores with the configuration's prior, then with each of its others."""
+        """The scores with the configuration's prior, then with each of its others, then those of its rivals."""
         priors = dict.fromkeys((self._config.prior, *self._config.priors))
-        return {f"prior {prior:g}": self.importance(prior) for prior in priors}
+        return {f"prior {prior:g}": self.importance(prior) for prior in priors} | self._rivals
 
     def importance(self, prior: float) -> Importance:
         """Curves: what each width of a group is worth, as the divergence that it avoids; units: the ranking, scaled to the curve's height.
@@ -240,6 +244,18 @@ class Divergences:
                 gone[kept] = False
                 silenced.enter_context(silenced_units(self._model, self._graph.groups[name], gone))
             return self._reference.distance()
+
+
+def _rivals(
+    model: nn.Module, graph: GroupedModel, config: DivergenceConfig, data: Iterable[Any], loss: LossFunction
+) -> Iterator[tuple[str, Importance]]:
+    for rival in config.rivals:
+        try:
+            yield type(rival).__name__.removesuffix("Config"), score(model, graph, rival, data, loss=loss)
+        except InvalidArgumentError:
+            if not needs_data(rival):
+                raise
+            # Nothing is lost: the measurement itself needs no labels, and a loss that the batches cannot feed says so in the preflight.
 
 
 @register(DivergenceConfig, name="divergence", needs_data=True, reader=Divergences)
