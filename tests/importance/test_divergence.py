@@ -15,7 +15,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
 from latprune.importance import DivergenceConfig, MagnitudeConfig, SpLampConfig, TaylorConfig, best_units, read, score, width_curve
 from latprune.importance.divergence import _example_count
-from latprune.importance.outputs import output_error, output_kl
+from latprune.importance.outputs import output_error, output_js, output_kl
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.methods import MDP, StageContext
 from latprune.resources import MultiplyAdds
@@ -232,7 +232,7 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
         cut = copy.deepcopy(model)
         prune(cut, graph, selection)
         with batch_statistics(model), batch_statistics(cut):
-            expected = np.mean([output_kl(model(x), cut(x))[0] for x in IMAGES[:2]])
+            expected = np.average([output_js(model(x), cut(x))[0] for x in IMAGES], weights=[len(x) for x in IMAGES])
         assert found.divergence(selection) == pytest.approx(float(expected), rel=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert read(model, graph, SpLampConfig()) is None
@@ -258,6 +258,9 @@ def test_measures_and_options_are_checked():
     assert output_error([first, {"x": first}], [first, {"x": first + 1}])[0] == pytest.approx(
         0.5 / float(first.var(correction=0)), rel=1e-5
     )
+    middle = 0.5 * (first.softmax(1) + second.softmax(1))
+    halves = [F.kl_div(middle.log(), x.softmax(1), reduction="batchmean") for x in (first, second)]
+    assert output_js(first, second)[0] == pytest.approx(float(sum(halves)) / 2, rel=1e-4)
     with pytest.raises(InvalidArgumentError, match="choose measure='error'"):
         output_kl(torch.randn(3), torch.randn(3))
     for wrong in (

@@ -21,7 +21,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph.types import ChannelGroup, Selection
 from latprune.importance.activations import call, inputs_of
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, needs_data, register, score
-from latprune.importance.outputs import MEASURES, Measure
+from latprune.importance.outputs import JUDGES, MEASURES, Measure
 from latprune.importance.ranking import layer_importance, rank_units
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.importance.sp_lamp import SpLampConfig
@@ -81,9 +81,9 @@ class DivergenceConfig:
 class _Reference:
     """The dense outputs on a few examples, and how far the model's present ones are from them."""
 
-    def __init__(self, model: nn.Module, data: Iterable[Any], measure: str, examples: int) -> None:
+    def __init__(self, model: nn.Module, data: Iterable[Any], measure: Measure, examples: int) -> None:
         self._model = model
-        self._measure: Measure = MEASURES[measure]
+        self._measure = measure
         self._inputs = _examples(data, examples)
         self._outputs = [call(model, inputs) for inputs in self._inputs]
         if not self._inputs:
@@ -189,12 +189,13 @@ class Divergences:
             if tensor.is_floating_point():
                 check_finite(tensor.detach(), name, "parameter" if isinstance(tensor, nn.Parameter) else "buffer")
         batches = data if isinstance(data, (list, tuple)) else _Kept(data)
-        self._model, self._graph, self._config = model, graph, config
+        self._model, self._graph, self._config, self._batches = model, graph, config, batches
+        self._judge: _Reference | None = None
         self._ranked = score(model, graph, config.rank, batches, loss=loss)
         self._rivals = dict(_rivals(model, graph, config, batches, loss))
         self._home = {name: _home(group) for name, group in graph.groups.items()}
         with batch_statistics(model):
-            self._reference = _Reference(model, batches, config.measure, _example_count(graph, config))
+            self._reference = _Reference(model, batches, MEASURES[config.measure], _example_count(graph, config))
             self._blocks = {}
             for block in dict.fromkeys(block for kernel in graph.kernels.values() for block in kernel.blocks):
                 with silenced_block(model, graph, block):
@@ -234,16 +235,22 @@ class Divergences:
         )
 
     def divergence(self, selection: Selection) -> float:
-        """Divergence of the network that ``selection`` leaves from the model as it was measured."""
+        """Mean Jensen-Shannon divergence (or error) of the network that ``selection`` leaves from the model as it was measured.
+
+        Whole networks are few, so that four times the examples judge them: the best differ by less than what the first ones tell apart.
+        """
         with ExitStack() as silenced:
             silenced.enter_context(batch_statistics(self._model))
+            if self._judge is None:
+                examples = 4 * _example_count(self._graph, self._config)
+                self._judge = _Reference(self._model, self._batches, JUDGES[self._config.measure], examples)
             for block in sorted(selection.removed_blocks & self._blocks.keys()):
                 silenced.enter_context(silenced_block(self._model, self._graph, block))
             for name, kept in selection.kept.items():
                 gone = present_units(self._graph.groups[name]).copy()
                 gone[kept] = False
                 silenced.enter_context(silenced_units(self._model, self._graph.groups[name], gone))
-            return self._reference.distance()
+            return self._judge.distance()
 
 
 def _rivals(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
 
-__all__ = ["MEASURES", "Measure", "output_distance", "output_error", "output_kl"]
+__all__ = ["JUDGES", "MEASURES", "Measure", "output_error", "output_js", "output_kl"]
 
 Measure = Callable[[Any, Any], tuple[float, int]]
 """Takes the reference's and the other's output of one batch; returns the mean distance, at least 0, and the number of examples."""
@@ -25,6 +27,19 @@ def output_kl(reference: Any, other: Any) -> tuple[float, int]:
     dim = 1 if first.ndim == 4 else -1
     dense, now = first.float().log_softmax(dim), second.float().log_softmax(dim)
     return float((dense.exp() * (dense - now)).sum(dim).mean()), int(first.shape[0])
+
+
+def output_js(reference: Any, other: Any) -> tuple[float, int]:
+    """Mean Jensen-Shannon divergence of the class probabilities, in nats, at most ``log 2``; outputs as for :func:`output_kl`.
+
+    Bounded, so that a few examples on which a network is sure and wrong do not decide for all.
+    """
+    first, second = _logits(reference), _logits(other)
+    dim = 1 if first.ndim == 4 else -1
+    dense, now = first.float().log_softmax(dim), second.float().log_softmax(dim)
+    middle = torch.logaddexp(dense, now) - math.log(2.0)
+    both = 0.5 * (dense.exp() * (dense - middle) + now.exp() * (now - middle))
+    return float(both.sum(dim).mean()), int(first.shape[0])
 
 
 def _logits(output: Any) -> Tensor:
@@ -64,14 +79,20 @@ def _tensors(output: Any) -> list[Tensor]:
     return []
 
 
-def output_distance(reference: Any, other: Any) -> tuple[float, int]:
-    """:func:`output_kl` where the outputs are class scores, :func:`output_error` for any others."""
-    try:
-        _logits(reference)
-    except InvalidArgumentError:
-        return output_error(reference, other)
-    return output_kl(reference, other)
+def _where_scores(measure: Measure) -> Measure:
+    """``measure`` where the outputs are class scores, :func:`output_error` for any others."""
+
+    def distance(reference: Any, other: Any) -> tuple[float, int]:
+        try:
+            _logits(reference)
+        except InvalidArgumentError:
+            return output_error(reference, other)
+        return measure(reference, other)
+
+    return distance
 
 
-MEASURES: dict[str, Measure] = {"auto": output_distance, "kl": output_kl, "error": output_error}
-"""Measures by name."""
+MEASURES: dict[str, Measure] = {"auto": _where_scores(output_kl), "kl": output_kl, "error": output_error}
+"""Measures of a part that is cut, by name."""
+JUDGES: dict[str, Measure] = {"auto": _where_scores(output_js), "kl": output_js, "error": output_error}
+"""The measure of whole networks that goes with each."""
