@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -27,7 +27,7 @@ from latprune.surgery import prune as cut_model
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
     from latprune.importance import Importance
-    from latprune.methods.base import Proposer
+    from latprune.methods.base import MeasureAlone, Proposer
 
 __all__ = ["ProposalSearch"]
 
@@ -76,7 +76,7 @@ class ProposalSearch:
         limit: float,
         measure: bool,
         last: bool,
-        measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, Any]],
+        measure_alone: MeasureAlone,
     ) -> StageProposal:
         """The best network under ``limit``.
 
@@ -101,9 +101,7 @@ class ProposalSearch:
             return self._by_the_clock(context, proposer, chosen, limit=limit, last=last)
         return self._counted(context, proposer, chosen, limit=limit)
 
-    def _context(
-        self, importance: Importance | None, since: Selection, measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, Any]]
-    ) -> StageContext:
+    def _context(self, importance: Importance | None, since: Selection, measure_alone: MeasureAlone) -> StageContext:
         dense = self.graph.dense_widths()
         widths = {**dense, **{name: kept.size // self.graph.groups[name].rows for name, kept in since.kept.items()}}
         graph = without_blocks(self.graph, since.removed_blocks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -344,7 +345,7 @@ class Pruner:
             limit=wanted,
             measure=self.schedule.measured(stage) if measure is None else measure,
             last=stage == self.schedule.count or limit is not None,
-            measure_alone=lambda choices: self._latency.alone(since, choices),
+            measure_alone=partial(self._latency.alone, since),
         )
 
     def mask(self, proposal: StageProposal | None) -> None:
