@@ -226,6 +226,14 @@ def test_prune_goes_on_in_the_middle_of_training_under_masks(tmp_path: Path, met
     assert same(run(tmp_path / "broken", None), whole)
 
 
+@pytest.mark.parametrize(("method", "kind"), [(METHOD, "latprune/masked-training"), (HALP(stages=2), "latprune/held-masks")])
+def test_a_recipe_keeps_checkpoints_under_masks(tmp_path: Path, method: Method, kind: str) -> None:
+    fit = RECIPE.with_epochs(1)
+    latprune.prune(network(), X, budget="flops=50%", method=method, data=loader(48), fit=fit, folder=tmp_path, measure_latency=False)
+    record = json.loads((tmp_path / "fit-1" / "train.json").read_text())
+    assert record["finished"] and record["driver"]["format"] == kind
+
+
 def outcome(folder: Path, *, kill: bool) -> dict[str, Any]:
     """Run the task in a process; with ``kill`` the first one is killed once its second checkpoint is there."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
