@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import latprune
+from latprune.methods import Method, method_type, registered_methods
 
 SOURCE = Path(latprune.__file__).parent
 
@@ -59,3 +60,52 @@ def test_no_circle_crosses_packages() -> None:
 def test_what_a_package_knows_nothing_of(room: str, knows_nothing_of: set[str]) -> None:
     uses = _rooms()[room]
     assert {other: uses[other] for other in knows_nothing_of & set(uses)} == {}
+
+
+METHODS = {name: method_type(name) for name in registered_methods() if method_type(name).__module__.startswith("latprune.methods.")}
+
+
+def _names_class(tree: ast.AST, cls: type[Method]) -> list[int]:
+    """Lines that name a method's class: imports, attributes of ``latprune`` and ``methods``, and its name as text (in a list of exports).
+
+    A class of another room may have the same name; a file that defines or imports that one speaks of it.
+    """
+    name, found, other = cls.__name__, [], False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and any(alias.name == name for alias in node.names):
+            if (node.module or "").split(".")[:2] in (["latprune"], ["latprune", "methods"]):
+                found.append(node.lineno)
+            else:
+                other = True
+        elif isinstance(node, ast.ClassDef) and node.name == name:
+            other = True
+        elif isinstance(node, ast.Attribute) and node.attr == name and isinstance(node.value, ast.Name):
+            found += [node.lineno] if node.value.id in ("latprune", "methods") else []
+    if not other:
+        found += [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value == name]
+    return found
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_one_file_and_a_line_of_registration(method: str) -> None:
+    """Nothing under ``src`` knows a method but its own file and the lines of ``methods/__init__.py`` that import and export it."""
+    cls = METHODS[method]
+    own, register = Path(*cls.__module__.split(".")[1:]).with_suffix(".py"), Path("methods", "__init__.py")
+    texts = {path.relative_to(SOURCE): path.read_text() for path in sorted(SOURCE.rglob("*.py"))}
+    places = {path: _names_class(ast.parse(text), cls) for path, text in texts.items() if cls.__name__ in text}
+    assert {str(path): lines for path, lines in places.items() if lines and path not in (own, register)} == {}
+    assert len(places[register]) == 2  # its import and its place in __all__
+    assert getattr(latprune, cls.__name__) is cls and cls.__name__ in dir(latprune)
+
+
+def test_no_code_asks_which_method_it_is() -> None:
+    """What differs between methods is said by their properties and schedules, not asked for by name."""
+    asked = []
+    for room in ("methods", "pruning", "cli", "report", "export", "resources"):
+        for path in sorted((SOURCE / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Compare) and any(
+                    isinstance(part, ast.Constant) and part.value in METHODS for part in (node.left, *node.comparators)
+                ):
+                    asked.append(f"{path.relative_to(SOURCE)}:{node.lineno}")
+    assert asked == []

@@ -426,6 +426,7 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     pruning_sections.recovery,
     pruning_sections.methods,
     pruning_sections.defaults,
+    pruning_sections.trajectories,
     pruning_sections.counted,
     pruning_sections.soft_masks,
     resnet56,

@@ -8,7 +8,7 @@ from typing import Any
 
 from page_parts import machine, percent, read, table
 
-__all__ = ["counted", "defaults", "methods", "recovery", "soft_masks"]
+__all__ = ["counted", "defaults", "methods", "recovery", "soft_masks", "trajectories"]
 
 _NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2", "vit": "small ViT"}
 
@@ -153,3 +153,73 @@ def soft_masks() -> str | None:
         f"in turns in one process. {machine(found)}.\n\n"
     )
     return text + table(["precision", "plain", "masked", "ratio, 95 % interval"], lines) + "\n\n`benchmarks/soft_masks.py`"
+
+
+def trajectories() -> str | None:
+    """How methods go to their budget."""
+    found = read("trajectories")
+    if found is None:
+        return None
+    rows = {row["name"]: row for row in found["rows"] if row["budget"] == "flops=50%"}
+    staged, training = rows["sp_lamp, 10 stages"], rows["smcp"]
+    steps = [row for name, row in rows.items() if name.startswith("mdp")]
+    text = (
+        "## Ways to a budget\n\nHalf of the multiply-adds, counted. Nothing was fine-tuned, but for SMCP's training under masks: the "
+        f"figures show what is chosen. {_machines(found)}\n\n"
+        "![SP-LAMP's widths by stage, MDP's by number of steps, SMCP's masks in training](images/trajectories.svg)\n\n"
+        f"SP-LAMP on {_name(staged['network'])} in {len(staged['stages'])} stages (its figure 3): channels kept in the stem and in each "
+        "layer, those that it adds to the stream included; accuracy with norms measured again, on the first "
+        f"{staged['stages'][0]['images']:,} test images:\n\n"
+    )
+    parts = ("layer1", "layer2", "layer3")
+    text += table(
+        ["stage", "limit", "multiply-adds", "stem", *parts, "accuracy"],
+        (
+            [
+                str(number),
+                percent(entry["limit"]),
+                percent(entry["macs"]),
+                _channels(staged, entry, "conv1"),
+                *(_channels(staged, entry, f"{part}.") for part in parts),
+                percent(entry["accuracy"]),
+            ]
+            for number, entry in enumerate(staged["stages"], 1)
+        ),
+    )
+    text += (
+        f"\n\nMDP on {_name(steps[0]['network'])} with blocks, each step scored anew by its Taylor score on the network that is left:\n\n"
+    )
+    text += table(
+        ["steps", "multiply-adds", "parameters", "channels", "blocks gone", "cut", "norms again"],
+        (
+            [
+                str(len(row["stages"])),
+                percent(row["stages"][-1]["macs"]),
+                f"{row['parameters'] / 1e3:.0f}K",
+                f"{sum(row['stages'][-1]['widths'].values())} of {sum(group['dense'] for group in row['groups'].values())}",
+                ", ".join(row["stages"][-1]["removed_blocks"]) or "none",
+                percent(row["cut"], 2),
+                percent(row["norms"], 2),
+            ]
+            for row in steps
+        ),
+    )
+    text += (
+        f"\n\nSMCP on {_name(training['network'])}, {training['train_batches']} batches of {training['batch']} images; accuracy after "
+        f"the cut {percent(training['cut'], 2)}, norms measured again {percent(training['norms'], 2)}. At each solution, channels that "
+        "went and that came back:\n\n"
+    )
+    text += table(
+        ["step", "limit", "went", "came back", "masked"],
+        (
+            [str(entry["step"]), percent(entry["limit"]), *(str(entry[key]) for key in ("went", "returned", "masked"))]
+            for entry in training["training"]
+        ),
+    )
+    return text + "\n\n`benchmarks/trajectories.py`"
+
+
+def _channels(row: Any, entry: Any, prefix: str) -> str:
+    """Channels kept in the groups whose name begins so, of the dense ones."""
+    dense = sum(group["dense"] for name, group in row["groups"].items() if name.startswith(prefix))
+    return f"{sum(width for name, width in entry['widths'].items() if name.startswith(prefix))} of {dense}"

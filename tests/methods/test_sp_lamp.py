@@ -9,7 +9,8 @@ import torch
 from latprune.errors import InvalidArgumentError
 from latprune.graph import trace
 from latprune.importance import Importance, SpLampConfig, score
-from latprune.methods import SPLAMP, StageContext
+from latprune.latency import FixedRuns
+from latprune.methods import SPLAMP, StageContext, get_method
 from latprune.methods.assemble import gain_terms
 from latprune.methods.sp_lamp import contributions
 from latprune.resources import MultiplyAdds, UntabulatedLatency
@@ -74,9 +75,36 @@ def test_the_answer_meets_the_linearised_row_and_keeps_the_best_channel_of_each_
     assert not proposal.removed_blocks
 
 
-def test_unknown_contributions_are_refused():
-    with pytest.raises(InvalidArgumentError, match="contributions"):
-        SPLAMP(contributions="guess")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"contributions": "guess"}, "contributions"),
+        ({"protocol": "guess"}, "protocol"),
+        ({"protocol": "fixed-runs"}, "contributions .='in-place'. times none"),
+        ({"runs": 10, "keep": 5}, "decide nothing without"),
+        ({"contributions": "whole-network", "protocol": "fixed-runs", "runs": 10}, "keep .=2500. must lie between 1 and runs"),
+    ],
+)
+def test_options_that_break_their_rules_are_refused(options, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        SPLAMP(**options)
+
+
+def test_the_papers_own_protocol_reaches_the_measurement(context):
+    """From a command line's plain values to the runs of each network."""
+    few = {name: (options[0], options[-1]) for name, options in context.choices.items()}
+    asked = []
+
+    def measure(choices, fixed_runs=None):
+        asked.append(fixed_runs)
+        return {name: np.array([-0.01, 0.0]) for name in choices}
+
+    timed = replace(context, resource=UntabulatedLatency(context.graph, 8.0), choices=few, measure_alone=measure)
+    plain = {"contributions": "whole-network", "protocol": "fixed-runs"}
+    get_method("sp_lamp", **plain).prepare(timed)
+    get_method("sp_lamp", **plain, runs=30, keep=25).prepare(timed)
+    get_method("sp_lamp", contributions="whole-network").prepare(timed)
+    assert asked == [FixedRuns(runs=3000, keep=2500), FixedRuns(runs=30, keep=25), None]
 
 
 def test_a_stream_counts_once_per_layer_that_makes_it_for_every_method(context):

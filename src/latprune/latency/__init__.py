@@ -13,7 +13,7 @@ from latprune.latency.engines import (
 from latprune.latency.machine import machine_name
 from latprune.latency.measuring.context import target_context
 from latprune.latency.measuring.design import DesignPoint, design_points
-from latprune.latency.measuring.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
+from latprune.latency.measuring.protocol import FixedRuns, FixedRunsMeasurement, Measurement, measure, measure_fixed_runs
 from latprune.latency.measuring.scenarios import (
     Offline,
     OfflineMeasurement,
@@ -45,6 +45,7 @@ __all__ = [
     "DesignPoint",
     "Engine",
     "FanoutProgress",
+    "FixedRuns",
     "FixedRunsMeasurement",
     "KernelPrediction",
     "KernelPredictor",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     from latprune.graph import ModelGraph
     from latprune.importance import Importance
+    from latprune.latency import FixedRuns
     from latprune.problem import Problem, Solution
     from latprune.resources import Resource
 
 __all__ = [
     "Limit",
+    "MeasureAlone",
     "Method",
     "Proposal",
     "Proposer",
@@ -50,6 +52,18 @@ class Limit:
     value: float
 
 
+class MeasureAlone(Protocol):
+    """Times the whole network with each group's width changed alone (:func:`latprune.latency.measure_unary_contributions`)."""
+
+    def __call__(self, choices: Mapping[str, Sequence[int]], fixed_runs: FixedRuns | None = None) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Group -> widths in, group -> ``(widths,)`` milliseconds against the current network out.
+
+        Args:
+            choices: Group -> widths.
+            fixed_runs: Runs of each network by itself; None times it beside the current one until it is known closely.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StageContext:
     """All that a method may look at in one stage. Everything is said of the dense network: units, widths and blocks keep their names.
@@ -67,8 +81,7 @@ class StageContext:
         solver: Name of the solver to use, or None for the method's own.
         time_limit: Seconds that one solve may take.
         seed: Seed of everything random.
-        measure_alone: Times the whole network with each group's width changed alone (``measure_unary_contributions``): group -> widths in,
-            ``(ratio to the current network)`` group -> ``(widths,)`` milliseconds against it out. None where nothing is measured.
+        measure_alone: Times the whole network with each group's width changed alone; None where nothing is measured.
     """
 
     graph: ModelGraph
@@ -83,7 +96,7 @@ class StageContext:
     solver: str | None = None
     time_limit: float | None = None
     seed: int = 0
-    measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, npt.NDArray[np.float64]]] | None = None
+    measure_alone: MeasureAlone | None = None
 
     @property
     def current(self) -> float:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from latprune.errors import InvalidArgumentError
 from latprune.importance import SpLampConfig
+from latprune.latency.measuring.protocol import FixedRuns
 from latprune.methods.assemble import cost_row, gain_terms
 from latprune.methods.base import Method, Proposer, StageContext, register_method
 from latprune.methods.schedule import Between, Ramp, Schedule, Stages
@@ -20,7 +21,7 @@ from latprune.problem import Resource as CostRow
 __all__ = ["SPLAMP", "contributions"]
 
 CONTRIBUTIONS = ("in-place", "whole-network")
-COUNTED = ("flops", "params")
+PROTOCOLS = ("interleaved", "fixed-runs")
 
 
 @register_method
@@ -44,6 +45,11 @@ class SPLAMP(Method):
         score: Criterion.
         contributions: ``in-place``: from the latency tables, or the predictor where one is given. ``whole-network``: each width timed in
             the whole network (eq. 7; slow).
+        protocol: How whole networks are timed. ``interleaved``: beside the current one, until the ratio is known closely enough.
+            ``fixed-runs``: the paper's own (section 4), each by itself, the mean over the last ``keep`` of ``runs`` inferences at the
+            target's batch; only for a machine that does nothing else.
+        runs: Inferences of each network under ``fixed-runs``.
+        keep: How many of them count, the last ones.
         ramp: Limits of the stages.
         between: ``cut`` or ``mask`` the network between stages.
     """
@@ -52,12 +58,25 @@ class SPLAMP(Method):
     stages: int = 3
     score: object = field(default_factory=SpLampConfig)
     contributions: Literal["in-place", "whole-network"] = "in-place"
+    protocol: Literal["interleaved", "fixed-runs"] = "interleaved"
+    runs: int = FixedRuns().runs
+    keep: int = FixedRuns().keep
     ramp: Ramp = "linear"
     between: Between = "cut"
 
     def __post_init__(self) -> None:
         if self.contributions not in CONTRIBUTIONS:
             raise InvalidArgumentError(f"contributions (={self.contributions!r}) must be one of {', '.join(CONTRIBUTIONS)}")
+        if self.protocol not in PROTOCOLS:
+            raise InvalidArgumentError(f"protocol (={self.protocol!r}) must be one of {', '.join(PROTOCOLS)}")
+        if self.protocol == "fixed-runs" and self.contributions != "whole-network":
+            raise InvalidArgumentError(
+                f"protocol (='fixed-runs') times whole networks, and contributions (={self.contributions!r}) times none: set it to "
+                "'whole-network'"
+            )
+        if self.protocol == "interleaved" and (self.runs, self.keep) != (FixedRuns().runs, FixedRuns().keep):
+            raise InvalidArgumentError(f"runs (={self.runs}) and keep (={self.keep}) decide nothing without protocol='fixed-runs'")
+        FixedRuns(runs=self.runs, keep=self.keep)  # checks them
         _ = self.schedule  # checks its options
 
     @property
@@ -77,7 +96,8 @@ class SPLAMP(Method):
 
     def prepare(self, context: StageContext) -> Proposer:
         """The unary problem of one stage."""
-        costs = contributions(context, whole_network=self.contributions == "whole-network")
+        fixed_runs = FixedRuns(runs=self.runs, keep=self.keep) if self.protocol == "fixed-runs" else None
+        costs = contributions(context, whole_network=self.contributions == "whole-network", fixed_runs=fixed_runs)
         terms = tuple(Term(name=name, over=(name,), table=table) for name, table in costs.items())
         # Times of whole networks are today's, so they stand on today's time of the current network.
         start = context.current if self.needs_tables or context.measured is None else context.measured
@@ -88,12 +108,15 @@ class SPLAMP(Method):
         return SolvedProposer(context, problem, context.solver or ("exact" if others else "group-knapsack"))
 
 
-def contributions(context: StageContext, *, whole_network: bool = False) -> dict[str, npt.NDArray[np.float64]]:
+def contributions(
+    context: StageContext, *, whole_network: bool = False, fixed_runs: FixedRuns | None = None
+) -> dict[str, npt.NDArray[np.float64]]:
     """What each group's width saves or costs against the current network, all other groups as they are (SP-LAMP eq. 6 and 7, cumulated).
 
     Args:
         context: The stage.
         whole_network: Time the whole network at each width instead of reading the tables. Negative and non-monotone values are kept.
+        fixed_runs: Time each of them by itself, by the paper's protocol; None: beside the current network.
 
     Returns:
         Group -> ``(choices,)``: ``Phi(width) - Phi(current)`` in the resource's unit; 0 for the current width.
@@ -103,4 +126,4 @@ def contributions(context: StageContext, *, whole_network: bool = False) -> dict
         return context.resource.changes_alone(choices, context.widths, context.removed_blocks)
     if context.measure_alone is None or context.resource.name != "latency":
         raise InvalidArgumentError("contributions='whole-network' times networks: it needs a latency budget, and to measure")
-    return dict(context.measure_alone(choices))
+    return dict(context.measure_alone(choices) if fixed_runs is None else context.measure_alone(choices, fixed_runs))

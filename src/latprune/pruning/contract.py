@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from torch import nn
 from latprune.errors import BudgetInfeasibleError, SolverNotApplicableError
 from latprune.methods import Method, SoftMasks
 from latprune.methods.assemble import is_unary
+from latprune.pruning.fitting import TrainingDriver
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
 from latprune.pruning.run import prune
 from latprune.solve import Greedy, GroupKnapsack, solve
+from latprune.train.driver import DriverState
 from latprune.zoo import cifar_resnet, digits_resnet
 
 __all__ = ["NETWORKS", "MethodContract"]
@@ -99,8 +102,14 @@ class MethodContract:
             assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine), name
 
     def test_goes_on_from_its_saved_state(self, method: Method) -> None:
-        """A pruner that is rebuilt and loaded after its first stage ends with the network that an uninterrupted one ends with."""
-        if isinstance(method.schedule, SoftMasks) or method.schedule.count == 1:
+        """A pruner that is rebuilt and loaded after its first stage, or in the middle of its training under masks that move, ends with the
+        network that an uninterrupted one ends with.
+        """
+        if isinstance(method.schedule, SoftMasks):
+            for name in NETWORKS:
+                _check_training_goes_on(name, method)
+            return
+        if method.schedule.count == 1:
             return
         for name in NETWORKS:
             straight = _pruner(name, method)
@@ -198,16 +207,25 @@ def _pruner(name: str, method: Method) -> Pruner:
     return Pruner(_network(name), _example(name), budget=f"flops={100 * _SHARE:g}%", method=method, measure_latency=False)
 
 
+_STEPS = 12
+
+
 def _train(model: nn.Module, context: Any) -> None:
     """A few steps under masks that are solved for again at each."""
-    steps, torch_state = 12, torch.get_rng_state()
-    torch.manual_seed(3)
+    optimizer = _optimizer(model)
+    _train_steps(model, context.attach(optimizer, _STEPS), optimizer, range(_STEPS))
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+def _train_steps(model: nn.Module, driver: TrainingDriver, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    """These steps of the training; each has data of its own, whatever came before it."""
     first = next(model.parameters())
-    generator = torch.Generator().manual_seed(4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    driver = context.attach(optimizer, steps)
     model.train()
-    for _ in range(steps):
+    for step in steps:
+        generator = torch.Generator().manual_seed(100 + step)
         images = torch.randn(8, first.shape[1], 32, 32, generator=generator)
         labels = torch.randint(0, 10, (8,), generator=generator)
         driver.before_forward()
@@ -216,4 +234,27 @@ def _train(model: nn.Module, context: Any) -> None:
         driver.after_backward()
         optimizer.step()
     model.eval()
-    torch.set_rng_state(torch_state)
+
+
+def _check_training_goes_on(name: str, method: Method) -> None:
+    """Keep the state between two steps, and compare the rest of the training with that of a pruner made anew from it."""
+    first = _pruner(name, method)
+    optimizer = _optimizer(first.model)
+    driver = first.masked_training(steps=_STEPS, optimizers=optimizer)
+    _train_steps(first.model, driver, optimizer, range(7))
+    with driver.dense_values():
+        weights = copy.deepcopy(first.model.state_dict())
+    momentum, state = copy.deepcopy(optimizer.state_dict()), driver.state()
+    state = DriverState(data=json.loads(json.dumps(state.data)), tensors=copy.deepcopy(dict(state.tensors)))
+    _train_steps(first.model, driver, optimizer, range(7, _STEPS))
+    second = _pruner(name, method)
+    optimizer = _optimizer(second.model)
+    again = second.masked_training(steps=_STEPS, optimizers=optimizer)
+    second.model.load_state_dict(weights)
+    optimizer.load_state_dict(momentum)
+    again.load_state(state)
+    _train_steps(second.model, again, optimizer, range(7, _STEPS))
+    first.step()
+    second.step()
+    mine, theirs = first.model.state_dict(), second.model.state_dict()
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine), name

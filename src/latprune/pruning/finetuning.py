@@ -70,7 +70,7 @@ def fit_with(
                 evaluate=evaluate,
                 teacher=teacher,
                 driver=context.attach,
-                checkpoint_dir=context.folder if not context.masked else None,
+                checkpoint_dir=context.folder,
                 progress=progress,
             )
         return [(float(entry.epoch + 1), entry.accuracy) for entry in report.epochs if entry.accuracy is not None]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+from latprune.errors import CheckpointError
+from latprune.train.driver import DriverState, ResumableDriver
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -17,14 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Evaluate", "Fit", "FitContext", "TrainingDriver", "driver_of"]
 
 
-class TrainingDriver(Protocol):
-    """What a training loop calls around each optimizer step."""
-
-    def before_forward(self) -> None:
-        """Called before a batch's forward pass."""
-
-    def after_backward(self) -> None:
-        """Called after its backward pass, before the optimizer's step."""
+TrainingDriver = ResumableDriver
+"""What a training loop calls around each optimizer step, and keeps beside the model and the optimizer."""
 
 
 class _Nothing:
@@ -35,6 +33,19 @@ class _Nothing:
 
     def after_backward(self) -> None:
         """Nothing to do."""
+
+    def dense_values(self) -> AbstractContextManager[None]:
+        """The parameters hold them anyway."""
+        return nullcontext()
+
+    def state(self) -> DriverState:
+        """Nothing to keep."""
+        return DriverState(data={}, tensors={})
+
+    def load_state(self, state: DriverState) -> None:
+        """Nothing to take up."""
+        if state.data:
+            raise CheckpointError("the checkpoint is of a training under masks, and none are at work; use another folder, or start again")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +60,8 @@ class FitContext:
         batches: Batches that the schedule trains for before the next stage; None leaves it to the function.
         masked: Whether the network trains under masks: then the function must :attr:`attach` its optimizer.
         attach: ``attach(optimizer, steps)`` puts the masks between the optimizer and the model, and returns a :class:`TrainingDriver`
-            whose two functions the loop calls around each step.
+            whose ``before_forward`` and ``after_backward`` the loop calls around each step; a loop that keeps checkpoints keeps its
+            ``state()`` too.
     """
 
     stage: int
@@ -70,10 +82,11 @@ Evaluate = Callable[[nn.Module], float]
 def driver_of(pruner: Pruner, optimizer: Optimizer, steps: int) -> TrainingDriver:
     """The driver of a training run of ``steps`` optimizer steps under the pruner's schedule."""
     from latprune.methods import SoftMasks
-    from latprune.pruning.soft_training import MaskedTraining
+    from latprune.pruning.soft_training import HeldMasks, MaskedTraining
 
     if isinstance(pruner.schedule, SoftMasks) and not pruner.done:
         return MaskedTraining(pruner, steps=steps, optimizers=optimizer)
     if pruner.masks is not None:
         pruner.masks.attach(optimizer)
+        return HeldMasks(pruner)
     return _Nothing()

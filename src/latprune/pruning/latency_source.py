@@ -14,7 +14,16 @@ from latprune.copying import copied
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, trace
 from latprune.graph.types import Selection
-from latprune.latency import KernelPredictor, LatencyTables, Store, TableProgress, Target, build_tables, measure_unary_contributions
+from latprune.latency import (
+    FixedRuns,
+    KernelPredictor,
+    LatencyTables,
+    Store,
+    TableProgress,
+    Target,
+    build_tables,
+    measure_unary_contributions,
+)
 from latprune.pruning.clock import Clock
 from latprune.resources import PredictedLatency, Resource, TabulatedLatency
 from latprune.surgery import prune as cut
@@ -96,12 +105,15 @@ class LatencySource:
             )
         return room
 
-    def alone(self, since: Selection, choices: Mapping[str, Sequence[int]]) -> dict[str, npt.NDArray[np.float64]]:
+    def alone(
+        self, since: Selection, choices: Mapping[str, Sequence[int]], fixed_runs: FixedRuns | None = None
+    ) -> dict[str, npt.NDArray[np.float64]]:
         """What each group contributes at each width, from whole networks (``measure_unary_contributions``).
 
         Args:
             since: What is left of the dense network: contributions are around that.
             choices: Group -> widths.
+            fixed_runs: Time each network by itself, that many times; None times it beside the current one until it is known closely.
         """
 
         def say(group: str, width: int, ratio: float) -> None:
@@ -116,7 +128,14 @@ class LatencySource:
             choices = {name: options for name, options in choices.items() if name in graph.groups}
         with self._clock.timed("whole networks"):
             found = measure_unary_contributions(
-                model, graph, self._example_inputs, self._target, choices, store=self._samples(), progress=say
+                model,
+                graph,
+                self._example_inputs,
+                self._target,
+                choices,
+                store=self._samples(),
+                fixed_runs=fixed_runs,
+                progress=say,
             )
         for group, widths in found.unconverged.items():
             self._say(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from latprune.surgery import prune as cut_model
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
     from latprune.importance import Importance, Readings
-    from latprune.methods.base import Proposer
+    from latprune.methods.base import MeasureAlone, Proposer
 
 __all__ = ["ProposalSearch"]
 
@@ -76,7 +76,7 @@ class ProposalSearch:
         limit: float,
         measure: bool,
         last: bool,
-        measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, Any]],
+        measure_alone: MeasureAlone,
     ) -> StageProposal:
         """The best network under ``limit``.
 
@@ -118,12 +118,7 @@ class ProposalSearch:
         self.say(f"divergence of the networks that the readings lead to: {', '.join(told)}")
         return best[1]
 
-    def _context(
-        self,
-        importance: Importance | None,
-        since: Selection,
-        measure_alone: Callable[[Mapping[str, Sequence[int]]], Mapping[str, Any]] | None,
-    ) -> StageContext:
+    def _context(self, importance: Importance | None, since: Selection, measure_alone: MeasureAlone | None) -> StageContext:
         dense = self.graph.dense_widths()
         widths = {**dense, **{name: kept.size // self.graph.groups[name].rows for name, kept in since.kept.items()}}
         graph = without_blocks(self.graph, since.removed_blocks)

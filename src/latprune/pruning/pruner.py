@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -279,6 +280,15 @@ class Pruner:
         return self.limits.limit
 
     @property
+    def dense_ms(self) -> float | None:
+        """Latency of the dense network as it was measured, which shares of it refer to, milliseconds; None where it was not yet."""
+        return self._trials.dense_ms
+
+    @dense_ms.setter
+    def dense_ms(self, value: float | None) -> None:
+        self._trials.dense_ms = value
+
+    @property
     def measure_latency(self) -> bool:
         """Whether latency is measured."""
         return self.limits.measures
@@ -346,11 +356,14 @@ class Pruner:
             limit=wanted,
             measure=self.schedule.measured(stage) if measure is None else measure,
             last=stage == self.schedule.count or limit is not None,
-            measure_alone=lambda choices: self._latency.alone(since, choices),
+            measure_alone=partial(self._latency.alone, since),
         )
 
-    def mask(self, proposal: StageProposal | None) -> None:
+    def mask(self, proposal: StageProposal | Selection | None) -> None:
         """Train and run as if what ``proposal`` leaves out were gone; None takes the mask off, and what was masked is back.
+
+        Args:
+            proposal: A proposal, or units and blocks of the dense network by themselves.
 
         Raises:
             SurgeryError: A group or block of the proposal cannot be masked while training; the message names it.
@@ -369,8 +382,9 @@ class Pruner:
                 weight_decay=soft.weight_decay if soft is not None else None,
                 example_inputs=self.example_inputs,
             )
-        self._masks.set(proposal.selection)
-        self.selection = proposal.selection
+        selection = proposal if isinstance(proposal, Selection) else proposal.selection
+        self._masks.set(selection)
+        self.selection = selection
 
     @property
     def masks(self) -> TrainingMask | None:
@@ -591,13 +605,7 @@ class Pruner:
         self.clock.seconds = saved.seconds
         self.scorer.reset()
         if saved.masked:
-            self._restore_mask()
-
-    def _restore_mask(self) -> None:
-        """Put the mask of an interrupted staged run back."""
-        masks = TrainingMask(self.model, self.graph, example_inputs=self.example_inputs)
-        masks.set(self.selection)
-        self._masks = masks
+            self.mask(self.selection)
 
 
 def widths_of(graph: ModelGraph, selection: Selection) -> dict[str, int]:

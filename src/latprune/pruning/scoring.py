@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from latprune.graph.types import Selection
 from latprune.importance import GradientAccumulator, Importance, LossFunction, Readings, accumulator_for, read
@@ -43,6 +43,21 @@ class Scorer:
         if self._accumulator is None:
             self._accumulator = accumulator_for(self._model, present(self._graph, cut_to), self._config)
         self._accumulator.update()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was gathered so far, as tensors; empty where nothing was."""
+        return self._accumulator.state_dict() if self._accumulator is not None else {}
+
+    def load_state_dict(self, cut_to: Selection, state: Mapping[str, Tensor]) -> None:
+        """Go on from what was gathered when ``state`` was saved.
+
+        Raises:
+            InvalidArgumentError: It was gathered by another criterion, or for another network.
+        """
+        self._accumulator = None
+        if state:
+            self._accumulator = accumulator_for(self._model, present(self._graph, cut_to), self._config)
+            self._accumulator.load_state_dict(state)
 
     def decay(self, factor: float) -> None:
         """Let what was gathered so far count ``factor`` of what it did."""

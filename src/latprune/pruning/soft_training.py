@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-from latprune.errors import InvalidArgumentError
+from latprune.errors import CheckpointError, InvalidArgumentError
 from latprune.graph.types import Selection
 from latprune.methods import SoftMasks
+from latprune.pruning.masked_record import (
+    ChangeRecord,
+    HeldMasksRecord,
+    MaskedTrainingRecord,
+    SelectionRecord,
+    dense_digest,
+    read_as,
+    require_same,
+)
+from latprune.pruning.state import plain_settings, selection_to_dict
+from latprune.train.driver import DriverState
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from latprune.pruning.pruner import Pruner
 
-__all__ = ["MaskChange", "MaskedTraining"]
+__all__ = ["HeldMasks", "MaskChange", "MaskedTraining"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +57,8 @@ class MaskedTraining:
 
     Call :meth:`before_forward` before each batch's forward pass and :meth:`after_backward` between ``loss.backward()`` and
     ``optimizer.step()``; cut when the last batch is through.
+
+    Between two steps its :meth:`state` can be kept, and another process goes on from it to the bit.
 
     Args:
         pruner: The pruner.
@@ -114,9 +129,119 @@ class MaskedTraining:
             self._pruner.accumulate()
         self.step += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where it stands, as a JSON object; tensors of masks and scores are the masks' and the scorer's own."""
-        return {"step": self.step, "steps": self._steps}
+    @cached_property
+    def _dense(self) -> str:
+        return dense_digest(self._pruner)
+
+    def dense_values(self) -> AbstractContextManager[None]:
+        """For a while the parameters hold their dense values: those to keep in a checkpoint."""
+        return _shown(self._pruner)
+
+    def state(self) -> DriverState:
+        """Where it stands, with all that decides where it ends: settings, limits, the mask, the solutions so far, the running scores.
+
+        Keep it beside the model's state dict of the same moment, taken within :meth:`dense_values`, and the optimizers'.
+        """
+        pruner, limits = self._pruner, self._pruner.limits
+        masked = pruner.masks is not None and pruner.masks.selection is not None
+        record = MaskedTrainingRecord(
+            settings=plain_settings(pruner),
+            dense=self._dense,
+            steps=self._steps,
+            memory=self._memory,
+            dense_ms=pruner.dense_ms,
+            dense_value=limits.dense,
+            limits=(pruner.limit, *(other.value for other in limits.others())),
+            step=self.step,
+            selection=SelectionRecord.model_validate(selection_to_dict(pruner.selection)) if masked else None,
+            value=limits.resource.value(pruner.widths, pruner.selection.removed_blocks) if masked else None,
+            changes=tuple(ChangeRecord.model_validate(asdict(change)) for change in self.changes),
+        )
+        return DriverState(data=record.model_dump(mode="json"), tensors=pruner.scorer.state_dict())
+
+    def load_state(self, state: DriverState) -> None:
+        """Go on from a saved state; load the model's state dict of the same moment, within :meth:`dense_values`, before.
+
+        Raises:
+            CheckpointError: Something that decides the outcome is not as it was then: a setting, the network to begin with, the steps, a
+                limit, a cost.
+        """
+        pruner, record = self._pruner, read_as(MaskedTrainingRecord, state.data)
+        require_same(pruner, self._dense, record)
+        for name, then, now in (("steps", record.steps, self._steps), ("memory", record.memory, self._memory)):
+            if then != now:
+                raise CheckpointError(f"the checkpoint is of a training with {name} (={then}), and this one has {now}")
+        pruner.dense_ms = record.dense_ms  # shares are of the latency that was measured then
+        limits = (pruner.limit, *(other.value for other in pruner.limits.others()))
+        if (record.dense_value, record.limits) != (pruner.limits.dense, limits):
+            raise CheckpointError(
+                f"the checkpoint's limits are {record.limits}, of {record.dense_value} dense, and this run's {limits}, of "
+                f"{pruner.limits.dense}: give the latency tables of then, or start again in another folder"
+            )
+        selection = record.selection.selection() if record.selection is not None else None
+        pruner.mask(selection)
+        if selection is not None:
+            assert pruner.masks is not None
+            pruner.masks.attach(*self._optimizers)
+            value = pruner.limits.resource.value(pruner.widths, selection.removed_blocks)
+            if value != record.value:
+                raise CheckpointError(
+                    f"the masked network was predicted at {record.value} when the checkpoint was written, and is at {value} now: give the "
+                    "latency tables of then, or start again in another folder"
+                )
+        try:
+            pruner.scorer.load_state_dict(pruner.cut_to, state.tensors)
+        except InvalidArgumentError as error:
+            raise CheckpointError(f"the checkpoint's scores are of another criterion or network: {error}") from error
+        self.step = record.step
+        self.changes = [MaskChange(**change.model_dump()) for change in record.changes]
+
+
+class HeldMasks:
+    """Masks that stay while the network trains, between two stages: nothing to do at a step, but a checkpoint must know of them.
+
+    Args:
+        pruner: The pruner, whose masks are at work.
+    """
+
+    def __init__(self, pruner: Pruner) -> None:
+        self._pruner = pruner
+
+    def before_forward(self) -> None:
+        """Nothing to do."""
+
+    def after_backward(self) -> None:
+        """Nothing to do: between stages, scores are gathered by the next one."""
+
+    @cached_property
+    def _dense(self) -> str:
+        return dense_digest(self._pruner)
+
+    def dense_values(self) -> AbstractContextManager[None]:
+        """For a while the parameters hold their dense values: those to keep in a checkpoint."""
+        return _shown(self._pruner)
+
+    def state(self) -> DriverState:
+        """Settings and mask."""
+        pruner = self._pruner
+        selection = SelectionRecord.model_validate(selection_to_dict(pruner.selection))
+        record = HeldMasksRecord(settings=plain_settings(pruner), dense=self._dense, selection=selection)
+        return DriverState(data=record.model_dump(mode="json"), tensors={})
+
+    def load_state(self, state: DriverState) -> None:
+        """Go on under the same mask, which the run has put on already.
+
+        Raises:
+            CheckpointError: It was another mask, or another run.
+        """
+        record = read_as(HeldMasksRecord, state.data)
+        require_same(self._pruner, self._dense, record)
+        if record.selection != SelectionRecord.model_validate(selection_to_dict(self._pruner.selection)):
+            raise CheckpointError("the checkpoint is of a training under another mask; use another folder, or start again")
+
+
+def _shown(pruner: Pruner) -> AbstractContextManager[None]:
+    return pruner.masks.dense_values() if pruner.masks is not None else nullcontext()
 
 
 def _units(pruner: Pruner, selection: Selection, name: str) -> set[int]:

@@ -16,7 +16,7 @@ from latprune.surgery import ArchitectureEdits
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
 
-__all__ = ["PrunerState"]
+__all__ = ["PrunerState", "plain_settings", "require_same_settings", "selection_from_dict", "selection_to_dict"]
 
 _VERSION = 2
 
@@ -37,13 +37,12 @@ class PrunerState:
         return cls(
             {
                 "version": _VERSION,
-                # As a file has it, so that lists and tuples compare.
-                "settings": json.loads(json.dumps(pruner.settings)),
+                "settings": plain_settings(pruner),
                 "stages_done": pruner.stage,
                 "dense_ms": dense_ms,
                 "seconds": dict(pruner.stages_seconds),
-                "selection": _selection_dict(pruner.selection),
-                "cut_to": _selection_dict(pruner.cut_to),
+                "selection": selection_to_dict(pruner.selection),
+                "cut_to": selection_to_dict(pruner.cut_to),
                 "edits": [edits.to_dict() for edits in pruner.edits],
                 "reports": [report.to_dict() for report in pruner.reports],
             }
@@ -61,25 +60,19 @@ class PrunerState:
                 f"the saved run has version {self.data.get('version')!r}, and this release goes on with version {_VERSION}: finish it with "
                 "the release that began it, or use another output folder"
             )
-        saved, mine = self.data["settings"], own["settings"]
-        for key in mine:
-            if saved.get(key) != mine[key]:
-                raise CheckpointError(
-                    f"the saved run has {_words(key)} {_shown(saved.get(key))}, this one {_shown(mine[key])}; use the same settings, or "
-                    "another output folder"
-                )
+        require_same_settings(self.data["settings"], own["settings"])
         if own["stages_done"]:
             raise CheckpointError(f"this pruner is at stage {own['stages_done']}; load a state into a new one")
 
     @property
     def selection(self) -> Selection:
         """What the network was, cut or masked."""
-        return _selection(self.data["selection"])
+        return selection_from_dict(self.data["selection"])
 
     @property
     def cut_to(self) -> Selection:
         """What the model was cut to."""
-        return _selection(self.data["cut_to"])
+        return selection_from_dict(self.data["cut_to"])
 
     @property
     def masked(self) -> bool:
@@ -113,14 +106,36 @@ class PrunerState:
         return {name: float(value) for name, value in self.data["seconds"].items()}
 
 
-def _selection_dict(selection: Selection) -> dict[str, Any]:
+def plain_settings(pruner: Pruner) -> dict[str, Any]:
+    """All that decides which network comes out, as a file has it, so that lists and tuples compare."""
+    found: dict[str, Any] = json.loads(json.dumps(pruner.settings))
+    return found
+
+
+def require_same_settings(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Refuse to go on under other settings.
+
+    Raises:
+        CheckpointError: They differ; it names the first that does.
+    """
+    for key in mine:
+        if saved.get(key) != mine[key]:
+            raise CheckpointError(
+                f"the saved run has {_words(key)} {_shown(saved.get(key))}, this one {_shown(mine[key])}; use the same settings, or "
+                "another output folder"
+            )
+
+
+def selection_to_dict(selection: Selection) -> dict[str, Any]:
+    """A selection as a JSON object."""
     return {
         "kept": {name: np.asarray(kept).tolist() for name, kept in sorted(selection.kept.items())},
         "removed_blocks": sorted(selection.removed_blocks),
     }
 
 
-def _selection(data: Mapping[str, Any]) -> Selection:
+def selection_from_dict(data: Mapping[str, Any]) -> Selection:
+    """The selection that :func:`selection_to_dict` wrote."""
     return Selection(
         kept={name: np.asarray(kept, dtype=np.int64) for name, kept in data["kept"].items()},
         removed_blocks=frozenset(data["removed_blocks"]),

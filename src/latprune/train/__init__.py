@@ -2,6 +2,7 @@
 
 from latprune.train.batches import Batches
 from latprune.train.calibration import recalibrate_batch_norm
+from latprune.train.driver import Driver, DriverState, ResumableDriver
 from latprune.train.evaluation import evaluate
 from latprune.train.loop import finetune
 from latprune.train.papers import RECIPES, recipe
@@ -19,10 +20,13 @@ __all__ = [
     "Constant",
     "Cosine",
     "Distillation",
+    "Driver",
+    "DriverState",
     "EpochRecord",
     "Linear",
     "ProgressPrinter",
     "Recipe",
+    "ResumableDriver",
     "Steps",
     "TrainProgress",
     "TrainReport",

@@ -12,11 +12,12 @@ from torch import nn
 from latprune.errors import InvalidArgumentError, MissingExtraError
 from latprune.graph.conditions import preserved_modes
 from latprune.train.batches import Batches
+from latprune.train.driver import Driver
 from latprune.train.evaluation import evaluate as evaluate_accuracy
 from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
-from latprune.train.run import Driver, Evaluate, Hooks, Loss, Run, Saving, TrainReport, lay_out
+from latprune.train.run import Evaluate, Hooks, Loss, Run, Saving, TrainReport, lay_out
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,7 +47,8 @@ def finetune(
     With ``checkpoint_dir`` the run can be killed at any moment and called again with the same arguments: it goes on from the last
     checkpoint and ends with the same weights as an uninterrupted run, to the bit (where the device's kernels are deterministic). The
     learning rate is a function of the step, the data's order one of ``recipe.seed`` and the epoch. With several processes a resumed run is
-    exact but for what the model itself draws (dropout) in processes other than the main one.
+    exact but for what the model itself draws (dropout) in processes other than the main one, and for the scores that these gathered since
+    masks were last solved for.
 
     Args:
         model: The network; its training mode is put back at the end.
@@ -57,7 +59,8 @@ def finetune(
         teacher: The dense network, for ``recipe.distillation``.
         loss: ``loss(model, batch) -> scalar`` in place of the classification loss, for other tasks.
         after_step: Called with the model after each optimizer step; staged methods hold masked weights at zero with it.
-        driver: Called once as ``driver(optimizer, steps)``; what it returns is called around each step (``FitContext.attach``).
+        driver: Called once as ``driver(optimizer, steps)``; what it returns is called around each step (``FitContext.attach``), and its
+            state is kept in the checkpoints where it has one (:class:`~latprune.train.driver.ResumableDriver`).
         checkpoint_dir: Folder for checkpoints; None writes none.
         resume: Take up the run found in ``checkpoint_dir``; False starts again.
         checkpoint_seconds: Seconds between checkpoints; one is also written after each epoch.

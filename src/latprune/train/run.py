@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from latprune.train.contracts import (
     own_loss,
     takes_labels,
 )
+from latprune.train.driver import Driver, ResumableDriver
 from latprune.train.loss import classification_loss
 from latprune.train.optimizer import build_optimizer
 from latprune.train.progress import TrainProgress
@@ -36,7 +37,7 @@ from latprune.train.state import EpochRecord, Position, load_state, read_record,
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Driver", "Evaluate", "Hooks", "Loss", "Run", "Saving", "TrainReport"]
+__all__ = ["Evaluate", "Hooks", "Loss", "Run", "Saving", "TrainReport"]
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 Evaluate = Callable[[nn.Module], float]
@@ -69,16 +70,6 @@ class TrainReport:
     def accuracy(self) -> float | None:
         """Evaluated accuracy after the last finished epoch, if there was an evaluation."""
         return self.epochs[-1].accuracy if self.epochs else None
-
-
-class Driver(Protocol):
-    """What is called around each optimizer step (masks that are solved for while the network trains)."""
-
-    def before_forward(self) -> None:
-        """Called before a batch's forward pass."""
-
-    def after_backward(self) -> None:
-        """Called after its backward pass, before the optimizer's step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +139,7 @@ class Run:
         """Take up the run in the checkpoint folder, if there is one.
 
         Raises:
-            CheckpointError: It is a run of another recipe, data or model.
+            CheckpointError: It is a run of another recipe, data, model or driver.
         """
         record = read_record(self.saving.folder) if self.saving is not None else None
         if record is None or self.saving is None:
@@ -163,13 +154,17 @@ class Run:
                 f"{self.saving.folder} holds a run with {record.steps_per_epoch} batches per epoch, "
                 f"and the data has {self.steps_per_epoch}; {remedy}"
             )
-        random = load_state(self.saving.folder, record, model=self.model, optimizer=self.optimizer)
+        random = load_state(self.saving.folder, record, model=self.model, optimizer=self.optimizer, driver=self._kept_driver())
         self.position, self.history = record.position, record.history
         self.resumed_from = self.step
         if self.accelerator.is_main_process:
             random.restore()
         else:  # the checkpoint is the main process's; the others begin a stream of their own
             RandomState.seed(self.recipe.seed, MODEL_STREAM, self.accelerator.process_index, self.step)
+
+    def _kept_driver(self) -> ResumableDriver | None:
+        """The driver, where it has a state that checkpoints keep."""
+        return self.driver if isinstance(self.driver, ResumableDriver) else None
 
     def train(self, time_limit: float | None) -> TrainReport:
         """Train to the end of the recipe or to the time limit (seconds)."""
@@ -363,6 +358,7 @@ class Run:
                 steps_per_epoch=self.steps_per_epoch,
                 position=self.position,
                 history=self.history,
+                driver=self._kept_driver(),
                 finished=self.position.epoch == self.recipe.epochs,
             )
         self.last_save = time.monotonic()

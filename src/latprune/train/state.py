@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import nn
 from latprune.errors import CheckpointError, FileFormatError
 from latprune.file_model import FileModel
 from latprune.storage import decode_tensors, encode_tensors, sha256_hex, write_atomic
+from latprune.train.driver import DriverState, ResumableDriver
 from latprune.train.random_state import RandomState
 
 __all__ = ["EpochRecord", "Position", "TrainRecord", "load_state", "read_record", "save_state"]
@@ -58,6 +60,7 @@ class TrainRecord(FileModel):
     history: tuple[EpochRecord, ...] = ()
     optimizer: dict[str, Any]
     random: dict[str, Any]
+    driver: dict[str, Any] | None = None
     finished: bool = False
 
 
@@ -99,6 +102,7 @@ def save_state(
     position: Position,
     history: tuple[EpochRecord, ...],
     finished: bool,
+    driver: ResumableDriver | None = None,
 ) -> None:
     """Write a checkpoint into ``folder``; the new ``train.json`` commits it, and older tensors are removed after that.
 
@@ -108,10 +112,12 @@ def save_state(
     folder.mkdir(parents=True, exist_ok=True)
     parts = _split_optimizer(optimizer.state_dict())
     random = RandomState.capture()
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= parts.tensors
+    kept = driver.state() if driver is not None else DriverState(data={}, tensors={})
+    tensors = dict(parts.tensors)
+    tensors |= {f"driver.{name}": value for name, value in kept.tensors.items()}
     tensors |= {f"random.{name}": value for name, value in random.tensors().items()}
-    data = encode_tensors(tensors)
+    with driver.dense_values() if driver is not None else nullcontext():
+        data = encode_tensors({f"model.{name}": value for name, value in model.state_dict().items()} | tensors)
     digest = sha256_hex(data)
     name = f"state-{digest[:16]}.safetensors"
     write_atomic(folder / name, data)
@@ -124,6 +130,7 @@ def save_state(
         history=history,
         optimizer=parts.rest,
         random=random.scalars(),
+        driver=dict(kept.data) or None,
         finished=finished,
     )
     write_atomic(folder / RECORD, record.model_dump_json(indent=1) + "\n")
@@ -150,14 +157,16 @@ def read_record(folder: Path) -> TrainRecord | None:
         raise FileFormatError(f"{first['msg']} in {path}", path=".".join(map(str, first["loc"]))) from error
 
 
-def load_state(folder: Path, record: TrainRecord, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> RandomState:
-    """Put a checkpoint's tensors into ``model`` and ``optimizer``.
+def load_state(
+    folder: Path, record: TrainRecord, *, model: nn.Module, optimizer: torch.optim.Optimizer, driver: ResumableDriver | None = None
+) -> RandomState:
+    """Put a checkpoint's tensors into ``model`` and ``optimizer``, and its driver's state into ``driver``.
 
     Returns:
         The random generators' state, to be restored by the caller when training goes on.
 
     Raises:
-        CheckpointError: The tensors are missing, damaged, or of another model.
+        CheckpointError: The tensors are missing, damaged, or of another model; or the driver is another.
     """
     path = folder / record.tensors
     try:
@@ -166,7 +175,7 @@ def load_state(folder: Path, record: TrainRecord, *, model: nn.Module, optimizer
         raise CheckpointError(f"{path}, which {folder / RECORD} names, is not there") from error
     if sha256_hex(data) != record.sha256:
         raise CheckpointError(f"{path} is not the file that {folder / RECORD} was written with; delete the folder to start again")
-    sections: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+    sections: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "random": {}, "driver": {}}
     for name, tensor in decode_tensors(data, source=str(path)).items():
         section, _, rest = name.partition(".")
         sections[section][rest] = tensor
@@ -178,6 +187,13 @@ def load_state(folder: Path, record: TrainRecord, *, model: nn.Module, optimizer
             f"{folder} holds the training of another model: '{names[0]}' is {found.get(names[0], 'absent')} there and "
             f"{expected.get(names[0], 'absent')} here; give another checkpoint_dir, or resume=False to start again"
         )
-    model.load_state_dict(sections["model"])
+    if record.driver is not None and driver is None:
+        raise CheckpointError(
+            f"{folder} holds a training under masks, and there are none here; give another checkpoint_dir, or resume=False to start again"
+        )
+    with driver.dense_values() if driver is not None else nullcontext():
+        model.load_state_dict(sections["model"])
     optimizer.load_state_dict(_join_optimizer(sections["optimizer"], record.optimizer))
+    if driver is not None:
+        driver.load_state(DriverState(data=record.driver or {}, tensors=sections["driver"]))
     return RandomState.load(sections["random"], record.random)

@@ -14,6 +14,8 @@ from torch import nn
 from latprune.errors import InvalidArgumentError, TableError
 from latprune.graph import trace
 from latprune.latency import (
+    FixedRuns,
+    FixedRunsMeasurement,
     Measurement,
     Residual,
     Store,
@@ -131,6 +133,47 @@ def test_stores_that_do_not_say_how_wide_the_interval_was_are_read(tmp_path: Pat
         answers[:] = [timed(0.7, 0.02)]
         found = measure_unary_contributions(model, graph, x, target, {"0": [2, 4]}, store=store)
     assert found["0"] == pytest.approx([-1.0, -0.6]) and found.unconverged == {"0": (4,)}
+
+
+def test_by_the_papers_own_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network by itself, so many runs, the mean of the last; what the store holds is not timed again, and protocols are not mixed."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    x = torch.zeros(1, 3, 8, 8)
+    graph, target = trace(model, x), Target(engine="torch")
+    timed_networks: list[tuple[int, int]] = []
+    means = iter([4.0, 1.0, 5.0, 2.0, 3.0, 2.5])
+
+    def fixed(network: Any, *, runs: int, keep: int) -> FixedRunsMeasurement:
+        timed_networks.append((runs, keep))
+        return FixedRunsMeasurement(mean=next(means), deviation=0.1, runs=runs, kept=keep, batch=network.target.batch)
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(unary, "measure_fixed_runs", fixed)
+    few, choices = FixedRuns(runs=6, keep=4), {"0": [2, 4, 8]}
+    path = tmp_path / "s.sqlite"
+    with Store(path) as store, pytest.raises(KeyboardInterrupt):
+        measure_unary_contributions(model, graph, x, target, choices, store=store, fixed_runs=few, progress=stopped)
+    assert timed_networks == [(6, 4)] * 2  # the current network and the first width
+    for _ in range(2):
+        with Store(path) as store:
+            found = measure_unary_contributions(model, graph, x, target, choices, store=store, fixed_runs=few)
+        # Fewer channels may be faster or slower: the plain difference of the means, nothing clipped.
+        assert found["0"] == pytest.approx([1.0 - 4.0, 5.0 - 4.0, 0.0]) and not found.unconverged
+        assert len(timed_networks) == 3
+    with Store(path) as store:
+        assert {(s.ms, s.reference_ms, s.extra["kept"], s.runs) for s in store.networks()} == {(4, 4, 4, 6), (1, 4, 4, 6), (5, 4, 4, 6)}
+        other = measure_unary_contributions(model, graph, x, target, choices, store=store, fixed_runs=FixedRuns(runs=7, keep=4))
+    assert other["0"] == pytest.approx([1.0, 0.5, 0.0]) and timed_networks[3:] == [(7, 4)] * 3
+
+
+def test_by_the_papers_own_protocol_on_an_engine() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 128, 3), nn.ReLU(), nn.Conv2d(128, 16, 3)).eval()
+    x = torch.zeros(1, 3, 40, 40)
+    graph, target = trace(model, x), Target(engine="openvino")
+    found = measure_unary_contributions(model, graph, x, target, {"2": [16, 128]}, fixed_runs=FixedRuns(runs=24, keep=20))
+    assert found["2"][0] < 0.0 == found["2"][1]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from latprune.latency.measuring.statistics import median_interval, relative_drif
 
 __all__ = [
     "PROTOCOL",
+    "FixedRuns",
     "FixedRunsMeasurement",
     "Measurement",
     "measure",
@@ -114,6 +115,26 @@ class Measurement:
         if self.ratio is not None and self.name != self.reference:
             text += f", {self.ratio:.4f} [{self.ratio_low:.4f}, {self.ratio_high:.4f}] of {self.reference}"
         return f"{text} ({'; '.join(self.doubts)})" if self.doubts else text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedRuns:
+    """How SP-LAMP times a network (section 4, step 3): so many inferences in a row, of which the last ones count; no outlier is left out.
+
+    Attributes:
+        runs: Inferences; the paper's 3000.
+        keep: How many of them count, the last ones; the paper's 2500. Those before warm the device up.
+
+    Example:
+        >>> FixedRuns(runs=30, keep=25).keep
+        25
+    """
+
+    runs: int = 3000
+    keep: int = 2500
+
+    def __post_init__(self) -> None:
+        require_kept_runs(self.runs, self.keep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.latency.engines import CompiledNetwork, get_engine
 from latprune.latency.measuring.context import target_context
 from latprune.latency.measuring.design import DesignPoint
-from latprune.latency.measuring.protocol import Measurement, measure
+from latprune.latency.measuring.protocol import FixedRuns, Measurement, measure, measure_fixed_runs
 from latprune.latency.measuring.sampling import selection_for
 from latprune.latency.measuring.signature import network_fingerprint
 from latprune.latency.samples import RATIO_ERROR, NetworkSample
@@ -108,6 +108,7 @@ def measure_unary_contributions(
     store: Store | None = None,
     max_seconds: float = 2.0,
     tolerance: float = 0.005,
+    fixed_runs: FixedRuns | None = None,
     progress: Callable[[str, int, float], None] | None = None,
 ) -> MeasuredContributions:
     """Contributions from whole networks (SP-LAMP eq. 7): each group's width varied alone, the entire network timed beside the current one.
@@ -125,11 +126,15 @@ def measure_unary_contributions(
             call, and the better measurement counts.
         max_seconds: Seconds that one network may be timed for.
         tolerance: Relative half-width of the ratio's 95 % interval to reach.
+        fixed_runs: Time every network by itself, that many times in a row, as the paper does, and take means; ``max_seconds`` and
+            ``tolerance`` then decide nothing, and nothing is timed once more. It holds only on a machine that does nothing else. Kept in
+            the store apart from other protocols.
         progress: Called with group, width and latency relative to the current network after each network.
 
     Returns:
         Group -> ``(choices,)`` milliseconds, the current network's latency subtracted; the current network's is the median over all
-        networks that were timed beside it. ``unconverged`` names the widths that are not within ``tolerance``.
+        networks that were timed beside it. ``unconverged`` names the widths that are not within ``tolerance``. With ``fixed_runs``: the
+        difference of the two networks' means, and ``unconverged`` is empty, because that protocol asks for no closeness.
 
     Raises:
         InvalidArgumentError: A group is unknown, or a width is no whole number from 1 to the current one.
@@ -139,6 +144,8 @@ def measure_unary_contributions(
     context = target_context(target)
     # Another fingerprint than that of in-place samples: these networks have no kernels, and tables are not fitted to them.
     fingerprint = f"{network_fingerprint(list(graph.kernels.values()), example_inputs, target)}/alone"
+    if fixed_runs is not None:
+        return _by_fixed_runs(model, graph, example_inputs, target, choices, fixed_runs, fingerprint, store, progress)
     known: dict[_WidthsKey, NetworkSample] = {}
     for sample in store.networks(context, fingerprint) if store is not None else ():
         _keep_better(known, sample)
@@ -155,9 +162,7 @@ def measure_unary_contributions(
                 due_again.discard(key)
                 if current is None:
                     current = stack.enter_context(engine.compile(model, example_inputs, target))
-                changed = copied(model)
-                prune(changed, graph, selection_for(graph, DesignPoint(widths={group: int(width)})))
-                with engine.compile(changed, example_inputs, target) as network:
+                with engine.compile(_changed(model, graph, group, int(width)), example_inputs, target) as network:
                     pair = {"current": current, "changed": network}
                     found = measure(pair, reference="current", min_rounds=11, max_seconds=max_seconds, tolerance=tolerance)
                 sample = _sample(fingerprint, widths, found)
@@ -179,6 +184,66 @@ def measure_unary_contributions(
         changes_alone(lambda group, width: (_ratio(alone(group, width)) - 1.0) * level, choices, dense),
         {group: widths for group, widths in unconverged.items() if widths},
     )
+
+
+def _by_fixed_runs(
+    model: nn.Module,
+    graph: ModelGraph,
+    example_inputs: Any,
+    target: Target,
+    choices: Mapping[str, Sequence[int]],
+    fixed_runs: FixedRuns,
+    fingerprint: str,
+    store: Store | None,
+    progress: Callable[[str, int, float], None] | None,
+) -> MeasuredContributions:
+    """Contributions by SP-LAMP's own protocol: the current network and each changed one by themselves, one after the other."""
+    dense, context, engine = graph.dense_widths(), target_context(target), get_engine(target.engine)
+    fingerprint = f"{fingerprint}/last-{fixed_runs.keep}-of-{fixed_runs.runs}"
+    known = {_widths_key(sample.widths): sample for sample in (store.networks(context, fingerprint) if store is not None else ())}
+
+    def mean(widths: Mapping[str, int], network: Callable[[], nn.Module], current: float | None) -> float:
+        key = _widths_key(widths)
+        if key not in known:
+            with engine.compile(network(), example_inputs, target) as compiled:
+                found = measure_fixed_runs(compiled, runs=fixed_runs.runs, keep=fixed_runs.keep)
+            known[key] = NetworkSample(
+                fingerprint=fingerprint,
+                widths=widths,
+                removed=(),
+                ms=found.mean,
+                reference_ms=found.mean if current is None else current,
+                kernels=(),
+                runs=found.runs,
+                # Nothing ran beside it: how quiet the machine was is told by its own runs.
+                spread=found.deviation / found.mean,
+                created=time.time(),
+                extra={"kept": found.kept, "deviation": found.deviation, "drift": found.drift, "interrupted": found.interrupted},
+            )
+            if store is not None:
+                store.add(context, [known[key]])
+        ms = known[key].ms
+        assert ms is not None
+        return ms
+
+    current = mean(dense, lambda: model, None)
+
+    def change(group: str, width: int) -> float:
+        widths = {**dense, group: int(width)}
+        new = _widths_key(widths) not in known
+        ms = mean(widths, lambda: _changed(model, graph, group, int(width)), current)
+        if new and progress is not None:
+            progress(group, int(width), ms / current)
+        return ms - current
+
+    return MeasuredContributions(changes_alone(change, choices, dense), {})
+
+
+def _changed(model: nn.Module, graph: ModelGraph, group: str, width: int) -> nn.Module:
+    """A copy of the network with one group's width changed, and with it all that is coupled to it."""
+    changed = copied(model)
+    prune(changed, graph, selection_for(graph, DesignPoint(widths={group: width})))
+    return changed
 
 
 _WidthsKey = tuple[tuple[str, int], ...]
