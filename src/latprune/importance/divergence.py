@@ -247,6 +247,8 @@ class Divergences:
             for block in sorted(selection.removed_blocks & self._blocks.keys()):
                 silenced.enter_context(silenced_block(self._model, self._graph, block))
             for name, kept in selection.kept.items():
+                if name not in self._graph.groups:
+                    continue  # gone with its block
                 gone = present_units(self._graph.groups[name]).copy()
                 gone[kept] = False
                 silenced.enter_context(silenced_units(self._model, self._graph.groups[name], gone))
