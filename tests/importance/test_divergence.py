@@ -241,7 +241,7 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
 def test_the_number_of_examples_follows_from_the_work():
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.zeros(1, 3, 12, 12)
     graph = trace(model, x)
-    assert _example_count(graph, DivergenceConfig()) == 128
+    assert _example_count(graph, DivergenceConfig()) == 256
     assert _example_count(graph, DivergenceConfig(examples=7)) == 7
     heavy = replace(graph, kernels={name: replace(kernel, macs=1e8 * kernel.macs) for name, kernel in graph.kernels.items()})
     assert _example_count(heavy, DivergenceConfig()) == 32

@@ -34,7 +34,7 @@ _LEAST = 1e-9
 """A divergence of nothing still needs a logarithm."""
 _WORK = 5e12
 """Multiply-adds that all measurements together may take where the number of examples is left open: some minutes of two cores."""
-_FEWEST, _MOST = 32, 128
+_FEWEST, _MOST = 32, 256
 """Examples at least, for the norms' statistics, and at most: more change the choice of widths no longer."""
 
 
@@ -46,7 +46,7 @@ class DivergenceConfig:
         rank: Criterion that orders the units of a group (it gets the same data and loss).
         removed: Shares of a group's width that are taken away and measured, rising, between 0 and 1.
         examples: Examples that each measurement runs, from the first batches. Norms use their statistics: some dozens at least. None: 32 to
-            128, as many as all measurements together can run within 5e12 multiply-adds (of the model as it was traced).
+            256, as many as all measurements together can run within 5e12 multiply-adds (of the model as it was traced).
         prior: How far a measured curve is drawn to SP-LAMP's, between 0 and 1 (on a logarithmic scale, all groups' on one common scale).
             A group's measured curve says what it costs alone; the prior, the share of the signal that survives, keeps the many groups that
             are cut together from being cut deeply where each alone is cheap. 0 takes the measured curves as they are.
