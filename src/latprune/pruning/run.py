@@ -286,7 +286,8 @@ class _Run:
                 if first is None:
                     raise InvalidArgumentError("data holds no batch")
                 if pruner.needs_gradients:
-                    check_loss(pruner.model, first, self.loss)
+                    waits = any(entry.resource == "latency" for entry in pruner.limits.budgets) or isinstance(pruner.schedule, SoftMasks)
+                    check_loss(pruner.model, first, self.loss, backward=waits)
             if self.candidates > 1 and (self.data is None or self.evaluate is None):
                 raise InvalidArgumentError(f"candidates (={self.candidates}) picks by accuracy: it needs data= and evaluate=")
             if self.units not in ("score", "reconstruction"):
