@@ -36,15 +36,8 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     repeatable(model, example_inputs)
 
 
-def check_loss(model: nn.Module, batch: Any, loss: LossFunction, *, backward: bool = True) -> None:
+def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:
     """One batch through the loss and backward; the gradients that were there stay.
-
-    Args:
-        model: The model.
-        batch: The first batch.
-        loss: The loss.
-        backward: False where the scores are made next, so that a backward pass that fails is told in seconds anyway: whether the loss
-            reaches a parameter is read off its graph.
 
     Raises:
         InvalidArgumentError: The loss fails, is no scalar, is not finite, or reaches no parameter.
@@ -62,10 +55,7 @@ def check_loss(model: nn.Module, batch: Any, loss: LossFunction, *, backward: bo
                 raise InvalidArgumentError(f"loss(model, batch) gave {shape} for the first batch of data; it must be a scalar tensor")
             if not math.isfinite(float(value.detach())):
                 raise InvalidArgumentError(f"loss(model, batch) is {float(value.detach())} for the first batch of data; it must be finite")
-            if backward:
-                reached = any(g is not None for g in torch.autograd.grad(value, parameters, allow_unused=True))
-            else:
-                reached = _reaches(value, parameters)
+            found = torch.autograd.grad(value, parameters, allow_unused=True)
     except LatpruneError:
         raise
     except Exception as error:
@@ -73,27 +63,8 @@ def check_loss(model: nn.Module, batch: Any, loss: LossFunction, *, backward: bo
     finally:
         for module, training in modes:
             module.training = training
-    if not reached:
+    if all(gradient is None for gradient in found):
         raise InvalidArgumentError("loss(model, batch) depends on no parameter of the model for the first batch of data")
-
-
-def _reaches(value: torch.Tensor, parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether a gradient of ``value`` reaches any of ``parameters``; an error where it has no graph at all, as backward would have it."""
-    if value.grad_fn is None:
-        raise RuntimeError("the loss has no graph to go back through (it does not require a gradient)")
-    wanted = {id(parameter) for parameter in parameters}
-    stack: list[Any] = [value.grad_fn]
-    seen = {value.grad_fn}
-    while stack:
-        node = stack.pop()
-        variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) in wanted:
-            return True
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
-    return False
 
 
 def check_evaluation(value: Any) -> float:
