@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import sys
 
 import pytest
 import torch
@@ -59,3 +60,22 @@ def test_random_numbers_that_reach_no_output_are_no_matter(kind: str) -> None:
 
 def test_nan_in_the_same_places_is_the_same_output() -> None:
     check_repeatable(nn.Sequential(nn.Linear(4, 4)), torch.full((2, 4), float("nan")))
+
+
+@pytest.mark.parametrize(("dropout", "runs"), [(0.0, False), (0.1, True)])
+def test_attention_that_drops_nothing_is_not_random(monkeypatch: pytest.MonkeyPatch, dropout: float, runs: bool) -> None:
+    """The model is run twice more only where an operation drew random numbers."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)[:, None]
+            return self.last(nn.functional.scaled_dot_product_attention(y, y, y, dropout_p=dropout)[:, 0])
+
+    called = []
+    monkeypatch.setattr(sys.modules["latprune.graph.trace"], "check_repeatable", lambda *_: called.append(True))
+    trace(Attention().eval(), torch.randn(2, 3, 8))
+    assert bool(called) == runs

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latprune.problem import Problem, ProductTerm, Resource, Term, Variable
@@ -19,6 +20,9 @@ from latprune.solve.compact import compact, wide
 from latprune.solve.counted import CountedSearch, lowest
 from latprune.solve.counted_several import SeveralCounted
 from latprune.solve.factors import compile_problem
+from latprune.solve.multipliers import minimise_several
+from latprune.solve.pareto import best_of_equal
+from latprune.solve.plan import make_plan
 
 
 def random_problem(seed: int, *, widths: int, most: int, blocks: int, resources: int, share: float, signs: bool = False) -> Problem:
@@ -116,6 +120,68 @@ def test_several_limits_against_brute_force(seed: int, widths: int, blocks: int,
     """Two and three limits at once."""
     share = [0.1, 0.3, 0.7][seed % 3]
     check_against_brute_force(random_problem(seed, widths=widths, most=6, blocks=blocks, resources=resources, share=share))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), widths=st.integers(2, 4), blocks=st.integers(0, 2), resources=st.integers(2, 3))
+def test_boxes_and_parts_against_brute_force(seed: int, widths: int, blocks: int, resources: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where every box is split and every label search is given up."""
+    share = [0.05, 0.3, 0.7][seed % 3]
+    problem = random_problem(seed, widths=widths, most=6, blocks=blocks, resources=resources, share=share, signs=seed % 2 == 0)
+    for module, name, value in [
+        ("counted_several", "WORK", [0, 10**6][seed % 5 == 0]),
+        ("several", "LABEL_CAP", 1),
+        ("branch_several", "PART_CAP", 1),
+    ]:
+        monkeypatch.setattr(f"latprune.solve.{module}.{name}", value)
+    monkeypatch.setattr("latprune.solve.counted_several.NEAR_CAP", 1)
+    monkeypatch.setattr("latprune.solve.counted_several.MOST_BOXES", 10**6)
+    monkeypatch.setattr("latprune.solve.counted_several.MOST_NODES", 10**6)
+    check_against_brute_force(problem)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), resources=st.integers(2, 3))
+def test_planes_lie_below_the_dual_and_the_dual_above_every_answer(seed: int, resources: int) -> None:
+    """Weak duality at the multipliers found, whatever planes the search starts from; a part of the states keeps the rest's planes valid."""
+    problem = random_problem(seed, widths=3, most=6, blocks=1, resources=resources, share=0.4)
+    graph = compact(problem)
+    assert graph is not None
+    table = graph.restricted([np.arange(n) for n in graph.sizes])
+    plan = make_plan(table)
+    assert plan is not None
+    dual = minimise_several(table, plan, Control())
+    found = problem.evaluate_many(all_rows(problem))
+    if found.satisfied.any():
+        best = float(found.gain[found.satisfied].max())
+        scale = 1e-9 * max(1.0, abs(best))
+        assert dual.bound >= best - scale and dual.lower <= dual.bound + scale and graph.least_gain() <= best
+        again = minimise_several(table, plan, Control(), known=dual.planes)
+        assert abs(again.bound - dual.bound) <= 1e-4 * max(1.0, abs(dual.bound))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_a_part_of_a_compact_graph_says_what_the_whole_does(seed: int) -> None:
+    """Gain and costs of states of the part are those of the whole."""
+    graph = compact(random_problem(seed, widths=3, most=6, blocks=2, resources=2, share=0.5, signs=True))
+    assert graph is not None
+    rng = np.random.default_rng(seed)
+    kept = [np.sort(rng.choice(n, int(rng.integers(1, n + 1)), replace=False)) for n in graph.sizes]
+    part = graph.part(kept)
+    at = np.array([rng.integers(len(k)) for k in kept])
+    whole = graph.value(np.array([k[i] for k, i in zip(kept, at, strict=True)]))
+    gain, cost = part.value(at)
+    assert math.isclose(gain, whole[0], rel_tol=1e-9, abs_tol=1e-9) and np.allclose(cost, whole[1])
+
+
+def test_equal_costs_keep_the_best_label() -> None:
+    """Per segment and costs the label that loses least stays."""
+    cost = np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 3.0], [1.0, 2.0], [1.0, 2.0]])
+    loss = np.array([0.3, 0.1, 0.5, 0.0, 0.2])
+    segment = np.array([0, 0, 0, 1, 1])
+    assert sorted(best_of_equal(segment, cost, loss, steps=np.full(2, 1e-9))) == [1, 2, 3]
+    assert sorted(best_of_equal(None, cost, loss, steps=np.full(2, 1e-9))) == [2, 3]
 
 
 @settings(max_examples=60, deadline=None)
@@ -222,6 +288,41 @@ def test_wide_problem_is_solved_without_tables(monkeypatch: pytest.MonkeyPatch) 
     assert below.status == "infeasible" and below.floor == {"params": 3.0}
     dense = solve(problem.replace_limits({"params": 1e12}))
     assert dense.assignment is not None and set(dense.assignment.values()) == {1, 400}
+
+
+def two_limits(size: int, share: float) -> Problem:
+    """The wide problem with a second resource that weighs the same products otherwise, both limited to a share of their dense use."""
+    problem = wide_problem(size)
+    weights = np.random.default_rng(3).uniform(0.2, 5.0, len(problem.costs[0].terms))
+    terms = tuple(t.times(float(w)) for t, w in zip(problem.costs[0].terms, weights, strict=True))
+    both = replace(problem, costs=(*problem.costs, Resource(name="flops", terms=terms)))
+    dense = both.evaluate({v.name: v.choices[-1] for v in both.variables}).costs
+    return both.replace_limits({name: share * use for name, use in dense.items()})
+
+
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.8])
+def test_two_limits_over_every_width_are_proven(share: float) -> None:
+    """Too wide for tables: the bound is the gain, and no answer of a coarser grid, solved by tables, lies above it."""
+    problem = two_limits(400, share)
+    solution = solve(problem)
+    assert solution.status == "optimal" and solution.solver == "exact" and solution.gain is not None and solution.bound == solution.gain
+    coarse = solve(restricted(problem, 40), "highs")
+    assert coarse.status == "optimal" and coarse.gain is not None and coarse.gain <= solution.gain
+    assert solve(problem).assignment == solution.assignment
+
+
+def test_two_limits_that_fail_only_together() -> None:
+    """Each limit can be met, both cannot: infeasible, proven, with each floor."""
+    problem = two_limits(300, 0.5)
+    first, second = problem.costs
+    # What is cheap for one is dear for the other: a cost that falls with the width.
+    falling = Term(name="falling", over=("a0",), gate=("block0",), table=-np.arange(1.0, 301.0))
+    stays = Term(name="stays", over=("block0",), table=np.array([1e6, 0.0]))
+    changed = replace(problem, costs=(replace(first, terms=(*first.terms, stays)), replace(second, terms=(falling, stays))))
+    bad = changed.replace_limits({"params": 300.0, "flops": -290.0})
+    solution = solve(bad)
+    assert solution.status == "infeasible" and solution.joint and solution.floor is not None
+    assert solution.floor["params"] <= 300.0 and solution.floor["flops"] == -300.0
 
 
 def test_lowest_use_with_negative_entries() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -231,7 +231,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         infos = [self.info(t) for t in tensors]
         mutable = func._schema.is_mutable
         out, uncomputed = (func(*args, **kwargs), False) if self._computed else self._result(func, args, kwargs, infos, mutable)
-        self.random |= torch.Tag.nondeterministic_seeded in func.tags
+        self.random |= torch.Tag.nondeterministic_seeded in func.tags and not _drops_nothing(func, args, kwargs)
         outs = [out] if isinstance(out, torch.Tensor) else flatten_tensors(out)
         index = len(self.nodes)
         dynamic = any(i.dynamic for i in infos) and func._schema.name not in _CREATING
@@ -374,3 +374,12 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             scales=self.scales,
             call_counts=Counter(c.path for c in self.module_calls),
         )
+
+
+def _drops_nothing(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation that may drop values at random (attention) was told to drop none."""
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.name == "dropout_p":
+            value = args[place] if place < len(args) else kwargs.get("dropout_p", argument.default_value)
+            return bool(value == 0)
+    return False

@@ -55,30 +55,37 @@ class _Places:
     weight: Scores
 
 
-def _places(layer: Layer, nested: Mapping[tuple[str, int, int], int] | None) -> _Places:
-    known: dict[tuple[int, int], int] = {}
-    index = []
-    weight: list[float] = []
-    for member in layer.members:
-        found = np.empty(member.positions.size, dtype=np.int64)
-        for at, (position, unit) in enumerate(zip(member.positions.tolist(), member.units.tolist(), strict=True)):
-            place = known.setdefault((position, unit), len(known))
-            if place == len(weight):
-                weight.append(1.0 / nested[member.tensor, member.dim, position] if nested is not None else 1.0)
-            found[at] = place
-        index.append(found)
-    return _Places(index=tuple(index), units=np.array([unit for _, unit in known], dtype=np.int64), weight=np.array(weight))
+def _places(layer: Layer, nested: Mapping[tuple[str, int], Scores] | None, units: int) -> _Places:
+    keys = [member.positions * units + member.units for member in layer.members]
+    _, first, inverse = np.unique(np.concatenate(keys or [np.zeros(0, dtype=np.int64)]), return_index=True, return_inverse=True)
+    # Places are numbered in the order in which the members name them.
+    order = np.argsort(first, kind="stable")
+    number = np.empty(len(order), dtype=np.int64)
+    number[order] = np.arange(len(order))
+    index = np.split(number[inverse], np.cumsum([len(key) for key in keys])[:-1]) if keys else []
+    found = np.concatenate([member.units for member in layer.members] or [np.zeros(0, dtype=np.int64)])
+    weight = np.ones(len(order))
+    if nested is not None and keys:
+        weight = np.concatenate([1.0 / nested[member.tensor, member.dim][member.positions] for member in layer.members])[first[order]]
+    return _Places(index=tuple(index), units=found[first[order]].astype(np.int64), weight=weight)
 
 
-def _nested(layers: Mapping[str, tuple[Layer, ...]]) -> dict[tuple[str, int, int], int]:
-    """``(tensor, dimension, position)`` -> number of groups that score its terms."""
-    groups: dict[tuple[str, int, int], set[str]] = {}
-    for name, found in layers.items():
+def _nested(layers: Mapping[str, tuple[Layer, ...]]) -> dict[tuple[str, int], Scores]:
+    """``(tensor, dimension)`` -> number of groups that score the terms of each of its positions."""
+    counts: dict[tuple[str, int], Scores] = {}
+    for found in layers.values():
+        scored: dict[tuple[str, int], list[npt.NDArray[np.int64]]] = {}
         for layer in found:
             for member in layer.members:
-                for position in member.positions.tolist():
-                    groups.setdefault((member.tensor, member.dim, position), set()).add(name)
-    return {place: len(names) for place, names in groups.items()}
+                scored.setdefault((member.tensor, member.dim), []).append(member.positions)
+        for key, positions in scored.items():
+            at = np.unique(np.concatenate(positions))
+            count = counts.get(key, np.zeros(0))
+            if at.size and at[-1] >= count.size:
+                count = np.append(count, np.zeros(int(at[-1]) + 1 - count.size))
+            count[at] += 1.0
+            counts[key] = count
+    return counts
 
 
 class GradientAccumulator(ABC):
@@ -112,7 +119,9 @@ class GradientAccumulator(ABC):
         tensors = named_tensors(model)
         self.layers: dict[str, tuple[Layer, ...]] = {name: self.layers_of(group, tensors) for name, group in graph.groups.items()}
         nested = _nested(self.layers) if self.count_once else None
-        self._places = {name: tuple(_places(layer, nested) for layer in layers) for name, layers in self.layers.items()}
+        self._places = {
+            name: tuple(_places(layer, nested, graph.groups[name].units) for layer in layers) for name, layers in self.layers.items()
+        }
         names = (member.tensor for layers in self.layers.values() for layer in layers for member in layer.members)
         self.parameters: tuple[str, ...] = tuple(dict.fromkeys(names))
         self.batches = 0.0
@@ -170,7 +179,7 @@ class GradientAccumulator(ABC):
             seen = True
             check_finite(weight.detach(), name)
             check_finite(gradient, name, "the gradient of parameter")
-            products[name] = weight.detach().double() * gradient.detach().double()
+            products[name] = weight.detach().to(torch.float64, copy=True).mul_(gradient.detach())
         if self.parameters and not seen:
             raise InvalidArgumentError(
                 "no parameter of the channel groups has a gradient: call update() after backward(), before zero_grad()"

@@ -285,7 +285,9 @@ class _Run:
                 first = next(iter(self.data), None)
                 if first is None:
                     raise InvalidArgumentError("data holds no batch")
-                if pruner.needs_gradients:
+                # Under a counted budget nothing comes before the scores, which tell as much of the same batch.
+                waits = any(entry.resource == "latency" for entry in pruner.limits.budgets) or isinstance(pruner.schedule, SoftMasks)
+                if pruner.needs_gradients and waits:
                     check_loss(pruner.model, first, self.loss)
             if self.candidates > 1 and (self.data is None or self.evaluate is None):
                 raise InvalidArgumentError(f"candidates (={self.candidates}) picks by accuracy: it needs data= and evaluate=")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -100,6 +100,31 @@ class CompactGraph:
             budgets=self.budgets,
         )
 
+    def part(self, kept: Sequence[IntArray]) -> CompactGraph:
+        """The same over the states in ``kept`` (per variable, increasing)."""
+        one = {v: int(k[0]) for v, k in enumerate(kept) if len(k) == 1}
+
+        def open_gates(gates: frozenset[int]) -> frozenset[int] | None:
+            return None if any(one.get(g) == 0 for g in gates) else frozenset(g for g in gates if g not in one)
+
+        unary: dict[tuple[int, frozenset[int]], tuple[FloatArray, FloatArray]] = {}
+        for u in self.unary:
+            if (gates := open_gates(u.gates)) is not None:
+                gain, cost = unary.get((u.variable, gates), (0.0, 0.0))
+                at = kept[u.variable]
+                unary[u.variable, gates] = (gain + u.gain[at], cost + u.cost[:, at])
+        products = [
+            replace(p, gates=gates, vectors=tuple(vector[kept[v]] for v, vector in zip(p.scope, p.vectors, strict=True)))
+            for p in self.products
+            if (gates := open_gates(p.gates)) is not None
+        ]
+        return replace(
+            self,
+            sizes=tuple(len(k) for k in kept),
+            unary=tuple(Unary(variable=v, gates=gates, gain=gain, cost=cost) for (v, gates), (gain, cost) in unary.items()),
+            products=tuple(products),
+        )
+
     def value(self, states: IntArray) -> tuple[float, FloatArray]:
         """Gain and ``(resources,)`` costs at ``states``."""
         gain, cost = 0.0, np.zeros(len(self.resources))
@@ -113,6 +138,19 @@ class CompactGraph:
                 gain += p.gain * product
                 cost = cost + p.cost * product
         return gain, cost
+
+    def least_gain(self) -> float:
+        """No states gain less than this."""
+        least = 0.0
+        for u in self.unary:
+            low = float(u.gain.min())
+            least += min(low, 0.0) if u.gates else low
+        for p in self.products:
+            ends = [p.gain]
+            for vector in p.vectors:
+                ends = [end * edge for end in ends for edge in (float(vector.min()), float(vector.max()))]
+            least += min(*ends, 0.0) if p.gates else min(ends)
+        return least
 
 
 def compact(problem: Problem, resources: Sequence[str] | None = None) -> CompactGraph | None:

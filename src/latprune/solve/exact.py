@@ -40,8 +40,8 @@ class Exact(Solver):
     such a product reads a sum of many widths (a concat chain), choices on a common step are solved and the answer is refined by single
     widths; it is ``feasible``, without a bound.
 
-    No cost is rounded. Where the graph is too dense for elimination, or more than one resource has a limit, the problem is handed over to
-    HiGHS, and ``solver`` says ``exact+highs``.
+    No cost is rounded. Where the graph is too dense for elimination the problem is handed over to HiGHS; under several limits each part
+    has a multiplier per limit, and what is still open after many parts is handed over. ``solver`` then says ``exact+highs``.
 
     Attributes:
         max_table: Entries of the largest table that elimination may build.
@@ -87,11 +87,10 @@ class Exact(Solver):
             return answer(
                 problem,
                 search.states,
-                solver=self.name if kind is CountedSearch else f"{self.name}+highs",
+                solver=self.name,
                 control=control,
                 bound=bound,
                 notes=tuple(search.notes),
-                rounding=1e-14 if kind is CountedSearch else MILP_ROUNDING,
             )
 
         try:
@@ -109,13 +108,15 @@ class Exact(Solver):
         return answer(problem, states, solver=self.name, control=control, bound=bound, notes=notes)
 
     def _hand_over(self, problem: Problem, graph: FactorGraph, control: Control, reason: str) -> Solution:
-        name = f"{self.name}+highs"
         result = SeveralResult()
         try:
             solve_several(problem, graph, control, max_table=self.max_table, result=result)
         except KeyboardInterrupt:
             result.interrupted = True
-        notes = (f"handed over to HiGHS: {reason}", f"{result.rounds} rounds, {result.left} states left by the reduction")
+        name = self.name
+        notes: tuple[str, ...] = (f"{result.searches} label searches, {result.nodes} parts",)
+        if result.rounds:
+            name, notes = f"{name}+highs", (f"handed over to HiGHS: {reason}", f"{result.rounds} rounds, {result.left} states left")
         if result.infeasible and not result.interrupted:
             return infeasible(problem, solver=name, control=control, notes=notes)
         states = None if result.states is None else result.states[: graph.own]

@@ -17,7 +17,7 @@ from latprune.problem.types import FloatArray, IntArray
 from latprune.solve.base import Control
 from latprune.solve.elimination import Forward, Marginals, laid_out
 from latprune.solve.factors import FactorGraph
-from latprune.solve.pareto import undominated
+from latprune.solve.pareto import best_of_equal, undominated
 from latprune.solve.plan import Layout, MaxStep, Plan, SumStep
 
 __all__ = ["LabelOverflow", "LabelSearch", "OutOfTime"]
@@ -73,8 +73,8 @@ class _Open:
 class LabelSearch:
     """One search: all assignments of ``graph`` whose reduced value is within ``room`` of the best.
 
-    Under one limit, labels that another one beats in cost and gain are dropped. Under several limits hardly any is beaten in all of them,
-    and the room alone keeps their number down.
+    Under one limit, labels that another one beats in cost and gain are dropped. Under several limits hardly any is beaten in all of them;
+    those that another one beats at the same costs are dropped.
 
     Args:
         graph: At least one limited resource.
@@ -103,8 +103,10 @@ class LabelSearch:
         self.multipliers, self.cap, self.control = multipliers, cap, control
         scale = sum(float(np.abs(t[np.isfinite(t)]).max(initial=0.0)) for t in run.tables[: plan.factors]) + abs(run.best)
         self.room = room + 1e-13 * scale
-        cost_scale = sum(float(np.abs(f.cost[0]).max(initial=0.0)) for f in graph.factors) + abs(float(graph.budgets[0]))
-        self.steps = {"cost_step": RELATIVE_STEP * cost_scale, "loss_step": RELATIVE_STEP * (scale + float(multipliers[0]) * cost_scale)}
+        largest = [sum(float(np.abs(f.cost[r]).max(initial=0.0)) for f in graph.factors) for r in range(len(multipliers))]
+        cost_scale = np.abs(graph.budgets) + largest
+        self.cost_steps: FloatArray = RELATIVE_STEP * cost_scale
+        self.loss_step = RELATIVE_STEP * (scale + float(multipliers @ cost_scale))
         self.labels: dict[int, _Labels] = {}
         self.trails: dict[int, _Trail] = {}
         self.most = 0
@@ -142,8 +144,10 @@ class LabelSearch:
 
     def _undominated(self, entry: IntArray | None, cost: FloatArray, slack: FloatArray) -> IntArray:
         if cost.shape[1] > 1:
-            return np.arange(len(cost))
-        return undominated(entry, cost[:, 0], slack - self.multipliers[0] * cost[:, 0], **self.steps)
+            # At equal costs the label with the least slack gains most.
+            return best_of_equal(entry, cost, slack, steps=self.cost_steps)
+        steps = {"cost_step": float(self.cost_steps[0]), "loss_step": self.loss_step}
+        return undominated(entry, cost[:, 0], slack - self.multipliers[0] * cost[:, 0], **steps)
 
     def _traced(self, chosen: dict[int, int]) -> IntArray:
         states = np.zeros(len(self.graph.sizes), dtype=np.int64)

@@ -21,7 +21,7 @@ from latprune.solve.multipliers import SeveralDual
 from latprune.solve.plan import make_plan
 from latprune.solve.reduction import Restricted, restrict
 
-__all__ = ["LabelOutcome", "search_labels"]
+__all__ = ["LabelOutcome", "search_labels", "search_room"]
 
 GROWTH = ((1_000, 2.0), (20_000, 1.5))
 """By how much the room grows after a search with fewer labels than given; by less after larger ones."""
@@ -88,7 +88,7 @@ def search_labels(
             return result
         room = min(max(room, 1e-12 * abs(top)), span)
         try:
-            found, most = _searched(whole, dual, marginals, room, control, cap=cap, max_table=max_table)
+            found, most = search_room(whole, dual, marginals, room, control, cap=cap, max_table=max_table)
         except OutOfTime:
             return result
         except LabelOverflow:
@@ -114,7 +114,7 @@ def search_labels(
     return result
 
 
-def _searched(
+def search_room(
     whole: Restricted, dual: SeveralDual, marginals: Marginals, room: float, control: Control, *, cap: int, max_table: int
 ) -> tuple[IntArray | None, int]:
     """The best states whose reduced value is within ``room`` of the best, and the largest number of labels."""

@@ -161,10 +161,14 @@ class MeetingSearch(LabelSearch):
         high = np.searchsorted(rank, first.at + 0.5 * share + 1e-9, side="right")
         origin, pick = self._pairs(low, high, self.cap)
         pick = order[pick]
+        at, slack, cost = first.at[origin], first.slack[origin] + second.slack[pick], first.cost[origin] + second.cost[pick]
+        keep = self._undominated(at, cost, slack)
+        keep = keep[np.argsort(at[keep], kind="stable")]
+        origin, pick = origin[keep], pick[keep]
         return _Side(
-            at=first.at[origin],
-            slack=first.slack[origin] + second.slack[pick],
-            cost=first.cost[origin] + second.cost[pick],
+            at=at[keep],
+            slack=slack[keep],
+            cost=cost[keep],
             taken={**{m: t[origin] for m, t in first.taken.items()}, **{m: t[pick] for m, t in second.taken.items()}},
         )
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from latprune.problem.types import FloatArray, IntArray
 
-__all__ = ["undominated"]
+__all__ = ["best_of_equal", "undominated"]
 
 
 def undominated(segment: IntArray | None, cost: FloatArray, loss: FloatArray, *, cost_step: float, loss_step: float) -> IntArray:
@@ -42,3 +42,28 @@ def undominated(segment: IntArray | None, cost: FloatArray, loss: FloatArray, *,
     keep = np.ones(len(order), dtype=np.bool_)
     keep[1:] = key[1:] < np.minimum.accumulate(key)[:-1]
     return order[keep]
+
+
+def best_of_equal(segment: IntArray | None, cost: FloatArray, loss: FloatArray, *, steps: FloatArray) -> IntArray:
+    """Positions of the labels that lose least among those of their segment with the same costs.
+
+    Under several limits few labels are beaten in all costs. But layers of one shape cost the same: of all the ways to take ``k`` steps in
+    them, one is best.
+
+    Args:
+        segment: ``(n,)`` what the label belongs to; None for one segment.
+        cost: ``(n, resources)``.
+        loss: ``(n,)``.
+        steps: ``(resources,)`` costs that differ by less count as equal.
+    """
+    if len(cost) < 2:
+        return np.arange(len(cost))
+    ranks = [np.rint(cost[:, r] / step) if step > 0 else cost[:, r] for r, step in enumerate(steps)]
+    keys = ranks if segment is None else [*ranks, segment]
+    order = np.lexsort((loss, *keys))
+    first = np.zeros(len(order), dtype=np.bool_)
+    first[0] = True
+    for key in keys:
+        ordered = key[order]
+        first[1:] |= ordered[1:] != ordered[:-1]
+    return order[first]

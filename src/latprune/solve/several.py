@@ -12,6 +12,7 @@ from latprune.problem import Problem
 from latprune.problem.types import IntArray
 from latprune.solve.base import Control
 from latprune.solve.branch import survivors
+from latprune.solve.branch_several import SeveralBranch
 from latprune.solve.elimination import backward
 from latprune.solve.factors import FactorGraph
 from latprune.solve.highs import solve_milp
@@ -23,8 +24,10 @@ from latprune.solve.reduction import Restricted, restrict
 __all__ = ["SeveralResult", "evaluates", "search_several", "solve_several"]
 
 WIDEN = 6.0
-LABEL_CAP = 1_000_000
-"""Most labels at a time before HiGHS takes over."""
+LABEL_CAP = 200_000
+"""Most labels at a time before the graph is split."""
+MOST_NODES = 300
+"""Parts of a split graph before HiGHS takes over."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +40,7 @@ class SeveralResult:
     infeasible: bool = False
     interrupted: bool = False
     searches: int = 0
+    nodes: int = 0
     rounds: int = 0
     left: int = 0
 
@@ -62,9 +66,20 @@ def evaluates(problem: Problem, own: int) -> Callable[[IntArray], float]:
 
 
 def search_several(
-    graph: FactorGraph, control: Control, *, max_table: int, result: SeveralResult, evaluate: Callable[[IntArray], float]
+    graph: FactorGraph,
+    control: Control,
+    *,
+    max_table: int,
+    result: SeveralResult,
+    evaluate: Callable[[IntArray], float],
+    label_cap: int = LABEL_CAP,
+    most_nodes: int = MOST_NODES,
+    hand_over: bool = True,
 ) -> None:
-    """What :func:`solve_several` does, on a graph whose states' gain ``evaluate`` tells (``-inf`` where they break a limit)."""
+    """What :func:`solve_several` does, on a graph whose states' gain ``evaluate`` tells (``-inf`` where they break a limit).
+
+    Without ``hand_over``, HiGHS is not asked: the search may stop with a bound above the answer.
+    """
 
     def accept(states: IntArray) -> bool:
         return evaluate(states) > -math.inf
@@ -81,13 +96,20 @@ def search_several(
         return
     plan = make_plan(whole.graph, max_table)
     if plan is None or plan.stored > max_table or not whole.graph.sizes:
+        if not hand_over and whole.graph.sizes:
+            return
         milp = solve_milp(graph, control, accept=accept)
         result.infeasible, result.interrupted, result.bound, result.rounds = milp.infeasible, milp.interrupted, milp.bound, 1
         result.left = sum(graph.sizes)
         if milp.states is not None:
             offer(milp.states)
         return
-    dual = minimise_several(whole.graph, plan, control, offer=lambda states, gain: offer(whole.lift(states)))
+
+    def offer_better(states: IntArray, gain: float) -> None:
+        if whole.gain + gain > result.gain:
+            offer(whole.lift(states))
+
+    dual = minimise_several(whole.graph, plan, control, offer=offer_better)
     if dual.infeasible:
         result.infeasible, result.bound = True, -math.inf
         return
@@ -100,7 +122,7 @@ def search_several(
         dual,
         marginals,
         control,
-        cap=LABEL_CAP,
+        cap=label_cap,
         max_table=max_table,
         known=lambda: result.gain,
         offer=lambda states: offer(whole.lift(states)),
@@ -110,6 +132,24 @@ def search_several(
     if labels.proven:
         result.bound = result.gain
         result.infeasible = result.states is None
+        return
+    branch = SeveralBranch(
+        graph=whole.graph,
+        control=control,
+        max_table=max_table,
+        known=lambda: result.gain - whole.gain,
+        offer=lambda states: offer(whole.lift(states)),
+        most_nodes=most_nodes,
+        planes=list(dual.planes),
+        bound=result.bound - whole.gain,
+    )
+    branch.run()
+    result.nodes = branch.nodes
+    result.bound = max(result.gain, min(result.bound, whole.gain + branch.bound))
+    if branch.proven:
+        result.infeasible = result.states is None and result.gain == -math.inf
+        return
+    if not hand_over:
         return
     reach = np.concatenate([m for m in marginals.states if m is not None])
     deficits = np.sort(dual.run.best - reach[np.isfinite(reach)])
