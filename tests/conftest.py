@@ -32,3 +32,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["LATPRUNE_CACHE"]
     else:
         os.environ["LATPRUNE_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def _short_trials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials of candidates end early on a busy machine: what is tested is the search, and it must cope with what it is told.
+
+    Tests of the figures themselves are slow ones, and take the time that a user's run takes.
+    """
+    if request.node.get_closest_marker("slow") is None:
+        from latprune.pruning import trials
+
+        monkeypatch.setattr(trials, "SECONDS", 5.0)
+        monkeypatch.setattr(trials, "FRESH_SECONDS", 8.0)

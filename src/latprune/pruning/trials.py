@@ -12,6 +12,8 @@ from latprune.pruning.budget import Budget
 
 __all__ = ["Trial", "Trials"]
 
+SECONDS, FRESH_SECONDS = 30.0, 40.0
+"""A trial ends after so many at the latest, known as closely as the machine allowed."""
 _PRECISION = 0.01
 """Half-width of the interval, relative, that even a question which is answered sooner is measured to: corrections build on the value."""
 
@@ -79,7 +81,7 @@ class Trials:
             window: Lowest and highest value of interest, as the budget counts. Once it is clear whether the value lies below, within or
                 above, the measurement ends, at a precision of one percent.
         """
-        tolerance, max_seconds, rounds = (0.004, 40.0, 40) if fresh else (0.005, 30.0, 15)
+        tolerance, max_seconds, rounds = (0.004, FRESH_SECONDS, 40) if fresh else (0.005, SECONDS, 15)
         if fresh:
             self.close()
         dense_ms = self.dense_latency() if self._relative else 1.0
