@@ -38,7 +38,7 @@ class Exact(Solver):
 
     Products of widths over many choices (multiply-adds, parameters) are not made into tables: see :mod:`~latprune.solve.counted`. Where
     such a product reads a sum of many widths (a concat chain), choices on a common step are solved and the answer is refined by single
-    widths; it is ``feasible``, without a bound.
+    widths; it is ``feasible``, with the dual's bound where the sums form chains (a dense block), else without one.
 
     No cost is rounded. Where the graph is too dense for elimination the problem is handed over to HiGHS; under several limits each part
     has a multiplier per limit, and what is still open after many parts is handed over. ``solver`` then says ``exact+highs``.

@@ -2,7 +2,8 @@
 
 The totals of a concat chain over every width have hundreds of values, and the tables that tie them to their parts tens of millions of
 entries. Choices on a common step keep the totals on that step. What the coarse answer leaves of the limits is then used up width by width.
-The answer meets every limit; how far the best of all lies above it is not known.
+Where the sums form chains, the dual over every width is a pass along them (:mod:`~latprune.solve.chains`): its minimum bounds every answer,
+and the best assignment on the way that meets the limits, refined, mostly beats the coarse answer. Elsewhere there is no bound.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from latprune.errors import SolverNotApplicableError
 from latprune.problem import Axis, Problem, ProductTerm, Solution, Sum, Term, is_satisfied
 from latprune.problem.types import IntArray
 from latprune.solve.base import Control, Solver, answer
+from latprune.solve.chains import chain_dual
 
 __all__ = ["long_sums", "solve_in_steps"]
 
@@ -66,34 +68,55 @@ def _coarse(problem: Problem, step: int) -> tuple[Problem, list[slice]]:
 
 
 def solve_in_steps(problem: Problem, control: Control, *, solver: Solver) -> Solution:
-    """An answer that meets every limit, without a bound.
+    """An answer that meets every limit, with a bound where the sums form chains.
 
     Raises:
         SolverNotApplicableError: The smallest network of the coarse choices breaks a limit, or no step makes the tables small enough.
     """
     name = solver.name
+    bound, rows = _bounded(problem, control)
+    words = "no bound: the sums are no chains" if bound is None else "bound by the dual over every width"
     for step in STEPS:
         coarse, pieces = _coarse(problem, step)
         if long_sums(coarse) and step != STEPS[-1]:
             continue
         found = solver.run(coarse, Control(time_limit=None if control.deadline == float("inf") else max(control.left / 2, 1e-9)))
-        notes = (f"choices in steps of {step}: {found.status}", "refined by single widths")
-        if found.assignment is None:
+        notes = (f"choices in steps of {step}: {found.status}", "refined by single widths", words)
+        if found.assignment is not None:
+            row = coarse.evaluator.indices(found.assignment)
+            rows.append(np.array([range(len(v.choices))[p][i] for v, p, i in zip(problem.variables, pieces, row, strict=True)]))
+        elif not rows:
             if found.status == "infeasible":
-                return _smallest(problem, control, name, notes)
-            return Solution(solver=name, status="limit", seconds=control.seconds, notes=notes)
-        row = coarse.evaluator.indices(found.assignment)
-        full = np.array([range(len(v.choices))[p][i] for v, p, i in zip(problem.variables, pieces, row, strict=True)], dtype=np.int64)
-        return answer(problem, _refined(problem, full, control), solver=name, control=control, bound=None, notes=notes)
+                return _smallest(problem, control, name, notes, bound)
+            return Solution(solver=name, status="limit", bound=bound, seconds=control.seconds, notes=notes)
+        refined = np.array([_refined(problem, row.astype(np.int64), control) for row in rows])
+        best = refined[int(np.argmax(problem.evaluate_many(refined).gain))]
+        return answer(problem, best, solver=name, control=control, bound=bound, notes=notes)
     raise SolverNotApplicableError("sums of widths have too many totals at every step; offer fewer choices")
 
 
-def _smallest(problem: Problem, control: Control, name: str, notes: tuple[str, ...]) -> Solution:
+def _bounded(problem: Problem, control: Control) -> tuple[float | None, list[IntArray]]:
+    """The lowest dual of any limit alone, and the best assignment on the way that meets all limits."""
+    bounds: list[float] = []
+    best: list[tuple[float, IntArray]] = []
+
+    def offer(states: IntArray) -> None:
+        found = problem.evaluate_many(states[None, :])
+        if found.satisfied[0] and (not best or found.gain[0] > best[0][0]):
+            best[:] = [(float(found.gain[0]), states)]
+
+    for resource in problem.costs:
+        if resource.limit is not None and (bound := chain_dual(problem, resource, control, offer)) is not None:
+            bounds.append(bound)
+    return min(bounds, default=None), [states for _, states in best]
+
+
+def _smallest(problem: Problem, control: Control, name: str, notes: tuple[str, ...], bound: float | None) -> Solution:
     """The smallest choices of all, refined where they meet the limits; infeasible where all costs grow with every choice."""
     row = np.zeros(len(problem.variables), dtype=np.int64)
     found = problem.evaluate_many(row[None, :])
     if found.satisfied[0]:
-        return answer(problem, _refined(problem, row, control), solver=name, control=control, bound=None, notes=notes)
+        return answer(problem, _refined(problem, row, control), solver=name, control=control, bound=bound, notes=notes)
     if all(_grows(t) for r in problem.costs for t in r.terms):
         floor = {r.name: float(found.costs[r.name][0]) for r in problem.costs}
         joint = all(is_satisfied(floor[r.name], r.limit) for r in problem.costs)
