@@ -41,7 +41,8 @@ $(VENV)/.stamp-docs: pyproject.toml constraints.txt | $(BIN)/python
 setup: $(VENV)/.stamp-dev ## Create the environment for development
 
 test: $(VENV)/.stamp-dev ## Run the quick tests and the examples in docstrings
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not timed" -n auto
+	$(PYTEST) -m "not slow and timed"
 	$(PYTEST) --doctest-modules src/latprune
 
 test-slow: $(VENV)/.stamp-slow ## Run every test, the slow ones too (MindtPy's need GLPK's glpsol on the path)

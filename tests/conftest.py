@@ -16,6 +16,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("latprune", deadline=None, print_blob=True)
 settings.load_profile("latprune")
 
+TIMED = ("latency", "pruning/test_prune.py", "pruning/test_trials.py", "cli/test_measure.py", "test_interruption.py")
+"""Tests that ask an engine for the time, or the machine for its processes: `make test` runs them one at a time, after all others."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the timed tests."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and item.path.relative_to(here).as_posix().startswith(TIMED):
+            item.add_marker("timed")
+
 
 # A shell ignores Ctrl-C for what it starts in the background, and ignoring is inherited: the tests that press it need it to arrive.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,5 +54,6 @@ def _short_trials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if request.node.get_closest_marker("slow") is None:
         from latprune.pruning import trials
 
-        monkeypatch.setattr(trials, "SECONDS", 5.0)
-        monkeypatch.setattr(trials, "FRESH_SECONDS", 8.0)
+        monkeypatch.setattr(trials, "DENSE_SECONDS", 4.0)
+        monkeypatch.setattr(trials, "SECONDS", 4.0)
+        monkeypatch.setattr(trials, "FRESH_SECONDS", 6.0)

@@ -12,8 +12,8 @@ from latprune.pruning.budget import Budget
 
 __all__ = ["Trial", "Trials"]
 
-SECONDS, FRESH_SECONDS = 30.0, 40.0
-"""A trial ends after so many at the latest, known as closely as the machine allowed."""
+DENSE_SECONDS, SECONDS, FRESH_SECONDS = 15.0, 30.0, 40.0
+"""A measurement of the dense network, a trial and a fresh one end after so many at the latest, known as closely as the machine allowed."""
 _PRECISION = 0.01
 """Half-width of the interval, relative, that even a question which is answered sooner is measured to: corrections build on the value."""
 
@@ -62,7 +62,7 @@ class Trials:
     def dense_latency(self) -> float:
         """The dense network's latency in milliseconds, which a percentage refers to; measured at first use."""
         if self.dense_ms is None:
-            found = measure({"dense": self._compiled_dense()}, tolerance=0.005, max_seconds=15.0, seed=self._seed)
+            found = measure({"dense": self._compiled_dense()}, tolerance=0.005, max_seconds=DENSE_SECONDS, seed=self._seed)
             self.dense_ms = found["dense"].ms
         return self.dense_ms
 
