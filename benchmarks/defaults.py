@@ -34,9 +34,9 @@ from latprune.storage import decode_tensors
 from latprune.train import evaluate, recalibrate_batch_norm
 from latprune.zoo import IMAGENET_NORMALISATION, ImageLoader, cifar_resnet, cifar_vit, mobilenet_v2, resnet50
 from latprune.zoo.images import load_image_set
+from train_vit import WIDTH
 
 Batches = list[tuple[Tensor, Tensor]]
-VIT_WIDTH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ class Network:
 NETWORKS = {
     "resnet20": Network(build=lambda: cifar_resnet(20), weights="cifar10_resnet20", size=32, calibration=1024, evaluation=10000),
     "resnet56": Network(build=lambda: cifar_resnet(56), weights="cifar10_resnet56", size=32, calibration=1024, evaluation=5000),
-    "cifar_vit": Network(build=lambda: cifar_vit(width=VIT_WIDTH), weights="", size=32, calibration=1024, evaluation=10000),
+    "cifar_vit": Network(build=lambda: cifar_vit(width=WIDTH), weights="", size=32, calibration=1024, evaluation=10000),
     "mobilenet_v2": Network(build=mobilenet_v2, weights="imagenet_mobilenet_v2_fp16", size=224, calibration=200, evaluation=1000),
     "resnet50": Network(
         build=lambda: resnet50(stride_on_first=True), weights="imagenet_resnet50_v1_fp16", size=224, calibration=100, evaluation=500

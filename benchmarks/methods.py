@@ -32,6 +32,7 @@ from latprune.train import AdamW, Recipe, evaluate, recalibrate_batch_norm
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train, cifar_resnet, cifar_vit
+from train_vit import WIDTH
 
 METHODS: dict[str, Callable[[], Method]] = {
     "mdp": MDP,
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--budget", action="append", help="budgets (default: flops=50%%, 50%%, 25%%); may be repeated")
     parser.add_argument("--method", action="append", help=f"methods (default: all): {'; '.join(METHODS)}")
     parser.add_argument("--train-images", type=int, default=0, help="images to train on after the cut; 0 trains none")
+    parser.add_argument("--test-images", type=int, default=10000, help="of the test images, so many of the first")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of training and evaluation")
     parser.add_argument("--store", default="runs/methods.sqlite")
     parser.add_argument("--output", required=True)
@@ -100,7 +102,7 @@ def network(args: argparse.Namespace) -> nn.Module:
         model: nn.Module = cifar_resnet(20)
         weights = Path(args.data) / "weights" / "cifar10_resnet20.safetensors"
     else:
-        model, weights = cifar_vit(), Path(args.weights or "runs/cifar_vit.safetensors")
+        model, weights = cifar_vit(width=WIDTH), Path(args.weights or "runs/cifar_vit.safetensors")
     model.load_state_dict(decode_tensors(weights.read_bytes(), source=str(weights)))
     return model.eval()
 
@@ -108,7 +110,7 @@ def network(args: argparse.Namespace) -> nn.Module:
 def run(args: argparse.Namespace, name: str, budget: str, store: latprune.Store) -> dict[str, Any]:
     """One row."""
     model, method = network(args), METHODS[name]()
-    test = cifar10_test(args.data)
+    test = FirstBatches(cifar10_test(args.data), -(-args.test_images // 500))
     train = cifar10_train(args.data)
     recipe = Recipe(epochs=1, learning_rate=0.01 if args.network == "resnet20" else 3e-4, weight_decay=5e-4, precision=native_precision())
     if args.network == "vit":
@@ -177,7 +179,7 @@ def recalibrated(args: argparse.Namespace, model: nn.Module, train: Any, test: A
 
 def write(output: Path, args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    document = {"benchmark": "methods", "network": args.network, "rows": rows}
+    document = {"benchmark": "methods", "network": args.network, "test_images": args.test_images, "rows": rows}
     output.write_text(json.dumps(document, indent=1) + "\n")
 
 
