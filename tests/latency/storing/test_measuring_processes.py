@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
@@ -196,3 +197,51 @@ def test_a_log_that_goes_while_a_store_is_opened_is_no_error(tmp_path: Path, mon
     monkeypatch.setattr(Path, "is_file", lambda self: present(self) or self.name.endswith("-wal"))
     with Store(path) as store:
         assert store.networks() == []
+
+
+def test_a_store_that_another_process_makes_meanwhile_is_no_foreign_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process makes its tables after this one has asked for the version: what this one sees is of one moment."""
+    path = tmp_path / "s.sqlite"
+    plain = Store._use_a_write_ahead_log
+
+    class Racing:
+        """A connection behind each of whose statements another process finishes its store."""
+
+        def __init__(self, connection: sqlite3.Connection) -> None:
+            self._connection = connection
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._connection, name)
+
+        def execute(self, *args: object) -> object:
+            found = list(self._connection.execute(*args))  # type: ignore[call-overload]
+            if not made:
+                made.append(True)
+                monkeypatch.setattr(Store, "_use_a_write_ahead_log", plain)
+                Store(path).close()
+            return Rows(found)
+
+    class Rows(list):  # type: ignore[type-arg]
+        def fetchone(self) -> object:
+            return self[0]
+
+        def fetchall(self) -> object:
+            return list(self)
+
+    made: list[bool] = []
+
+    def racing(store: Store, timeout: float) -> None:
+        plain(store, timeout)
+        store._connection.execute("PRAGMA synchronous=FULL")
+        store._connection.execute("PRAGMA foreign_keys=ON")
+        store._connection = Racing(store._connection)  # type: ignore[assignment]
+
+    monkeypatch.setattr(Store, "_use_a_write_ahead_log", racing)
+    real = Racing.execute
+
+    def only_the_version(self: Racing, *args: object) -> object:
+        return real(self, *args) if "user_version" in str(args[0]) else self._connection.execute(*args)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Racing, "execute", only_the_version)
+    with Store(path) as store:
+        assert store.contexts() == [] and made

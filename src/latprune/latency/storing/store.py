@@ -149,8 +149,11 @@ class Store:
 
     def _version(self) -> int:
         """The file's schema, 0 where it is empty; FileFormatError where it is none that can be read."""
-        version = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
-        tables = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+        # One statement sees one state of the file; between two, another process may have made its tables.
+        rows = self._connection.execute(
+            "SELECT user_version, name FROM pragma_user_version LEFT JOIN sqlite_master ON sqlite_master.type = 'table'"
+        ).fetchall()
+        version, tables = int(rows[0][0]), {name for _, name in rows if name is not None}
         if version == 0 and not tables:
             return 0
         if version == 0 or not {"context", "network", "sample", "signature"} <= tables:
