@@ -16,7 +16,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile("latprune", deadline=None, print_blob=True)
 settings.load_profile("latprune")
 
-TIMED = ("latency", "pruning/test_prune.py", "pruning/test_trials.py", "cli/test_measure.py", "test_interruption.py")
+TIMED = (
+    "latency/engines",
+    "latency/measuring",
+    "latency/predicting/test_sweep.py",
+    "latency/storing/test_measuring_processes.py",
+    "latency/storing/test_store.py",
+    "latency/tabulating/test_build.py",
+    "pruning/test_prune.py",
+    "pruning/test_trials.py",
+    "cli/test_measure.py",
+    "test_interruption.py",
+)
 """Tests that ask an engine for the time, or the machine for its processes: `make test` runs them one at a time, after all others."""
 
 

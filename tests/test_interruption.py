@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import latprune
 from support.prune_job import network
 
@@ -48,6 +50,7 @@ def rows(store: Path) -> int:
         return int(connection.execute("select count(*) from network").fetchone()[0])
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     store = tmp_path / "latency.sqlite"
     run_until(tmp_path, "latency tables: 16 networks")

@@ -311,6 +311,7 @@ def test_a_pruned_network_predicted_on_one_machine_is_verified_on_the_device(tab
     assert check.met and check.pruned.ratio < 0.7
 
 
+@pytest.mark.slow
 def test_measurements_of_whole_networks_are_kept_in_the_default_store(monkeypatch, tmp_path):
     monkeypatch.setenv("LATPRUNE_CACHE", str(tmp_path))
     torch.manual_seed(0)

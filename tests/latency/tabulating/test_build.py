@@ -67,7 +67,13 @@ needs_executorch = pytest.mark.skipif(importlib.util.find_spec("executorch") is 
 
 
 @pytest.mark.parametrize(
-    "engine", ["torch", "onnxruntime", "openvino", pytest.param("executorch", marks=[pytest.mark.slow, needs_executorch])]
+    "engine",
+    [
+        pytest.param("torch", marks=pytest.mark.slow),
+        "onnxruntime",
+        "openvino",
+        pytest.param("executorch", marks=[pytest.mark.slow, needs_executorch]),
+    ],
 )
 def test_tables_from_an_empty_store_and_then_from_a_filled_one(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
