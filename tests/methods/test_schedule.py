@@ -1,10 +1,12 @@
 """Schedules: ramps, what happens between stages, and options that break their rules."""
 
+import json
 import math
 
 import pytest
 
 from latprune.errors import InvalidArgumentError
+from latprune.importance import DivergenceConfig, L1Config, MagnitudeConfig
 from latprune.methods import HALP, MDP, SMCP, SPLAMP, FromScratch, SinglePass, SoftMasks, Stages, get_method
 
 
@@ -65,9 +67,15 @@ def test_plain_values_make_options():
 
 
 def test_options_are_json():
-    import json
-
     for method in (HALP(), SMCP(), SPLAMP(), MDP(soft_masks=SoftMasks()), FromScratch(structure=MDP(blocks=False))):
         options = json.loads(json.dumps(method.options()))
         assert options
     assert MDP(stages=10).schedule.count == 10 and MDP(stages=10, blocks=True).schedule.after_stage == "cut"
+
+
+def test_options_name_the_criteria_inside_a_criterion() -> None:
+    """A saved run is resumed under the same settings only, and two criteria may have the same fields."""
+    one, other = (MDP(score=DivergenceConfig(rank=rank)).options() for rank in (MagnitudeConfig(), L1Config()))
+    assert one["score"]["rank"]["type"] == "MagnitudeConfig" and one != other
+    assert [rival["type"] for rival in one["score"]["rivals"]] == ["SpLampConfig", "TaylorConfig"]
+    assert json.loads(json.dumps(one)) == one

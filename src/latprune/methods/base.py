@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -214,8 +214,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Method):
         return {"name": value.name, **value.options()}
     if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__, **asdict(value)}
-    return dict(value) if isinstance(value, Mapping) else value
+        return {"type": type(value).__name__, **{entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}}
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
 METHODS = Registry["type[Method]"]("method", group="latprune.methods", hint="add one with latprune.methods.register_method")
