@@ -95,7 +95,9 @@ def methods() -> str | None:
         if found is None:
             continue
         head = ["method", "budget", "delivered", "cut", "norms again", "recovered", "trained", "blocks gone", "stages", "status", "time"]
-        parts.append(f"### {_name(network)}, {found['test_images']:,} test images\n\n" + table(head, [_method(row) for row in found["rows"]]))
+        parts.append(
+            f"### {_name(network)}, {found['test_images']:,} test images\n\n" + table(head, [_method(row) for row in found["rows"]])
+        )
     if not parts:
         return None
     text = (
