@@ -217,6 +217,13 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
     graph = trace(model, IMAGES[0])
     found = read(model, graph, DivergenceConfig(examples=24, prior=0.5, priors=(0.0, 0.5, 1.0)), iter(IMAGES))
     assert list(found.importances) == ["prior 0.5", "prior 0", "prior 1", "SpLamp"]  # no labels: no Taylor scores
+    assert list(found.left_out) == ["Taylor"] and "label" in found.left_out["Taylor"]
+
+    def broken(model: nn.Module, batch: object) -> Tensor:
+        raise TypeError("mine")
+
+    with pytest.raises(InvalidArgumentError, match="mine"):  # the caller's own loss is not passed over
+        _ = read(model, graph, DivergenceConfig(examples=24), IMAGES, loss=broken).importances
     labelled = [(x, torch.arange(len(x)) % 5) for x in IMAGES]
     with_labels = read(model, graph, DivergenceConfig(examples=24, priors=()), labelled)
     assert list(with_labels.importances) == ["prior 0.5", "SpLamp", "Taylor"]

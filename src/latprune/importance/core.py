@@ -150,6 +150,10 @@ class Readings(Protocol):
     def importances(self) -> Mapping[str, Importance]:
         """What each reading is called -> its scores."""
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """What could not be read -> the reason."""
+
     def divergence(self, selection: Selection) -> float:
         """How far the outputs of the network that ``selection`` leaves are from those of the model as it is; smaller is better."""
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import ChannelGroup, Selection
 from latprune.importance.activations import call, inputs_of
-from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, needs_data, register, score
+from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, cross_entropy_loss, needs_data, register, score
 from latprune.importance.outputs import JUDGES, MEASURES, Measure
 from latprune.importance.ranking import layer_importance, rank_units
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
@@ -28,14 +28,14 @@ from latprune.importance.sp_lamp import SpLampConfig
 from latprune.importance.taylor import TaylorConfig
 from latprune.importance.tensors import check_finite, named_tensors, present_units
 
-__all__ = ["DivergenceConfig", "width_curve"]
+__all__ = ["DivergenceConfig", "Divergences", "width_curve"]
 
 _LEAST = 1e-9
 """A divergence of nothing still needs a logarithm."""
 _WORK = 5e12
 """Multiply-adds that all measurements together may take where the number of examples is left open: some minutes of two cores."""
 _FEWEST, _MOST = 32, 256
-"""Examples at least, for the norms' statistics, and at most: more change the choice of widths no longer."""
+"""Examples at least, for the norms' statistics, and at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,8 @@ class DivergenceConfig:
             are cut together from being cut deeply where each alone is cheap. 0 takes the measured curves as they are.
         priors: Further priors to read the same measurement with: a pruner solves with each, measures the divergence of the whole networks
             that come out, and takes the least. None of them is right for every network, because single effects do not add up.
-        rivals: Other criteria whose networks are compared along. One that needs labels is left out where the batches have none.
+        rivals: Other criteria whose networks are compared along. One whose loss the batches cannot feed (they have no labels, say) is left
+            out, and the run says so; a loss of the caller's own that fails is an error.
         measure: ``kl``: mean Kullback-Leibler divergence of the class probabilities. ``error``: squared error of all outputs relative to
             their variance, for models that do not classify. ``auto``: the first where the outputs are class scores, else the second.
     """
@@ -177,7 +178,7 @@ class Divergences:
         graph: Its graph.
         config: What is measured.
         data: Batches; labels are ignored unless the ranking reads them.
-        loss: Loss of the ranking's criterion.
+        loss: Loss of the ranking's and the rivals' criteria.
     """
 
     def __init__(
@@ -192,7 +193,10 @@ class Divergences:
         self._model, self._graph, self._config, self._batches = model, graph, config, batches
         self._judge: _Reference | None = None
         self._ranked = score(model, graph, config.rank, batches, loss=loss)
-        self._rivals = dict(_rivals(model, graph, config, batches, loss))
+        self._ratios = score(model, graph, SpLampConfig()).units
+        self.left_out: dict[str, str] = {}
+        """Rivals that the data could not feed -> the reason, once :attr:`importances` was read."""
+        self._loss = loss
         self._home = {name: _home(group) for name, group in graph.groups.items()}
         with batch_statistics(model):
             self._reference = _Reference(model, batches, MEASURES[config.measure], _example_count(graph, config))
@@ -201,6 +205,17 @@ class Divergences:
                 with silenced_block(model, graph, block):
                     self._blocks[block] = self._reference.distance()
             self._lost = {name: self._curve(name) for name in graph.groups}
+
+    def _scored_rivals(self) -> Iterator[tuple[str, Importance]]:
+        for rival in self._config.rivals:
+            name = type(rival).__name__.removesuffix("Config")
+            try:
+                yield name, score(self._model, self._graph, rival, self._batches, loss=self._loss)
+            except InvalidArgumentError as error:
+                # The measurement itself needs no labels, so the default loss need not find any.
+                if not needs_data(rival) or self._loss is not cross_entropy_loss:
+                    raise
+                self.left_out[name] = str(error)
 
     def _curve(self, name: str) -> Scores:
         home = self._home[name]
@@ -211,7 +226,7 @@ class Divergences:
     def importances(self) -> dict[str, Importance]:
         """The scores with the configuration's prior, then with each of its others, then those of its rivals."""
         priors = dict.fromkeys((self._config.prior, *self._config.priors))
-        return {f"prior {prior:g}": self.importance(prior) for prior in priors} | self._rivals
+        return {f"prior {prior:g}": self.importance(prior) for prior in priors} | dict(self._scored_rivals())
 
     def importance(self, prior: float) -> Importance:
         """Curves: what each width of a group is worth, as the divergence that it avoids; units: the ranking, scaled to the curve's height.
@@ -219,7 +234,7 @@ class Divergences:
         A group whose layers all lie in one block hangs on it: with the block gone the groups inside lose, together, the block's own
         measured divergence, however much each alone would.
         """
-        lost, blocks = _drawn_to_prior(self._model, self._graph, self._config.removed, prior, self._lost, self._home, self._blocks)
+        lost, blocks = _drawn_to_prior(self._ratios, self._graph, self._config.removed, prior, self._lost, self._home, self._blocks)
         curves: dict[tuple[str, Blocks], Scores] = {}
         for name, curve in lost.items():
             inside = [other for other in self._home if self._home[other] == self._home[name]]
@@ -255,18 +270,6 @@ class Divergences:
             return self._judge.distance()
 
 
-def _rivals(
-    model: nn.Module, graph: GroupedModel, config: DivergenceConfig, data: Iterable[Any], loss: LossFunction
-) -> Iterator[tuple[str, Importance]]:
-    for rival in config.rivals:
-        try:
-            yield type(rival).__name__.removesuffix("Config"), score(model, graph, rival, data, loss=loss)
-        except InvalidArgumentError:
-            if not needs_data(rival):
-                raise
-            # Nothing is lost: the measurement itself needs no labels, and a loss that the batches cannot feed says so in the preflight.
-
-
 @register(DivergenceConfig, name="divergence", needs_data=True, reader=Divergences)
 def score_divergence(
     model: nn.Module, graph: GroupedModel, config: DivergenceConfig, data: Iterable[Any] | None, loss: LossFunction
@@ -276,7 +279,7 @@ def score_divergence(
 
 
 def _drawn_to_prior(
-    model: nn.Module,
+    ratios: Mapping[str, Scores],
     graph: GroupedModel,
     removed: tuple[float, ...],
     strength: float,
@@ -287,7 +290,6 @@ def _drawn_to_prior(
     """The weighted geometric mean of each measured curve and SP-LAMP's on one common scale; blocks move as the groups inside do."""
     if strength == 0:
         return dict(lost), dict(blocks)
-    ratios = score(model, graph, SpLampConfig()).units
     prior = {}
     for name, group in graph.groups.items():
         kept = layer_importance(group, ratios[name])

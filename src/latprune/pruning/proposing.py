@@ -115,6 +115,8 @@ class ProposalSearch:
             if best is None or found[key] < best[0]:
                 best = found[key], importance
         assert best is not None
+        for name, reason in readings.left_out.items():
+            self.say(f"scores by {name} are left out: {reason}")
         self.say(f"divergence of the networks that the readings lead to: {', '.join(told)}")
         return best[1]
 

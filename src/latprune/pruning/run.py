@@ -285,9 +285,7 @@ class _Run:
                 first = next(iter(self.data), None)
                 if first is None:
                     raise InvalidArgumentError("data holds no batch")
-                # Under a counted budget nothing comes before the scores, which tell as much of the same batch.
-                waits = any(entry.resource == "latency" for entry in pruner.limits.budgets) or isinstance(pruner.schedule, SoftMasks)
-                if pruner.needs_gradients and waits:
+                if pruner.needs_gradients:
                     check_loss(pruner.model, first, self.loss)
             if self.candidates > 1 and (self.data is None or self.evaluate is None):
                 raise InvalidArgumentError(f"candidates (={self.candidates}) picks by accuracy: it needs data= and evaluate=")

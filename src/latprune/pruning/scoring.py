@@ -102,6 +102,7 @@ class _Over:
 
     def __init__(self, readings: Readings, alive: Mapping[str, npt.NDArray[np.bool_]]) -> None:
         self.importances = {name: importance.over(alive) for name, importance in readings.importances.items()}
+        self.left_out = readings.left_out
         self.divergence = readings.divergence
 
 

@@ -52,7 +52,22 @@ class MaskChange:
     removed_blocks: tuple[str, ...]
 
 
-class MaskedTraining:
+class _UnderMasks:
+    """Training while a pruner's masks are at work: a checkpoint holds the values beneath them."""
+
+    _pruner: Pruner
+
+    @cached_property
+    def _dense(self) -> str:
+        return dense_digest(self._pruner)
+
+    def dense_values(self) -> AbstractContextManager[None]:
+        """For a while the parameters hold their dense values: those to keep in a checkpoint."""
+        masks = self._pruner.masks
+        return masks.dense_values() if masks is not None else nullcontext()
+
+
+class MaskedTraining(_UnderMasks):
     """Drives a pruner with a :class:`~latprune.methods.SoftMasks` schedule through a training run.
 
     Call :meth:`before_forward` before each batch's forward pass and :meth:`after_backward` between ``loss.backward()`` and
@@ -129,14 +144,6 @@ class MaskedTraining:
             self._pruner.accumulate()
         self.step += 1
 
-    @cached_property
-    def _dense(self) -> str:
-        return dense_digest(self._pruner)
-
-    def dense_values(self) -> AbstractContextManager[None]:
-        """For a while the parameters hold their dense values: those to keep in a checkpoint."""
-        return _shown(self._pruner)
-
     def state(self) -> DriverState:
         """Where it stands, with all that decides where it ends: settings, limits, the mask, the solutions so far, the running scores.
 
@@ -197,7 +204,7 @@ class MaskedTraining:
         self.changes = [MaskChange(**change.model_dump()) for change in record.changes]
 
 
-class HeldMasks:
+class HeldMasks(_UnderMasks):
     """Masks that stay while the network trains, between two stages: nothing to do at a step, but a checkpoint must know of them.
 
     Args:
@@ -212,14 +219,6 @@ class HeldMasks:
 
     def after_backward(self) -> None:
         """Nothing to do: between stages, scores are gathered by the next one."""
-
-    @cached_property
-    def _dense(self) -> str:
-        return dense_digest(self._pruner)
-
-    def dense_values(self) -> AbstractContextManager[None]:
-        """For a while the parameters hold their dense values: those to keep in a checkpoint."""
-        return _shown(self._pruner)
 
     def state(self) -> DriverState:
         """Settings and mask."""
@@ -238,10 +237,6 @@ class HeldMasks:
         require_same(self._pruner, self._dense, record)
         if record.selection != SelectionRecord.model_validate(selection_to_dict(self._pruner.selection)):
             raise CheckpointError("the checkpoint is of a training under another mask; use another folder, or start again")
-
-
-def _shown(pruner: Pruner) -> AbstractContextManager[None]:
-    return pruner.masks.dense_values() if pruner.masks is not None else nullcontext()
 
 
 def _units(pruner: Pruner, selection: Selection, name: str) -> set[int]:
