@@ -13,7 +13,7 @@ import torch
 from latprune.errors import EngineError, LatpruneError
 from latprune.importance import DivergenceConfig
 from latprune.latency import Store, Target
-from latprune.methods import MDP
+from latprune.methods import get_method
 from latprune.pruning.finetuning import fit_with, training_threads
 from latprune.pruning.result import Result
 from latprune.pruning.run import prune
@@ -68,7 +68,7 @@ def demo(folder: str | Path, *, engine: str = "openvino", budget: str = "50%", s
         torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)),
         budget=budget,
         target=Target(engine=engine, threads=1, batch=1),
-        method=MDP(score=DivergenceConfig(examples=64)),
+        method=get_method("mdp", score=DivergenceConfig(examples=64)),
         data=train,
         fit=fit_with(train, replace(FINE_TUNING, precision=precision), evaluate=test, progress=_epochs(say)),
         evaluate=lambda network: evaluate(network, test),
