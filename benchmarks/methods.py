@@ -1,11 +1,11 @@
-"""Every method and ablation at the same budgets: delivered value, accuracy cut, recovered and trained; seconds and status.
+"""Every method and ablation at the same budgets: delivered value, accuracy cut, recovered and trained; CPU seconds and status.
 
     python benchmarks/methods.py --network resnet20 --data DATA --output benchmarks/results/methods-resnet20.json
     python benchmarks/methods.py --network vit --weights runs/cifar_vit.safetensors --data DATA --output ...
 
 Budgets by default: half of the multiply-adds, counted, and 50 and 25 % of the latency measured on ONNX Runtime (one thread, batch 1). Each
-row is written as it ends, and a row that is there is not run again. ``--train-images`` trains for that many images (an epoch has 50,000)
-after the cut and its recovery; methods that train under masks do so for as many images before the cut.
+row is written as it ends, and a row that is there, trained on as many images, is not run again. ``--train-images`` trains for that many
+images (an epoch has 50,000) after the cut and its recovery; methods that train under masks do so for as many images before the cut.
 """
 
 from __future__ import annotations
@@ -87,13 +87,19 @@ def main() -> None:
     with latprune.Store(args.store) as store:
         for budget in args.budget or BUDGETS:
             for name in args.method or METHODS:
-                if any(row["method"] == name and row["budget"] == budget for row in done):
+                if any(is_done(row, args, name, budget) for row in done):
                     continue
                 row = {"method": name, "budget": budget, **run(args, name, budget, store)}
-                done.append(row)
+                done = [other for other in done if (other["method"], other["budget"]) != (name, budget)] + [row]
                 write(output, args, done)
                 print(line(row), flush=True)
     print_table(done)
+
+
+def is_done(row: dict[str, Any], args: argparse.Namespace, name: str, budget: str) -> bool:
+    """Whether a row is this one, trained as it is to be."""
+    trained = not args.train_images or "refused" in row or row.get("train_images") == args.train_images
+    return (row["method"], row["budget"]) == (name, budget) and trained
 
 
 def network(args: argparse.Namespace) -> nn.Module:
@@ -118,17 +124,18 @@ def run(args: argparse.Namespace, name: str, budget: str, store: latprune.Store)
     images = args.train_images or 6400
     few = FirstBatches(train, max(1, images // 128))
     soft = isinstance(method.schedule, SoftMasks)
-    start = time.perf_counter()
+    start = time.process_time()
     row: dict[str, Any] = {"network": args.network, "machine": machine_name(), "engine": args.engine}
     try:
         pruner = latprune.Pruner(model, torch.randn(1, 3, 32, 32), budget=budget, target=args.engine, method=method, store=store, seed=0)
         try:
             if soft:
+                row["train_images"] = images
                 with training_threads(args.threads):
                     latprune.finetune(model, few, recipe, driver=lambda optimizer, steps: driver_of(pruner, optimizer, steps))
             while not pruner.done:
                 pruner.step(train, batches=16)
-            row["seconds"] = time.perf_counter() - start
+            row["cpu_seconds"] = time.process_time() - start
             row |= {"stages": pruner.stage, "status": status(pruner), "cut": accuracy(args, model, test)}
             latency = pruner.limits.measured
             result = pruner.result(measured=(pruner.fresh.dense, pruner.fresh.pruned) if latency and pruner.fresh is not None else None)
@@ -193,7 +200,7 @@ def line(row: dict[str, Any]) -> str:
     if "refused" in row:
         return f"{head} refused: {row['refused'][:110]}"
     values = "  ".join(f"{label} {share(key)}" for label, key in COLUMNS)
-    return f"{head} {values}  {row['blocks_removed']} blocks  {row['stages']} stages  {row['status']:9} {row['seconds']:.0f} s"
+    return f"{head} {values}  {row['blocks_removed']} blocks  {row['stages']} stages  {row['status']:9} {row['cpu_seconds']:.0f} CPU s"
 
 
 COLUMNS = (

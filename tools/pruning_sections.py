@@ -94,7 +94,7 @@ def methods() -> str | None:
         found = read(f"methods-{network}")
         if found is None:
             continue
-        head = ["method", "budget", "delivered", "cut", "norms again", "recovered", "trained", "blocks gone", "stages", "status", "time"]
+        head = ["method", "budget", "delivered", "cut", "norms again", "recovered", "trained", "blocks gone", "stages", "status", "CPU time"]
         parts.append(
             f"### {_name(network)}, {found['test_images']:,} test images\n\n" + table(head, [_method(row) for row in found["rows"]])
         )
@@ -119,7 +119,7 @@ def _method(row: Any) -> Sequence[str]:
         str(row["blocks_removed"]),
         str(row["stages"]),
         str(row["status"]),
-        f"{row['seconds']:.0f} s",
+        f"{row.get('cpu_seconds', row.get('seconds', 0)):.0f} s",
     ]
 
 

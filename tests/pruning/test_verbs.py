@@ -70,6 +70,20 @@ def test_the_mask_at_hand_is_what_cut_cuts():
     assert same(one, two.state_dict())
 
 
+def test_stages_with_nothing_trained_in_between_are_compared_at_the_last(monkeypatch):
+    from latprune.pruning import pruner as verbs
+
+    compared = []
+    check_equal = verbs.check_equal
+    monkeypatch.setattr(verbs, "check_equal", lambda *args, **options: compared.append(1) or check_equal(*args, **options))
+    options = {"budget": "flops=50%", "method": SPLAMP(stages=3), "measure_latency": False}
+    once = latprune.prune(network(), X, **options)
+    assert len(compared) == 1 and once.record.equality is not None
+    each = latprune.prune(network(), X, fit=lambda model, context: None, **options)
+    assert len(compared) == 4
+    assert same(once.model, each.model.state_dict())
+
+
 def test_a_proposal_under_a_limit_of_ones_own():
     pruner = pruner_of(network(), MDP(score=MagnitudeConfig()))
     tight, loose = pruner.propose(0.3 * pruner.limits.dense), pruner.propose(0.8 * pruner.limits.dense)

@@ -392,24 +392,31 @@ class Pruner:
         return self._masks
 
     def cut(
-        self, proposal: StageProposal | None = None, *, optimizers: Optimizer | Sequence[Optimizer] = (), averages: Sequence[nn.Module] = ()
-    ) -> EqualityReport:
+        self,
+        proposal: StageProposal | None = None,
+        *,
+        optimizers: Optimizer | Sequence[Optimizer] = (),
+        averages: Sequence[nn.Module] = (),
+        check: bool = True,
+    ) -> EqualityReport | None:
         """Remove what ``proposal`` (or the present mask) leaves out, in place; masks are taken off.
 
         Args:
             proposal: The network to cut to; None takes the present mask.
             optimizers: Optimizers of the model; their state is cut along, and they train the smaller parameters afterwards.
             averages: Running averages of the model (EMA copies), cut alike.
+            check: Compare the cut network with the masked one first. False leaves it to a later cut: where no weight changes in between,
+                that one's comparison with the masked dense network covers this cut as well.
 
         Returns:
-            How closely the cut network equals the masked one; the model is changed only if it does.
+            How closely the cut network equals the masked one; the model is changed only if it does. None where nothing was compared.
         """
         selection = proposal.selection if proposal is not None else self.selection
         with self._evaluating():
             if self._masks is not None:
                 self._masks.close()
                 self._masks = None
-            equality = self._check(selection)
+            equality = self._check(selection) if check else None
             with self.clock.timed("surgery"):
                 self.edits.append(cut_model(self.model, self.graph, selection, since=self.cut_to, optimizers=optimizers, averages=averages))
         self.selection = self.cut_to = selection
@@ -425,6 +432,7 @@ class Pruner:
         optimizers: Optimizer | Sequence[Optimizer] = (),
         averages: Sequence[nn.Module] = (),
         choose: Callable[[StageProposal], StageProposal] | None = None,
+        check: bool = True,
     ) -> StageReport:
         """Do the next stage: propose, then cut the model in place or mask it, as the schedule has it.
 
@@ -435,6 +443,8 @@ class Pruner:
             optimizers: Optimizers of the model: their state is cut along.
             averages: Running averages of the model, cut alike.
             choose: Called with the proposal of the last stage; what it returns is cut instead (:func:`latprune.pruning.picking.pick`).
+            check: Compare what is cut with the masked network. False, where no weight changes before the next stage, leaves it to that
+                one; the last stage always compares.
 
         Returns:
             What was done. The model is changed only if everything went well.
@@ -451,7 +461,7 @@ class Pruner:
             proposal = choose(proposal)
         equality: EqualityReport | None = None
         if last or self.schedule.after_stage == "cut":
-            equality = self.cut(proposal, optimizers=optimizers, averages=averages)
+            equality = self.cut(proposal, optimizers=optimizers, averages=averages, check=check or last)
         else:
             self.mask(proposal)
             assert self._masks is not None

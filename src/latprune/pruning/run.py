@@ -307,7 +307,9 @@ class _Run:
         while not pruner.done or self.fitted < pruner.stage:
             if self.fitted == pruner.stage:
                 choose = self._choose if self.candidates > 1 or self.units == "reconstruction" else None
-                pruner.step(self.data, loss=self.loss, batches=self.importance_batches, choose=choose)
+                # Where nothing changes the weights between stages, the comparison of the last one covers them all.
+                changes = self.fit is not None or self.strategy is not None
+                pruner.step(self.data, loss=self.loss, batches=self.importance_batches, choose=choose, check=changes)
                 self._evaluate("pruned")
                 self._recover()
                 self._save()
