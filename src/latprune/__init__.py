@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from latprune.pruning.result import Result
     from latprune.pruning.run import FitContext, prune
     from latprune.pruning.verification import verify
+    from latprune.sweeping import read_sweep, sweep
     from latprune.train import Recipe, evaluate, finetune
 
 __all__ = [
@@ -60,8 +61,10 @@ __all__ = [
     "load_result",
     "measure",
     "prune",
+    "read_sweep",
     "restore",
     "save_program",
+    "sweep",
     "trace",
     "verify",
 ]
@@ -80,6 +83,7 @@ _HOMES = {
     "latprune.pruning.result": ("Result",),
     "latprune.pruning.run": ("FitContext", "prune"),
     "latprune.pruning.verification": ("verify",),
+    "latprune.sweeping": ("read_sweep", "sweep"),
     "latprune.train": ("Recipe", "evaluate", "finetune"),
 }
 # Tracing captures a program where one is asked for; programs are built on tracing.

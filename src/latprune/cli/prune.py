@@ -10,9 +10,10 @@ from latprune.cli.arguments import add_form_argument, add_model_arguments, add_t
 if TYPE_CHECKING:
     from latprune.methods import Method
     from latprune.methods.width_rules import WidthRules
+    from latprune.pruning.result import Result
     from latprune.pruning.run import Fit
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_arguments", "add_parser", "method_from", "prune_as_told", "run"]
 
 _EPILOG = """\
 examples:
@@ -36,6 +37,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all that says what is pruned to what, and where it goes."""
     add_model_arguments(parser)
     add_target_arguments(parser)
     job = parser.add_argument_group("job")
@@ -107,11 +114,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     out.add_argument("--onnx", action="store_true", help="also export FOLDER/result/model.onnx")
     out.add_argument("--quiet", action="store_true", help="print the result only")
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+def prune_as_told(args: argparse.Namespace) -> Result:
+    """Prune, report and export by the arguments of :func:`add_arguments`."""
     from pathlib import Path
 
     from latprune.cli.loading import (
@@ -124,12 +130,11 @@ def run(args: argparse.Namespace) -> int:
         target_from,
     )
     from latprune.cli.progress import reporter
-    from latprune.errors import OverBudgetError
     from latprune.latency import KernelPredictor, Store
     from latprune.pruning.run import prune
 
     target = target_from(args)
-    method = _method(args)
+    method = method_from(args)
     widths = _width_rules(args)
     model = load_model(args.model, args.model_arg, args.weights)
     inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
@@ -174,6 +179,16 @@ def run(args: argparse.Namespace) -> int:
     result.report(output / "result" / "report.html")
     if args.onnx:
         result.export_onnx(output / "result" / "model.onnx")
+    return result
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from pathlib import Path
+
+    from latprune.errors import OverBudgetError
+
+    result, output = prune_as_told(args), Path(args.output)
     print(result)
     own = "" if args.model.startswith("latprune.zoo:") else f" --model {args.model}"
     own += "".join(f" --model-arg {argument}" for argument in args.model_arg)
@@ -189,7 +204,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _method(args: argparse.Namespace) -> Method:
+def method_from(args: argparse.Namespace) -> Method:
+    """The method that the arguments name, with its options and criterion."""
     from latprune.cli.loading import parse_arguments
     from latprune.errors import InvalidArgumentError
     from latprune.importance import get_criterion

@@ -27,8 +27,8 @@ class StageReport:
         predicted: Predicted value of the delivered network; a latency at the machine's present speed, as the dense network shows it.
         measured: Its measurement beside the dense network; None where nothing was measured.
         rounds: Candidates that were measured: ``(predicted limit, predicted, measured)``, predictions at the present speed too.
-        equality: Largest ``(absolute, relative)`` difference between the pruned and the masked network; None where the stage only masked, or left the
-            comparison to a later one.
+        equality: Largest ``(absolute, relative)`` difference between the pruned and the masked network; None where the stage only
+            masked, or left the comparison to a later one.
         problem: The problem that was solved last, in its file's form; None for a method that solves none.
         solution: The solver's answer, in its file's form.
         note: Remark for people; empty where all went as usual.

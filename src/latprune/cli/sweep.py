@@ -1,0 +1,106 @@
+"""``latprune sweep``: prune to several budgets, by several methods, for several engines and seeds, and sum it up."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from latprune.cli import prune
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latprune.pruning.result import Result
+    from latprune.sweeping import Cell
+
+__all__ = ["add_parser", "run"]
+
+# Axes of the sweep, and what decides nothing about its rows.
+_NO_SETTINGS = {"budget", "method", "engine", "seed", "output", "ray", "run", "command", "debug", "quiet", "onnx", "store", "train_threads"}
+
+_EPILOG = """\
+examples:
+  latprune sweep --model nets.py:net --weights net.safetensors --input 1x3x32x32 --budget 70% --budget 50% --budget 30% \\
+      --method mdp --method sp_lamp --method mdp:score=taylor --seed 0 --seed 1 --data nets.py:train --test-data nets.py:test -o sweep
+
+A budget may join several that are all to be met: --budget params=467K+flops=13.36M. All options of `latprune prune` apply to every run.
+Interrupted? The same command with the same -o goes on where it stopped; with further budgets, methods, engines or seeds it adds their runs.
+FOLDER gets a folder for each run, results.parquet (extra: tables) and trade-off.svg (extra: demo).
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "sweep",
+        help="prune to many budgets, by many methods, and compare",
+        description="Prune to every budget by every method for every engine and seed; sum up accuracy against measured latency.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",
+    )
+    prune.add_arguments(parser)
+    axes = parser.add_argument_group("axes of the sweep")
+    axes.add_argument("--budget", action="append", required=True, metavar="BUDGET", help="a budget; repeat for several")
+    axes.add_argument(
+        "--method",
+        action="append",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="a method, with options as mdp:score=taylor,blocks=false; repeat for several (default: mdp)",
+    )
+    axes.add_argument("--engine", action="append", metavar="NAME", help="an engine; repeat for several (default: openvino)")
+    axes.add_argument("--seed", action="append", type=int, metavar="N", help="a seed; repeat for several (default: 0)")
+    axes.add_argument("--ray", metavar="ADDRESS", help="run on the nodes of a Ray cluster that offer the resource 'latprune', one run each")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from functools import partial
+    from pathlib import Path
+
+    from latprune.errors import InvalidArgumentError, LatpruneError, MissingExtraError
+    from latprune.report.trade_off import plot_trade_offs
+    from latprune.sweeping import grid, sweep_with
+
+    if args.tables and len(args.engine or ()) > 1:
+        raise InvalidArgumentError("--tables holds the latency of one engine; leave it out of a sweep over several")
+    methods, engines, seeds = args.method or ["mdp"], args.engine or ["openvino"], args.seed or [0]
+    for method in methods:  # what is wrong with a method is said before the first run
+        prune.method_from(_of_cell(args, method=method))
+    cells = grid(budgets=args.budget, methods=methods, engines=engines, seeds=seeds)
+    folder = Path(args.output)
+    found = sweep_with(
+        partial(_prune_cell, args),
+        cells,
+        folder=folder,
+        settings={name: value for name, value in vars(args).items() if name not in _NO_SETTINGS},
+        ray_address=args.ray,
+        progress=None if args.quiet else partial(print, flush=True),
+    )
+    print(found)
+    if any(point.accuracy is not None for point in found.summary()):
+        try:
+            plot_trade_offs(found.summary(), folder / "trade-off.svg")
+        except MissingExtraError as error:
+            print(f"trade-off.svg is not drawn: {error}")
+    print(f"written in {folder}")
+    if found.failed:
+        raise LatpruneError(f"{len(found.failed)} of {len(found.cells)} runs failed (see above); the same command runs them again")
+    return 0
+
+
+def _prune_cell(args: argparse.Namespace, cell: Cell, folder: Path) -> Result:
+    """One run, by the arguments of the whole sweep."""
+    told = _of_cell(args, method=cell.method)
+    told.budget, told.engine, told.seed, told.output = list(cell.budgets), cell.engine, cell.seed, str(folder)
+    return prune.prune_as_told(told)
+
+
+def _of_cell(args: argparse.Namespace, *, method: str) -> argparse.Namespace:
+    """The arguments with one method; what the sweep alone knows is left out."""
+    name, _, options = method.partition(":")
+    told = argparse.Namespace(**{key: value for key, value in vars(args).items() if key not in ("run", "ray", "command")})
+    told.method = name
+    told.method_arg = [*args.method_arg, *(option for option in options.split(",") if option)]
+    return told

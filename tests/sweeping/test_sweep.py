@@ -1,0 +1,173 @@
+"""Sweeps: each cell is one run, what is done stays done, and the table says what nothing beats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import latprune
+from latprune.cli import main
+from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError
+from latprune.methods import Uniform
+from latprune.report.trade_off import TradeOff, plot_trade_offs, trade_off_text
+from latprune.sweeping import Cell, SweepRow, grid, read_sweep, summarise, sweep_with, write_parquet
+from latprune.zoo import digits_resnet
+
+X = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def build() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return digits_resnet(blocks=2, widths=(8, 16, 16)).eval()
+
+
+def counted(folder: Path, **options):
+    arguments = {"budgets": ["flops=70%", "flops=50%"], "methods": ["sp_lamp", "uniform"], **options}
+    return latprune.sweep(build, X, folder=folder, measure_latency=False, **arguments)
+
+
+def row(accuracy: float | None, ratio: float | None, **values) -> SweepRow:
+    given = {"budget": "50%", "method": "mdp", "engine": "openvino", "seed": 0, **values}
+    return SweepRow(answer="pruned", accuracy=accuracy, ratio=ratio, macs=0.5, **given)
+
+
+def test_every_cell_is_a_run_of_its_own(tmp_path):
+    found = counted(tmp_path, seeds=[0, 1], evaluate=lambda model: 0.5)
+    assert len(found.rows) == len(found.cells) == 8 and not found.failed
+    for entry in found.rows:
+        assert entry.answer == "pruned" and entry.accuracy == 0.5 and entry.macs <= float(entry.budget[6:-1]) / 100
+        record = latprune.load_result(tmp_path / entry.cell.folder / "result").record
+        assert (record.method.name, record.budget.text) == (entry.method, entry.budget)
+    assert found.rows[0].macs == pytest.approx(found.rows[4].macs)  # the same but for the seed
+    assert "flops=50%" in str(found) and [point.seeds for point in found.summary()] == [2, 2, 2, 2]
+
+
+def test_methods_with_options_and_joint_budgets(tmp_path):
+    whole = {"whole stem": Uniform(), "by eights": "uniform"}
+    found = counted(tmp_path, methods=whole, budgets=["flops=60%+params=40%"])
+    for entry in found.rows:
+        assert entry.macs <= 0.6 and entry.parameters <= 0.4
+    assert [entry.method for entry in found.rows] == list(whole)
+
+
+def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path):
+    ran: list[Cell] = []
+
+    def job(cell: Cell, folder: Path):
+        ran.append(cell)
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return latprune.prune(build(), X, budget=cell.budgets, method=cell.method, folder=folder, measure_latency=False)
+
+    cells = grid(budgets=["flops=70%", "flops=50%"], methods=["sp_lamp", "uniform"], engines=["openvino"], seeds=[0])
+    with pytest.raises(KeyboardInterrupt):
+        sweep_with(job, cells, folder=tmp_path)
+    half = read_sweep(tmp_path)
+    assert len(half.rows) == 2 and "2 of 4 runs are still to come" in str(half)
+    found = sweep_with(job, cells, folder=tmp_path)
+    assert ran == [*cells[:3], *cells[2:]] and len(found.rows) == 4
+    more = [*cells, Cell(budget="flops=60%", method="uniform", engine="openvino")]
+    assert len(sweep_with(job, more, folder=tmp_path).rows) == 5 and len(ran) == 6
+    with pytest.raises(CheckpointError, match="other runs"):
+        sweep_with(job, cells, folder=tmp_path)
+
+
+def test_rows_of_other_settings_are_not_mixed(tmp_path):
+    first = {"methods": {"mine": "uniform"}, "budgets": ["flops=50%"]}
+    counted(tmp_path, **first)
+    with pytest.raises(CheckpointError, match="slack was None, is 0.1"):
+        counted(tmp_path, slack=0.1, **first)
+    with pytest.raises(CheckpointError, match="method mine"):
+        counted(tmp_path, **{**first, "methods": {"mine": "sp_lamp"}})
+    assert len(counted(tmp_path, **{**first, "methods": {"mine": "uniform", "yours": "sp_lamp"}}).rows) == 2
+
+
+def test_what_cannot_be_is_a_row_and_the_sweep_goes_on(tmp_path):
+    calls = []
+
+    def evaluate(model) -> float:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("the disk is full")
+        return 0.5
+
+    found = counted(tmp_path, methods=["uniform"], budgets=["flops=70%", "flops=0.01%"], evaluate=evaluate)
+    assert [entry.answer for entry in found.rows] == ["failed", "refused"]
+    assert "the disk is full" in found.rows[0].message and "the disk is full" in str(found)
+    again = counted(tmp_path, methods=["uniform"], budgets=["flops=70%", "flops=0.01%"], evaluate=evaluate)
+    assert [entry.answer for entry in again.rows] == ["pruned", "refused"] and again.rows[0].accuracy == 0.5
+
+
+def test_the_front_is_what_nothing_of_the_same_engine_beats():
+    rows = [
+        row(0.90, 0.5, method="a"),
+        row(0.92, 0.5, method="a", seed=1),
+        row(0.90, 0.5, method="b"),
+        row(0.85, 0.3, method="b", budget="30%"),
+        row(0.99, 0.1, method="c", engine="onnxruntime"),
+        row(None, 0.4, method="d"),
+    ]
+    points = {(point.method, point.budget): point for point in summarise(rows)}
+    assert points["a", "50%"].accuracy == pytest.approx(0.91) and points["a", "50%"].spread == pytest.approx(0.0141421, rel=1e-4)
+    assert {key for key, point in points.items() if point.best} == {("a", "50%"), ("b", "30%"), ("c", "50%")}
+    text = trade_off_text(list(points.values()))
+    assert "91.00 ± 1.41 %" in text and "no other of its engine" in text
+
+
+def test_parquet_has_a_column_for_each_field(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [row(None, None), SweepRow.without(Cell(budget="1%", method="m", engine="e"), "refused", "below the floor", seconds=1.0)]
+    write_parquet(rows, tmp_path / "rows.parquet")
+    table = parquet.read_table(tmp_path / "rows.parquet")
+    assert table.column_names == list(SweepRow.model_fields) and table.num_rows == 2
+    assert str(table.schema.field("accuracy").type) == "double" and str(table.schema.field("blocks_removed").type) == "int64"
+    assert [SweepRow.model_validate(entry) for entry in table.to_pylist()] == rows
+
+
+def test_the_picture_has_a_panel_for_each_engine(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [row(0.9, 0.5), row(0.8, 0.3, budget="30%"), row(0.7, 0.5, engine="onnxruntime")]
+    plot_trade_offs(summarise(rows), tmp_path / "picture.svg")
+    assert (tmp_path / "picture.svg").read_text().count('<g id="axes_') == 2
+    with pytest.raises(InvalidArgumentError, match="no accuracy"):
+        plot_trade_offs([TradeOff(engine="e", method="m", budget="b", seeds=1, latency=0.5, macs=None, accuracy=None)], tmp_path / "no.svg")
+
+
+@pytest.mark.parametrize(("axis", "values"), [("budgets", []), ("methods", ["uniform", "uniform"]), ("seeds", [])])
+def test_axes_without_values_or_with_one_twice(tmp_path, axis, values):
+    with pytest.raises(InvalidArgumentError, match=axis):
+        counted(tmp_path, **{axis: values})
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_different_cells_differ():
+    cells = grid(budgets=["50%", "50 %"], methods=["a:b=1", "a:b=2", "A"], engines=["e"], seeds=[0, 1])
+    assert len({cell.folder.lower() for cell in cells}) == len(cells)
+
+
+def test_a_folder_that_holds_no_sweep_or_a_damaged_one(tmp_path):
+    with pytest.raises(FileFormatError, match="no sweep"):
+        read_sweep(tmp_path)
+    counted(tmp_path, methods=["uniform"], budgets=["flops=50%"])
+    (path,) = tmp_path.glob("*/row.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "answer": "perhaps"}))
+    with pytest.raises(FileFormatError, match="row.json"):
+        read_sweep(tmp_path)
+    (tmp_path / "sweep.json").write_text("[]")
+    with pytest.raises(FileFormatError, match="sweep.json"):
+        read_sweep(tmp_path)
+
+
+def test_on_the_command_line(tmp_path, capsys):
+    command = ["sweep", "--model", "latprune.zoo:digits_resnet", "--input", "1x1x32x32", "--budget", "flops=60%", "--method", "uniform"]
+    command += ["--method", "sp_lamp:stages=2", "--predict-only", "-o", str(tmp_path)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "sp_lamp:stages=2" in said and "2 of 2" in said
+    assert main([*command, "--method", "no_such"]) == 2
+    assert "no_such" in capsys.readouterr().err
+    assert main([*command, "--budget", "flops=0.001%", "--quiet"]) == 0
+    assert "refused" in capsys.readouterr().out
