@@ -61,7 +61,7 @@ def test_unknown_names_are_refused() -> None:
         ({"warmup_epochs": 3.0}, r"warmup_epochs \(=3.0\)"),
         ({"weight_decay": -0.1}, r"weight_decay \(=-0.1\)"),
         ({"label_smoothing": 1.0}, r"label_smoothing \(=1.0\)"),
-        ({"precision": "fp16"}, r"precision \(='fp16'\)"),
+        ({"precision": "int8"}, r"precision \(='int8'\)"),
         ({"max_gradient_norm": 0.0}, r"max_gradient_norm \(=0.0\)"),
         ({"batch_size": 0}, r"batch_size \(=0\)"),
     ],

@@ -98,7 +98,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--epochs", type=int, help="epochs of fine-tuning after each stage (needs --data); none by default")
     data.add_argument("--stage-epochs", type=int, help="epochs after every stage but the last (default: as after the last)")
     data.add_argument("--learning-rate", type=float, help="peak learning rate (default: the recipe's, else 0.02)")
-    data.add_argument("--train-precision", choices=["fp32", "bf16"], help="bf16: mixed precision (default: the recipe's, else fp32)")
+    data.add_argument("--train-precision", choices=["fp32", "bf16", "fp16"], help="mixed precision (default: the recipe's, else fp32)")
+    data.add_argument(
+        "--recipe-arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a value of the recipe, such as ema=0.999, mixup=0.2, accumulate=4, label_smoothing=0.1; may be repeated",
+    )
+    data.add_argument(
+        "--log",
+        action="append",
+        metavar="NAME",
+        help="write the training's curves: tensorboard (FOLDER/logs; the default where installed), wandb, mlflow or none; may be repeated",
+    )
     data.add_argument("--channels-last", action="store_true", help="train with channels-last weights (default: the recipe's)")
     data.add_argument("--distill", action="store_true", help="let the dense network teach while fine-tuning")
     data.add_argument("--train-threads", type=int, help="threads of fine-tuning and evaluation (default: all cores)")
@@ -260,7 +273,7 @@ def _evaluate(args: argparse.Namespace, keywords: dict[str, Any]) -> Any:
 def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:
     from dataclasses import replace
 
-    from latprune.cli.loading import load_callable
+    from latprune.cli.loading import load_callable, parse_arguments
     from latprune.errors import InvalidArgumentError
 
     if args.fit:
@@ -281,6 +294,25 @@ def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:
         "channels_last": args.channels_last or None,
         "distillation": Distillation() if args.distill else None,
     }
+    told = parse_arguments(args.recipe_arg, argument="--recipe-arg")
+    chosen = Recipe.from_dict({**chosen.to_dict(), **told})
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
     progress = None if args.quiet else ProgressPrinter()
-    return fit_with(batches, chosen, stage_epochs=args.stage_epochs, evaluate=evaluate, threads=args.train_threads, progress=progress)
+    return fit_with(
+        batches,
+        chosen,
+        stage_epochs=args.stage_epochs,
+        evaluate=evaluate,
+        threads=args.train_threads,
+        progress=progress,
+        logs=_logs(args.log),
+    )
+
+
+def _logs(named: list[str] | None) -> list[str]:
+    """The logs that were asked for; by default TensorBoard's, where it is installed."""
+    from importlib.util import find_spec
+
+    if named is None:
+        return ["tensorboard"] if find_spec("tensorboard") is not None else []
+    return [name for name in named if name != "none"]

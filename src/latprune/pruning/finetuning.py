@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +37,7 @@ def fit_with(
     evaluate: Any = None,
     threads: int | None = None,
     progress: Callable[[TrainProgress], None] | None = None,
+    logs: Sequence[str] = (),
 ) -> Fit:
     """A ``fit`` function for :func:`latprune.prune` that fine-tunes by ``recipe`` after each stage.
 
@@ -45,7 +47,11 @@ def fit_with(
         stage_epochs: Epochs after every stage but the last; None trains the whole recipe each time.
         evaluate: Evaluates after each epoch: a function of the model, or batches.
         threads: Threads of PyTorch while training; all cores by default.
-        progress: Called after each optimizer step.
+        progress: Called after each batch.
+        logs: Names of logs (:func:`latprune.train.logs.open_log`) that take each stage's curves, in ``logs`` beside its checkpoints.
+
+    Raises:
+        InvalidArgumentError: No log has that name.
 
     Example:
         >>> fit = fit_with(loader, Recipe(epochs=3, learning_rate=0.02), evaluate=test_loader)  # doctest: +SKIP
@@ -53,6 +59,10 @@ def fit_with(
     """
     from latprune.train import finetune
     from latprune.train.batches import FirstBatches
+    from latprune.train.logs import LOGS, open_log
+
+    for name in logs:
+        LOGS.get(name)  # a wrong name is told before anything runs
 
     def fit(model: nn.Module, context: FitContext) -> list[tuple[float, float]]:
         teacher = context.dense if recipe.distillation is not None else None
@@ -62,7 +72,16 @@ def fit_with(
             chosen, batches = recipe.with_epochs(1), FirstBatches(data, context.batches)
         elif not last and stage_epochs is not None:
             chosen = recipe.with_epochs(stage_epochs)
-        with training_threads(threads):
+        place = context.folder.parent / "logs" if context.folder is not None else Path("logs")
+        run = f"fit-{context.stage}"
+        with training_threads(threads), ExitStack() as open_logs:
+            opened = [open_logs.enter_context(closing(open_log(name, place, run=run, settings=chosen.to_dict()))) for name in logs]
+
+            def tell(moment: TrainProgress) -> None:
+                for each in (progress, *opened):
+                    if each is not None:
+                        each(moment)
+
             report = finetune(
                 model,
                 batches,
@@ -71,7 +90,7 @@ def fit_with(
                 teacher=teacher,
                 driver=context.attach,
                 checkpoint_dir=context.folder,
-                progress=progress,
+                progress=tell,
             )
         return [(float(entry.epoch + 1), entry.accuracy) for entry in report.epochs if entry.accuracy is not None]
 

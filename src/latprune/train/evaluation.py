@@ -12,6 +12,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import preserved_modes
 from latprune.train.batches import forward, logits_of, move, split_batch
 from latprune.train.contracts import calling, check_targets, numbered, takes_labels
+from latprune.train.precision import autocast_type
 
 __all__ = ["evaluate"]
 
@@ -23,7 +24,7 @@ def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") 
         model: A classifier; evaluated on the device of its parameters, and left in the mode it came in.
         data: Batches ``(inputs, targets)`` or mappings with ``labels``; targets are class indices ``(batch, ...)`` or ``(batch, 1)``,
             of which negative ones are left out, or class probabilities. NumPy arrays are taken as tensors.
-        precision: ``fp32``, or ``bf16`` for automatic mixed precision.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` for automatic mixed precision.
 
     Returns:
         Accuracy in ``[0, 1]``.
@@ -37,7 +38,7 @@ def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") 
     """
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     correct, total, turn = 0, 0, not takes_labels(model)
-    with preserved_modes(model), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with preserved_modes(model), torch.no_grad(), torch.autocast(device.type, autocast_type(precision), enabled=precision != "fp32"):
         model.eval()
         for index, batch in numbered(data):
             inputs, targets = split_batch(move(batch, device))

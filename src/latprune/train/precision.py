@@ -6,7 +6,12 @@ from typing import Literal
 
 import torch
 
-__all__ = ["native_precision"]
+__all__ = ["autocast_type", "native_precision"]
+
+
+def autocast_type(precision: str) -> torch.dtype:
+    """The type of automatic mixed precision; of ``fp32``, which has none, the one that stands for it while it is switched off."""
+    return torch.float16 if precision == "fp16" else torch.bfloat16
 
 
 def native_precision() -> Literal["fp32", "bf16"]:

@@ -18,8 +18,8 @@ class TrainProgress:
     Attributes:
         epoch: Epoch, counted from 0.
         epochs: Epochs of the run.
-        step: Optimizer steps done.
-        steps: Optimizer steps of the run.
+        step: Batches trained on.
+        steps: Batches of the run.
         loss: Mean loss of the epoch so far.
         learning_rate: Of the last step.
         examples_per_second: Over this process's part of the run.

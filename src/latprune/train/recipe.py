@@ -115,7 +115,15 @@ class Recipe:
         weight_decay: Weight decay.
         decay_norm_and_bias: Whether vectors (norm scales and shifts, biases) decay too.
         label_smoothing: Share of the target spread over all classes.
-        precision: ``fp32``, or ``bf16`` for automatic mixed precision.
+        mixup: Strength of mixup (arXiv:1710.09412), the ``alpha`` of its Beta distribution: each example is blended with another one of its
+            batch, and so is the loss. 0 mixes nothing.
+        cutmix: Strength of CutMix (arXiv:1905.04899): a box of each image is taken from another one, and the loss is blended by area. With
+            both, each batch gets one of the two, at equal chance.
+        ema: Decay of a running average of the weights, such as 0.999; the average is evaluated and delivered. None keeps none. Its decay
+            begins small, ``min(ema, (1 + updates) / (10 + updates))``, so that short runs are not held at their start.
+        accumulate: Batches whose gradients are averaged for one step of the optimizer.
+        precision: ``fp32``; ``bf16`` or ``fp16`` for automatic mixed precision, the latter with scaled losses.
+        compile: Train through :func:`torch.compile`; the model itself stays as it is.
         channels_last: Train with the weights of 2-d convolutions laid out channels last, which many processors run faster.
         distillation: Learn from the dense network as well; None does not.
         max_gradient_norm: Clip the norm of all gradients together; None does not.
@@ -132,7 +140,12 @@ class Recipe:
     weight_decay: float = 0.0
     decay_norm_and_bias: bool = True
     label_smoothing: float = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float | None = None
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     channels_last: bool = False
     distillation: Distillation | None = None
     max_gradient_norm: float | None = None
@@ -151,8 +164,15 @@ class Recipe:
             raise InvalidArgumentError(f"weight_decay (={self.weight_decay}) must be at least 0")
         if not 0.0 <= self.label_smoothing < 1.0:
             raise InvalidArgumentError(f"label_smoothing (={self.label_smoothing}) must lie in [0, 1)")
-        if self.precision not in ("fp32", "bf16"):
-            raise InvalidArgumentError(f"precision (={self.precision!r}) must be fp32 or bf16")
+        for name, value in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if not (math.isfinite(value) and value >= 0.0):
+                raise InvalidArgumentError(f"{name} (={value}) must be a number of at least 0")
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            raise InvalidArgumentError(f"ema (={self.ema}) must lie between 0 and 1, or be None")
+        if self.accumulate < 1:
+            raise InvalidArgumentError(f"accumulate (={self.accumulate}) must be at least 1")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise InvalidArgumentError(f"precision (={self.precision!r}) must be fp32, bf16 or fp16")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0.0:
             raise InvalidArgumentError(f"max_gradient_norm (={self.max_gradient_norm}) must be positive, or None")
         if self.batch_size is not None and self.batch_size < 1:

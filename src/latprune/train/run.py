@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
+from latprune.train.average import RunningAverage
 from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, forward, logits_of, move, shard, split_batch
 from latprune.train.contracts import (
     IGNORED,
@@ -27,7 +29,9 @@ from latprune.train.contracts import (
 )
 from latprune.train.driver import Driver, ResumableDriver
 from latprune.train.loss import classification_loss
+from latprune.train.mixing import mix
 from latprune.train.optimizer import build_optimizer
+from latprune.train.precision import autocast_type
 from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
@@ -113,6 +117,7 @@ class Run:
         self.saving = saving
         self.steps_per_epoch = len(data)
         self.steps = recipe.epochs * self.steps_per_epoch
+        self.updates_per_epoch = -(-self.steps_per_epoch // recipe.accumulate)
         self.position = Position(epoch=0, batch=0)
         self.history: tuple[EpochRecord, ...] = ()
         self.resumed_from: int | None = None
@@ -120,7 +125,14 @@ class Run:
         if recipe.channels_last:
             lay_out(model, torch.channels_last)
         self.wrapped, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
-        self.driver = hooks.driver(getattr(self.optimizer, "optimizer", self.optimizer), self.steps) if hooks.driver is not None else None
+        if recipe.compile:
+            self.wrapped = torch.compile(self.wrapped)
+        self._plain = getattr(self.optimizer, "optimizer", self.optimizer)
+        updates = recipe.epochs * self.updates_per_epoch
+        self.driver = hooks.driver(self._plain, updates) if hooks.driver is not None else None
+        self._check_masks()
+        self.average = RunningAverage(model, recipe.ema) if recipe.ema is not None else None
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
         # Sums since the last look, on the device: loss times examples, correct ones.
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
         self.sums = torch.zeros(2, dtype=exact, device=accelerator.device)
@@ -145,16 +157,21 @@ class Run:
         if record is None or self.saving is None:
             return
         remedy = "give another checkpoint_dir, or resume=False to start again"
-        mine = self.recipe.to_dict()
-        if record.recipe != mine:
-            changed = sorted(key for key in mine.keys() | record.recipe.keys() if record.recipe.get(key) != mine.get(key))
+        # What an earlier version did not know stands at its default there.
+        mine, theirs = self.recipe.to_dict(), Recipe.from_dict(record.recipe).to_dict()
+        if theirs != mine:
+            changed = sorted(key for key in mine if theirs[key] != mine[key])
             raise CheckpointError(f"{self.saving.folder} holds a run with another recipe (in {', '.join(changed)}); {remedy}")
         if record.steps_per_epoch != self.steps_per_epoch:
             raise CheckpointError(
                 f"{self.saving.folder} holds a run with {record.steps_per_epoch} batches per epoch, "
                 f"and the data has {self.steps_per_epoch}; {remedy}"
             )
-        random = load_state(self.saving.folder, record, model=self.model, optimizer=self.optimizer, driver=self._kept_driver())
+        random = load_state(
+            self.saving.folder, record, model=self.model, optimizer=self.optimizer, driver=self._kept_driver(), average=self.average
+        )
+        if record.scaler is not None:
+            self.scaler.load_state_dict(record.scaler)
         self.position, self.history = record.position, record.history
         self.resumed_from = self.step
         if self.accelerator.is_main_process:
@@ -166,15 +183,30 @@ class Run:
         """The driver, where it has a state that checkpoints keep."""
         return self.driver if isinstance(self.driver, ResumableDriver) else None
 
+    def _check_masks(self) -> None:
+        """Refuse what masks that training works under do not go with."""
+        if self._kept_driver() is None:
+            return
+        for name, given, instead in (
+            ("ema", self.recipe.ema is not None, "average in the fine-tuning after the last stage"),
+            ("precision", self.recipe.precision == "fp16", "use bf16: a step that fp16 skips would still be scored"),
+        ):
+            if given:
+                value = getattr(self.recipe, name)
+                raise InvalidArgumentError(f"recipe.{name} (={value!r}) does not go with masks that the network trains under; {instead}")
+
     def train(self, time_limit: float | None) -> TrainReport:
         """Train to the end of the recipe or to the time limit (seconds)."""
         deadline = self.started + time_limit if time_limit is not None else math.inf
         while self.position.epoch < self.recipe.epochs and self._train_epoch(deadline):
             self._end_epoch()
         finished = self.position.epoch == self.recipe.epochs
+        if finished and self.average is not None:
+            self.average.copy_to(self.model)
+        batch = -(-self.position.batch // self.recipe.accumulate)
         return TrainReport(
             epochs=self.history,
-            steps=self.step,
+            steps=self.position.epoch * self.updates_per_epoch + batch,
             seconds=self.position.seconds,
             finished=finished,
             stopped="" if finished else "time limit",
@@ -197,7 +229,9 @@ class Run:
                 now = time.monotonic()
                 last = self.position.batch == self.steps_per_epoch
                 stop = self._agreed(now >= deadline) if deadline < math.inf else False
-                save = self.saving is not None and not last and (now - self.last_save >= self.saving.every or stop)
+                whole = last or self.position.batch % self.recipe.accumulate == 0  # gradients that are half gathered are not kept
+                stop = stop and whole
+                save = self.saving is not None and not last and whole and (now - self.last_save >= self.saving.every or stop)
                 if save or last or self.accelerator.device.type == "cpu" or self.step % _LOOK_EVERY == 0:
                     self._look()
                 if save:
@@ -218,11 +252,15 @@ class Run:
     def _train_step(self, batch: Any) -> None:
         recipe, hooks, device = self.recipe, self.hooks, self.accelerator.device
         batch = move(shard(as_tensors(batch), self.accelerator.process_index, self.accelerator.num_processes), device)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, self.step, self.steps_per_epoch)
-        if self.driver is not None:
-            self.driver.before_forward()
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        first = self.position.batch - self.position.batch % recipe.accumulate
+        gathered = min(recipe.accumulate, self.steps_per_epoch - first)
+        if self.position.batch == first:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, self.step, self.steps_per_epoch)
+            if self.driver is not None:
+                self.driver.before_forward()
+            self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, autocast_type(recipe.precision), enabled=recipe.precision != "fp32"):
             if hooks.loss is not None:
                 what = named(hooks.loss, "(model, batch)")
                 with calling(what, batch=self.position.batch, given=batch):
@@ -230,15 +268,11 @@ class Run:
                 loss, correct, examples = check_loss_value(value, what, batch=self.position.batch), None, _first_size(batch)
             else:
                 loss, correct, examples = self._classify(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        if self.driver is not None:
-            self.driver.after_backward()
-        if recipe.max_gradient_norm is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), recipe.max_gradient_norm)
-        self.optimizer.step()
-        if hooks.after_step is not None:
-            hooks.after_step(self.model)
+        ends = self.position.batch + 1 == first + gathered
+        with nullcontext() if ends else self.accelerator.no_sync(self.wrapped):
+            self.accelerator.backward(self.scaler.scale(loss / gathered))
+        if ends:
+            self._update()
         self.sums[0] += loss.detach().to(self.sums.dtype) * examples
         if correct is not None:
             self.sums[1] += correct
@@ -246,9 +280,26 @@ class Run:
         self.trained += examples
         self.position = self.position.model_copy(update={"batch": self.position.batch + 1})
 
+    def _update(self) -> None:
+        """One step of the optimizer with the gradients that were gathered."""
+        self.scaler.unscale_(self._plain)
+        if self.driver is not None:
+            self.driver.after_backward()
+        if self.recipe.max_gradient_norm is not None:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.recipe.max_gradient_norm)
+        self.scaler.step(self._plain)
+        self.scaler.update()
+        if self.hooks.after_step is not None:
+            self.hooks.after_step(self.model)
+        if self.average is not None:
+            self.average.update(self.model)
+
     def _classify(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None, int]:
         inputs, targets = split_batch(batch)
-        plain = self.recipe.label_smoothing == 0.0 and self.hooks.teacher is None
+        mixed = mix(inputs, targets, self.recipe, step=self.step, rank=self.accelerator.process_index)
+        if mixed is not None:
+            inputs, targets = mixed.inputs, mixed.targets
+        plain = self.recipe.label_smoothing == 0.0 and self.hooks.teacher is None and mixed is None
         # A language model shifts its labels itself, so its own loss counts wherever its scores are not of one class per example.
         labelled = isinstance(batch, Mapping) and takes_labels(self.model) and plain
         with calling(f"the model ({type(self.model).__name__})", batch=self.position.batch, given=inputs):
@@ -263,10 +314,17 @@ class Run:
                 taught = check_targets(logits_of(forward(self.hooks.teacher, inputs)), targets)[0]
         if not targets.is_floating_point():
             targets = torch.where(targets < 0, IGNORED, targets)
-        loss = classification_loss(
-            logits, targets, label_smoothing=self.recipe.label_smoothing, distillation=self.recipe.distillation, teacher_logits=taught
-        )
-        if targets.is_floating_point():  # class probabilities (mixup): no one class is right
+
+        def loss_for(labels: torch.Tensor) -> torch.Tensor:
+            return classification_loss(
+                logits, labels, label_smoothing=self.recipe.label_smoothing, distillation=self.recipe.distillation, teacher_logits=taught
+            )
+
+        loss = loss_for(targets)
+        if mixed is not None:
+            loss = mixed.share * loss + (1.0 - mixed.share) * loss_for(mixed.partners.long())
+        if mixed is not None or targets.is_floating_point():  # class probabilities: no one class is right
+            self.judged = False
             return loss, None, len(targets)
         right = (logits.detach().argmax(dim=1) == targets).to(self.sums.dtype)
         return loss, right.reshape(len(targets), -1).mean(dim=1).sum(), len(targets)
@@ -316,7 +374,7 @@ class Run:
     def _evaluate(self) -> float:
         assert self.hooks.evaluate is not None
         what = named(self.hooks.evaluate, "(model)")
-        with calling(what):
+        with calling(what), self.average.shown_in(self.model) if self.average is not None else nullcontext():
             value = self.hooks.evaluate(self.model)
         return check_accuracy(value, what)
 
@@ -359,6 +417,8 @@ class Run:
                 position=self.position,
                 history=self.history,
                 driver=self._kept_driver(),
+                average=self.average,
+                scaler=self.scaler.state_dict() if self.scaler.is_enabled() else None,
                 finished=self.position.epoch == self.recipe.epochs,
             )
         self.last_save = time.monotonic()

@@ -16,6 +16,7 @@ from torch import nn
 from latprune.errors import CheckpointError, FileFormatError
 from latprune.file_model import FileModel
 from latprune.storage import decode_tensors, encode_tensors, sha256_hex, write_atomic
+from latprune.train.average import RunningAverage
 from latprune.train.driver import DriverState, ResumableDriver
 from latprune.train.random_state import RandomState
 
@@ -61,6 +62,8 @@ class TrainRecord(FileModel):
     optimizer: dict[str, Any]
     random: dict[str, Any]
     driver: dict[str, Any] | None = None
+    average_updates: int | None = None
+    scaler: dict[str, Any] | None = None
     finished: bool = False
 
 
@@ -103,6 +106,8 @@ def save_state(
     history: tuple[EpochRecord, ...],
     finished: bool,
     driver: ResumableDriver | None = None,
+    average: RunningAverage | None = None,
+    scaler: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint into ``folder``; the new ``train.json`` commits it, and older tensors are removed after that.
 
@@ -115,6 +120,7 @@ def save_state(
     kept = driver.state() if driver is not None else DriverState(data={}, tensors={})
     tensors = dict(parts.tensors)
     tensors |= {f"driver.{name}": value for name, value in kept.tensors.items()}
+    tensors |= {f"average.{name}": value for name, value in (average.values if average is not None else {}).items()}
     tensors |= {f"random.{name}": value for name, value in random.tensors().items()}
     with driver.dense_values() if driver is not None else nullcontext():
         data = encode_tensors({f"model.{name}": value for name, value in model.state_dict().items()} | tensors)
@@ -131,6 +137,8 @@ def save_state(
         optimizer=parts.rest,
         random=random.scalars(),
         driver=dict(kept.data) or None,
+        average_updates=average.updates if average is not None else None,
+        scaler=dict(scaler) if scaler is not None else None,
         finished=finished,
     )
     write_atomic(folder / RECORD, record.model_dump_json(indent=1) + "\n")
@@ -158,9 +166,15 @@ def read_record(folder: Path) -> TrainRecord | None:
 
 
 def load_state(
-    folder: Path, record: TrainRecord, *, model: nn.Module, optimizer: torch.optim.Optimizer, driver: ResumableDriver | None = None
+    folder: Path,
+    record: TrainRecord,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    driver: ResumableDriver | None = None,
+    average: RunningAverage | None = None,
 ) -> RandomState:
-    """Put a checkpoint's tensors into ``model`` and ``optimizer``, and its driver's state into ``driver``.
+    """Put a checkpoint's tensors into ``model``, ``optimizer`` and ``average``, and its driver's state into ``driver``.
 
     Returns:
         The random generators' state, to be restored by the caller when training goes on.
@@ -175,7 +189,7 @@ def load_state(
         raise CheckpointError(f"{path}, which {folder / RECORD} names, is not there") from error
     if sha256_hex(data) != record.sha256:
         raise CheckpointError(f"{path} is not the file that {folder / RECORD} was written with; delete the folder to start again")
-    sections: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "random": {}, "driver": {}}
+    sections: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "random": {}, "driver": {}, "average": {}}
     for name, tensor in decode_tensors(data, source=str(path)).items():
         section, _, rest = name.partition(".")
         sections[section][rest] = tensor
@@ -194,6 +208,8 @@ def load_state(
     with driver.dense_values() if driver is not None else nullcontext():
         model.load_state_dict(sections["model"])
     optimizer.load_state_dict(_join_optimizer(sections["optimizer"], record.optimizer))
+    if average is not None:
+        average.load(sections["average"], record.average_updates or 0)
     if driver is not None:
         driver.load_state(DriverState(data=record.driver or {}, tensors=sections["driver"]))
     return RandomState.load(sections["random"], record.random)

@@ -1,0 +1,33 @@
+"""Curves for Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from latprune.errors import MissingExtraError
+from latprune.train.logs.base import figures
+from latprune.train.progress import TrainProgress
+
+__all__ = ["WandbLog"]
+
+
+class WandbLog:
+    """One run of the project that ``WANDB_PROJECT`` names; its account and server are wandb's own settings."""
+
+    def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise MissingExtraError("wandb", "logs-wandb") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(dir=str(folder), name=run, config=dict(settings), resume="allow")
+
+    def __call__(self, progress: TrainProgress) -> None:
+        """Send the figures of one moment."""
+        self._run.log(figures(progress), step=progress.step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
