@@ -11,12 +11,29 @@ import sys
 from collections.abc import Sequence
 
 from latprune import __version__
-from latprune.cli import demo, export, frontier, inspect, listing, measure, predictor, prune, report, solve, sweep, table, time, verify
+from latprune.cli import (
+    compare,
+    demo,
+    doctor,
+    export,
+    frontier,
+    inspect,
+    listing,
+    measure,
+    predictor,
+    prune,
+    report,
+    solve,
+    sweep,
+    table,
+    time,
+    verify,
+)
 from latprune.errors import LatpruneError
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (prune, sweep, inspect, verify, export, report, time, listing, measure, table, predictor, solve, frontier, demo)
+COMMANDS = (prune, sweep, inspect, verify, compare, export, report, time, listing, measure, table, predictor, solve, frontier, doctor, demo)
 INTERRUPTED = 130
 BAD_FILE = 2
 
@@ -38,13 +55,24 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="latprune", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=f"latprune {__version__}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    parser.add_argument("--version", action="store_true", help="print the version, with --verbose what a bug report needs, and end")
+    parser.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for command in COMMANDS:
         command.add_parser(subparsers)
     for subparser in subparsers.choices.values():
         subparser.add_argument("--debug", action="store_true", help="on an error, print the Python traceback")
     return parser
+
+
+def _version(*, verbose: bool) -> int:
+    if verbose:
+        from latprune.cli.versions import described
+
+        print(described())
+    else:
+        print(f"latprune {__version__}")
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program's name; None takes the process's own.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        return _version(verbose=args.verbose)
+    if args.command is None:
+        parser.error("the following arguments are required: COMMAND")
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -302,9 +303,11 @@ def recorded_constructor(
     if recorded is None:
         raise InvalidArgumentError("the result does not record how to build its model; give --model MODULE:CALLABLE")
     if not trust and not _is_reference_model(recorded):
+        told = ["--model", recorded]
+        told += [word for key, value in record.model.arguments.items() for word in ("--model-arg", f"{key}={json.dumps(value)}")]
         raise InvalidArgumentError(
             f"the result names {recorded!r} as the constructor of its model, and running it means running code that a file chose; "
-            f"give --model {recorded} if that is what you want, or --trust-recorded-model"
+            f"give {shlex.join(told)} if that is what you want, or --trust-recorded-model"
         )
     texts = arguments or [f"{key}={json.dumps(value)}" for key, value in record.model.arguments.items()]
     return lambda: load_model(recorded, texts)

@@ -197,15 +197,16 @@ def prune_as_told(args: argparse.Namespace) -> Result:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    import shlex
     from pathlib import Path
 
     from latprune.errors import OverBudgetError
 
     result, output = prune_as_told(args), Path(args.output)
     print(result)
-    own = "" if args.model.startswith("latprune.zoo:") else f" --model {args.model}"
-    own += "".join(f" --model-arg {argument}" for argument in args.model_arg)
-    print(f"saved in {output / 'result'}; verify with: latprune verify {output / 'result'}{own}")
+    command = ["latprune", "verify", str(output), *([] if args.model.startswith("latprune.zoo:") else ["--model", args.model])]
+    command += [word for argument in args.model_arg for word in ("--model-arg", argument)]
+    print(f"saved in {output / 'result'}; verify with: {shlex.join(command)}")
     if result.verdict == "over":
         record = result.record
         raise OverBudgetError(

@@ -110,7 +110,7 @@ def update_record(path: str | Path, record: ResultRecord) -> None:
     Raises:
         CheckpointError: ``record`` belongs to other weights.
     """
-    path = Path(path)
+    path = _place(path)
     weights, _ = _read(path)
     if record.provenance.weights_sha256 != sha256_hex(weights):
         raise CheckpointError(f"the record belongs to other weights than those in {path}")
@@ -124,11 +124,14 @@ def update_record(path: str | Path, record: ResultRecord) -> None:
 def load_result(path: str | Path) -> SavedResult:
     """Read a checkpoint and check it against its own digest. Runs no code from it.
 
+    Args:
+        path: Folder or ``.zip`` of a saved result, or the folder of a run (``latprune prune -o``), which holds it as ``result``.
+
     Raises:
         CheckpointError: There is no checkpoint, a part is missing or damaged, or the weights are not those of the record.
         FileFormatError: ``result.json`` breaks its format; names the place.
     """
-    path = Path(path)
+    path = _place(path)
     weights, text = _read(path)
     record = ResultRecord.from_json(text)
     expected, found = record.provenance.weights_sha256, sha256_hex(weights)
@@ -254,6 +257,13 @@ def _zip(weights: bytes, text: bytes) -> bytes:
         archive.writestr(WEIGHTS, weights)
         archive.writestr(RECORD, text)
     return buffer.getvalue()
+
+
+def _place(path: str | Path) -> Path:
+    """Where the checkpoint lies: ``path``, or the ``result`` in it where ``path`` is a run's folder."""
+    path = Path(path)
+    inner = path / "result"
+    return inner if path.is_dir() and not (path / WEIGHTS).exists() and (inner / WEIGHTS).is_file() else path
 
 
 def _read(path: Path) -> tuple[bytes, bytes]:

@@ -1,6 +1,7 @@
 """The pruner: proposes, masks and cuts networks under a budget, in the steps of a schedule, and runs the whole way to a result."""
 
 from latprune.pruning.budget import Budget
+from latprune.pruning.comparison import Compared, compare
 from latprune.pruning.contract import MethodContract
 from latprune.pruning.finetuning import fit_with, training_threads
 from latprune.pruning.fitting import Evaluate, Fit, FitContext, TrainingDriver, driver_of
@@ -14,6 +15,7 @@ from latprune.pruning.verification import verify
 
 __all__ = [
     "Budget",
+    "Compared",
     "Evaluate",
     "Fit",
     "FitContext",
@@ -25,6 +27,7 @@ __all__ = [
     "StageProposal",
     "StageReport",
     "TrainingDriver",
+    "compare",
     "driver_of",
     "fit_with",
     "prune",

@@ -37,7 +37,7 @@ class Cell:
     def folder(self) -> str:
         """Name of the cell's folder: readable, and different for different cells on any file system."""
         text = f"{self.method}-{self.budget}-{self.engine}-{self.seed}"
-        readable = re.sub(r"[^a-z0-9.=+-]+", "_", text.lower()).replace("%", "pc").strip("_")
+        readable = re.sub(r"[^a-z0-9.=+-]+", "_", text.lower().replace("%", "pc")).strip("_")
         return f"{readable[:80]}-{hashlib.sha256(repr(self).encode()).hexdigest()[:8]}"
 
     def __str__(self) -> str:

@@ -1,0 +1,141 @@
+"""Networks from anywhere beside each other, what this machine can measure, and what a bug report needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import latprune
+from latprune.cli import main
+from latprune.errors import InvalidArgumentError
+from latprune.latency import Target, health
+from latprune.latency.health import EngineHealth, examine
+from latprune.pruning.comparison import compare
+from latprune.zoo import digits_resnet
+
+X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs' folders, as the command line leaves them."""
+    folder = tmp_path_factory.mktemp("results")
+    for name, budget in (("half", "flops=50%"), ("third", "flops=30%")):
+        torch.manual_seed(0)
+        constructor = "latprune.zoo:digits_resnet"
+        options = {"measure_latency": False, "target": Target(engine="torch"), "constructor": constructor, "folder": folder / name}
+        latprune.prune(digits_resnet(), X, budget=budget, method="uniform", **options)
+    return folder
+
+
+def test_two_results_and_the_dense_model(results, capsys):
+    half, third = str(results / "half"), str(results / "third" / "result")
+    assert main(["compare", "latprune.zoo:digits_resnet", half, third, "--max-seconds", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["target"]["engine"] == "torch"
+    dense, first, second = found["networks"]
+    assert [each["name"] for each in found["networks"]] == ["latprune.zoo:digits_resnet", half, third]
+    assert first["macs"] / dense["macs"] <= 0.5 and second["macs"] / dense["macs"] <= 0.3
+    assert dense["parameters"] > first["parameters"] > second["parameters"]
+    assert second["latency"]["ratio"] < 0.9 and dense["accuracy"] is None
+    assert main(["compare", half, third, "--max-seconds", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "of the first" in said and "target" in said
+
+
+def test_accuracy_beside_them(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "import torch\n\ndef batches(count):\n    return [(torch.zeros(count, 1, 32, 32), torch.zeros(count).long())]\n"
+    (tmp_path / "compare_data.py").write_text(code)
+    command = ["compare", str(results / "half"), str(results / "third"), "--max-seconds", "1", "--json", "--data-arg", "count=3"]
+    assert main([*command, "--test-data", "compare_data.py:batches"]) == 0
+    assert all(each["accuracy"] in (0.0, 1.0) for each in json.loads(capsys.readouterr().out)["networks"])
+
+
+@pytest.mark.parametrize(
+    ("networks", "words"),
+    [
+        (["latprune.zoo:digits_resnet", "latprune.zoo:cifar_resnet"], "give --input"),
+        (["HALF"], "at least two"),
+        (["HALF", "HALF"], "named twice"),
+        (["HALF", "no/such/result"], "module"),
+    ],
+)
+def test_what_cannot_be_compared(results, capsys, networks, words):
+    assert main(["compare", *(name.replace("HALF", str(results / "half")) for name in networks)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_network_that_cannot_be_traced_has_no_multiply_adds():
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.from_numpy(x.numpy() * 2.0)
+
+    one, other = compare({"linear": nn.Linear(4, 4), "odd": Odd()}, torch.randn(2, 4), Target(engine="torch"), max_seconds=0.2)
+    assert one.macs == 32.0 and one.parameters == 20 and other.parameters == 0
+    with pytest.raises(InvalidArgumentError, match="two"):
+        compare({"one": nn.Linear(4, 4)}, torch.randn(2, 4), Target(engine="torch"))
+
+
+def test_verify_finds_the_result_in_a_runs_folder(results, capsys):
+    assert main(["verify", str(results / "half"), "--no-save"]) == 0
+    assert "budget   flops=50%: met" in capsys.readouterr().out
+    assert latprune.load_result(results / "half").path == results / "half" / "result"
+
+
+def test_the_hint_to_verify_can_be_pasted(tmp_path, capsys, monkeypatch):
+    import shlex
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my nets.py").write_text("import latprune.zoo\n\ndef net(blocks):\n    return latprune.zoo.digits_resnet(blocks=blocks)\n")
+    command = ["prune", "--model", "my nets.py:net", "--model-arg", "blocks=2", "--input", "1x1x32x32", "--budget", "flops=50%"]
+    assert main([*command, "--method", "uniform", "--engine", "torch", "-o", "my run"]) == 0
+    hint = capsys.readouterr().out.rpartition("verify with: ")[2].strip()
+    words = shlex.split(hint)
+    assert words[:2] == ["latprune", "verify"] and main([*words[1:], "--no-save"]) == 0
+    assert main(["verify", "my run"]) == 2
+    told = capsys.readouterr().err.partition("give ")[2].partition(" if that")[0]
+    assert main(["verify", "my run", *shlex.split(told), "--no-save"]) == 0
+
+
+def test_the_doctor_measures_a_network_against_itself(capsys, monkeypatch):
+    monkeypatch.setattr(health, "available_engines", lambda: {"torch": "2", "absent": None})
+    assert main(["doctor", "--seconds", "0.2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    torch_engine, absent = found["engines"]
+    assert 0.5 < torch_engine["itself"]["ratio"] < 2.0 and "fp32" in torch_engine["precisions"] and absent["version"] is None
+    assert any("latprune[openvino,onnx]" in line for line in found["advice"])
+    assert main(["doctor", "--seconds", "0.2"]) == 0
+    said = capsys.readouterr().out
+    assert "against itself" in said and "not installed" in said
+    assert main(["doctor", "--seconds", "0"]) == 2
+
+
+def test_an_engine_that_fails_is_named_and_the_rest_goes_on(monkeypatch):
+    from latprune.errors import EngineError
+
+    def fails(name: str):
+        raise EngineError("no such device")
+
+    monkeypatch.setattr(health, "available_engines", lambda: {"torch": "2"})
+    monkeypatch.setattr(health, "get_engine", lambda name: type("Broken", (), {"compile": lambda *args, **options: fails("torch")})())
+    (engine,) = examine(seconds=0.1).engines
+    assert engine.problem == "no such device" and engine.itself is None
+
+
+def test_advice_follows_from_what_was_found():
+    quiet = health._advice(4, 0.1, 0.0, {}, [EngineHealth(name="openvino", version="1")])
+    assert quiet == []
+    busy = health._advice(1, 3.0, 0.2, {"scaling_governor": "powersave"}, [EngineHealth(name="torch", version="1")])
+    for words in ("powersave", "3.0 processes", "20%", "one processor", "latprune[openvino,onnx]"):
+        assert words in " ".join(busy)
+
+
+def test_the_version_with_what_a_bug_report_needs(capsys):
+    assert main(["--version", "--verbose"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"latprune {latprune.__version__}\n") and "engine     openvino" in said and "torch" in said and "store" in said
