@@ -130,6 +130,10 @@ class ModelGraph:
             "kept_whole": [
                 {"what": k.what, "channels": k.channels, "parameters": k.parameters, "reason": k.reason} for k in self.kept_whole
             ],
+            "may_be_stale": [
+                {"attribute": a.name, "value": a.value, "dims": [[name, dim] for name, dim in a.dims], "uniform": a.uniform}
+                for a in self.plan.untouched
+            ],
         }
 
     def describe(self) -> str:

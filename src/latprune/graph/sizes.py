@@ -203,13 +203,16 @@ class _Repairs:
         for g in groups:
             self.whole.setdefault(g, CodeReason(why))
 
-    def tie(self, equations: list[Equation], why: str) -> None:
-        """Repair equations: first keep whole heads, then equal counts between single widths, else keep all groups whole."""
+    def tie(self, equations: list[Equation], why: str, *, one_attribute: bool = False) -> None:
+        """Repair equations: first keep whole heads, then equal counts between single widths, else keep all groups whole.
+
+        ``one_attribute``: the left sides follow from one attribute, which will be what the right ones need once these agree.
+        """
         evaluator, grouping, why = self.evaluator, self.evaluator.grouping, CodeReason(why)
         sides: list[tuple[Polynomial | None, Expression]] = []
         for e in equations:
             sides.append((evaluator.value(e.right), e.right))
-            if e.left[0] != "attr" or len(equations) == 1:
+            if e.left[0] != "attr" and not one_attribute or len(equations) == 1:
                 sides.append((evaluator.value(e.left), e.left))
         groups: set[int] = set()
         for polynomial, expr in sides:
@@ -278,7 +281,7 @@ def _attribute_polynomials(recording: Recording, evaluator: _Evaluator, repairs:
         name = f"{key[0]}.{key[1]}" if key[0] else key[1]
         if any(p != polynomials[0] for p in polynomials):
             unsettled.add(("attr", *key))
-            repairs.tie([e for _, e in found], f"'{name}' feeds all their sizes")
+            repairs.tie([e for _, e in found], f"'{name}' feeds all their sizes", one_attribute=True)
         elif polynomials[0] is None:
             unsettled.add(("attr", *key))
             repairs.freeze(_groups_in(evaluator, found[0][1].right), _why(found[0][1]))

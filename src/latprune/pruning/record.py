@@ -72,6 +72,12 @@ def build_record(
     # Tables are shown where the run has used some; none are built, or read, for the sake of a picture.
     tables = pruner.tables_used if latency else None
     notes = tuple(report.note for report in pruner.reports if report.note)
+    stale = pruner.edits[-1].stale if pruner.edits else ()
+    if stale:
+        notes += (
+            f"{len(stale)} attributes may say a size that is no more ({', '.join(stale[:6])}{', ...' if stale[6:] else ''}): no run read "
+            "them, and what they mean is not certain; check the methods that read them, and set them by hand",
+        )
     if tables is not None and tables.stats.priced:
         named = ", ".join(tables.stats.priced[:4]) + (", ..." if tables.stats.priced[4:] else "")
         notes += (

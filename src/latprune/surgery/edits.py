@@ -34,7 +34,10 @@ class TensorEdit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributeEdit:
-    """An attribute of a module that is set: ``before`` -> ``after`` (integers or lists of integers)."""
+    """An attribute of a module that is set: ``before`` -> ``after`` (integers or lists of integers).
+
+    ``name`` is ``config.hidden_size`` for an entry of the configuration that the module keeps; the model gets a copy of that object.
+    """
 
     module: str
     name: str
@@ -119,7 +122,10 @@ class ScaleEdit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditStep:
-    """The edits of one call of :func:`latprune.surgery.prune`, in the order scales, tensors, attributes, blocks, branches."""
+    """The edits of one call of :func:`latprune.surgery.prune`, in the order scales, tensors, attributes, blocks, branches.
+
+    ``stale`` names attributes that may say a size which is no more: no recorded run read them, and what they mean is not certain.
+    """
 
     scales: tuple[ScaleEdit, ...] = ()
 
@@ -127,6 +133,7 @@ class EditStep:
     attributes: tuple[AttributeEdit, ...] = ()
     blocks: tuple[BlockEdit, ...] = ()
     branches: tuple[BranchEdit, ...] = ()
+    stale: tuple[str, ...] = ()
 
 
 class _TensorModel(StrictFileModel):
@@ -188,6 +195,7 @@ class _StepModel(StrictFileModel):
     attributes: list[_AttributeModel]
     blocks: list[_BlockModel]
     branches: list[_BranchModel] = Field(default_factory=list)
+    stale: list[str] = Field(default_factory=list)
 
 
 class _EditsModel(StrictFileModel):
@@ -213,6 +221,11 @@ class ArchitectureEdits:
     def then(self, later: ArchitectureEdits) -> ArchitectureEdits:
         """These edits followed by ``later`` (a staged method cuts several times)."""
         return ArchitectureEdits(steps=self.steps + later.steps)
+
+    @property
+    def stale(self) -> tuple[str, ...]:
+        """Attributes that may say a size which is no more, after the last step."""
+        return self.steps[-1].stale if self.steps else ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; equal index sets are stored once."""
@@ -257,6 +270,8 @@ def _step_to_dict(step: EditStep) -> dict[str, Any]:
             {"name": b.name, "join": b.join, "operand": b.operand, "skipped": list(b.skipped), "tensors": list(b.tensors)}
             for b in step.branches
         ]
+    if step.stale:
+        found["stale"] = list(step.stale)
     return found
 
 
@@ -340,4 +355,6 @@ def _step_from_model(step: _StepModel, path: str) -> EditStep:
     branches = tuple(
         BranchEdit(name=b.name, join=b.join, operand=b.operand, skipped=tuple(b.skipped), tensors=tuple(b.tensors)) for b in step.branches
     )
-    return EditStep(scales=scales, tensors=tuple(tensors), attributes=attributes, blocks=tuple(blocks), branches=branches)
+    return EditStep(
+        scales=scales, tensors=tuple(tensors), attributes=attributes, blocks=tuple(blocks), branches=branches, stale=tuple(step.stale)
+    )

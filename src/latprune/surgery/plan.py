@@ -10,12 +10,14 @@ from torch import nn
 
 from latprune.errors import SurgeryError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.attribute_paths import read_attribute
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.surgery_plan import BranchCut, ModuleReplacement, PartReplacement, ScaleTarget, TailStep
 from latprune.graph.trace import INPUT_WEIGHTS
 from latprune.surgery.edits import AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 from latprune.surgery.kept import Kept, TensorPlaces, kept_of, nested, places_of
 from latprune.surgery.removed import RemovedBranch
+from latprune.surgery.untouched import untouched_edits
 
 __all__ = ["plan_step", "scale_factors"]
 
@@ -60,6 +62,8 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
             new_shapes[name] = _shape_after(edit)
     attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts, graph.plan.aliases, before)
     attributes += _followed_attributes(model, graph, before, after, attributes)
+    further, stale = untouched_edits(graph, before, after, lambda path, name: _attribute(_module(model, path, before), path, name, before))
+    attributes += further
     blocks, branches = _removals(model, graph, before, after)
     return EditStep(
         scales=tuple(_scales(graph, before, after)),
@@ -67,6 +71,7 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
         attributes=tuple(attributes),
         blocks=tuple(blocks),
         branches=tuple(branches),
+        stale=stale,
     )
 
 
@@ -208,11 +213,16 @@ def _followed_attributes(model: nn.Module, graph: ModelGraph, before: Kept, afte
 
 def _attribute(module: nn.Module | None, path: str, name: str, before: Kept) -> Any:
     """An attribute as it is now; None where it went with a removed block (a stand-in keeps the plain ones)."""
-    if module is None or (not hasattr(module, name) and _went(path, before)):
+    if module is None:
         return None
-    if not hasattr(module, name):
-        raise SurgeryError(f"module '{path}' has no attribute '{name}', which the traced model had; trace the model that is to be pruned")
-    return getattr(module, name)
+    try:
+        return read_attribute(module, name)
+    except AttributeError as error:
+        if _went(path, before):
+            return None
+        raise SurgeryError(
+            f"module '{path}' has no attribute '{name}', which the traced model had; trace the model that is to be pruned"
+        ) from error
 
 
 def scale_factors(graph: ModelGraph, before: Kept, after: Kept) -> list[tuple[ScaleTarget, float]]:
