@@ -58,12 +58,14 @@ class Uses(set[Expression]):
 
     Attributes:
         compared: Comparisons that the forward made, and their outcomes: they decide its course, so they must come out alike.
+        loops: What loops ran over, and the module whose forward they are in.
         place: Path of the running module; None while the recorder or a function of PyTorch is at work, whose comparisons do not count.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.compared: dict[Comparison, bool] = {}
+        self.loops: dict[Expression, str] = {}
         self.place: Callable[[], str | None] = lambda: None
 
 

@@ -20,6 +20,7 @@ from latprune.graph.labels import LabelSpace
 from latprune.graph.provenance import CallWatcher, Expression
 from latprune.graph.recording import Fields, Info, ModuleCall, Node, PaddingDraft, Recording
 from latprune.graph.rules import Step, find_rule
+from latprune.graph.rules_creating import FROM_NOTHING, FROM_SHAPES
 from latprune.graph.size_facts import SizeFacts
 from latprune.graph.tensors import flatten_tensors, operands, structure
 from latprune.graph.uncomputed import ValueRead, reads_values, result_without_computing
@@ -38,15 +39,6 @@ def _derived_grouped_weights(modules: Iterable[tuple[str, nn.Module]]) -> dict[s
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not plain and module.groups > 1 and module.weight.shape[1] > 1:
             found[f"{path}.weight" if path else "weight"] = int(module.groups)
     return found
-
-
-_CREATING = frozenset(
-    f"aten::{name}"
-    for name in (
-        "new_zeros new_ones new_empty new_full new_empty_strided zeros_like ones_like full_like empty_like rand_like randn_like"
-    ).split()
-)
-"""Operations that read nothing but the shape and type of their argument."""
 
 
 class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -234,7 +226,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.random |= torch.Tag.nondeterministic_seeded in func.tags and not _drops_nothing(func, args, kwargs)
         outs = [out] if isinstance(out, torch.Tensor) else flatten_tensors(out)
         index = len(self.nodes)
-        dynamic = any(i.dynamic for i in infos) and func._schema.name not in _CREATING
+        dynamic = any(i.dynamic for i in infos) and func._schema.name not in FROM_SHAPES
         node = Node(
             index=index,
             op=str(func),
@@ -250,7 +242,8 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         expanded: tuple[tuple[int, Expression], ...] = ()
         labelled = any(i.fields for i in infos)
         # How often a value is repeated matters even where the value carries no channels: it may meet some.
-        rule = find_rule(func) if labelled or dynamic or func._schema.name == "aten::expand" else None
+        sized = func._schema.name == "aten::expand" or func._schema.name in FROM_NOTHING
+        rule = find_rule(func) if labelled or dynamic or sized else None
         if labelled or rule is not None:
             step = Step(self, func, args, kwargs, out)
             self._step_roles = []
@@ -290,7 +283,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = result_without_computing(func, args, kwargs)
             if out is not None:
                 return out, True
-        uncomputed = any(i.uncomputed for i in infos) and func._schema.name not in _CREATING
+        uncomputed = any(i.uncomputed for i in infos) and func._schema.name not in FROM_SHAPES
         if uncomputed and (reads_values(func, kwargs) or (mutable and not infos[0].uncomputed)):
             raise ValueRead
         if mutable and infos and self._outlives(args[0], infos[0]):

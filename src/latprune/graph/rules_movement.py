@@ -24,12 +24,6 @@ def same(step: Step) -> Fields:
     return step.fields(step.args[0])
 
 
-@register_rule("aten::new_zeros", "aten::new_ones", "aten::new_empty", "aten::new_full", "aten::new_empty_strided", "aten::is_same_size")
-def created(step: Step) -> Fields:
-    """A new tensor takes nothing but type and device from its argument: it does not depend on the inputs."""
-    return ()
-
-
 @register_rule(
     "aten::permute", "aten::transpose", "aten::t", "aten::unsqueeze", "aten::movedim", "aten::flip", "aten::roll", "aten::numpy_T",
     "aten::swapaxes",

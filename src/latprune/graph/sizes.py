@@ -9,7 +9,7 @@ counts where both sides depend on one width each, else by keeping the groups who
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -338,13 +338,26 @@ def _numbers(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> 
         if evaluator.value(use.base) is None:
             repairs.freeze(_groups_in(evaluator, use.base), "a scale follows a size that is no sum of widths")
     for expr in recording.uses:
-        for leaf in leaves(expr):
-            value = evaluator.value(leaf)
-            if value is not None and known_value(value) is not None:
-                continue
-            groups = _groups_in(evaluator, leaf) if value is None else {g for k in value for g in k}
+        for leaf, groups in _moving(evaluator, expr):
             source = f"attribute '{leaf[1]}.{leaf[2]}'" if leaf[0] == "attr" else "a runtime size"
             repairs.freeze(groups, f"{source} is also used as a number in the forward")
+    for expr, place in recording.uses.loops.items():
+        for _, groups in _moving(evaluator, expr):
+            repairs.freeze(groups, f"a loop in the forward of {_of(place)} runs over it")
+
+
+def _of(path: str) -> str:
+    return f"'{path}'" if path else "the model"
+
+
+def _moving(evaluator: _Evaluator, expr: Expression) -> Iterator[tuple[Expression, set[int]]]:
+    """The leaves of an expression that follow widths, and the groups that they depend on."""
+    for leaf in leaves(expr):
+        value = evaluator.value(leaf)
+        if value is None:
+            yield leaf, _groups_in(evaluator, leaf)
+        elif known_value(value) is None:
+            yield leaf, {g for k in value for g in k}
 
 
 def _check_equations(equations: list[Equation], evaluator: _Evaluator, repairs: _Repairs) -> None:
@@ -361,7 +374,7 @@ def _asserted(recording: Recording) -> list[Equation]:
         if (name, outcome) in (("eq", True), ("ne", False)):
             if right[0] == "attr" and left[0] != "attr":
                 left, right = right, left
-            found.append(Equation(left=left, right=right, place=f"'{place}', which compares them"))
+            found.append(Equation(left=left, right=right, place=f"{_of(place)}, which compares them"))
     return found
 
 
@@ -370,7 +383,7 @@ def _comparisons(recording: Recording, evaluator: _Evaluator, repairs: _Repairs)
     for (name, left, right, place), outcome in recording.uses.compared.items():
         if (name, outcome) in (("eq", True), ("ne", False)):
             continue
-        why = f"a size that follows them decides the course of the forward of '{place}'"
+        why = f"a size that follows them decides the course of the forward of {_of(place)}"
         a, b = evaluator.value(left), evaluator.value(right)
         if a is None or b is None:
             repairs.freeze(_groups_in(evaluator, left) | _groups_in(evaluator, right), why)

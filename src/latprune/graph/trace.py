@@ -11,6 +11,7 @@ from torch import nn
 
 import latprune.graph.rules_compute
 import latprune.graph.rules_contract
+import latprune.graph.rules_creating
 import latprune.graph.rules_cutting  # noqa: F401
 import latprune.graph.rules_joining  # noqa: F401
 import latprune.graph.rules_movement  # noqa: F401
@@ -30,6 +31,7 @@ from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
+from latprune.graph.traced_builtins import traced_builtins
 from latprune.graph.training_only import kept_for_training
 from latprune.graph.uncomputed import ValueRead
 
@@ -185,6 +187,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
             stack.enter_context(unfolded(model))
             stack.enter_context(preserved_state(model))
             recorder.attribute_values = stack.enter_context(planted(recorder.modules, watcher.used))
+            stack.enter_context(traced_builtins(recorder.modules, watcher.used, recorder.trace_sizes))
             stack.enter_context(recorder.watch_modules())
             stack.enter_context(watcher)
             stack.enter_context(recorder)

@@ -196,7 +196,7 @@ class _Finder:
 def _touched(recording: Recording) -> Iterator[Key]:
     """Attributes that a size, a scale or a comparison of the run came from."""
     expressions: list[Expression] = [side for e in recording.equations for side in (e.left, e.right)]
-    expressions += recording.uses
+    expressions += [*recording.uses, *recording.uses.loops]
     expressions += [side for _, left, right, _ in recording.uses.compared for side in (left, right)]
     expressions += [use.base for use in recording.scales]
     yield from _attributes(expressions)

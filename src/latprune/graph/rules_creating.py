@@ -1,0 +1,76 @@
+"""Rules for tensors that are made of sizes alone: one value everywhere carries the channels that a size was read of, a count does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from latprune.graph.provenance import TracedInt
+from latprune.graph.recording import Fields
+from latprune.graph.rules import Step, register_rule
+
+__all__ = ["FROM_NOTHING", "FROM_SHAPES"]
+
+_ONE_VALUE = ("zeros", "ones", "empty", "full", "rand", "randn")
+_COUNTS = ("arange", "linspace", "logspace", "eye", "randperm", "tril_indices", "triu_indices", "hann_window", "hamming_window")
+
+FROM_NOTHING = frozenset(f"aten::{name}" for name in (*_ONE_VALUE, *_COUNTS))
+"""Operations that make a tensor without reading one."""
+
+FROM_SHAPES = frozenset(
+    f"aten::{name}"
+    for name in (
+        "new_zeros new_ones new_empty new_full new_empty_strided zeros_like ones_like full_like empty_like rand_like randn_like"
+    ).split()
+)
+"""Operations that read nothing but the shape and type of their argument."""
+
+
+@register_rule(*(f"aten::{name}" for name in _ONE_VALUE), "aten::new_zeros", "aten::new_ones", "aten::new_empty", "aten::new_full")
+def one_value(step: Step) -> Fields:
+    """A tensor of a stated shape. A dimension whose size was read of channels carries them; any other size that could follow stays."""
+    sizes = _stated_shape(step)
+    if len(sizes) != step.out.dim():
+        return ()
+    fields = []
+    for dim, size in enumerate(sizes):
+        if not isinstance(size, TracedInt) or step.out.shape[dim] == 1:
+            continue
+        labels = step.recorder.sizes[int(size.expr[1])].labels if size.expr[0] == "size" else None
+        if labels is not None and labels.shape[0] == labels.shape[2] == 1:
+            fields.append(labels.reshape([-1 if d == dim else 1 for d in range(len(sizes))]))
+        else:
+            step.recorder.state_size(size, None, int(size), step.place)
+    return tuple(fields)
+
+
+def _stated_shape(step: Step) -> list[Any]:
+    """The shape as the forward gave it; empty where it is not known."""
+    call = step.recorder.watcher.arguments(step.func._schema.name.split("::")[1])
+    if call is None:
+        return []
+    args, kwargs = call
+    rest = list(args[1:]) if "new_" in step.func._schema.name else list(args)
+    sizes = rest[0] if rest else kwargs.get("size")
+    return list(sizes) if isinstance(sizes, (list, tuple)) else [n for n in rest if isinstance(n, int)]
+
+
+@register_rule(*(f"aten::{name}" for name in _COUNTS))
+def counted(step: Step) -> Fields:
+    """Values that count places: what they count must not change."""
+    call = step.recorder.watcher.arguments(step.func._schema.name.split("::")[1])
+    for size in _integers(call[0], call[1]) if call is not None else ():
+        step.recorder.state_size(size, None, int(size), step.place)
+    return ()
+
+
+def _integers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[TracedInt]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, TracedInt):
+            yield value
+
+
+@register_rule("aten::new_empty_strided", "aten::is_same_size")
+def created(step: Step) -> Fields:
+    """A new tensor takes nothing but type and device from its argument: it does not depend on the inputs."""
+    return ()
