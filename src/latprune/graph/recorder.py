@@ -240,6 +240,10 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         fields: list[Fields] = [()] * len(outs)
         expanded: tuple[tuple[int, Expression], ...] = ()
+        places: dict[int, Fields] = {}
+        for i in infos:
+            if i.places:
+                self.places_read(i, f"{func} in '{self.module_path}'")
         labelled = any(i.fields for i in infos)
         # How often a value is repeated matters even where the value carries no channels: it may meet some.
         sized = func._schema.name == "aten::expand" or func._schema.name in FROM_NOTHING
@@ -257,13 +261,13 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                     fields = [self._clean(r) for r in result] + [()] * (len(outs) - len(result))
                 elif outs:
                     fields = [self._clean(result), *([()] * (len(outs) - 1))]
-            node.kernel, expanded = step.kernel, step.expanded
+            node.kernel, expanded, places = step.kernel, step.expanded, step.places
             for tensor_name, dim, role in self._step_roles:
                 self.roles.setdefault((tensor_name, dim), []).append((role, index))
         name = infos[0].name if len(infos) == 1 and not dynamic else None
         for k, t in enumerate(outs):
             info = Info(fields=fields[k], node=index, output=k, shape=tuple(t.shape), name=name, dynamic=dynamic, uncomputed=uncomputed)
-            info.expanded = expanded
+            info.expanded, info.places = expanded, places.get(k, ())
             if mutable and any(t is a for a in tensors):
                 self._mutated(t, info, func)
             self.set(t, info)
@@ -276,6 +280,11 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise CaptureError(f"{func} in '{self.module_path}' writes into its arguments and returns nothing; it cannot be followed")
         self.nodes.append(node)
         return out
+
+    def places_read(self, info: Info, by: str) -> None:
+        """Places among channels are used as numbers: what is left of the channels must keep its places."""
+        for f in info.places:
+            self.space.freeze(f, f"the place of the largest among the channels is read by {by}")
 
     def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], infos: list[Info], mutable: bool) -> tuple[Any, bool]:
         """The result of an operation, computed only where that is cheap or needed, and whether its values are arbitrary."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from latprune.graph.fields import varying
 from latprune.graph.provenance import TracedInt
 from latprune.graph.recording import Fields
 from latprune.graph.rules import Step, register_rule
@@ -29,6 +30,9 @@ FROM_SHAPES = frozenset(
 @register_rule(*(f"aten::{name}" for name in _ONE_VALUE), "aten::new_zeros", "aten::new_ones", "aten::new_empty", "aten::new_full")
 def one_value(step: Step) -> Fields:
     """A tensor of a stated shape. A dimension whose size was read of channels carries them; any other size that could follow stays."""
+    around = step.recorder.watcher.arguments("pad")
+    if around is not None:
+        return _padded(step, *around)
     sizes = _stated_shape(step)
     if len(sizes) != step.out.dim():
         return ()
@@ -42,6 +46,16 @@ def one_value(step: Step) -> Fields:
         else:
             step.recorder.state_size(size, None, int(size), step.place)
     return tuple(fields)
+
+
+def _padded(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fields:
+    """What circular padding writes its parts into: along the dimensions that are not padded it is as large as what it pads."""
+    source = args[0] if args else kwargs["input"]
+    amounts = args[1] if len(args) > 1 else kwargs["pad"]
+    if step.out.dim() != source.dim():
+        return ()
+    padded = set(range(source.dim() - len(amounts) // 2, source.dim()))
+    return tuple(f for f in step.fields(source) if not set(varying(f)) & padded)
 
 
 def _stated_shape(step: Step) -> list[Any]:

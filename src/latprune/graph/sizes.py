@@ -101,7 +101,10 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
         evaluator = _Evaluator(recording, grouping)
         first = _Repairs(evaluator)
         _check_equations([e for e in recording.equations if e.parts], evaluator, first)
-        if first.wanted:  # what all else depends on: the insides of fused projections
+        if not first.wanted:
+            stated = [e for e in recording.equations if e.left[0] == "const" and _single(evaluator.value(e.right)) is not None]
+            _check_equations(stated, evaluator, first)
+        if first.wanted:  # what all else depends on: the insides of fused projections, and widths that the code says are so and so many
             first.make(recording, kept, made, round_ > 40)
             continue
         repairs = _Repairs(evaluator)
@@ -237,7 +240,8 @@ class _Repairs:
             if width > 1 and len(dense) == 1:
                 self.grids.append(Grid(rows=np.concatenate([grouping.groups[g].cells.reshape(-1, width) for g in numbers]), why=why))
                 return
-        if parts:
+        stated = len(equations) == 1 and equations[0].left[0] == "const" and sides[0][0] is not None and _single(sides[0][0]) is not None
+        if parts or stated:  # what stands for all of a row may go: the others have as many as before
             self.still.update(dict.fromkeys(groups, why))
         else:
             self.freeze(groups, why)

@@ -15,6 +15,9 @@ import latprune.graph.rules_creating
 import latprune.graph.rules_cutting  # noqa: F401
 import latprune.graph.rules_joining  # noqa: F401
 import latprune.graph.rules_movement  # noqa: F401
+import latprune.graph.rules_ordered  # noqa: F401
+import latprune.graph.rules_scatter  # noqa: F401
+import latprune.graph.rules_transforms  # noqa: F401
 import latprune.graph.rules_views  # noqa: F401
 from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
@@ -206,6 +209,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
     for info in outputs:
         for f in info.fields:
             recorder.space.freeze(f, "the network's output")
+        recorder.places_read(info, "what calls the network")
     if recorder.random:
         check_repeatable(model, example_inputs)
     recording = recorder.recording(inputs, outputs)

@@ -156,7 +156,7 @@ def _layer_attributes(
             if name_of_tensor in grouped_counts:
                 groups = grouped_counts[name_of_tensor]
             elif module.groups == module.in_channels and module.groups > 1:
-                groups = after[0] * module.in_channels // module.out_channels
+                groups = after[0] if module.transposed else after[0] * module.in_channels // module.out_channels
             first, second = after[0], after[1] * groups
             wanted = {"groups": groups}
             wanted |= (
