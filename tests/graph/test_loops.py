@@ -172,3 +172,36 @@ def test_parts_by_their_bounds_and_a_vector_written_by_them() -> None:
     assert "4" in graph.groups
     for seed in range(4):
         assert_pruned_equals_masked(net, x, graph=graph, seed=seed)
+
+
+class Sized(nn.Module):
+    """Tensors of one value in a size that an attribute holds: met by channels, written through, or read as a number of their own."""
+
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        self.made, self.use = 12, use
+        self.first, self.out = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.use == "met":
+            x = x * (torch.ones(1, self.made, 1, 1) * 2) + x.new_zeros(self.made, 1, 1)
+        elif self.use == "written":
+            out = torch.zeros(x.shape[0], self.made, *x.shape[2:], dtype=x.dtype)
+            out[:, :, 1:] += x[:, :, 1:]
+            out[:, :, :1] = x[:, :, :1] * 2
+            x = out
+        elif self.use == "counted":
+            x = x.view(x.shape[0], self.made, -1).view(x.shape) * torch.ones(self.made).sum()
+        else:
+            x = x.view(x.shape[0], self.made, -1).view(x.shape) + x.new_zeros(self.made).flip(0).view(-1, 1, 1)
+        return self.out(torch.relu(x))
+
+
+@pytest.mark.parametrize(("use", "free"), [("met", True), ("written", True), ("counted", False), ("moved", False)])
+def test_tensors_of_one_value_in_the_size_of_an_attribute(use: str, free: bool) -> None:
+    net, x = randomise(Sized(use)), torch.randn(2, 3, 6, 6).double()
+    graph = trace(net, x)
+    assert ("first" in graph.groups) is free
+    for seed in range(3):
+        assert_pruned_equals_masked(net, x, graph=graph, seed=seed)

@@ -16,11 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError
 from latprune.graph.captured import CapturedNetwork
+from latprune.graph.fields import varying
 from latprune.graph.labels import LabelSpace
 from latprune.graph.provenance import CallWatcher, Expression
-from latprune.graph.recording import Fields, Info, ModuleCall, Node, PaddingDraft, Recording
+from latprune.graph.recording import Equation, Fields, Info, ModuleCall, Node, PaddingDraft, Recording
 from latprune.graph.rules import Step, find_rule
-from latprune.graph.rules_creating import FROM_NOTHING, FROM_SHAPES
+from latprune.graph.rules_compute import ELEMENTWISE_OPERATIONS
+from latprune.graph.rules_creating import FROM_NOTHING, FROM_SHAPES, pass_sizes, settle_sizes
 from latprune.graph.size_facts import SizeFacts
 from latprune.graph.tensors import flatten_tensors, operands, structure
 from latprune.graph.uncomputed import ValueRead, reads_values, result_without_computing
@@ -248,6 +250,15 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         # How often a value is repeated matters even where the value carries no channels: it may meet some.
         sized = func._schema.name == "aten::expand" or func._schema.name in FROM_NOTHING
         rule = find_rule(func) if labelled or dynamic or sized else None
+        carried: tuple[tuple[int, Expression], ...] = ()
+        if any(i.sized for i in infos):
+            step = Step(self, func, args, kwargs, out)
+            if pass_sizes(step):
+                carried = step.sized
+            elif func._schema.name.rstrip("_") in ELEMENTWISE_OPERATIONS:
+                rule = find_rule(func)
+            else:
+                settle_sizes(step)
         if labelled or rule is not None:
             step = Step(self, func, args, kwargs, out)
             self._step_roles = []
@@ -262,12 +273,13 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 elif outs:
                     fields = [self._clean(result), *([()] * (len(outs) - 1))]
             node.kernel, expanded, places = step.kernel, step.expanded, step.places
+            carried += step.sized
             for tensor_name, dim, role in self._step_roles:
                 self.roles.setdefault((tensor_name, dim), []).append((role, index))
         name = infos[0].name if len(infos) == 1 and not dynamic else None
         for k, t in enumerate(outs):
             info = Info(fields=fields[k], node=index, output=k, shape=tuple(t.shape), name=name, dynamic=dynamic, uncomputed=uncomputed)
-            info.expanded, info.places = expanded, places.get(k, ())
+            info.expanded, info.places, info.sized = expanded, places.get(k, ()), carried
             if mutable and any(t is a for a in tensors):
                 self._mutated(t, info, func)
             self.set(t, info)
@@ -285,6 +297,11 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Places among channels are used as numbers: what is left of the channels must keep its places."""
         for f in info.places:
             self.space.freeze(f, f"the place of the largest among the channels is read by {by}")
+
+    def keep_sizes(self, info: Info) -> None:
+        """A size that the code states is seen outside of the model."""
+        for dim, expr in info.sized:
+            self.equations.append(Equation(left=expr, right=("const", info.shape[dim]), place="the network's output"))
 
     def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], infos: list[Info], mutable: bool) -> tuple[Any, bool]:
         """The result of an operation, computed only where that is cheap or needed, and whether its values are arbitrary."""
@@ -337,6 +354,8 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             whole = self.info(tensor._base)
             uncomputed = whole.uncomputed or info.uncomputed
             self.set(tensor._base, replace(whole, node=info.node, output=info.output, dynamic=True, uncomputed=uncomputed))
+        if not old.fields and info.fields and self._adopted(tensor, info):
+            return
         before = sorted(tuple(f.shape) for f in old.fields)
         after = sorted(tuple(f.shape) for f in info.fields)
         if before != after:
@@ -346,6 +365,18 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for f in fields:
                     self.space.freeze(f, reason)
             info.fields = ()
+
+    def _adopted(self, view: torch.Tensor, info: Info) -> bool:
+        """Channels are written into a part of a tensor of one value: the whole of it carries them where the part is as wide as it is."""
+        base = view._base
+        whole = self.info(base) if base is not None else None
+        if base is None or whole is None or whole.fields or not whole.sized or base.dim() != view.dim():
+            return False
+        dims = {d for f in info.fields for d in varying(f)}
+        if not dims <= {d for d, _ in whole.sized} or any(base.shape[d] != view.shape[d] for d in dims):
+            return False
+        self.set(base, replace(whole, fields=info.fields, sized=tuple(entry for entry in whole.sized if entry[0] not in dims)))
+        return True
 
     def recording(self, inputs: list[Info], outputs: list[Info]) -> Recording:
         """What the run left behind."""

@@ -9,10 +9,10 @@ import torch
 
 from latprune.graph.combine import meet, reduce
 from latprune.graph.fields import varying
-from latprune.graph.recording import Fields, KernelDraft
+from latprune.graph.recording import Equation, Fields, KernelDraft
 from latprune.graph.rules import Step, register_rule
 
-__all__: list[str] = []
+__all__ = ["ELEMENTWISE_OPERATIONS"]
 
 ELEMENTWISE = (
     "add sub mul div rsub pow maximum minimum where masked_fill lerp addcmul addcdiv atan2 fmod remainder floor_divide hypot logaddexp "
@@ -26,6 +26,7 @@ ELEMENTWISE = (
     "special_ndtr special_log_ndtr special_erfcx special_i0e special_xlog1py deg2rad rad2deg angle conj_physical _conj complex polar "
     "bitwise_left_shift bitwise_right_shift bucketize"
 ).split()
+ELEMENTWISE_OPERATIONS = frozenset(f"aten::{name}" for name in ELEMENTWISE)
 ACTIVATIONS = frozenset(
     "relu relu6 leaky_relu elu gelu silu mish sigmoid tanh hardswish hardsigmoid hardtanh softplus selu celu log_sigmoid threshold "
     "clamp prelu "
@@ -63,13 +64,40 @@ def elementwise(step: Step) -> Fields:
     out = _first(step.out)
     rank = out.dim()
     operands = _operands(step)
-    result = meet(step.space, [(step.fields(t), extents(t, fixed=step.recorder.program is not None)) for t in operands], rank, step.place)
+    result = meet(step.space, [(step.fields(t), _met_extents(step, t)) for t in operands], rank, step.place)
     _state_repeats(step, operands)
+    _state_sizes(step, operands, result)
     name = step.func._schema.name.split("::")[1].rstrip("_")
     if any(step.info(t).dynamic for t in operands) and name != "copy":
         kind = "activation" if name in ACTIVATIONS else "elementwise"
         step.kernel = KernelDraft(kind, None, [width_axis(result, tuple(out.shape))], 0.0, {"op": name, "output_shape": list(out.shape)})
     return result
+
+
+def _met_extents(step: Step, tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape with size 1 where the tensor holds one value: expanded, or made in a size that the code states."""
+    sized = {dim for dim, _ in step.info(tensor).sized}
+    return tuple(1 if d in sized else n for d, n in enumerate(extents(tensor, fixed=step.recorder.program is not None)))
+
+
+def _state_sizes(step: Step, operands: list[torch.Tensor], result: Fields) -> None:
+    """A tensor of one value, of a size that the code states, meets channels: that is their size. Where it meets none its size goes on."""
+    rank = _first(step.out).dim()
+    for t in operands:
+        info = step.info(t)
+        left = []
+        for dim, expr in info.sized:
+            at = dim - t.dim()
+            along = [f for f in result if f.dim() >= -at and f.shape[at] > 1]
+            others = [o for o in operands if o is not t and o.dim() >= -at and o.shape[at] > 1]
+            for f in along:
+                step.recorder.state_expression(expr, f.reshape(math.prod(f.shape[:at]), f.shape[at], -1), step.place)
+            if not along and not others:
+                step.sized += ((rank + at, expr),)
+                left.append((dim, expr))
+            elif not along:
+                step.recorder.equations.append(Equation(left=expr, right=("const", t.shape[dim]), place=step.place))
+        info.sized = tuple(left)
 
 
 def _state_repeats(step: Step, operands: list[torch.Tensor]) -> None:

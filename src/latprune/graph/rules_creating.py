@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+import torch
 
 from latprune.graph.fields import varying
 from latprune.graph.provenance import TracedInt
-from latprune.graph.recording import Fields
+from latprune.graph.recording import Equation, Fields
 from latprune.graph.rules import Step, register_rule
 
-__all__ = ["FROM_NOTHING", "FROM_SHAPES"]
+__all__ = ["FROM_NOTHING", "FROM_SHAPES", "pass_sizes", "settle_sizes"]
 
 _ONE_VALUE = ("zeros", "ones", "empty", "full", "rand", "randn")
+_SAME = frozenset({"alias", "detach", "clone", "contiguous", "_to_copy", "lift_fresh", "zero_", "zeros_like", "ones_like", "empty_like"})
 _COUNTS = ("arange", "linspace", "logspace", "eye", "randperm", "tril_indices", "triu_indices", "hann_window", "hamming_window")
 
 FROM_NOTHING = frozenset(f"aten::{name}" for name in (*_ONE_VALUE, *_COUNTS))
@@ -29,7 +32,9 @@ FROM_SHAPES = frozenset(
 
 @register_rule(*(f"aten::{name}" for name in _ONE_VALUE), "aten::new_zeros", "aten::new_ones", "aten::new_empty", "aten::new_full")
 def one_value(step: Step) -> Fields:
-    """A tensor of a stated shape. A dimension whose size was read of channels carries them; any other size that could follow stays."""
+    """A tensor of a stated shape. A dimension whose size was read of channels carries them; one of another size that can follow (an
+    attribute) carries those that it meets.
+    """
     around = step.recorder.watcher.arguments("pad")
     if around is not None:
         return _padded(step, *around)
@@ -44,8 +49,46 @@ def one_value(step: Step) -> Fields:
         if labels is not None and labels.shape[0] == labels.shape[2] == 1:
             fields.append(labels.reshape([-1 if d == dim else 1 for d in range(len(sizes))]))
         else:
-            step.recorder.state_size(size, None, int(size), step.place)
+            step.sized += ((dim, size.expr),)
     return tuple(fields)
+
+
+def settle_sizes(step: Step) -> None:
+    """Sizes of the operands that are known by an expression alone, where an operation does not let them pass: they stay as they are."""
+    for tensor in _tensors(step.args):
+        info = step.info(tensor)
+        for dim, expr in info.sized:
+            step.recorder.equations.append(Equation(left=expr, right=("const", info.shape[dim]), place=step.place))
+        info.sized = ()
+
+
+def pass_sizes(step: Step) -> bool:
+    """Let the sizes of a tensor of one value pass an operation that looks at a part of it, or copies it; False for all others."""
+    name = step.func._schema.name.split("::")[1]
+    source: Any = step.args[0] if step.args else None
+    if name in _SAME:
+        step.sized = step.info(source).sized
+    elif name in ("slice", "select"):
+        dim = (step.argument(1, "dim", 0) or 0) % source.dim()
+        info = step.info(source)
+        whole = name == "slice" and source.shape[dim] == step.out.shape[dim]
+        for at, expr in info.sized:
+            if at == dim and not whole:
+                step.recorder.equations.append(Equation(left=expr, right=("const", info.shape[at]), place=step.place))
+            else:
+                step.sized += ((at - (name == "select" and at > dim), expr),)
+        info.sized = tuple(entry for entry in info.sized if entry[0] != dim or whole)
+    else:
+        return False
+    return True
+
+
+def _tensors(args: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for value in args:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
 
 
 def _padded(step: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fields:

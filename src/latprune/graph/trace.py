@@ -210,6 +210,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
         for f in info.fields:
             recorder.space.freeze(f, "the network's output")
         recorder.places_read(info, "what calls the network")
+        recorder.keep_sizes(info)
     if recorder.random:
         check_repeatable(model, example_inputs)
     recording = recorder.recording(inputs, outputs)
