@@ -180,3 +180,22 @@ def test_a_run_says_what_may_be_stale() -> None:
     result = latprune.prune(Lists(), torch.randn(2, 3), budget="params=60%", method="uniform", measure_latency=False)
     assert any("memory" in note and "check the methods that read them" in note for note in result.record.notes)
     assert "memory" in str(result)
+
+
+class Listed(nn.Module):
+    """One entry of a list is read by the forward, the other by nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(hidden_sizes=[6, 10])
+        self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 10), nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))).reshape(-1, self.config.hidden_sizes[-1]))
+
+
+def test_entries_of_one_list_follow_for_different_reasons() -> None:
+    net = Listed()
+    edits = prune(net, trace(net, torch.randn(2, 3)), Selection(kept={"a": np.arange(4), "b": np.arange(7)}))
+    assert net.config.hidden_sizes == [4, 7]
+    assert replay(Listed(), ArchitectureEdits.from_dict(edits.to_dict())).config.hidden_sizes == [4, 7]

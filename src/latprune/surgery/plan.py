@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,24 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
     return EditStep(
         scales=tuple(_scales(graph, before, after)),
         tensors=tuple(tensors),
-        attributes=tuple(attributes),
+        attributes=_merged(attributes),
         blocks=tuple(blocks),
         branches=tuple(branches),
         stale=stale,
     )
+
+
+def _merged(edits: list[AttributeEdit]) -> tuple[AttributeEdit, ...]:
+    """One edit for each attribute: entries of a list may follow for different reasons."""
+    merged: dict[tuple[str, str], AttributeEdit] = {}
+    for edit in edits:
+        known = merged.setdefault((edit.module, edit.name), edit)
+        if known is not edit:
+            assert isinstance(known.after, tuple) and isinstance(known.before, tuple) and isinstance(edit.after, tuple)
+            entries = zip(known.before, known.after, edit.after, strict=True)
+            after = tuple(new if new != before else first for before, first, new in entries)
+            merged[edit.module, edit.name] = replace(known, after=after)
+    return tuple(merged.values())
 
 
 def _tensor_edit(name: str, shape: tuple[int, ...], before: TensorPlaces, after: TensorPlaces, *, cut_before: bool) -> TensorEdit | None:
