@@ -37,8 +37,9 @@ def _derived_grouped_weights(modules: Iterable[tuple[str, nn.Module]]) -> dict[s
     """
     found = {}
     for path, module in modules:
-        plain = type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not plain and module.groups > 1 and module.weight.shape[1] > 1:
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or module.groups == 1 or module.weight.shape[1] == 1:
+            continue
+        if type(module).forward not in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward):
             found[f"{path}.weight" if path else "weight"] = int(module.groups)
     return found
 

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from latprune.errors import FileFormatError
 from latprune.file_model import StrictFileModel
 
-__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "BranchEdit", "EditStep", "PartEdit", "ScaleEdit", "TensorEdit"]
+__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "BranchEdit", "EditStep", "FoldEdit", "PartEdit", "ScaleEdit", "TensorEdit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +121,17 @@ class ScaleEdit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoldEdit:
+    """A tensor that was computed of others (weight norm, a mask) and becomes a plain parameter of the value that it has."""
+
+    module: str
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EditStep:
-    """The edits of one call of :func:`latprune.surgery.prune`, in the order scales, tensors, attributes, blocks, branches.
+    """The edits of one call of :func:`latprune.surgery.prune`, in the order folds, scales, tensors, attributes, blocks,
+    branches.
 
     ``stale`` names attributes that may say a size which is no more: no recorded run read them, and what they mean is not certain.
     """
@@ -134,6 +143,12 @@ class EditStep:
     blocks: tuple[BlockEdit, ...] = ()
     branches: tuple[BranchEdit, ...] = ()
     stale: tuple[str, ...] = ()
+    folds: tuple[FoldEdit, ...] = ()
+
+
+class _FoldModel(StrictFileModel):
+    module: str
+    tensor: str
 
 
 class _TensorModel(StrictFileModel):
@@ -196,6 +211,7 @@ class _StepModel(StrictFileModel):
     blocks: list[_BlockModel]
     branches: list[_BranchModel] = Field(default_factory=list)
     stale: list[str] = Field(default_factory=list)
+    folds: list[_FoldModel] = Field(default_factory=list)
 
 
 class _EditsModel(StrictFileModel):
@@ -272,6 +288,8 @@ def _step_to_dict(step: EditStep) -> dict[str, Any]:
         ]
     if step.stale:
         found["stale"] = list(step.stale)
+    if step.folds:
+        found["folds"] = [{"module": f.module, "tensor": f.tensor} for f in step.folds]
     return found
 
 
@@ -356,5 +374,11 @@ def _step_from_model(step: _StepModel, path: str) -> EditStep:
         BranchEdit(name=b.name, join=b.join, operand=b.operand, skipped=tuple(b.skipped), tensors=tuple(b.tensors)) for b in step.branches
     )
     return EditStep(
-        scales=scales, tensors=tuple(tensors), attributes=attributes, blocks=tuple(blocks), branches=branches, stale=tuple(step.stale)
+        scales=scales,
+        tensors=tuple(tensors),
+        attributes=attributes,
+        blocks=tuple(blocks),
+        branches=branches,
+        stale=tuple(step.stale),
+        folds=tuple(FoldEdit(module=f.module, tensor=f.tensor) for f in step.folds),
     )

@@ -13,6 +13,7 @@ from latprune.errors import SurgeryError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.attribute_paths import read_attribute
 from latprune.graph.captured import CapturedNetwork
+from latprune.graph.folding import folds_of
 from latprune.graph.surgery_plan import BranchCut, ModuleReplacement, PartReplacement, ScaleTarget, TailStep
 from latprune.graph.trace import INPUT_WEIGHTS
 from latprune.surgery.edits import AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
@@ -40,6 +41,8 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
     """
     if graph.program is not None and not isinstance(model, CapturedNetwork):
         raise SurgeryError("the graph is that of a captured program: prune graph.program, not the model that it was captured from")
+    if graph.folded is not None and folds_of(model):
+        raise SurgeryError("the graph is that of a copy with plain weights: prune graph.folded, not the model that it was made of")
     before = kept_of(graph, since)
     after = nested(before, kept_of(graph, selection))
     cut_before = before.cut
