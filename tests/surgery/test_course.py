@@ -169,14 +169,14 @@ def test_a_mask_of_a_stated_number_of_heads_keeps_them(stated: bool) -> None:
 
 
 class Chunks(nn.Module):
-    """Gains for as many channels as come in, whose number the outputs state too."""
+    """Gains for as many channels as come in, made by another library, for outputs of a number of their own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(2))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gain = torch.zeros(x.shape[1])
+        gain = torch.from_numpy(np.zeros(x.shape[1], dtype=np.float32))
         for k, _ in enumerate(self.convs):
             gain[k * 8 : (k + 1) * 8] = 1.0 + k
         return torch.cat([conv(x[:, k * 8 : (k + 1) * 8]) for k, conv in enumerate(self.convs)], 1) * gain.view(1, -1, 1, 1)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import latprune
 from latprune.copying import copied
 from latprune.errors import SurgeryError
 from latprune.graph import Selection, trace
+from latprune.importance import get_criterion
 from latprune.surgery import check_equal, masked, prune
 
 
@@ -123,3 +127,53 @@ def test_models_held_in_half_precision(dtype: torch.dtype) -> None:
     prune(pruned, graph, halves(graph))
     assert check_equal(pruned, masked(model, graph, halves(graph)), x).equal
     assert {p.dtype for p in pruned.parameters()} == {dtype}
+
+
+class SpectralConv(nn.Module):
+    """A complex matrix for each of the low frequencies, whose results are written into zeros of a size that an attribute holds."""
+
+    def __init__(self, given: int, made: int) -> None:
+        super().__init__()
+        self.made = made
+        self.weight = nn.Parameter(torch.randn(given, made, 3, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(0)) * 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = torch.fft.rfft2(x)
+        out = torch.zeros(x.shape[0], self.made, found.shape[2], found.shape[3], dtype=found.dtype)
+        out[:, :, :3, :3] = torch.einsum("bixy,ioxy->boxy", found[:, :, :3, :3], self.weight.to(found.dtype))
+        return torch.fft.irfft2(out, s=x.shape[-2:])
+
+
+def test_fourier_layers_with_complex_weights() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 12, 1), SpectralConv(12, 10), nn.GELU(), nn.Conv2d(10, 8, 1), nn.GELU(), nn.Conv2d(8, 4, 1)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    graph = trace(net, x)
+    assert set(graph.groups) == {"0", "1", "3"}
+    selection = Selection(kept={name: np.arange(group.columns // 2) for name, group in graph.groups.items()})
+    pruned = copy.deepcopy(net)
+    prune(pruned, graph, selection)
+    assert pruned[1].made == pruned[1].weight.shape[1] == 5
+    report = check_equal(pruned, masked(net, graph, selection), x)
+    assert report.dtype == "float64" and report.max_rel < 1e-9
+    with torch.no_grad():
+        pruned[1].weight[0, 0, 0, 0] += 0.5
+    with pytest.raises(SurgeryError, match="not equal"):
+        check_equal(pruned, masked(net, graph, selection), x)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "fpgm", "lamp", "taylor"])
+def test_complex_networks_from_end_to_end(tmp_path: Path, criterion: str) -> None:
+    """Complex inputs, weights and outputs."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Linear(a, b, dtype=torch.complex64) for a, b in ((6, 12), (12, 10), (10, 4))]
+        return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2]).eval()
+
+    x = torch.randn(2, 6, dtype=torch.complex64)
+    method = latprune.Uniform(score=get_criterion(criterion))
+    batches, loss = [(x, torch.tensor([0, 1]))], lambda model, batch: (model(batch[0]).abs() ** 2).mean()
+    result = latprune.prune(make(), x, budget="params=60%", method=method, data=batches, loss=loss, recover=False, measure_latency=False)
+    result.save(tmp_path / "result")
+    restored = latprune.restore(make, tmp_path / "result").eval()
+    assert torch.equal(restored(x), result.model.eval()(x)) and restored(x).is_complex()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["add_form_argument", "add_model_arguments", "add_recorded_model_arguments", "add_target_arguments"]
+__all__ = ["add_fold_argument", "add_form_argument", "add_model_arguments", "add_recorded_model_arguments", "add_target_arguments"]
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -41,6 +41,15 @@ def add_form_argument(parser: argparse._ActionsContainer) -> None:
         choices=["class", "program"],
         default="class",
         help="what the pruned model is: the model's own class, or a captured program, where every size can shrink (default: %(default)s)",
+    )
+
+
+def add_fold_argument(parser: argparse._ActionsContainer) -> None:
+    """Add ``--fold``."""
+    parser.add_argument(
+        "--fold",
+        action="store_true",
+        help="make weights that are computed of others (weight norm, spectral norm, masks) plain ones first, in a copy; changes no output",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from latprune.cli.arguments import add_form_argument, add_model_arguments
+from latprune.cli.arguments import add_fold_argument, add_form_argument, add_model_arguments
 
 __all__ = ["add_parser", "run"]
 
@@ -30,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--min-width", action="append", default=[], metavar="GROUP=N", help="smallest width of a group; may be repeated")
     parser.add_argument("--within", metavar="MODULE", help="prune a sub-module with the inputs that it sees in a run of the whole")
     add_form_argument(parser)
+    add_fold_argument(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         min_widths=dict(glob_numbers(args.min_width, "--min-width", int)) or None,
         within=args.within,
         form=args.form,
+        fold=args.fold,
     )
     print(graph.to_json() if args.json else graph.describe())
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from latprune.cli.arguments import add_form_argument, add_model_arguments, add_target_arguments
+from latprune.cli.arguments import add_fold_argument, add_form_argument, add_model_arguments, add_target_arguments
 
 if TYPE_CHECKING:
     from latprune.methods import Method
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--multiple-of", action="append", default=[], metavar="[GROUP=]N", help="widths are multiples of N; may be repeated")
     job.add_argument("--within", metavar="PATH", help="prune inside of this sub-module only")
     add_form_argument(job)
+    add_fold_argument(job)
     job.add_argument("--solver", help="solver of the pruning problem (default: the method's own)")
     job.add_argument("--time-limit", type=float, default=60.0, help="seconds that one solve may take (default: %(default)s)")
     job.add_argument("--slack", type=float, default=0.03, help="how far below the budget the result may lie (default: %(default)s)")
@@ -184,6 +185,7 @@ def prune_as_told(args: argparse.Namespace) -> Result:
         slack=args.slack,
         narrow=args.narrow,
         form=args.form,
+        fold=args.fold,
         folder=output,
         constructor=args.model,
         arguments=parse_arguments(args.model_arg),

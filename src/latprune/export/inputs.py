@@ -25,6 +25,6 @@ def example_inputs_of(record: ResultRecord) -> Any:
 
 def _tensor(entry: InputRecord, generator: torch.Generator) -> torch.Tensor:
     dtype = getattr(torch, entry.dtype)
-    if dtype.is_floating_point:
-        return torch.randn(entry.shape, generator=generator).to(dtype)
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(entry.shape, generator=generator, dtype=torch.complex64 if dtype.is_complex else None).to(dtype)
     return torch.zeros(entry.shape, dtype=dtype)

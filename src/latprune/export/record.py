@@ -59,7 +59,9 @@ class InputRecord(FileModel):
     """One example input. ``name`` is set where the model takes it as a keyword."""
 
     shape: tuple[Annotated[int, Field(ge=0)], ...]
-    dtype: Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"] = "float32"
+    dtype: Literal[
+        "float32", "float64", "float16", "bfloat16", "complex64", "complex128", "int64", "int32", "int16", "int8", "uint8", "bool"
+    ] = "float32"
     name: str | None = None
 
 

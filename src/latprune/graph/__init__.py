@@ -3,6 +3,7 @@
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.conditions import capture_conditions, preserved_state
 from latprune.graph.example_inputs import ExampleInputs, call_with
+from latprune.graph.folding import folded
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.rules import Step, register_rule
 from latprune.graph.surgery_plan import SurgeryPlan
@@ -38,6 +39,7 @@ __all__ = [
     "WidthAxis",
     "call_with",
     "capture_conditions",
+    "folded",
     "preserved_state",
     "register_rule",
     "trace",

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
 
 from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.graph.folding import folds_of
 
 __all__ = ["check_derived_weights", "check_kind", "check_state", "derived_weights"]
 
@@ -72,19 +72,10 @@ def derived_weights(model: nn.Module) -> dict[str, str]:
     or the class of a parametrisation.
     """
     found: dict[str, str] = {}
-    for path, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            lists = module.parametrizations.values()
-            found[path] = ", ".join(sorted({type(entry).__name__.lstrip("_") for parts in lists for entry in parts}))
-            continue
-        for hook in module._forward_pre_hooks.values():
-            kind = type(hook)
-            if kind.__module__ == "torch.nn.utils.weight_norm":
-                found[path] = "weight_norm"
-            elif kind.__module__ == "torch.nn.utils.spectral_norm":
-                found[path] = "spectral_norm"
-            elif kind.__module__ == "torch.nn.utils.prune":
-                found[path] = "pruning mask"
+    for fold in folds_of(model):
+        found[fold.module] = (
+            f"{found[fold.module]}, {fold.kind}" if fold.kind not in found.setdefault(fold.module, fold.kind) else fold.kind
+        )
     return found
 
 
@@ -119,6 +110,6 @@ def check_derived_weights(model: nn.Module, keep: Sequence[str] = ()) -> None:
     remedies = " or ".join(dict.fromkeys(_REMEDIES.get(kind, other) for kind in kinds))
     raise InvalidArgumentError(
         f"{sum(inside.values()) / total:.0%} of the parameters are behind weights that are computed of others ({', '.join(kinds)} in "
-        f"{len(derived)} modules: {named}), and such weights stay whole: fold them first by {remedies} for each of these modules, which "
-        "changes no output, or name them in keep to prune the rest"
+        f"{len(derived)} modules: {named}), and such weights stay whole: with fold=True (--fold) a copy is pruned in which they are plain "
+        f"weights, which changes no output ({remedies} does so for a module); or name them in keep to prune the rest"
     )

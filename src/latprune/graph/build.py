@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from latprune.graph.axes import Axes
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.carried import carried_on
 from latprune.graph.class_units import ClassUnits
 from latprune.graph.grouping import Grouping
@@ -30,6 +31,7 @@ from latprune.graph.surgery_plan import (
     UnitsOfPlaces,
 )
 from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, Member, Role, WidthAxis
+from latprune.graph.untouched import untouched_attributes
 
 __all__ = ["build"]
 
@@ -369,6 +371,8 @@ def build(
             reason=why,
         )
     tensor_axes = b.tensor_axes()
+    program = isinstance(recording.modules[0][1], CapturedNetwork)
+    further, untouched = ((), ()) if program else untouched_attributes(recording, b, settled.attributes, tensor_axes)
     plan = SurgeryPlan(
         parameters=tuple(recording.parameters),
         within=within,
@@ -382,7 +386,9 @@ def build(
         attributes=tuple(
             FollowingAttribute(module=module, attribute=name, axis=b.polynomial_axis(size))
             for (module, name), size in settled.attributes.items()
-        ),
+        )
+        + further,
+        untouched=untouched,
     )
     return ModelGraph(
         groups=groups,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from latprune.graph.model_graph import ModelGraph
+    from latprune.graph.surgery_plan import UntouchedAttribute
     from latprune.graph.types import ChannelGroup
 
 __all__ = ["describe"]
@@ -39,7 +40,18 @@ def describe(graph: ModelGraph) -> str:
         lines.append(f"  {kept.what}  [{kept.channels} channels, {kept.parameters:,} parameters]: {kept.reason}")
     if not graph.kept_whole:
         lines.append("  nothing")
+    if graph.plan.untouched:
+        lines += ["", "may be stale after pruning (no size of the run came from them; check what reads them)"]
+        lines += [f"  {attribute.name} = {attribute.value}: {_alike(attribute)}" for attribute in graph.plan.untouched]
     return "\n".join(lines)
+
+
+def _alike(attribute: UntouchedAttribute) -> str:
+    """What an attribute is as large as, and whether it follows."""
+    (name, dim), *others = attribute.dims
+    more = f" and of {len(others)} more" if others else ""
+    rule = "; follows as long as these stay alike" if attribute.uniform else ""
+    return f"the size of dimension {dim} of '{name}'{more}{rule}"
 
 
 def _size(group: ChannelGroup) -> str:

@@ -33,6 +33,8 @@ def random_inputs(inputs: Any, seed: int) -> Any:
 
     def drawn(value: Any) -> Any:
         if isinstance(value, Tensor):
+            if value.is_complex():
+                return torch.view_as_complex(drawn(torch.view_as_real(value.resolve_conj())))
             if not value.is_floating_point() or value.numel() < 2:
                 return value
             spread = value.float().std().item() or 1.0

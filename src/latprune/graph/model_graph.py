@@ -12,6 +12,8 @@ from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.types import Block, Call, ChannelGroup, KeptWhole, Kernel, WidthAxis
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from latprune.graph.captured import CapturedNetwork
 
 __all__ = ["ModelGraph"]
@@ -33,6 +35,7 @@ class ModelGraph:
         plan: What surgery needs: how each tensor, module attribute and removable block follows a selection.
         carried: Depthwise kernel -> the contractions that its channels reach before any other contraction makes new ones.
         program: The captured program that was traced (``form="program"``): what is pruned then. None for a model of a class.
+        folded: The copy with plain weights that was traced (``fold=True``): what is pruned then. None where nothing was folded.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -46,6 +49,7 @@ class ModelGraph:
     plan: SurgeryPlan = field(default_factory=SurgeryPlan)
     carried: Mapping[str, frozenset[str]] = field(default_factory=dict)
     program: CapturedNetwork | None = None
+    folded: nn.Module | None = None
 
     def __repr__(self) -> str:
         """One line; :meth:`describe` shows what is in it."""
@@ -129,6 +133,10 @@ class ModelGraph:
             ],
             "kept_whole": [
                 {"what": k.what, "channels": k.channels, "parameters": k.parameters, "reason": k.reason} for k in self.kept_whole
+            ],
+            "may_be_stale": [
+                {"attribute": a.name, "value": a.value, "dims": [[name, dim] for name, dim in a.dims], "uniform": a.uniform}
+                for a in self.plan.untouched
             ],
         }
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from latprune.graph.attribute_paths import configurations, integer_entries
 from latprune.graph.uncomputed import READING_METHODS
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "TracedInt",
     "Uses",
     "expression",
-    "integer_attributes",
     "leaves",
     "planted",
 ]
@@ -35,7 +35,8 @@ __all__ = [
 Expression = tuple[Any, ...]
 """``("const", value)``, ``("attr", module path, name)``, ``("size", number of a size leaf)`` or ``(operator, left, right)``.
 
-An entry of a list or tuple attribute has the name ``name[index]``.
+An entry of a list or tuple attribute has the name ``name[index]``, one of a configuration ``config.name``; a configuration that several
+modules share has the path of the first of them.
 """
 
 _VALUE_CALLS = frozenset(
@@ -57,12 +58,14 @@ class Uses(set[Expression]):
 
     Attributes:
         compared: Comparisons that the forward made, and their outcomes: they decide its course, so they must come out alike.
+        loops: What loops ran over, and the module whose forward they are in.
         place: Path of the running module; None while the recorder or a function of PyTorch is at work, whose comparisons do not count.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.compared: dict[Comparison, bool] = {}
+        self.loops: dict[Expression, str] = {}
         self.place: Callable[[], str | None] = lambda: None
 
 
@@ -237,28 +240,21 @@ def leaves(expr: Expression) -> Iterator[Expression]:
         yield from leaves(expr[2])
 
 
-def integer_attributes(module: nn.Module) -> Iterator[tuple[str, int | list[int] | tuple[int, ...]]]:
-    """Public attributes of a module that are plain integers, or lists or tuples of them."""
-    for name, value in module.__dict__.items():
-        kind = type(value)
-        if kind is int or ((kind is list or kind is tuple) and value and all(type(v) is int for v in value)):
-            if not name.startswith("_"):
-                yield name, value
-
-
 @contextmanager
 def planted(modules: Iterable[tuple[str, nn.Module]], used: Uses) -> Iterator[dict[tuple[str, str], int]]:
-    """Replace the plain ``int`` attributes of ``modules`` (those in lists and tuples too) by traced ones, and put them back afterwards.
+    """Replace the plain ``int`` attributes of ``modules`` and of their configurations (those in lists and tuples too) by traced ones, and
+    put them back afterwards.
 
     Yields:
         The value of each attribute, by module path and name.
     """
     before: list[tuple[dict[str, Any], str, Any, Any]] = []
     plain_values: dict[tuple[str, str], int] = {}
-    for path, module in modules:
-        entries = list(integer_attributes(module))
-        scripted = isinstance(module, torch.jit.ScriptModule)
-        for name, value in entries:
+    shared: set[int] = set()
+
+    def plant(path: str, prefix: str, values: dict[str, Any], *, put: bool) -> None:
+        for entry, value in list(integer_entries(values)):
+            name = f"{prefix}{entry}"
             traced: Any
             if isinstance(value, int):
                 plain_values[path, name] = value
@@ -266,9 +262,17 @@ def planted(modules: Iterable[tuple[str, nn.Module]], used: Uses) -> Iterator[di
             else:
                 plain_values.update({(path, f"{name}[{k}]"): v for k, v in enumerate(value)})
                 traced = type(value)(TracedInt(v, ("attr", path, f"{name}[{k}]"), used) for k, v in enumerate(value))
-            if not scripted:
-                before.append((module.__dict__, name, value, traced))
-                module.__dict__[name] = traced
+            if put:
+                before.append((values, entry, value, traced))
+                values[entry] = traced
+
+    for path, module in modules:
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        plant(path, "", module.__dict__, put=not scripted)
+        for name, holder, values in configurations(module):
+            if id(holder) not in shared and not scripted:
+                shared.add(id(holder))
+                plant(path, f"{name}.", values, put=True)
     plain_sqrt = math.sqrt
     math.sqrt = _traced_sqrt(plain_sqrt)
     try:

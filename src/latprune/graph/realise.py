@@ -153,6 +153,9 @@ def _parts(branch: Branch, recording: Recording, alive: set[int]) -> tuple[PartR
         draft = nodes[n].kernel
         if draft is not None and draft.kind in _HEAVY:
             return f"a part of the branch ({nodes[n].op}) is computed in the forward of '{nodes[n].module}' itself"
+    for call in calls:
+        if len(call.outputs) > 1 and _read_elsewhere(call, branch, recording, alive, covered):
+            return f"module '{call.path}' also returns values that are read outside of the branch"
     different = _difference(branch, recording, calls, set(glue))
     if different is not None:
         return different
@@ -177,6 +180,16 @@ def _parts(branch: Branch, recording: Recording, alive: set[int]) -> tuple[PartR
             return f"module '{call.path}' changes the shape inside the branch, and '{holder}' computes with it"
         parts.append(PartReplacement(module=call.path, argument=entry[0], output=_used_tensors(call, branch, recording), zero=zero))
     return tuple(parts)
+
+
+def _read_elsewhere(call: ModuleCall, branch: Branch, recording: Recording, alive: set[int], covered: set[int]) -> bool:
+    """Whether something beside the branch reads what a module on it returns (a bias that later layers share)."""
+    made = {id(o) for o in call.outputs if not any(o is i for i in call.inputs)}
+    for node in recording.nodes[call.stop :]:
+        goes = node.index == branch.join or node.index in branch.nodes or node.index in covered
+        if not goes and (node.index in alive or not _depends_on_inputs(node)) and any(id(i) in made for i in node.inputs):
+            return True
+    return False
 
 
 def _any_shape(node: Node) -> bool:

@@ -16,10 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError
 from latprune.graph.captured import CapturedNetwork
+from latprune.graph.fields import varying
 from latprune.graph.labels import LabelSpace
 from latprune.graph.provenance import CallWatcher, Expression
-from latprune.graph.recording import Fields, Info, ModuleCall, Node, PaddingDraft, Recording
+from latprune.graph.recording import Equation, Fields, Info, ModuleCall, Node, PaddingDraft, Recording
 from latprune.graph.rules import Step, find_rule
+from latprune.graph.rules_compute import ELEMENTWISE_OPERATIONS
+from latprune.graph.rules_creating import FROM_NOTHING, FROM_SHAPES, pass_sizes, settle_sizes
 from latprune.graph.size_facts import SizeFacts
 from latprune.graph.tensors import flatten_tensors, operands, structure
 from latprune.graph.uncomputed import ValueRead, reads_values, result_without_computing
@@ -34,19 +37,11 @@ def _derived_grouped_weights(modules: Iterable[tuple[str, nn.Module]]) -> dict[s
     """
     found = {}
     for path, module in modules:
-        plain = type(module).forward in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward)
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not plain and module.groups > 1 and module.weight.shape[1] > 1:
+        if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or module.groups == 1 or module.weight.shape[1] == 1:
+            continue
+        if type(module).forward not in (nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward):
             found[f"{path}.weight" if path else "weight"] = int(module.groups)
     return found
-
-
-_CREATING = frozenset(
-    f"aten::{name}"
-    for name in (
-        "new_zeros new_ones new_empty new_full new_empty_strided zeros_like ones_like full_like empty_like rand_like randn_like"
-    ).split()
-)
-"""Operations that read nothing but the shape and type of their argument."""
 
 
 class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -234,7 +229,7 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.random |= torch.Tag.nondeterministic_seeded in func.tags and not _drops_nothing(func, args, kwargs)
         outs = [out] if isinstance(out, torch.Tensor) else flatten_tensors(out)
         index = len(self.nodes)
-        dynamic = any(i.dynamic for i in infos) and func._schema.name not in _CREATING
+        dynamic = any(i.dynamic for i in infos) and func._schema.name not in FROM_SHAPES
         node = Node(
             index=index,
             op=str(func),
@@ -248,9 +243,23 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         fields: list[Fields] = [()] * len(outs)
         expanded: tuple[tuple[int, Expression], ...] = ()
+        places: dict[int, Fields] = {}
+        for i in infos:
+            if i.places:
+                self.places_read(i, f"{func} in '{self.module_path}'")
         labelled = any(i.fields for i in infos)
         # How often a value is repeated matters even where the value carries no channels: it may meet some.
-        rule = find_rule(func) if labelled or dynamic or func._schema.name == "aten::expand" else None
+        sized = func._schema.name == "aten::expand" or func._schema.name in FROM_NOTHING
+        rule = find_rule(func) if labelled or dynamic or sized else None
+        carried: tuple[tuple[int, Expression], ...] = ()
+        if any(i.sized for i in infos):
+            step = Step(self, func, args, kwargs, out)
+            if pass_sizes(step):
+                carried = step.sized
+            elif func._schema.name.rstrip("_") in ELEMENTWISE_OPERATIONS:
+                rule = find_rule(func)
+            else:
+                settle_sizes(step)
         if labelled or rule is not None:
             step = Step(self, func, args, kwargs, out)
             self._step_roles = []
@@ -264,13 +273,14 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                     fields = [self._clean(r) for r in result] + [()] * (len(outs) - len(result))
                 elif outs:
                     fields = [self._clean(result), *([()] * (len(outs) - 1))]
-            node.kernel, expanded = step.kernel, step.expanded
+            node.kernel, expanded, places = step.kernel, step.expanded, step.places
+            carried += step.sized
             for tensor_name, dim, role in self._step_roles:
                 self.roles.setdefault((tensor_name, dim), []).append((role, index))
         name = infos[0].name if len(infos) == 1 and not dynamic else None
         for k, t in enumerate(outs):
             info = Info(fields=fields[k], node=index, output=k, shape=tuple(t.shape), name=name, dynamic=dynamic, uncomputed=uncomputed)
-            info.expanded = expanded
+            info.expanded, info.places, info.sized = expanded, places.get(k, ()), carried
             if mutable and any(t is a for a in tensors):
                 self._mutated(t, info, func)
             self.set(t, info)
@@ -284,13 +294,23 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.nodes.append(node)
         return out
 
+    def places_read(self, info: Info, by: str) -> None:
+        """Places among channels are used as numbers: what is left of the channels must keep its places."""
+        for f in info.places:
+            self.space.freeze(f, f"the place of the largest among the channels is read by {by}")
+
+    def keep_sizes(self, info: Info) -> None:
+        """A size that the code states is seen outside of the model."""
+        for dim, expr in info.sized:
+            self.equations.append(Equation(left=expr, right=("const", info.shape[dim]), place="the network's output"))
+
     def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], infos: list[Info], mutable: bool) -> tuple[Any, bool]:
         """The result of an operation, computed only where that is cheap or needed, and whether its values are arbitrary."""
         if infos and infos[0].dynamic:
             out = result_without_computing(func, args, kwargs)
             if out is not None:
                 return out, True
-        uncomputed = any(i.uncomputed for i in infos) and func._schema.name not in _CREATING
+        uncomputed = any(i.uncomputed for i in infos) and func._schema.name not in FROM_SHAPES
         if uncomputed and (reads_values(func, kwargs) or (mutable and not infos[0].uncomputed)):
             raise ValueRead
         if mutable and infos and self._outlives(args[0], infos[0]):
@@ -335,6 +355,8 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
             whole = self.info(tensor._base)
             uncomputed = whole.uncomputed or info.uncomputed
             self.set(tensor._base, replace(whole, node=info.node, output=info.output, dynamic=True, uncomputed=uncomputed))
+        if not old.fields and info.fields and self._adopted(tensor, info):
+            return
         before = sorted(tuple(f.shape) for f in old.fields)
         after = sorted(tuple(f.shape) for f in info.fields)
         if before != after:
@@ -344,6 +366,18 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 for f in fields:
                     self.space.freeze(f, reason)
             info.fields = ()
+
+    def _adopted(self, view: torch.Tensor, info: Info) -> bool:
+        """Channels are written into a part of a tensor of one value: the whole of it carries them where the part is as wide as it is."""
+        base = view._base
+        whole = self.info(base) if base is not None else None
+        if base is None or whole is None or whole.fields or not whole.sized or base.dim() != view.dim():
+            return False
+        dims = {d for f in info.fields for d in varying(f)}
+        if not dims <= {d for d, _ in whole.sized} or any(base.shape[d] != view.shape[d] for d in dims):
+            return False
+        self.set(base, replace(whole, fields=info.fields, sized=tuple(entry for entry in whole.sized if entry[0] not in dims)))
+        return True
 
     def recording(self, inputs: list[Info], outputs: list[Info]) -> Recording:
         """What the run left behind."""

@@ -32,6 +32,9 @@ class Info:
         dynamic: Whether it depends on the model's inputs.
         uncomputed: Its values are arbitrary (:mod:`latprune.graph.uncomputed`).
         expanded: Dimensions that hold one value repeated, and the expression of the code that says how often.
+        sized: Dimensions of a tensor of one value whose size the code states, and the expression that says it: what it meets there tells
+            which channels they are.
+        places: Labels among which its values are places (the index of the largest channel): they stay once it is read.
     """
 
     fields: Fields
@@ -42,6 +45,8 @@ class Info:
     dynamic: bool = False
     uncomputed: bool = False
     expanded: tuple[tuple[int, Expression], ...] = ()
+    sized: tuple[tuple[int, Expression], ...] = ()
+    places: Fields = ()
 
 
 @dataclass(slots=True, eq=False)

@@ -84,6 +84,9 @@ class Step:
         self.out = out
         self.kernel: KernelDraft | None = None
         self.expanded: tuple[tuple[int, Expression], ...] = ()
+        self.sized: tuple[tuple[int, Expression], ...] = ()
+        self.places: dict[int, Fields] = {}
+        """Number of a result -> labels among which its values are places: they stay once that result is read."""
 
     @property
     def place(self) -> str:

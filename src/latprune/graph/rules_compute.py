@@ -9,10 +9,10 @@ import torch
 
 from latprune.graph.combine import meet, reduce
 from latprune.graph.fields import varying
-from latprune.graph.recording import Fields, KernelDraft
+from latprune.graph.recording import Equation, Fields, KernelDraft
 from latprune.graph.rules import Step, register_rule
 
-__all__: list[str] = []
+__all__ = ["ELEMENTWISE_OPERATIONS"]
 
 ELEMENTWISE = (
     "add sub mul div rsub pow maximum minimum where masked_fill lerp addcmul addcdiv atan2 fmod remainder floor_divide hypot logaddexp "
@@ -21,8 +21,12 @@ ELEMENTWISE = (
     "clamp_max exp exp2 expm1 log log1p log2 log10 sqrt rsqrt square reciprocal neg abs sign sin cos tan erf erfc floor ceil round "
     "trunc frac "
     "eq ne lt le gt ge isnan isinf isfinite logical_and logical_or logical_not logical_xor bitwise_and bitwise_or bitwise_not nan_to_num "
-    "native_dropout dropout softshrink hardshrink prelu _prelu_kernel rrelu rrelu_with_noise copy softsign cosh sinh asin acos atan xlogy"
+    "native_dropout dropout softshrink hardshrink prelu _prelu_kernel rrelu rrelu_with_noise copy softsign cosh sinh asin acos atan xlogy "
+    "asinh acosh atanh logit sinc lgamma digamma erfinv heaviside copysign sgn signbit logaddexp2 fmax fmin special_expit special_entr "
+    "special_ndtr special_log_ndtr special_erfcx special_i0e special_xlog1py deg2rad rad2deg angle conj_physical _conj complex polar "
+    "bitwise_left_shift bitwise_right_shift bucketize"
 ).split()
+ELEMENTWISE_OPERATIONS = frozenset(f"aten::{name}" for name in ELEMENTWISE)
 ACTIVATIONS = frozenset(
     "relu relu6 leaky_relu elu gelu silu mish sigmoid tanh hardswish hardsigmoid hardtanh softplus selu celu log_sigmoid threshold "
     "clamp prelu "
@@ -60,13 +64,40 @@ def elementwise(step: Step) -> Fields:
     out = _first(step.out)
     rank = out.dim()
     operands = _operands(step)
-    result = meet(step.space, [(step.fields(t), extents(t, fixed=step.recorder.program is not None)) for t in operands], rank, step.place)
+    result = meet(step.space, [(step.fields(t), _met_extents(step, t)) for t in operands], rank, step.place)
     _state_repeats(step, operands)
+    _state_sizes(step, operands, result)
     name = step.func._schema.name.split("::")[1].rstrip("_")
     if any(step.info(t).dynamic for t in operands) and name != "copy":
         kind = "activation" if name in ACTIVATIONS else "elementwise"
         step.kernel = KernelDraft(kind, None, [width_axis(result, tuple(out.shape))], 0.0, {"op": name, "output_shape": list(out.shape)})
     return result
+
+
+def _met_extents(step: Step, tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape with size 1 where the tensor holds one value: expanded, or made in a size that the code states."""
+    sized = {dim for dim, _ in step.info(tensor).sized}
+    return tuple(1 if d in sized else n for d, n in enumerate(extents(tensor, fixed=step.recorder.program is not None)))
+
+
+def _state_sizes(step: Step, operands: list[torch.Tensor], result: Fields) -> None:
+    """A tensor of one value, of a size that the code states, meets channels: that is their size. Where it meets none its size goes on."""
+    rank = _first(step.out).dim()
+    for t in operands:
+        info = step.info(t)
+        left = []
+        for dim, expr in info.sized:
+            at = dim - t.dim()
+            along = [f for f in result if f.dim() >= -at and f.shape[at] > 1]
+            others = [o for o in operands if o is not t and o.dim() >= -at and o.shape[at] > 1]
+            for f in along:
+                step.recorder.state_expression(expr, f.reshape(math.prod(f.shape[:at]), f.shape[at], -1), step.place)
+            if not along and not others:
+                step.sized += ((rank + at, expr),)
+                left.append((dim, expr))
+            elif not along:
+                step.recorder.equations.append(Equation(left=expr, right=("const", t.shape[dim]), place=step.place))
+        info.sized = tuple(left)
 
 
 def _state_repeats(step: Step, operands: list[torch.Tensor]) -> None:
@@ -110,19 +141,23 @@ def reduction(step: Step) -> Any:
     return [result] * len(step.out) if isinstance(step.out, tuple) else result
 
 
-@register_rule("aten::max", "aten::min")
-def extremum(step: Step) -> Any:
-    """``max(x)``, ``max(x, dim)`` and ``max(x, y)``."""
-    if len(step.args) > 1 and isinstance(step.args[1], torch.Tensor):
-        return elementwise(step)
+@register_rule("aten::glu")
+def gated(step: Step) -> Fields:
+    """The first half of a dimension times the sigmoid of the second: along a labelled one the two halves carry the same channels."""
     source: torch.Tensor = step.args[0]
-    dims = [step.args[1]] if len(step.args) > 1 else list(range(source.dim()))
+    dim = int(step.argument(1, "dim", -1)) % source.dim()
+    result = []
     for f in step.fields(source):
-        if set(varying(f)) & {d % source.dim() for d in dims}:
-            step.freeze([f], f"the largest value over the channels is taken by {step.place}")
-    kept = tuple(f for f in step.fields(source) if not set(varying(f)) & {d % source.dim() for d in dims})
-    result = reduce(step.space, kept, dims, source.dim(), _first(step.out).dim() == source.dim(), step.place)
-    return [result] * len(step.out) if isinstance(step.out, tuple) else result
+        if f.shape[dim] > 1:
+            half = f.shape[dim] // 2
+            step.space.unite(f.narrow(dim, 0, half), f.narrow(dim, half, half))
+            f = f.narrow(dim, 0, half)
+        result.append(f)
+    out: torch.Tensor = step.out
+    step.kernel = KernelDraft(
+        "activation", None, [width_axis(tuple(result), tuple(out.shape))], 0.0, {"op": "glu", "output_shape": list(out.shape)}
+    )
+    return tuple(result)
 
 
 @register_rule("aten::_softmax", "aten::_log_softmax", "aten::softmax", "aten::_safe_softmax")
@@ -156,6 +191,23 @@ def spatial(step: Step) -> Any:
             step.freeze([f], f"channels vary along the image in {step.place}")
     step.kernel = _spatial_kernel(step, tuple(result), source, out)
     return [tuple(result)] * (len(step.out) if isinstance(step.out, tuple) else 1)
+
+
+@register_rule("aten::max_unpool2d", "aten::max_unpool3d")
+def unpooled(step: Step) -> Fields:
+    """The reverse of pooling: values go to the places that the pooling noted, channel by channel."""
+    source, places = step.args[0], step.args[1]
+    channel = source.dim() - _spatial_rank(step) - 1
+    parts: list[tuple[Fields, tuple[int, ...]]] = []
+    for t in (source, places):
+        for f in step.fields(t):
+            if not set(varying(f)) <= set(range(channel + 1)):
+                step.freeze([f], f"channels vary along the image in {step.place}")
+        kept = tuple(f for f in step.fields(t) if set(varying(f)) <= set(range(channel + 1)))
+        parts.append((kept, tuple(n if d <= channel else 1 for d, n in enumerate(t.shape))))
+    result = meet(step.space, parts, source.dim(), step.place)
+    step.kernel = _spatial_kernel(step, result, source, step.out)
+    return result
 
 
 def _spatial_kernel(step: Step, fields: Fields, source: torch.Tensor, out: torch.Tensor) -> KernelDraft:

@@ -102,16 +102,20 @@ def convolution(step: Step) -> Fields:
             step.role(producer, "producer")
         in_axis = fin.reshape(-1) if fin is not None else channels_in
         axes: list[torch.Tensor | int] = [in_axis, produced.reshape(-1) if produced is not None else channels_out]
-    elif groups == channels_in and not transposed and w0 is not None:
+    elif groups == channels_in and w0 is not None and (not transposed or name is not None):
         kind = "depthwise"
         per = channels_out // groups
-        _state_groups(step, w0.reshape(groups, per))
+        # A transposed one has a row for each channel, with all that is made of it; another has a row for each of those.
+        made = w0.reshape(groups, 1).expand(groups, per) if transposed else w0.reshape(groups, per)
+        if transposed and w1 is not None:
+            step.space.freeze(w1, f"how many channels are made of each in {step.place}")
+        _state_groups(step, made)
         if fin is None:
             step.space.freeze(w0, reads_unlabelled(step, step.info(x)))
         else:
-            step.space.unite(fin.reshape(groups, 1).expand(groups, per), w0.reshape(groups, per))
+            step.space.unite(fin.reshape(groups, 1).expand(groups, per), made)
         step.role(w0, "depthwise")
-        produced = w0.reshape(shape_out)
+        produced = made.reshape(shape_out)
         axes = [produced.reshape(-1)]
     else:
         produced, axes = _grouped(step, x, name, fin, w0, w1, groups, transposed, shape_out)
@@ -177,8 +181,10 @@ def _grouped(
         every = w1.reshape(groups, per_out, per_in)
         if not bool((every == every[:, :1]).all()):
             name = None
+    if transposed and fin is not None and w0 is not None and w1 is not None and name is not None:
+        return _grouped_transposed(step, fin, w0, w1, groups, shape_out)
     if fin is None or w0 is None or transposed or name is None:
-        reason = f"a grouped convolution {'transposed or ' if transposed else ''}over derived or unlabelled values in {step.place}"
+        reason = f"a grouped convolution over derived or unlabelled values in {step.place}"
         for f in (fin, w0, w1):
             if f is not None:
                 step.space.freeze(f, reason)
@@ -201,6 +207,20 @@ def _grouped(
         step.role(w1, "consumer")
     axes: list[torch.Tensor | int] = [rows_in[0] if per_in > 1 else 1, w0.reshape(-1)]
     return w0.reshape(shape_out), axes
+
+
+def _grouped_transposed(
+    step: Step, fin: torch.Tensor, w0: torch.Tensor, w1: torch.Tensor, groups: int, shape_out: list[int]
+) -> tuple[torch.Tensor | None, list[torch.Tensor | int]]:
+    """Transposed grouped convolution, weight ``(in, out of one group, ...)``: all groups make the same channels of theirs, and stay."""
+    rows = w0.reshape(groups, -1)
+    step.space.unite(fin.reshape(-1), w0.reshape(-1))
+    step.space.grid(rows, step.place)
+    step.role(w0, "consumer")
+    step.role(w1, "producer")
+    produced = w1.reshape(1, -1).expand(groups, -1).reshape(shape_out)
+    axes: list[torch.Tensor | int] = [rows[0] if rows.shape[1] > 1 else 1, produced.reshape(-1)]
+    return produced, axes
 
 
 @register_rule("aten::addmm", "aten::mm", "aten::linear", "aten::matmul", "aten::mv", "aten::addmv")

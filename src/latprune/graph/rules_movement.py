@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from latprune.graph.combine import meet
 from latprune.graph.fields import move, varying
 from latprune.graph.recording import Fields
 from latprune.graph.rules import Step, register_rule
@@ -24,19 +25,39 @@ def same(step: Step) -> Fields:
     return step.fields(step.args[0])
 
 
-@register_rule("aten::new_zeros", "aten::new_ones", "aten::new_empty", "aten::new_full", "aten::new_empty_strided", "aten::is_same_size")
-def created(step: Step) -> Fields:
-    """A new tensor takes nothing but type and device from its argument: it does not depend on the inputs."""
-    return ()
-
-
 @register_rule(
-    "aten::permute", "aten::transpose", "aten::t", "aten::unsqueeze", "aten::movedim", "aten::flip", "aten::roll", "aten::numpy_T",
-    "aten::swapaxes",
+    "aten::permute", "aten::transpose", "aten::t", "aten::unsqueeze", "aten::movedim", "aten::flip", "aten::numpy_T", "aten::swapaxes",
 )  # fmt: skip
 def same_on_compact(step: Step) -> Fields:
     """Operations that act alike on a field with size-1 dimensions."""
     return tuple(step.func(f, *step.args[1:], **step.kwargs) for f in step.fields(step.args[0]))
+
+
+@register_rule("aten::roll")
+def roll(step: Step) -> Fields:
+    """Places move on and come back at the other end: channels that are left would come back at other places, so they stay."""
+    source: torch.Tensor = step.args[0]
+    dims = {d % source.dim() for d in step.argument(2, "dims", [])} or set(range(source.dim()))
+    step.freeze((f for f in step.fields(source) if set(varying(f)) & dims), f"channels are rolled by {step.place}")
+    return tuple(step.func(f, *step.args[1:], **step.kwargs) for f in step.fields(source))
+
+
+@register_rule("aten::channel_shuffle", "aten::native_channel_shuffle")
+def channel_shuffle(step: Step) -> Fields:
+    """Groups of channels are interleaved: they keep equal counts, and the same places of each."""
+    source: torch.Tensor = step.args[0]
+    result = []
+    for f in step.fields(source):
+        if varying(f) != (1,):
+            step.freeze([f], f"channels vary along other dimensions in {step.place}")
+            continue
+        rows = f.reshape(int(step.args[1]), -1)
+        step.space.grid(rows, step.place)
+        merged = rows.t().contiguous()
+        if min(merged.shape) > 1:
+            step.space.merges.append(merged.numpy())
+        result.append(merged.reshape(f.shape))
+    return tuple(result)
 
 
 def _rerun(step: Step, source: torch.Tensor) -> Fields:
@@ -45,8 +66,8 @@ def _rerun(step: Step, source: torch.Tensor) -> Fields:
 
 
 @register_rule(
-    "aten::index", "aten::index_select", "aten::gather", "aten::repeat", "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::tile",
-    "aten::channel_shuffle", "aten::native_channel_shuffle", "aten::unfold", "aten::diagonal", "aten::repeat_interleave", "aten::rot90",
+    "aten::index", "aten::index_select", "aten::repeat", "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::tile",
+    "aten::unfold", "aten::diagonal", "aten::repeat_interleave", "aten::rot90",
 )  # fmt: skip
 def rerun(step: Step) -> Fields:
     """The same operation on the expanded labels."""
@@ -61,6 +82,25 @@ def rerun(step: Step) -> Fields:
             (f for f in step.fields(step.args[0]) if fixed and picked & set(varying(f))), f"picked by fixed indices in {step.place}"
         )
     return _rerun(step, step.args[0])
+
+
+@register_rule("aten::gather")
+def gather(step: Step) -> Fields:
+    """``gather(self, dim, index)``: along the other dimensions source and index agree place by place, as far as the index goes."""
+    source, dim, index = step.args[0], step.args[1] % max(step.args[0].dim(), 1), step.args[2]
+    if any(dim in varying(f) for f in step.fields(source)) or not step.fields(index):
+        fields: Fields = rerun(step)
+        return fields
+    alike = all(source.shape[d] == n for d, n in enumerate(index.shape) if d != dim)
+    if not alike:
+        step.freeze((*step.fields(source), *step.fields(index)), f"only a part of the channels is read by {step.place}")
+        return ()
+    step.freeze((f for f in step.fields(index) if dim in varying(f)), f"used as an index in {step.place}")
+    parts = [
+        (tuple(f for f in step.fields(t) if dim not in varying(f)), tuple(1 if d == dim else n for d, n in enumerate(t.shape)))
+        for t in (source, index)
+    ]
+    return meet(step.space, parts, source.dim(), step.place)
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ counts where both sides depend on one width each, else by keeping the groups who
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -101,7 +101,10 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
         evaluator = _Evaluator(recording, grouping)
         first = _Repairs(evaluator)
         _check_equations([e for e in recording.equations if e.parts], evaluator, first)
-        if first.wanted:  # what all else depends on: the insides of fused projections
+        if not first.wanted:
+            stated = [e for e in recording.equations if e.left[0] == "const" and _single(evaluator.value(e.right)) is not None]
+            _check_equations(stated, evaluator, first)
+        if first.wanted:  # what all else depends on: the insides of fused projections, and widths that the code says are so and so many
             first.make(recording, kept, made, round_ > 40)
             continue
         repairs = _Repairs(evaluator)
@@ -203,13 +206,16 @@ class _Repairs:
         for g in groups:
             self.whole.setdefault(g, CodeReason(why))
 
-    def tie(self, equations: list[Equation], why: str) -> None:
-        """Repair equations: first keep whole heads, then equal counts between single widths, else keep all groups whole."""
+    def tie(self, equations: list[Equation], why: str, *, one_attribute: bool = False) -> None:
+        """Repair equations: first keep whole heads, then equal counts between single widths, else keep all groups whole.
+
+        ``one_attribute``: the left sides follow from one attribute, which will be what the right ones need once these agree.
+        """
         evaluator, grouping, why = self.evaluator, self.evaluator.grouping, CodeReason(why)
         sides: list[tuple[Polynomial | None, Expression]] = []
         for e in equations:
             sides.append((evaluator.value(e.right), e.right))
-            if e.left[0] != "attr" or len(equations) == 1:
+            if e.left[0] != "attr" and not one_attribute or len(equations) == 1:
                 sides.append((evaluator.value(e.left), e.left))
         groups: set[int] = set()
         for polynomial, expr in sides:
@@ -234,7 +240,8 @@ class _Repairs:
             if width > 1 and len(dense) == 1:
                 self.grids.append(Grid(rows=np.concatenate([grouping.groups[g].cells.reshape(-1, width) for g in numbers]), why=why))
                 return
-        if parts:
+        stated = len(equations) == 1 and equations[0].left[0] == "const" and sides[0][0] is not None and _single(sides[0][0]) is not None
+        if parts or stated:  # what stands for all of a row may go: the others have as many as before
             self.still.update(dict.fromkeys(groups, why))
         else:
             self.freeze(groups, why)
@@ -278,7 +285,7 @@ def _attribute_polynomials(recording: Recording, evaluator: _Evaluator, repairs:
         name = f"{key[0]}.{key[1]}" if key[0] else key[1]
         if any(p != polynomials[0] for p in polynomials):
             unsettled.add(("attr", *key))
-            repairs.tie([e for _, e in found], f"'{name}' feeds all their sizes")
+            repairs.tie([e for _, e in found], f"'{name}' feeds all their sizes", one_attribute=True)
         elif polynomials[0] is None:
             unsettled.add(("attr", *key))
             repairs.freeze(_groups_in(evaluator, found[0][1].right), _why(found[0][1]))
@@ -335,13 +342,26 @@ def _numbers(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> 
         if evaluator.value(use.base) is None:
             repairs.freeze(_groups_in(evaluator, use.base), "a scale follows a size that is no sum of widths")
     for expr in recording.uses:
-        for leaf in leaves(expr):
-            value = evaluator.value(leaf)
-            if value is not None and known_value(value) is not None:
-                continue
-            groups = _groups_in(evaluator, leaf) if value is None else {g for k in value for g in k}
+        for leaf, groups in _moving(evaluator, expr):
             source = f"attribute '{leaf[1]}.{leaf[2]}'" if leaf[0] == "attr" else "a runtime size"
             repairs.freeze(groups, f"{source} is also used as a number in the forward")
+    for expr, place in recording.uses.loops.items():
+        for _, groups in _moving(evaluator, expr):
+            repairs.freeze(groups, f"a loop in the forward of {_of(place)} runs over it")
+
+
+def _of(path: str) -> str:
+    return f"'{path}'" if path else "the model"
+
+
+def _moving(evaluator: _Evaluator, expr: Expression) -> Iterator[tuple[Expression, set[int]]]:
+    """The leaves of an expression that follow widths, and the groups that they depend on."""
+    for leaf in leaves(expr):
+        value = evaluator.value(leaf)
+        if value is None:
+            yield leaf, _groups_in(evaluator, leaf)
+        elif known_value(value) is None:
+            yield leaf, {g for k in value for g in k}
 
 
 def _check_equations(equations: list[Equation], evaluator: _Evaluator, repairs: _Repairs) -> None:
@@ -358,7 +378,7 @@ def _asserted(recording: Recording) -> list[Equation]:
         if (name, outcome) in (("eq", True), ("ne", False)):
             if right[0] == "attr" and left[0] != "attr":
                 left, right = right, left
-            found.append(Equation(left=left, right=right, place=f"'{place}', which compares them"))
+            found.append(Equation(left=left, right=right, place=f"{_of(place)}, which compares them"))
     return found
 
 
@@ -367,7 +387,7 @@ def _comparisons(recording: Recording, evaluator: _Evaluator, repairs: _Repairs)
     for (name, left, right, place), outcome in recording.uses.compared.items():
         if (name, outcome) in (("eq", True), ("ne", False)):
             continue
-        why = f"a size that follows them decides the course of the forward of '{place}'"
+        why = f"a size that follows them decides the course of the forward of {_of(place)}"
         a, b = evaluator.value(left), evaluator.value(right)
         if a is None or b is None:
             repairs.freeze(_groups_in(evaluator, left) | _groups_in(evaluator, right), why)

@@ -26,6 +26,7 @@ __all__ = [
     "TailStep",
     "TensorPlan",
     "UnitsOfPlaces",
+    "UntouchedAttribute",
 ]
 
 IntArray = npt.NDArray[np.int64]
@@ -72,11 +73,35 @@ class PaddingAmount:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FollowingAttribute:
-    """A module attribute (``num_heads``, or ``sizes[1]`` for an entry of a list) that becomes the size of ``axis``."""
+    """A module attribute (``num_heads``, ``sizes[1]`` for an entry of a list, ``config.hidden_size``) that becomes the size of ``axis``."""
 
     module: str
     attribute: str
     axis: WidthAxis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class UntouchedAttribute:
+    """An integer that no size of the recorded run came from, and that equals a size which may shrink.
+
+    Attributes:
+        module: Path of the module.
+        attribute: Its name, as in :class:`FollowingAttribute`; ``config.name`` for an entry of the module's configuration.
+        value: What it is.
+        dims: Dimensions ``(tensor, dim)`` of that size of the tensors inside of the module.
+        uniform: It is a width by its name: it follows as long as all ``dims`` that are left have one size.
+    """
+
+    module: str
+    attribute: str
+    value: int
+    dims: tuple[tuple[str, int], ...]
+    uniform: bool
+
+    @property
+    def name(self) -> str:
+        """Path and name in one."""
+        return f"{self.module}.{self.attribute}" if self.module else self.attribute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -187,6 +212,7 @@ class SurgeryPlan:
         removals: Block -> how its branch is removed; lacks blocks that cannot be.
         paddings: Attributes that state amounts of zero channels.
         attributes: Attributes that state sizes which follow the widths.
+        untouched: Attributes that the run did not read and that equal a size which may shrink: they may be stale after pruning.
         scales: Weights that take up the change of a scale which follows a size.
     """
 
@@ -197,4 +223,5 @@ class SurgeryPlan:
     removals: Mapping[str, Removal] = field(default_factory=dict)
     paddings: tuple[PaddingAmount, ...] = ()
     attributes: tuple[FollowingAttribute, ...] = ()
+    untouched: tuple[UntouchedAttribute, ...] = ()
     scales: tuple[ScaledWeights, ...] = ()

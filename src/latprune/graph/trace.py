@@ -11,9 +11,13 @@ from torch import nn
 
 import latprune.graph.rules_compute
 import latprune.graph.rules_contract
+import latprune.graph.rules_creating
 import latprune.graph.rules_cutting  # noqa: F401
 import latprune.graph.rules_joining  # noqa: F401
 import latprune.graph.rules_movement  # noqa: F401
+import latprune.graph.rules_ordered  # noqa: F401
+import latprune.graph.rules_scatter  # noqa: F401
+import latprune.graph.rules_transforms  # noqa: F401
 import latprune.graph.rules_views  # noqa: F401
 from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
@@ -23,6 +27,7 @@ from latprune.graph.build import build
 from latprune.graph.captured import FORMS, CapturedNetwork, captured_form
 from latprune.graph.conditions import capture_conditions, check_repeatable, forget_cached, preserved_modes, preserved_state, unfolded
 from latprune.graph.example_inputs import ExampleInputs, call_with
+from latprune.graph.folding import folded
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.provenance import CallWatcher, planted
@@ -30,6 +35,7 @@ from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors
+from latprune.graph.traced_builtins import traced_builtins
 from latprune.graph.training_only import kept_for_training
 from latprune.graph.uncomputed import ValueRead
 
@@ -48,6 +54,7 @@ def trace(
     min_widths: Mapping[str, int] | None = None,
     within: str | None = None,
     form: str = "class",
+    fold: bool = False,
 ) -> ModelGraph:
     """Trace ``model`` in one real run and return its channel groups, kernels, removable blocks and reasons.
 
@@ -64,6 +71,8 @@ def trace(
         form: What the pruned model is to be. ``"class"``: the user's own class with smaller layers, in which every size that the class's
             code states must still fit. ``"program"``: a captured program (:func:`latprune.capture`), in which all sizes follow the
             widths; it is ``graph.program`` then, and takes the model's place in everything that comes after.
+        fold: Trace a copy in which weights that are computed of others (weight norm, spectral norm, masks) are plain ones; it is
+            ``graph.folded`` then, and takes the model's place.
 
     Raises:
         CaptureError: The model does not run on the inputs, or cannot be followed or captured.
@@ -85,11 +94,14 @@ def trace(
         raise InvalidArgumentError(
             f"within (={within!r}) needs form='class': a program is captured of a whole model; name what stays in keep"
         )
+    plain = None
+    if fold and (found := folded(model, example_inputs))[1]:
+        model = plain = found[0]
     if form == "program" and not isinstance(model, CapturedNetwork):
         model = captured_form().capture(model, example_inputs)
     with collector_resting():
         graph = _trace(model, example_inputs, keep, blocks_keep, min_widths, within)
-    return replace(graph, program=model) if isinstance(model, CapturedNetwork) else graph
+    return replace(graph, program=model) if isinstance(model, CapturedNetwork) else replace(graph, folded=plain)
 
 
 def _trace(
@@ -185,6 +197,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
             stack.enter_context(unfolded(model))
             stack.enter_context(preserved_state(model))
             recorder.attribute_values = stack.enter_context(planted(recorder.modules, watcher.used))
+            stack.enter_context(traced_builtins(recorder.modules, watcher.used, recorder.trace_sizes))
             stack.enter_context(recorder.watch_modules())
             stack.enter_context(watcher)
             stack.enter_context(recorder)
@@ -203,6 +216,8 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
     for info in outputs:
         for f in info.fields:
             recorder.space.freeze(f, "the network's output")
+        recorder.places_read(info, "what calls the network")
+        recorder.keep_sizes(info)
     if recorder.random:
         check_repeatable(model, example_inputs)
     recording = recorder.recording(inputs, outputs)

@@ -33,6 +33,7 @@ def score_fpgm(model: nn.Module, graph: GroupedModel, config: FPGMConfig, data: 
 
     def distances(weight: Tensor, member: Member, units: int) -> Scores:
         positions = torch.from_numpy(member.positions).to(weight.device)
+        weight = torch.view_as_real(weight) if weight.is_complex() else weight
         filters = weight.movedim(member.dim, 0)[positions].flatten(1).double()  # (n, weights of a filter)
         means = torch.cdist(filters, filters).mean(dim=1).cpu().numpy()
         return np.bincount(member.units, weights=means, minlength=units).astype(np.float64)

@@ -179,7 +179,10 @@ class GradientAccumulator(ABC):
             seen = True
             check_finite(weight.detach(), name)
             check_finite(gradient, name, "the gradient of parameter")
-            products[name] = weight.detach().to(torch.float64, copy=True).mul_(gradient.detach())
+            if weight.is_complex():  # its gradient holds the derivatives by real and imaginary part
+                products[name] = (weight.detach().conj() * gradient.detach()).real.double()
+            else:
+                products[name] = weight.detach().to(torch.float64, copy=True).mul_(gradient.detach())
         if self.parameters and not seen:
             raise InvalidArgumentError(
                 "no parameter of the channel groups has a gradient: call update() after backward(), before zero_grad()"

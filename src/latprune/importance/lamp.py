@@ -65,7 +65,7 @@ def lamp_scores(weight: Tensor) -> Tensor:
     Returns:
         The same shape, float64, between 0 and 1; the largest weight scores exactly 1.
     """
-    squares = weight.detach().double().square().flatten().cpu().numpy()
+    squares = weight.detach().abs().double().square().flatten().cpu().numpy()
     return torch.from_numpy(ratios_to_larger(squares)).reshape(weight.shape)
 
 

@@ -50,7 +50,7 @@ def score_magnitude(
     """``(sum over producers of sum |W_k|^p)^(1/p)`` for each unit ``k``; a layer's share is in proportion to its sum of powers."""
 
     def powers(weight: Tensor, member: Member, units: int) -> Scores:
-        return sum_per_unit(weight.double().abs().pow(config.p), member, units)
+        return sum_per_unit(weight.abs().double().pow(config.p), member, units)
 
     totals, parts = sum_over_filters(model, graph, powers)
     units: dict[str, Scores] = {}

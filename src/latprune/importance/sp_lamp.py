@@ -56,7 +56,7 @@ class _Weights:
         tensor = tensor_of(self.tensors, member)
         if member.tensor not in self._squares:
             check_finite(tensor.detach(), member.tensor)
-            squared = tensor.detach().double().square()
+            squared = tensor.detach().abs().double().square()
             scale = self._scales.get(member.kernel)
             output = self._outputs.get(member.tensor, 0)
             if scale is not None and squared.ndim > 1 and squared.shape[output] == scale.numel():

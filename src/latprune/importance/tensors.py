@@ -118,7 +118,7 @@ def squared_norms(tensors: Mapping[str, Tensor], member: Member, units: int) -> 
     """``(units,)``: squared Frobenius norm of each unit's part of the member's tensor."""
     tensor = tensor_of(tensors, member).detach()
     check_finite(tensor, member.tensor)
-    return sum_per_unit(tensor.double().square(), member, units)
+    return sum_per_unit(tensor.abs().double().square(), member, units)
 
 
 def combine(groups: Mapping[str, Scores], parts: Mapping[str, Iterable[tuple[Blocks, Scores]]]) -> Importance:

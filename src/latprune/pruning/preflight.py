@@ -42,7 +42,7 @@ def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:
     Raises:
         InvalidArgumentError: The loss fails, is no scalar, is not finite, or reaches no parameter.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_floating_point()]
+    parameters = [p for p in model.parameters() if p.requires_grad and (p.is_floating_point() or p.is_complex())]
     if not parameters:
         raise InvalidArgumentError("no parameter of the model requires a gradient, and the method's scores are made of gradients")
     modes = [(module, module.training) for module in model.modules()]

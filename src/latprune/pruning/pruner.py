@@ -15,6 +15,7 @@ from latprune.copying import copied
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
 from latprune.graph.admission import check_derived_weights, check_kind, check_state
+from latprune.graph.folding import Fold, folded
 from latprune.graph.trace import FORMS
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
@@ -84,6 +85,8 @@ class Pruner:
         progress: Called with one line of text as the work goes on.
         form: ``"class"``: the model is pruned in place. ``"program"``: a captured program of it is (:func:`latprune.capture`), which is
             :attr:`model` then; the model itself stays as it is.
+        fold: Weights that are computed of others (weight norm, spectral norm, masks) are made plain ones in a copy, which is pruned and is
+            :attr:`model` then; the model itself stays as it is.
 
     Example:
         >>> pruner = Pruner(model, x, budget="50%", method="sp_lamp")  # doctest: +SKIP
@@ -116,6 +119,7 @@ class Pruner:
         measure_latency: bool = True,
         progress: Progress | None = None,
         form: str = "class",
+        fold: bool = False,
     ) -> None:
         budgets = Budget.parse_all(budget)
         self.target = Target.of(target) if target is not None else tables.target if tables is not None else Target()
@@ -128,8 +132,13 @@ class Pruner:
         check_kind(model)
         check_state(model)
         keep, blocks_keep = tuple(keep), tuple(blocks_keep)
+        dense = model
+        self.folds: tuple[Fold, ...] = ()
+        """Weights that were made plain ones."""
+        if fold:
+            model, self.folds = folded(model, example_inputs)
         check_derived_weights(model, keep)
-        self.model = self._in_form(model, example_inputs, form)
+        self.model = self._in_form(model if self.folds else dense, example_inputs, form)
         self.example_inputs = example_inputs
         self.seed = seed
         self.clock = Clock()
@@ -161,7 +170,8 @@ class Pruner:
         if tables is not None:
             require_same_network(tables, self.graph, example_inputs, self.target, kept=bool(keep))
             TabulatedLatency(self.graph, tables)  # a layer without an entry is told before anything is measured
-        self.dense_tensors = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+        stated = dense if self.folds and form == "class" else self.model
+        self.dense_tensors = {name: tuple(value.shape) for name, value in stated.state_dict().items()}
         self.dense_model = copied(self.model).eval()
         self.scorer = Scorer(self.model, self.graph, self.method.importance)
         self._latency = LatencySource(
@@ -198,6 +208,7 @@ class Pruner:
             "slack": slack,
             "measure_latency": measure_latency,
             "form": form,
+            **({"fold": True} if self.folds else {}),
         }
         """All that decides which network comes out; a saved state is resumed only under the same."""
         self._search = ProposalSearch(

@@ -29,6 +29,7 @@ from latprune.export.record import (
     TablesRecord,
     TargetRecord,
 )
+from latprune.surgery.edits import ArchitectureEdits, EditStep, FoldEdit
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
@@ -72,6 +73,16 @@ def build_record(
     # Tables are shown where the run has used some; none are built, or read, for the sake of a picture.
     tables = pruner.tables_used if latency else None
     notes = tuple(report.note for report in pruner.reports if report.note)
+    if pruner.folds:
+        kinds = ", ".join(sorted({fold.kind for fold in pruner.folds}))
+        named = ", ".join(f"'{fold.module}'" for fold in pruner.folds[:4]) + (", ..." if pruner.folds[4:] else "")
+        notes += (f"{len(pruner.folds)} weights that were computed of others ({kinds}: {named}) are plain weights of the same values now",)
+    stale = pruner.edits[-1].stale if pruner.edits else ()
+    if stale:
+        notes += (
+            f"{len(stale)} attributes may say a size that is no more ({', '.join(stale[:6])}{', ...' if stale[6:] else ''}): no run read "
+            "them, and what they mean is not certain; check the methods that read them, and set them by hand",
+        )
     if tables is not None and tables.stats.priced:
         named = ", ".join(tables.stats.priced[:4]) + (", ..." if tables.stats.priced[4:] else "")
         notes += (
@@ -104,7 +115,7 @@ def build_record(
         groups=groups,
         blocks=tuple(block.name for block in dense.blocks.values() if block.removable),
         blocks_removed=removed,
-        edits=tuple(edits.to_dict() for edits in pruner.edits),
+        edits=tuple(edits.to_dict() for edits in (*_folds(pruner), *pruner.edits)),
         problem=dict(last.problem) if last and last.problem else None,
         solution=dict(last.solution) if last and last.solution else None,
         tables=_tables(tables, {group.name: group.kept for group in groups}, removed) if tables is not None else None,
@@ -128,6 +139,12 @@ def build_record(
         notes=notes,
         provenance=provenance,
     )
+
+
+def _folds(pruner: Pruner) -> list[ArchitectureEdits]:
+    """The folding, as the first of the edits."""
+    folds = tuple(FoldEdit(module=fold.module, tensor=fold.tensor) for fold in pruner.folds)
+    return [ArchitectureEdits(steps=(EditStep(folds=folds),))] if folds else []
 
 
 def _network(

@@ -80,6 +80,7 @@ def prune(
     measure_latency: bool = True,
     narrow: bool = False,
     form: str = "class",
+    fold: bool = False,
     folder: str | Path | None = None,
     name: str | None = None,
     constructor: str | None = None,
@@ -131,6 +132,8 @@ def prune(
         narrow: Where the final measurement lies over the budget, narrow the network once more, without training, and measure again.
         form: ``"class"``: the pruned model is the user's own class. ``"program"``: it is a captured program, in which sizes that the
             class's code holds can shrink too and which reloads without the class; ``model`` stays as it is, ``result.model`` is pruned.
+        fold: Weights that are computed of others (weight norm, spectral norm, masks of ``torch.nn.utils.prune``) are made plain ones, which
+            changes no output, in a copy that is pruned; ``model`` stays as it is, ``result.model`` is pruned.
         folder: Keeps the run's progress; the same call with the same folder goes on where an interrupted one stopped.
         name: Name of the model for people; its class by default.
         constructor: ``package.module:callable`` that builds the dense model, recorded so that ``latprune verify`` can rebuild it.
@@ -170,6 +173,7 @@ def prune(
             measure_latency=measure_latency,
             progress=progress,
             form=form,
+            fold=fold,
         )
         batches = _again(data, importance_batches)
         run = _Run(

@@ -2,7 +2,17 @@
 
 from latprune.graph.example_inputs import random_inputs
 from latprune.surgery.apply import prune, replay
-from latprune.surgery.edits import ArchitectureEdits, AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
+from latprune.surgery.edits import (
+    ArchitectureEdits,
+    AttributeEdit,
+    BlockEdit,
+    BranchEdit,
+    EditStep,
+    FoldEdit,
+    PartEdit,
+    ScaleEdit,
+    TensorEdit,
+)
 from latprune.surgery.masked import MaskedModel, masked
 from latprune.surgery.masked_rules import register_masked_rule
 from latprune.surgery.present import PresentModel, present
@@ -18,6 +28,7 @@ __all__ = [
     "BranchEdit",
     "EditStep",
     "EqualityReport",
+    "FoldEdit",
     "MaskedModel",
     "PartEdit",
     "PresentModel",

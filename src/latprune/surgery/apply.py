@@ -12,8 +12,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from latprune.errors import CheckpointError, InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.attribute_paths import own_configurations, read_attribute, write_attribute
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.conditions import cut_unfolded
+from latprune.graph.folding import Fold, fold_in_place
 from latprune.surgery.edits import ArchitectureEdits, EditStep, ScaleEdit, TensorEdit
 from latprune.surgery.optimizers import ParameterChange, carry_over, check_optimizers, optimizers_of
 from latprune.surgery.plan import plan_step
@@ -116,6 +118,9 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _check(model: nn.Module, step: EditStep) -> None:
+    for f in step.folds:
+        if f.module not in dict(model.named_modules()):
+            raise CheckpointError(f"the edits are of another architecture: this model has no module '{f.module}'")
     tensors = _tensors(model)
     for name in [s.name for s in step.scales] + [t.name for t in step.tensors]:
         if name not in tensors:
@@ -128,9 +133,10 @@ def _check(model: nn.Module, step: EditStep) -> None:
         raise CheckpointError(f"the edits are those of a captured program, and this is a {type(model).__name__}: capture it first")
     modules = dict(model.named_modules(remove_duplicate=False))
     for a in step.attributes:
-        if a.module not in modules or not hasattr(modules[a.module], a.name):
-            raise CheckpointError(f"the edits are of another architecture: module '{a.module}' has no attribute '{a.name}'")
-        found: Any = getattr(modules[a.module], a.name)
+        try:
+            found: Any = read_attribute(modules[a.module], a.name)
+        except (KeyError, AttributeError) as error:
+            raise CheckpointError(f"the edits are of another architecture: module '{a.module}' has no attribute '{a.name}'") from error
         found = tuple(found) if isinstance(found, (tuple, list)) else found
         if found != a.before:
             raise CheckpointError(f"the edits are of another architecture: '{a.module}.{a.name}' is {found}, the edits expect {a.before}")
@@ -142,6 +148,7 @@ def _check(model: nn.Module, step: EditStep) -> None:
 
 def _apply(model: nn.Module, step: EditStep) -> list[ParameterChange]:
     """Carry the step out; returns what became of the parameters that it touched."""
+    fold_in_place(model, [Fold(module=f.module, tensor=f.tensor, kind="") for f in step.folds])
     with cut_unfolded(model):
         return _carry_out(model, step)
 
@@ -167,15 +174,13 @@ def _carry_out(model: nn.Module, step: EditStep) -> list[ParameterChange]:
     for module in modules.values():
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()  # recurrent layers hold their weights a second time
+    own_configurations(model, [(a.module, a.name.partition(".")[0]) for a in step.attributes if "." in a.name])
     for a in step.attributes:
         module = modules[a.module]
-        value: Any = a.after
-        if isinstance(value, tuple) and isinstance(getattr(module, a.name), list):
-            value = list(value)
         if isinstance(module, RemovedPart):
-            module.was[a.name] = value
+            module.was[a.name] = a.after
         else:
-            setattr(module, a.name, value)
+            write_attribute(module, a.name, a.after)
     if isinstance(model, CapturedNetwork):
         for branch in step.branches:
             model.remove_branch(branch.join, branch.operand, branch.skipped)

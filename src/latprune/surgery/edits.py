@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from latprune.errors import FileFormatError
 from latprune.file_model import StrictFileModel
 
-__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "BranchEdit", "EditStep", "PartEdit", "ScaleEdit", "TensorEdit"]
+__all__ = ["ArchitectureEdits", "AttributeEdit", "BlockEdit", "BranchEdit", "EditStep", "FoldEdit", "PartEdit", "ScaleEdit", "TensorEdit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,10 @@ class TensorEdit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributeEdit:
-    """An attribute of a module that is set: ``before`` -> ``after`` (integers or lists of integers)."""
+    """An attribute of a module that is set: ``before`` -> ``after`` (integers or lists of integers).
+
+    ``name`` is ``config.hidden_size`` for an entry of the configuration that the module keeps; the model gets a copy of that object.
+    """
 
     module: str
     name: str
@@ -118,8 +121,20 @@ class ScaleEdit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoldEdit:
+    """A tensor that was computed of others (weight norm, a mask) and becomes a plain parameter of the value that it has."""
+
+    module: str
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EditStep:
-    """The edits of one call of :func:`latprune.surgery.prune`, in the order scales, tensors, attributes, blocks, branches."""
+    """The edits of one call of :func:`latprune.surgery.prune`, in the order folds, scales, tensors, attributes, blocks,
+    branches.
+
+    ``stale`` names attributes that may say a size which is no more: no recorded run read them, and what they mean is not certain.
+    """
 
     scales: tuple[ScaleEdit, ...] = ()
 
@@ -127,6 +142,13 @@ class EditStep:
     attributes: tuple[AttributeEdit, ...] = ()
     blocks: tuple[BlockEdit, ...] = ()
     branches: tuple[BranchEdit, ...] = ()
+    stale: tuple[str, ...] = ()
+    folds: tuple[FoldEdit, ...] = ()
+
+
+class _FoldModel(StrictFileModel):
+    module: str
+    tensor: str
 
 
 class _TensorModel(StrictFileModel):
@@ -188,6 +210,8 @@ class _StepModel(StrictFileModel):
     attributes: list[_AttributeModel]
     blocks: list[_BlockModel]
     branches: list[_BranchModel] = Field(default_factory=list)
+    stale: list[str] = Field(default_factory=list)
+    folds: list[_FoldModel] = Field(default_factory=list)
 
 
 class _EditsModel(StrictFileModel):
@@ -213,6 +237,11 @@ class ArchitectureEdits:
     def then(self, later: ArchitectureEdits) -> ArchitectureEdits:
         """These edits followed by ``later`` (a staged method cuts several times)."""
         return ArchitectureEdits(steps=self.steps + later.steps)
+
+    @property
+    def stale(self) -> tuple[str, ...]:
+        """Attributes that may say a size which is no more, after the last step."""
+        return self.steps[-1].stale if self.steps else ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; equal index sets are stored once."""
@@ -257,6 +286,10 @@ def _step_to_dict(step: EditStep) -> dict[str, Any]:
             {"name": b.name, "join": b.join, "operand": b.operand, "skipped": list(b.skipped), "tensors": list(b.tensors)}
             for b in step.branches
         ]
+    if step.stale:
+        found["stale"] = list(step.stale)
+    if step.folds:
+        found["folds"] = [{"module": f.module, "tensor": f.tensor} for f in step.folds]
     return found
 
 
@@ -340,4 +373,12 @@ def _step_from_model(step: _StepModel, path: str) -> EditStep:
     branches = tuple(
         BranchEdit(name=b.name, join=b.join, operand=b.operand, skipped=tuple(b.skipped), tensors=tuple(b.tensors)) for b in step.branches
     )
-    return EditStep(scales=scales, tensors=tuple(tensors), attributes=attributes, blocks=tuple(blocks), branches=branches)
+    return EditStep(
+        scales=scales,
+        tensors=tuple(tensors),
+        attributes=attributes,
+        blocks=tuple(blocks),
+        branches=branches,
+        stale=tuple(step.stale),
+        folds=tuple(FoldEdit(module=f.module, tensor=f.tensor) for f in step.folds),
+    )

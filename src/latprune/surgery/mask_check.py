@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latprune.copying import copied
 from latprune.errors import CaptureError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
 from latprune.graph.example_inputs import as_call
 from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import masked
-from latprune.surgery.verify import TOLERANCES, in_double
+from latprune.surgery.verify import TOLERANCES, doubled, in_double
 
 __all__ = ["check_masked"]
 
@@ -50,13 +49,13 @@ def check_masked(
     if not why:
         return ""
     with dense_values():
-        wide_dense = executor.with_model(copied(model).double())
+        wide_dense = executor.with_model(doubled(model))
     try:
         wide = wide_dense.run(*_copied(in_double(inputs)))
     except (CaptureError, RuntimeError, TypeError, ValueError, AssertionError) as error:
         # What a model raises that has an operator, a check or a part of its own for one type alone: then that type's verdict stands.
         return f"{why}; float64 does not decide, as the dense model does not run in it: {type(error).__name__}: {error}"
-    return _compare(copied(model).double(), wide.output, wide.masks, in_double(inputs))
+    return _compare(doubled(model), wide.output, wide.masks, in_double(inputs))
 
 
 def _copied(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -92,14 +91,15 @@ def _compare(model: nn.Module, wanted: Any, masks: Any, inputs: Any) -> str:
     for mine, theirs in zip(got, expected, strict=True):
         if mine.shape != theirs.shape:
             return f"an output of shape {tuple(mine.shape)} instead of {tuple(theirs.shape)}"
-        if not mine.is_floating_point() or not mine.numel():
+        if not (mine.is_floating_point() or mine.is_complex()) or not mine.numel():
             continue
-        allowed = max(allowed, TOLERANCES.get(mine.dtype, 1e-4))
-        difference = (mine.double() - theirs.double()).abs()
+        allowed = max(allowed, TOLERANCES.get(mine.dtype.to_real(), 1e-4))
+        mine, theirs_wide = in_double(mine), in_double(theirs)
+        difference = (mine - theirs_wide).abs()
         mask = masks.get(id(theirs))
         if mask is not None:
             difference = torch.where(mask.to(difference.device), difference, 0.0)
-        worst = max(worst, float(difference.max()) / max(float(theirs.double().abs().max()), torch.finfo(theirs.dtype).tiny))
+        worst = max(worst, float(difference.max()) / max(float(theirs_wide.abs().max()), torch.finfo(theirs.dtype).tiny))
     if not worst <= allowed:  # NaN differs
         return f"relative difference {worst:.3g}, allowed {allowed:.3g}"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,15 @@ from torch import nn
 
 from latprune.errors import SurgeryError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.attribute_paths import read_attribute
 from latprune.graph.captured import CapturedNetwork
+from latprune.graph.folding import folds_of
 from latprune.graph.surgery_plan import BranchCut, ModuleReplacement, PartReplacement, ScaleTarget, TailStep
 from latprune.graph.trace import INPUT_WEIGHTS
 from latprune.surgery.edits import AttributeEdit, BlockEdit, BranchEdit, EditStep, PartEdit, ScaleEdit, TensorEdit
 from latprune.surgery.kept import Kept, TensorPlaces, kept_of, nested, places_of
 from latprune.surgery.removed import RemovedBranch
+from latprune.surgery.untouched import untouched_edits
 
 __all__ = ["plan_step", "scale_factors"]
 
@@ -37,6 +41,8 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
     """
     if graph.program is not None and not isinstance(model, CapturedNetwork):
         raise SurgeryError("the graph is that of a captured program: prune graph.program, not the model that it was captured from")
+    if graph.folded is not None and folds_of(model):
+        raise SurgeryError("the graph is that of a copy with plain weights: prune graph.folded, not the model that it was made of")
     before = kept_of(graph, since)
     after = nested(before, kept_of(graph, selection))
     cut_before = before.cut
@@ -60,14 +66,30 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
             new_shapes[name] = _shape_after(edit)
     attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts, graph.plan.aliases, before)
     attributes += _followed_attributes(model, graph, before, after, attributes)
+    further, stale = untouched_edits(graph, before, after, lambda path, name: _attribute(_module(model, path, before), path, name, before))
+    attributes += further
     blocks, branches = _removals(model, graph, before, after)
     return EditStep(
         scales=tuple(_scales(graph, before, after)),
         tensors=tuple(tensors),
-        attributes=tuple(attributes),
+        attributes=_merged(attributes),
         blocks=tuple(blocks),
         branches=tuple(branches),
+        stale=stale,
     )
+
+
+def _merged(edits: list[AttributeEdit]) -> tuple[AttributeEdit, ...]:
+    """One edit for each attribute: entries of a list may follow for different reasons."""
+    merged: dict[tuple[str, str], AttributeEdit] = {}
+    for edit in edits:
+        known = merged.setdefault((edit.module, edit.name), edit)
+        if known is not edit:
+            assert isinstance(known.after, tuple) and isinstance(known.before, tuple) and isinstance(edit.after, tuple)
+            entries = zip(known.before, known.after, edit.after, strict=True)
+            after = tuple(new if new != before else first for before, first, new in entries)
+            merged[edit.module, edit.name] = replace(known, after=after)
+    return tuple(merged.values())
 
 
 def _tensor_edit(name: str, shape: tuple[int, ...], before: TensorPlaces, after: TensorPlaces, *, cut_before: bool) -> TensorEdit | None:
@@ -151,7 +173,7 @@ def _layer_attributes(
             if name_of_tensor in grouped_counts:
                 groups = grouped_counts[name_of_tensor]
             elif module.groups == module.in_channels and module.groups > 1:
-                groups = after[0] * module.in_channels // module.out_channels
+                groups = after[0] if module.transposed else after[0] * module.in_channels // module.out_channels
             first, second = after[0], after[1] * groups
             wanted = {"groups": groups}
             wanted |= (
@@ -208,11 +230,16 @@ def _followed_attributes(model: nn.Module, graph: ModelGraph, before: Kept, afte
 
 def _attribute(module: nn.Module | None, path: str, name: str, before: Kept) -> Any:
     """An attribute as it is now; None where it went with a removed block (a stand-in keeps the plain ones)."""
-    if module is None or (not hasattr(module, name) and _went(path, before)):
+    if module is None:
         return None
-    if not hasattr(module, name):
-        raise SurgeryError(f"module '{path}' has no attribute '{name}', which the traced model had; trace the model that is to be pruned")
-    return getattr(module, name)
+    try:
+        return read_attribute(module, name)
+    except AttributeError as error:
+        if _went(path, before):
+            return None
+        raise SurgeryError(
+            f"module '{path}' has no attribute '{name}', which the traced model had; trace the model that is to be pruned"
+        ) from error
 
 
 def scale_factors(graph: ModelGraph, before: Kept, after: Kept) -> list[tuple[ScaleTarget, float]]:

@@ -17,7 +17,7 @@ from latprune.graph.example_inputs import as_call, random_inputs
 from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import MaskedModel
 
-__all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare"]
+__all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare", "doubled", "in_double"]
 
 TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest relative error by the type that was computed in."""
@@ -58,10 +58,21 @@ class _DenseFailsError(Exception):
     """The dense model itself does not run in the type, or on the values, that were tried."""
 
 
+_WIDE = {False: torch.float64, True: torch.complex128}
+
+
+def doubled(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` in float64, complex parameters and buffers in complex128."""
+    wide = copied(model).double()
+    if any(tensor.is_complex() for tensor in (*wide.parameters(), *wide.buffers())):
+        wide._apply(lambda tensor: tensor.to(torch.complex128) if tensor.is_complex() else tensor)  # type: ignore[no-untyped-call]
+    return wide
+
+
 def in_double(value: Any) -> Any:
-    """The same inputs with their floating-point tensors in float64."""
+    """The same inputs with their floating-point tensors in float64, complex ones in complex128."""
     if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
+        return value.to(_WIDE[value.is_complex()]) if value.is_floating_point() or value.is_complex() else value
     if isinstance(value, Mapping):
         return {name: in_double(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -96,7 +107,7 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
     with preserved_modes(pruned), torch.no_grad():
         got = tensors_in(pruned.eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
     wanted, masks = tensors_in(run.output), run.masks
-    floats = {tensor.dtype for tensor in wanted if tensor.is_floating_point()} | run.types
+    floats = {tensor.dtype.to_real() for tensor in wanted if tensor.is_floating_point() or tensor.is_complex()} | run.types
     dtype = max(floats, key=lambda kind: TOLERANCES.get(kind, 0.0), default=torch.float32)
     allowed = TOLERANCES.get(dtype, 1e-4) if tolerance is None else tolerance
     name = str(dtype).removeprefix("torch.")
@@ -113,7 +124,7 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
         expected = _kept(theirs, masks.get(id(theirs)), mine.shape)
         if expected is None:
             return report(f"output {index} has shape {tuple(mine.shape)}, the masked one {tuple(theirs.shape)}")
-        if not mine.is_floating_point():
+        if not (mine.is_floating_point() or mine.is_complex()):
             if not torch.equal(mine, expected):
                 return report(f"output {index} ({mine.dtype}) differs")
             continue
@@ -122,9 +133,10 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
         if not bool(torch.isfinite(mine).all()):
             return report(f"output {index} of the pruned network holds NaN or infinite values")
         if mine.numel():
-            difference = float((mine.double() - expected.double()).abs().max())
+            wide = _WIDE[mine.is_complex()]
+            difference = float((mine.to(wide) - expected.to(wide)).abs().max())
             largest = max(largest, difference)
-            relative = max(relative, difference / max(float(expected.double().abs().max()), torch.finfo(expected.dtype).tiny))
+            relative = max(relative, difference / max(float(expected.to(wide).abs().max()), torch.finfo(expected.dtype).tiny))
     return report("")
 
 
@@ -169,9 +181,9 @@ def check_equal(
     # values are nowhere any more, so that float64 cannot tell their rounding from a mistake. Models held in float64 keep 1e-9 all the same.
     if tolerance is None and held and (masked.rescaled or folds_weights(masked.model)):
         tolerance = max(held)
-    wide = masked.with_model(copied(masked.model).double())
+    wide = masked.with_model(doubled(masked.model))
     try:
-        return _check(copied(pruned).double(), wide, in_double(inputs), trials, seed, tolerance)
+        return _check(doubled(pruned), wide, in_double(inputs), trials, seed, tolerance)
     except (CaptureError, _DenseFailsError) as error:
         # Some operators exist in one type only, and some modules compute in one whatever the model's type: then the run in the model's own
         # type decides, and where that diverges too the error stands.

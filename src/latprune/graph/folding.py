@@ -1,0 +1,153 @@
+"""Weights that are computed of others (weight norm, spectral norm, masks) made plain parameters of the values that they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.prune import BasePruningMethod
+
+from latprune.copying import copied
+from latprune.errors import CaptureError
+from latprune.graph.conditions import preserved_modes
+from latprune.graph.example_inputs import ExampleInputs, call_with
+from latprune.graph.tensors import flatten_tensors
+
+__all__ = ["Fold", "fold_in_place", "folded", "folds_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """A tensor of a module that is computed of others.
+
+    Attributes:
+        module: Path of the module.
+        tensor: Name of the tensor in it.
+        kind: By what: ``weight_norm``, ``spectral_norm``, ``pruning mask``, or the classes of its parametrisations.
+    """
+
+    module: str
+    tensor: str
+    kind: str
+
+
+def folds_of(model: nn.Module) -> tuple[Fold, ...]:
+    """The tensors of a model that are computed of others by a parametrisation, a weight or spectral norm, or a mask of
+    ``torch.nn.utils.prune``.
+    """
+    return tuple(fold for path, module in model.named_modules() for fold in _of_module(path, module))
+
+
+def _of_module(path: str, module: nn.Module) -> Iterator[Fold]:
+    if parametrize.is_parametrized(module):
+        parametrizations: Any = module.parametrizations
+        for name, entries in parametrizations.items():
+            yield Fold(module=path, tensor=name, kind=", ".join(sorted({type(entry).__name__.lstrip("_") for entry in entries})))
+    for hook in module._forward_pre_hooks.values():
+        home: str = type(hook).__module__
+        entry: Any = hook
+        if home in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
+            yield Fold(module=path, tensor=entry.name, kind=home.rpartition(".")[2])
+        elif isinstance(entry, BasePruningMethod):
+            yield Fold(module=path, tensor=str(entry._tensor_name), kind="pruning mask")
+
+
+def folded(model: nn.Module, example_inputs: ExampleInputs | None = None) -> tuple[nn.Module, tuple[Fold, ...]]:
+    """A copy of ``model`` in which weights that are computed of others are plain parameters of the same values.
+
+    Args:
+        model: Any model; it stays as it is.
+        example_inputs: Where given, the outputs of both are compared on them.
+
+    Returns:
+        The copy, and what was folded.
+
+    Raises:
+        CaptureError: The model cannot be copied, or its outputs change.
+
+    Example:
+        >>> net = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+        >>> plain, folds = folded(net)
+        >>> sorted(plain.state_dict()), folds[0].kind
+        (['0.bias', '0.weight'], 'WeightNorm')
+    """
+    folds = folds_of(model)
+    plain = copied(model)
+    fold_in_place(plain, folds)
+    if example_inputs is not None and folds:
+        _compare(model, plain, example_inputs)
+    return plain, folds
+
+
+def fold_in_place(model: nn.Module, folds: Iterable[Fold]) -> None:
+    """Fold the named tensors of ``model``; one that is plain already stays.
+
+    Raises:
+        AttributeError: There is no such module.
+    """
+    with preserved_modes(model), torch.no_grad():
+        model.eval()  # a spectral norm moves on where it is read in training
+        for fold in folds:
+            module = model.get_submodule(fold.module)
+            kinds = {found.tensor: found.kind for found in _of_module(fold.module, module)}
+            kind = kinds.get(fold.tensor)
+            if kind is not None:
+                _fold(module, fold.tensor, kind)
+
+
+def _fold(module: nn.Module, tensor: str, kind: str) -> None:
+    if parametrize.is_parametrized(module, tensor):
+        entries: Any = module.parametrizations
+        originals = list(entries[tensor].parameters())
+        _own_class(module)
+        parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+    else:
+        originals = [
+            p for name, p in module._parameters.items() if name in (f"{tensor}_g", f"{tensor}_v", f"{tensor}_orig") and p is not None
+        ]
+        if kind == "weight_norm":
+            remove_weight_norm(module, tensor)
+        elif kind == "spectral_norm":
+            remove_spectral_norm(module, tensor)
+            _forget_state_hooks(module, tensor)
+        else:
+            torch.nn.utils.prune.remove(module, tensor)  # type: ignore[no-untyped-call]
+    value: torch.Tensor = getattr(module, tensor)
+    if not isinstance(value, nn.Parameter):  # what PyTorch makes of several originals without gradients
+        module._buffers.pop(tensor)
+        module.register_parameter(tensor, nn.Parameter(value))
+    module.get_parameter(tensor).requires_grad_(any(original.requires_grad for original in originals))
+
+
+def _own_class(module: nn.Module) -> None:
+    """A parametrised module has a class of its own, which a copy of the module shares, and from which the parametrisation is removed."""
+    kind = type(module)
+    names = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, kind.__bases__, names)
+
+
+def _forget_state_hooks(module: nn.Module, tensor: str) -> None:
+    """PyTorch leaves the hook behind that makes a spectral norm's own tensors of a state dict, which then cannot be loaded."""
+    for hooks in (module._load_state_dict_pre_hooks, module._state_dict_hooks):
+        for number, hook in list(hooks.items()):
+            entry: Any = getattr(hook, "hook", hook)
+            if type(entry).__module__ == "torch.nn.utils.spectral_norm" and entry.fn.name == tensor:
+                del hooks[number]
+
+
+def _compare(model: nn.Module, plain: nn.Module, example_inputs: ExampleInputs) -> None:
+    found = []
+    for network in (model, plain):
+        with preserved_modes(network), torch.no_grad(), torch.random.fork_rng():
+            found.append(flatten_tensors(call_with(network.eval(), example_inputs), opaque=False))
+    for index, (before, after) in enumerate(zip(*found, strict=True)):
+        scale = float(before.abs().max()) if before.numel() else 0.0
+        if before.numel() and not float((before - after).abs().max()) <= 1e-3 * max(scale, 1e-3):
+            raise CaptureError(
+                f"folding the weights that are computed of others changes output {index} of the model: they are not what they are by their "
+                "parameters alone; name these modules in keep instead"
+            )
