@@ -11,7 +11,7 @@ from torch import Tensor
 from latprune.errors import InvalidArgumentError
 from latprune.train.batches import move
 
-__all__ = ["LABELS", "calibration_batches", "count", "inputs_of", "tensors_of"]
+__all__ = ["LABELS", "calibration_batches", "count", "inputs_of", "sliceable", "sliced", "tensors_of"]
 
 LABELS = frozenset({"labels", "label", "target", "targets"})
 """Keys of a mapping that hold no input of the model."""
@@ -50,17 +50,18 @@ def count(inputs: Any) -> int:
     return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
 
 
-def _slice(value: Any, start: int, stop: int) -> Any:
+def sliced(value: Any, start: int, stop: int) -> Any:
+    """Images ``start`` to ``stop`` of a batch."""
     if isinstance(value, Tensor):
         return value[start:stop]
     if isinstance(value, Mapping):
-        return {name: _slice(item, start, stop) for name, item in value.items()}
+        return {name: sliced(item, start, stop) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_slice(item, start, stop) for item in value)
+        return type(value)(sliced(item, start, stop) for item in value)
     return value
 
 
-def _sliceable(inputs: Any) -> bool:
+def sliceable(inputs: Any) -> bool:
     """Whether all tensors have the images along their first dimension."""
     sizes = {int(t.shape[0]) if t.dim() else -1 for t in tensors_of(inputs)}
     return len(sizes) == 1 and sizes != {-1}
@@ -90,10 +91,10 @@ def _joined(values: list[Any]) -> Any:
 
 def _pieces(inputs: Any, size: int) -> list[Any]:
     """The batch in pieces of ``size`` images, where all its tensors have the images along their first dimension; else the batch."""
-    if not _sliceable(inputs):
+    if not sliceable(inputs):
         return [inputs]
     total = count(inputs)
-    return [_slice(inputs, k, min(k + size, total)) for k in range(0, total, size)]
+    return [sliced(inputs, k, min(k + size, total)) for k in range(0, total, size)]
 
 
 def calibration_batches(
@@ -118,8 +119,8 @@ def calibration_batches(
     for batch in data:
         inputs = inputs_of(batch)
         here = count(inputs)
-        if seen + here > images and _sliceable(inputs):
-            inputs = _slice(inputs, 0, images - seen)
+        if seen + here > images and sliceable(inputs):
+            inputs = sliced(inputs, 0, images - seen)
             here = images - seen
         taken.append(move(inputs, device))
         seen += here
@@ -128,7 +129,7 @@ def calibration_batches(
     if not taken:
         raise InvalidArgumentError("data holds no batch to recover with")
     size = size or max(1, min(256, seen // every))
-    if len(taken) > 1 and all(_sliceable(inputs) for inputs in taken) and len({_form(inputs) for inputs in taken}) == 1:
+    if len(taken) > 1 and all(sliceable(inputs) for inputs in taken) and len({_form(inputs) for inputs in taken}) == 1:
         taken = [_joined(taken)]
     pieces = [piece for inputs in taken for piece in _pieces(inputs, size)]
     if len(pieces) < 2:

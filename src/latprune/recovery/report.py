@@ -20,13 +20,15 @@ class LayerRecovery:
     Attributes:
         layer: Name of the layer.
         action: What was done (``refit``, ``shift``, ``map``, ...); empty where it was left alone.
-        at: Where its result is compared: ``layer`` (after the norm that follows) or ``join`` (after the sum of its residual branch).
+        at: Where its result is compared: ``layer`` (after the norm that follows), ``join`` (after the sum of its residual branch) or
+            ``logits`` (queries and keys, at their product; both have its errors).
         fitted_before: Squared error of the result on the images that were fitted to, relative to the dense result's variation; None where
             it was not computed.
         fitted_after: The same after the change.
         held_out_before: On the images that were held out.
         held_out_after: The same after the change; where the layer keeps its weights, what the change would have given.
         reason: Why it was left alone; empty where it was changed.
+        note: What else there is to say, such as why queries were fitted to their own values instead of through their product.
     """
 
     layer: str
@@ -37,6 +39,7 @@ class LayerRecovery:
     held_out_before: float | None = None
     held_out_after: float | None = None
     reason: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +127,7 @@ class _Layer(BaseModel):
     held_out_before: float | None
     held_out_after: float | None
     reason: str
+    note: str = ""
 
 
 class _Report(BaseModel):

@@ -51,6 +51,9 @@ class Site:
         inputs: Place of the layer's input among the tensor arguments.
         weight: The weight as the operation reads it: a view of the parameter, written in place.
         bias: The same for the bias.
+        fixed_at: Place among the tensor arguments of a bias that is not the layer's own to change (shared, or joined from parts as the
+            model runs); None without one.
+        fixed: ``(outputs,)`` its value, taken from the run.
         views: Undo the views between the contraction's result and the place of comparison, last one first.
         affine: Per-channel maps on the way to the place of comparison.
         compared: Number of the operation whose result is compared (the contraction, a norm, or the sum of a residual branch).
@@ -67,6 +70,8 @@ class Site:
     inputs: int = 0
     weight: Tensor | None = None
     bias: Tensor | None = None
+    fixed_at: int | None = None
+    fixed: Tensor | None = None
     views: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
     affine: list[Affine] = field(default_factory=list)
     compared: int = -1
@@ -126,6 +131,11 @@ class Site:
                 affine.shift.add_(step.reshape(affine.shift.shape).to(affine.shift))
             return True
         return False
+
+    @property
+    def has_constant(self) -> bool:
+        """Whether a bias or a shift is there that takes a constant per output."""
+        return self.bias is not None or any(affine.shift is not None for affine in self.affine)
 
     def before_sum(self) -> None:
         """Compare right before the sum instead of behind it."""
@@ -190,10 +200,13 @@ def _site(
     if operation.name == "aten.addmm" and any(isinstance(c, (int, float)) and c != 1 for c in operation.constants):
         site.reason = "its product is scaled as it is computed"
         return site
-    if at_bias is not None and at_bias in operation.operands and (operation.name != "aten.convolution" or len(operation.shapes) > 2):
-        bias = operation.operands[at_bias]
-        if bias.dim() == 1 and bias.numel() == site.outputs and bias.untyped_storage().data_ptr() in names:
-            site.bias = bias if uses.get(_region(bias), 1) <= 1 else None
+    if at_bias is not None and len(operation.shapes) > at_bias:
+        bias = operation.operands.get(at_bias)
+        own = bias is not None and bias.dim() == 1 and bias.numel() == site.outputs and bias.untyped_storage().data_ptr() in names
+        if bias is not None and own and uses.get(_region(bias), 1) <= 1:
+            site.bias = bias
+        else:
+            site.fixed_at = at_bias
     _follow(site, sequence, names)
     return site
 
@@ -213,7 +226,10 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
         place = readers[0]
         operation = sequence.operations[place]
         if operation.name in _VIEWS and operation.sources[:1] == (key,):
+            # The place of comparison stays before views: behind them channels may lie on several dimensions (heads and their places).
             views.append(_undo(operation, shape))
+            shape, key = operation.result_shapes[0], operation.results[0]
+            continue
         elif operation.name in _NORMS and operation.sources[0] == key and _evaluating(operation):
             affine = _norm(operation, outputs)
             if affine is None:
