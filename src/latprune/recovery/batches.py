@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
 from latprune.train.batches import move
+from latprune.train.contracts import as_tensors
 
 __all__ = ["LABELS", "calibration_batches", "count", "inputs_of", "sliceable", "sliced", "tensors_of"]
 
@@ -17,11 +18,12 @@ LABELS = frozenset({"labels", "label", "target", "targets"})
 """Keys of a mapping that hold no input of the model."""
 
 
-def inputs_of(batch: Any, example: Any = None) -> Any:
+def inputs_of(batch: Any) -> Any:
     """The model's inputs in a batch; labels are left out.
 
-    A tensor is the input itself; of a tuple such as ``(inputs, labels)`` the first entry; of a mapping all but its labels.
+    A tensor (or array) is the input itself; of a tuple such as ``(inputs, labels)`` the first entry; of a mapping all but its labels.
     """
+    batch = as_tensors(batch)
     if isinstance(batch, Tensor):
         return batch
     if isinstance(batch, Mapping):
@@ -57,8 +59,13 @@ def sliced(value: Any, start: int, stop: int) -> Any:
     if isinstance(value, Mapping):
         return {name: sliced(item, start, stop) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(sliced(item, start, stop) for item in value)
+        return _alike(value, [sliced(item, start, stop) for item in value])
     return value
+
+
+def _alike(value: Any, items: list[Any]) -> Any:
+    """The items in a sequence of the same type; a named tuple takes them one by one."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def sliceable(inputs: Any) -> bool:
@@ -85,7 +92,7 @@ def _joined(values: list[Any]) -> Any:
     if isinstance(first, Mapping):
         return {name: _joined([v[name] for v in values]) for name in first}
     if isinstance(first, (list, tuple)):
-        return type(first)(_joined([v[k] for v in values]) for k in range(len(first)))
+        return _alike(first, [_joined([v[k] for v in values]) for k in range(len(first))])
     return first
 
 
