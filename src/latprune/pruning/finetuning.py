@@ -69,6 +69,7 @@ def fit_with(
                 chosen,
                 evaluate=evaluate,
                 teacher=teacher,
+                kept=context.kept(recipe.distillation.features) if recipe.distillation is not None else None,
                 driver=context.attach,
                 checkpoint_dir=context.folder,
                 progress=progress,

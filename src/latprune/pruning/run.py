@@ -32,7 +32,7 @@ from latprune.pruning.preflight import (
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
-from latprune.recovery import RecoveryReport, reconstruction_ranking, reselected
+from latprune.recovery import RecoveryReport, kept_channels, reconstruction_ranking, reselected
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
 from latprune.train.contracts import calling
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from latprune.latency import KernelPredictor, LatencyTables, Measurement, Store, Target
     from latprune.methods.width_rules import WidthRules
     from latprune.recovery.contract import Recovery
-    from latprune.train import Recipe
+    from latprune.train import KeptChannels, Recipe
 
 __all__ = ["Evaluate", "Fit", "FitContext", "prune"]
 
@@ -373,6 +373,11 @@ class _Run:
             attached.append(optimizer)
             return driver_of(pruner, optimizer, steps)
 
+        def kept(modules: Iterable[str]) -> Mapping[str, KeptChannels]:
+            if masked or pruner.cut_to is None:
+                return {}
+            return kept_channels(pruner.dense_model, pruner.graph, pruner.cut_to, pruner.example_inputs, modules)
+
         context = FitContext(
             stage=stage,
             stages=pruner.stages,
@@ -381,6 +386,7 @@ class _Run:
             batches=pruner.schedule.batches if not pruner.done else None,
             masked=masked,
             attach=attach,
+            kept=kept,
         )
         with pruner.clock.timed("fine-tune"), calling("fit(model, context)"):
             history = list(self.fit(pruner.model, context) or ())

@@ -94,7 +94,8 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 def _header(data: ReportData) -> str:
     mark = {"met": "✓ ", "over": "✗ ", "unknown": ""}[data.verdict.outcome]
-    look, advice = data.verdict.outcome, ""
+    look: str = data.verdict.outcome
+    advice = ""
     if data.advice is not None:
         # A budget that is met by a network nobody can use gets no green tick.
         if data.advice.warns:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
 from latprune.train.schedule import learning_rate
 from latprune.train.state import EpochRecord, Position, load_state, read_record, save_state
+from latprune.train.teaching import KeptChannels, Teaching
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,6 +79,7 @@ class Hooks:
 
     evaluate: Evaluate | None = None
     teacher: nn.Module | None = None
+    kept: Mapping[str, KeptChannels] = field(default_factory=dict)
     loss: Loss | None = None
     after_step: Callable[[nn.Module], None] | None = None
     driver: Callable[[torch.optim.Optimizer, int], Driver] | None = None
@@ -121,6 +123,9 @@ class Run:
             lay_out(model, torch.channels_last)
         self.wrapped, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         self.driver = hooks.driver(getattr(self.optimizer, "optimizer", self.optimizer), self.steps) if hooks.driver is not None else None
+        chosen, teacher = recipe.distillation, hooks.teacher
+        beyond = chosen is not None and (chosen.loss is not None or bool(chosen.features))
+        self.teaching = Teaching(chosen, model, teacher, hooks.kept) if beyond and chosen is not None and teacher is not None else None
         # Sums since the last look, on the device: loss times examples, correct ones.
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
         self.sums = torch.zeros(2, dtype=exact, device=accelerator.device)
@@ -223,13 +228,13 @@ class Run:
         if self.driver is not None:
             self.driver.before_forward()
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            if hooks.loss is not None:
-                what = named(hooks.loss, "(model, batch)")
-                with calling(what, batch=self.position.batch, given=batch):
-                    value = hooks.loss(self.wrapped, batch)
-                loss, correct, examples = check_loss_value(value, what, batch=self.position.batch), None, _first_size(batch)
+            if self.teaching is None:
+                loss, correct, examples = self._own(batch)
             else:
-                loss, correct, examples = self._classify(batch)
+                with self.teaching.watched():
+                    own, correct, examples = self._own(batch) if self.teaching.needs_labels else self._unlabelled(batch)
+                loss = self.teaching.mixed(own)
+            assert loss is not None
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         if self.driver is not None:
@@ -246,9 +251,30 @@ class Run:
         self.trained += examples
         self.position = self.position.model_copy(update={"batch": self.position.batch + 1})
 
+    def _own(self, batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+        """The network's own loss, correct answers where it classifies, and the examples of the batch."""
+        if self.hooks.loss is None:
+            return self._classify(batch)
+        what = named(self.hooks.loss, "(model, batch)")
+        with calling(what, batch=self.position.batch, given=batch):
+            value = self.hooks.loss(self.wrapped, batch)
+        return check_loss_value(value, what, batch=self.position.batch), None, _first_size(batch)
+
+    def _unlabelled(self, batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+        """Run the network on the batch's inputs alone: the teacher's loss is all that counts."""
+        self.judged = False
+        if isinstance(batch, Mapping):
+            inputs: Any = {name: value for name, value in batch.items() if name != "labels"}
+        else:
+            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        with calling(f"the model ({type(self.model).__name__})", batch=self.position.batch, given=inputs):
+            forward(self.wrapped, inputs)
+        return None, None, _first_size(inputs)
+
     def _classify(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None, int]:
         inputs, targets = split_batch(batch)
-        plain = self.recipe.label_smoothing == 0.0 and self.hooks.teacher is None
+        distillation = self.recipe.distillation if self.recipe.distillation is not None and self.recipe.distillation.of_classes else None
+        plain = self.recipe.label_smoothing == 0.0 and distillation is None
         # A language model shifts its labels itself, so its own loss counts wherever its scores are not of one class per example.
         labelled = isinstance(batch, Mapping) and takes_labels(self.model) and plain
         with calling(f"the model ({type(self.model).__name__})", batch=self.position.batch, given=inputs):
@@ -258,13 +284,13 @@ class Run:
             return own, None, len(targets)
         logits, targets = check_targets(logits_of(output), targets, batch=self.position.batch, turn=not takes_labels(self.model))
         taught = None
-        if self.hooks.teacher is not None:
+        if distillation is not None and self.hooks.teacher is not None:
             with torch.no_grad():
                 taught = check_targets(logits_of(forward(self.hooks.teacher, inputs)), targets)[0]
         if not targets.is_floating_point():
             targets = torch.where(targets < 0, IGNORED, targets)
         loss = classification_loss(
-            logits, targets, label_smoothing=self.recipe.label_smoothing, distillation=self.recipe.distillation, teacher_logits=taught
+            logits, targets, label_smoothing=self.recipe.label_smoothing, distillation=distillation, teacher_logits=taught
         )
         if targets.is_floating_point():  # class probabilities (mixup): no one class is right
             return loss, None, len(targets)
