@@ -378,6 +378,8 @@ class _Run:
                 return {}
             return kept_channels(pruner.dense_model, pruner.graph, pruner.cut_to, pruner.example_inputs, modules)
 
+        recovered = pruner.recovery if self.strategy is not None and not masked else None
+        recovered = recovered if recovered is not None and recovered.changed else None
         context = FitContext(
             stage=stage,
             stages=pruner.stages,
@@ -386,6 +388,9 @@ class _Run:
             batches=pruner.schedule.batches if not pruner.done else None,
             masked=masked,
             attach=attach,
+            recovered=recovered is not None,
+            error_left=recovered.error_left if recovered is not None else None,
+            say=self.say,
             kept=kept,
         )
         with pruner.clock.timed("fine-tune"), calling("fit(model, context)"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,13 @@ class RecoveryReport:
     def left(self) -> tuple[LayerRecovery, ...]:
         """Layers that were left alone, with the reason."""
         return tuple(layer for layer in self.layers if not layer.action)
+
+    @property
+    def error_left(self) -> float | None:
+        """Share of the outputs' error that recovery left, a ratio of root mean squares; None where they were not compared."""
+        if self.output_before is None or self.output_after is None:
+            return None
+        return math.sqrt(self.output_after / self.output_before) if self.output_before > 0 else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain objects, for JSON."""

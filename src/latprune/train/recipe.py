@@ -163,6 +163,8 @@ class Recipe:
         precision: ``fp32``, or ``bf16`` for automatic mixed precision.
         channels_last: Train with the weights of 2-d convolutions laid out channels last, which many processors run faster.
         distillation: Learn from the dense network as well; None does not.
+        after_recovery: Factor on the learning rate where the network was recovered without training before (``prune``'s ``recover``); None
+            takes the share of the outputs' error that recovery left, at least a tenth (:meth:`after_recovering`).
         max_gradient_norm: Clip the norm of all gradients together; None does not.
         batch_size: Batch size that the recipe was made for; for whoever builds the data loader.
         seed: Seed of dropout and everything else random in the model; the data's order has its own.
@@ -180,6 +182,7 @@ class Recipe:
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     distillation: Distillation | None = None
+    after_recovery: float | None = None
     max_gradient_norm: float | None = None
     batch_size: int | None = None
     seed: int = 0
@@ -198,6 +201,8 @@ class Recipe:
             raise InvalidArgumentError(f"label_smoothing (={self.label_smoothing}) must lie in [0, 1)")
         if self.precision not in ("fp32", "bf16"):
             raise InvalidArgumentError(f"precision (={self.precision!r}) must be fp32 or bf16")
+        if self.after_recovery is not None and not (math.isfinite(self.after_recovery) and self.after_recovery > 0.0):
+            raise InvalidArgumentError(f"after_recovery (={self.after_recovery}) must be a positive number, or None")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0.0:
             raise InvalidArgumentError(f"max_gradient_norm (={self.max_gradient_norm}) must be positive, or None")
         if self.batch_size is not None and self.batch_size < 1:
@@ -212,12 +217,33 @@ class Recipe:
             schedule = replace(schedule, milestones=tuple(moved))
         return replace(self, epochs=epochs, warmup_epochs=self.warmup_epochs * share, schedule=schedule)
 
+    def after_recovering(self, error_left: float | None) -> Recipe:
+        """The same recipe for a network that recovery has brought nearer to the dense one: the learning rate is scaled down.
+
+        A rate that is right for a network just cut throws a recovered one back: the steps should be as much smaller as the way that is
+        left. The factor is ``after_recovery``, else ``error_left``, at least 0.1 and at most 1.
+
+        Args:
+            error_left: Root of the outputs' squared error after recovery over that before it
+                (``RecoveryReport.error_left``); None where it is not known, which counts as 0.25.
+
+        Example:
+            >>> Recipe(epochs=1, learning_rate=0.02).after_recovering(0.25).learning_rate
+            0.005
+        """
+        share = self.after_recovery
+        if share is None:
+            share = min(1.0, max(0.1, 0.25 if error_left is None else error_left))
+        return replace(self, learning_rate=self.learning_rate * share)
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe as a JSON object; optimizer and schedule carry their ``type``."""
         data = asdict(replace(self, distillation=None))
         data["optimizer"] = {"type": type(self.optimizer).__name__, **data["optimizer"]}
         data["schedule"] = {"type": type(self.schedule).__name__, **data["schedule"]}
         data["distillation"] = self.distillation.to_dict() if self.distillation is not None else None
+        if self.after_recovery is None:
+            del data["after_recovery"]  # as files of earlier releases have it
         data["notes"] = list(self.notes)
         if "milestones" in data["schedule"]:
             data["schedule"]["milestones"] = list(data["schedule"]["milestones"])
