@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -96,15 +96,35 @@ def test_reconstruction_is_a_criterion() -> None:
         score(model, graph, ReconstructionConfig())
 
 
-@pytest.mark.parametrize("kind", ["tensor", "pair", "list", "generator"])
-def test_batches_of_all_kinds(kind: str) -> None:
+class Pair(NamedTuple):
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def test_batches_of_all_kinds_give_the_same_network_whatever_their_labels() -> None:
     model, x = line(1)
     graph = trace(model, x[:2])
     selection = half(graph)
-    labels = torch.zeros(len(x))
-    data: Any = {"tensor": [x], "pair": [(x, labels)], "list": [[x, labels]], "generator": ((b, None) for b in x.split(12))}[kind]
-    report = recover(cut(model, graph, selection), model, data, graph=graph, selection=selection)
-    assert report.images + report.held_out == len(x) and report.held_out > 0
+    zeros, drawn = torch.zeros(len(x)), torch.randn(len(x))
+    kinds: dict[str, Any] = {
+        "tensor": [x],
+        "pair": [(x, zeros)],
+        "other labels": [(x, drawn)],
+        "list": [[x, zeros]],
+        "named tuple": [Pair(x, drawn)],
+        "generator": ((b, None) for b in x.split(12)),
+        "array": [(x.numpy(), zeros.numpy())],
+        "inputs of several": [((x,), zeros)],
+        "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, drawn), batch_size=12),
+    }
+    networks = {}
+    for kind, data in kinds.items():
+        networks[kind] = cut(model, graph, selection)
+        report = recover(networks[kind], model, data, graph=graph, selection=selection)
+        assert report.changed and report.images + report.held_out == len(x) and report.held_out > 0
+    expected = networks["tensor"].state_dict()
+    for kind, network in networks.items():
+        assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items()), kind
 
 
 def test_a_mapping_may_hold_labels() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError
-from latprune.train import Constant, Recipe, TrainProgress, evaluate, finetune
+from latprune.train import Constant, Distillation, Recipe, TrainProgress, evaluate, finetune
 from latprune.train.average import RunningAverage
 from latprune.train.mixing import mix
 from support.training_task import RECIPE, NoisyPoints, loader, network
@@ -202,3 +202,9 @@ def test_noisy_points_learn_with_all_of_it_together():
     recipe = replace(RECIPE, epochs=25, ema=0.9, accumulate=2, mixup=0.1, max_gradient_norm=5.0)
     report = finetune(model, loader(), recipe, evaluate=[(points.points, points.labels)])
     assert report.accuracy > 0.85
+
+
+def test_what_watches_modules_does_not_go_with_compiling():
+    recipe = replace(PLAIN, compile=True, distillation=Distillation(features=("0",)))
+    with pytest.raises(InvalidArgumentError, match="compile=False"):
+        finetune(linear(), BATCHES, recipe, teacher=linear())

@@ -130,3 +130,16 @@ def test_the_rate_never_rises_after_the_warm_up_and_stays_positive(
 def test_replace_is_checked_too() -> None:
     with pytest.raises(InvalidArgumentError, match="epochs"):
         replace(recipe("halp-imagenet"), epochs=5)
+
+
+def test_a_recovered_network_is_trained_at_a_lower_rate() -> None:
+    chosen = Recipe(epochs=1, learning_rate=0.02)
+    assert chosen.after_recovering(0.24).learning_rate == pytest.approx(0.0048)
+    assert chosen.after_recovering(None).learning_rate == pytest.approx(0.005)
+    assert chosen.after_recovering(1e-3).learning_rate == pytest.approx(0.002)  # at least a tenth
+    assert chosen.after_recovering(1.7).learning_rate == 0.02  # never more
+    fixed = replace(chosen, after_recovery=1.0)
+    assert fixed.after_recovering(0.24) == fixed and Recipe.from_dict(fixed.to_dict()) == fixed
+    assert "after_recovery" not in chosen.to_dict()
+    with pytest.raises(InvalidArgumentError, match="after_recovery"):
+        Recipe(epochs=1, learning_rate=0.1, after_recovery=0.0)

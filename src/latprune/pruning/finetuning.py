@@ -43,7 +43,8 @@ def fit_with(
 
     Args:
         data: Training batches.
-        recipe: How to train; with a distillation the dense network teaches.
+        recipe: How to train; with a distillation the dense network teaches. After a recovery the learning rate is scaled down
+            (:meth:`latprune.train.Recipe.after_recovering`).
         stage_epochs: Epochs after every stage but the last; None trains the whole recipe each time.
         evaluate: Evaluates after each epoch: a function of the model, or batches.
         threads: Threads of PyTorch while training; all cores by default.
@@ -72,6 +73,13 @@ def fit_with(
             chosen, batches = recipe.with_epochs(1), FirstBatches(data, context.batches)
         elif not last and stage_epochs is not None:
             chosen = recipe.with_epochs(stage_epochs)
+        if context.recovered:
+            chosen = chosen.after_recovering(context.error_left)
+            if chosen.learning_rate != recipe.learning_rate:
+                context.say(
+                    f"peak learning rate {chosen.learning_rate:.3g} in place of {recipe.learning_rate:.3g}: the network was "
+                    "recovered before (Recipe(after_recovery=1) keeps the rate)"
+                )
         place = context.folder.parent / "logs" if context.folder is not None else Path("logs")
         run = f"fit-{context.stage}"
         with training_threads(threads), ExitStack() as open_logs:
@@ -88,6 +96,7 @@ def fit_with(
                 chosen,
                 evaluate=evaluate,
                 teacher=teacher,
+                kept=context.kept(recipe.distillation.features) if recipe.distillation is not None else None,
                 driver=context.attach,
                 checkpoint_dir=context.folder,
                 progress=tell,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from latprune.pruning.pruner import Pruner
+    from latprune.train.teaching import KeptChannels
 
 __all__ = ["Evaluate", "Fit", "FitContext", "TrainingDriver", "driver_of"]
 
@@ -62,6 +63,11 @@ class FitContext:
         attach: ``attach(optimizer, steps)`` puts the masks between the optimizer and the model, and returns a :class:`TrainingDriver`
             whose ``before_forward`` and ``after_backward`` the loop calls around each step; a loop that keeps checkpoints keeps its
             ``state()`` too.
+        recovered: Whether the network was recovered without training right before.
+        error_left: What recovery left of the outputs' error (:attr:`latprune.recovery.RecoveryReport.error_left`); None where not known.
+        say: Takes a line of text as the work goes on.
+        kept: ``kept(modules)`` gives the channels that the network kept of the dense network's features at these modules, for
+            ``latprune.train.finetune(kept=...)``; empty under masks, where all are there.
     """
 
     stage: int
@@ -71,6 +77,10 @@ class FitContext:
     batches: int | None = None
     masked: bool = False
     attach: Callable[[Optimizer, int], TrainingDriver] = field(default=lambda optimizer, steps: _Nothing())
+    recovered: bool = False
+    error_left: float | None = None
+    say: Callable[[str], None] = field(default=lambda text: None)
+    kept: Callable[[Iterable[str]], Mapping[str, KeptChannels]] = field(default=lambda modules: {})
 
 
 Fit = Callable[[nn.Module, FitContext], Iterable[tuple[float, float]] | None]

@@ -32,7 +32,7 @@ from latprune.pruning.preflight import (
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
-from latprune.recovery import RecoveryReport, reconstruction_ranking, reselected
+from latprune.recovery import RecoveryReport, kept_channels, reconstruction_ranking, reselected
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
 from latprune.train.contracts import calling
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from latprune.latency import KernelPredictor, LatencyTables, Measurement, Store, Target
     from latprune.methods.width_rules import WidthRules
     from latprune.recovery.contract import Recovery
-    from latprune.train import Recipe
+    from latprune.train import KeptChannels, Recipe
 
 __all__ = ["Evaluate", "Fit", "FitContext", "prune"]
 
@@ -379,6 +379,13 @@ class _Run:
             attached.append(optimizer)
             return driver_of(pruner, optimizer, steps)
 
+        def kept(modules: Iterable[str]) -> Mapping[str, KeptChannels]:
+            if masked or pruner.cut_to is None:
+                return {}
+            return kept_channels(pruner.dense_model, pruner.graph, pruner.cut_to, pruner.example_inputs, modules)
+
+        recovered = pruner.recovery if self.strategy is not None and not masked else None
+        recovered = recovered if recovered is not None and recovered.changed else None
         context = FitContext(
             stage=stage,
             stages=pruner.stages,
@@ -387,6 +394,10 @@ class _Run:
             batches=pruner.schedule.batches if not pruner.done else None,
             masked=masked,
             attach=attach,
+            recovered=recovered is not None,
+            error_left=recovered.error_left if recovered is not None else None,
+            say=self.say,
+            kept=kept,
         )
         with pruner.clock.timed("fine-tune"), calling("fit(model, context)"):
             history = list(self.fit(pruner.model, context) or ())

@@ -4,6 +4,7 @@ from latprune.recovery.contract import Recovery, Situation, get_strategy, regist
 from latprune.recovery.criterion import ReconstructionConfig
 from latprune.recovery.distil import Distil
 from latprune.recovery.elimination import reconstruction_ranking
+from latprune.recovery.features import kept_channels
 from latprune.recovery.fold import Fold
 from latprune.recovery.norms import Norms
 from latprune.recovery.one_pass import OnePassMap
@@ -26,6 +27,7 @@ __all__ = [
     "Shift",
     "Situation",
     "get_strategy",
+    "kept_channels",
     "reconstruction_ranking",
     "recover",
     "register_strategy",

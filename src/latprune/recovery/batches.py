@@ -10,18 +10,20 @@ from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
 from latprune.train.batches import move
+from latprune.train.contracts import as_tensors
 
-__all__ = ["LABELS", "calibration_batches", "count", "inputs_of", "tensors_of"]
+__all__ = ["LABELS", "calibration_batches", "count", "inputs_of", "sliceable", "sliced", "tensors_of"]
 
 LABELS = frozenset({"labels", "label", "target", "targets"})
 """Keys of a mapping that hold no input of the model."""
 
 
-def inputs_of(batch: Any, example: Any = None) -> Any:
+def inputs_of(batch: Any) -> Any:
     """The model's inputs in a batch; labels are left out.
 
-    A tensor is the input itself; of a tuple such as ``(inputs, labels)`` the first entry; of a mapping all but its labels.
+    A tensor (or array) is the input itself; of a tuple such as ``(inputs, labels)`` the first entry; of a mapping all but its labels.
     """
+    batch = as_tensors(batch)
     if isinstance(batch, Tensor):
         return batch
     if isinstance(batch, Mapping):
@@ -50,17 +52,23 @@ def count(inputs: Any) -> int:
     return int(tensors[0].shape[0]) if tensors and tensors[0].dim() else 1
 
 
-def _slice(value: Any, start: int, stop: int) -> Any:
+def sliced(value: Any, start: int, stop: int) -> Any:
+    """Images ``start`` to ``stop`` of a batch."""
     if isinstance(value, Tensor):
         return value[start:stop]
     if isinstance(value, Mapping):
-        return {name: _slice(item, start, stop) for name, item in value.items()}
+        return {name: sliced(item, start, stop) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_slice(item, start, stop) for item in value)
+        return _alike(value, [sliced(item, start, stop) for item in value])
     return value
 
 
-def _sliceable(inputs: Any) -> bool:
+def _alike(value: Any, items: list[Any]) -> Any:
+    """The items in a sequence of the same type; a named tuple takes them one by one."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
+def sliceable(inputs: Any) -> bool:
     """Whether all tensors have the images along their first dimension."""
     sizes = {int(t.shape[0]) if t.dim() else -1 for t in tensors_of(inputs)}
     return len(sizes) == 1 and sizes != {-1}
@@ -84,16 +92,16 @@ def _joined(values: list[Any]) -> Any:
     if isinstance(first, Mapping):
         return {name: _joined([v[name] for v in values]) for name in first}
     if isinstance(first, (list, tuple)):
-        return type(first)(_joined([v[k] for v in values]) for k in range(len(first)))
+        return _alike(first, [_joined([v[k] for v in values]) for k in range(len(first))])
     return first
 
 
 def _pieces(inputs: Any, size: int) -> list[Any]:
     """The batch in pieces of ``size`` images, where all its tensors have the images along their first dimension; else the batch."""
-    if not _sliceable(inputs):
+    if not sliceable(inputs):
         return [inputs]
     total = count(inputs)
-    return [_slice(inputs, k, min(k + size, total)) for k in range(0, total, size)]
+    return [sliced(inputs, k, min(k + size, total)) for k in range(0, total, size)]
 
 
 def calibration_batches(
@@ -118,8 +126,8 @@ def calibration_batches(
     for batch in data:
         inputs = inputs_of(batch)
         here = count(inputs)
-        if seen + here > images and _sliceable(inputs):
-            inputs = _slice(inputs, 0, images - seen)
+        if seen + here > images and sliceable(inputs):
+            inputs = sliced(inputs, 0, images - seen)
             here = images - seen
         taken.append(move(inputs, device))
         seen += here
@@ -128,7 +136,7 @@ def calibration_batches(
     if not taken:
         raise InvalidArgumentError("data holds no batch to recover with")
     size = size or max(1, min(256, seen // every))
-    if len(taken) > 1 and all(_sliceable(inputs) for inputs in taken) and len({_form(inputs) for inputs in taken}) == 1:
+    if len(taken) > 1 and all(sliceable(inputs) for inputs in taken) and len({_form(inputs) for inputs in taken}) == 1:
         taken = [_joined(taken)]
     pieces = [piece for inputs in taken for piece in _pieces(inputs, size)]
     if len(pieces) < 2:

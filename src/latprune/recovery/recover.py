@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from latprune.train.batches import forward
 
 __all__ = ["output_error", "outputs_of", "recover"]
 
-_UNDONE = "undone: the error of the outputs on held-out images would grow; give more images"
+_UNDONE = "undone: the error of the outputs on images that were held out would grow; give more images"
 
 
 def recover(
@@ -38,12 +38,13 @@ def recover(
     """Bring a pruned network back towards what the dense one computes, from unlabelled images, without training.
 
     Only values of weights and biases change, in place; no parameter is added and no shape changes, so tables and measured latency hold.
+    Where the outputs' error would grow, or the call does not come to its end (an error, an interruption), the values are as they were.
 
     Args:
         pruned: The pruned network.
         dense: The dense network that it was cut from.
-        data: Batches of inputs: tensors, tuples or lists whose first entry holds the inputs, or mappings (labels are ignored). None for a
-            strategy that needs none.
+        data: Any iterable of batches of inputs: tensors or arrays, tuples or lists whose first entry holds the inputs, or mappings (labels
+            are ignored). None for a strategy that needs none.
         graph: Trace of the dense network.
         selection: What the pruned network was cut to.
         strategy: ``"refit"``, ``"map"``, ``"shift"``, ``"norms"``, ``"fold"``, ``"distil"``, or an object such as ``Refit(ridge=1e-2)``.
@@ -80,19 +81,22 @@ def recover(
     )
     modes = [(m, m.training) for net in (pruned, dense) for m in net.modules()]
     shapes = {name: tuple(t.shape) for name, t in pruned.state_dict().items()}
+    saved = {name: value.detach().clone() for name, value in _values(pruned)}
     try:
         pruned.eval()
         dense.eval()
         watched = held or fitted
         before = output_error(pruned, dense, watched)
-        saved = {name: value.clone() for name, value in pruned.state_dict().items()}
         layers = chosen.run(situation)
         after = output_error(pruned, dense, watched)
-        if held and before is not None and after is not None and after > before:
+        if before is not None and after is not None and not after <= before:
             # Each layer alone was no worse; where all together are, too few images were fitted to, and the network stays as it was.
-            pruned.load_state_dict(saved)
+            _put_back(pruned, saved)
             layers = [replace(layer, action="", reason=layer.reason or _UNDONE) for layer in layers]
             after = before
+    except BaseException:
+        _put_back(pruned, saved)
+        raise
     finally:
         for module, training in modes:
             module.training = training
@@ -107,6 +111,17 @@ def recover(
         output_before=before,
         output_after=after,
     )
+
+
+def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+@torch.no_grad()
+def _put_back(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
+    for name, value in _values(model):
+        value.copy_(saved[name])
 
 
 def outputs_of(value: Any) -> list[Tensor]:

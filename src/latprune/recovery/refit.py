@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -10,13 +10,17 @@ from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
 from latprune.recovery.contract import Recovery, Situation, register_strategy
+from latprune.recovery.logits import fit_logits
 from latprune.recovery.regression import Fit, clamped_error, ridge_change
 from latprune.recovery.report import LayerRecovery
 from latprune.recovery.rows import from_matrix, to_matrix
+from latprune.recovery.sequences import ProductRows
 from latprune.recovery.sites import Site
 from latprune.recovery.walk import Layer, Rows, walk
 
 __all__ = ["Refit"]
+
+_NOT_FINITE = "what it reads or should give is not finite on these images"
 
 
 @register_strategy
@@ -38,6 +42,7 @@ class Refit(Recovery):
         keep: Share of the plain target that stays beyond the clamp.
         corrected: Whether the last layer of a branch is compared after the sum.
         ahead: Whether a sum that removed blocks follow is compared with the dense stream after them.
+        logits: Whether queries and keys are fitted through their product where that is possible; else each to its own dense values.
         sweeps: How often the walk over all layers is made.
     """
 
@@ -50,6 +55,7 @@ class Refit(Recovery):
     keep: float = 0.2
     corrected: bool = True
     ahead: bool = True
+    logits: bool = True
     sweeps: int = 1
 
     def __post_init__(self) -> None:
@@ -68,11 +74,37 @@ class Refit(Recovery):
         done: list[LayerRecovery] = []
         for sweep in range(self.sweeps):
             found = []
-            for layer in walk(situation, rows=self.rows, memory=self.memory, corrected=self.corrected, ahead=self.ahead):
-                found.append(self._layer(layer))
-                situation.say(_line(found[-1], sweep, self.sweeps))
+            through: dict[int, LayerRecovery] = {}
+            steps = walk(situation, rows=self.rows, memory=self.memory, corrected=self.corrected, ahead=self.ahead, logits=self.logits)
+            for layer in steps:
+                if layer.product is not None:
+                    through |= self._product(layer.product)
+                for entry in self._entries(layer, through):
+                    found.append(entry)
+                    situation.say(_line(entry, sweep, self.sweeps))
             done = found if not done else [_both(a, b) for a, b in zip(done, found, strict=True)]
         return done
+
+    def _product(self, product: ProductRows) -> dict[int, LayerRecovery]:
+        """Fit queries and keys through their product; the entry of each of their layers."""
+        heads, rows = product.heads, [product.fitted] if product.held_out is None else [product.fitted, product.held_out]
+        if all(bool(torch.isfinite(getattr(r, n)).all()) for r in rows for n in ("query_x", "key_x", "query", "key")):
+            fits, entry = fit_logits(heads, product.fitted, product.held_out, ridge=self.ridge)
+        else:
+            fits, entry = {}, LayerRecovery(layer="", at="logits", reason=_NOT_FINITE)
+        for site in heads.sites:
+            if site.index in fits:
+                write(site, fits[site.index], constant=site.has_constant)
+        return {site.index: replace(entry, layer=site.name) for site in heads.sites}
+
+    def _entries(self, layer: Layer, through: dict[int, LayerRecovery]) -> list[LayerRecovery]:
+        """One entry for a layer, two where it holds columns beside those that go through a product."""
+        if not layer.through:
+            return [self._layer(layer)]
+        entry = through[layer.site.index]
+        if layer.columns is None and not layer.reason:
+            return [entry]
+        return [replace(entry, layer=f"{entry.layer} (queries, keys)"), replace(self._layer(layer), layer=f"{entry.layer} (other outputs)")]
 
     def _layer(self, layer: Layer) -> LayerRecovery:
         site = layer.site
@@ -80,8 +112,8 @@ class Refit(Recovery):
             return LayerRecovery(layer=site.name, reason=layer.reason)
         rows, bounds = layer.fitted, site.activation
         if not all(bool(torch.isfinite(values).all()) for values in (rows.x, rows.target, rows.present)):
-            return LayerRecovery(layer=site.name, reason="what it reads or should give is not finite on these images")
-        constant = site.take_constant(torch.zeros(site.outputs, dtype=torch.float64, device=rows.x.device), apply=False)
+            return LayerRecovery(layer=site.name, reason=_NOT_FINITE)
+        constant = site.has_constant
         fit = ridge_change(
             rows.x,
             rows.present if rows.offset is None else rows.present + rows.offset,
@@ -92,7 +124,7 @@ class Refit(Recovery):
             rounds=self.rounds,
             keep=self.keep,
         )
-        return settle(layer, fit, action="refit", constant=constant)
+        return replace(settle(layer, fit, action="refit", constant=constant), note=layer.note)
 
 
 def _both(first: LayerRecovery, second: LayerRecovery) -> LayerRecovery:
@@ -134,15 +166,31 @@ def settle(layer: Layer, fit: Fit, *, action: str, constant: bool) -> LayerRecov
     before, after = errors(layer.fitted, site, None), errors(layer.fitted, site, fit)
     held_before = errors(layer.held_out, site, None) if layer.held_out is not None else None
     held_after = errors(layer.held_out, site, fit) if layer.held_out is not None else None
-    numbers = {"fitted_before": before, "fitted_after": after, "held_out_before": held_before, "held_out_after": held_after}
     reason = ""
     if not after <= before:
         reason = "the fit does not lower the error on the images that it was fitted to"
     elif held_before is not None and held_after is not None and not held_after <= held_before:
         reason = "the error on held-out images would grow"
     if not reason:
-        write(site, fit, constant=constant)
-    return LayerRecovery(layer=site.name, action="" if reason else action, at=at, reason=reason, **numbers)
+        write(site, fit if layer.columns is None else _widened(fit, layer.columns, site.outputs), constant=constant)
+    return LayerRecovery(
+        layer=site.name,
+        action="" if reason else action,
+        at=at,
+        fitted_before=before,
+        fitted_after=after,
+        held_out_before=held_before,
+        held_out_after=held_after,
+        reason=reason,
+    )
+
+
+def _widened(fit: Fit, columns: Tensor, outputs: int) -> Fit:
+    """A change of some output columns as one of all, zero at the others."""
+    weight = torch.zeros(1, fit.weight.shape[1], outputs, dtype=fit.weight.dtype, device=fit.weight.device)
+    constant = torch.zeros(outputs, dtype=fit.constant.dtype, device=fit.constant.device)
+    weight[:, :, columns], constant[columns] = fit.weight, fit.constant
+    return Fit(weight=weight, constant=constant)
 
 
 @torch.no_grad()

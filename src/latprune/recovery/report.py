@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,13 +21,15 @@ class LayerRecovery:
     Attributes:
         layer: Name of the layer.
         action: What was done (``refit``, ``shift``, ``map``, ...); empty where it was left alone.
-        at: Where its result is compared: ``layer`` (after the norm that follows) or ``join`` (after the sum of its residual branch).
+        at: Where its result is compared: ``layer`` (after the norm that follows), ``join`` (after the sum of its residual branch) or
+            ``logits`` (queries and keys, at their product; both have its errors).
         fitted_before: Squared error of the result on the images that were fitted to, relative to the dense result's variation; None where
             it was not computed.
         fitted_after: The same after the change.
         held_out_before: On the images that were held out.
         held_out_after: The same after the change; where the layer keeps its weights, what the change would have given.
         reason: Why it was left alone; empty where it was changed.
+        note: What else there is to say, such as why queries were fitted to their own values instead of through their product.
     """
 
     layer: str
@@ -37,6 +40,7 @@ class LayerRecovery:
     held_out_before: float | None = None
     held_out_after: float | None = None
     reason: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,13 @@ class RecoveryReport:
     def left(self) -> tuple[LayerRecovery, ...]:
         """Layers that were left alone, with the reason."""
         return tuple(layer for layer in self.layers if not layer.action)
+
+    @property
+    def error_left(self) -> float | None:
+        """Share of the outputs' error that recovery left, a ratio of root mean squares; None where they were not compared."""
+        if self.output_before is None or self.output_after is None:
+            return None
+        return math.sqrt(self.output_after / self.output_before) if self.output_before > 0 else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain objects, for JSON."""
@@ -124,6 +135,7 @@ class _Layer(BaseModel):
     held_out_before: float | None
     held_out_after: float | None
     reason: str
+    note: str = ""
 
 
 class _Report(BaseModel):

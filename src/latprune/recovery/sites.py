@@ -22,6 +22,7 @@ _VIEWS = frozenset(
 )
 _NORMS = frozenset({"aten.native_batch_norm", "aten._native_batch_norm_legit_no_training", "aten.cudnn_batch_norm", "aten.batch_norm"})
 _SUMS = frozenset({"aten.add", "aten.add_"})
+_ALONE = "nothing is fitted here: the layer that reads it is fitted to what it gives after the cut"
 RELUS = frozenset({"aten.relu", "aten.relu_"})
 CLAMPS = frozenset({"aten.hardtanh", "aten.hardtanh_", "aten.clamp", "aten.clamp_"})
 
@@ -33,10 +34,12 @@ class Affine:
     Attributes:
         read: Returns ``(scale, shift)``, each ``(outputs,)`` float64, from the present parameters.
         shift: The parameter that a constant per channel can be added to; None where there is none.
+        held: The parameters that it reads.
     """
 
     read: Callable[[], tuple[Tensor, Tensor]]
     shift: Tensor | None = None
+    held: tuple[Tensor, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -51,6 +54,9 @@ class Site:
         inputs: Place of the layer's input among the tensor arguments.
         weight: The weight as the operation reads it: a view of the parameter, written in place.
         bias: The same for the bias.
+        fixed_at: Place among the tensor arguments of a bias that is not the layer's own to change (shared, or joined from parts as the
+            model runs); None without one.
+        fixed: ``(outputs,)`` its value, taken from the run.
         views: Undo the views between the contraction's result and the place of comparison, last one first.
         affine: Per-channel maps on the way to the place of comparison.
         compared: Number of the operation whose result is compared (the contraction, a norm, or the sum of a residual branch).
@@ -67,6 +73,8 @@ class Site:
     inputs: int = 0
     weight: Tensor | None = None
     bias: Tensor | None = None
+    fixed_at: int | None = None
+    fixed: Tensor | None = None
     views: list[Callable[[Tensor], Tensor]] = field(default_factory=list)
     affine: list[Affine] = field(default_factory=list)
     compared: int = -1
@@ -127,6 +135,11 @@ class Site:
             return True
         return False
 
+    @property
+    def has_constant(self) -> bool:
+        """Whether a bias or a shift is there that takes a constant per output."""
+        return self.bias is not None or any(affine.shift is not None for affine in self.affine)
+
     def before_sum(self) -> None:
         """Compare right before the sum instead of behind it."""
         if self.other is not None:
@@ -144,7 +157,11 @@ def _region(tensor: Tensor) -> tuple[int, int, int]:
 
 
 def find_sites(sequence: Sequence_, model: nn.Module) -> list[Site]:
-    """All contractions with weights of their own, in the order in which they run; those that cannot be fitted carry the reason."""
+    """All that has weights of its own, in the order in which it runs: contractions, and what cannot be fitted with the reason.
+
+    A norm or factor that follows a contraction is part of it; one that stands alone (a layer norm, a scale, a position embedding) has an
+    entry of its own.
+    """
     names = {p.untyped_storage().data_ptr(): n for n, p in model.named_parameters() if p.numel()}
     uses: dict[tuple[int, int, int], int] = {}
     for operation in sequence.operations:
@@ -168,6 +185,25 @@ def find_sites(sequence: Sequence_, model: nn.Module) -> list[Site]:
                     else f"no regression for {operation.name}"
                 )
                 found.append(Site(index=index, name=name, operation=operation, reason=reason))
+    return sorted([*found, *_alone(sequence, names, found)], key=lambda site: site.index)
+
+
+def _alone(sequence: Sequence_, names: dict[int, str], sites: list[Site]) -> list[Site]:
+    """Parameters that no contraction holds, at the first operation that reads them."""
+    held = {_region(t) for s in sites for t in (s.weight, s.bias, *(h for a in s.affine for h in a.held)) if t is not None}
+    seen = {s.name for s in sites}
+    found = []
+    for index, operation in enumerate(sequence.operations):
+        if operation.name in _CONTRACTIONS or operation.name in _OTHER_WEIGHTED or operation.name in _VIEWS:
+            continue
+        for tensor in operation.operands.values():
+            full = names.get(tensor.untyped_storage().data_ptr())
+            if full is None or _region(tensor) in held:
+                continue
+            name = full.rpartition(".")[0] if operation.module and full.startswith(f"{operation.module}.") else full
+            if name not in seen:
+                seen.add(name)
+                found.append(Site(index=index, name=name, operation=operation, reason=_ALONE))
     return found
 
 
@@ -185,15 +221,19 @@ def _site(
     full = names[weight.untyped_storage().data_ptr()]
     site = Site(index=index, name=full.rpartition(".")[0] or full, operation=operation, tensor=full, inputs=at_input, weight=weight)
     if uses[_region(weight)] > 1:
+        site.name = operation.module or site.name
         site.reason = f"its weight is used at {uses[_region(weight)]} places (tied or shared)"
         return site
     if operation.name == "aten.addmm" and any(isinstance(c, (int, float)) and c != 1 for c in operation.constants):
         site.reason = "its product is scaled as it is computed"
         return site
-    if at_bias is not None and at_bias in operation.operands and (operation.name != "aten.convolution" or len(operation.shapes) > 2):
-        bias = operation.operands[at_bias]
-        if bias.dim() == 1 and bias.numel() == site.outputs and bias.untyped_storage().data_ptr() in names:
-            site.bias = bias if uses.get(_region(bias), 1) <= 1 else None
+    if at_bias is not None and len(operation.shapes) > at_bias:
+        bias = operation.operands.get(at_bias)
+        own = bias is not None and bias.dim() == 1 and bias.numel() == site.outputs and bias.untyped_storage().data_ptr() in names
+        if bias is not None and own and uses.get(_region(bias), 1) <= 1:
+            site.bias = bias
+        else:
+            site.fixed_at = at_bias
     _follow(site, sequence, names)
     return site
 
@@ -213,7 +253,10 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
         place = readers[0]
         operation = sequence.operations[place]
         if operation.name in _VIEWS and operation.sources[:1] == (key,):
+            # The place of comparison stays before views: behind them channels may lie on several dimensions (heads and their places).
             views.append(_undo(operation, shape))
+            shape, key = operation.result_shapes[0], operation.results[0]
+            continue
         elif operation.name in _NORMS and operation.sources[0] == key and _evaluating(operation):
             affine = _norm(operation, outputs)
             if affine is None:
@@ -295,7 +338,8 @@ def _norm(operation: Operation, outputs: int) -> Affine | None:
         shift = -mean.double() * scale
         return scale, shift if bias is None else shift + bias.detach().double()
 
-    return Affine(read=read, shift=bias.detach() if bias is not None else None)
+    own = tuple(t for t in (weight, bias) if t is not None)
+    return Affine(read=read, shift=bias.detach() if bias is not None else None, held=own)
 
 
 def _is_tensor(operation: Operation, position: int) -> bool:
@@ -311,7 +355,7 @@ def _added(parameter: Tensor, names: dict[int, str]) -> Affine:
         values = parameter.detach().double().reshape(-1)
         return torch.ones_like(values), values
 
-    return Affine(read=read, shift=parameter.detach() if mine else None)
+    return Affine(read=read, shift=parameter.detach() if mine else None, held=(parameter,))
 
 
 def _factor(parameter: Tensor) -> Affine:
@@ -319,7 +363,7 @@ def _factor(parameter: Tensor) -> Affine:
         values = parameter.detach().double().reshape(-1)
         return values, torch.zeros_like(values)
 
-    return Affine(read=read)
+    return Affine(read=read, held=(parameter,))
 
 
 def _activation(sequence: Sequence_, key: Key, after: int) -> tuple[float, float] | None:

@@ -12,6 +12,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.recovery.contract import Situation
 from latprune.recovery.pairing import Pairing
 from latprune.recovery.rows import Sampler, to_matrix
+from latprune.recovery.sequences import ProductRows, Products
 from latprune.recovery.sites import Site, find_sites
 from latprune.recovery.stepper import Sequence_, Stepper, record_operations
 
@@ -45,6 +46,11 @@ class Layer:
         held_out: Rows of the held-out images; None without any.
         joined: Whether the target is the dense stream after the sum minus the pruned stream before it.
         reason: Why it cannot be fitted.
+        columns: ``(columns,)`` the output columns that the rows hold; None for all.
+        product: At the first layer of a product of queries and keys: both, with their sequences.
+        through: Whether the layer makes queries or keys that are fitted through their product; its rows then hold the other columns
+            alone, and are None where there are none.
+        note: What else there is to say about how it is fitted.
     """
 
     site: Site
@@ -52,9 +58,15 @@ class Layer:
     held_out: Rows | None = None
     joined: bool = False
     reason: str = ""
+    columns: Tensor | None = None
+    product: ProductRows | None = None
+    through: bool = False
+    note: str = ""
 
 
-def walk(situation: Situation, *, rows: int, memory: float, corrected: bool = True, ahead: bool = True) -> Iterator[Layer]:
+def walk(
+    situation: Situation, *, rows: int, memory: float, corrected: bool = True, ahead: bool = True, logits: bool = False
+) -> Iterator[Layer]:
     """Every layer of the pruned network in the order in which it runs, with its rows; the caller changes the weights before it goes on.
 
     Args:
@@ -63,6 +75,7 @@ def walk(situation: Situation, *, rows: int, memory: float, corrected: bool = Tr
         memory: Bytes that the rows of one layer may take.
         corrected: Whether the last layer of a residual branch is compared after the sum.
         ahead: Whether a sum that removed blocks follow is compared with the dense stream after them.
+        logits: Whether queries and keys come together, with the sequences of their product.
     """
     batches = [*situation.fitted, *situation.held_out]
     fitted = len(situation.fitted)
@@ -87,12 +100,26 @@ def walk(situation: Situation, *, rows: int, memory: float, corrected: bool = Tr
         goals[site.index] = (following.get(at, at), True) if joined else (at, False)
     for at, _ in goals.values():
         dense.pin(at)
+    products = Products(situation, pairing, dense_run, pruned_run, sites, rows=rows, memory=memory) if logits else None
     left = [at for at, _ in goals.values()]
     for number, site in enumerate(sites):
         if site.reason:
             yield Layer(site=site, reason=site.reason)
             continue
         at, joined = goals[site.index]
+        heads = products.of(site) if products is not None else None
+        product = (
+            products.rows(heads, dense, pruned, goals) if products is not None and heads is not None and site is heads.sites[0] else None
+        )
+        heads = products.of(site) if products is not None else None
+        columns = heads.other_columns(site) if heads is not None else None
+        if columns is not None and not columns.numel():
+            left.remove(at)
+            if at not in left:
+                dense.release(at)
+            yield Layer(site=site, product=product, through=True)
+            continue
+        note = products.notes.get(site.index, "") if products is not None else ""
         generator = torch.Generator().manual_seed(situation.seed * 1_000_003 + number)
         parts: list[Rows] = []
         problem = ""
@@ -112,6 +139,8 @@ def walk(situation: Situation, *, rows: int, memory: float, corrected: bool = Tr
                     others = [pruned.peek(k, site.compared)[position] for k in range(len(batches))]
         for k in range(len(batches)):
             x = pruned.arguments(k)[site.inputs]
+            if site.fixed_at is not None:
+                site.fixed = pruned.arguments(k)[site.fixed_at]
             if sampler is None:
                 sampler = Sampler(site=site, share=_share(site, x, len(batches), rows, memory), generator=generator)
             try:
@@ -124,12 +153,23 @@ def walk(situation: Situation, *, rows: int, memory: float, corrected: bool = Tr
         if at not in left:
             dense.release(at)
         if problem:
-            yield Layer(site=site, reason=problem)
+            yield Layer(site=site, reason=problem, product=product, through=heads is not None)
             continue
         first = _joined_rows(parts[:fitted])
         second = _joined_rows(parts[fitted:]) if len(parts) > fitted else None
         parts = []
-        yield Layer(site=site, fitted=first, held_out=second, joined=joined)
+        if columns is not None:
+            first, second = _columns(first, columns), _columns(second, columns) if second is not None else None
+        yield Layer(
+            site=site,
+            fitted=first,
+            held_out=second,
+            joined=joined,
+            columns=columns,
+            product=product,
+            through=columns is not None,
+            note=note,
+        )
 
 
 def _undisturbed(site: Site, run: Sequence_) -> bool:
@@ -219,8 +259,9 @@ def _rows(
         plain = taken[:, 0] @ matrix[0].to(taken)
     else:
         plain = torch.einsum("rgi,gio->rgo", taken, matrix.to(taken)).reshape(taken.shape[0], -1)
-    if site.bias is not None:
-        plain = plain + site.bias.detach().to(plain).reshape(-1)
+    bias = site.bias if site.bias is not None else site.fixed
+    if bias is not None:
+        plain = plain + bias.detach().to(plain).reshape(-1)
     present = plain * scale.to(plain) + shift.to(plain)
     offset = drawn[1] if joined else None
     return Rows(x=taken, present=present, target=drawn[0] if offset is None else drawn[0] - offset, offset=offset)
@@ -234,3 +275,10 @@ def _joined_rows(parts: list[Rows]) -> Rows:
         target=torch.cat([p.target for p in parts]),
         offset=torch.cat(offsets) if offsets else None,
     )
+
+
+def _columns(rows: Rows, columns: Tensor) -> Rows:
+    """The rows of some output columns alone."""
+    at = columns.to(rows.x.device)
+    offset = rows.offset[:, at] if rows.offset is not None else None
+    return Rows(x=rows.x, present=rows.present[:, at], target=rows.target[:, at], offset=offset)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from latprune.export.record import CorrectionRecord, LatencyRecord, NetworkRecord, ResultRecord
 from latprune.report import formatting as fmt
 
 __all__ = [
     "AccuracyPoint",
+    "Advice",
     "CandidateRow",
     "ComparisonRow",
     "LatencyBars",
@@ -110,21 +112,48 @@ class AccuracyPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveredLayer:
-    """One layer of the recovery without training: its errors relative to the dense result's variation, or why it was left alone."""
+    """One layer of the recovery without training.
+
+    Attributes:
+        name: The layer.
+        action: What was done; empty where it was left alone.
+        at: Where its result is compared with the dense one, in words; empty where it was not.
+        before: Error of that result on held-out inputs (on fitted ones where none were held out), relative to the dense one's variation.
+        after: The same after recovery; where the layer was left alone, what the change would have given.
+        remark: Why it was left alone, or what else there is to say.
+    """
 
     name: str
     action: str
+    at: str
     before: float | None
     after: float | None
-    reason: str
+    remark: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveryFacts:
-    """What recovery did: one line, and its layers in the order in which they run."""
+    """What recovery did: one line, its layers in the order in which they run, and those left alone by their reason."""
 
     summary: str
     layers: tuple[RecoveredLayer, ...]
+
+    @property
+    def left(self) -> dict[str, tuple[str, ...]]:
+        """Reason -> the layers that were left alone for it, in order."""
+        found: dict[str, list[str]] = {}
+        for layer in self.layers:
+            if not layer.action:
+                found.setdefault(layer.remark, []).append(layer.name)
+        return {reason: tuple(names) for reason, names in found.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """What to do next, in a sentence; ``warns`` where the network should not be used as it is, whatever its budget says."""
+
+    text: str
+    warns: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +197,7 @@ class ReportData:
     candidates: tuple[CandidateRow, ...]
     solver: SolverFacts | None
     recovery: RecoveryFacts | None
-    advice: str
+    advice: Advice | None
     record: ResultRecord
 
 
@@ -231,6 +260,7 @@ def compute_comparison(record: ResultRecord) -> tuple[ComparisonRow, ...]:
     rows = []
     if dense.accuracy is not None or pruned.accuracy is not None:
         rows.append(_accuracy_row(dense, pruned))
+        rows += _steps(record)
     if dense.latency is not None and pruned.latency is not None:
         rows.append(_latency_row(dense.latency, pruned.latency))
         before, after = (record.target.batch * 1e3 / latency.ms for latency in (dense.latency, pruned.latency))
@@ -278,6 +308,29 @@ def _accuracy_row(dense: NetworkRecord, pruned: NetworkRecord) -> ComparisonRow:
         pruned=fmt.percent(pruned.accuracy, 2) if pruned.accuracy is not None else "–",
         change=fmt.points(pruned.accuracy - dense.accuracy) if both and dense.accuracy is not None and pruned.accuracy is not None else "",
     )
+
+
+_STEPS = {"pruned": "after the cut", "recovered": "recovered without training", "fine-tuned": "fine-tuned", "narrowed": "narrowed"}
+"""First word of an accuracy's stage -> what the before/after table calls it."""
+
+
+def _steps(record: ResultRecord) -> list[ComparisonRow]:
+    """What each step left of the accuracy, the last of its kind where there were several stages."""
+    last: dict[str, float] = {}
+    for point in record.accuracies:
+        kind = point.stage.split(" ")[0]
+        if kind in _STEPS:
+            last[kind] = point.accuracy
+    dense = record.dense.accuracy
+    return [
+        ComparisonRow(
+            label=f"· {_STEPS[kind]}",
+            dense="",
+            pruned=fmt.percent(accuracy, 2),
+            change=fmt.points(accuracy - dense) if dense is not None else "",
+        )
+        for kind, accuracy in last.items()
+    ]
 
 
 def _latency_row(dense: LatencyRecord, pruned: LatencyRecord) -> ComparisonRow:
@@ -369,21 +422,30 @@ _FALL = 0.03
 """How far the accuracy may fall before a report says what to do about it."""
 
 
-def compute_advice(record: ResultRecord) -> str:
-    """What to do next, in one line, where the accuracy fell by more than three points or is not known; empty where all is well."""
-    if record.pruned.accuracy is None or record.dense.accuracy is None:
-        return "the accuracy is not known: give test data (--test-data, evaluate=) to see what the budget costs"
-    lost = record.dense.accuracy - record.pruned.accuracy
+def compute_advice(record: ResultRecord) -> Advice | None:
+    """What to do next where the accuracy fell by more than three points, is not known, or is what the cut left; None: all is well."""
+    dense, pruned = record.dense.accuracy, record.pruned.accuracy
+    steps = {point.stage.split(" ")[0] for point in record.accuracies} | {stage.name for stage in record.stages}
+    trained = not steps.isdisjoint({"fine-tuned", "fine-tune"})
+    if pruned is None or dense is None:
+        see = "give test data (--test-data, evaluate=) to see what the budget costs"
+        if trained or record.recovery is not None:
+            return Advice(text=f"the accuracy is not known: {see}", warns=False)
+        return Advice(
+            text="the accuracy is not known, and nothing was done about what the cut took: give batches of inputs (--data, data=; recovery "
+            f"needs no labels), and {see[5:]}",
+            warns=True,
+        )
+    lost = dense - pruned
     if lost <= _FALL:
-        return ""
-    steps = {point.stage.split(" ")[0] for point in record.accuracies}
-    if "fine-tuned" in steps:
+        return None
+    if trained:
         remedy = "train longer, or ask for a larger budget"
     elif record.recovery is not None:
         remedy = "fine-tune (--epochs, fit=), or ask for a larger budget"
     else:
         remedy = "recover without training (--data, recover=), fine-tune (--epochs, fit=), or ask for a larger budget"
-    return f"the accuracy fell by {100 * lost:.1f} points: {remedy}"
+    return Advice(text=f"the accuracy fell by {100 * lost:.1f} points: {remedy}", warns=True)
 
 
 def compute_recovery(record: ResultRecord) -> RecoveryFacts | None:
@@ -391,22 +453,29 @@ def compute_recovery(record: ResultRecord) -> RecoveryFacts | None:
     found = record.recovery
     if found is None:
         return None
-    layers = tuple(
-        RecoveredLayer(
-            name=str(layer["layer"]),
-            action=str(layer.get("action", "")),
-            before=layer.get("held_out_before"),
-            after=layer.get("held_out_after"),
-            reason=str(layer.get("reason", "")),
-        )
-        for layer in found.get("layers", ())
-    )
+    layers = tuple(_recovered_layer(layer) for layer in found.get("layers", ()))
     changed = sum(1 for layer in layers if layer.action)
     summary = f"{found['strategy']}: {changed} of {len(layers)} layers changed, {found['images']} inputs, {fmt.seconds(found['seconds'])}"
     before, after = found.get("output_before"), found.get("output_after")
     if before is not None and after is not None:
         summary += f"; error of the outputs on {found['held_out']} held-out inputs {before:.3g} before, {after:.3g} after"
     return RecoveryFacts(summary=summary, layers=layers)
+
+
+_PLACES = {"layer": "the layer", "join": "the sum", "logits": "the logits", "outputs": "the outputs"}
+
+
+def _recovered_layer(layer: Mapping[str, Any]) -> RecoveredLayer:
+    held = layer.get("held_out_before") is not None
+    before, after = (layer.get(f"{'held_out' if held else 'fitted'}_{moment}") for moment in ("before", "after"))
+    return RecoveredLayer(
+        name=str(layer["layer"]),
+        action=str(layer.get("action", "")),
+        at=_PLACES.get(str(layer.get("at", "")), "") if before is not None else "",
+        before=before,
+        after=after,
+        remark=str(layer.get("reason", "") or layer.get("note", "")),
+    )
 
 
 def compute_candidates(record: ResultRecord) -> tuple[CandidateRow, ...]:

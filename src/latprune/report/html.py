@@ -94,10 +94,17 @@ def _facts(facts: Iterable[tuple[str, str]]) -> str:
 
 def _header(data: ReportData) -> str:
     mark = {"met": "✓ ", "over": "✗ ", "unknown": ""}[data.verdict.outcome]
+    look: str = data.verdict.outcome
+    advice = ""
+    if data.advice is not None:
+        # A budget that is met by a network nobody can use gets no green tick.
+        if data.advice.warns:
+            look, mark = ("warns" if look == "met" else look), ("! " if look == "met" else mark)
+        advice = f'<p class="next{" warns" if data.advice.warns else ""}">Next: {_text(data.advice.text)}.</p>'
     how = "Measured on" if data.latency is not None else "Pruned for"
     return (
         f"<header><h1>{_text(data.title)}</h1><p>{how} {_text(data.target)}</p>"
-        f'<p class="verdict {data.verdict.outcome}">{mark}{_text(data.verdict.text)}</p></header>'
+        f'<p class="verdict {look}">{mark}{_text(data.verdict.text)}</p>{advice}</header>'
     )
 
 
@@ -203,14 +210,15 @@ def _recovery(data: ReportData) -> str:
         return "–" if value is None else f"{value:.3g}"
 
     rows = [
-        (_text(layer.name), _text(layer.action or "left alone"), error(layer.before), error(layer.after), _text(layer.reason))
+        (_text(layer.name), _text(layer.action or "left alone"), layer.at, error(layer.before), error(layer.after), _text(layer.remark))
         for layer in data.recovery.layers
     ]
-    head = ("layer", "done", "error before", "after", "why not")
+    head = ("layer", "done", "compared at", "error before", "after", "remark")
     return _figure(
         "Recovery without training",
         _table(head, rows),
-        f"{data.recovery.summary}. Errors are on held-out inputs, relative to the variation of the dense network's result.",
+        f"{data.recovery.summary}. Errors are on held-out inputs, relative to the variation of the dense network's result; "
+        "a layer that was left alone shows what the change would have given.",
     )
 
 

@@ -8,13 +8,13 @@ STYLE = """
   --mono: ui-monospace, "SFMono-Regular", Menlo, "Liberation Mono", monospace;
   --page: #f6f7f9; --card: #ffffff; --ink: #16202c; --soft: #5a6675; --line: #dfe4ea;
   --dense: #aab4c0; --kept: #1f6feb; --kept-ink: #ffffff; --gone: #e8ecf1; --accent: #b45309;
-  --good: #146c43; --good-page: #e3f4ea; --bad: #a4232b; --bad-page: #fbe6e7;
+  --good: #146c43; --good-page: #e3f4ea; --bad: #a4232b; --bad-page: #fbe6e7; --warn: #8a4b06; --warn-page: #fdf0dc;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #10151c; --card: #181f29; --ink: #e8edf3; --soft: #9aa7b5; --line: #2b3542;
     --dense: #56626f; --kept: #4c8ff5; --kept-ink: #ffffff; --gone: #232c37; --accent: #f0a54a;
-    --good: #6fd59b; --good-page: #15301f; --bad: #f28b92; --bad-page: #3a1a1d;
+    --good: #6fd59b; --good-page: #15301f; --bad: #f28b92; --bad-page: #3a1a1d; --warn: #f0b568; --warn-page: #3a2a12;
   }
 }
 * { box-sizing: border-box; }
@@ -26,6 +26,9 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0; letter-spacing: -0.01em; ov
 h2 { font-size: 1.05rem; margin: 0 0 12px; }
 .verdict { display: inline-block; margin: 16px 0 0; padding: 6px 14px; border-radius: 999px; font-weight: 600; background: var(--gone); }
 .verdict.met { background: var(--good-page); color: var(--good); }
+.verdict.warns { background: var(--warn-page); color: var(--warn); }
+header .next { margin-top: 10px; }
+header .next.warns { color: var(--warn); font-weight: 600; }
 .verdict.over { background: var(--bad-page); color: var(--bad); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px; margin: 22px 0 0; }
 .tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["print_summary", "summary_text"]
 
 _MARK = {"met": "[green]✓[/green]", "over": "[red]✗[/red]", "unknown": "·"}
+_WARNS = "[yellow]![/yellow]"
+"""In place of the tick where the budget is met by a network that should not be used as it is."""
 _BAR = 24
 
 
@@ -63,7 +65,11 @@ def _comparison(data: ReportData, console: Console) -> None:
         for before, after in zip_longest(row.detail_dense, row.detail_pruned, fillvalue=""):
             table.add_row("", f"[dim]{before}[/dim]", f"[dim]{after}[/dim]", "")
     console.print(table)
-    console.print(f"{_MARK[data.verdict.outcome]} {escape(data.verdict.text)}", highlight=False)
+    warns = data.advice is not None and data.advice.warns and data.verdict.outcome == "met"
+    console.print(f"{_WARNS if warns else _MARK[data.verdict.outcome]} {escape(data.verdict.text)}", highlight=False)
+    if data.advice is not None:
+        style = "yellow" if data.advice.warns else "default"
+        console.print(f"[{style}]next: {escape(data.advice.text)}[/{style}]", highlight=False)
 
 
 def _widths(data: ReportData, console: Console) -> None:
@@ -108,10 +114,14 @@ def _details(data: ReportData, console: Console) -> None:
         lines.append("accuracy: " + ", ".join(f"{point.label} {fmt.percent(point.accuracy, 2)}" for point in data.accuracies))
     if data.recovery is not None:
         lines.append(f"recovery without training: {data.recovery.summary}")
+        lines += [f"  left alone: {', '.join(names)}: {reason}" for reason, names in data.recovery.left.items()]
+        noted = {layer.remark for layer in data.recovery.layers if layer.action and layer.remark}
+        lines += [
+            f"  {', '.join(layer.name for layer in data.recovery.layers if layer.action and layer.remark == remark)}: {remark}"
+            for remark in sorted(noted)
+        ]
     if data.record.stages:
         lines.append("seconds: " + ", ".join(f"{stage.name} {stage.seconds:.1f}" for stage in data.record.stages))
     lines += [f"note: {note}" for note in data.record.notes]
-    if data.advice:
-        lines.append(f"next: {data.advice}")
     for line in lines:
         console.print(escape(line), highlight=False)

@@ -11,6 +11,7 @@ from latprune.train.recipe import SGD, AdamW, Constant, Cosine, Distillation, Li
 from latprune.train.run import TrainReport
 from latprune.train.schedule import learning_rate
 from latprune.train.state import EpochRecord
+from latprune.train.teaching import KeptChannels, matching_loss
 
 __all__ = [
     "RECIPES",
@@ -23,6 +24,7 @@ __all__ = [
     "Driver",
     "DriverState",
     "EpochRecord",
+    "KeptChannels",
     "Linear",
     "ProgressPrinter",
     "Recipe",
@@ -33,6 +35,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "learning_rate",
+    "matching_loss",
     "recalibrate_batch_norm",
     "recipe",
 ]

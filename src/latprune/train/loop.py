@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
 from latprune.train.run import Evaluate, Hooks, Loss, Run, Saving, TrainReport, lay_out
+from latprune.train.teaching import KeptChannels
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,6 +33,7 @@ def finetune(
     *,
     evaluate: Evaluate | Sequence[Any] | Batches | None = None,
     teacher: nn.Module | None = None,
+    kept: Mapping[str, KeptChannels] | None = None,
     loss: Loss | None = None,
     after_step: Callable[[nn.Module], None] | None = None,
     driver: Callable[[torch.optim.Optimizer, int], Driver] | None = None,
@@ -57,6 +59,8 @@ def finetune(
         recipe: Epochs, learning rate, optimizer, schedule and the rest.
         evaluate: Called as ``evaluate(model) -> accuracy`` after each epoch, or data for :func:`~latprune.train.evaluation.evaluate`.
         teacher: The dense network, for ``recipe.distillation``.
+        kept: Which channels of the teacher's features the network kept, by module, where it did not keep all
+            (:func:`latprune.recovery.kept_channels`).
         loss: ``loss(model, batch) -> scalar`` in place of the classification loss, for other tasks.
         after_step: Called with the model after each optimizer step; staged methods hold masked weights at zero with it.
         driver: Called once as ``driver(optimizer, steps)``; what it returns is called around each step (``FitContext.attach``), and its
@@ -94,6 +98,7 @@ def finetune(
     hooks = Hooks(
         evaluate=_evaluation(evaluate, recipe),
         teacher=teacher.to(accelerator.device).eval() if teacher is not None else None,
+        kept=kept or {},
         loss=loss,
         after_step=after_step,
         driver=driver,
@@ -120,8 +125,11 @@ def _check_arguments(
         raise InvalidArgumentError("data must have a length (batches per epoch) of at least 1")
     if recipe.distillation is not None and teacher is None:
         raise InvalidArgumentError("recipe.distillation needs teacher=, the dense network")
-    if recipe.distillation is not None and loss is not None:
-        raise InvalidArgumentError("recipe.distillation mixes with the classification loss; it cannot go with a loss of your own")
+    if recipe.distillation is not None and recipe.distillation.of_classes and loss is not None:
+        raise InvalidArgumentError(
+            "recipe.distillation without a loss compares class scores, which cannot go with a loss of your own for training; give "
+            "Distillation(loss=...) on the outputs of both networks, such as latprune.train.matching_loss"
+        )
     if teacher is not None and recipe.distillation is None:
         raise InvalidArgumentError("teacher was given, but recipe.distillation is None; set it, for instance to Distillation()")
     if not checkpoint_seconds >= 0.0:

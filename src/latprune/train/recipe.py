@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -83,19 +83,64 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distillation:
-    """Knowledge distillation from the dense network (arXiv:1503.02531).
+    """Learning from the dense network: from its outputs with any loss, and from its features.
 
-    ``loss = (1 - weight) * cross_entropy + weight * T^2 * KL(teacher / T || student / T)`` with ``T = temperature``.
+    Classifiers need no more than the defaults (arXiv:1503.02531):
+    ``(1 - weight) * cross_entropy + weight * T^2 * KL(teacher / T || student / T)`` with ``T = temperature``. With a ``loss`` it is
+    ``(1 - weight) * own + weight * loss(student, teacher)``, where ``own`` is the cross-entropy or the ``loss(model, batch)`` that training
+    was given. Features add ``feature_weight`` times their mean squared error, each relative to the dense one's variation over the batch.
+
+    Attributes:
+        temperature: Of the softmax, where no ``loss`` is given.
+        weight: Share of the teacher, up to 1. At 1 with a ``loss``, batches need no labels. 0 learns from features alone.
+        loss: ``loss(student output, teacher output) -> scalar`` on outputs of any structure, such as
+            :func:`latprune.train.matching_loss`; the two networks get the same inputs, the teacher in evaluation mode.
+        features: Modules (paths, as in ``named_modules()``) whose results are matched with the dense network's kept channels.
+        feature_weight: Weight of all features together, beside the rest.
     """
 
     temperature: float = 4.0
     weight: float = 0.5
+    loss: Callable[[Any, Any], Any] | None = None
+    features: tuple[str, ...] = ()
+    feature_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0.0:
             raise InvalidArgumentError(f"temperature (={self.temperature}) must be positive")
-        if not 0.0 < self.weight <= 1.0:
-            raise InvalidArgumentError(f"weight (={self.weight}) must lie in (0, 1]")
+        if not 0.0 <= self.weight <= 1.0 or (self.weight == 0.0 and not self.features):
+            raise InvalidArgumentError(f"weight (={self.weight}) must lie in (0, 1]; 0 goes with features alone")
+        features: Any = self.features
+        if isinstance(features, str) or not all(isinstance(name, str) for name in features):
+            raise InvalidArgumentError(f"features (={features!r}) must be a tuple of module paths")
+        if not (math.isfinite(self.feature_weight) and self.feature_weight > 0.0):
+            raise InvalidArgumentError(f"feature_weight (={self.feature_weight}) must be a positive number")
+        object.__setattr__(self, "features", tuple(self.features))
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether class scores are distilled, with the labels' cross-entropy."""
+        return self.loss is None and self.weight > 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a JSON object; a loss is its name, which cannot be read back."""
+        data: dict[str, Any] = {"temperature": self.temperature, "weight": self.weight}
+        if self.loss is not None:
+            data["loss"] = f"{self.loss.__module__}.{getattr(self.loss, '__qualname__', type(self.loss).__qualname__)}"
+        if self.features:
+            data |= {"features": list(self.features), "feature_weight": self.feature_weight}
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Distillation:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            InvalidArgumentError: It had a loss of its own, or a value breaks its rule.
+        """
+        if data.get("loss") is not None:
+            raise InvalidArgumentError(f"the distillation's loss (={data['loss']!r}) is a function, which no file holds; give it anew")
+        return cls(**{**data, "features": tuple(data.get("features", ()))})
 
 
 Optimizer = SGD | AdamW
@@ -126,6 +171,8 @@ class Recipe:
         compile: Train through :func:`torch.compile`; the model itself stays as it is.
         channels_last: Train with the weights of 2-d convolutions laid out channels last, which many processors run faster.
         distillation: Learn from the dense network as well; None does not.
+        after_recovery: Factor on the learning rate where the network was recovered without training before (``prune``'s ``recover``); None
+            takes the share of the outputs' error that recovery left, at least a tenth (:meth:`after_recovering`).
         max_gradient_norm: Clip the norm of all gradients together; None does not.
         batch_size: Batch size that the recipe was made for; for whoever builds the data loader.
         seed: Seed of dropout and everything else random in the model; the data's order has its own.
@@ -148,6 +195,7 @@ class Recipe:
     compile: bool = False
     channels_last: bool = False
     distillation: Distillation | None = None
+    after_recovery: float | None = None
     max_gradient_norm: float | None = None
     batch_size: int | None = None
     seed: int = 0
@@ -173,6 +221,8 @@ class Recipe:
             raise InvalidArgumentError(f"accumulate (={self.accumulate}) must be at least 1")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise InvalidArgumentError(f"precision (={self.precision!r}) must be fp32, bf16 or fp16")
+        if self.after_recovery is not None and not (math.isfinite(self.after_recovery) and self.after_recovery > 0.0):
+            raise InvalidArgumentError(f"after_recovery (={self.after_recovery}) must be a positive number, or None")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0.0:
             raise InvalidArgumentError(f"max_gradient_norm (={self.max_gradient_norm}) must be positive, or None")
         if self.batch_size is not None and self.batch_size < 1:
@@ -187,11 +237,33 @@ class Recipe:
             schedule = replace(schedule, milestones=tuple(moved))
         return replace(self, epochs=epochs, warmup_epochs=self.warmup_epochs * share, schedule=schedule)
 
+    def after_recovering(self, error_left: float | None) -> Recipe:
+        """The same recipe for a network that recovery has brought nearer to the dense one: the learning rate is scaled down.
+
+        A rate that is right for a network just cut throws a recovered one back: the steps should be as much smaller as the way that is
+        left. The factor is ``after_recovery``, else ``error_left``, at least 0.1 and at most 1.
+
+        Args:
+            error_left: Root of the outputs' squared error after recovery over that before it
+                (``RecoveryReport.error_left``); None where it is not known, which counts as 0.25.
+
+        Example:
+            >>> Recipe(epochs=1, learning_rate=0.02).after_recovering(0.25).learning_rate
+            0.005
+        """
+        share = self.after_recovery
+        if share is None:
+            share = min(1.0, max(0.1, 0.25 if error_left is None else error_left))
+        return replace(self, learning_rate=self.learning_rate * share)
+
     def to_dict(self) -> dict[str, Any]:
         """The recipe as a JSON object; optimizer and schedule carry their ``type``."""
-        data = asdict(self)
+        data = asdict(replace(self, distillation=None))
         data["optimizer"] = {"type": type(self.optimizer).__name__, **data["optimizer"]}
         data["schedule"] = {"type": type(self.schedule).__name__, **data["schedule"]}
+        data["distillation"] = self.distillation.to_dict() if self.distillation is not None else None
+        if self.after_recovery is None:
+            del data["after_recovery"]  # as files of earlier releases have it
         data["notes"] = list(self.notes)
         if "milestones" in data["schedule"]:
             data["schedule"]["milestones"] = list(data["schedule"]["milestones"])
@@ -210,7 +282,7 @@ class Recipe:
             kinds = {"Constant": Constant, "Cosine": Cosine, "Linear": Linear, "Steps": Steps}
             values["schedule"] = _typed(values.get("schedule", {"type": "Cosine"}), kinds, "schedule")
             if values.get("distillation") is not None:
-                values["distillation"] = Distillation(**values["distillation"])
+                values["distillation"] = Distillation.from_dict(values["distillation"])
             values["notes"] = tuple(values.get("notes", ()))
             return cls(**values)
         except TypeError as error:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
 from latprune.train.schedule import learning_rate
 from latprune.train.state import EpochRecord, Position, load_state, read_record, save_state
+from latprune.train.teaching import KeptChannels, Teaching
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,6 +83,7 @@ class Hooks:
 
     evaluate: Evaluate | None = None
     teacher: nn.Module | None = None
+    kept: Mapping[str, KeptChannels] = field(default_factory=dict)
     loss: Loss | None = None
     after_step: Callable[[nn.Module], None] | None = None
     driver: Callable[[torch.optim.Optimizer, int], Driver] | None = None
@@ -133,6 +135,14 @@ class Run:
         self._check_masks()
         self.average = RunningAverage(model, recipe.ema) if recipe.ema is not None else None
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
+        chosen, teacher = recipe.distillation, hooks.teacher
+        beyond = chosen is not None and (chosen.loss is not None or bool(chosen.features))
+        self.teaching = Teaching(chosen, model, teacher, hooks.kept) if beyond and chosen is not None and teacher is not None else None
+        if self.teaching is not None and recipe.compile:
+            raise InvalidArgumentError(
+                "recipe.compile (=True) does not go with a distillation that has a loss of its own or features: they watch the network's "
+                "modules, which compiling takes apart; set compile=False"
+            )
         # Sums since the last look, on the device: loss times examples, correct ones.
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
         self.sums = torch.zeros(2, dtype=exact, device=accelerator.device)
@@ -158,9 +168,10 @@ class Run:
             return
         remedy = "give another checkpoint_dir, or resume=False to start again"
         # What an earlier version did not know stands at its default there.
-        mine, theirs = self.recipe.to_dict(), Recipe.from_dict(record.recipe).to_dict()
+        plain = Recipe(epochs=1, learning_rate=1.0).to_dict()
+        mine, theirs = {**plain, **self.recipe.to_dict()}, {**plain, **record.recipe}
         if theirs != mine:
-            changed = sorted(key for key in mine if theirs[key] != mine[key])
+            changed = sorted(key for key in mine.keys() | theirs.keys() if theirs.get(key) != mine.get(key))
             raise CheckpointError(f"{self.saving.folder} holds a run with another recipe (in {', '.join(changed)}); {remedy}")
         if record.steps_per_epoch != self.steps_per_epoch:
             raise CheckpointError(
@@ -250,7 +261,7 @@ class Run:
         return bool(self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device), "sum") > 0)
 
     def _train_step(self, batch: Any) -> None:
-        recipe, hooks, device = self.recipe, self.hooks, self.accelerator.device
+        recipe, device = self.recipe, self.accelerator.device
         batch = move(shard(as_tensors(batch), self.accelerator.process_index, self.accelerator.num_processes), device)
         first = self.position.batch - self.position.batch % recipe.accumulate
         gathered = min(recipe.accumulate, self.steps_per_epoch - first)
@@ -261,13 +272,13 @@ class Run:
                 self.driver.before_forward()
             self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, autocast_type(recipe.precision), enabled=recipe.precision != "fp32"):
-            if hooks.loss is not None:
-                what = named(hooks.loss, "(model, batch)")
-                with calling(what, batch=self.position.batch, given=batch):
-                    value = hooks.loss(self.wrapped, batch)
-                loss, correct, examples = check_loss_value(value, what, batch=self.position.batch), None, _first_size(batch)
+            if self.teaching is None:
+                loss, correct, examples = self._own(batch)
             else:
-                loss, correct, examples = self._classify(batch)
+                with self.teaching.watched():
+                    own, correct, examples = self._own(batch) if self.teaching.needs_labels else self._unlabelled(batch)
+                loss = self.teaching.mixed(own)
+            assert loss is not None
         ends = self.position.batch + 1 == first + gathered
         with nullcontext() if ends else self.accelerator.no_sync(self.wrapped):
             self.accelerator.backward(self.scaler.scale(loss / gathered))
@@ -294,12 +305,33 @@ class Run:
         if self.average is not None:
             self.average.update(self.model)
 
+    def _own(self, batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+        """The network's own loss, correct answers where it classifies, and the examples of the batch."""
+        if self.hooks.loss is None:
+            return self._classify(batch)
+        what = named(self.hooks.loss, "(model, batch)")
+        with calling(what, batch=self.position.batch, given=batch):
+            value = self.hooks.loss(self.wrapped, batch)
+        return check_loss_value(value, what, batch=self.position.batch), None, _first_size(batch)
+
+    def _unlabelled(self, batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+        """Run the network on the batch's inputs alone: the teacher's loss is all that counts."""
+        self.judged = False
+        if isinstance(batch, Mapping):
+            inputs: Any = {name: value for name, value in batch.items() if name != "labels"}
+        else:
+            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        with calling(f"the model ({type(self.model).__name__})", batch=self.position.batch, given=inputs):
+            forward(self.wrapped, inputs)
+        return None, None, _first_size(inputs)
+
     def _classify(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None, int]:
         inputs, targets = split_batch(batch)
         mixed = mix(inputs, targets, self.recipe, step=self.step, rank=self.accelerator.process_index)
         if mixed is not None:
             inputs, targets = mixed.inputs, mixed.targets
-        plain = self.recipe.label_smoothing == 0.0 and self.hooks.teacher is None and mixed is None
+        distillation = self.recipe.distillation if self.recipe.distillation is not None and self.recipe.distillation.of_classes else None
+        plain = self.recipe.label_smoothing == 0.0 and distillation is None and mixed is None
         # A language model shifts its labels itself, so its own loss counts wherever its scores are not of one class per example.
         labelled = isinstance(batch, Mapping) and takes_labels(self.model) and plain
         with calling(f"the model ({type(self.model).__name__})", batch=self.position.batch, given=inputs):
@@ -309,7 +341,7 @@ class Run:
             return own, None, len(targets)
         logits, targets = check_targets(logits_of(output), targets, batch=self.position.batch, turn=not takes_labels(self.model))
         taught = None
-        if self.hooks.teacher is not None:
+        if distillation is not None and self.hooks.teacher is not None:
             with torch.no_grad():
                 taught = check_targets(logits_of(forward(self.hooks.teacher, inputs)), targets)[0]
         if not targets.is_floating_point():
@@ -317,7 +349,7 @@ class Run:
 
         def loss_for(labels: torch.Tensor) -> torch.Tensor:
             return classification_loss(
-                logits, labels, label_smoothing=self.recipe.label_smoothing, distillation=self.recipe.distillation, teacher_logits=taught
+                logits, labels, label_smoothing=self.recipe.label_smoothing, distillation=distillation, teacher_logits=taught
             )
 
         loss = loss_for(targets)

@@ -1,0 +1,59 @@
+"""Which channels of the dense network's features a pruned network kept, for learning from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph import ModelGraph, Selection
+from latprune.recovery.pairing import Pairing
+from latprune.recovery.stepper import record_operations
+from latprune.train.teaching import KeptChannels
+
+__all__ = ["kept_channels"]
+
+
+def kept_channels(
+    dense: nn.Module, graph: ModelGraph, selection: Selection, inputs: Any, modules: Iterable[str]
+) -> dict[str, KeptChannels]:
+    """The channels that a selection keeps of what modules of the dense network return, for :func:`latprune.train.finetune`'s ``kept``.
+
+    Args:
+        dense: The dense network.
+        graph: Its trace.
+        selection: What the pruned network was cut to.
+        inputs: One batch of inputs.
+        modules: Paths of modules, as in ``named_modules()``.
+
+    Returns:
+        Module -> kept channels of the (first) tensor that it returns; modules that keep all have no entry.
+
+    Raises:
+        InvalidArgumentError: A module does not run once with a tensor as its result, lies in a removed block, or its channels lie on
+            several dimensions.
+
+    Example:
+        >>> kept = kept_channels(dense, graph, selection, x, ["layer2", "layer3"])  # doctest: +SKIP
+        >>> finetune(pruned, loader, recipe, teacher=dense, kept=kept)  # doctest: +SKIP
+    """
+    run = record_operations(dense, inputs, str(graph.plan.within or ""))
+    pairing = Pairing(graph, Selection(kept=selection.kept), run, run, dense, dense)
+    found = {}
+    for name in modules:
+        at = run.returned.get(name)
+        if at is None:
+            raise InvalidArgumentError(f"features name the module '{name}', which does not run exactly once with a tensor as its result")
+        call = pairing.call_of.get(at)
+        if call is not None and not selection.removed_blocks.isdisjoint(graph.calls[call].blocks):
+            raise InvalidArgumentError(f"features name the module '{name}', which lies in a removed block")
+        mask = pairing.mask(at)
+        if mask is None:
+            continue
+        carrying = [dim for dim, extent in enumerate(mask.shape) if extent > 1]
+        if len(carrying) != 1:
+            raise InvalidArgumentError(f"features name the module '{name}', whose channels lie on several dimensions of its result")
+        found[name] = KeptChannels(dim=carrying[0], index=mask.reshape(-1).nonzero().reshape(-1))
+    return found

@@ -1,0 +1,188 @@
+"""Learning from the dense network with any loss and from features: a detector-like network with outputs in a mapping."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latprune import prune
+from latprune.errors import InvalidArgumentError
+from latprune.graph import Selection, trace
+from latprune.recovery import kept_channels
+from latprune.surgery import prune as cut
+from latprune.train import Constant, Distillation, KeptChannels, Recipe, finetune, matching_loss
+from latprune.train.recipe import AdamW
+
+
+class Detector(nn.Module):
+    """Boxes and scores at two resolutions, in a mapping of lists beside what is no tensor."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, stride=2, padding=1), nn.ReLU())
+        self.deep = nn.Sequential(nn.Conv2d(width, width, 3, stride=2, padding=1), nn.ReLU())
+        self.boxes, self.scores = nn.Conv2d(width, 4, 1), nn.Conv2d(width, 3, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        fine = self.stem(images)
+        coarse = self.deep(fine)
+        return {
+            "boxes": [self.boxes(f) for f in (fine, coarse)],
+            "scores": [self.scores(f) for f in (fine, coarse)],
+            "sizes": [tuple(f.shape[2:]) for f in (fine, coarse)],
+        }
+
+
+def dense_detector() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Detector().eval(), torch.randn(48, 3, 16, 16)
+
+
+def pruned_detector(dense: nn.Module, images: Tensor) -> tuple[nn.Module, Any, Selection]:
+    graph = trace(dense, images[:1])
+    selection = Selection(kept={name: torch.arange(0, group.units, 2).numpy() for name, group in graph.groups.items()})
+    network = copy.deepcopy(dense)
+    cut(network, graph, selection)
+    return network, graph, selection
+
+
+RECIPE = Recipe(epochs=40, learning_rate=5e-3, optimizer=AdamW(), schedule=Constant())
+
+
+def detection_loss(student: dict[str, Any], teacher: dict[str, Any]) -> Tensor:
+    """Boxes by squared error, scores by cross-entropy with the teacher's probabilities."""
+    assert student["sizes"] == teacher["sizes"] and not teacher["boxes"][0].requires_grad
+    boxes = sum(F.mse_loss(a, b) for a, b in zip(student["boxes"], teacher["boxes"], strict=True))
+    scores = sum(F.binary_cross_entropy_with_logits(a, b.sigmoid()) for a, b in zip(student["scores"], teacher["scores"], strict=True))
+    return boxes + scores
+
+
+def distance(network: nn.Module, dense: nn.Module, images: Tensor) -> float:
+    with torch.no_grad():
+        return float(matching_loss(network.eval()(images), dense(images)))
+
+
+@pytest.mark.parametrize("loss", [detection_loss, matching_loss])
+def test_a_detector_learns_from_unlabelled_images(loss: Any) -> None:
+    dense, images = dense_detector()
+    network, _, _ = pruned_detector(dense, images)
+    before = distance(network, dense, images)
+    recipe = replace(RECIPE, distillation=Distillation(weight=1.0, loss=loss))
+    report = finetune(network, list(images.split(16)), recipe, teacher=dense)
+    assert report.epochs[-1].loss < report.epochs[0].loss and report.epochs[0].train_accuracy is None
+    assert distance(network, dense, images) < 0.5 * before
+    assert all(p.grad is None for p in dense.parameters()) and not dense.training
+
+
+def test_features_are_matched_at_the_kept_channels() -> None:
+    dense, images = dense_detector()
+    network, graph, selection = pruned_detector(dense, images)
+    kept = kept_channels(dense, graph, selection, images[:1], ["stem", "deep"])
+    assert {name: (k.dim, k.index.tolist()) for name, k in kept.items()} == {name: (1, [0, 2, 4, 6, 8, 10]) for name in ("stem", "deep")}
+
+    def gap() -> float:
+        with torch.no_grad():
+            wanted = dense.deep(dense.stem(images))[:, ::2]
+            return float((network.eval().deep(network.stem(images)) - wanted).square().mean())
+
+    before = gap()
+    only = Distillation(weight=0.0, features=("stem", "deep"))
+    data = [(batch, None) for batch in images.split(16)]
+
+    def nothing(model: nn.Module, batch: Any) -> Tensor:
+        """Its own task asks for nothing here, so that all comes from the features."""
+        return 0.0 * sum(b.sum() for b in model(batch[0])["boxes"])
+
+    finetune(network, data, replace(RECIPE, distillation=only), teacher=dense, kept=kept, loss=nothing)
+    assert gap() < 0.5 * before
+
+
+def test_ones_own_loss_and_the_teachers_mix_by_weight() -> None:
+    dense, images = dense_detector()
+    seen: dict[str, list[float]] = {"own": [], "taught": []}
+
+    def own(model: nn.Module, batch: Any) -> Tensor:
+        value = model(batch[0])["boxes"][0].square().mean()
+        seen["own"].append(float(value.detach()))
+        return value
+
+    def taught(student: Any, teacher: Any) -> Tensor:
+        value = matching_loss(student, teacher)
+        seen["taught"].append(float(value.detach()))
+        return value
+
+    network, _, _ = pruned_detector(dense, images)
+    recipe = replace(RECIPE, epochs=1, distillation=Distillation(weight=0.25, loss=taught))
+    report = finetune(network, [(images, None)], recipe, teacher=dense, loss=own)
+    assert report.epochs[0].loss == pytest.approx(0.75 * seen["own"][0] + 0.25 * seen["taught"][0], rel=1e-5)
+
+
+def test_features_add_to_the_distillation_of_classes() -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    student = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+    data = [(torch.randn(32, 2), torch.randint(0, 3, (32,))) for _ in range(4)]
+    losses = {}
+    for features in ((), ("1",)):
+        recipe = Recipe(epochs=1, learning_rate=1e-9, distillation=Distillation(features=features, feature_weight=2.0))
+        losses[features] = finetune(copy.deepcopy(student), data, recipe, teacher=teacher).epochs[0].loss
+    with torch.no_grad():
+        parts = [matching_loss(student[:2](x), teacher[:2](x)) for x, _ in data]
+    assert losses["1",] - losses[()] == pytest.approx(2.0 * float(torch.stack(parts).mean()), rel=1e-3)
+
+
+def test_prune_finds_the_kept_channels_itself() -> None:
+    dense, images = dense_detector()
+    recipe = replace(RECIPE, epochs=2, distillation=Distillation(weight=1.0, loss=matching_loss, features=("stem", "deep")))
+    data = [(batch, None) for batch in images.split(16)]
+    result = prune(dense, images[:1], budget="flops=60%", method="uniform", data=data, fit=recipe, measure_latency=False)
+    assert result.model.stem[0].out_channels < 12
+
+
+def test_a_recipe_keeps_what_a_file_can_hold() -> None:
+    chosen = Recipe(epochs=1, learning_rate=0.1, distillation=Distillation(features=("deep",), feature_weight=0.5))
+    assert Recipe.from_dict(chosen.to_dict()) == chosen
+    assert Distillation().to_dict() == {"temperature": 4.0, "weight": 0.5}  # as files of earlier releases have it
+    with_loss = Recipe(epochs=1, learning_rate=0.1, distillation=Distillation(loss=matching_loss))
+    assert with_loss.to_dict()["distillation"]["loss"] == "latprune.train.teaching.matching_loss"
+    with pytest.raises(InvalidArgumentError, match="give it anew"):
+        Recipe.from_dict(with_loss.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"features": "deep"}, "tuple of module paths"),
+        ({"features": ("deep",), "feature_weight": 0.0}, "feature_weight"),
+        ({"weight": 0.0}, "features alone"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        Distillation(**options)
+
+
+def test_what_does_not_go_together_is_said() -> None:
+    dense, images = dense_detector()
+    network, graph, selection = pruned_detector(dense, images)
+
+    def run(distillation: Distillation, **options: Any) -> None:
+        finetune(network, [images[:8]], replace(RECIPE, epochs=1, distillation=distillation), teacher=dense, **options)
+
+    with pytest.raises(InvalidArgumentError, match="which the network does not have"):
+        run(Distillation(weight=1.0, loss=matching_loss, features=("nowhere",)))
+    with pytest.raises(InvalidArgumentError, match="kept_channels"):
+        run(Distillation(weight=1.0, loss=matching_loss, features=("deep",)))
+    with pytest.raises(InvalidArgumentError, match="must return a scalar"):
+        run(Distillation(weight=1.0, loss=lambda student, teacher: student["boxes"][0]))
+    with pytest.raises(InvalidArgumentError, match="same shapes"):
+        matching_loss({"a": torch.zeros(2, 3)}, {"a": torch.zeros(2, 4)})
+    with pytest.raises(InvalidArgumentError, match="does not run exactly once"):
+        kept_channels(dense, graph, selection, images[:1], ["boxes"])
+    assert KeptChannels(dim=1, index=torch.tensor([1])).of(torch.arange(6).reshape(2, 3)).tolist() == [[1], [4]]
