@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from latprune import __version__
-from latprune.cli import demo, export, frontier, inspect, listing, measure, predictor, prune, report, solve, table, time, verify
+from latprune.cli import demo, explore, export, frontier, inspect, listing, measure, predictor, prune, report, solve, table, time, verify
 from latprune.errors import LatpruneError
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (prune, inspect, verify, export, report, time, listing, measure, table, predictor, solve, frontier, demo)
+COMMANDS = (prune, explore, inspect, verify, export, report, time, listing, measure, table, predictor, solve, frontier, demo)
 INTERRUPTED = 130
 BAD_FILE = 2
 
