@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +26,16 @@ def browser_path() -> str | None:
     """The browser of ``LATPRUNE_BROWSER``, else the first on the path; None where there is none."""
     named = os.environ.get("LATPRUNE_BROWSER")
     return shutil.which(named) if named else next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+LAUNCHER = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for end, number in zip(ends, (3, 4)):
+    os.dup2(end, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+"""The browser reads its orders from descriptor 3 and answers on 4."""
 
 
 class Page:
@@ -149,10 +160,9 @@ def open_page() -> Iterator[Page]:
     with tempfile.TemporaryDirectory(prefix="latprune-browser-", ignore_cleanup_errors=True) as profile:
         flags = ("--headless=new", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars")
         command = [path, *flags, "--disable-background-networking", f"--user-data-dir={profile}", "about:blank"]
-        # The browser reads its orders from descriptor 3 and answers on 4.
-        shell = ["sh", "-c", f'exec "$@" 3<&{theirs_read} 4>&{theirs_write}', "sh", *command]
+        launcher = [sys.executable, "-c", LAUNCHER, str(theirs_read), str(theirs_write), *command]
         process = subprocess.Popen(
-            shell, pass_fds=(theirs_read, theirs_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            launcher, pass_fds=(theirs_read, theirs_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         os.close(theirs_read)
         os.close(theirs_write)

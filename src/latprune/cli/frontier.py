@@ -34,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "frontier",
         help="solve at many limits: a saved result, a model with its tables, or a problem file",
         description="Solve for limits of one resource, evenly spaced from the lowest reachable use to the dense one: the problem of a "
-        "saved result or of a problem file, or that of a model, whose latency tables are built or given. `latprune explore` shows networks.",
+        "saved result or of a problem file, or that of a model, whose latency tables are built or given. `latprune explore` shows them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

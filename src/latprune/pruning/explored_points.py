@@ -12,10 +12,10 @@ import numpy as np
 from latprune.errors import BudgetInfeasibleError, LatpruneError
 from latprune.methods import Proposal, Proposer, StageContext
 
-__all__ = ["FrontierNetwork", "concave_slopes", "lowest_value", "networks_along"]
+__all__ = ["FrontierNetwork", "concave_slopes", "networks_along", "spaced_limits"]
 
 _JUST_ABOVE = 1e-9
-_ROUNDS = 4
+_ROUNDS = 6
 """How often limits are added between neighbours, at most: where a problem has few networks, no number of limits finds more."""
 
 
@@ -57,8 +57,7 @@ def networks_along(
         LatpruneError: Nothing was found in the time.
     """
     deadline = math.inf if time_limit is None else time.monotonic() + time_limit
-    dense = context.current
-    limits = np.linspace(lowest_value(proposer, context) * (1.0 + _JUST_ABOVE), dense * (1.0 + _JUST_ABOVE), max(points, 2)).tolist()
+    limits = spaced_limits(proposer, context, points)
     found: list[FrontierNetwork] = []
     tried: set[float] = set()
     for round_number in range(_ROUNDS):
@@ -70,7 +69,7 @@ def networks_along(
         found = _merged([*found, *(_network(proposal, context) for proposal in proposer.along(limits, time_limit=left))])
         say(f"frontier: {len(found)} networks at {len(tried)} budgets")
         missing = points - len(found)
-        limits = [] if missing <= 0 or round_number + 1 == _ROUNDS else _between(found, missing, tried)
+        limits = [] if missing <= 0 or round_number + 1 == _ROUNDS else _between(found, 2 * missing, tried)
         if not limits:
             break
     if not found:
@@ -78,8 +77,16 @@ def networks_along(
     return found
 
 
-def lowest_value(proposer: Proposer, context: StageContext) -> float:
-    """The lowest value that the method can reach."""
+def spaced_limits(proposer: Proposer, context: StageContext, count: int) -> list[float]:
+    """``count`` limits, evenly spaced from the lowest value that the method can reach to the dense network's.
+
+    A method whose costs are a linearisation may count below nothing.
+    """
+    lowest, dense = _lowest(proposer, context), context.current
+    return [float(limit + _JUST_ABOVE * abs(limit)) for limit in np.linspace(lowest, dense, count)]
+
+
+def _lowest(proposer: Proposer, context: StageContext) -> float:
     asked = 1e-9 * context.current
     try:
         return proposer.propose(asked).predicted
@@ -125,8 +132,8 @@ def _with_limit(network: FrontierNetwork, limit: float, *, proven: bool) -> Fron
     return FrontierNetwork(proposal=network.proposal, limit=limit, value=network.value, gain=network.gain, proven=network.proven and proven)
 
 
-def _between(found: Sequence[FrontierNetwork], missing: int, tried: set[float]) -> list[float]:
-    """Limits inside of the widest stretches that no limit has looked into."""
+def _between(found: Sequence[FrontierNetwork], count: int, tried: set[float]) -> list[float]:
+    """About ``count`` limits, inside of the widest stretches that no limit has looked into; not all of them lead to a new network."""
     gaps = []
     for lower, upper in zip(found, found[1:], strict=False):
         # All between a network's value and its limit leads to it.
@@ -134,8 +141,8 @@ def _between(found: Sequence[FrontierNetwork], missing: int, tried: set[float]) 
         if end - start > 1e-7 * end:
             gaps.append((end - start, start, end))
     gaps.sort(reverse=True)
-    parts = max(1, -(-missing // max(len(gaps), 1)))
-    limits = {start + size * (k + 1) / (parts + 1) for size, start, _ in gaps[:missing] for k in range(parts)}
+    parts = max(1, -(-count // max(len(gaps), 1)))
+    limits = {start + size * (k + 1) / (parts + 1) for size, start, _ in gaps[:count] for k in range(parts)}
     return sorted(limits - tried)
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from latprune.importance import LossFunction, cross_entropy_loss
-from latprune.pruning.explored_points import lowest_value
+from latprune.pruning.explored_points import spaced_limits
 from latprune.pruning.explored_stage import explored_stage
 from latprune.solve import Frontier, FrontierPoint
 
@@ -48,9 +46,7 @@ def frontier_of(
     stage = explored_stage(pruner, points=points, data=data, loss=loss, batches=batches)
     proposer, context = stage.proposer, stage.context
     with pruner.clock.timed("solve"):
-        lowest = lowest_value(proposer, context)
-        limits = np.linspace(lowest * (1.0 + 1e-9), context.current * (1.0 + 1e-9), points).tolist()
-        found = proposer.along(limits, time_limit=time_limit)
+        found = proposer.along(spaced_limits(proposer, context, points), time_limit=time_limit)
     problems = [proposal.problem for proposal in found if proposal.problem is not None]
     resource = problems[-1].costs[0]
     solved = tuple(
