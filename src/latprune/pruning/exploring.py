@@ -12,21 +12,19 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.export.exploration import ExplorationRecord, ExploredPoint
 from latprune.export.provenance import current_provenance
-from latprune.export.record import BudgetRecord, LatencyRecord, MethodRecord, ModelRecord, StageRecord, TargetRecord
-from latprune.graph.types import Selection
+from latprune.export.record import BudgetRecord, MethodRecord, ModelRecord, StageRecord, TargetRecord
 from latprune.importance import LossFunction, cross_entropy_loss
-from latprune.methods import Method, Proposal, StageContext, selection_of
+from latprune.methods import Method, Proposal, StageContext
 from latprune.pruning.budget import Budget
 from latprune.pruning.exploration import Exploration
 from latprune.pruning.explored_layers import blocks_of, groups_of, layers_of
+from latprune.pruning.explored_measurements import measured_networks
 from latprune.pruning.explored_points import FrontierNetwork, concave_slopes, networks_along
 from latprune.pruning.explored_stage import WIDTHS, explored_stage
 from latprune.pruning.fitting import Evaluate, evaluation_of
-from latprune.pruning.preflight import check_evaluation
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.record import input_records
 from latprune.resources import PredictedLatency, Resource, TabulatedLatency
-from latprune.train.contracts import calling
 
 if TYPE_CHECKING:
     from latprune.latency import KernelPredictor, LatencyTables, Store, Target
@@ -70,6 +68,7 @@ def explore(
     constructor: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     command: Sequence[str] = (),
+    save: Callable[[Exploration], None] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Exploration:
     """Solve for every budget at once, from the smallest network that can be reached to the dense one; ``model`` is left as it is.
@@ -108,6 +107,7 @@ def explore(
         constructor: ``package.module:callable`` that builds the model, for the record.
         arguments: Its keyword arguments, for the record too.
         command: Arguments of ``latprune prune`` that lead to the same networks, for the page to show.
+        save: Called with what is known once all is solved, and again after each network that is measured.
         progress: Called with one line of text as the work goes on.
 
     Returns:
@@ -157,6 +157,7 @@ def explore(
             constructor=constructor,
             arguments=arguments,
             command=command,
+            save=save,
         )
     finally:
         pruner.close()
@@ -176,6 +177,7 @@ def explore_with(
     constructor: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     command: Sequence[str] = (),
+    save: Callable[[Exploration], None] | None = None,
 ) -> Exploration:
     """What :meth:`latprune.Pruner.explore` does; see :func:`explore`.
 
@@ -196,38 +198,51 @@ def explore_with(
     interval = _interval(resource)
     slopes = concave_slopes([network.value for network in found], [network.gain for network in found])
     shown = [_point(pruner, network, slope, interval) for network, slope in zip(found, slopes, strict=True)]
-    measured = _measured(pruner, context, found, measure, evaluation_of(evaluate))
-    return Exploration(
-        ExplorationRecord(
-            model=ModelRecord(
-                name=name or type(pruner.model).__name__,
-                constructor=constructor,
-                arguments=dict(arguments or {}),
-                inputs=input_records(pruner.example_inputs),
-                tensors=pruner.dense_tensors,
-            ),
-            method=MethodRecord(name=pruner.method.name, options=pruner.method.options()),
-            target=TargetRecord(**pruner.target.to_dict()),
-            resource=pruner.budget.resource,
-            unit=resource.unit,
-            further_budgets=tuple(
-                BudgetRecord(**entry.to_dict(), limit=other.value)
-                for entry, other in zip(pruner.limits.budgets[1:], context.limits, strict=True)
-            ),
-            worth="divergence" if context.importance is not None and context.importance.curves else "importance",
-            reading=stage.reading,
-            settings={key: pruner.settings[key] for key in ("keep", "blocks_keep", "min_widths", "widths", "within", "form", "seed")},
-            command=tuple(command),
-            groups=groups_of(pruner.graph, context.choices),
-            blocks=blocks_of(pruner.graph),
-            layers=layers_of(pruner.graph, resource, context.choices),
-            dense=_dense(pruner, context, found).model_copy(update=measured.get(-1, {})),
-            points=tuple(point.model_copy(update=measured.get(place, {})) for place, point in enumerate(shown)),
-            seconds=tuple(StageRecord(name=stage, seconds=seconds) for stage, seconds in pruner.stages_seconds.items()),
-            notes=_notes(context, pruner.budget.resource, found, points),
-            provenance=current_provenance(seed=pruner.seed),
-        )
+    record = ExplorationRecord(
+        model=ModelRecord(
+            name=name or type(pruner.model).__name__,
+            constructor=constructor,
+            arguments=dict(arguments or {}),
+            inputs=input_records(pruner.example_inputs),
+            tensors=pruner.dense_tensors,
+        ),
+        method=MethodRecord(name=pruner.method.name, options=pruner.method.options()),
+        target=TargetRecord(**pruner.target.to_dict()),
+        resource=pruner.budget.resource,
+        unit=resource.unit,
+        further_budgets=tuple(
+            BudgetRecord(**entry.to_dict(), limit=other.value)
+            for entry, other in zip(pruner.limits.budgets[1:], context.limits, strict=True)
+        ),
+        worth="divergence" if context.importance is not None and context.importance.curves else "importance",
+        reading=stage.reading,
+        settings={key: pruner.settings[key] for key in ("keep", "blocks_keep", "min_widths", "widths", "within", "form", "seed")},
+        command=tuple(command),
+        groups=groups_of(pruner.graph, context.choices),
+        blocks=blocks_of(pruner.graph),
+        layers=layers_of(pruner.graph, resource, context.choices),
+        dense=_dense(pruner, context, found),
+        points=tuple(shown),
+        seconds=_seconds(pruner),
+        notes=_notes(context, pruner.budget.resource, found, points),
+        provenance=current_provenance(seed=pruner.seed),
     )
+    keep = save or (lambda exploration: None)
+    keep(Exploration(record))
+    for networks in measured_networks(pruner, context, found, count=measure, evaluate=evaluation_of(evaluate)):
+        record = record.model_copy(
+            update={
+                "dense": record.dense.model_copy(update=networks[-1]),
+                "points": tuple(point.model_copy(update=networks.get(place, {})) for place, point in enumerate(shown)),
+                "seconds": _seconds(pruner),
+            }
+        )
+        keep(Exploration(record))
+    return Exploration(record)
+
+
+def _seconds(pruner: Pruner) -> tuple[StageRecord, ...]:
+    return tuple(StageRecord(name=stage, seconds=seconds) for stage, seconds in pruner.stages_seconds.items())
 
 
 Interval = Callable[[Proposal, float], tuple[float | None, float | None]]
@@ -276,37 +291,6 @@ def _dense(pruner: Pruner, context: StageContext, found: Sequence[FrontierNetwor
     whole = Proposal(widths=pruner.graph.dense_widths(), removed_blocks=(), predicted=context.current)
     network = FrontierNetwork(proposal=whole, limit=whole.predicted, value=whole.predicted, gain=gain, proven=True)
     return _point(pruner, network, 0.0, lambda proposal, value: (None, None))
-
-
-def _measured(
-    pruner: Pruner, context: StageContext, found: Sequence[FrontierNetwork], count: int, evaluate: Evaluate | None
-) -> dict[int, dict[str, Any]]:
-    """Place in ``found`` (-1: the dense network) -> its measured latency and, where there is ``evaluate``, its accuracy after the cut."""
-    if not count:
-        return {}
-
-    def accuracy(network: nn.Module) -> dict[str, float]:
-        if evaluate is None:
-            return {}
-        with pruner.clock.timed("evaluate"), calling("evaluate(model)"):
-            return {"accuracy": check_evaluation(evaluate(network.eval()))}
-
-    dense = context.current
-    smaller = [place for place, network in enumerate(found) if network.value < dense * (1.0 - 1e-9)]
-    values = np.asarray([found[place].value for place in smaller])
-    wanted = np.linspace(values[0], values[-1], min(count, len(smaller))).tolist() if smaller else []
-    chosen = dict.fromkeys(smaller[int(np.abs(values - value).argmin())] for value in wanted)
-    results: dict[int, dict[str, Any]] = {}
-    whole = accuracy(pruner.dense_model)
-    for number, place in enumerate(chosen, start=1):
-        proposal = found[place].proposal
-        ranking = pruner.method.rank(context, proposal.removed_blocks)
-        network = pruner._search.network(selection_of(pruner.graph, ranking, proposal, Selection(kept={})))
-        trial = pruner.trial(network)
-        results[place] = {"latency": LatencyRecord(**trial.pruned.to_dict()), **accuracy(network)}
-        results[-1] = {"latency": LatencyRecord(**trial.dense.to_dict()), **whole}
-        pruner._progress(f"measured {number} of {len(chosen)} networks: {trial.pruned.ms:.4g} ms, dense {trial.dense.ms:.4g} ms")
-    return results
 
 
 def _notes(context: StageContext, resource: str, found: Sequence[FrontierNetwork], points: int) -> tuple[str, ...]:

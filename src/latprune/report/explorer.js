@@ -37,8 +37,10 @@
   }
 
   const digits = (value) => (value >= 100 ? 0 : value >= 10 ? 1 : value >= 1 ? 2 : 3);
-  const amount = (value) => (latency ? `${value.toFixed(digits(value))} ms` : count(value));
-  const percent = (share, places = 1) => `${(100 * share).toFixed(places)} %`;
+  const amount = (value) => (latency ? milliseconds(value) : count(value));
+  const percent = (share, places = 1) => `${(100 * share).toFixed(places)}\u00a0%`;
+  const milliseconds = (value) => `${value.toFixed(digits(value))}\u00a0ms`;
+  const interval = (low, high) => `95\u00a0%: ${low.toFixed(digits(high))}\u00a0–\u00a0${high.toFixed(digits(high))}`;
   
   function exact(value) {
     if (value === 0 || (Math.abs(value) >= 0.01 && Math.abs(value) < 1e3)) return String(+value.toPrecision(3));
@@ -48,6 +50,7 @@
   const share = (point) => point.value / dense.value;
   const kept = (point) => (dense.gain ? point.gain / dense.gain : 0);
   const worth = data.worth === "divergence" ? "divergence" : "importance";
+  const lost = (point) => Math.max(dense.gain - point.gain, 0);
 
   /** A share that leads to `index` and to no larger network, with as few digits as that takes. */
   function pick(index) {
@@ -90,13 +93,16 @@
     return -1;
   }
 
-  /** Cost of a layer where its varied axis has `size` instead of what the widths give. */
-  function layerCost(layer, widths, removed, axis, size) {
-    return (layer.costs ?? []).reduce((total, cost) => {
-      const own = JSON.stringify(layer.axes[axis]);
-      const sizes = cost.axes.map((part) => (JSON.stringify(part) === own ? size : sizeOf(part, widths, removed)));
-      return total + partCost(cost, sizes);
-    }, 0);
+  /** Cost of a layer over the sizes of its varied axis, beside the other sizes that the widths give. */
+  function costCurve(layer, widths, removed, axis) {
+    const own = JSON.stringify(layer.axes[axis]);
+    const parts = (layer.costs ?? []).map((cost) => ({
+      cost,
+      sizes: cost.axes.map((part) => sizeOf(part, widths, removed)),
+      varied: cost.axes.map((part) => JSON.stringify(part) === own),
+    }));
+    return (size) =>
+      parts.reduce((total, { cost, sizes, varied }) => total + partCost(cost, sizes.map((now, place) => (varied[place] ? size : now))), 0);
   }
 
   const lastSize = (layer, widths, removed) => {
@@ -128,10 +134,13 @@
 
   function axes(frame, xTicks, yTicks, xText, yText, xLabel) {
     for (const tick of yTicks) {
-      element(frame.svg, "line", { class: "grid", x1: frame.margin.left, x2: frame.width - frame.margin.right, y1: frame.y(tick), y2: frame.y(tick) });
-      element(frame.svg, "text", { class: "tick", x: frame.margin.left - 7, y: frame.y(tick) + 4, "text-anchor": "end" }, yText(tick));
+      const y = frame.y(tick);
+      element(frame.svg, "line", { class: "grid", x1: frame.margin.left, x2: frame.width - frame.margin.right, y1: y, y2: y });
+      element(frame.svg, "text", { class: "tick", x: frame.margin.left - 7, y: y + 4, "text-anchor": "end" }, yText(tick));
     }
-    for (const tick of xTicks) element(frame.svg, "text", { class: "tick", x: frame.x(tick), y: frame.bottom + 18, "text-anchor": "middle" }, xText(tick));
+    for (const tick of xTicks) {
+      element(frame.svg, "text", { class: "tick", x: frame.x(tick), y: frame.bottom + 18, "text-anchor": "middle" }, xText(tick));
+    }
     element(frame.svg, "text", { class: "tick", x: frame.width - frame.margin.right, y: frame.height - 5, "text-anchor": "end" }, xLabel);
   }
 
@@ -141,15 +150,23 @@
     const measured = points.filter((point) => point.latency);
     const values = [...points.map(kept), ...measured.filter((point) => point.accuracy !== undefined).map((point) => point.accuracy)];
     const low = Math.min(0, ...values);
-    const frame = plot(byId("trade"), `Kept ${worth} over ${data.words}, from ${percent(share(points[0]))} to ${percent(share(points.at(-1)))} of the dense network`, 270, [0, 1.02], [low, 1.05]);
-    axes(frame, niceTicks(0, 1, frame.width < 480 ? 5 : 10), niceTicks(low, 1, 5), (tick) => percent(tick, 0), (tick) => percent(tick, 0), `${data.words}, share of dense`);
-    const line = points.flatMap((point, index) => (index ? [`H${frame.x(share(point)).toFixed(1)}`, `V${frame.y(kept(point)).toFixed(1)}`] : [`M${frame.x(share(point)).toFixed(1)} ${frame.y(kept(point)).toFixed(1)}`]));
+    const ends = `from ${percent(share(points[0]))} to ${percent(share(points.at(-1)))} of the dense network`;
+    const frame = plot(byId("trade"), `Kept ${worth} over ${data.words}, ${ends}`, 270, [0, 1.02], [low, 1.05]);
+    const whole = (tick) => percent(tick, 0);
+    axes(frame, niceTicks(0, 1, frame.width < 480 ? 5 : 10), niceTicks(low, 1, 5), whole, whole, `${data.words}, share of dense`);
+    const line = points.map((point, index) => {
+      const [x, y] = [frame.x(share(point)).toFixed(1), frame.y(kept(point)).toFixed(1)];
+      return index ? `H${x}V${y}` : `M${x} ${y}`;
+    });
     element(frame.svg, "path", { class: "curve", d: line.join("") });
-    for (const point of points) element(frame.svg, "circle", { class: point.proven ? "dot" : "open", cx: frame.x(share(point)), cy: frame.y(kept(point)), r: 2.2 });
+    for (const point of points) {
+      const [cx, cy] = [frame.x(share(point)), frame.y(kept(point))];
+      element(frame.svg, "circle", { class: point.proven ? "dot" : "open", cx, cy, r: 2.2 });
+    }
     for (const point of measured) {
       const at = [frame.x(latency ? point.latency.ratio : share(point)), frame.y(kept(point))];
       const mark = element(frame.svg, "path", { class: "clock", d: `M${at[0]} ${at[1] - 6}l6 6l-6 6l-6 -6z` });
-      element(mark, "title", {}, `measured ${point.latency.ms.toFixed(digits(point.latency.ms))} ms, ${percent(point.latency.ratio)} of dense`);
+      element(mark, "title", {}, `measured ${milliseconds(point.latency.ms)}, ${percent(point.latency.ratio)} of dense`);
       if (point.accuracy !== undefined) element(frame.svg, "circle", { class: "right", cx: at[0], cy: frame.y(point.accuracy), r: 4.5 });
     }
     frame.here = element(frame.svg, "line", { class: "here", y1: frame.top, y2: frame.bottom });
@@ -168,23 +185,23 @@
     frame.svg.addEventListener("pointermove", (event) => event.buttons && to(event));
     trade = frame;
     const legend = byId("trade-legend");
-    legend.textContent = "Each dot is the best network under its budget; hollow ones are not proven. Drag along the curve, or use the slider.";
-    if (measured.length) {
-      element(legend, "i", { class: "key-clock" });
-      legend.append(latency ? "measured" : "measured on the target (see below)");
-      if (measured.some((point) => point.accuracy !== undefined)) {
-        element(legend, "i", { class: "key-right" });
-        legend.append("accuracy after the cut, without training");
-      }
-    }
+    legend.textContent = "Each dot is the best network under its budget (hollow: not proven). Drag along the curve, or use the slider.";
+    if (measured.length) key(legend, "key-clock", "measured on the target");
+    if (measured.some((point) => point.accuracy !== undefined)) key(legend, "key-right", "accuracy after the cut");
+  }
+
+  function key(legend, style, text) {
+    const entry = element(legend, "span", { class: "key" });
+    element(entry, "i", { class: style });
+    entry.append(text);
   }
 
   function moveTrade(point) {
-    const at = trade.x(share(point));
-    set(trade.here, { x1: at, x2: at });
-    set(trade.ring, { cx: at, cy: trade.y(kept(point)) });
+    const [x, y] = [trade.x(share(point)), trade.y(kept(point))];
+    set(trade.here, { x1: x, x2: x });
+    set(trade.ring, { cx: x, cy: y });
     const [low, high] = [point.low ?? point.value, point.high ?? point.value];
-    set(trade.whisker, { x1: trade.x(low / dense.value), x2: trade.x(high / dense.value), y1: trade.y(kept(point)), y2: trade.y(kept(point)) });
+    set(trade.whisker, { x1: trade.x(low / dense.value), x2: trade.x(high / dense.value), y1: y, y2: y });
   }
 
   // -- the network ----------------------------------------------------------------------------------------------------------------------
@@ -247,10 +264,15 @@
       const end = width - (block ? 8 : 0);
       if (block) {
         element(svg, "path", { class: "wire shortcut", d: `M0 ${TRUNK}H${width}` });
-        element(svg, "path", { class: "wire branch", d: `M4 ${TRUNK}C12 ${TRUNK} 5 ${LINE} 15 ${LINE}H${end - 12}C${end - 3} ${LINE} ${end} ${LINE - 12} ${end} ${TRUNK + 5}` });
-        element(svg, "path", { class: "plus", d: `M${end - 5} ${TRUNK}a5 5 0 1 0 10 0a5 5 0 1 0 -10 0M${end - 3} ${TRUNK}h6M${end} ${TRUNK - 3}v6` });
+        const down = `M4 ${TRUNK}C12 ${TRUNK} 5 ${LINE} 15 ${LINE}`;
+        const up = `H${end - 12}C${end - 3} ${LINE} ${end} ${LINE - 12} ${end} ${TRUNK + 5}`;
+        element(svg, "path", { class: "wire branch", d: down + up });
+        element(svg, "circle", { class: "plus", cx: end, cy: TRUNK, r: 5 });
+        element(svg, "path", { class: "plus", d: `M${end - 3} ${TRUNK}h6M${end} ${TRUNK - 3}v6` });
       } else {
-        element(svg, "path", { class: "wire", d: `M0 ${TRUNK}C9 ${TRUNK} 3 ${LINE} 12 ${LINE}H${width - 12}C${width - 3} ${LINE} ${width - 9} ${TRUNK} ${width} ${TRUNK}` });
+        const down = `M0 ${TRUNK}C9 ${TRUNK} 3 ${LINE} 12 ${LINE}`;
+        const up = `H${width - 12}C${width - 3} ${LINE} ${width - 9} ${TRUNK} ${width} ${TRUNK}`;
+        element(svg, "path", { class: "wire", d: down + up });
       }
       const inside = element(svg, "g", { class: "inside" });
       unit.layers.forEach((index, number) => bar(inside, index, pad + number * STEP, LINE, TALL, tall));
@@ -270,7 +292,8 @@
     element(parent, "rect", { class: "dense", x, y: middle - full / 2, width: BAR, height: full, rx: 1.5 });
     const fill = element(parent, "rect", { class: "kept", x, width: BAR, rx: 1.5 });
     const ring = element(parent, "rect", { class: "chosen", x: x - 2, y: middle - full / 2 - 2, width: BAR + 4, height: full + 4, rx: 3 });
-    const hit = element(parent, "rect", { class: "hit", x: x - 2, y: middle - room / 2, width: BAR + 4, height: room, "data-layer": index });
+    const hit = element(parent, "rect", { class: "hit", x: x - 2, y: middle - room / 2, width: BAR + 4, height: room });
+    hit.dataset.layer = index;
     bars.push({ index, fill, ring, middle, room, tall, title: element(hit, "title") });
   }
 
@@ -285,7 +308,10 @@
     for (const { unit, figure, svg, name, block } of unitNodes) {
       const away = unit.block !== undefined && removed.has(unit.block);
       figure.classList.toggle("gone", away);
-      const sizes = unit.layers.map((index) => `${layers[index].name} ${lastSize(layers[index], dense.widths, NOTHING)} to ${lastSize(layers[index], point.widths, removed)}`);
+      const sizes = unit.layers.map((index) => {
+        const layer = layers[index];
+        return `${layer.name} ${lastSize(layer, dense.widths, NOTHING)} to ${lastSize(layer, point.widths, removed)}`;
+      });
       set(svg, { "aria-label": `${name}${block ? `, ${block.shortcut} shortcut` : ""}: ${away ? "removed" : sizes.join(", ")}` });
     }
   }
@@ -313,27 +339,35 @@
     const full = sizeOf(layer.axes[axis], dense.widths, NOTHING);
     const now = sizeOf(layer.axes[axis], point.widths, removed);
     const grid = layer.costs.flatMap((cost) => cost.sizes?.[axis] ?? []);
-    const sizes = [...new Set([...grid, ...Array.from({ length: 64 }, (_, step) => Math.max(1, Math.round(((step + 1) * full) / 64)))])].filter((size) => size <= full).sort((a, b) => a - b);
-    const here = sizes.map((size) => layerCost(layer, point.widths, removed, axis, size));
-    const before = sizes.map((size) => layerCost(layer, dense.widths, NOTHING, axis, size));
+    const even = Array.from({ length: 64 }, (_, number) => Math.max(1, Math.round(((number + 1) * full) / 64)));
+    const sizes = [...new Set([...grid, ...even])].filter((size) => size <= full).sort((a, b) => a - b);
+    const costHere = costCurve(layer, point.widths, removed, axis);
+    const costBefore = costCurve(layer, dense.widths, NOTHING, axis);
+    const here = sizes.map(costHere);
+    const before = sizes.map(costBefore);
     const highest = Math.max(...before, ...here, 1e-12);
     const side = axis === layer.axes.length - 1 ? "output" : "input";
     const away = gone(layer, removed);
-    const cost = layerCost(layer, point.widths, removed, axis, now);
-    const frame = plot(byId("stairs"), `Cost of ${layer.name} over its ${side} size`, 230, [0, full], [0, highest * 1.08], { left: 54, right: 14, top: 12, bottom: 40 });
+    const cost = costHere(now);
+    const margin = { left: 54, right: 14, top: 12, bottom: 40 };
+    const frame = plot(byId("stairs"), `Cost of ${layer.name} over its ${side} size`, 230, [0, full], [0, highest * 1.08], margin);
     const text = (tick) => (latency ? String(+tick.toPrecision(3)) : count(tick));
-    axes(frame, niceTicks(0, full, 5), niceTicks(0, highest, 4), String, text, `${side} size of ${layer.name}`.slice(-Math.floor(frame.width / 8)));
-    const path = (costs) => costs.map((value, index) => (index ? `V${frame.y(value).toFixed(1)}H${frame.x(sizes[index]).toFixed(1)}` : `M${frame.x(0)} ${frame.y(value).toFixed(1)}H${frame.x(sizes[0]).toFixed(1)}`)).join("");
+    axes(frame, niceTicks(0, full, 5), niceTicks(0, highest, 4), String, text, latency ? `${side} size; milliseconds` : `${side} size`);
+    const path = (costs) => {
+      const steps = costs.map((value, index) => `V${frame.y(value).toFixed(1)}H${frame.x(sizes[index]).toFixed(1)}`);
+      return `M${frame.x(0)} ${frame.y(costs[0]).toFixed(1)}${steps.join("")}`;
+    };
     element(frame.svg, "path", { class: "faint", d: path(before) });
     if (!away) {
       element(frame.svg, "path", { class: "curve", d: path(here) });
       element(frame.svg, "line", { class: "here", x1: frame.x(now), x2: frame.x(now), y1: frame.top, y2: frame.bottom });
       element(frame.svg, "circle", { class: "ring", cx: frame.x(now), cy: frame.y(cost), r: 5.5 });
     }
-    const whole = layerCost(layer, dense.widths, NOTHING, axis, full);
+    const whole = costBefore(full);
     said.textContent = away
       ? `${layer.name} went with its block. Grey: what it costs in the dense network, ${amount(whole)} at ${full}.`
-      : `${layer.name} stands at ${now} of ${full}: ${amount(cost)}, dense ${amount(whole)}. Blue: beside the other widths of this network; grey: beside the dense ones.`;
+      : `${layer.name} stands at ${now} of ${full}: ${amount(cost)}, dense ${amount(whole)}. Blue: beside the other widths of this ` +
+        "network; grey: beside the dense ones.";
   }
 
   // -- lists ----------------------------------------------------------------------------------------------------------------------------
@@ -373,6 +407,8 @@
   }
 
   const tiles = {};
+  /** Milliseconds whose worth is told: one, or a decimal part of it where the network takes but a few. */
+  const step = Math.min(1, 10 ** Math.floor(Math.log10(dense.value / 2)));
 
   function drawTiles() {
     const host = byId("tiles");
@@ -380,21 +416,22 @@
     tiles.macs = tile(host, "Multiply-adds");
     tiles.parameters = tile(host, "Parameters");
     tiles.kept = tile(host, worth === "divergence" ? "Predicted divergence" : "Kept importance");
-    tiles.next = tile(host, latency ? "The next ms buys" : `The next 1 % of ${data.words}`);
+    tiles.next = tile(host, latency ? `The next ${step} ms buys` : `The next 1 % of ${data.words}`);
     if (blocks.some((block) => block.removable ?? true)) tiles.blocks = tile(host, "Blocks removed");
   }
 
   function moveTiles(point) {
     const fill = (name, value, from) => tiles[name]?.forEach((node, index) => (node.textContent = [value, from][index]));
-    const interval = point.low != null ? `95 %: ${point.low.toFixed(digits(point.high))} – ${point.high.toFixed(digits(point.high))}` : `${percent(share(point))} of ${amount(dense.value)}`;
-    fill("value", amount(point.value), interval);
-    fill("macs", count(point.macs), `${percent(point.macs / dense.macs)} of ${count(dense.macs)}`);
-    fill("parameters", count(point.parameters), `${percent(point.parameters / dense.parameters)} of ${count(dense.parameters)}`);
-    if (worth === "divergence") fill("kept", exact(Math.max(dense.gain - point.gain, 0)), `summed over layers; ${percent(kept(point))} avoided`);
+    const ofDense = (now, whole) => `${percent(now / whole)} of ${count(whole)}`;
+    fill("value", amount(point.value), point.low != null ? interval(point.low, point.high) : `${percent(share(point))} of dense`);
+    fill("macs", count(point.macs), ofDense(point.macs, dense.macs));
+    fill("parameters", count(point.parameters), ofDense(point.parameters, dense.parameters));
+    if (worth === "divergence") fill("kept", exact(lost(point)), `summed over layers; ${percent(kept(point))} avoided`);
     else fill("kept", percent(kept(point)), `of the dense network's ${exact(dense.gain)}`);
-    const unit = latency ? 1 : dense.value / 100;
-    const gain = (point.multiplier * unit) / (dense.gain || 1);
-    fill("next", point.multiplier ? `+${gain < 0.0995 ? percent(gain, 2) : percent(gain)}` : "nothing", point.multiplier ? `of the ${worth}; ${latency ? `${exact(point.multiplier)} per ms` : `${exact(point.multiplier * 1e6)} per million`}` : "this is the end");
+    const gain = (point.multiplier * (latency ? step : dense.value / 100)) / (dense.gain || 1);
+    const rate = latency ? `${exact(point.multiplier)} per ms` : `${exact(point.multiplier * 1e6)} per million`;
+    if (point.multiplier) fill("next", `+${percent(gain, gain < 0.0995 ? 2 : 1)}`, `of the ${worth}; ${rate}`);
+    else fill("next", "nothing", "this is the end");
     const removable = blocks.filter((block) => block.removable ?? true).length;
     fill("blocks", String((point.removed ?? []).length), `of ${removable} removable`);
   }
@@ -413,16 +450,21 @@
     host.textContent = "";
     const next = points[place + 1];
     if (next) {
-      const back = new Set(next.removed ?? []);
-      const grown = groups.filter((group, index) => !inGone(group, back) && next.widths[index] > (inGone(group, removed) ? 0 : point.widths[index]));
-      const returning = [...removed].filter((block) => !back.has(block)).map((block) => `${blocks[block].name} comes back`);
-      chips(host, `Grows with the next ${amount(next.value - point.value)}${latency ? "" : ` ${data.words}`}`, [...returning, ...grown.filter((group) => !inGone(group, removed)).map((group) => group.name)]);
+      const stay = new Set(next.removed ?? []);
+      const back = [...removed].filter((block) => !stay.has(block)).map((block) => `${blocks[block].name} comes back`);
+      const grown = groups.filter((group, index) => !inGone(group, removed) && next.widths[index] > point.widths[index]);
+      const more = `${amount(next.value - point.value)}${latency ? "" : ` ${data.words}`}`;
+      chips(host, `Grows with the next ${more}`, [...back, ...grown.map((group) => group.name)]);
     }
-    const present = groups.map((group, index) => [group, point.widths[index]]).filter(([group]) => !inGone(group, removed) && group.choices.length > 1);
-    chips(host, "At the smallest width on offer", present.filter(([group, width]) => width === group.choices[0]).map(([group]) => group.name));
-    chips(host, "Whole: more room would not change them", present.filter(([group, width]) => width === group.choices.at(-1)).map(([group]) => group.name));
+    const standing = (end) =>
+      groups
+        .filter((group, index) => !inGone(group, removed) && group.choices.length > 1 && point.widths[index] === group.choices.at(end))
+        .map((group) => group.name);
+    chips(host, "At the smallest width on offer", standing(0));
+    chips(host, "Whole: more room would not change them", standing(-1));
     chips(host, "Blocks removed", (point.removed ?? []).map((block) => blocks[block].name));
-    chips(host, "Blocks that must stay", blocks.filter((block) => block.removable === false).map((block) => `${block.name}: ${block.reason ?? ""}`));
+    const held = blocks.filter((block) => block.removable === false);
+    chips(host, "Blocks that must stay", held.map((block) => `${block.name}: ${block.reason ?? ""}`));
   }
 
   function drawMeasured() {
@@ -432,15 +474,16 @@
     const table = element(byId("measured"), "table");
     const accuracies = dense.accuracy !== undefined;
     const head = element(element(table, "thead"), "tr");
-    for (const name of ["network", ...(latency ? ["predicted"] : []), "measured", "of dense", ...(accuracies ? ["accuracy after the cut"] : [])]) element(head, "th", { scope: "col" }, name);
+    const names = ["network", ...(latency ? ["predicted"] : []), "measured", "of dense", ...(accuracies ? ["accuracy"] : [])];
+    for (const name of names) element(head, "th", { scope: "col" }, name);
     const body = element(table, "tbody");
     for (const [point, index] of [...measured, [dense, -1]]) {
       if (!point.latency) continue;
       const row = element(body, "tr");
       element(row, "th", { scope: "row" }, index < 0 ? "dense" : pick(index));
       if (latency) element(row, "td", {}, amount(point.value));
-      const cell = element(row, "td", {}, `${point.latency.ms.toFixed(digits(point.latency.ms))} ms`);
-      element(cell, "small", {}, `95 %: ${point.latency.low.toFixed(digits(point.latency.high))} – ${point.latency.high.toFixed(digits(point.latency.high))}`);
+      const cell = element(row, "td", {}, milliseconds(point.latency.ms));
+      element(cell, "small", {}, interval(point.latency.low, point.latency.high));
       element(row, "td", {}, point.latency.ratio != null ? percent(point.latency.ratio) : "–");
       if (accuracies) element(row, "td", {}, point.accuracy !== undefined ? percent(point.accuracy, 2) : "–");
     }
@@ -454,7 +497,8 @@
     const wanted = pick(place);
     byId("command-part").hidden = !data.command;
     byId("command").textContent = `${data.command} --explore ${quoted(data.file)} --pick ${wanted} -o pruned`;
-    byId("python").textContent = data.python.replace("{file}", () => JSON.stringify(data.file)).replace("{pick}", () => JSON.stringify(wanted));
+    const filled = data.python.replace("{file}", () => JSON.stringify(data.file));
+    byId("python").textContent = filled.replace("{pick}", () => JSON.stringify(wanted));
   }
 
   async function copy(button, text) {
@@ -484,10 +528,11 @@
   }
 
   function sentence(point) {
-    const lost = worth === "divergence" ? `predicted divergence ${exact(Math.max(dense.gain - point.gain, 0))}` : `keeps ${percent(kept(point))} of the importance`;
-    const away = (point.removed ?? []).length;
-    const value = latency ? `${amount(point.value)} predicted` : `${amount(point.value)} ${data.words}`;
-    return `${percent(share(point))} of dense: ${value}, ${lost}, ${away ? `${away} block${away > 1 ? "s" : ""} removed` : "all blocks stay"}`;
+    const good = `keeps ${percent(kept(point))} of the importance`;
+    const objective = worth === "divergence" ? `predicted divergence ${exact(lost(point))}` : good;
+    const count = (point.removed ?? []).length;
+    const away = count ? `${count} block${count > 1 ? "s" : ""} removed` : "all blocks stay";
+    return `${percent(share(point))} of dense: ${amount(point.value)} ${latency ? "predicted" : data.words}, ${objective}, ${away}`;
   }
 
   function show(index, { typed = false } = {}) {
@@ -525,7 +570,8 @@
     if (found === null || found < 0) {
       set(byId("typed"), { "aria-invalid": "true" });
       const least = `the smallest network has ${amount(points[0].value)}, ${percent(share(points[0]), 2)}`;
-      byId("summary").textContent = found === null ? `Not a budget: write ${byId("hint").textContent.replace("for instance ", "")}` : `Below what can be reached: ${least}`;
+      const example = byId("hint").textContent.replace("for instance ", "");
+      byId("summary").textContent = found === null ? `Not a budget: write ${example}` : `Below what can be reached: ${least}`;
       say(byId("summary").textContent);
       return;
     }
@@ -535,7 +581,7 @@
   function start() {
     const slider = byId("slider");
     slider.max = String(points.length - 1);
-    byId("hint").textContent = `for instance 50% or ${amount(dense.value / 2).replace(" ", "")}`;
+    byId("hint").textContent = `for instance 50% or ${amount(dense.value / 2).replace("\u00a0", "")}`;
     drawTrade();
     drawTiles();
     drawNetwork();
@@ -559,7 +605,10 @@
     });
     const middle = points.findLastIndex((point) => share(point) <= 0.5);
     place = Math.max(middle, 0);
-    const dear = layers.map((layer, index) => [outputAxis(layer) < 0 ? -1 : layerCost(layer, dense.widths, NOTHING, outputAxis(layer), lastSize(layer, dense.widths, NOTHING)), index]);
+    const dear = layers.map((layer, index) => {
+      const axis = outputAxis(layer);
+      return [axis < 0 ? -1 : costCurve(layer, dense.widths, NOTHING, axis)(sizeOf(layer.axes[axis], dense.widths, NOTHING)), index];
+    });
     chooseLayer(dear.length ? dear.reduce((a, b) => (b[0] > a[0] ? b : a))[1] : 0);
     show(place);
   }
