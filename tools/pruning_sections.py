@@ -94,7 +94,8 @@ def methods() -> str | None:
         found = read(f"methods-{network}")
         if found is None:
             continue
-        head = ["method", "budget", "delivered", "cut", "norms again", "recovered", "trained", "blocks gone", "stages", "status", "CPU time"]
+        head = ["method", "budget", "delivered", "cut", "norms again", "recovered", "trained"]
+        head += ["blocks gone", "stages", "status", "CPU time"]
         parts.append(
             f"### {_name(network)}, {found['test_images']:,} test images\n\n" + table(head, [_method(row) for row in found["rows"]])
         )

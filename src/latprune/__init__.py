@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from latprune.problem import Problem, Solution
     from latprune.program import ProgramModule, capture, load_program, save_program
     from latprune.pruning.budget import Budget
+    from latprune.pruning.exploration import Exploration
+    from latprune.pruning.exploring import explore
     from latprune.pruning.finetuning import fit_with
     from latprune.pruning.pruner import Pruner
     from latprune.pruning.result import Result
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budget",
+    "Exploration",
     "FitContext",
     "KernelPredictor",
     "LatencyTables",
@@ -55,6 +58,7 @@ __all__ = [
     "build_tables",
     "capture",
     "evaluate",
+    "explore",
     "finetune",
     "fit_with",
     "load_program",
@@ -78,6 +82,8 @@ _HOMES = {
     "latprune.problem": ("Problem", "Solution"),
     "latprune.program": ("ProgramModule", "capture", "load_program", "save_program"),
     "latprune.pruning.budget": ("Budget",),
+    "latprune.pruning.exploration": ("Exploration",),
+    "latprune.pruning.exploring": ("explore",),
     "latprune.pruning.finetuning": ("fit_with",),
     "latprune.pruning.pruner": ("Pruner",),
     "latprune.pruning.result": ("Result",),
@@ -89,6 +95,9 @@ _HOMES = {
 # Tracing captures a program where one is asked for; programs are built on tracing.
 _offer("latprune.forms", "program", "latprune.program.form:FORM")
 _offer("latprune.criteria", "reconstruction", "latprune.recovery.criterion:ReconstructionConfig")
+# What is drawn in a notebook is drawn by reports, which stand above what they show.
+_offer("latprune.displays", "graph", "latprune.report.notebook:graph_html")
+_offer("latprune.displays", "tables", "latprune.report.notebook:tables_html")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 

@@ -15,6 +15,7 @@ from latprune.cli import (
     compare,
     demo,
     doctor,
+    explore,
     export,
     frontier,
     inspect,
@@ -33,7 +34,25 @@ from latprune.errors import LatpruneError
 
 __all__ = ["build_parser", "main"]
 
-COMMANDS = (prune, sweep, inspect, verify, compare, export, report, time, listing, measure, table, predictor, solve, frontier, doctor, demo)
+COMMANDS = (
+    prune,
+    explore,
+    sweep,
+    inspect,
+    verify,
+    compare,
+    export,
+    report,
+    time,
+    listing,
+    measure,
+    table,
+    predictor,
+    solve,
+    frontier,
+    doctor,
+    demo,
+)
 INTERRUPTED = 130
 BAD_FILE = 2
 

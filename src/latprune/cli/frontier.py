@@ -1,20 +1,26 @@
-"""``latprune frontier``: solve a problem file at many limits of one resource."""
+"""``latprune frontier``: solve at many limits of one resource: a saved result, a model, or a problem file."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from latprune.cli.arguments import add_model_arguments, add_target_arguments
+from latprune.cli.pruning_arguments import add_data_arguments, add_method_arguments, add_table_arguments, method_of, width_rules_of
 
 if TYPE_CHECKING:
+    from latprune.problem import Problem
     from latprune.solve import Frontier
 
 __all__ = ["add_parser", "run"]
 
 _EPILOG = """\
 examples:
+  latprune frontier pruned/result --points 50 --plot frontier.svg -o frontier.json
+  latprune frontier --model nets.py:net --input 1x3x32x32 --criterion magnitude --resource flops -o frontier.json
+  latprune frontier tables.json --model nets.py:net --input 1x3x32x32 --criterion magnitude --write-problem problem.json -o frontier.json
   latprune frontier problem.json --resource latency --points 50 -o frontier.json
-  latprune frontier problem.json --resource latency --plot frontier.svg -o frontier.json
 
 exit codes: as `latprune solve`; an interrupted run writes the points that it finished and returns 130
 """
@@ -26,15 +32,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     parser = subparsers.add_parser(
         "frontier",
-        help="solve a problem file at many limits",
-        description="Solve a problem file for limits of one resource, evenly spaced from the lowest reachable use to the dense one.",
+        help="solve at many limits: a saved result, a model with its tables, or a problem file",
+        description="Solve for limits of one resource, evenly spaced from the lowest reachable use to the dense one: the problem of a "
+        "saved result or of a problem file, or that of a model, whose latency tables are built or given. `latprune explore` shows them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("problem", metavar="PROBLEM", help="problem file (JSON)")
-    parser.add_argument("--resource", default=None, help="resource whose limit varies (default: the first one)")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        nargs="?",
+        help="a saved result (folder, .zip or result.json), a problem file, or the latency tables of --model; none: the model alone",
+    )
+    parser.add_argument("--resource", default=None, help="resource whose limit varies (default: the first one; latency of a model)")
     parser.add_argument("--points", type=int, default=50, help="number of limits (default: %(default)s)")
+    add_model_arguments(parser, required=False)
+    add_target_arguments(parser)
+    # The solver has options of its own here.
+    add_method_arguments(parser.add_argument_group("method, of a model"), solver=False)
+    add_data_arguments(parser.add_argument_group("data, of a model"), accuracy=False)
+    add_table_arguments(parser.add_argument_group("tables, of a model"))
     add_solver_arguments(parser)
+    parser.add_argument("--write-problem", metavar="FILE", help="also write the problem, for `latprune solve`")
     parser.add_argument("--plot", metavar="FILE", help="also draw it (.svg, .png, .pdf)")
     parser.add_argument("-o", "--output", metavar="FILE", help="where to write the frontier (default: standard output)")
     parser.set_defaults(run=run)
@@ -44,26 +63,25 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import sys
 
-    from latprune.cli.solve import EXIT_CODES, INTERRUPTED, chosen_solver, write_output
-    from latprune.problem import Problem
-    from latprune.solve import Frontier, FrontierInterrupted, solve_frontier
+    from latprune.cli.solve import EXIT_CODES, INTERRUPTED, write_output
+    from latprune.solve import FrontierInterrupted
 
-    solver = chosen_solver(args)
-    problem = Problem.read(args.problem)
-    resource = problem.costs[0].name if args.resource is None else args.resource
     interrupted = False
+    problem = None
     try:
-        found = solve_frontier(
-            problem, resource, points=args.points, solver=solver, time_limit=args.time_limit, gap=args.gap, progress=_progress()
-        )
+        found, problem = _of_model(args) if args.model else _of_problem(args)
     except FrontierInterrupted as stopped:
         found, interrupted = stopped.frontier, True
     except KeyboardInterrupt:
-        found, interrupted = Frontier(resource=resource, unit="", points=()), True
+        from latprune.solve import Frontier
+
+        found, interrupted = Frontier(resource=args.resource or "", unit="", points=()), True
     if args.output is None:
         sys.stdout.write(found.to_json())
     else:
         write_output(args.output, found.to_json())
+    if args.write_problem is not None and problem is not None:
+        write_output(args.write_problem, problem.to_json(), argument="--write-problem")
     statuses = [p.solution.status for p in found.points]
     counts = ", ".join(f"{statuses.count(s)} {s}" for s in EXIT_CODES if s in statuses)
     print(f"{len(statuses)} limits: {counts}", file=sys.stderr if args.output is None else sys.stdout)
@@ -73,6 +91,109 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
     codes = {EXIT_CODES[s] for s in statuses}
     return 0 if 0 in codes else min(codes)
+
+
+def _of_problem(args: argparse.Namespace) -> tuple[Frontier, Problem]:
+    """The frontier of a problem that is there: a problem file's, or a saved result's."""
+    from latprune.cli.solve import chosen_solver
+    from latprune.solve import solve_frontier
+
+    solver = chosen_solver(args)
+    problem = _problem(args.source)
+    resource = problem.costs[0].name if args.resource is None else args.resource
+    found = solve_frontier(
+        problem, resource, points=args.points, solver=solver, time_limit=args.time_limit, gap=args.gap, progress=_progress()
+    )
+    return found, problem
+
+
+def _problem(source: str | None) -> Problem:
+    """The problem of a problem file or a saved result."""
+    import json
+    from pathlib import Path
+
+    from latprune.errors import FileFormatError, InvalidArgumentError
+    from latprune.export import read_record
+    from latprune.problem import Problem
+
+    if source is None:
+        raise InvalidArgumentError("SOURCE is missing: give a saved result or a problem file, or --model and --input")
+    kind: Any = None
+    if Path(source).is_dir() or Path(source).suffix == ".zip":
+        kind = "latprune/result"
+    else:
+        try:
+            data = json.loads(Path(source).read_bytes())
+        except (OSError, ValueError):
+            data = None  # the reader of problems says what is wrong
+        kind = data.get("format") if isinstance(data, dict) else None
+    if kind == "latprune/result":
+        record = read_record(source)
+        if record.problem is None:
+            raise InvalidArgumentError(
+                f"SOURCE (={source!r}) is a result of method {record.method.name!r} that no problem was solved for; give the model itself: "
+                "--model and --input"
+            )
+        return Problem.from_json(json.dumps(record.problem))
+    if kind == "latprune/latency-tables":
+        raise InvalidArgumentError(
+            f"SOURCE (={source!r}) holds latency tables, which say what widths cost, not what they are worth: give --model and --input too"
+        )
+    if kind == "latprune/explorer":
+        raise FileFormatError(f"{source!r} holds networks, not the problem that they solve: give the model itself, --model and --input")
+    return Problem.read(source)
+
+
+def _of_model(args: argparse.Namespace) -> tuple[Frontier, Problem]:
+    """The frontier of a model, traced and scored here, with the tables that were given or are built."""
+    from latprune.cli.loading import example_inputs, glob_numbers, load_callable, load_model, load_tables, parse_arguments, target_from
+    from latprune.cli.progress import reporter
+    from latprune.errors import InvalidArgumentError
+    from latprune.latency import KernelPredictor, Store
+    from latprune.pruning.frontier import frontier_of
+    from latprune.pruning.pruner import Pruner
+
+    if args.units is not None or args.gap:
+        raise InvalidArgumentError("--units and --gap belong to a problem file; write one with --write-problem and solve that")
+    if args.source is not None and args.tables is not None:
+        raise InvalidArgumentError(f"SOURCE (={args.source!r}) and --tables (={args.tables!r}) are both tables of the model; give one")
+    budgets = {"latency": "100%", "flops": "flops=100%", "params": "params=100%"}
+    resource = args.resource or "latency"
+    if resource not in budgets:
+        raise InvalidArgumentError(f"--resource (={args.resource!r}) must be one of {', '.join(budgets)} for a model")
+    tables = args.source or args.tables
+    keywords = parse_arguments(args.data_arg, argument="--data-arg")
+    pruner = Pruner(
+        load_model(args.model, args.model_arg, args.weights),
+        example_inputs(args.input, batch=args.batch, seed=args.seed),
+        budget=budgets[resource],
+        target=target_from(args),
+        method=method_of(args),
+        keep=args.keep,
+        blocks_keep=args.blocks_keep,
+        min_widths=dict(glob_numbers(args.min_width, "--min-width", int)),
+        widths=width_rules_of(args),
+        within=args.within,
+        tables=load_tables(tables) if tables else None,
+        predictor=KernelPredictor.load(args.predictor) if args.predictor else None,
+        store=Store(args.store) if args.store else None,
+        solver=None if args.solver == "exact" else args.solver,
+        seed=args.seed,
+        measure_latency=not args.predict_only,
+        progress=reporter(),
+        form=args.form,
+        fold=args.fold,
+    )
+    try:
+        return frontier_of(
+            pruner,
+            points=args.points,
+            data=load_callable(args.data, argument="--data")(**keywords) if args.data else None,
+            batches=args.importance_batches or None,
+            time_limit=args.time_limit,
+        )
+    finally:
+        pruner.close()
 
 
 def _plot(frontier: Frontier, path: str) -> None:

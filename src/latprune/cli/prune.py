@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from latprune.cli.arguments import add_fold_argument, add_form_argument, add_model_arguments, add_target_arguments
+from latprune.cli.arguments import add_model_arguments, add_target_arguments
+from latprune.cli.pruning_arguments import (
+    add_data_arguments,
+    add_method_arguments,
+    add_table_arguments,
+    evaluation_of,
+    method_of,
+    width_rules_of,
+)
 
 if TYPE_CHECKING:
-    from latprune.methods import Method
-    from latprune.methods.width_rules import WidthRules
     from latprune.pruning.result import Result
     from latprune.pruning.run import Fit
 
-__all__ = ["add_arguments", "add_parser", "method_from", "prune_as_told", "run"]
+__all__ = ["add_arguments", "add_parser", "prune_as_told", "run"]
 
 _EPILOG = """\
 examples:
@@ -22,6 +28,7 @@ examples:
       --data nets.py:train_batches --test-data nets.py:test_batches --epochs 3 -o pruned
   latprune prune --model nets.py:net --input 1x3x32x32 --budget params=467K --budget flops=13.36M \\
       --method sp_lamp --method-arg stages=10 --method-arg between=mask -o pruned
+  latprune prune --model nets.py:net --input 1x3x32x32 --data nets.py:train_batches --explore explorer.json --pick 63% -o pruned
 
 `latprune list` names the methods, criteria, solvers and engines, with their options.
 Interrupted? The same command with the same -o goes on where it stopped.
@@ -49,46 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument(
         "--budget",
         action="append",
-        required=True,
-        help="50%% (of the dense latency), 8.5ms, 2000/s, flops=45%%, params=1.2M; may be repeated: all are met",
+        help="50%% (of the dense latency), 8.5ms, 2000/s, flops=45%%, params=1.2M; may be repeated: all are met; left out: --pick",
     )
-    job.add_argument("--method", default="mdp", help="pruning method (default: %(default)s)")
-    job.add_argument(
-        "--method-arg",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="option of the method, such as stages=10; may be repeated",
-    )
-    job.add_argument("--criterion", "--importance", metavar="NAME", help="criterion that scores the channels (default: the method's own)")
-    job.add_argument("--criterion-arg", action="append", default=[], metavar="KEY=VALUE", help="option of the criterion; may be repeated")
-    job.add_argument("--stages", type=int, help="stages of a staged method: short for --method-arg stages=N")
-    job.add_argument("--no-blocks", action="store_true", help="keep all blocks: short for --method-arg blocks=false")
-    job.add_argument("--no-channels", action="store_true", help="remove whole blocks only: short for --method-arg channels=false")
-    job.add_argument("--keep", action="append", default=[], metavar="GLOB", help="modules to leave whole; may be repeated")
-    job.add_argument("--blocks-keep", action="append", default=[], metavar="GLOB", help="blocks that must stay; may be repeated")
-    job.add_argument("--min-width", action="append", default=[], metavar="GROUP=N", help="smallest width of a group or glob")
-    job.add_argument("--max-width", action="append", default=[], metavar="GROUP=N", help="largest width of a group or glob")
-    job.add_argument("--min-share", action="append", default=[], metavar="[GROUP=]X", help="smallest share of a group's channels, 0 to 1")
-    job.add_argument("--max-share", action="append", default=[], metavar="[GROUP=]X", help="largest share of a group's channels, 0 to 1")
-    job.add_argument("--multiple-of", action="append", default=[], metavar="[GROUP=]N", help="widths are multiples of N; may be repeated")
-    job.add_argument("--within", metavar="PATH", help="prune inside of this sub-module only")
-    add_form_argument(job)
-    add_fold_argument(job)
-    job.add_argument("--solver", help="solver of the pruning problem (default: the method's own)")
+    job.add_argument("--explore", metavar="FILE", help="explorer.json of `latprune explore`, to take the network of --pick from")
+    job.add_argument("--pick", metavar="BUDGET", help="cut the best network shown under this budget exactly as it was shown, such as 63%%")
+    add_method_arguments(job)
     job.add_argument("--time-limit", type=float, default=60.0, help="seconds that one solve may take (default: %(default)s)")
     job.add_argument("--slack", type=float, default=0.03, help="how far below the budget the result may lie (default: %(default)s)")
     job.add_argument("--narrow", action="store_true", help="if the end is measured over the budget, narrow once more")
-    job.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     data = parser.add_argument_group("data and training")
-    data.add_argument("--data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for scoring, recovery and fine-tuning")
-    data.add_argument("--test-data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for accuracy")
-    data.add_argument("--data-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of both; may be repeated")
+    add_data_arguments(data)
     data.add_argument("--candidates", type=int, default=1, help="pick by accuracy among N near-optimal answers (default: %(default)s)")
     data.add_argument(
         "--units", choices=["score", "reconstruction"], default="score", help="which channels stay, given how many (default: %(default)s)"
     )
-    data.add_argument("--importance-batches", type=int, default=16, help="batches to score with; 0 takes all (default: %(default)s)")
     data.add_argument(
         "--recover",
         metavar="STRATEGY",
@@ -115,17 +96,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--channels-last", action="store_true", help="train with channels-last weights (default: the recipe's)")
     data.add_argument("--distill", action="store_true", help="let the dense network teach while fine-tuning")
-    data.add_argument("--train-threads", type=int, help="threads of fine-tuning and evaluation (default: all cores)")
     data.add_argument("--fit", metavar="MODULE:CALLABLE", help="fit(model, context) of your own instead of --epochs")
-    data.add_argument("--evaluate", metavar="MODULE:CALLABLE", help="evaluate(model) -> accuracy of your own instead of --test-data")
     out = parser.add_argument_group("output")
     out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder for progress and result")
-    out.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
-    out.add_argument("--tables", metavar="FILE", help="latency tables of this model and target, from latprune measure -o (default: built)")
-    out.add_argument("--predictor", metavar="FILE", help="kernel predictor (latprune predictor train) in place of tables")
-    out.add_argument(
-        "--predict-only", action="store_true", help="measure nothing: the device is not here; take the word of --tables, less their error"
-    )
+    add_table_arguments(out)
     out.add_argument("--onnx", action="store_true", help="also export FOLDER/result/model.onnx")
     out.add_argument("--quiet", action="store_true", help="print the result only")
 
@@ -144,22 +118,30 @@ def prune_as_told(args: argparse.Namespace) -> Result:
         target_from,
     )
     from latprune.cli.progress import reporter
+    from latprune.errors import InvalidArgumentError
     from latprune.latency import KernelPredictor, Store
+    from latprune.pruning.exploration import Exploration
     from latprune.pruning.run import prune
 
+    if args.budget is None and args.pick is None:
+        raise InvalidArgumentError("--budget is missing: give one, for instance 50%, or --explore FILE and --pick BUDGET")
+    if (args.explore is None) != (args.pick is None):
+        raise InvalidArgumentError("--explore FILE and --pick BUDGET go together: the file holds the networks, the budget says which one")
+    pick = Exploration.load(args.explore).pick(args.pick) if args.explore else None
     target = target_from(args)
-    method = method_from(args)
-    widths = _width_rules(args)
+    method = method_of(args)
+    widths = width_rules_of(args)
     model = load_model(args.model, args.model_arg, args.weights)
     inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
     keywords = parse_arguments(args.data_arg, argument="--data-arg")
     batches = load_callable(args.data, argument="--data")(**keywords) if args.data else None
     output = Path(args.output)
-    evaluate = _evaluate(args, keywords)
+    evaluate = evaluation_of(args, keywords)
     result = prune(
         model,
         inputs,
         budget=args.budget,
+        pick=pick,
         target=target,
         method=method,
         data=batches,
@@ -218,59 +200,6 @@ def run(args: argparse.Namespace) -> int:
             measured_ms=(record.budget_share or 0.0) * (record.budget.limit or 0.0),
         )
     return 0
-
-
-def method_from(args: argparse.Namespace) -> Method:
-    """The method that the arguments name, with its options and criterion."""
-    from latprune.cli.loading import parse_arguments
-    from latprune.errors import InvalidArgumentError
-    from latprune.importance import get_criterion
-    from latprune.methods import get_method
-
-    options: dict[str, Any] = parse_arguments(args.method_arg, argument="--method-arg")
-    if args.stages is not None:
-        options["stages"] = args.stages
-    if args.criterion is not None:
-        options["score"] = get_criterion(args.criterion, **parse_arguments(args.criterion_arg, argument="--criterion-arg"))
-    elif args.criterion_arg:
-        raise InvalidArgumentError("--criterion-arg needs --criterion")
-    if args.no_blocks:
-        options["blocks"] = False
-    if args.no_channels:
-        options["channels"] = False
-    return get_method(args.method, **options)
-
-
-def _width_rules(args: argparse.Namespace) -> WidthRules | None:
-    from latprune.cli.loading import glob_numbers
-    from latprune.methods.width_rules import WidthRules
-
-    multiple, largest = glob_numbers(args.multiple_of, "--multiple-of", int), glob_numbers(args.max_width, "--max-width", int)
-    least, most = glob_numbers(args.min_share, "--min-share", float), glob_numbers(args.max_share, "--max-share", float)
-    if not (multiple or largest or least or most):
-        return None
-    return WidthRules(
-        multiple_of=dict(multiple) or None, max_widths=dict(largest) or None, min_share=dict(least) or None, max_share=dict(most) or None
-    )
-
-
-def _evaluate(args: argparse.Namespace, keywords: dict[str, Any]) -> Any:
-    from latprune.cli.loading import load_callable
-
-    if args.evaluate:
-        return load_callable(args.evaluate, argument="--evaluate")
-    if args.test_data:
-        from latprune.pruning.finetuning import training_threads
-        from latprune.train import evaluate
-
-        batches = load_callable(args.test_data, argument="--test-data")(**keywords)
-
-        def accuracy(model: Any) -> float:
-            with training_threads(args.train_threads):
-                return evaluate(model, batches)
-
-        return accuracy
-    return None
 
 
 def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     return INTERRUPTED if interrupted else EXIT_CODES[solution.status]
 
 
-def write_output(path: str, text: str) -> None:
+def write_output(path: str, text: str, *, argument: str = "--output") -> None:
     """Write a result file; what stands in the way becomes an error of the arguments."""
     from latprune.errors import InvalidArgumentError
     from latprune.problem.writer import write_text
@@ -109,7 +109,7 @@ def write_output(path: str, text: str) -> None:
     try:
         write_text(path, text)
     except OSError as error:
-        raise InvalidArgumentError(f"--output (={path!r}) cannot be written: {error.strerror or error}") from error
+        raise InvalidArgumentError(f"{argument} (={path!r}) cannot be written: {error.strerror or error}") from error
 
 
 def summary(solution: Solution, *, interrupted: bool) -> list[str]:

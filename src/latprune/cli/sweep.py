@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from latprune.cli import prune
+from latprune.cli.pruning_arguments import method_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,9 +66,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.tables and len(args.engine or ()) > 1:
         raise InvalidArgumentError("--tables holds the latency of one engine; leave it out of a sweep over several")
+    if args.pick or args.explore:
+        raise InvalidArgumentError("--explore and --pick name one network; give them to latprune prune")
     methods, engines, seeds = args.method or ["mdp"], args.engine or ["openvino"], args.seed or [0]
     for method in methods:  # what is wrong with a method is said before the first run
-        prune.method_from(_of_cell(args, method=method))
+        method_of(_of_cell(args, method=method))
     cells = grid(budgets=args.budget, methods=methods, engines=engines, seeds=seeds)
     folder = Path(args.output)
     found = sweep_with(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from latprune.export.exploration import ExplorationRecord
 from latprune.export.record import ResultRecord
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from latprune.export.provenance import current_provenance
 
 __all__ = [
+    "ExplorationRecord",
     "OnnxExport",
     "ResultRecord",
     "SavedResult",

@@ -12,11 +12,10 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from latprune.errors import FileFormatError
 from latprune.export.verdict import Verdict, verdict
-from latprune.file_model import FileModel
+from latprune.file_model import FileModel, parsed, validated
 
 __all__ = [
     "RECORD_FORMAT",
@@ -392,28 +391,12 @@ class ResultRecord(FileModel):
         Raises:
             FileFormatError: Not a result, of an unknown version, or a value breaks its rule; names the place inside the file.
         """
-        if not isinstance(data, dict) or data.get("format") != RECORD_FORMAT:
-            found = data.get("format") if isinstance(data, dict) else type(data).__name__
-            raise FileFormatError(f"is {found!r}, not a pruning result; expected format {RECORD_FORMAT!r}", path="format")
-        if data.get("version") != RECORD_VERSION:
-            raise FileFormatError(
-                f"version {data.get('version')!r} is not known (this latprune reads version {RECORD_VERSION}); install a newer one",
-                path="version",
-            )
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise FileFormatError(_sentence(first["msg"], first.get("input")), path=_place(first["loc"])) from error
+        return validated(cls, data, what="a pruning result")
 
     @classmethod
     def from_json(cls, text: str | bytes) -> ResultRecord:
         """Read a record from JSON text; raises as :meth:`from_dict`."""
-        try:
-            data = json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise FileFormatError(f"is not JSON: {error}") from error
-        return cls.from_dict(data)
+        return cls.from_dict(parsed(text))
 
     @classmethod
     def read(cls, path: str | Path) -> ResultRecord:
@@ -460,17 +443,3 @@ class ResultRecord(FileModel):
             elif self.budget.limit is not None:
                 uncertainty = (latency.high - latency.low) / 2 / self.budget.limit
         return verdict(share, uncertainty, 1.0)
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    """``("groups", 3, "kept")`` as ``groups[3].kept``."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{part}"
-    return text
-
-
-def _sentence(message: str, value: Any) -> str:
-    """The validator's message with the offending value, unless that is a whole section."""
-    message = message.removeprefix("Value error, ")
-    return message if isinstance(value, (dict, list, tuple)) else f"{message} (is {value!r})"

@@ -56,6 +56,12 @@ class ModelGraph:
         removable = sum(block.removable for block in self.blocks.values())
         return f"ModelGraph({len(self.groups)} groups, {len(self.kernels)} kernels, {removable} removable blocks)"
 
+    def _repr_html_(self) -> str:
+        """The channel groups as a table, for notebooks."""
+        from latprune.display import html_of
+
+        return html_of("graph", self)
+
     def dense_widths(self) -> dict[str, int]:
         """Every group at its full width."""
         return {name: g.columns for name, g in self.groups.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import InvalidArgumentError
+from latprune.errors import BudgetInfeasibleError, InvalidArgumentError
 from latprune.graph.types import Selection
 from latprune.methods.schedule import Schedule, SinglePass, SoftMasks
 from latprune.registry import Registry
@@ -147,6 +149,24 @@ class Proposer(ABC):
         Raises:
             BudgetInfeasibleError: No network is under ``limit``; the error carries the lowest predicted value.
         """
+
+    def along(self, limits: Sequence[float], *, time_limit: float | None = None) -> list[Proposal]:
+        """The best networks under each of several limits; a limit that nothing meets, or that time does not suffice for, has none.
+
+        Args:
+            limits: Rising limits.
+            time_limit: Seconds for all of them.
+        """
+        deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+        found: list[Proposal] = []
+        for limit in limits:
+            if time.monotonic() >= deadline:
+                break
+            try:
+                found.append(self.propose(limit))
+            except BudgetInfeasibleError:
+                continue
+        return found
 
     def widened(self, found: Proposal, limit: float) -> Proposal | None:
         """The best network under ``limit`` that keeps all that ``found`` keeps; None where the method has no choice of such networks.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from latprune.errors import LatpruneError
 from latprune.methods.assemble import proposal_of
 from latprune.methods.base import Proposal, Proposer, StageContext
 from latprune.problem import Problem, Solution, at_least, at_most
-from latprune.solve import require_answer, solve
+from latprune.solve import require_answer, solve, solve_frontier
 
 __all__ = ["SolvedProposer"]
 
@@ -25,6 +25,15 @@ class SolvedProposer(Proposer):
     def propose(self, limit: float) -> Proposal:
         """Solve for ``limit``; see the base class."""
         return self._solved(self._problem, limit)
+
+    def along(self, limits: Sequence[float], *, time_limit: float | None = None) -> list[Proposal]:
+        """Solve for all ``limits`` at once; see the base class."""
+        found = solve_frontier(self._problem, self._problem.costs[0].name, limits=limits, solver=self._solver, time_limit=time_limit)
+        return [
+            proposal_of(self._context, self._problem.replace_limits({found.resource: point.limit}), point.solution)
+            for point in found.points
+            if point.solution.assignment is not None
+        ]
 
     def widened(self, found: Proposal, limit: float) -> Proposal | None:
         """Solve for ``limit`` among the networks that are nowhere narrower; see the base class."""

@@ -3,8 +3,11 @@
 from latprune.pruning.budget import Budget
 from latprune.pruning.comparison import Compared, compare
 from latprune.pruning.contract import MethodContract
+from latprune.pruning.exploration import Exploration
+from latprune.pruning.exploring import explore
 from latprune.pruning.finetuning import fit_with, training_threads
 from latprune.pruning.fitting import Evaluate, Fit, FitContext, TrainingDriver, driver_of
+from latprune.pruning.picked import PickedNetwork
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
@@ -17,11 +20,13 @@ __all__ = [
     "Budget",
     "Compared",
     "Evaluate",
+    "Exploration",
     "Fit",
     "FitContext",
     "MaskChange",
     "MaskedTraining",
     "MethodContract",
+    "PickedNetwork",
     "Pruner",
     "Result",
     "StageProposal",
@@ -29,6 +34,7 @@ __all__ = [
     "TrainingDriver",
     "compare",
     "driver_of",
+    "explore",
     "fit_with",
     "prune",
     "training_threads",

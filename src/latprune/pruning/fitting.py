@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
     from latprune.train.teaching import KeptChannels
 
-__all__ = ["Evaluate", "Fit", "FitContext", "TrainingDriver", "driver_of"]
+__all__ = ["Evaluate", "Fit", "FitContext", "TrainingDriver", "driver_of", "evaluation_of"]
 
 
 TrainingDriver = ResumableDriver
@@ -87,6 +87,15 @@ Fit = Callable[[nn.Module, FitContext], Iterable[tuple[float, float]] | None]
 """Trains the model in place; may return ``(epoch, accuracy)`` pairs that it evaluated on the way."""
 Evaluate = Callable[[nn.Module], float]
 """Accuracy of a model, a fraction between 0 and 1."""
+
+
+def evaluation_of(evaluate: Evaluate | Iterable[Any] | None) -> Evaluate | None:
+    """A function that gives a model's accuracy, from one or from test batches."""
+    if evaluate is None or callable(evaluate):
+        return evaluate
+    from latprune.train import evaluate as accuracy
+
+    return lambda model: accuracy(model, evaluate)
 
 
 def driver_of(pruner: Pruner, optimizer: Optimizer, steps: int) -> TrainingDriver:

@@ -20,7 +20,7 @@ from latprune.solve import solver_named
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
 
-__all__ = ["check_evaluation", "check_loss", "check_repeatable", "check_solver", "check_training_data"]
+__all__ = ["check_batches", "check_evaluation", "check_loss", "check_repeatable", "check_solver", "check_training_data"]
 
 _WIDTHS = 3
 
@@ -34,6 +34,26 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     from latprune.graph.conditions import check_repeatable as repeatable
 
     repeatable(model, example_inputs)
+
+
+def check_batches(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction) -> None:
+    """What the method's criterion needs of ``data`` and ``loss`` is there.
+
+    Raises:
+        InvalidArgumentError: It is not; or see :func:`check_loss`.
+    """
+    if not needs_batches(pruner):
+        return
+    if data is None:
+        raise InvalidArgumentError(
+            f"data (=None) must be batches: the criterion of method {pruner.method.name!r} "
+            f"({type(pruner.method.importance).__name__}) needs them"
+        )
+    first = next(iter(data), None)
+    if first is None:
+        raise InvalidArgumentError("data holds no batch")
+    if pruner.needs_gradients:
+        check_loss(pruner.model, first, loss)
 
 
 def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:

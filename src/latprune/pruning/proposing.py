@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -21,6 +22,7 @@ from latprune.pruning.proposal import StageProposal
 from latprune.pruning.scoring import only_present
 from latprune.pruning.search import CandidateSearch
 from latprune.pruning.search_counted import search_counted
+from latprune.pruning.state import selection_to_dict
 from latprune.pruning.trials import Trial
 from latprune.surgery import prune as cut_model
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from latprune.graph import ModelGraph
     from latprune.importance import Importance, Readings
     from latprune.methods.base import MeasureAlone, Proposer
+    from latprune.pruning.picked import PickedNetwork
 
 __all__ = ["ProposalSearch"]
 
@@ -88,7 +91,7 @@ class ProposalSearch:
             last: Whether the limit must be met by the clock; a stage after which others follow takes its first candidate.
             measure_alone: Times the whole network with each group's width changed alone.
         """
-        context = self._context(importance, since, measure_alone)
+        context = self.context(importance, since, measure_alone)
         if measure and self.limits.measured:
             context = replace(context, measured=self._measured(since))
         if self.limits.measured and measure:
@@ -103,24 +106,57 @@ class ProposalSearch:
         """
         if not self.method.needs_tables:  # whole networks are timed: nothing can be compared by prediction
             return next(iter(readings.importances.values()))
-        found: dict[tuple[Any, ...], float] = {}
-        best: tuple[float, Importance] | None = None
+        return self.least_divergent(readings, lambda found: self._counted(self.context(found, since, None), since, limit=limit).selection)[
+            1
+        ]
+
+    def least_divergent(self, readings: Readings, network: Callable[[Importance], Selection]) -> tuple[str, Importance]:
+        """The reading, and its scores, whose ``network`` diverges least as a whole."""
+        found: dict[str, float] = {}
+        best: tuple[float, str, Importance] | None = None
         told = []
         for name, importance in readings.importances.items():
-            staged = self._counted(self._context(importance, since, None), since, limit=limit)
-            key = staged.proposal.key
+            selection = network(importance)
+            key = json.dumps(selection_to_dict(selection))
             if key not in found:
-                found[key] = readings.divergence(staged.selection)
+                found[key] = readings.divergence(selection)
             told.append(f"{name}: {found[key]:.4g}")
             if best is None or found[key] < best[0]:
-                best = found[key], importance
+                best = found[key], name, importance
         assert best is not None
         for name, reason in readings.left_out.items():
             self.say(f"scores by {name} are left out: {reason}")
         self.say(f"divergence of the networks that the readings lead to: {', '.join(told)}")
-        return best[1]
+        return best[1:]
 
-    def _context(self, importance: Importance | None, since: Selection, measure_alone: MeasureAlone | None) -> StageContext:
+    def picked(self, importance: Importance | None, picked: PickedNetwork, *, limit: float) -> StageProposal:
+        """The network that was picked from an exploration, as it was shown; nothing is solved, and no tables are built.
+
+        Args:
+            importance: Scores of the dense network's units: which of them stay is decided here.
+            picked: The network.
+            limit: The budget's limit in its resource's unit.
+        """
+        context = StageContext(
+            graph=self.graph,
+            importance=importance,
+            resource=self.limits.untabulated,
+            choices={name: (width,) for name, width in picked.widths.items()},
+            widths=self.graph.dense_widths(),
+            seed=self.seed,
+        )
+        proposal = Proposal(widths=picked.widths, removed_blocks=picked.removed_blocks, predicted=picked.share * self.limits.dense)
+        return StageProposal(
+            proposal=proposal,
+            selection=selection_of(self.graph, self.method.rank(context, picked.removed_blocks), proposal, Selection(kept={})),
+            limit=limit,
+            predicted=proposal.predicted,
+            note=f"picked by {picked.budget.text} from an exploration, and cut as it was shown; nothing was searched",
+            context=context,
+        )
+
+    def context(self, importance: Importance | None, since: Selection, measure_alone: MeasureAlone | None) -> StageContext:
+        """All that the method may look at, from what is left of the network on."""
         dense = self.graph.dense_widths()
         widths = {**dense, **{name: kept.size // self.graph.groups[name].rows for name, kept in since.kept.items()}}
         graph = without_blocks(self.graph, since.removed_blocks)
@@ -148,9 +184,9 @@ class ProposalSearch:
         """The measured value of the network that the stage starts from."""
         if not since.kept and not since.removed_blocks:
             return self.limits.dense
-        return self.trial(self._network(since)).value
+        return self.trial(self.network(since)).value
 
-    def _prepared(self, context: StageContext, since: Selection) -> tuple[Proposer, Callable[[Proposal], Selection]]:
+    def prepared(self, context: StageContext, since: Selection) -> tuple[Proposer, Callable[[Proposal], Selection]]:
         """The method's proposer, and what a proposal of it keeps."""
         with self.clock.timed("solve"):
             proposer = self.method.prepare(context)
@@ -162,12 +198,12 @@ class ProposalSearch:
 
     def _by_the_clock(self, context: StageContext, since: Selection, *, limit: float, last: bool) -> StageProposal:
         assert context.measured is not None
-        proposer, chosen = self._prepared(context, since)
+        proposer, chosen = self.prepared(context, since)
         search = LimitSearch(budget=limit, start=context.measured, start_predicted=context.current, slack=self.slack)
         candidates = CandidateSearch(
             TimedProposer(proposer, self.clock),
             search,
-            cut=lambda proposal: self._network(chosen(proposal)),
+            cut=lambda proposal: self.network(chosen(proposal)),
             measure=self.trial,
             asked=self.limits.budget.text,
             say=self.say,
@@ -187,7 +223,7 @@ class ProposalSearch:
         )
 
     def _counted(self, context: StageContext, since: Selection, *, limit: float) -> StageProposal:
-        proposer, chosen = self._prepared(context, since)
+        proposer, chosen = self.prepared(context, since)
         # What is counted needs no margin for a later measurement; what is only predicted needs room for the tables' error.
         room = self.latency.room() if self.limits.predicted else 1.0
         # Tables that were made when the machine ran at another speed are brought to the present one by the dense network.
@@ -219,7 +255,7 @@ class ProposalSearch:
             context=context,
         )
 
-    def _network(self, selection: Selection) -> nn.Module:
+    def network(self, selection: Selection) -> nn.Module:
         """A copy of the dense network, cut to ``selection``: its latency is that of any network of these shapes."""
         network = copied(self.dense_model)
         cut_model(network, self.graph, selection)

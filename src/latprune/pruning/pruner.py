@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from latprune.latency import KernelPredictor
     from latprune.methods.width_rules import WidthRules
+    from latprune.pruning.exploration import Exploration
+    from latprune.pruning.picked import PickedNetwork
     from latprune.pruning.result import Result
     from latprune.pruning.soft_training import MaskedTraining
     from latprune.recovery import RecoveryReport
@@ -65,7 +67,8 @@ class Pruner:
         model: The model; it keeps its class, only smaller layers (and removed blocks) are put in place.
         example_inputs: A tensor, a tuple of positional or a mapping of keyword inputs.
         budget: For instance ``"50%"``, ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``, ``0.5`` (a share of the latency), or
-            a list of several, all of which are met.
+            a list of several, all of which are met. With ``pick``: what it was picked by, by default.
+        pick: A network of an exploration, proposed in place of a search; its method must go to its budget in one pass.
         target: Engine and conditions of all measurements, or an engine's name; those of ``tables`` by default.
         method: A method's name or object.
         keep: Modules or globs to leave whole.
@@ -101,7 +104,8 @@ class Pruner:
         model: nn.Module,
         example_inputs: Any,
         *,
-        budget: str | float | Budget | Sequence[str | Budget],
+        budget: str | float | Budget | Sequence[str | Budget] | None = None,
+        pick: PickedNetwork | None = None,
         target: Target | str | None = None,
         method: str | Method = "mdp",
         keep: Iterable[str] = (),
@@ -121,10 +125,18 @@ class Pruner:
         form: str = "class",
         fold: bool = False,
     ) -> None:
-        budgets = Budget.parse_all(budget)
+        if budget is None and pick is None:
+            raise InvalidArgumentError("budget (=None) must be given, for instance '50%', or a network to take as pick=")
+        budgets = Budget.parse_all(pick.budget if budget is None and pick is not None else budget)  # type: ignore[arg-type]
         self.target = Target.of(target) if target is not None else tables.target if tables is not None else Target()
         self.method = get_method(method)
         self.schedule = self.method.schedule
+        if pick is not None and (self.schedule.count != 1 or isinstance(self.schedule, SoftMasks)):
+            raise InvalidArgumentError(
+                f"pick is cut in one pass, and method {self.method.name!r} has {self.schedule.count} stages or masks; use stages=1, or mdp"
+            )
+        self.picked = pick
+        """The network of an exploration that is proposed; None searches for one."""
         if tables is None and not measure_latency and budgets[0].resource == "latency":
             raise InvalidArgumentError(
                 f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
@@ -172,6 +184,8 @@ class Pruner:
             TabulatedLatency(self.graph, tables)  # a layer without an entry is told before anything is measured
         stated = dense if self.folds and form == "class" else self.model
         self.dense_tensors = {name: tuple(value.shape) for name, value in stated.state_dict().items()}
+        if pick is not None:
+            pick.check(self.graph, self.dense_tensors)
         self.dense_model = copied(self.model).eval()
         self.scorer = Scorer(self.model, self.graph, self.method.importance)
         self._latency = LatencySource(
@@ -211,6 +225,8 @@ class Pruner:
             **({"fold": True} if self.folds else {}),
         }
         """All that decides which network comes out; a saved state is resumed only under the same."""
+        if pick is not None:
+            self.settings["pick"] = pick.to_dict()
         self._search = ProposalSearch(
             graph=self.graph,
             dense_model=self.dense_model,
@@ -359,8 +375,13 @@ class Pruner:
         shown = self._masks.dense_values() if returns and self._masks is not None else nullcontext()
         with self._evaluating(), shown, self.clock.timed("score"):
             importance = self.scorer.importance(self.cut_to, data, loss, batches)
-            if self.scorer.readings is not None:
+            picked = self.picked if not self.edits else None
+            if picked is not None and self.scorer.readings is not None:
+                importance = self.scorer.readings.importances.get(picked.reading or "", importance)
+            elif self.scorer.readings is not None:
                 importance = self._search.best_reading(self.scorer.readings, since, limit=wanted)
+        if picked is not None:
+            return self._search.picked(importance, picked, limit=wanted)
         return self._search.find(
             importance,
             since,
@@ -592,6 +613,21 @@ class Pruner:
         from latprune.pruning.finishing import result_of
 
         return result_of(self, **options)
+
+    def explore(self, data: Iterable[Any] | None = None, **options: Any) -> Exploration:
+        """Solve for every budget at once; nothing is changed. Before the first step, of a method that goes to its budget in one pass.
+
+        Args:
+            data: Batches for a criterion that needs them, unless gradients were accumulated.
+            **options: ``points``, ``measure``, ``evaluate``, ``time_limit`` and ``loss``, as for :func:`latprune.explore`; ``batches``
+                scores with so many batches of ``data``.
+
+        Returns:
+            The networks from the smallest one to the dense one; the pruner's further budgets hold for all of them.
+        """
+        from latprune.pruning.exploring import explore_with
+
+        return explore_with(self, data=data, **options)
 
     def close(self) -> None:
         """Free the engine's copy of the dense network, and close the store that was opened here."""

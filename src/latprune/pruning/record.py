@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from latprune.latency import LatencyTables, Measurement
     from latprune.pruning.pruner import Pruner
 
-__all__ = ["build_record"]
+__all__ = ["build_record", "input_records"]
 
 _POINTS, _CELLS = 512, 28
 """Sizes that a recorded staircase, and each side of a recorded pair map, has at most."""
@@ -98,7 +98,7 @@ def build_record(
             name=name,
             constructor=constructor,
             arguments=dict(arguments or {}),
-            inputs=_inputs(pruner.example_inputs),
+            inputs=input_records(pruner.example_inputs),
             tensors=pruner.dense_tensors,
         ),
         method=MethodRecord(name=pruner.method.name, options=pruner.method.options()),
@@ -221,7 +221,8 @@ def _rounded(values: npt.NDArray[np.float64]) -> list[float]:
     return [float(f"{value:.4g}") for value in values]
 
 
-def _inputs(example_inputs: Any) -> tuple[InputRecord, ...]:
+def input_records(example_inputs: Any) -> tuple[InputRecord, ...]:
+    """Shapes, types and names of example inputs."""
     if isinstance(example_inputs, torch.Tensor):
         named: list[tuple[str | None, Any]] = [(None, example_inputs)]
     elif isinstance(example_inputs, Mapping):

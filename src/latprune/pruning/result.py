@@ -96,6 +96,12 @@ class Result:
 
         write_html(self.record, path)
 
+    def _repr_html_(self) -> str:
+        """The before/after table, for notebooks."""
+        from latprune.report import result_html
+
+        return result_html(self.record)
+
     def __repr__(self) -> str:
         """One line; ``print(result)`` shows the table."""
         record = self.record

@@ -18,16 +18,15 @@ from latprune.export.record import AccuracyRecord
 from latprune.importance import LossFunction, cross_entropy_loss
 from latprune.methods import Method, SoftMasks
 from latprune.pruning.budget import Budget
-from latprune.pruning.fitting import Evaluate, Fit, FitContext, TrainingDriver, driver_of
+from latprune.pruning.fitting import Evaluate, Fit, FitContext, TrainingDriver, driver_of, evaluation_of
 from latprune.pruning.lock import locked
 from latprune.pruning.picking import pick
 from latprune.pruning.preflight import (
+    check_batches,
     check_evaluation,
-    check_loss,
     check_repeatable,
     check_solver,
     check_training_data,
-    needs_batches,
 )
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.pruner import Pruner
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
     from latprune.latency import KernelPredictor, LatencyTables, Measurement, Store, Target
     from latprune.methods.width_rules import WidthRules
+    from latprune.pruning.picked import PickedNetwork
     from latprune.recovery.contract import Recovery
     from latprune.train import KeptChannels, Recipe
 
@@ -53,7 +53,8 @@ def prune(
     model: nn.Module,
     example_inputs: Any,
     *,
-    budget: str | float | Budget | Sequence[str | Budget],
+    budget: str | float | Budget | Sequence[str | Budget] | None = None,
+    pick: PickedNetwork | None = None,
     target: Target | str | None = None,
     method: str | Method = "mdp",
     data: Iterable[Any] | None = None,
@@ -97,7 +98,9 @@ def prune(
         model: A PyTorch module; it keeps its class and gets smaller layers.
         example_inputs: A tensor, a tuple of positional or a mapping of keyword inputs.
         budget: ``"50%"`` of the dense latency (or ``0.5``), ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``; or a list of
-            several, all of which are met.
+            several, all of which are met. With ``pick``, what the network that was picked is judged by; that which it was picked by, by
+            default.
+        pick: A network of an exploration (:meth:`Exploration.pick`), cut with the widths and blocks that were shown; nothing is searched.
         target: Engine, device, threads, batch size and precision, or an engine's name; those of ``tables``, else OpenVINO on one CPU
             thread, by default.
         method: A registered method's name, or a method object with its options.
@@ -156,6 +159,7 @@ def prune(
             model,
             example_inputs,
             budget=budget,
+            pick=pick,
             target=target,
             method=method,
             keep=keep,
@@ -183,7 +187,7 @@ def prune(
             loss=loss,
             importance_batches=importance_batches,
             fit=_fit_of(fit, batches, evaluate),
-            evaluate=_evaluate_of(evaluate),
+            evaluate=evaluation_of(evaluate),
             strategy=_strategy_of(recover, batches),
             recovery_images=recovery_images,
             candidates=candidates,
@@ -243,14 +247,6 @@ def _strategy_of(recover: bool | str | Recovery, data: Iterable[Any] | None) -> 
     return found
 
 
-def _evaluate_of(evaluate: Evaluate | Iterable[Any] | None) -> Evaluate | None:
-    if evaluate is None or callable(evaluate):
-        return evaluate
-    from latprune.train import evaluate as accuracy
-
-    return lambda model: accuracy(model, evaluate)
-
-
 @dataclass(slots=True, kw_only=True)
 class _Run:
     """The stages of one run, with their state on disk."""
@@ -280,19 +276,13 @@ class _Run:
                     f"method {pruner.method.name!r} solves for masks while the network trains: give fit= (a Recipe or a function)"
                 )
             check_repeatable(pruner.model, pruner.example_inputs)
-            if needs_batches(pruner):
-                if self.data is None:
-                    raise InvalidArgumentError(
-                        f"data (=None) must be batches: the criterion of method {pruner.method.name!r} "
-                        f"({type(pruner.method.importance).__name__}) needs them"
-                    )
-                first = next(iter(self.data), None)
-                if first is None:
-                    raise InvalidArgumentError("data holds no batch")
-                if pruner.needs_gradients:
-                    check_loss(pruner.model, first, self.loss)
+            check_batches(pruner, self.data, self.loss)
             if self.candidates > 1 and (self.data is None or self.evaluate is None):
                 raise InvalidArgumentError(f"candidates (={self.candidates}) picks by accuracy: it needs data= and evaluate=")
+            if self.candidates > 1 and pruner.picked is not None:
+                raise InvalidArgumentError(
+                    f"candidates (={self.candidates}) compares other networks than the one of pick; leave one of them out"
+                )
             if self.units not in ("score", "reconstruction"):
                 raise InvalidArgumentError(f"units (={self.units!r}) must be score or reconstruction")
             if self.units == "reconstruction" and (self.data is None or pruner.stages > 1):

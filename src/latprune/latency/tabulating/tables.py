@@ -68,6 +68,12 @@ class LatencyTables:
     _choices: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
     _dense: list[float] = field(default_factory=list, init=False, repr=False)
 
+    def _repr_html_(self) -> str:
+        """Target, error and widths on offer, for notebooks."""
+        from latprune.display import html_of
+
+        return html_of("tables", self)
+
     @property
     def kernels(self) -> list[str]:
         """Names of the kernels that cost something, in the order in which they run."""

@@ -1,0 +1,150 @@
+"""``latprune explore``: every budget's network at once, as a page and a file that ``latprune prune`` takes a network from."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import TYPE_CHECKING
+
+from latprune.cli.arguments import add_model_arguments, add_target_arguments
+from latprune.cli.pruning_arguments import (
+    add_data_arguments,
+    add_method_arguments,
+    add_table_arguments,
+    evaluation_of,
+    method_of,
+    width_rules_of,
+)
+
+if TYPE_CHECKING:
+    from latprune.pruning.exploration import Exploration
+
+__all__ = ["add_parser", "given_arguments", "run"]
+
+_EPILOG = """\
+examples:
+  latprune explore --model torchvision.models:resnet50 --input 1x3x224x224 --criterion magnitude -o explorer.html
+  latprune explore --model nets.py:net --input 1x3x32x32 --criterion magnitude --resource flops -o run/explorer.html
+  latprune explore --model nets.py:net --weights net.safetensors --input 1x3x32x32 --engine onnxruntime --data nets.py:train_batches \\
+      --test-data nets.py:test_batches --measure 6 -o run/explorer.html
+  latprune prune --model nets.py:net --weights net.safetensors --input 1x3x32x32 --engine onnxruntime --data nets.py:train_batches \\
+      --explore run/explorer.json --pick 63% -o pruned
+
+`-o run/explorer.html` writes run/explorer.json too, which holds the networks.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "explore",
+        help="see what every budget would give before choosing one",
+        description="Trace and score a model, build its latency tables, and solve for every budget at once: a page that shows the networks "
+        "from the smallest to the dense one, and a file that `latprune prune --explore FILE --pick BUDGET` takes one from.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    add_target_arguments(parser)
+    add_method_arguments(parser.add_argument_group("method"))
+    add_data_arguments(parser.add_argument_group("data"))
+    add_table_arguments(parser.add_argument_group("tables"))
+    shared = tuple(parser._actions)
+    own = parser.add_argument_group("exploring")
+    own.add_argument(
+        "--resource",
+        choices=["latency", "flops", "params"],
+        default="latency",
+        help="what the budgets limit; multiply-adds and parameters are counted, and need no tables (default: %(default)s)",
+    )
+    own.add_argument("--budget", action="append", default=[], help="a further limit that every network meets, such as params=1.2M")
+    own.add_argument("--points", type=int, default=120, metavar="N", help="different networks that are wanted (default: %(default)s)")
+    own.add_argument(
+        "--measure", type=int, default=0, metavar="N", help="measure N of them beside the dense network; accuracy after the cut too"
+    )
+    own.add_argument("--time-limit", type=float, default=600.0, help="seconds that all solving may take (default: %(default)s)")
+    own.add_argument("-o", "--output", required=True, metavar="FILE.html", help="page to write; the .json is written beside it")
+    own.add_argument("--quiet", action="store_true", help="print the result only")
+    parser.set_defaults(run=partial(run, shared=shared))
+
+
+def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int:
+    """Run the command; ``shared`` are the options that ``latprune prune`` has too."""
+    from latprune.cli.loading import (
+        example_inputs,
+        glob_numbers,
+        load_callable,
+        load_model,
+        load_tables,
+        output_file,
+        parse_arguments,
+        target_from,
+    )
+    from latprune.cli.progress import reporter
+    from latprune.errors import InvalidArgumentError
+    from latprune.latency import KernelPredictor, Store
+    from latprune.pruning.exploring import explore
+
+    page = output_file(args.output, argument="--output")
+    if page.suffix != ".html":
+        raise InvalidArgumentError(f"--output (={args.output!r}) must end in .html")
+    model = load_model(args.model, args.model_arg, args.weights)
+    keywords = parse_arguments(args.data_arg, argument="--data-arg")
+
+    def save(known: Exploration) -> None:
+        known.save(page.with_suffix(".json"))
+        known.write_html(page)
+
+    found = explore(
+        model,
+        example_inputs(args.input, batch=args.batch, seed=args.seed),
+        resource=args.resource,
+        budget=args.budget,
+        points=args.points,
+        measure=args.measure,
+        target=target_from(args),
+        method=method_of(args),
+        data=load_callable(args.data, argument="--data")(**keywords) if args.data else None,
+        evaluate=evaluation_of(args, keywords) if args.measure else None,
+        importance_batches=args.importance_batches or None,
+        keep=args.keep,
+        blocks_keep=args.blocks_keep,
+        min_widths=dict(glob_numbers(args.min_width, "--min-width", int)),
+        widths=width_rules_of(args),
+        within=args.within,
+        tables=load_tables(args.tables) if args.tables else None,
+        predictor=KernelPredictor.load(args.predictor) if args.predictor else None,
+        store=Store(args.store) if args.store else None,
+        solver=args.solver,
+        time_limit=args.time_limit,
+        seed=args.seed,
+        measure_latency=not args.predict_only,
+        form=args.form,
+        fold=args.fold,
+        constructor=args.model,
+        arguments=parse_arguments(args.model_arg),
+        command=given_arguments(args, shared),
+        save=save,
+        progress=None if args.quiet else reporter(),
+    )
+    saved = page.with_suffix(".json")
+    print(repr(found))
+    for note in found.record.notes:
+        print(f"note: {note}")
+    print(f"wrote {page} ({page.stat().st_size / 1e3:.0f} kB) and {saved}; take one with: latprune prune ... --explore {saved} --pick 50%")
+    return 0
+
+
+def given_arguments(args: argparse.Namespace, actions: tuple[argparse.Action, ...]) -> list[str]:
+    """What was given of the options ``actions``, as a command line has it."""
+    words: list[str] = []
+    for action in actions:
+        value = getattr(args, action.dest, None)
+        if not action.option_strings or value is None or value == action.default:
+            continue
+        option = action.option_strings[0]
+        if value is True:
+            words.append(option)
+        else:
+            words += [word for entry in (value if isinstance(value, list) else [value]) for word in (option, str(entry))]
+    return words

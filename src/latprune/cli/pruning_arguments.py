@@ -1,0 +1,130 @@
+"""Arguments that commands share which score and solve: method, rules for widths, data, tables; and what they come to."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from latprune.cli.arguments import add_fold_argument, add_form_argument
+
+if TYPE_CHECKING:
+    from latprune.methods import Method
+    from latprune.methods.width_rules import WidthRules
+
+__all__ = [
+    "add_data_arguments",
+    "add_method_arguments",
+    "add_table_arguments",
+    "evaluation_of",
+    "method_of",
+    "width_rules_of",
+]
+
+
+def add_method_arguments(group: argparse._ActionsContainer, *, solver: bool = True) -> None:
+    """Add ``--method`` and its options, rules for modules, blocks and widths, ``--form``, ``--fold``, ``--seed``, and ``--solver``."""
+    group.add_argument("--method", default="mdp", help="pruning method (default: %(default)s)")
+    group.add_argument(
+        "--method-arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the method, such as stages=10; may be repeated",
+    )
+    group.add_argument("--criterion", "--importance", metavar="NAME", help="criterion that scores the channels (default: the method's own)")
+    group.add_argument("--criterion-arg", action="append", default=[], metavar="KEY=VALUE", help="option of the criterion; may be repeated")
+    group.add_argument("--stages", type=int, help="stages of a staged method: short for --method-arg stages=N")
+    group.add_argument("--no-blocks", action="store_true", help="keep all blocks: short for --method-arg blocks=false")
+    group.add_argument("--no-channels", action="store_true", help="remove whole blocks only: short for --method-arg channels=false")
+    group.add_argument("--keep", action="append", default=[], metavar="GLOB", help="modules to leave whole; may be repeated")
+    group.add_argument("--blocks-keep", action="append", default=[], metavar="GLOB", help="blocks that must stay; may be repeated")
+    group.add_argument("--min-width", action="append", default=[], metavar="GROUP=N", help="smallest width of a group or glob")
+    group.add_argument("--max-width", action="append", default=[], metavar="GROUP=N", help="largest width of a group or glob")
+    group.add_argument("--min-share", action="append", default=[], metavar="[GROUP=]X", help="smallest share of a group's channels, 0 to 1")
+    group.add_argument("--max-share", action="append", default=[], metavar="[GROUP=]X", help="largest share of a group's channels, 0 to 1")
+    group.add_argument("--multiple-of", action="append", default=[], metavar="[GROUP=]N", help="widths are multiples of N; may be repeated")
+    group.add_argument("--within", metavar="PATH", help="prune inside of this sub-module only")
+    add_form_argument(group)
+    add_fold_argument(group)
+    if solver:
+        group.add_argument("--solver", help="solver of the pruning problem (default: the method's own)")
+    group.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+
+
+def add_data_arguments(group: argparse._ActionsContainer, *, accuracy: bool = True) -> None:
+    """Add ``--data``, ``--data-arg``, ``--importance-batches``, and unless told ``--test-data``, ``--evaluate``, ``--train-threads``."""
+    group.add_argument("--data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for scoring, recovery and fine-tuning")
+    if accuracy:
+        group.add_argument("--test-data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for accuracy")
+    group.add_argument("--data-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of both; may be repeated")
+    group.add_argument("--importance-batches", type=int, default=16, help="batches to score with; 0 takes all (default: %(default)s)")
+    if accuracy:
+        group.add_argument("--evaluate", metavar="MODULE:CALLABLE", help="evaluate(model) -> accuracy of your own instead of --test-data")
+        group.add_argument("--train-threads", type=int, help="threads of fine-tuning and evaluation (default: all cores)")
+
+
+def add_table_arguments(group: argparse._ActionsContainer) -> None:
+    """Add ``--store``, ``--tables``, ``--predictor`` and ``--predict-only``."""
+    group.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
+    group.add_argument(
+        "--tables", metavar="FILE", help="latency tables of this model and target, from latprune measure -o (default: built)"
+    )
+    group.add_argument("--predictor", metavar="FILE", help="kernel predictor (latprune predictor train) in place of tables")
+    group.add_argument(
+        "--predict-only", action="store_true", help="measure nothing: the device is not here; take the word of --tables, less their error"
+    )
+
+
+def method_of(args: argparse.Namespace) -> Method:
+    """The method that the arguments describe."""
+    from latprune.cli.loading import parse_arguments
+    from latprune.errors import InvalidArgumentError
+    from latprune.importance import get_criterion
+    from latprune.methods import get_method
+
+    options: dict[str, Any] = parse_arguments(args.method_arg, argument="--method-arg")
+    if args.stages is not None:
+        options["stages"] = args.stages
+    if args.criterion is not None:
+        options["score"] = get_criterion(args.criterion, **parse_arguments(args.criterion_arg, argument="--criterion-arg"))
+    elif args.criterion_arg:
+        raise InvalidArgumentError("--criterion-arg needs --criterion")
+    if args.no_blocks:
+        options["blocks"] = False
+    if args.no_channels:
+        options["channels"] = False
+    return get_method(args.method, **options)
+
+
+def width_rules_of(args: argparse.Namespace) -> WidthRules | None:
+    """The rules for widths on offer; None where there are none."""
+    from latprune.cli.loading import glob_numbers
+    from latprune.methods.width_rules import WidthRules
+
+    multiple, largest = glob_numbers(args.multiple_of, "--multiple-of", int), glob_numbers(args.max_width, "--max-width", int)
+    least, most = glob_numbers(args.min_share, "--min-share", float), glob_numbers(args.max_share, "--max-share", float)
+    if not (multiple or largest or least or most):
+        return None
+    return WidthRules(
+        multiple_of=dict(multiple) or None, max_widths=dict(largest) or None, min_share=dict(least) or None, max_share=dict(most) or None
+    )
+
+
+def evaluation_of(args: argparse.Namespace, keywords: dict[str, Any]) -> Any:
+    """The accuracy of a model as a function; None where nothing says how to evaluate."""
+    from latprune.cli.loading import load_callable
+
+    if args.evaluate:
+        return load_callable(args.evaluate, argument="--evaluate")
+    if args.test_data:
+        from latprune.pruning.finetuning import training_threads
+        from latprune.train import evaluate
+
+        batches = load_callable(args.test_data, argument="--test-data")(**keywords)
+
+        def accuracy(model: Any) -> float:
+            with training_threads(args.train_threads):
+                return evaluate(model, batches)
+
+        return accuracy
+    return None

@@ -1,0 +1,308 @@
+"""``explore()``: every budget's network at once, before one is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from torch import nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.export.exploration import ExplorationRecord, ExploredPoint
+from latprune.export.provenance import current_provenance
+from latprune.export.record import BudgetRecord, MethodRecord, ModelRecord, StageRecord, TargetRecord
+from latprune.importance import LossFunction, cross_entropy_loss
+from latprune.methods import Method, Proposal, StageContext
+from latprune.pruning.budget import Budget
+from latprune.pruning.exploration import Exploration
+from latprune.pruning.explored_layers import blocks_of, groups_of, layers_of
+from latprune.pruning.explored_measurements import measured_networks
+from latprune.pruning.explored_points import FrontierNetwork, concave_slopes, networks_along
+from latprune.pruning.explored_stage import WIDTHS, explored_stage
+from latprune.pruning.fitting import Evaluate, evaluation_of
+from latprune.pruning.pruner import Pruner
+from latprune.pruning.record import input_records
+from latprune.resources import PredictedLatency, Resource, TabulatedLatency
+
+if TYPE_CHECKING:
+    from latprune.latency import KernelPredictor, LatencyTables, Store, Target
+    from latprune.methods.width_rules import WidthRules
+
+__all__ = ["explore", "explore_with"]
+
+_UNLIMITED = {"latency": "100%", "flops": "flops=100%", "params": "params=100%"}
+_TRIED = 8
+"""Networks that tables were tried on, below which their error is not drawn as an interval."""
+
+
+def explore(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    resource: Literal["latency", "flops", "params"] = "latency",
+    budget: str | Budget | Sequence[str | Budget] = (),
+    points: int = 120,
+    measure: int = 0,
+    target: Target | str | None = None,
+    method: str | Method = "mdp",
+    data: Iterable[Any] | None = None,
+    loss: LossFunction = cross_entropy_loss,
+    evaluate: Evaluate | Iterable[Any] | None = None,
+    importance_batches: int | None = 16,
+    keep: Iterable[str] = (),
+    blocks_keep: Iterable[str] = (),
+    min_widths: Mapping[str, int] | None = None,
+    widths: WidthRules | None = None,
+    within: str | None = None,
+    tables: LatencyTables | None = None,
+    predictor: KernelPredictor | None = None,
+    store: Store | None = None,
+    solver: str | None = None,
+    time_limit: float | None = 600.0,
+    seed: int = 0,
+    measure_latency: bool = True,
+    form: str = "class",
+    fold: bool = False,
+    name: str | None = None,
+    constructor: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    command: Sequence[str] = (),
+    save: Callable[[Exploration], None] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Exploration:
+    """Solve for every budget at once, from the smallest network that can be reached to the dense one; ``model`` is left as it is.
+
+    The model is traced and scored, and its latency tables are built, as :func:`latprune.prune` does; then the method's problem is solved,
+    with proof, at evenly spaced budgets and between them until there are ``points`` different networks.
+
+    Args:
+        model: A PyTorch module.
+        example_inputs: A tensor, a tuple of positional or a mapping of keyword inputs.
+        resource: What the budget would limit: ``latency``, ``flops`` (multiply-adds) or ``params``.
+        budget: Further limits that every network shown meets, on other resources (``"params=1.2M"``).
+        points: Different networks that are wanted; there are fewer where the problem has no more.
+        measure: Measure so many of them on the target, beside the dense network, evenly spread along the frontier; where there is
+            ``evaluate``, their accuracy after the cut too.
+        target: Engine and conditions of all latencies; those of ``tables``, else OpenVINO on one CPU thread, by default.
+        method: A method, by name or object, that goes to its budget in one pass.
+        data: Batches for scores that need them.
+        loss: Scalar loss of ``(model, batch)``.
+        evaluate: Accuracy of a model: a function, or test batches; used with ``measure``.
+        importance_batches: Batches of ``data`` to score with; None takes all.
+        keep: Modules or globs to leave whole.
+        blocks_keep: Blocks that must stay.
+        min_widths: Group name or glob -> smallest width.
+        widths: Further rules for the widths on offer.
+        within: Path of a sub-module: only what lies inside it is pruned.
+        tables: Latency tables of this model on ``target``, measured earlier; None builds them.
+        predictor: A kernel predictor in place of tables.
+        store: Where measurements are kept between runs; None uses the default store.
+        solver: Solver's name; None leaves it to the method.
+        time_limit: Seconds that all solving may take.
+        seed: Seed of everything random.
+        measure_latency: False measures nothing: the device is not at hand, and ``tables`` are given.
+        form: ``"class"`` or ``"program"``, as the network would be pruned.
+        fold: Fold weights that are computed of others, as :func:`latprune.prune` does.
+        name: Name of the model for people; its class by default.
+        constructor: ``package.module:callable`` that builds the model, for the record.
+        arguments: Its keyword arguments, for the record too.
+        command: Arguments of ``latprune prune`` that lead to the same networks, for the page to show.
+        save: Called with what is known once all is solved, and again after each network that is measured.
+        progress: Called with one line of text as the work goes on.
+
+    Returns:
+        The networks; they save, show themselves, and can be picked: ``latprune.prune(model, x, pick=found.pick("63%"))``.
+
+    Raises:
+        InvalidArgumentError: An argument breaks its rule, or the method solves no single problem.
+        LatpruneError: ``time_limit`` passed before any network was found.
+    """
+    if resource not in _UNLIMITED:
+        raise InvalidArgumentError(f"resource (={resource!r}) must be one of {', '.join(_UNLIMITED)}")
+    further = [budget] if isinstance(budget, (str, Budget)) else list(budget)
+    budgets = (Budget.parse(_UNLIMITED[resource]), *Budget.parse_all(further)) if further else (Budget.parse(_UNLIMITED[resource]),)
+    if budgets[0].resource != "latency" and any(entry.resource == "latency" for entry in budgets):
+        raise InvalidArgumentError("budget limits the latency, and another resource is explored: explore the latency under the other limit")
+    pruner = Pruner(
+        model,
+        example_inputs,
+        budget=budgets,
+        target=target,
+        method=method,
+        keep=keep,
+        blocks_keep=blocks_keep,
+        min_widths=min_widths,
+        widths=widths,
+        within=within,
+        tables=tables,
+        predictor=predictor,
+        store=store,
+        solver=solver,
+        seed=seed,
+        measure_latency=measure_latency,
+        progress=progress,
+        form=form,
+        fold=fold,
+    )
+    try:
+        return explore_with(
+            pruner,
+            points=points,
+            measure=measure,
+            data=list(islice(data, importance_batches)) if isinstance(data, Iterator) else data,
+            loss=loss,
+            batches=importance_batches,
+            evaluate=evaluate,
+            time_limit=time_limit,
+            name=name or type(model).__name__,
+            constructor=constructor,
+            arguments=arguments,
+            command=command,
+            save=save,
+        )
+    finally:
+        pruner.close()
+
+
+def explore_with(
+    pruner: Pruner,
+    *,
+    points: int = 120,
+    measure: int = 0,
+    data: Iterable[Any] | None = None,
+    loss: LossFunction = cross_entropy_loss,
+    batches: int | None = None,
+    evaluate: Evaluate | Iterable[Any] | None = None,
+    time_limit: float | None = 600.0,
+    name: str | None = None,
+    constructor: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    command: Sequence[str] = (),
+    save: Callable[[Exploration], None] | None = None,
+) -> Exploration:
+    """What :meth:`latprune.Pruner.explore` does; see :func:`explore`.
+
+    Raises:
+        InvalidArgumentError: The pruner has begun, its method does not go to its budget in one pass, or an argument breaks its rule.
+    """
+    if measure < 0:
+        raise InvalidArgumentError(f"measure (={measure}) must be a number of networks, at least 0")
+    if measure and not pruner.measure_latency:
+        raise InvalidArgumentError(f"measure (={measure}) needs the target at hand, and measure_latency=False measures nothing")
+    if evaluate is not None and not measure:
+        raise InvalidArgumentError("evaluate is asked for each network that is measured, and measure (=0) measures none; set measure=")
+    stage = explored_stage(pruner, points=points, data=data, loss=loss, batches=batches)
+    context = stage.context
+    with pruner.clock.timed("solve"):
+        found = networks_along(stage.proposer, context, points=points, time_limit=time_limit, say=pruner._progress)
+    resource = context.resource
+    interval = _interval(resource)
+    slopes = concave_slopes([network.value for network in found], [network.gain for network in found])
+    shown = [_point(pruner, network, slope, interval) for network, slope in zip(found, slopes, strict=True)]
+    record = ExplorationRecord(
+        model=ModelRecord(
+            name=name or type(pruner.model).__name__,
+            constructor=constructor,
+            arguments=dict(arguments or {}),
+            inputs=input_records(pruner.example_inputs),
+            tensors=pruner.dense_tensors,
+        ),
+        method=MethodRecord(name=pruner.method.name, options=pruner.method.options()),
+        target=TargetRecord(**pruner.target.to_dict()),
+        resource=pruner.budget.resource,
+        unit=resource.unit,
+        further_budgets=tuple(
+            BudgetRecord(**entry.to_dict(), limit=other.value)
+            for entry, other in zip(pruner.limits.budgets[1:], context.limits, strict=True)
+        ),
+        worth="divergence" if context.importance is not None and context.importance.curves else "importance",
+        reading=stage.reading,
+        settings={key: pruner.settings[key] for key in ("keep", "blocks_keep", "min_widths", "widths", "within", "form", "seed")},
+        command=tuple(command),
+        groups=groups_of(pruner.graph, context.choices),
+        blocks=blocks_of(pruner.graph),
+        layers=layers_of(pruner.graph, resource, context.choices),
+        dense=_dense(pruner, context, found),
+        points=tuple(shown),
+        seconds=_seconds(pruner),
+        notes=_notes(context, pruner.budget.resource, found, points),
+        provenance=current_provenance(seed=pruner.seed),
+    )
+    keep = save or (lambda exploration: None)
+    keep(Exploration(record))
+    for networks in measured_networks(pruner, context, found, count=measure, evaluate=evaluation_of(evaluate)):
+        record = record.model_copy(
+            update={
+                "dense": record.dense.model_copy(update=networks[-1]),
+                "points": tuple(point.model_copy(update=networks.get(place, {})) for place, point in enumerate(shown)),
+                "seconds": _seconds(pruner),
+            }
+        )
+        keep(Exploration(record))
+    return Exploration(record)
+
+
+def _seconds(pruner: Pruner) -> tuple[StageRecord, ...]:
+    return tuple(StageRecord(name=stage, seconds=seconds) for stage, seconds in pruner.stages_seconds.items())
+
+
+Interval = Callable[[Proposal, float], tuple[float | None, float | None]]
+
+
+def _interval(resource: Resource) -> Interval:
+    """The 95 % interval of a predicted value, ``(low, high)``, where something says how wrong predictions are."""
+    if isinstance(resource, PredictedLatency):
+        predictor, kernels = resource.predictor, list(resource.graph.kernels.values())
+
+        def of_predictor(proposal: Proposal, value: float) -> tuple[float, float]:
+            found = predictor.network(kernels, proposal.widths, proposal.removed_blocks)
+            return found.low, found.high
+
+        return of_predictor
+    if isinstance(resource, TabulatedLatency) and len(resource.tables.residual.predicted) >= _TRIED:
+        residual = resource.tables.residual
+        low, high = np.quantile(np.asarray(residual.measured) / np.asarray(residual.predicted), (0.025, 0.975)).tolist()
+        return lambda proposal, value: (min(low, 1.0) * value, max(high, 1.0) * value)
+    return lambda proposal, value: (None, None)
+
+
+def _point(pruner: Pruner, network: FrontierNetwork, slope: float, interval: Interval) -> ExploredPoint:
+    graph, widths, removed = pruner.graph, network.proposal.widths, network.proposal.removed_blocks
+    places = {name: place for place, name in enumerate(graph.blocks)}
+    low, high = interval(network.proposal, network.value)
+    return ExploredPoint(
+        limit=network.limit,
+        value=network.value,
+        gain=network.gain,
+        proven=network.proven,
+        multiplier=max(slope, 0.0),
+        macs=graph.macs(widths, removed),
+        parameters=graph.parameters(widths, removed),
+        widths=tuple(widths[name] for name in graph.groups),
+        removed=tuple(sorted(places[name] for name in removed)),
+        low=low,
+        high=high,
+    )
+
+
+def _dense(pruner: Pruner, context: StageContext, found: Sequence[FrontierNetwork]) -> ExploredPoint:
+    problem = found[-1].proposal.problem
+    assert problem is not None
+    gain = problem.evaluate({variable.name: variable.choices[-1] for variable in problem.variables}).gain
+    whole = Proposal(widths=pruner.graph.dense_widths(), removed_blocks=(), predicted=context.current)
+    network = FrontierNetwork(proposal=whole, limit=whole.predicted, value=whole.predicted, gain=gain, proven=True)
+    return _point(pruner, network, 0.0, lambda proposal, value: (None, None))
+
+
+def _notes(context: StageContext, resource: str, found: Sequence[FrontierNetwork], points: int) -> tuple[str, ...]:
+    notes = []
+    if resource != "latency" and not context.walk_on_choices:
+        notes.append(f"widths on offer: at most {WIDTHS} per group, evenly spaced; rules for widths (multiples of 8, say) offer others")
+    open_ones = sum(not network.proven for network in found)
+    if open_ones:
+        notes.append(f"{open_ones} of {len(found)} networks are the best that were found, without proof")
+    if len(found) < points:
+        notes.append(f"{points} different networks were asked for, and {len(found)} were found: budgets between them lead to no others")
+    return tuple(notes)

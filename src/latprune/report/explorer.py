@@ -1,0 +1,180 @@
+"""The explorer: one self-contained HTML page over the networks along a frontier; script and style are files of their own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shlex
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from latprune.errors import InvalidArgumentError
+from latprune.export.exploration import CostRecord, ExplorationRecord
+from latprune.report.style import STYLE
+from latprune.storage import write_atomic
+
+__all__ = ["LARGEST_PAGE", "explorer_frame", "explorer_page", "write_explorer"]
+
+LARGEST_PAGE = 500_000
+"""Bytes that a page may have."""
+
+_RESOURCES = {"latency": "latency", "flops": "multiply-adds", "params": "parameters"}
+
+
+def write_explorer(record: ExplorationRecord, path: str | Path, *, file: str | None = None) -> Path:
+    """Write the explorer of ``record`` as one HTML file that needs nothing else; replaced in one step.
+
+    Args:
+        record: An exploration, from ``explore()`` or read with :meth:`ExplorationRecord.read`.
+        path: File to write; its folder is made.
+        file: Where the ``explorer.json`` of it lies, as the commands on the page name it; None: beside the page, under its name.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InvalidArgumentError: The page would be larger than 500 kB.
+
+    Example:
+        >>> write_explorer(ExplorationRecord.read("explorer.json"), "explorer.html")  # doctest: +SKIP
+    """
+    path = Path(path)
+    page = explorer_page(record, file=file if file is not None else str(path.with_suffix(".json")))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, page)
+    return path
+
+
+def explorer_page(record: ExplorationRecord, *, file: str = "explorer.json") -> str:
+    """The explorer of ``record`` as HTML text; its staircases get coarser where the page would be too large with them.
+
+    Raises:
+        InvalidArgumentError: Even so it would be larger than 500 kB.
+    """
+    for cells in (None, 128, 48, 0):
+        page = _page(record, explorer_data(record, file=file, cells=cells))
+        size = len(page.encode())
+        if size <= LARGEST_PAGE:
+            return page
+    raise InvalidArgumentError(
+        f"points (={len(record.points)}) make a page of {size} bytes for {len(record.groups)} groups, and it may have {LARGEST_PAGE}; "
+        "explore with fewer points"
+    )
+
+
+def explorer_frame(record: ExplorationRecord) -> str:
+    """The page in a frame, for notebooks: its script runs apart from the notebook's page."""
+    page = escape(explorer_page(record), quote=True)
+    return (
+        f'<iframe title="Explorer of {escape(record.model.name)}" sandbox="allow-scripts" allow="clipboard-write" loading="lazy" '
+        f'style="width:100%;height:760px;border:0" srcdoc="{page}"></iframe>'
+    )
+
+
+def explorer_data(record: ExplorationRecord, *, file: str, cells: int | None = None) -> dict[str, Any]:
+    """What the page's script reads: the record without what only a later run needs, and the texts that lead to its networks.
+
+    Args:
+        record: The exploration.
+        file: Where its ``explorer.json`` lies.
+        cells: Entries that a layer's cost table may have; None leaves them as they are.
+    """
+    data = record.to_dict()
+    data["model"] = {"name": record.model.name}
+    for name in ("provenance", "settings", "seconds", "method"):
+        data.pop(name, None)
+    if cells is not None:
+        for layer, entry in zip(record.layers, data["layers"], strict=True):
+            costs = [cost for cost in layer.costs if cost.coefficient is not None or cells]
+            entry["costs"] = [_thinned(cost, cells).model_dump(mode="json", exclude_defaults=True) for cost in costs]
+    data["file"] = file
+    data["command"] = f"latprune prune {shlex.join(record.command)}" if record.command else ""
+    data["python"] = _python(record)
+    data["words"] = _RESOURCES[record.resource]
+    return data
+
+
+def _thinned(cost: CostRecord, cells: int) -> CostRecord:
+    """The same table at fewer sizes, the largest ones among them."""
+    if len(cost.values) <= cells:
+        return cost
+    most = max(2, int(cells ** (1.0 / len(cost.sizes))))
+    kept = []
+    for sizes in cost.sizes:
+        count = len(sizes)
+        kept.append(
+            sorted({round(place * (count - 1) / (min(most, count) - 1)) for place in range(min(most, count))}) if count > 1 else [0]
+        )
+    values: list[int] = [0]
+    for places, sizes in zip(kept, cost.sizes, strict=True):
+        values = [start * len(sizes) + place for start in values for place in places]
+    return cost.model_copy(
+        update={
+            "sizes": tuple(tuple(sizes[place] for place in places) for places, sizes in zip(kept, cost.sizes, strict=True)),
+            "values": tuple(cost.values[place] for place in values),
+        }
+    )
+
+
+def _python(record: ExplorationRecord) -> str:
+    """Lines that cut a network; the script puts file and share where the braces are."""
+    target = record.target
+    return (
+        "import latprune\n\n"
+        "found = latprune.Exploration.load({file})\n"
+        "result = latprune.prune(\n"
+        "    model,\n"
+        "    example_inputs,\n"
+        "    pick=found.pick({pick}),\n"
+        f"    method={json.dumps(record.method.name)},\n"
+        "    target=latprune.Target(\n"
+        f"        engine={json.dumps(target.engine)},\n"
+        f"        device={json.dumps(target.device)},\n"
+        f"        threads={target.threads},\n"
+        f"        batch={target.batch},\n"
+        f"        precision={json.dumps(target.precision)},\n"
+        "    ),\n"
+        "    data=batches,\n"
+        ")"
+    )
+
+
+def _page(record: ExplorationRecord, data: dict[str, Any]) -> str:
+    script, style, body = _resource("explorer.js"), STYLE + _resource("explorer.css"), _resource("explorer.body.html")
+    # In a script element no name from the model may end it.
+    embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    policy = f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
+    proven = sum(point.proven for point in record.points)
+    budgets = "; ".join(f"{entry.text} holds for all" for entry in record.further_budgets)
+    about = ", ".join(
+        text
+        for text in (
+            f"By {_RESOURCES[record.resource]}; {record.method.name.upper().replace('_', '-')} for {record.target}",
+            f"{len(record.points)} networks from the smallest to the dense one, {'all' if proven == len(record.points) else proven} proven",
+            budgets,
+        )
+        if text
+    )
+    source = record.provenance
+    notes = [*record.notes, f"Made by latprune, {source.created}. FLOPs are multiply-adds."]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(record.model.name)}: every budget</title>\n<style>{style}</style>\n</head>\n<body>\n<main>\n"
+        f"<header><h1>{escape(record.model.name)}: every budget</h1><p>{escape(about)}</p></header>\n"
+        f"{body}\n<footer>{''.join(f'<p>{escape(note)}</p>' for note in notes)}</footer>\n</main>\n"
+        f'<script type="application/json" id="data">{embedded}</script>\n<script>{script}</script>\n</body>\n</html>\n'
+    )
+
+
+def _resource(name: str) -> str:
+    return resources.files("latprune.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """The text as a content security policy names it, so that nothing else runs or draws."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

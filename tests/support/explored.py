@@ -1,0 +1,111 @@
+"""A small residual network, made-up latency tables of it, and an exploration of it, for tests that need no engine."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from itertools import islice
+
+import numpy as np
+import torch
+
+import latprune
+from latprune.importance import MagnitudeConfig
+from latprune.latency import (
+    ContextInfo,
+    KernelSample,
+    LatencyTables,
+    NetworkSample,
+    Residual,
+    TableStats,
+    Target,
+    design_points,
+    kernel_signature,
+)
+from latprune.latency.features import LAYERS
+from latprune.latency.measuring.signature import network_fingerprint
+from latprune.latency.tabulating.fitting import fit_tables, predicted_and_measured
+from latprune.pruning import Exploration
+from latprune.zoo import digits_resnet
+
+X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
+TARGET = Target(engine="onnxruntime")
+BY_MAGNITUDE = latprune.MDP(score=MagnitudeConfig())
+
+
+def network() -> torch.nn.Module:
+    """Three stages of two blocks, with norms that are not at their start."""
+    torch.manual_seed(0)
+    model = digits_resnet(blocks=2, widths=(16, 16, 32))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def batches(count: int = 2) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(16, 1, 32, 32, generator=generator), torch.randint(0, 10, (16,), generator=generator)) for _ in range(count)]
+
+
+@cache
+def made_up_tables() -> LatencyTables:
+    """Tables fitted to made-up samples: outputs in steps of 8, inputs one by one, a fixed part, and 2 % of noise."""
+    graph = latprune.trace(network(), X)
+    kernels, dense = list(graph.kernels.values()), graph.dense_widths()
+    layers = [kernel for kernel in kernels if kernel.kind in LAYERS]
+    random = np.random.default_rng(0)
+
+    def cost(kernel, sizes):
+        *inputs, outputs = sizes
+        return 0.004 + 1e-8 * kernel.macs * math.prod(inputs) * 8 * math.ceil(outputs / 8)
+
+    def sample(point):
+        widths = {**dense, **point.widths}
+        found = []
+        for kernel in layers:
+            if not set(kernel.blocks) & set(point.removed):
+                sizes = tuple(axis.size(widths, point.removed) for axis in kernel.axes)
+                ms = cost(kernel, sizes) * float(np.exp(random.normal(0.0, 0.02)))
+                found.append(KernelSample(kernel=kernel.name, signature=kernel_signature(kernel), sizes=sizes, ms=ms))
+        whole = sum(cost(graph.kernels[one.kernel], one.sizes) for one in found) + 0.02
+        reference = sum(cost(kernel, tuple(axis.size(dense) for axis in kernel.axes)) for kernel in layers) + 0.02
+        return NetworkSample(
+            fingerprint=network_fingerprint(kernels, X, TARGET),
+            widths=widths,
+            removed=point.removed,
+            ms=whole * float(np.exp(random.normal(0.0, 0.01))),
+            reference_ms=reference,
+            kernels=tuple(found),
+            runs=10,
+            spread=0.0,
+            created=0.0,
+            extra={},
+        )
+
+    samples = [sample(point) for point in islice(design_points(list(graph.groups.values()), list(graph.blocks.values())), 72)]
+    context = ContextInfo(target=TARGET, version="1.0", machine="made up")
+
+    def fit(residual):
+        return fit_tables(samples[:48], kernels, list(graph.groups.values()), context, residual=residual, stats=TableStats(networks=48))
+
+    return fit(Residual.of(*predicted_and_measured(fit(Residual.of([], [])), samples[48:])))
+
+
+@cache
+def exploration(resource: str = "flops", points: int = 24) -> Exploration:
+    """Counted, or by the made-up tables; nothing is measured."""
+    tables = made_up_tables() if resource == "latency" else None
+    return latprune.explore(
+        network(),
+        X,
+        resource=resource,
+        points=points,
+        target=TARGET,
+        method=BY_MAGNITUDE,
+        tables=tables,
+        measure_latency=False,
+        constructor="nets.py:net",
+        command=("--model", "nets.py:net", "--input", "1x1x32x32", "--method-arg", "note=it's"),
+    )
