@@ -301,7 +301,8 @@ def recorded_constructor(
     recorded = record.model.constructor
     if recorded is None:
         raise InvalidArgumentError("the result does not record how to build its model; give --model MODULE:CALLABLE")
-    if not trust and not _is_reference_model(recorded):
+    # Reading an ONNX file runs no code of it.
+    if not trust and recorded != "latprune:load_onnx" and not _is_reference_model(recorded):
         raise InvalidArgumentError(
             f"the result names {recorded!r} as the constructor of its model, and running it means running code that a file chose; "
             f"give --model {recorded} if that is what you want, or --trust-recorded-model"

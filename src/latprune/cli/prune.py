@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from latprune.cli.arguments import add_form_argument, add_model_arguments, add_target_arguments
+from latprune.cli.arguments import add_form_argument, add_image_arguments, add_model_arguments, add_target_arguments
 
 if TYPE_CHECKING:
     from latprune.methods import Method
@@ -21,6 +21,7 @@ examples:
       --data nets.py:train_batches --test-data nets.py:test_batches --epochs 3 -o pruned
   latprune prune --model nets.py:net --input 1x3x32x32 --budget params=467K --budget flops=13.36M \\
       --method sp_lamp --method-arg stages=10 --method-arg between=mask -o pruned
+  latprune prune model.onnx --budget 50% --images photos -o small.onnx
 
 `latprune list` names the methods, criteria, solvers and engines, with their options.
 Interrupted? The same command with the same -o goes on where it stopped.
@@ -36,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_arguments(parser)
+    add_model_arguments(parser, file=True)
     add_target_arguments(parser)
     job = parser.add_argument_group("job")
     job.add_argument(
@@ -76,6 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data.add_argument("--data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for scoring, recovery and fine-tuning")
     data.add_argument("--test-data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for accuracy")
     data.add_argument("--data-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of both; may be repeated")
+    add_image_arguments(data)
     data.add_argument("--candidates", type=int, default=1, help="pick by accuracy among N near-optimal answers (default: %(default)s)")
     data.add_argument(
         "--units", choices=["score", "reconstruction"], default="score", help="which channels stay, given how many (default: %(default)s)"
@@ -84,7 +86,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data.add_argument(
         "--recover",
         metavar="STRATEGY",
-        help="recovery without training after each cut: refit (default where there is --data), map, shift, norms, fold, distil, or none",
+        help="recovery without training after each cut: refit (default with --data or --images), map, shift, norms, fold, distil, or none",
     )
     data.add_argument("--recovery-images", type=int, default=2048, help="inputs to recover with, without labels (default: %(default)s)")
     data.add_argument("--recipe", help="fine-tuning recipe by name, for instance sp-lamp-cifar10")
@@ -98,7 +100,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data.add_argument("--fit", metavar="MODULE:CALLABLE", help="fit(model, context) of your own instead of --epochs")
     data.add_argument("--evaluate", metavar="MODULE:CALLABLE", help="evaluate(model) -> accuracy of your own instead of --test-data")
     out = parser.add_argument_group("output")
-    out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder for progress and result")
+    out.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER|FILE.onnx",
+        help="folder for progress and result; with FILE.onnx the pruned network is written there, too, and the folder is called FILE",
+    )
     out.add_argument("--store", metavar="FILE", help="latency store (default: the user's cache folder)")
     out.add_argument("--tables", metavar="FILE", help="latency tables of this model and target, from latprune measure -o (default: built)")
     out.add_argument("--predictor", metavar="FILE", help="kernel predictor (latprune predictor train) in place of tables")
@@ -114,29 +122,41 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from pathlib import Path
 
+    from latprune.cli.export import described
     from latprune.cli.loading import (
         example_inputs,
         glob_numbers,
         load_callable,
-        load_model,
         load_tables,
+        output_file,
         parse_arguments,
         target_from,
     )
+    from latprune.cli.model_files import build_model, image_batches, recorded_as, settle_inputs, shown_model
     from latprune.cli.progress import reporter
     from latprune.errors import OverBudgetError
+    from latprune.export import export_onnx
     from latprune.latency import KernelPredictor, Store
     from latprune.pruning.run import prune
 
+    settle_inputs(args)
     target = target_from(args)
     method = _method(args)
     widths = _width_rules(args)
-    model = load_model(args.model, args.model_arg, args.weights)
+    _check_data(args)
+    output = Path(args.output)
+    written = output_file(args.output, argument="--output") if output.suffix == ".onnx" else None
+    output = output.with_suffix("") if written is not None else output
+    model = build_model(args)
     inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
     keywords = parse_arguments(args.data_arg, argument="--data-arg")
     batches = load_callable(args.data, argument="--data")(**keywords) if args.data else None
-    output = Path(args.output)
+    if args.images:
+        batches = image_batches(args, model, inputs)
+        if not args.quiet:
+            print(f"images: {batches}")
     evaluate = _evaluate(args, keywords)
+    constructor, arguments = recorded_as(args, parse_arguments(args.model_arg))
     result = prune(
         model,
         inputs,
@@ -167,17 +187,19 @@ def run(args: argparse.Namespace) -> int:
         narrow=args.narrow,
         form=args.form,
         folder=output,
-        constructor=args.model,
-        arguments=parse_arguments(args.model_arg),
+        name=Path(args.file).stem if args.file else None,
+        constructor=constructor,
+        arguments=arguments,
         progress=None if args.quiet else reporter(),
     )
     result.report(output / "result" / "report.html")
-    if args.onnx:
-        result.export_onnx(output / "result" / "model.onnx")
+    if args.onnx or written is not None:
+        path = written or output / "result" / "model.onnx"
+        exported = export_onnx(result.model, inputs, path, dynamic_batch=args.open_batch)
     print(result)
-    own = "" if args.model.startswith("latprune.zoo:") else f" --model {args.model}"
-    own += "".join(f" --model-arg {argument}" for argument in args.model_arg)
-    print(f"saved in {output / 'result'}; verify with: latprune verify {output / 'result'}{own}")
+    if args.onnx or written is not None:
+        print(f"wrote {exported.path}: {described(exported)}")
+    print(f"saved in {output / 'result'}; verify with: latprune verify {output / 'result'}{shown_model(args)}")
     if result.verdict == "over":
         record = result.record
         raise OverBudgetError(
@@ -187,6 +209,23 @@ def run(args: argparse.Namespace) -> int:
             measured_ms=(record.budget_share or 0.0) * (record.budget.limit or 0.0),
         )
     return 0
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    """Refuse options about images without images, and training on images that have no labels."""
+    from latprune.errors import InvalidArgumentError
+
+    if args.images is None:
+        given = next((name for name in ("mean", "std") if getattr(args, name) is not None), None)
+        if given is not None:
+            raise InvalidArgumentError(f"--{given} says how --images are read; there are none")
+        return
+    if args.data:
+        raise InvalidArgumentError("--images and --data are both batches to score and recover with; leave one of them out")
+    if args.epochs is not None or args.recipe is not None:
+        raise InvalidArgumentError(
+            "--epochs and --recipe train on labels, which --images have none of; give --data, or a --fit of your own"
+        )
 
 
 def _method(args: argparse.Namespace) -> Method:

@@ -171,6 +171,9 @@ def _split(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[torch.Ten
 
 def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     count = len(call(model, inputs))
+    own: tuple[str, ...] = getattr(getattr(model, "program", None), "output_names", ())
+    if len(own) == count:
+        return list(own)
     return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
 
 

@@ -76,6 +76,7 @@ class _ProgramModel(StrictFileModel):
     kinds: dict[str, str] = Field(default_factory=dict)
     dtype: str
     batch_reason: str = ""
+    output_names: list[str] = Field(default_factory=list)
     steps: list[_StepModel]
 
 
@@ -84,7 +85,7 @@ class _ProgramModel(StrictFileModel):
 
 def program_to_dict(program: Program) -> dict[str, Any]:
     """A program as a JSON object; its tensors are kept apart."""
-    return {
+    data = {
         "format": FORMAT,
         "version": VERSION,
         "inputs": [{"shape": list(i.shape), "dtype": i.dtype, "name": i.name, "batched": i.batched} for i in program.inputs],
@@ -100,6 +101,9 @@ def program_to_dict(program: Program) -> dict[str, Any]:
         "batch_reason": program.batch_reason,
         "steps": [_step_to_dict(step) for step in program.steps],
     }
+    if program.output_names:
+        data["output_names"] = list(program.output_names)
+    return data
 
 
 def _step_to_dict(step: Step) -> dict[str, Any]:
@@ -161,6 +165,8 @@ def program_from_dict(data: Any) -> Program:
         _structure(model.arguments.get(name), len(model.inputs), f"program.arguments.{name}")  # type: ignore[call-overload]
     steps = tuple(reader.step(step, f"program.steps.{k}") for k, step in enumerate(model.steps))
     returned = [reader.argument(r, f"program.returned.{k}") for k, r in enumerate(model.returned)]
+    if model.output_names and len(model.output_names) != len(returned):
+        raise FileFormatError(f"names {len(model.output_names)} of {len(returned)} outputs", path="program.output_names")
     if any(not isinstance(r, (Value, Held)) for r in returned):
         raise FileFormatError("holds something that is no tensor", path="program.returned")
     return Program(
@@ -173,6 +179,7 @@ def program_from_dict(data: Any) -> Program:
         kinds=dict(model.kinds),
         dtype=model.dtype,
         batch_reason=model.batch_reason,
+        output_names=tuple(model.output_names),
     )
 
 

@@ -147,6 +147,7 @@ class Program:
         kinds: Module path -> class that it had.
         dtype: Type of the floating-point parameters when it was captured.
         batch_reason: Why it runs at the captured batch size only; empty where it runs at any.
+        output_names: Names of the returned tensors, for files that are written of it; empty where they have none.
     """
 
     steps: tuple[Step, ...]
@@ -158,6 +159,7 @@ class Program:
     kinds: Mapping[str, str]
     dtype: str
     batch_reason: str = ""
+    output_names: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: Any) -> Program:
         """Nothing in it changes, so copies share it."""
