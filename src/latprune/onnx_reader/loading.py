@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from latprune.onnx_reader.naming import places
 from latprune.onnx_reader.network import OnnxModule, require_known
 from latprune.onnx_reader.simplify import drop_dead, follow_names, held_tensors, linear_layers, separate_vectors
 from latprune.program import ProgramModule, capture
+from latprune.program.steps import FileNames
 
 __all__ = ["load_onnx", "onnx_inputs"]
 
@@ -124,7 +126,11 @@ def _tuple(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _named(program: ProgramModule, graph: Graph) -> ProgramModule:
-    """The program with the file's names of inputs and outputs."""
-    inputs = tuple(replace(entry, name=given.name) for entry, given in zip(program.program.inputs, graph.inputs, strict=True))
-    program.program = replace(program.program, inputs=inputs, output_names=tuple(graph.outputs))
+    """The program with the file's names of inputs and outputs; by position, inputs have names that Python and every engine can say."""
+    given = [entry.name for entry in graph.inputs]
+    plain = [re.sub(r"\W", "_", name) for name in given]
+    plain = [name if name.isidentifier() and plain.count(name) == 1 else f"input_{k}" for k, name in enumerate(plain)]
+    inputs = tuple(replace(entry, name=name) for entry, name in zip(program.program.inputs, plain, strict=True))
+    names = FileNames(inputs=tuple(given), outputs=tuple(graph.outputs))
+    program.program = replace(program.program, inputs=inputs, file_names=names)
     return program
