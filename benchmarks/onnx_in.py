@@ -2,11 +2,11 @@
 
     python benchmarks/onnx_in.py -o benchmarks/results/onnx_in.json [--only 'timm:*'] [--again] [--timeout 240]
 
-Twenty networks of torchvision, timm and Hugging Face with random weights, each exported at one batch size by the TorchScript-based and by the
-``torch.export``-based exporter: forty files. A row passes when the file is read, the program computes what ONNX Runtime makes of the file
-(1e-4), it runs at other batch sizes (language models of fixed length too), a uniform cut brings it to at most 60 % of the multiply-adds
-(masked and pruned network are compared on the way), and the pruned network, written as ONNX, gives its outputs in ONNX Runtime and OpenVINO.
-Nothing is timed. Every network runs in a process of its own; rows that are there are not run again.
+Twenty networks of torchvision, timm and Hugging Face with random weights, each exported at one batch size by the TorchScript-based and by
+the ``torch.export``-based exporter: forty files. A row passes when the file is read, the program computes what ONNX Runtime makes of the
+file (1e-4) and runs at other batch sizes, a uniform cut brings it to at most 60 % of the multiply-adds (masked and pruned network are
+compared on the way), and the pruned network, written as ONNX with an open batch, gives its outputs in ONNX Runtime and OpenVINO. Nothing is
+timed. Every file is read in a process of its own; rows that are there are not run again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +148,8 @@ def run(name: str, exporter: str) -> dict[str, Any]:
 def export(name: str, exporter: str, path: Path) -> Any:
     """Write a network as ONNX; returns inputs for it, by position."""
     import torch
-    import zoo_models
 
+    import zoo_models
     from latprune.export.signature import FlatCall, is_plain, named_inputs
     from latprune.quiet import quiet_exporters
 
@@ -170,6 +169,7 @@ def export(name: str, exporter: str, path: Path) -> Any:
 def build(name: str, zoo_models: Any) -> tuple[Any, Any]:
     """A network and its example inputs at batch size 1."""
     import torch
+
     from support.vision import torchvision
 
     library, _, kind = name.partition(":")
@@ -191,11 +191,6 @@ def build(name: str, zoo_models: Any) -> tuple[Any, Any]:
         return timm.create_model(kind, pretrained=False, **size), image
     model, example = zoo_models.HUGGINGFACE[kind]()
     return model, {n: t[:1] for n, t in example.items()}
-
-
-def summary(rows: dict[str, Any]) -> Counter[str]:
-    """Counts by exporter."""
-    return Counter(key.split(", ")[1] for key, row in rows.items() if row["passed"])
 
 
 if __name__ == "__main__":

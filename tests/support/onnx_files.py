@@ -118,7 +118,7 @@ class Yolo(nn.Module):
 
 Made = tuple[nn.Module, tuple[Tensor, ...]]
 NETWORKS: dict[str, Callable[[], Made]] = {
-    "resnet": lambda: (zoo.digits_resnet(), (torch.randn(1, 1, 16, 16),)),
+    "resnet": lambda: (zoo.cifar_resnet(8), (torch.randn(1, 3, 16, 16),)),
     "mobilenet": lambda: (MobileNet(), (torch.randn(1, 3, 16, 16),)),
     "vision transformer": lambda: (VisionTransformer(), (torch.randn(1, 3, 8, 8),)),
     "signal": lambda: (Signal(), (torch.randn(1, 2, 24),)),
@@ -157,7 +157,7 @@ def write(
     with torch.no_grad():
         found = model(*inputs)
     outputs = [f"out.{k}" for k in range(len(found) if isinstance(found, tuple) else 1)]
-    options: dict[str, Any] = {"input_names": names, "output_names": outputs, "opset_version": opset, **more}
+    options: dict[str, Any] = {"input_names": names, "output_names": outputs, "opset_version": opset}
     if exporter == "torchscript":
         options |= {"dynamo": False, "dynamic_axes": {name: {0: "n"} for name in (*names, *outputs)} if open_batch else None}
     else:
@@ -166,5 +166,5 @@ def write(
             options["dynamic_shapes"] = tuple({0: torch.export.Dim("n")} for _ in inputs)
     with warnings.catch_warnings(), quiet_exporters():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, inputs, str(path), **options)
+        torch.onnx.export(model, inputs, str(path), **options | more)
     return path

@@ -146,7 +146,8 @@ def _group_norm(step: Step, a: Arguments, raw: RawProgram) -> Step:
 
 _MODES = {
     "upsample_nearest1d": "nearest", "upsample_nearest2d": "nearest", "upsample_nearest3d": "nearest",
-    "_upsample_nearest_exact1d": "nearest-exact", "_upsample_nearest_exact2d": "nearest-exact", "_upsample_nearest_exact3d": "nearest-exact",
+    "_upsample_nearest_exact1d": "nearest-exact", "_upsample_nearest_exact2d": "nearest-exact",
+    "_upsample_nearest_exact3d": "nearest-exact",
     "upsample_linear1d": "linear", "upsample_bilinear2d": "bilinear", "_upsample_bilinear2d_aa": "bilinear",
     "upsample_trilinear3d": "trilinear", "upsample_bicubic2d": "bicubic", "_upsample_bicubic2d_aa": "bicubic",
 }  # fmt: skip
@@ -154,7 +155,7 @@ _MODES = {
 
 @_converts(*(f"aten.{name}.{overload}" for name in _MODES for overload in ("default", "vec")))
 def _interpolate(step: Step, a: Arguments, raw: RawProgram) -> Step:
-    """Scales where they are given: what is computed depends on them, and the sizes follow."""
+    """By scales where they are given: what is computed depends on them."""
     name = step.operator.split(".")[1]
     scales = a["scale_factors"] or [s for s in a.all("scales scales_d scales_h scales_w") if s is not None] or None
     size = None if scales is not None else list(raw.shapes[_result(step)][2:])
