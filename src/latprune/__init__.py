@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from latprune.methods import *  # noqa: F403 - methods' classes, whose names only their own room knows
     from latprune.methods import SinglePass, SoftMasks, Stages
     from latprune.methods.width_rules import WidthRules
+    from latprune.onnx_reader import load_onnx
     from latprune.problem import Problem, Solution
     from latprune.program import ProgramModule, capture, load_program, save_program
     from latprune.pruning.budget import Budget
@@ -61,6 +62,7 @@ __all__ = [
     "explore",
     "finetune",
     "fit_with",
+    "load_onnx",
     "load_program",
     "load_result",
     "measure",
@@ -79,6 +81,7 @@ _HOMES = {
     "latprune.latency": ("KernelPredictor", "LatencyTables", "Store", "Target", "build_tables", "measure"),
     "latprune.methods": ("SinglePass", "SoftMasks", "Stages"),
     "latprune.methods.width_rules": ("WidthRules",),
+    "latprune.onnx_reader": ("load_onnx",),
     "latprune.problem": ("Problem", "Solution"),
     "latprune.program": ("ProgramModule", "capture", "load_program", "save_program"),
     "latprune.pruning.budget": ("Budget",),

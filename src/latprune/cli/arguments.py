@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["add_fold_argument", "add_form_argument", "add_model_arguments", "add_recorded_model_arguments", "add_target_arguments"]
+__all__ = [
+    "add_fold_argument",
+    "add_form_argument",
+    "add_image_arguments",
+    "add_model_arguments",
+    "add_recorded_model_arguments",
+    "add_target_arguments",
+]
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add ``--model``, ``--model-arg``, ``--weights`` and ``--input``."""
+def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = True, file: bool = False) -> None:
+    """Add ``--model``, ``--model-arg``, ``--weights`` and ``--input``; with ``file`` an ONNX file may stand in the place of a model."""
     group = parser.add_argument_group("model")
+    if file:
+        required = False
+        group.add_argument("file", nargs="?", metavar="MODEL.onnx", help="an ONNX file in the place of --model: no Python class is needed")
     group.add_argument(
         "--model",
         required=required,
@@ -30,7 +40,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, required: bool = Tru
         default=[],
         required=required,
         metavar="[NAME=]SHAPE[:DTYPE[:HIGH]]",
-        help="an example input, as 1x3x224x224 or ids=1x128:int64:30522 (integers below 30522); repeat for several inputs in order",
+        help="an example input, as 1x3x224x224 or ids=1x128:int64:30522 (integers below 30522); repeat for several inputs in order"
+        + (" (an ONNX file: only where it leaves sizes open)" if file else ""),
     )
 
 
@@ -50,6 +61,24 @@ def add_fold_argument(parser: argparse._ActionsContainer) -> None:
         "--fold",
         action="store_true",
         help="make weights that are computed of others (weight norm, spectral norm, masks) plain ones first, in a copy; changes no output",
+    )
+
+
+def add_image_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add ``--images`` and what says how they are read."""
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="folder of image files in the place of --data, without labels: scaled and cut to the input's size, for scoring and recovery",
+    )
+    parser.add_argument(
+        "--mean", type=float, nargs="+", metavar="X", help="mean of --images by channel, 0 to 1 (default: ImageNet's 0.485 0.456 0.406)"
+    )
+    parser.add_argument(
+        "--std", type=float, nargs="+", metavar="X", help="deviation of --images by channel (default: ImageNet's 0.229 0.224 0.225)"
+    )
+    parser.add_argument(
+        "--crop", type=float, default=0.875, metavar="X", help="share of the shorter side of --images that is kept (default: %(default)s)"
     )
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_recorded_model_arguments
 
-__all__ = ["add_parser", "run"]
+if TYPE_CHECKING:
+    from latprune.export import OnnxExport
+
+__all__ = ["add_parser", "described", "run"]
 
 _EPILOG = """\
 examples:
@@ -61,6 +65,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {export_program(model, inputs, output)}")
         return 0
     written = export_onnx(model, inputs, output, opset=args.opset, dynamic_batch=args.dynamic_batch)
-    checks = ", ".join(f"{name} within {error:.1e}" for name, error in written.errors.items()) or "no runtime installed to check it with"
-    print(f"wrote {written.path}: opset {written.opset}, {written.exporter} exporter; {checks}")
+    print(f"wrote {written.path}: {described(written)}")
     return 0
+
+
+def described(written: OnnxExport) -> str:
+    """What was written, and how it was checked."""
+    checks = ", ".join(f"{name} within {error:.1e}" for name, error in written.errors.items()) or "no runtime installed to check it with"
+    return f"opset {written.opset}, {written.exporter} exporter; {checks}"

@@ -12,6 +12,7 @@ _EPILOG = """\
 examples:
   latprune inspect --model torchvision.models:resnet50 --input 1x3x224x224
   latprune inspect --model nets.py:net --input 1x3x32x32 --keep 'head.*' --json
+  latprune inspect model.onnx
 """
 
 
@@ -24,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_arguments(parser)
+    add_model_arguments(parser, file=True)
     parser.add_argument("--keep", action="append", default=[], metavar="GLOB", help="modules to leave whole; may be repeated")
     parser.add_argument("--blocks-keep", action="append", default=[], metavar="GLOB", help="blocks that must stay; may be repeated")
     parser.add_argument("--min-width", action="append", default=[], metavar="GROUP=N", help="smallest width of a group; may be repeated")
@@ -37,11 +38,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from latprune.cli.loading import example_inputs, glob_numbers, load_model
+    from latprune.cli.loading import example_inputs, glob_numbers
+    from latprune.cli.model_files import build_model, settle_inputs
     from latprune.graph import trace
     from latprune.graph.conditions import check_repeatable
 
-    model = load_model(args.model, args.model_arg, args.weights)
+    settle_inputs(args)
+    model = build_model(args)
     inputs = example_inputs(args.input)
     check_repeatable(model, inputs)
     graph = trace(

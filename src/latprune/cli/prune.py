@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from latprune.cli.arguments import add_model_arguments, add_target_arguments
+from latprune.cli.arguments import add_image_arguments, add_model_arguments, add_target_arguments
 from latprune.cli.pruning_arguments import (
     add_data_arguments,
     add_method_arguments,
@@ -16,10 +16,13 @@ from latprune.cli.pruning_arguments import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latprune.export import OnnxExport
     from latprune.pruning.result import Result
     from latprune.pruning.run import Fit
 
-__all__ = ["add_arguments", "add_parser", "prune_as_told", "run"]
+__all__ = ["Outcome", "add_arguments", "add_parser", "prune_as_told", "run"]
 
 _EPILOG = """\
 examples:
@@ -29,6 +32,7 @@ examples:
   latprune prune --model nets.py:net --input 1x3x32x32 --budget params=467K --budget flops=13.36M \\
       --method sp_lamp --method-arg stages=10 --method-arg between=mask -o pruned
   latprune prune --model nets.py:net --input 1x3x32x32 --data nets.py:train_batches --explore explorer.json --pick 63% -o pruned
+  latprune prune model.onnx --budget 50% --images photos -o small.onnx
 
 `latprune list` names the methods, criteria, solvers and engines, with their options.
 Interrupted? The same command with the same -o goes on where it stopped.
@@ -50,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add all that says what is pruned to what, and where it goes."""
-    add_model_arguments(parser)
+    add_model_arguments(parser, file=True)
     add_target_arguments(parser)
     job = parser.add_argument_group("job")
     job.add_argument(
@@ -66,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     job.add_argument("--narrow", action="store_true", help="if the end is measured over the budget, narrow once more")
     data = parser.add_argument_group("data and training")
     add_data_arguments(data)
+    add_image_arguments(data)
     data.add_argument("--candidates", type=int, default=1, help="pick by accuracy among N near-optimal answers (default: %(default)s)")
     data.add_argument(
         "--units", choices=["score", "reconstruction"], default="score", help="which channels stay, given how many (default: %(default)s)"
@@ -73,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--recover",
         metavar="STRATEGY",
-        help="recovery without training after each cut: refit (default where there is --data), map, shift, norms, fold, distil, or none",
+        help="recovery without training after each cut: refit (default with --data or --images), map, shift, norms, fold, distil, or none",
     )
     data.add_argument("--recovery-images", type=int, default=2048, help="inputs to recover with, without labels (default: %(default)s)")
     data.add_argument("--recipe", help="fine-tuning recipe by name, for instance sp-lamp-cifar10")
@@ -98,13 +103,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--distill", action="store_true", help="let the dense network teach while fine-tuning")
     data.add_argument("--fit", metavar="MODULE:CALLABLE", help="fit(model, context) of your own instead of --epochs")
     out = parser.add_argument_group("output")
-    out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="folder for progress and result")
+    out.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER|FILE.onnx",
+        help="folder for progress and result; with FILE.onnx the pruned network is written there, too, and the folder is called FILE",
+    )
     add_table_arguments(out)
     out.add_argument("--onnx", action="store_true", help="also export FOLDER/result/model.onnx")
     out.add_argument("--quiet", action="store_true", help="print the result only")
 
 
-def prune_as_told(args: argparse.Namespace) -> Result:
+class Outcome(NamedTuple):
+    """What came of one run: the result, its folder, and the ONNX file where one was asked for."""
+
+    result: Result
+    folder: Path
+    exported: OnnxExport | None
+
+
+def prune_as_told(args: argparse.Namespace) -> Outcome:
     """Prune, report and export by the arguments of :func:`add_arguments`."""
     from pathlib import Path
 
@@ -112,13 +131,15 @@ def prune_as_told(args: argparse.Namespace) -> Result:
         example_inputs,
         glob_numbers,
         load_callable,
-        load_model,
         load_tables,
+        output_file,
         parse_arguments,
         target_from,
     )
+    from latprune.cli.model_files import build_model, image_batches, recorded_as, settle_inputs
     from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
+    from latprune.export import export_onnx
     from latprune.latency import KernelPredictor, Store
     from latprune.pruning.exploration import Exploration
     from latprune.pruning.run import prune
@@ -128,15 +149,24 @@ def prune_as_told(args: argparse.Namespace) -> Result:
     if (args.explore is None) != (args.pick is None):
         raise InvalidArgumentError("--explore FILE and --pick BUDGET go together: the file holds the networks, the budget says which one")
     pick = Exploration.load(args.explore).pick(args.pick) if args.explore else None
+    settle_inputs(args)
     target = target_from(args)
     method = method_of(args)
     widths = width_rules_of(args)
-    model = load_model(args.model, args.model_arg, args.weights)
+    _check_data(args)
+    output = Path(args.output)
+    written = output_file(args.output, argument="--output") if output.suffix == ".onnx" else None
+    output = output.with_suffix("") if written is not None else output
+    model = build_model(args)
     inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
     keywords = parse_arguments(args.data_arg, argument="--data-arg")
     batches = load_callable(args.data, argument="--data")(**keywords) if args.data else None
-    output = Path(args.output)
+    if args.images:
+        batches = image_batches(args, model, inputs)
+        if not args.quiet:
+            print(f"images: {batches}")
     evaluate = evaluation_of(args, keywords)
+    constructor, arguments = recorded_as(args, parse_arguments(args.model_arg))
     result = prune(
         model,
         inputs,
@@ -169,28 +199,33 @@ def prune_as_told(args: argparse.Namespace) -> Result:
         form=args.form,
         fold=args.fold,
         folder=output,
-        constructor=args.model,
-        arguments=parse_arguments(args.model_arg),
+        name=Path(args.file).stem if args.file else None,
+        constructor=constructor,
+        arguments=arguments,
         progress=None if args.quiet else reporter(),
     )
     result.report(output / "result" / "report.html")
-    if args.onnx:
-        result.export_onnx(output / "result" / "model.onnx")
-    return result
+    exported = None
+    if args.onnx or written is not None:
+        path = written or output / "result" / "model.onnx"
+        exported = export_onnx(result.model, inputs, path, dynamic_batch=args.open_batch)
+    return Outcome(result=result, folder=output, exported=exported)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import shlex
-    from pathlib import Path
 
+    from latprune.cli.export import described
+    from latprune.cli.model_files import shown_model
     from latprune.errors import OverBudgetError
 
-    result, output = prune_as_told(args), Path(args.output)
+    outcome = prune_as_told(args)
+    result, output = outcome.result, outcome.folder
     print(result)
-    command = ["latprune", "verify", str(output), *([] if args.model.startswith("latprune.zoo:") else ["--model", args.model])]
-    command += [word for argument in args.model_arg for word in ("--model-arg", argument)]
-    print(f"saved in {output / 'result'}; verify with: {shlex.join(command)}")
+    if outcome.exported is not None:
+        print(f"wrote {outcome.exported.path}: {described(outcome.exported)}")
+    print(f"saved in {output / 'result'}; verify with: {shlex.join(['latprune', 'verify', str(output), *shown_model(args)])}")
     if result.verdict == "over":
         record = result.record
         raise OverBudgetError(
@@ -200,6 +235,23 @@ def run(args: argparse.Namespace) -> int:
             measured_ms=(record.budget_share or 0.0) * (record.budget.limit or 0.0),
         )
     return 0
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    """Refuse options about images without images, and training on images that have no labels."""
+    from latprune.errors import InvalidArgumentError
+
+    if args.images is None:
+        given = next((name for name in ("mean", "std") if getattr(args, name) is not None), None)
+        if given is not None:
+            raise InvalidArgumentError(f"--{given} says how --images are read; there are none")
+        return
+    if args.data:
+        raise InvalidArgumentError("--images and --data are both batches to score and recover with; leave one of them out")
+    if args.epochs is not None or args.recipe is not None:
+        raise InvalidArgumentError(
+            "--epochs and --recipe train on labels, which --images have none of; give --data, or a --fit of your own"
+        )
 
 
 def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:

@@ -97,7 +97,7 @@ def _prune_cell(args: argparse.Namespace, cell: Cell, folder: Path) -> Result:
     """One run, by the arguments of the whole sweep."""
     told = _of_cell(args, method=cell.method)
     told.budget, told.engine, told.seed, told.output = list(cell.budgets), cell.engine, cell.seed, str(folder)
-    return prune.prune_as_told(told)
+    return prune.prune_as_told(told).result
 
 
 def _of_cell(args: argparse.Namespace, *, method: str) -> argparse.Namespace:

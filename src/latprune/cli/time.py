@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_arguments(parser)
+    add_model_arguments(parser, file=True)
     add_target_arguments(parser)
     group = parser.add_argument_group("timing")
     group.add_argument("--scenario", choices=_SCENARIOS, default=_SCENARIOS[0], help="what is asked (default: %(default)s)")
@@ -52,11 +52,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import json
 
-    from latprune.cli.loading import example_inputs, load_model, target_from
+    from latprune.cli.loading import example_inputs, target_from
+    from latprune.cli.model_files import build_model, settle_inputs
     from latprune.latency.measuring.scenarios import time_network
 
+    settle_inputs(args)
     scenario, target = _scenario(args), target_from(args)
-    model = load_model(args.model, args.model_arg, args.weights)
+    model = build_model(args)
     found = time_network(model, example_inputs(args.input, batch=args.batch), target, scenario)
     print(json.dumps(found.to_dict(), indent=2) if args.json else "\n".join(_lines(found)))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import io
 import time
 import warnings
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 from latprune.errors import EngineError, MissingExtraError
 from latprune.export.signature import FlatCall, Inputs, call, inputs_as_numpy, is_plain, named_inputs
 from latprune.graph.conditions import preserved_modes
+from latprune.program.steps import FileNames
 from latprune.quiet import quiet_exporters
 from latprune.storage import write_atomic
 
@@ -90,7 +92,7 @@ def export_onnx(
         model.eval()
         for exporter, convert in (("torchscript", _torchscript), ("dynamo", _dynamo)):
             try:
-                data = convert(model, example_inputs, opset, dynamic_batch)
+                data = _with_file_names(convert(model, example_inputs, opset, dynamic_batch), model)
                 errors = _check(data, model, example_inputs, dynamic_batch, tolerance)
             except MissingExtraError:
                 raise
@@ -135,6 +137,8 @@ def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic_batch:
     for case, inputs in cases:
         expected = [tensor.detach().cpu().float().numpy() for tensor in call(model, inputs)]
         arrays = inputs_as_numpy(named if inputs is example_inputs else named_inputs(model, inputs))
+        names = _file_names(model)
+        arrays = arrays if names is None else dict(zip(names.inputs, arrays.values(), strict=True))
         for name, run in _runtimes().items():
             try:
                 found = run(data, arrays)
@@ -197,13 +201,15 @@ def _dynamo(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bool) -
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("onnxscript", "onnx")
     outputs = _output_names(model, inputs)
-    called, positional, names = _split(model, inputs)
+    # The exporter takes a size of 1 for a fixed one.
+    called, positional, names = _split(model, _doubled(inputs) if dynamic_batch else inputs)
     shapes: Any = None
     if dynamic_batch:
         batch = torch.export.Dim("batch")
         shapes = tuple({0: batch} for _ in positional)
-        # One parameter, *tensors, holds all of them.
-        shapes = shapes if called is model else (shapes,)
+        # One parameter, *tensors, holds all of them in a program and in what calls a model flatly.
+        listed = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(called.forward).parameters.values())
+        shapes = (shapes,) if listed else shapes
     with warnings.catch_warnings(), quiet_exporters():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -218,6 +224,42 @@ def _dynamo(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bool) -
         )
     assert program is not None
     return bytes(program.model_proto.SerializeToString())
+
+
+def _file_names(model: nn.Module) -> FileNames | None:
+    from latprune.program.module import ProgramModule
+
+    return model.program.file_names if isinstance(model, ProgramModule) else None
+
+
+def _with_file_names(data: bytes, model: nn.Module) -> bytes:
+    """A program that was read from a file has that file's names of inputs and outputs, whatever the exporters take for a name."""
+    names = _file_names(model)
+    if names is None:
+        return data
+    import onnx
+
+    proto = onnx.load_from_string(data)
+    graph = proto.graph
+    stored = {entry.name for entry in graph.initializer}
+    given = dict(zip((entry.name for entry in graph.input if entry.name not in stored), names.inputs, strict=False))
+    taken = {*names.inputs, *names.outputs}
+    renamed = {name: f"{name}_inside" for name in taken} | given
+    renamed |= {entry.name: name for entry, name in zip(graph.output, names.outputs, strict=True)}
+    _rename(graph, renamed)
+    return bytes(proto.SerializeToString())
+
+
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
+    """Give values of a graph other names, in its sub-graphs too."""
+    for node in graph.node:
+        for field in (node.input, node.output):
+            field[:] = [names.get(name, name) for name in field]
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                _rename(inner, names)
+    for entry in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        entry.name = names.get(entry.name, entry.name)
 
 
 def _runtimes() -> dict[str, Runtime]:

@@ -33,6 +33,7 @@ def canonical(raw: RawProgram) -> tuple[list[Step], list[Value | Held]]:
     steps, same = _public(steps, raw)
     returned = [_followed(r, same) for r in raw.returned]
     steps = live_steps(steps, returned)
+    _require_first_results(steps, raw)
     steps = _merge_copies(steps, returned, raw)
     steps = broadcast_freely(steps, returned, raw)
     steps = live_steps(split_projections(steps, returned, raw), returned)
@@ -135,7 +136,6 @@ def _public(steps: list[Step], raw: RawProgram) -> tuple[list[Step], dict[int, A
         if step.operator in FIRST_ONLY:
             step = replace(step, results=step.results[:1], several=False)
         result.append(step)
-    _require_first_results(result, raw)
     return result, same
 
 

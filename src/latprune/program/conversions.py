@@ -144,6 +144,31 @@ def _group_norm(step: Step, a: Arguments, raw: RawProgram) -> Step:
     return _step(step, "group_norm", *a.all("input group weight bias eps"))
 
 
+_MODES = {
+    "upsample_nearest1d": "nearest", "upsample_nearest2d": "nearest", "upsample_nearest3d": "nearest",
+    "_upsample_nearest_exact1d": "nearest-exact", "_upsample_nearest_exact2d": "nearest-exact",
+    "_upsample_nearest_exact3d": "nearest-exact",
+    "upsample_linear1d": "linear", "upsample_bilinear2d": "bilinear", "_upsample_bilinear2d_aa": "bilinear",
+    "upsample_trilinear3d": "trilinear", "upsample_bicubic2d": "bicubic", "_upsample_bicubic2d_aa": "bicubic",
+}  # fmt: skip
+
+
+@_converts(*(f"aten.{name}.{overload}" for name in _MODES for overload in ("default", "vec")))
+def _interpolate(step: Step, a: Arguments, raw: RawProgram) -> Step:
+    """By scales where they are given: what is computed depends on them."""
+    name = step.operator.split(".")[1]
+    scales = a["scale_factors"] or [s for s in a.all("scales scales_d scales_h scales_w") if s is not None] or None
+    size = None if scales is not None else list(raw.shapes[_result(step)][2:])
+    source = a["input"] if a["self"] is None else a["self"]
+    return _step(step, "interpolate", source, size, scales, _MODES[name], a["align_corners"], name.endswith("_aa"))
+
+
+@_converts("aten._to_copy.default")
+def _to(step: Step, a: Arguments, raw: RawProgram) -> Step:
+    others = {name for name in step.keywords if step.keywords[name] is not None} - {"dtype"}
+    return step if others or a["dtype"] is None else _step(step, "to", a["self"], a["dtype"])
+
+
 @_converts("aten._softmax.default", "aten._log_softmax.default")
 def _softmax(step: Step, a: Arguments, raw: RawProgram) -> Step:
     if a["half_to_float"]:

@@ -23,6 +23,7 @@ from latprune.program.steps import (
     BatchMultiple,
     Device,
     Dtype,
+    FileNames,
     Held,
     HeldTensor,
     InputTensor,
@@ -64,6 +65,11 @@ class _TensorModel(StrictFileModel):
     alias_of: str | None = None
 
 
+class _FileNamesModel(StrictFileModel):
+    inputs: list[str]
+    outputs: list[str]
+
+
 class _ProgramModel(StrictFileModel):
     format: Literal["latprune/program"]
     version: Literal[1]
@@ -76,6 +82,7 @@ class _ProgramModel(StrictFileModel):
     kinds: dict[str, str] = Field(default_factory=dict)
     dtype: str
     batch_reason: str = ""
+    file_names: _FileNamesModel | None = None
     steps: list[_StepModel]
 
 
@@ -84,7 +91,7 @@ class _ProgramModel(StrictFileModel):
 
 def program_to_dict(program: Program) -> dict[str, Any]:
     """A program as a JSON object; its tensors are kept apart."""
-    return {
+    data = {
         "format": FORMAT,
         "version": VERSION,
         "inputs": [{"shape": list(i.shape), "dtype": i.dtype, "name": i.name, "batched": i.batched} for i in program.inputs],
@@ -100,6 +107,9 @@ def program_to_dict(program: Program) -> dict[str, Any]:
         "batch_reason": program.batch_reason,
         "steps": [_step_to_dict(step) for step in program.steps],
     }
+    if program.file_names is not None:
+        data["file_names"] = {"inputs": list(program.file_names.inputs), "outputs": list(program.file_names.outputs)}
+    return data
 
 
 def _step_to_dict(step: Step) -> dict[str, Any]:
@@ -161,6 +171,11 @@ def program_from_dict(data: Any) -> Program:
         _structure(model.arguments.get(name), len(model.inputs), f"program.arguments.{name}")  # type: ignore[call-overload]
     steps = tuple(reader.step(step, f"program.steps.{k}") for k, step in enumerate(model.steps))
     returned = [reader.argument(r, f"program.returned.{k}") for k, r in enumerate(model.returned)]
+    names = None
+    if model.file_names is not None:
+        names = FileNames(inputs=tuple(model.file_names.inputs), outputs=tuple(model.file_names.outputs))
+        if (len(names.inputs), len(names.outputs)) != (len(model.inputs), len(returned)):
+            raise FileFormatError(f"must name {len(model.inputs)} inputs and {len(returned)} outputs", path="program.file_names")
     if any(not isinstance(r, (Value, Held)) for r in returned):
         raise FileFormatError("holds something that is no tensor", path="program.returned")
     return Program(
@@ -173,6 +188,7 @@ def program_from_dict(data: Any) -> Program:
         kinds=dict(model.kinds),
         dtype=model.dtype,
         batch_reason=model.batch_reason,
+        file_names=names,
     )
 
 

@@ -53,6 +53,21 @@ def _attention(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped)
 
 
+def _interpolate(
+    x: torch.Tensor,
+    size: int | list[int] | None,
+    scale_factor: float | list[float] | None,
+    mode: str,
+    align_corners: bool | None,
+    antialias: bool,
+) -> torch.Tensor:
+    return F.interpolate(x, size, scale_factor, mode, align_corners, antialias=antialias)
+
+
+def _to(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.to(dtype)
+
+
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "attention": _attention,
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
@@ -72,6 +87,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "expand": torch.Tensor.expand,
     "group_norm": F.group_norm,
     "gru": torch.gru,
+    "interpolate": _interpolate,
     "layer_norm": F.layer_norm,
     "linear": F.linear,
     "log_softmax": torch.log_softmax,
@@ -80,12 +96,14 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "max_pool2d": F.max_pool2d,
     "max_pool3d": F.max_pool3d,
     "pad": F.pad,
+    "prelu": F.prelu,
     "reshape": torch.reshape,
     "rms_norm": F.rms_norm,
     "select": torch.select,
     "slice": _slice,
     "softmax": torch.softmax,
     "split_with_sizes": torch.split_with_sizes,
+    "to": _to,
 }
 """Public functions, for what PyTorch computes by operators that exporters do not know."""
 

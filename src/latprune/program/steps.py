@@ -13,6 +13,7 @@ __all__ = [
     "BatchMultiple",
     "Device",
     "Dtype",
+    "FileNames",
     "Held",
     "HeldTensor",
     "InputTensor",
@@ -133,6 +134,14 @@ class HeldTensor:
     alias_of: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileNames:
+    """Names of inputs and outputs in a file."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Program:
     """A captured program without its tensors.
@@ -147,6 +156,7 @@ class Program:
         kinds: Module path -> class that it had.
         dtype: Type of the floating-point parameters when it was captured.
         batch_reason: Why it runs at the captured batch size only; empty where it runs at any.
+        file_names: Where it was read from a file: the names that inputs and returned tensors have there, and get in a file that is written.
     """
 
     steps: tuple[Step, ...]
@@ -158,6 +168,7 @@ class Program:
     kinds: Mapping[str, str]
     dtype: str
     batch_reason: str = ""
+    file_names: FileNames | None = None
 
     def __deepcopy__(self, memo: Any) -> Program:
         """Nothing in it changes, so copies share it."""

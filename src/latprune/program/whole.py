@@ -63,6 +63,11 @@ def _recurrent(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> C
     return func.__name__, [*args[:6], Training(), *args[7:]]
 
 
+def _prelu(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+    given = [*args, *kwargs.values()]
+    return ("prelu", given) if len(given) == 2 and all(isinstance(g, torch.Tensor) for g in given) else None
+
+
 WHOLE: Mapping[str, Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Call | None]] = {
     "linear": _linear,
     "matmul": _matmul,
@@ -70,6 +75,7 @@ WHOLE: Mapping[str, Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Call | N
     "__rmatmul__": _matmul,
     "scaled_dot_product_attention": _attention,
     "einsum": _einsum,
+    "prelu": _prelu,
     "lstm": _recurrent,
     "gru": _recurrent,
 } | dict.fromkeys(("dropout", "dropout_", "alpha_dropout", "feature_dropout", "feature_dropout_", "feature_alpha_dropout"), _dropout)

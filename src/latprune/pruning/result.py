@@ -84,11 +84,13 @@ class Result:
         """Read a saved record back for a network that is already in memory (after ``latprune verify`` added to it, say)."""
         return cls(model=model, record=load_result(path).record, example_inputs=example_inputs)
 
-    def export_onnx(self, path: str | Path) -> OnnxExport:
-        """Export the pruned network to ONNX; the file is checked against the module in the installed runtimes before this returns."""
+    def export_onnx(self, path: str | Path, *, dynamic_batch: bool = False) -> OnnxExport:
+        """Export the pruned network to ONNX, with ``dynamic_batch`` at any batch size; the file is checked against the module in the
+        installed runtimes before this returns.
+        """
         from latprune.export import export_onnx
 
-        return export_onnx(self.model, self.example_inputs, path)
+        return export_onnx(self.model, self.example_inputs, path, dynamic_batch=dynamic_batch)
 
     def report(self, path: str | Path) -> None:
         """Write a self-contained HTML page."""

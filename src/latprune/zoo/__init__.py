@@ -5,6 +5,7 @@ from latprune.zoo.cifar_resnet import CifarBlock, CifarResNet, PadShortcut, ResN
 from latprune.zoo.concat import C2f, DenseNetwork, DetectionNeck, UNet, dense_network, detection_neck, unet
 from latprune.zoo.detection import SingleShotDetector, StreamingDetector, single_shot_detector, streaming_detector
 from latprune.zoo.digits import digits, digits_resnet
+from latprune.zoo.image_folder import ImageFolder
 from latprune.zoo.imagenet import VGG, BottleneckResNet, MobileNetV2, mobilenet_v2, resnet50, vgg16
 from latprune.zoo.images import cifar10, image_classes, load_image_set
 from latprune.zoo.language import RecurrentLanguageModel, recurrent_language_model
@@ -31,6 +32,7 @@ __all__ = [
     "CifarResNet",
     "DenseNetwork",
     "DetectionNeck",
+    "ImageFolder",
     "ImageLoader",
     "MobileNetV2",
     "Normalisation",

@@ -1,0 +1,132 @@
+"""Plain image files as batches of a network's inputs, without labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
+from latprune.zoo.loading import IMAGENET_NORMALISATION
+
+__all__ = ["ImageFolder"]
+
+_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif"})
+
+
+class ImageFolder:
+    """The images of a folder and its sub-folders as batches ``(n, channels, height, width)``, in an order that ``seed`` shuffles once.
+
+    An image is scaled (bilinear) until its shorter sides cover the input's by ``1 / crop``, and cut in the middle; its values become
+    ``(value / 255 - mean) / std``, channel by channel. Nothing is kept: each pass reads the files again.
+
+    Args:
+        folder: Where the images are.
+        shape: ``(channels, height, width)`` of the network's input, with 1 or 3 channels.
+        mean: Mean of each channel, on a scale from 0 to 1; those of ImageNet for three channels, 0 for one, by default.
+        std: Deviation of each channel; those of ImageNet for three channels, 1 for one, by default.
+        batch: Images in a batch; what is left at the end makes a smaller one, unless ``whole``.
+        crop: Share of the scaled image's shorter side that is kept.
+        limit: Images at most.
+        whole: Leave out a last batch that is not full, for a network that runs at one batch size alone.
+        seed: Seed of the order.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+        InvalidArgumentError: There is no such folder, it holds no image, or an argument breaks its rule.
+
+    Example:
+        >>> images = ImageFolder("photos", (3, 224, 224))  # doctest: +SKIP
+        >>> next(iter(images)).shape  # doctest: +SKIP
+        torch.Size([32, 3, 224, 224])
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        shape: Sequence[int],
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        batch: int = 32,
+        crop: float = 0.875,
+        limit: int | None = None,
+        whole: bool = False,
+        seed: int = 0,
+    ) -> None:
+        try:
+            import PIL  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("pillow", "images") from error
+        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
+            raise InvalidArgumentError(f"shape (={tuple(shape)}) must be (channels, height, width) with 1 or 3 channels: images have those")
+        if batch < 1 or not 0 < crop <= 1:
+            raise InvalidArgumentError(f"batch (={batch}) must be at least 1, and crop (={crop}) above 0 and at most 1")
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        colour = shape[0] == 3
+        self.mean = self._channels("mean", mean, IMAGENET_NORMALISATION.mean if colour else (0.0,))
+        self.std = self._channels("std", std, IMAGENET_NORMALISATION.std if colour else (1.0,))
+        if min(self.std) <= 0:
+            raise InvalidArgumentError(f"std (={self.std}) must be above 0")
+        root = Path(folder)
+        if not root.is_dir():
+            raise InvalidArgumentError(f"folder (={str(folder)!r}) must be a folder with images; there is none")
+        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
+        if not found:
+            raise InvalidArgumentError(f"folder (={str(folder)!r}) holds no image ({', '.join(sorted(_ENDINGS))})")
+        order = np.random.default_rng(seed).permutation(len(found))
+        self.paths = [found[k] for k in order][:limit]
+        self._batch, self._crop = batch, crop
+        self._stop = len(self.paths) // batch * batch if whole else len(self.paths)
+        if self._stop == 0:
+            raise InvalidArgumentError(f"folder (={str(folder)!r}) holds {len(self.paths)} images; one batch takes {batch}")
+
+    def _channels(self, name: str, given: Sequence[float] | None, default: tuple[float, ...]) -> tuple[float, ...]:
+        if given is None:
+            return default
+        values = tuple(float(v) for v in given)
+        if len(values) not in (1, self.shape[0]):
+            raise InvalidArgumentError(f"{name} (={values}) must be one number, or one for each of {self.shape[0]} channels")
+        return values * (self.shape[0] // len(values))
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+        return math.ceil(self._stop / self._batch)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """One pass over the images."""
+        mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (self.mean, self.std))
+        for start in range(0, self._stop, self._batch):
+            pixels = np.stack([self._read(path) for path in self.paths[start : min(start + self._batch, self._stop)]])
+            yield (torch.from_numpy(pixels).float() / 255.0 - mean) / std
+
+    def _read(self, path: Path) -> Any:
+        """An image's pixels ``(channels, height, width)``, 0 to 255."""
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        channels, height, width = self.shape
+        try:
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
+        except (UnidentifiedImageError, OSError, ValueError) as error:
+            raise FileFormatError(f"{path} cannot be read as an image ({error}); remove it, or write it anew") from error
+        scale = max(width / image.width, height / image.height) / self._crop
+        size = max(round(image.width * scale), width), max(round(image.height * scale), height)
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        image = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + width, top + height))
+        pixels = np.asarray(image, dtype=np.uint8)
+        return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
+
+    def __str__(self) -> str:
+        """What is done to the images, for people."""
+        numbers = [", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std)]
+        channels, height, width = self.shape
+        return (
+            f"{len(self.paths)} images, scaled and cut in the middle ({self._crop:g} of the shorter side) to {width}x{height}, {channels} "
+            f"channel{'s' if channels > 1 else ''}, (value / 255 - mean) / std with mean {numbers[0]} and std {numbers[1]}"
+        )

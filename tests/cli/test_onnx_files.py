@@ -1,0 +1,123 @@
+"""ONNX files on the command line: inspected, pruned with image files, written, verified without a Python class."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+import latprune
+from latprune.cli import main
+from support.onnx_files import make, write
+
+
+def _folder(path: Path, count: int = 40, side: int = 20) -> Path:
+    rng = np.random.default_rng(0)
+    path.mkdir()
+    for k in range(count):
+        coarse = Image.fromarray(rng.integers(0, 255, (5, 5, 3), dtype=np.uint8).astype(np.uint8))
+        coarse.resize((side, side), Image.Resampling.BILINEAR).save(path / f"{k}.png")
+    return path
+
+
+def test_inspect_says_what_can_be_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, inputs = make("mobilenet")
+    path = write(model, inputs, tmp_path / "net.onnx", "torchscript")
+    assert main(["inspect", str(path), "--keep", "head", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"expand.0", "squeeze"} <= {group["name"] for group in found["groups"]}
+
+
+def test_a_file_is_pruned_with_images_and_written_under_its_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, inputs = make("mobilenet")
+    path = write(model, inputs, tmp_path / "net.onnx", "torchscript", open_batch=True)
+    images, out = _folder(tmp_path / "photos"), tmp_path / "small.onnx"
+    command = ["prune", str(path), "--budget", "flops=70%", "--images", str(images), "--predict-only", "-o", str(out), "--mean", "0.5"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "images: 40 images, scaled and cut in the middle (0.875 of the shorter side) to 16x16, 3 channels" in text
+    assert "with mean 0.5, 0.5, 0.5 and std 0.229, 0.224, 0.225" in text
+    assert (
+        f"wrote {out}: opset 18" in text and "verify with: latprune verify" in text and "--model" not in text.rpartition("verify with")[2]
+    )
+
+    result = latprune.load_result(tmp_path / "small" / "result")
+    assert result.record.model.name == "net" and result.record.recovery is not None
+    assert result.record.pruned.macs <= 0.7 * result.record.dense.macs
+    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+    assert [(i.name, i.shape[0]) for i in session.get_inputs()] == [("in.0", "batch")]
+    x = np.random.default_rng(1).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    (found,) = session.run(["out.0"], {"in.0": x})
+    import torch
+
+    with torch.no_grad():
+        np.testing.assert_allclose(found, result.restore()(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-4)
+
+    # The saved result exports by itself, too, and what was written can be pruned again.
+    assert main(["export", str(tmp_path / "small" / "result"), "-o", str(tmp_path / "again.onnx")]) == 0
+    assert [o.name for o in onnx.load(tmp_path / "again.onnx").graph.output] == ["out.0"]
+    assert main(["inspect", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["net.onnx", "--model", "nets:net"], "--model does nothing beside the file net.onnx"),
+        (["net.pt"], "'net.pt' must be an ONNX file"),
+        ([], "there is no model: give an ONNX file, or --model"),
+        (["--model", "nets:net"], "--input is missing"),
+        (["missing.onnx"], "there is no file missing.onnx"),
+    ],
+)
+def test_what_does_not_go_together(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["prune", *arguments, "--budget", "50%", "-o", "out"]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mean", "0.5"], "--mean says how --images are read; there are none"),
+        (["--images", ".", "--data", "nets:batches"], "--images and --data are both batches"),
+        (["--images", ".", "--epochs", "2"], "train on labels, which --images have none of"),
+        (["--images", "."], "holds no image"),
+    ],
+)
+def test_images_that_cannot_be_used(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, inputs = make("mobilenet")
+    write(model, inputs, tmp_path / "net.onnx", "torchscript")
+    assert main(["prune", "net.onnx", "--budget", "50%", "-o", "out", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_images_need_a_model_of_one_image(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model, inputs = make("bert")
+    path = write(model, inputs, tmp_path / "net.onnx", "torchscript")
+    images = _folder(tmp_path / "photos", count=1)
+    assert main(["prune", str(path), "--budget", "flops=60%", "-o", str(tmp_path / "out"), "--images", str(images)]) == 2
+    assert (
+        "are for a model of one input (batch, 1 or 3 channels, height, width); this one takes [(1, 6), (1, 6)]" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.slow
+def test_a_latency_budget_is_measured_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, inputs = make("resnet")
+    path = write(model, inputs, tmp_path / "net.onnx", "dynamo")
+    command = ["prune", str(path), "--budget", "80%", "--engine", "onnxruntime", "--method", "uniform", "-o", str(tmp_path / "small.onnx")]
+    assert main([*command, "--store", str(tmp_path / "store.sqlite")]) in (0, 6)
+    record = latprune.load_result(tmp_path / "small" / "result").record
+    assert record.model.constructor == "latprune:load_onnx" and record.pruned.latency is not None
+    assert main(["verify", str(tmp_path / "small" / "result")]) in (0, 6)
+    assert "ratio" in capsys.readouterr().out
