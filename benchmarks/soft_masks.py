@@ -3,9 +3,9 @@
     python benchmarks/soft_masks.py --output benchmarks/results/soft_masks.json
 
 Both networks train in one process, a step of one after a step of the other (the first of a pair changes), on the same random images of
-CIFAR-10's size, with SGD (momentum, Nesterov, weight decay); float32, and bfloat16 by autocast where the device has it. The figure is the median over pairs of the
-ratio of the two steps' times, with an interval by bootstrap. ``set_ms``: what setting a new mask costs, which a schedule does every few
-batches.
+CIFAR-10's size, with SGD (momentum, Nesterov, weight decay); float32, and bfloat16 by autocast where the device has it. The figure is the
+median over pairs of the ratio of the two steps' times, with an interval by bootstrap. ``set_ms``: what setting a new mask costs, which a
+schedule does every few batches.
 """
 
 from __future__ import annotations

@@ -429,6 +429,7 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     pruning_sections.trajectories,
     pruning_sections.counted,
     pruning_sections.soft_masks,
+    pruning_sections.prune_time,
     resnet56,
     budgets,
     tables,

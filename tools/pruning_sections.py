@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from page_parts import machine, percent, read, table
 
-__all__ = ["counted", "defaults", "methods", "recovery", "soft_masks", "trajectories"]
+__all__ = ["counted", "defaults", "methods", "prune_time", "recovery", "soft_masks", "trajectories"]
 
 _NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2", "vit": "small ViT"}
 
@@ -240,3 +240,19 @@ def _channels(row: Any, entry: Any, prefix: str) -> str:
     """Channels kept in the groups whose name begins so, of the dense ones."""
     dense = sum(group["dense"] for name, group in row["groups"].items() if name.startswith(prefix))
     return f"{sum(width for name, width in entry['widths'].items() if name.startswith(prefix))} of {dense}"
+
+
+def prune_time() -> str | None:
+    """Pruning from a filled store, beside an earlier version."""
+    found = read("prune-time")
+    if found is None:
+        return None
+    lines = []
+    for row in found["rows"]:
+        before, now = (median(row["seconds"][name]) for name in ("before", "now"))
+        lines.append([row["job"], f"{before:.1f} s", f"{now:.1f} s", f"{row['ratio']:.2f}", str(len(row["seconds"]["now"]))])
+    text = (
+        "## Pruning from a filled store\n\nResNet-56 to half of its measured latency: whole processes of `latprune prune`, in turns with the "
+        f"version before the pruning room was rebuilt, medians and the median ratio of pairs. {machine(found)}\n\n"
+    )
+    return text + table(["method", "before", "now", "ratio", "pairs"], lines) + "\n\n`benchmarks/prune_time.py`"
