@@ -252,7 +252,7 @@ def prune_time() -> str | None:
         before, now = (median(row["seconds"][name]) for name in ("before", "now"))
         lines.append([row["job"], f"{before:.1f} s", f"{now:.1f} s", f"{row['ratio']:.2f}", str(len(row["seconds"]["now"]))])
     text = (
-        "## Pruning from a filled store\n\nResNet-56 to half of its measured latency: whole processes of `latprune prune`, in turns with the "
-        f"version before the pruning room was rebuilt, medians and the median ratio of pairs. {machine(found)}\n\n"
+        "## Pruning from a filled store\n\nResNet-56 to half of its measured latency: whole processes of `latprune prune`, in turns with "
+        f"the version before the pruning room was rebuilt, medians and the median ratio of pairs. {machine(found)}\n\n"
     )
     return text + table(["method", "before", "now", "ratio", "pairs"], lines) + "\n\n`benchmarks/prune_time.py`"
