@@ -114,3 +114,99 @@ def test_a_result_goes_back_into_a_lazy_model(tmp_path: Path) -> None:
     result = latprune.prune(model, X, budget="flops=60%", method="uniform", measure_latency=False)
     result.save(tmp_path / "saved")
     assert torch.equal(latprune.restore(lazy, tmp_path / "saved")(X), model(X))
+
+
+class OwnTensor(torch.Tensor):
+    """A tensor type of its own, as quantisation libraries have them."""
+
+
+class NamedParameter(nn.Parameter):
+    """A parameter class without behaviour of its own."""
+
+
+def _with_weight(weight: torch.Tensor) -> nn.Module:
+    model = net()
+    model[1].weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+    return model
+
+
+def _on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return net()
+
+
+def _for_inference() -> nn.Module:
+    with torch.inference_mode():
+        return net()
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: _with_weight(torch.randn(8, 8, 3, 3).as_subclass(OwnTensor)), "'1.weight'.*is a OwnTensor, a tensor type of its own"),
+        (_on_meta, "'0.0.weight'.*on the meta device"),
+        (_for_inference, r"'0.0.weight'.*torch.inference_mode\(\)"),
+        (lambda: nn.Sequential(nn.Flatten(), _sparse()), "'1.weight'.*is a sparse tensor.*to_dense"),
+        (lambda: torch.export.export(net().eval(), (X,)).module(), "module of an exported program"),
+    ],
+)
+def test_tensors_without_values_to_cut_are_refused(make: Callable[[], nn.Module], says: str) -> None:
+    model = make()
+    for call in (lambda: trace(model, X), lambda: latprune.prune(model, X, budget="flops=60%", method="uniform", measure_latency=False)):
+        with pytest.raises(CaptureError, match=says):
+            call()
+
+
+def _sparse() -> nn.Module:
+    layer = nn.Linear(432, 4)
+    layer.weight = nn.Parameter(layer.weight.detach().to_sparse())
+    return layer
+
+
+def test_a_parameter_class_without_behaviour_is_taken() -> None:
+    assert "1" in trace(_with_weight(NamedParameter(torch.randn(8, 8, 3, 3))), X).groups
+
+
+def test_inputs_of_a_tensor_type_of_their_own_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="tensor 0 of the example inputs is a OwnTensor"):
+        trace(net(), X.as_subclass(OwnTensor))
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:UserWarning")
+def test_quantised_parts_are_traced_around_and_refused_where_a_result_must_hold_them() -> None:
+    from torch.ao.quantization import quantize_dynamic
+
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 2))
+    model = quantize_dynamic(model, {"6"}, dtype=torch.qint8)
+    x = torch.randn(2, 6)
+    graph = trace(model, x)
+    assert {"0", "2"} <= set(graph.groups) and "4" not in graph.groups
+    assert any("quantized.linear_dynamic" in kept.reason for kept in graph.kept_whole)
+    with pytest.raises(InvalidArgumentError, match=r"module '6' \(Linear of torch.ao.nn.quantized.*Prune the float model"):
+        latprune.prune(model, x, budget="params=80%", method="uniform", measure_latency=False)
+
+
+def test_where_nothing_can_be_pruned_the_reasons_are_told() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"nothing in this model can be pruned \(.*the network's output"):
+        latprune.prune(nn.Sequential(nn.Linear(4, 3)), torch.randn(1, 4), budget="params=60%", method="uniform", measure_latency=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_a_scripted_layer_is_cut_with_what_is_around_it(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.ReLU(),
+            torch.jit.script(nn.Conv2d(8, 8, 3)),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3),
+            nn.ReLU(),
+            nn.Conv2d(12, 4, 1),
+        ).eval()
+
+    result = latprune.prune(make(), X, budget="params=80%", method="uniform", measure_latency=False)
+    assert result.model[2].weight.shape[:2] == (result.model[4].in_channels, result.model[0].out_channels) < (8, 8)
+    result.save(tmp_path / "result")
+    assert torch.equal(latprune.restore(make, tmp_path / "result")(X), result.model.eval()(X))

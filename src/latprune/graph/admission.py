@@ -12,8 +12,9 @@ from torch.nn.parameter import is_lazy
 
 from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.graph.folding import folds_of
+from latprune.graph.tensors import flatten_tensors
 
-__all__ = ["check_derived_weights", "check_kind", "check_state", "derived_weights"]
+__all__ = ["check_derived_weights", "check_inputs", "check_kind", "check_state", "derived_weights"]
 
 _PARALLEL = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}
 _MOST = 0.25
@@ -41,22 +42,69 @@ def check_kind(model: nn.Module) -> None:
             raise CaptureError(f"{where} is a {kind}: pass {inner}, the module in it, prune, and wrap the pruned one again")
         if isinstance(module, torch.jit.ScriptModule) and not path:
             raise CaptureError("the model is a TorchScript module, whose code cannot be followed: pass the nn.Module that it was made of")
+        if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):
+            raise CaptureError(f"{where} is the module of an exported program, which has one mode alone: pass the module that was exported")
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            full = f"{path}.{name}" if path else name
             if is_lazy(tensor):
-                full = f"{path}.{name}" if path else name
                 raise CaptureError(
                     f"'{full}' of {where} ({kind}) has no size yet: run the model once on the example inputs before it is pruned (in the "
                     "function that builds it too, so that saved results fit it)"
                 )
+            _check_tensor(tensor, f"'{full}' of {where} ({kind})")
+
+
+def _check_tensor(tensor: torch.Tensor, what: str) -> None:
+    """Refuse tensors that have no values of their own to cut."""
+    if tensor.is_meta:
+        raise CaptureError(f"{what} is on the meta device and has no values: build the model on a real one, or load its weights first")
+    if tensor.is_inference():
+        raise CaptureError(
+            f"{what} was made under torch.inference_mode(), and such tensors cannot be changed: build the model outside of it"
+        )
+    if not _is_plain(tensor):
+        raise CaptureError(
+            f"{what} is a {type(tensor).__name__}, a tensor type of its own, which cannot be cut place by place: put a plain "
+            "torch.nn.Parameter of its values there, prune, and convert the pruned model again"
+        )
+    if tensor.layout != torch.strided:
+        raise CaptureError(f"{what} is a sparse tensor ({tensor.layout}), which cannot be cut: put tensor.to_dense() there")
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    kind = type(tensor)
+    if kind in (torch.Tensor, nn.Parameter):
+        return True
+    own = (getattr(kind, name) is not getattr(nn.Parameter, name) for name in ("__torch_dispatch__", "__torch_function__"))
+    return issubclass(kind, nn.Parameter) and not any(own)
+
+
+def check_inputs(example_inputs: Any) -> None:
+    """Refuse example inputs that are tensors of a type of their own.
+
+    Raises:
+        InvalidArgumentError: An input is one; the message says which.
+    """
+    for index, tensor in enumerate(flatten_tensors(example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs))):
+        if type(tensor) not in (torch.Tensor, nn.Parameter):
+            raise InvalidArgumentError(
+                f"tensor {index} of the example inputs is a {type(tensor).__name__}, a tensor type of its own: give a plain one, "
+                "tensor.as_subclass(torch.Tensor)"
+            )
 
 
 def check_state(model: nn.Module) -> None:
     """Refuse states that a checkpoint of tensors cannot hold.
 
     Raises:
-        InvalidArgumentError: A module's ``get_extra_state`` gives something other than a tensor.
+        InvalidArgumentError: A module's ``get_extra_state`` gives something other than a tensor, or a module is quantised.
     """
     for path, module in model.named_modules():
+        if _is_quantised(module):
+            raise InvalidArgumentError(
+                f"module '{path}' ({type(module).__name__} of {type(module).__module__}) is quantised, or prepared for it: its scales and "
+                "packed weights cannot be cut. Prune the float model, and quantise (or prepare) the pruned one"
+            )
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             state: Any = module.get_extra_state()
             if not isinstance(state, torch.Tensor):
@@ -65,6 +113,14 @@ def check_state(model: nn.Module) -> None:
                     "hold tensors alone, without pickle. Keep it in a buffer, let get_extra_state return a tensor, or give the module a "
                     "class without it while the model is pruned"
                 )
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    home = type(module).__module__
+    if home.startswith(("torch.ao.nn.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic")):
+        return "quantized" in home or "qat" in home
+    # What rounds or observes with one scale for a whole tensor holds nothing that could be cut.
+    return home.startswith("torch.ao.quantization") and any(buffer.numel() > 1 for buffer in module.buffers())
 
 
 def derived_weights(model: nn.Module) -> dict[str, str]:

@@ -21,7 +21,7 @@ import latprune.graph.rules_transforms  # noqa: F401
 import latprune.graph.rules_views  # noqa: F401
 from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
-from latprune.graph.admission import check_kind
+from latprune.graph.admission import check_inputs, check_kind
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
 from latprune.graph.captured import FORMS, CapturedNetwork, captured_form
@@ -88,6 +88,7 @@ def trace(
         "named in keep ('4')"
     """
     check_kind(model)
+    check_inputs(example_inputs)
     if form not in FORMS:
         raise InvalidArgumentError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
     if within and (form == "program" or isinstance(model, CapturedNetwork)):

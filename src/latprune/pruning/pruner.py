@@ -178,7 +178,7 @@ class Pruner:
                 self.model, example_inputs, keep=keep, blocks_keep=blocks_keep, min_widths=dict(min_widths or {}) or None, within=within
             )
         if not self.graph.groups and not any(block.removable for block in self.graph.blocks.values()):
-            raise InvalidArgumentError("nothing in this model can be pruned; `latprune inspect` lists the reason for each layer")
+            raise InvalidArgumentError(f"nothing in this model can be pruned{_reasons(self.graph)}; `latprune inspect` lists each layer's")
         if tables is not None:
             require_same_network(tables, self.graph, example_inputs, self.target, kept=bool(keep))
             TabulatedLatency(self.graph, tables)  # a layer without an entry is told before anything is measured
@@ -669,6 +669,15 @@ def widths_of(graph: ModelGraph, selection: Selection) -> dict[str, int]:
     """Group -> width that a selection leaves."""
     dense = graph.dense_widths()
     return {**dense, **{name: kept.size // graph.groups[name].rows for name, kept in selection.kept.items()}}
+
+
+def _reasons(graph: ModelGraph) -> str:
+    """What keeps most of a model whole, in words."""
+    parameters: dict[str, int] = {}
+    for kept in graph.kept_whole:
+        parameters[kept.reason] = parameters.get(kept.reason, 0) + kept.parameters
+    most = sorted(parameters, key=lambda reason: -parameters[reason])[:3]
+    return f" ({'; '.join(most)})" if most else ""
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -218,28 +218,33 @@ def _changes(
 
 
 def _replace(model: nn.Module, original: nn.Module, stand_in: nn.Module) -> None:
-    for holder, name in _holders(model, original):
-        holder._modules[name] = stand_in
+    for holder, key in _places(model)[id(original)]:
+        holder[key] = stand_in
 
 
-def _holders(model: nn.Module, child: nn.Module) -> list[tuple[nn.Module, str]]:
-    return [(m, name) for m in model.modules() for name, c in m._modules.items() if c is child]
-
-
-def _places(model: nn.Module) -> dict[int, list[tuple[dict[str, Any], str]]]:
-    """For each parameter and buffer every place that holds it (tied tensors have several)."""
-    found: dict[int, list[tuple[dict[str, Any], str]]] = {}
+def _places(model: nn.Module) -> dict[int, list[tuple[Any, Any]]]:
+    """For each parameter, buffer and module every place ``(holder, key)`` that has it: tied ones have several, and a model may keep some in
+    plain attributes, lists and dictionaries beside.
+    """
+    found: dict[int, list[tuple[Any, Any]]] = {}
     for module in model.modules():
-        for holder in _registries(module):
-            for name, tensor in holder.items():
-                if tensor is not None:
-                    found.setdefault(id(tensor), []).append((holder, name))
+        for holder in _containers(module):
+            for key, value in enumerate(holder) if isinstance(holder, list) else holder.items():
+                if isinstance(value, (torch.Tensor, nn.Module)):
+                    found.setdefault(id(value), []).append((holder, key))
     return found
 
 
-def _registries(module: nn.Module) -> Iterator[dict[str, Any]]:
+def _containers(module: nn.Module) -> Iterator[dict[Any, Any] | list[Any]]:
     yield module._parameters
     yield module._buffers
+    yield module._modules
+    if isinstance(module, torch.jit.ScriptModule):
+        return
+    yield module.__dict__
+    for name, value in module.__dict__.items():
+        if not name.startswith("_") and isinstance(value, (dict, list)):
+            yield value
 
 
 def _replacement(old: torch.Tensor, edit: TensorEdit) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,10 @@ _WIDE = {False: torch.float64, True: torch.complex128}
 
 def doubled(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in float64, complex parameters and buffers in complex128."""
-    wide = copied(model).double()
+    with warnings.catch_warnings():
+        # The parameters of a copied TorchScript part are no leaves any more.
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+        wide = copied(model).double()
     if any(tensor.is_complex() for tensor in (*wide.parameters(), *wide.buffers())):
         wide._apply(lambda tensor: tensor.to(torch.complex128) if tensor.is_complex() else tensor)  # type: ignore[no-untyped-call]
     return wide
