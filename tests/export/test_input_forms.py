@@ -92,3 +92,40 @@ def test_tensors_of_output_objects_are_found() -> None:
 
     assert [t.shape for t in output_tensors(Plain())] == [(2,)]
     assert len(output_tensors(Output(torch.zeros(2), None, [torch.zeros(3)]))) == 2
+
+
+class Sizes(nn.Module):
+    """Images of any size, and a vector beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.out = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, image: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        deep = torch.relu(self.read(image)) + shift[:, :, None, None]
+        return self.out(nn.functional.interpolate(nn.functional.avg_pool2d(deep, 2), scale_factor=2.0))
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_height_and_width_may_be_open(tmp_path: Path, batch: bool) -> None:
+    import onnx
+
+    example = (torch.randn(2, 3, 8, 12), torch.randn(2, 6))
+    written = export_onnx(Sizes().eval(), example, tmp_path / "net.onnx", dynamic_batch=batch, dynamic_size=True)
+    assert written.errors and all(error < 1e-4 for error in written.errors.values())
+    shape = onnx.load(tmp_path / "net.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [bool(d.dim_param) for d in shape] == [batch, False, True, True]
+
+
+def test_sizes_that_the_model_does_not_leave_open_are_refused(tmp_path: Path) -> None:
+    fixed = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 36, 4))
+    with pytest.raises(EngineError, match="the model itself does not run at twice the height and width"):
+        export_onnx(fixed, torch.randn(1, 3, 8, 8), tmp_path / "net.onnx", dynamic_size=True)
+    with pytest.raises(InvalidArgumentError, match="no input is one"):
+        export_onnx(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "net.onnx", dynamic_size=True)
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_the_reason_of_an_exporter_is_its_cause_without_colours(tmp_path: Path) -> None:
+    written = export_onnx(OddPool(), torch.randn(1, 3, 12, 12), tmp_path / "net.onnx")
+    assert "\x1b" not in written.reason and "step 1/3" not in written.reason

@@ -74,8 +74,8 @@ def test_where_the_fast_exporter_is_wrong_the_other_one_is_used(tmp_path: Path, 
 def test_dynamo_holds_for_a_pruned_network_with_open_batch() -> None:
     model, _ = pruned_network()
     inputs = torch.randn(INPUT)
-    data = onnx_export._dynamo(model, inputs, 18, True)
-    assert max(onnx_export._check(data, model, inputs, True, 1e-4).values()) < 1e-5
+    data = onnx_export._dynamo(model, inputs, 18, onnx_export._Open(batch=True, size=False))
+    assert max(onnx_export._check(data, model, inputs, onnx_export._Open(batch=True, size=False), 1e-4).values()) < 1e-5
 
 
 def test_a_model_that_no_exporter_takes_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--opset", type=int, help="ONNX opset (default: %(default)s)", default=18)
     parser.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open (ONNX)")
+    parser.add_argument("--dynamic-size", action="store_true", help="leave height and width of images open, where the model does (ONNX)")
     parser.set_defaults(run=run)
 
 
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if output.suffix == ".pt2":
         print(f"wrote {export_program(model, inputs, output)}")
         return 0
-    written = export_onnx(model, inputs, output, opset=args.opset, dynamic_batch=args.dynamic_batch)
+    written = export_onnx(model, inputs, output, opset=args.opset, dynamic_batch=args.dynamic_batch, dynamic_size=args.dynamic_size)
     print(f"wrote {written.path}: {described(written)}")
     return 0
 

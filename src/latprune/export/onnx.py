@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import io
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from latprune.errors import EngineError, MissingExtraError
+from latprune.errors import EngineError, InvalidArgumentError, MissingExtraError
 from latprune.export.signature import FlatCall, Inputs, call, inputs_as_numpy, is_plain, named_inputs
-from latprune.graph.conditions import preserved_modes
+from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
 from latprune.program.steps import FileNames
 from latprune.quiet import quiet_exporters
 from latprune.storage import write_atomic
@@ -28,6 +29,8 @@ from latprune.storage import write_atomic
 __all__ = ["OnnxExport", "check_onnx", "export_onnx"]
 
 OPSET = 18
+_IMAGE = 4
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 Arrays = Sequence[npt.NDArray[Any]]
 Runtime = Callable[[bytes, Mapping[str, npt.NDArray[Any]]], Arrays]
@@ -61,6 +64,7 @@ def export_onnx(
     *,
     opset: int = OPSET,
     dynamic_batch: bool = False,
+    dynamic_size: bool = False,
     tolerance: float = 1e-4,
 ) -> OnnxExport:
     """Write ``model`` as ONNX and check it in the installed runtimes.
@@ -74,11 +78,15 @@ def export_onnx(
         path: File to write; replaced in one step, and only by a file that passed the check.
         opset: ONNX opset.
         dynamic_batch: Leave the first dimension of inputs and outputs open; the check then also runs twice the batch.
+        dynamic_size: Leave height and width of the images among the inputs ``(batch, channels, height, width)`` open; the check then also
+            runs twice the height and width, which the model itself must take.
         tolerance: Largest difference allowed, relative to the larger of 1 and the largest output.
 
     Raises:
         MissingExtraError: ``onnx`` is not installed.
-        EngineError: No exporter gives a file whose outputs are the model's; says what each did.
+        EngineError: No exporter gives a file whose outputs are the model's; says what each did. Or the model does not run at the sizes
+            that are to be open.
+        InvalidArgumentError: ``dynamic_size`` is asked for and no input is an image.
 
     Example:
         >>> export_onnx(net, torch.randn(1, 3, 224, 224), "net.onnx").errors  # doctest: +SKIP
@@ -88,16 +96,19 @@ def export_onnx(
         raise MissingExtraError("onnx", "onnx")
     started = time.perf_counter()
     failures: list[str] = []
-    with preserved_modes(model):
+    dynamic = _Open(batch=dynamic_batch, size=dynamic_size)
+    with preserved_modes(model), preserved_state(model), preserved_buffers(model):
         model.eval()
+        for case, inputs in dynamic.cases(example_inputs):
+            _require_runs(model, inputs, case)
         for exporter, convert in (("torchscript", _torchscript), ("dynamo", _dynamo)):
             try:
-                data = _with_file_names(convert(model, example_inputs, opset, dynamic_batch), model)
-                errors = _check(data, model, example_inputs, dynamic_batch, tolerance)
+                data = _with_file_names(convert(model, example_inputs, opset, dynamic), model)
+                errors = _check(data, model, example_inputs, dynamic, tolerance)
             except MissingExtraError:
                 raise
             except Exception as error:  # exporters raise whatever the model's code and their own raise
-                failures.append(f"{exporter}: {_first_line(error)}")
+                failures.append(f"{exporter}: {_in_a_line(error)}")
                 continue
             path = Path(path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +125,13 @@ def export_onnx(
 
 
 def check_onnx(
-    path: str | Path, model: nn.Module, example_inputs: Inputs, *, tolerance: float = 1e-4, dynamic_batch: bool = False
+    path: str | Path,
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    tolerance: float = 1e-4,
+    dynamic_batch: bool = False,
+    dynamic_size: bool = False,
 ) -> dict[str, float]:
     """Compare an ONNX file with ``model`` in every installed runtime.
 
@@ -125,14 +142,44 @@ def check_onnx(
         EngineError: A runtime cannot run the file, or an output differs by more than ``tolerance``.
     """
     with preserved_modes(model):
-        return _check(Path(path).read_bytes(), model.eval(), example_inputs, dynamic_batch, tolerance)
+        dynamic = _Open(batch=dynamic_batch, size=dynamic_size)
+        return _check(Path(path).read_bytes(), model.eval(), example_inputs, dynamic, tolerance)
 
 
-def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic_batch: bool, tolerance: float) -> dict[str, float]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Open:
+    """Dimensions that the file leaves open."""
+
+    batch: bool
+    size: bool
+
+    def of(self, rank: int, *, given: bool = True) -> dict[int, str]:
+        """The open dimensions of a tensor of that rank; of what is returned only the batch is known."""
+        dims = {0: "batch"} if self.batch and rank else {}
+        return dims | ({2: "height", 3: "width"} if self.size and rank == _IMAGE and given else {})
+
+    def cases(self, inputs: Inputs) -> list[tuple[str, Inputs]]:
+        """Inputs of other sizes that the file must take, and what they are."""
+        found: list[tuple[str, Inputs]] = []
+        if self.batch:
+            found.append((" at twice the batch", _doubled(inputs, (0,), 1)))
+        if self.size:
+            if not any(isinstance(leaf, torch.Tensor) and leaf.dim() == _IMAGE for leaf in pytree.tree_leaves(inputs)):
+                raise InvalidArgumentError("dynamic_size opens height and width of images, and no input is one (of four dimensions)")
+            found.append((" at twice the height and width", _doubled(inputs, (2, 3), _IMAGE)))
+        return found
+
+
+def _require_runs(model: nn.Module, inputs: Inputs, case: str) -> None:
+    try:
+        call(model, inputs)
+    except Exception as error:  # whatever the model's code raises
+        raise EngineError(f"the model itself does not run{case}, so that dimension cannot be left open: {_in_a_line(error)}") from error
+
+
+def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic: _Open, tolerance: float) -> dict[str, float]:
     named = named_inputs(model, example_inputs)
-    cases: list[tuple[str, Inputs]] = [("", example_inputs)]
-    if dynamic_batch:
-        cases.append((" at twice the batch", _doubled(example_inputs)))
+    cases: list[tuple[str, Inputs]] = [("", example_inputs), *dynamic.cases(example_inputs)]
     errors: dict[str, float] = {}
     for case, inputs in cases:
         expected = [tensor.detach().cpu().float().numpy() for tensor in call(model, inputs)]
@@ -143,7 +190,7 @@ def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic_batch:
             try:
                 found = run(data, arrays)
             except Exception as failure:  # each runtime has its own exceptions
-                raise EngineError(f"{name} cannot run the file{case}: {_first_line(failure)}") from failure
+                raise EngineError(f"{name} cannot run the file{case}: {_in_a_line(failure)}") from failure
             if len(found) != len(expected):
                 raise EngineError(f"{name} gives {len(found)} outputs{case}, PyTorch {len(expected)}")
             error = max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
@@ -162,8 +209,15 @@ def _difference(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
     return float(np.abs(expected - found.astype(np.float32)).max()) / scale
 
 
-def _doubled(inputs: Inputs) -> Inputs:
-    doubled: Inputs = pytree.tree_map_only(torch.Tensor, lambda value: torch.cat([value, value.flip(0)]), inputs)
+def _doubled(inputs: Inputs, dims: tuple[int, ...], rank: int) -> Inputs:
+    """Inputs with twice the places along ``dims``; tensors of fewer dimensions than ``rank`` stay."""
+
+    def double(value: torch.Tensor) -> torch.Tensor:
+        for dim in dims if value.dim() == rank or (rank == 1 and value.dim()) else ():
+            value = torch.cat([value, value.flip(dim)], dim)
+        return value
+
+    doubled: Inputs = pytree.tree_map_only(torch.Tensor, double, inputs)
     return doubled
 
 
@@ -178,9 +232,11 @@ def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
 
 
-def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bool) -> bytes:
+def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic: _Open) -> bytes:
     outputs = _output_names(model, inputs)
     model, positional, names = _split(model, inputs)
+    axes = {name: dims for name, tensor in zip(names, positional, strict=True) if (dims := dynamic.of(tensor.dim()))}
+    axes |= {name: dims for name in outputs if axes and (dims := dynamic.of(1, given=False))}
     buffer = io.BytesIO()
     with warnings.catch_warnings(), quiet_exporters():
         warnings.simplefilter("ignore")  # deprecation of the exporter and tracer warnings: the result is checked numerically instead
@@ -192,21 +248,22 @@ def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bo
             opset_version=opset,
             input_names=names,
             output_names=outputs,
-            dynamic_axes={name: {0: "batch"} for name in (*names, *outputs)} if dynamic_batch else None,
+            dynamic_axes=axes or None,
         )
     return buffer.getvalue()
 
 
-def _dynamo(model: nn.Module, inputs: Inputs, opset: int, dynamic_batch: bool) -> bytes:
+def _dynamo(model: nn.Module, inputs: Inputs, opset: int, dynamic: _Open) -> bytes:
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("onnxscript", "onnx")
     outputs = _output_names(model, inputs)
     # The exporter takes a size of 1 for a fixed one.
-    called, positional, names = _split(model, _doubled(inputs) if dynamic_batch else inputs)
+    called, positional, names = _split(model, _doubled(inputs, (0,), 1) if dynamic.batch else inputs)
     shapes: Any = None
-    if dynamic_batch:
-        batch = torch.export.Dim("batch")
-        shapes = tuple({0: batch} for _ in positional)
+    if dynamic.batch or dynamic.size:
+        # What a model asks of its sizes (to divide by 32, say) is not known; the check at other sizes tells whether they are open.
+        sizes: dict[str, Any] = {"batch": torch.export.Dim("batch"), "height": torch.export.Dim.AUTO, "width": torch.export.Dim.AUTO}
+        shapes = tuple({dim: sizes[name] for dim, name in dynamic.of(tensor.dim()).items()} for tensor in positional)
         # One parameter, *tensors, holds all of them in a program and in what calls a model flatly.
         listed = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(called.forward).parameters.values())
         shapes = (shapes,) if listed else shapes
@@ -289,6 +346,11 @@ def _run_openvino(data: bytes, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays
     return [np.asarray(result[port]) for port in compiled.outputs]
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+def _in_a_line(error: BaseException) -> str:
+    """The first line of what was raised first: exporters wrap it in pages of advice."""
+    seen: set[int] = set()
+    while (inner := error.__cause__) is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        error = inner
+    text = [line for line in _COLOURS.sub("", str(error)).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {text[0].strip()[:300]}" if text else type(error).__name__

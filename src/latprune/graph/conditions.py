@@ -23,6 +23,7 @@ __all__ = [
     "during_calls",
     "folds_weights",
     "forget_cached",
+    "preserved_buffers",
     "preserved_modes",
     "preserved_state",
     "unfolded",
@@ -127,7 +128,7 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     try:
         for module, _ in modes:
             module.training = False
-        with unfolded(model), preserved_state(model), capture_conditions(), torch.random.fork_rng():
+        with unfolded(model), preserved_state(model), preserved_buffers(model), capture_conditions(), torch.random.fork_rng():
             runs = []
             for _ in range(2):
                 try:
@@ -244,6 +245,19 @@ def _preserved_values(model: nn.Module) -> Iterator[Callable[[], bool]]:
             for tensor, value in held:
                 if tensor.shape == value.shape and not _same_bits(tensor.detach(), value):
                     tensor.data.copy_(value)
+
+
+@contextmanager
+def preserved_buffers(model: nn.Module) -> Iterator[None]:
+    """Buffers get the values back that they had: a run of some models moves them on, in evaluation mode too."""
+    held = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in held:
+                if buffer.shape == value.shape and not _same_bits(buffer.detach(), value):
+                    buffer.data.copy_(value)
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:

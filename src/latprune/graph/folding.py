@@ -89,13 +89,12 @@ def fold_in_place(model: nn.Module, folds: Iterable[Fold]) -> None:
     Raises:
         AttributeError: There is no such module.
     """
-    with preserved_modes(model), torch.no_grad():
-        model.eval()  # a spectral norm moves on where it is read in training
-        for fold in folds:
-            module = model.get_submodule(fold.module)
-            kinds = {found.tensor: found.kind for found in _of_module(fold.module, module)}
-            kind = kinds.get(fold.tensor)
-            if kind is not None:
+    for fold in folds:
+        module = model.get_submodule(fold.module)
+        kind = {found.tensor: found.kind for found in _of_module(fold.module, module)}.get(fold.tensor)
+        if kind is not None:
+            with preserved_modes(module), torch.no_grad():
+                module.eval()  # a spectral norm moves on where it is read in training
                 _fold(module, fold.tensor, kind)
 
 

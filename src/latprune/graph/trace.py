@@ -25,7 +25,15 @@ from latprune.graph.admission import check_inputs, check_kind
 from latprune.graph.blocks import find_branches
 from latprune.graph.build import build
 from latprune.graph.captured import FORMS, CapturedNetwork, captured_form
-from latprune.graph.conditions import capture_conditions, check_repeatable, forget_cached, preserved_modes, preserved_state, unfolded
+from latprune.graph.conditions import (
+    capture_conditions,
+    check_repeatable,
+    forget_cached,
+    preserved_buffers,
+    preserved_modes,
+    preserved_state,
+    unfolded,
+)
 from latprune.graph.example_inputs import ExampleInputs, call_with
 from latprune.graph.folding import folded
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
@@ -197,6 +205,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
             stack.enter_context(capture_conditions())
             stack.enter_context(unfolded(model))
             stack.enter_context(preserved_state(model))
+            stack.enter_context(preserved_buffers(model))
             recorder.attribute_values = stack.enter_context(planted(recorder.modules, watcher.used))
             stack.enter_context(traced_builtins(recorder.modules, watcher.used, recorder.trace_sizes))
             stack.enter_context(recorder.watch_modules())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -373,7 +373,7 @@ class Pruner:
         self._progress(f"stage {stage} of {self.schedule.count}: scoring")
         # What may come back is scored with its own weights; under masks that stay, what is masked counts as gone.
         shown = self._masks.dense_values() if returns and self._masks is not None else nullcontext()
-        with self._evaluating(), shown, self.clock.timed("score"):
+        with self.evaluating(), shown, self.clock.timed("score"):
             importance = self.scorer.importance(self.cut_to, data, loss, batches)
             picked = self.picked if not self.edits else None
             if picked is not None and self.scorer.readings is not None:
@@ -444,7 +444,7 @@ class Pruner:
             How closely the cut network equals the masked one; the model is changed only if it does. None where nothing was compared.
         """
         selection = proposal.selection if proposal is not None else self.selection
-        with self._evaluating():
+        with self.evaluating():
             if self._masks is not None:
                 self._masks.close()
                 self._masks = None
@@ -537,7 +537,7 @@ class Pruner:
                 seed=self.seed,
                 progress=self._progress,
             )
-            with self._evaluating():
+            with self.evaluating():
                 check_equal(self.model, masked(self._now(), self.graph, self.cut_to), self.example_inputs, seed=self.seed)
         # Its weights are others now, so what was gathered of the ones before says nothing of them.
         self.scorer.reset()
@@ -561,13 +561,17 @@ class Pruner:
         return widened(self.dense_model, self.model, self.graph, self.cut_to)
 
     @contextmanager
-    def _evaluating(self) -> Any:
+    def evaluating(self) -> Iterator[None]:
+        """The model in evaluation mode for the while; then each module gets its own mode back (a norm that stays in ``eval``)."""
+        modes = {module: module.training for module in self.model.modules()}
         training = self.model.training
         self.model.eval()
         try:
             yield
         finally:
-            self.model.train(training)
+            self.model.train(training)  # what a cut put in has the model's mode
+            for module in self.model.modules():
+                module.training = modes.get(module, module.training)
 
     def masked_training(self, *, steps: int, optimizers: Optimizer | tuple[Optimizer, ...], memory: float = 0.9) -> MaskedTraining:
         """Drive this pruner's soft masks through a training run; see :class:`~latprune.pruning.soft_training.MaskedTraining`."""

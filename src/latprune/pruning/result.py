@@ -84,13 +84,17 @@ class Result:
         """Read a saved record back for a network that is already in memory (after ``latprune verify`` added to it, say)."""
         return cls(model=model, record=load_result(path).record, example_inputs=example_inputs)
 
-    def export_onnx(self, path: str | Path, *, dynamic_batch: bool = False) -> OnnxExport:
-        """Export the pruned network to ONNX, with ``dynamic_batch`` at any batch size; the file is checked against the module in the
-        installed runtimes before this returns.
+    def export_onnx(self, path: str | Path, *, dynamic_batch: bool = False, dynamic_size: bool = False) -> OnnxExport:
+        """Export the pruned network to ONNX; the file is checked against the module in the installed runtimes before this returns.
+
+        Args:
+            path: File to write.
+            dynamic_batch: Leave the batch size open.
+            dynamic_size: Leave height and width of the images among the inputs open.
         """
         from latprune.export import export_onnx
 
-        return export_onnx(self.model, self.example_inputs, path, dynamic_batch=dynamic_batch)
+        return export_onnx(self.model, self.example_inputs, path, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size)
 
     def report(self, path: str | Path) -> None:
         """Write a self-contained HTML page."""

@@ -430,12 +430,9 @@ class _Run:
             return
         label = self._moment(moment)
         with self.pruner.clock.timed("evaluate"):
-            training = self.pruner.model.training
-            self.pruner.model.eval()
-            with calling("evaluate(model)"):
+            with self.pruner.evaluating(), calling("evaluate(model)"):
                 found = self.evaluate(self.pruner.model)
             accuracy = check_evaluation(found)
-            self.pruner.model.train(training)
         self.say(f"accuracy, {label}: {accuracy:.4f}")
         self.accuracies = (*self.accuracies, AccuracyRecord(stage=label, accuracy=accuracy))
 

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import capture_conditions, during_calls, forget_cached, preserved_modes, preserved_state, unfolded
+from latprune.graph.conditions import (
+    capture_conditions,
+    during_calls,
+    forget_cached,
+    preserved_buffers,
+    preserved_modes,
+    preserved_state,
+    unfolded,
+)
 from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.tensors import tensors_in
 from latprune.graph.types import Call, ChannelGroup, Selection
@@ -203,7 +211,7 @@ def _kept_classes(graph: RecordedModel, selection: Selection) -> npt.NDArray[np.
 def _conditions(model: nn.Module) -> Iterator[None]:
     """The conditions under which the recorded run was made; afterwards the model is as it was, without what the run cached in it."""
     try:
-        with preserved_modes(model), capture_conditions(), unfolded(model), preserved_state(model):
+        with preserved_modes(model), capture_conditions(), unfolded(model), preserved_state(model), preserved_buffers(model):
             for module in model.modules():
                 module.training = False
             yield
