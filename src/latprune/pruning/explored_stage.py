@@ -100,7 +100,7 @@ def _scores(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction, batc
             return chosen(proposer.propose(0.5 * (error.floor[context.resource.name] + context.current)))
 
     pruner._progress("scoring")
-    with pruner._evaluating(), pruner.clock.timed("score"):
+    with pruner.evaluating(), pruner.clock.timed("score"):
         importance = pruner.scorer.importance(pruner.cut_to, data, loss, batches)
         if pruner.scorer.readings is None:
             return importance, None
