@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import latprune
+from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection, trace
 from latprune.surgery import ArchitectureEdits, prune, replay
 from support.equivalence import assert_pruned_equals_masked, randomise
@@ -199,3 +201,22 @@ def test_entries_of_one_list_follow_for_different_reasons() -> None:
     edits = prune(net, trace(net, torch.randn(2, 3)), Selection(kept={"a": np.arange(4), "b": np.arange(7)}))
     assert net.config.hidden_sizes == [4, 7]
     assert replay(Listed(), ArchitectureEdits.from_dict(edits.to_dict())).config.hidden_sizes == [4, 7]
+
+
+def test_a_network_that_was_rebuilt_is_not_saved_as_if_it_could_be_restored(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return Classifier().eval()
+
+    result = latprune.prune(make(), torch.randn(2, 3, 8, 8), budget="params=60%", method="uniform", measure_latency=False)
+    result.save(tmp_path / "before")
+    wanted, x = copy.deepcopy(result.model).eval(), torch.randn(2, 3, 8, 8)
+    result.model.stem.switch_to_deploy()
+    with pytest.raises(
+        InvalidArgumentError, match=r"did not have when it was pruned \('stem.one.weight' \(and 1 more\)\).*Save the result first"
+    ):
+        result.save(tmp_path / "after")
+    assert not (tmp_path / "after").exists()
+    restored = latprune.restore(make, tmp_path / "before")
+    restored.stem.switch_to_deploy()
+    assert torch.allclose(restored(x), wanted(x), atol=1e-5)

@@ -66,7 +66,8 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
         The record as saved.
 
     Raises:
-        InvalidArgumentError: ``path`` is an existing plain file, or the state dict holds something other than dense tensors.
+        InvalidArgumentError: ``path`` is an existing plain file, or the state dict holds something other than dense tensors, or tensors
+            that the model did not have when it was pruned.
         OSError: The place cannot be written; an older checkpoint there is untouched.
 
     Example:
@@ -75,6 +76,8 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
     path = Path(path)
     stored, program = _stored(model)
     weights = encode_tensors(stored)
+    if program is None:
+        _require_known(stored, record)
     provenance = record.provenance.model_copy(update={"weights_sha256": sha256_hex(weights)})
     record = record.model_copy(update={"provenance": provenance, "program": program})
     text = record.to_json().encode("utf-8")
@@ -92,6 +95,20 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
         (path / _NEXT).replace(path / RECORD)
     sync_folder(path)
     return record
+
+
+def _require_known(stored: Mapping[str, torch.Tensor], record: ResultRecord) -> None:
+    """Refuse a network that was rebuilt since it was cut (branches fused by a method of its class): its edits would not lead to it."""
+    known = set(record.model.tensors)
+    for edits in record.edits:
+        for step in edits.get("steps", ()):
+            known |= {f"{fold['module']}.{fold['tensor']}".lstrip(".") for fold in step.get("folds", ())}
+    further = [name for name in stored if name not in known]
+    if known and further:
+        raise InvalidArgumentError(
+            f"the model has tensors that it did not have when it was pruned ('{further[0]}'{_more(further)}): it was rebuilt since, and "
+            "what is saved could not be restored. Save the result first, and rebuild the restored network"
+        )
 
 
 def _stored(model: nn.Module) -> tuple[Mapping[str, torch.Tensor], dict[str, Any] | None]:
