@@ -71,23 +71,6 @@ def test_half_the_latency(tables, tmp_path):
     torch.testing.assert_close(again(X), model.eval()(X), rtol=0, atol=0)
 
 
-def test_what_is_explored_is_measured_and_what_is_picked_is_judged_by_the_clock(tables):
-    saved = []
-    found = latprune.explore(
-        network(), X, points=12, measure=2, method=BY_MAGNITUDE, tables=tables, evaluate=lambda model: 0.25, save=saved.append
-    )
-    measured = [point for point in found.record.points if point.latency is not None]
-    assert len(measured) == 2 and all(point.accuracy == 0.25 for point in measured)
-    assert measured[0].latency.ratio < measured[1].latency.ratio < 1.0 and found.record.dense.latency is not None
-    # What is known is handed on as soon as all is solved, and after each network.
-    assert [sum(point.latency is not None for point in known.record.points) for known in saved] == [0, 1, 2]
-    picked = found.pick("70%")
-    result = prune(network(), None, pick=picked)
-    assert {g.name: g.kept for g in result.record.groups if g.kept}.items() <= picked.widths.items()
-    assert result.record.budget.text == "70%" and result.verdict in ("under", "close", "over")
-    assert result.record.predicted_ms == pytest.approx(picked.share * result.record.budget.limit / 0.7)
-
-
 @pytest.mark.parametrize(("budget", "count"), [("flops=45%", "macs"), ("params=60%", "parameters")])
 def test_counted_budgets_are_met_exactly(budget, count):
     result = prune(network(), budget, measure_latency=False)
