@@ -23,6 +23,7 @@ TIMED = (
     "latency/storing/test_measuring_processes.py",
     "latency/storing/test_store.py",
     "latency/tabulating/test_build.py",
+    "pruning/test_exploring_measured.py",
     "pruning/test_prune.py",
     "pruning/test_trials.py",
     "cli/test_measure.py",

@@ -428,6 +428,7 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     pruning_sections.defaults,
     pruning_sections.trajectories,
     pruning_sections.counted,
+    pruning_sections.explorer,
     pruning_sections.soft_masks,
     pruning_sections.prune_time,
     resnet56,

@@ -8,9 +8,16 @@ from typing import Any
 
 from page_parts import machine, percent, read, table
 
-__all__ = ["counted", "defaults", "methods", "prune_time", "recovery", "soft_masks", "trajectories"]
+__all__ = ["counted", "defaults", "explorer", "methods", "prune_time", "recovery", "soft_masks", "trajectories"]
 
-_NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56", "resnet50": "ResNet-50", "mobilenet_v2": "MobileNetV2", "vit": "small ViT"}
+_NAMES = {
+    "resnet20": "ResNet-20",
+    "resnet56": "ResNet-56",
+    "resnet50": "ResNet-50",
+    "mobilenet_v2": "MobileNetV2",
+    "vit": "small ViT",
+    "vit_b_16": "ViT-B/16",
+}
 
 
 def _name(network: str) -> str:
@@ -149,6 +156,34 @@ def counted() -> str | None:
         + table(["network", "method, resource", "solver's status", "solving", "in all", "delivered"], cells())
         + "\n\n`benchmarks/counted.py`"
     )
+
+
+def explorer() -> str | None:
+    """Every budget at once."""
+    found = read("explorer")
+    if found is None:
+        return None
+
+    def cells() -> Iterator[Sequence[str]]:
+        for name, row in found.items():
+            network, resource = name.split(" | ")
+            solving = f"{row['solving']:.1f} s" if "solving" in row else "–"
+            move = f"{row['move_ms']:.1f} ms" if row.get("move_ms") is not None else "–"
+            counts = [
+                str(row["groups"]),
+                str(row["networks"]),
+                str(row["proven"]),
+                str(row["budgets"]),
+                f"{row['page_bytes'] / 1e3:.0f} kB",
+            ]
+            yield [_name(network), resource, *counts, solving, move]
+
+    text = (
+        "## Every budget at once\n\nRandom weights scored by magnitude. Networks: different ones along the frontier, and those of them "
+        "that are proven best; budgets: problems solved to find them. A move is one step of the page's slider in headless Chromium.\n\n"
+    )
+    head = ["network", "resource", "groups", "networks", "proven", "budgets", "page", "solving", "a move"]
+    return text + table(head, cells()) + "\n\n`benchmarks/explorer.py`"
 
 
 def soft_masks() -> str | None:

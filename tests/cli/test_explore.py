@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from latprune.cli import main
-from latprune.export import ExplorationRecord, ResultRecord
+from latprune.export import ExplorationRecord, ResultRecord, export_onnx
 from latprune.problem import Problem
-from support.explored import exploration, made_up_tables
+from support.explored import X, exploration, made_up_tables, network
 
 NETS = """
 from support.explored import batches, network as net
@@ -49,6 +49,19 @@ def test_explore_by_tables_of_a_device_that_is_not_here(capsys):
     assert "--tables" in record.command and "--predict-only" in record.command
 
 
+def test_an_onnx_file_is_explored_and_picked_from():
+    export_onnx(network(), X, "net.onnx")
+    options = ["--criterion", "magnitude", "--engine", "onnxruntime"]
+    assert main(["explore", "net.onnx", *options, "--resource", "flops", "--points", "4", "--quiet", "-o", "see.html"]) == 0
+    record = ExplorationRecord.read("see.json")
+    assert record.model.name == "net" and record.command[0] == "net.onnx" and "--input" not in record.command
+    words = shlex.split(shlex.join(record.command)) + ["--explore", "see.json", "--pick", "60%", "-o", "pruned"]
+    assert main(["prune", *words, "--predict-only", "--quiet"]) == 0
+    point = [point for point in record.points if point.value <= 0.6 * record.dense.value][-1]
+    assert ResultRecord.read("pruned/result/result.json").pruned.macs == point.macs
+    assert main(["frontier", "net.onnx", *options, "--resource", "params", "--points", "3", "-o", "f.json"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -58,6 +71,9 @@ def test_explore_by_tables_of_a_device_that_is_not_here(capsys):
         (["prune", *MODEL, "--pick", "50%", "-o", "pruned"], "go together"),
         (["prune", *MODEL, "--explore", "none.json", "--pick", "50%", "-o", "pruned"], "cannot be read"),
         (["prune", *MODEL, "--explore", "tables.json", "--pick", "50%", "-o", "pruned"], "not an exploration"),
+        (["explore", "--resource", "flops", "-o", "see.html"], "there is no model"),
+        (["explore", *MODEL, "--images", "photos", "--data", "nets.py:batches", "-o", "see.html"], "leave one of them out"),
+        (["explore", *MODEL, "--mean", "0.5", "-o", "see.html"], "there are none"),
         (["frontier"], "SOURCE is missing"),
         (["frontier", "tables.json"], "not what they are worth"),
         (["frontier", "explorer.json"], "holds networks"),

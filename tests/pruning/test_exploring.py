@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import latprune
+from latprune import zoo
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.importance import MagnitudeConfig
 from latprune.latency import LatencyTables
@@ -54,10 +55,10 @@ def test_at_least_a_hundred_different_networks_where_the_problem_has_them():
 
 
 def test_a_typed_budget_is_answered_as_the_solver_answers_it():
-    record = exploration("latency", 60).record
+    record = exploration("latency").record
     pruner = latprune.Pruner(network(), X, budget="100%", method=BY_MAGNITUDE, tables=made_up_tables(), measure_latency=False)
     problem = explored_stage(pruner, points=2, data=None, loss=latprune.pruning.run.cross_entropy_loss, batches=None).proposer._problem
-    for point in record.points[3::12]:
+    for point in record.points[3::6]:
         # Anywhere between a network's value and the largest limit that it was solved for, nothing is better.
         for limit in (point.value, (point.value + point.limit) / 2, point.limit):
             solution = solve(problem.replace_limits({"latency": limit}))
@@ -258,6 +259,29 @@ def test_kernels_that_depend_on_the_network_around_them_are_solved_at_each_limit
     for point in record.points:
         removed = [record.blocks[place].name for place in point.removed]
         assert point.value == pytest.approx(crowded.predict(dict(zip(names, point.widths, strict=True)), removed), rel=1e-6)
+
+
+FAMILIES = {
+    "vision transformer": (lambda: zoo.VisionTransformer(patch=8, width=32, layers=2, heads=2, hidden=64), 32, "class"),
+    "vision transformer, program": (lambda: zoo.VisionTransformer(patch=8, width=32, layers=2, heads=2, hidden=64), 32, "program"),
+    "vgg": (lambda: zoo.VGG(batch_norm=True, width=8, hidden=32, pooled=1, num_classes=10), 32, "class"),
+    "mobilenet": (lambda: zoo.mobilenet_v2(num_classes=10, width_multiplier=0.25), 64, "class"),
+    "unet": (zoo.unet, 32, "class"),
+}
+
+
+@pytest.mark.parametrize("resource", ["flops", "params"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_and_forms_are_explored_and_picked(family, resource):
+    build, size, form = FAMILIES[family]
+    x = torch.randn(1, 3, size, size)
+    options = {"method": BY_MAGNITUDE, "measure_latency": False, "form": form, "target": TARGET}
+    found = latprune.explore(build().eval(), x, resource=resource, points=4, **options)
+    assert len(found.record.points) >= 4 and all(point.proven for point in found.record.points)
+    picked = found.pick("60%")
+    result = latprune.prune(build().eval(), x, pick=picked, **options)
+    value = result.record.pruned.macs if resource == "flops" else result.record.pruned.parameters
+    assert value == pytest.approx(picked.share * found.record.dense.value, rel=1e-12)
 
 
 def test_layers_tell_what_they_cost():

@@ -6,11 +6,12 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
-from latprune.cli.arguments import add_model_arguments, add_target_arguments
+from latprune.cli.arguments import add_image_arguments, add_model_arguments, add_target_arguments
 from latprune.cli.pruning_arguments import (
     add_data_arguments,
     add_method_arguments,
     add_table_arguments,
+    check_images,
     evaluation_of,
     method_of,
     width_rules_of,
@@ -25,6 +26,7 @@ _EPILOG = """\
 examples:
   latprune explore --model torchvision.models:resnet50 --input 1x3x224x224 --criterion magnitude -o explorer.html
   latprune explore --model nets.py:net --input 1x3x32x32 --criterion magnitude --resource flops -o run/explorer.html
+  latprune explore model.onnx --images photos -o explorer.html
   latprune explore --model nets.py:net --weights net.safetensors --input 1x3x32x32 --engine onnxruntime --data nets.py:train_batches \\
       --test-data nets.py:test_batches --measure 6 -o run/explorer.html
   latprune prune --model nets.py:net --weights net.safetensors --input 1x3x32x32 --engine onnxruntime --data nets.py:train_batches \\
@@ -44,10 +46,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_arguments(parser)
+    add_model_arguments(parser, file=True)
     add_target_arguments(parser)
     add_method_arguments(parser.add_argument_group("method"))
-    add_data_arguments(parser.add_argument_group("data"))
+    data = parser.add_argument_group("data")
+    add_data_arguments(data)
+    add_image_arguments(data)
     add_table_arguments(parser.add_argument_group("tables"))
     shared = tuple(parser._actions)
     own = parser.add_argument_group("exploring")
@@ -70,16 +74,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int:
     """Run the command; ``shared`` are the options that ``latprune prune`` has too."""
+    from pathlib import Path
+
     from latprune.cli.loading import (
         example_inputs,
         glob_numbers,
         load_callable,
-        load_model,
         load_tables,
         output_file,
         parse_arguments,
         target_from,
     )
+    from latprune.cli.model_files import build_model, image_batches, recorded_as, settle_inputs
     from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
     from latprune.latency import KernelPredictor, Store
@@ -88,8 +94,16 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     page = output_file(args.output, argument="--output")
     if page.suffix != ".html":
         raise InvalidArgumentError(f"--output (={args.output!r}) must end in .html")
-    model = load_model(args.model, args.model_arg, args.weights)
+    command = given_arguments(args, shared)
+    settle_inputs(args)
+    check_images(args)
+    model = build_model(args)
+    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
     keywords = parse_arguments(args.data_arg, argument="--data-arg")
+    batches = load_callable(args.data, argument="--data")(**keywords) if args.data else None
+    if args.images:
+        batches = image_batches(args, model, inputs)
+    constructor, arguments = recorded_as(args, parse_arguments(args.model_arg))
 
     def save(known: Exploration) -> None:
         known.save(page.with_suffix(".json"))
@@ -97,14 +111,14 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
 
     found = explore(
         model,
-        example_inputs(args.input, batch=args.batch, seed=args.seed),
+        inputs,
         resource=args.resource,
         budget=args.budget,
         points=args.points,
         measure=args.measure,
         target=target_from(args),
         method=method_of(args),
-        data=load_callable(args.data, argument="--data")(**keywords) if args.data else None,
+        data=batches,
         evaluate=evaluation_of(args, keywords) if args.measure else None,
         importance_batches=args.importance_batches or None,
         keep=args.keep,
@@ -121,9 +135,10 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
         measure_latency=not args.predict_only,
         form=args.form,
         fold=args.fold,
-        constructor=args.model,
-        arguments=parse_arguments(args.model_arg),
-        command=given_arguments(args, shared),
+        name=Path(args.file).stem if args.file else None,
+        constructor=constructor,
+        arguments=arguments,
+        command=command,
         save=save,
         progress=None if args.quiet else reporter(),
     )
@@ -140,7 +155,10 @@ def given_arguments(args: argparse.Namespace, actions: tuple[argparse.Action, ..
     words: list[str] = []
     for action in actions:
         value = getattr(args, action.dest, None)
-        if not action.option_strings or value is None or value == action.default:
+        if value is None or value == action.default:
+            continue
+        if not action.option_strings:
+            words.append(str(value))
             continue
         option = action.option_strings[0]
         if value is True:

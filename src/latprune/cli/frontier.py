@@ -6,8 +6,15 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from latprune.cli.arguments import add_model_arguments, add_target_arguments
-from latprune.cli.pruning_arguments import add_data_arguments, add_method_arguments, add_table_arguments, method_of, width_rules_of
+from latprune.cli.arguments import add_image_arguments, add_model_arguments, add_target_arguments
+from latprune.cli.pruning_arguments import (
+    add_data_arguments,
+    add_method_arguments,
+    add_table_arguments,
+    check_images,
+    method_of,
+    width_rules_of,
+)
 
 if TYPE_CHECKING:
     from latprune.problem import Problem
@@ -42,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "source",
         metavar="SOURCE",
         nargs="?",
-        help="a saved result (folder, .zip or result.json), a problem file, or the latency tables of --model; none: the model alone",
+        help="a saved result (folder, .zip or result.json), a problem file, an ONNX file, or the latency tables of --model",
     )
     parser.add_argument("--resource", default=None, help="resource whose limit varies (default: the first one; latency of a model)")
     parser.add_argument("--points", type=int, default=50, help="number of limits (default: %(default)s)")
@@ -50,7 +57,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_target_arguments(parser)
     # The solver has options of its own here.
     add_method_arguments(parser.add_argument_group("method, of a model"), solver=False)
-    add_data_arguments(parser.add_argument_group("data, of a model"), accuracy=False)
+    data = parser.add_argument_group("data, of a model")
+    add_data_arguments(data, accuracy=False)
+    add_image_arguments(data)
     add_table_arguments(parser.add_argument_group("tables, of a model"))
     add_solver_arguments(parser)
     parser.add_argument("--write-problem", metavar="FILE", help="also write the problem, for `latprune solve`")
@@ -69,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     interrupted = False
     problem = None
     try:
-        found, problem = _of_model(args) if args.model else _of_problem(args)
+        found, problem = _of_model(args) if args.model or (args.source or "").endswith(".onnx") else _of_problem(args)
     except FrontierInterrupted as stopped:
         found, interrupted = stopped.frontier, True
     except KeyboardInterrupt:
@@ -117,7 +126,7 @@ def _problem(source: str | None) -> Problem:
     from latprune.problem import Problem
 
     if source is None:
-        raise InvalidArgumentError("SOURCE is missing: give a saved result or a problem file, or --model and --input")
+        raise InvalidArgumentError("SOURCE is missing: give a saved result, a problem file or an ONNX file, or --model and --input")
     kind: Any = None
     if Path(source).is_dir() or Path(source).suffix == ".zip":
         kind = "latprune/result"
@@ -146,7 +155,8 @@ def _problem(source: str | None) -> Problem:
 
 def _of_model(args: argparse.Namespace) -> tuple[Frontier, Problem]:
     """The frontier of a model, traced and scored here, with the tables that were given or are built."""
-    from latprune.cli.loading import example_inputs, glob_numbers, load_callable, load_model, load_tables, parse_arguments, target_from
+    from latprune.cli.loading import example_inputs, glob_numbers, load_callable, load_tables, parse_arguments, target_from
+    from latprune.cli.model_files import build_model, image_batches, settle_inputs
     from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
     from latprune.latency import KernelPredictor, Store
@@ -155,17 +165,25 @@ def _of_model(args: argparse.Namespace) -> tuple[Frontier, Problem]:
 
     if args.units is not None or args.gap:
         raise InvalidArgumentError("--units and --gap belong to a problem file; write one with --write-problem and solve that")
-    if args.source is not None and args.tables is not None:
+    if args.source is not None and args.tables is not None and not args.source.endswith(".onnx"):
         raise InvalidArgumentError(f"SOURCE (={args.source!r}) and --tables (={args.tables!r}) are both tables of the model; give one")
     budgets = {"latency": "100%", "flops": "flops=100%", "params": "params=100%"}
     resource = args.resource or "latency"
     if resource not in budgets:
         raise InvalidArgumentError(f"--resource (={args.resource!r}) must be one of {', '.join(budgets)} for a model")
-    tables = args.source or args.tables
+    args.file = args.source if args.source is not None and args.source.endswith(".onnx") else None
+    tables = args.tables if args.file else args.source or args.tables
+    settle_inputs(args)
+    check_images(args)
+    model = build_model(args)
+    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
     keywords = parse_arguments(args.data_arg, argument="--data-arg")
+    batches = load_callable(args.data, argument="--data")(**keywords) if args.data else None
+    if args.images:
+        batches = image_batches(args, model, inputs)
     pruner = Pruner(
-        load_model(args.model, args.model_arg, args.weights),
-        example_inputs(args.input, batch=args.batch, seed=args.seed),
+        model,
+        inputs,
         budget=budgets[resource],
         target=target_from(args),
         method=method_of(args),
@@ -188,7 +206,7 @@ def _of_model(args: argparse.Namespace) -> tuple[Frontier, Problem]:
         return frontier_of(
             pruner,
             points=args.points,
-            data=load_callable(args.data, argument="--data")(**keywords) if args.data else None,
+            data=batches,
             batches=args.importance_batches or None,
             time_limit=args.time_limit,
         )

@@ -10,6 +10,7 @@ from latprune.cli.pruning_arguments import (
     add_data_arguments,
     add_method_arguments,
     add_table_arguments,
+    check_images,
     evaluation_of,
     method_of,
     width_rules_of,
@@ -241,14 +242,8 @@ def _check_data(args: argparse.Namespace) -> None:
     """Refuse options about images without images, and training on images that have no labels."""
     from latprune.errors import InvalidArgumentError
 
-    if args.images is None:
-        given = next((name for name in ("mean", "std") if getattr(args, name) is not None), None)
-        if given is not None:
-            raise InvalidArgumentError(f"--{given} says how --images are read; there are none")
-        return
-    if args.data:
-        raise InvalidArgumentError("--images and --data are both batches to score and recover with; leave one of them out")
-    if args.epochs is not None or args.recipe is not None:
+    check_images(args)
+    if args.images is not None and (args.epochs is not None or args.recipe is not None):
         raise InvalidArgumentError(
             "--epochs and --recipe train on labels, which --images have none of; give --data, or a --fit of your own"
         )

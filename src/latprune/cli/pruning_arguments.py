@@ -15,6 +15,7 @@ __all__ = [
     "add_data_arguments",
     "add_method_arguments",
     "add_table_arguments",
+    "check_images",
     "evaluation_of",
     "method_of",
     "width_rules_of",
@@ -73,6 +74,18 @@ def add_table_arguments(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--predict-only", action="store_true", help="measure nothing: the device is not here; take the word of --tables, less their error"
     )
+
+
+def check_images(args: argparse.Namespace) -> None:
+    """Refuse options about images without images, and images beside other batches."""
+    from latprune.errors import InvalidArgumentError
+
+    if args.images is None:
+        given = next((name for name in ("mean", "std") if getattr(args, name) is not None), None)
+        if given is not None:
+            raise InvalidArgumentError(f"--{given} says how --images are read; there are none")
+    elif args.data:
+        raise InvalidArgumentError("--images and --data are both batches to score and recover with; leave one of them out")
 
 
 def method_of(args: argparse.Namespace) -> Method:

@@ -69,7 +69,7 @@ def networks_along(
         found = _merged([*found, *(_network(proposal, context) for proposal in proposer.along(limits, time_limit=left))])
         say(f"frontier: {len(found)} networks at {len(tried)} budgets")
         missing = points - len(found)
-        limits = [] if missing <= 0 or round_number + 1 == _ROUNDS else _between(found, 2 * missing, tried)
+        limits = [] if missing <= 0 or round_number + 1 == _ROUNDS else _between(found, missing + missing // 4 + 2, tried)
         if not limits:
             break
     if not found:

@@ -125,9 +125,10 @@ class Pruner:
         form: str = "class",
         fold: bool = False,
     ) -> None:
-        if budget is None and pick is None:
+        asked = budget if budget is not None else pick.budget if pick is not None else None
+        if asked is None:
             raise InvalidArgumentError("budget (=None) must be given, for instance '50%', or a network to take as pick=")
-        budgets = Budget.parse_all(pick.budget if budget is None and pick is not None else budget)  # type: ignore[arg-type]
+        budgets = Budget.parse_all(asked)
         self.target = Target.of(target) if target is not None else tables.target if tables is not None else Target()
         self.method = get_method(method)
         self.schedule = self.method.schedule

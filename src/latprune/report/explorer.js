@@ -378,7 +378,7 @@
     const host = byId("widths");
     const widest = Math.max(1, ...groups.map((group) => group.dense * (group.rows ?? 1)));
     for (const group of groups) {
-      const name = element(host, "div", { class: "name", role: "listitem" }, group.name);
+      const name = element(host, "div", { class: "name" }, group.name);
       const track = element(host, "div", { class: "track", "aria-hidden": "true" });
       const full = element(track, "div", { class: "full" });
       full.style.width = `${((100 * group.dense * (group.rows ?? 1)) / widest).toFixed(2)}%`;
@@ -394,7 +394,6 @@
       const times = group.rows ?? 1;
       fill.style.width = away ? "0" : `${((100 * point.widths[index]) / group.dense).toFixed(2)}%`;
       number.textContent = away ? "removed" : `${point.widths[index] * times} of ${group.dense * times}`;
-      set(name, { "aria-label": `${group.name}: ${number.textContent}` });
       name.classList.toggle("gone", away);
       number.classList.toggle("gone", away);
     });
