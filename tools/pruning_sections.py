@@ -8,7 +8,17 @@ from typing import Any
 
 from page_parts import machine, percent, read, table
 
-__all__ = ["counted", "defaults", "explorer", "methods", "prune_time", "recovery", "soft_masks", "trajectories"]
+__all__ = [
+    "counted",
+    "defaults",
+    "explorer",
+    "methods",
+    "prune_time",
+    "recovery",
+    "recovery_finetuning",
+    "soft_masks",
+    "trajectories",
+]
 
 _NAMES = {
     "resnet20": "ResNet-20",
@@ -54,6 +64,40 @@ def recovery() -> str | None:
         f"calibration images. The dense networks have 91.73 % (ResNet-20) and 93.39 % (ResNet-56). {_machines(found)}\n\n"
     )
     return text + table(head, lines) + "\n\n`benchmarks/recovery/cifar.py`"
+
+
+def recovery_finetuning() -> str | None:
+    """Learning rates after a recovery."""
+    found = read("recovery-finetuning")
+    if found is None:
+        return None
+    rates = sorted({row["rate"] for row in found["rows"]})
+    groups: dict[tuple[Any, ...], dict[float, list[Any]]] = {}
+    for row in found["rows"]:
+        key = (row["network"], row["budget"], row["start"], row["teacher"], row["epochs"], row["train_images"])
+        groups.setdefault(key, {}).setdefault(row["rate"], []).append(row)
+    lines = []
+    for (network, budget, start, teacher, epochs, images), by_rate in groups.items():
+        rows = [row for same in by_rate.values() for row in same]
+        lines.append(
+            [
+                _name(network),
+                str(budget),
+                str(start),
+                str(teacher),
+                f"{epochs} x {images}",
+                f"{mean(row['before'] for row in rows):.2f} %",
+                f"{mean(row['error_left'] for row in rows):.2f}",
+                *(f"{mean(row['top1'] for row in by_rate[rate]):.2f} %" if rate in by_rate else "–" for rate in rates),
+            ]
+        )
+    head = ["network", "budget", "start", "teacher", "images", "before", "error left", *(f"rate {rate:g}" for rate in rates)]
+    text = (
+        "## Fine-tuning after a recovery\n\nCIFAR-10, top-1 after a short fine-tuning with labels at several peak learning rates (SGD, "
+        "momentum 0.9, weight decay 5e-4, cosine), from the cut, from norms measured again and from the refit (2,048 unlabelled images). "
+        f"Error left: what recovery left of the outputs' error, as a ratio of root mean squares. {_machines(found)}\n\n"
+    )
+    return text + table(head, lines) + "\n\n`benchmarks/recovery/finetuning.py`"
 
 
 def _machines(found: Any) -> str:

@@ -26,6 +26,7 @@ STRATEGIES: dict[str, str | Recovery | None] = {
     "fold": "fold",
     "refit": Refit(),
     "distil": Distil(),
+    "distil, 12 epochs": Distil(epochs=12),
 }
 ONE_SEED = ("cut", "fold")
 

@@ -258,6 +258,29 @@ def test_packed_projections_have_an_entry_for_each_part() -> None:
     assert len(names) == len(set(names))
 
 
+class Decoder(Cross):
+    """What the keys read is made after the queries, by a layer of its own."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.encode = nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Linear(32, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        q = self.q(x).view(n, t, self.heads, -1).transpose(1, 2)
+        memory = self.encode(x)
+        k, v = (f(memory).view(n, t, self.heads, -1).transpose(1, 2) for f in (self.k, self.v))
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_keys_of_layers_that_are_fitted_later_wait_for_them() -> None:
+    model, x = net(Decoder)
+    graph = trace(model, x[:2])
+    _, report = recovered(model, x, half(graph), graph)
+    noted = {layer.layer for layer in report.layers if "fitted after the other" in layer.note}
+    assert noted == {"attention.q", "attention.k"} and not any(layer.at == "logits" for layer in report.layers)
+
+
 def test_sequences_of_several_lengths_are_fitted_to_their_values() -> None:
     model, x = net(Fused)
     graph = trace(model, x[:2])

@@ -17,7 +17,7 @@ from latprune.recovery.heads import Heads, paired_heads
 from latprune.recovery.logits import LogitRows
 from latprune.recovery.pairing import Pairing
 from latprune.recovery.sites import Site, find_sites
-from latprune.recovery.stepper import Sequence_, Stepper, record_operations
+from latprune.recovery.stepper import Key, Sequence_, Stepper, record_operations
 
 __all__ = ["ProductRows", "Products"]
 
@@ -88,6 +88,8 @@ class Products:
             indices = {product.query, product.key}
             if isinstance(heads, Heads) and indices & self._found.keys():
                 heads = "it takes part in several products"
+            if isinstance(heads, Heads) and _fitted_between(heads, pruned_run, by_index):
+                heads = "what one of its queries and keys reads is fitted after the other"
             if isinstance(heads, str):
                 self.notes |= {index: f"{heads}: fitted to its own values" for index in indices}
                 continue
@@ -168,6 +170,24 @@ class Products:
         )
         wanted = min(math.ceil(max(self._rows * inputs, 4096) / min(tokens, others)), self._memory / (2 * per_sequence))
         return min(1.0, wanted / total)
+
+
+def _fitted_between(heads: Heads, run: Sequence_, sites: Mapping[int, Site]) -> bool:
+    """Whether the later of the two layers reads what layers make that are fitted after the first one."""
+    first, last = heads.sites[0], heads.sites[-1]
+    todo = [run.operations[last.index].sources[last.inputs]]
+    seen: set[Key] = set()
+    while todo:
+        key = todo.pop()
+        if key is None or key in seen:
+            continue
+        seen.add(key)
+        for index in (key[0], *(j for j in run.written.get(key, ()) if j < last.index)):
+            if index > first.index:
+                if index in sites and not sites[index].reason:
+                    return True
+                todo += run.operations[index].sources
+    return False
 
 
 def _inputs(site: Site) -> int:
