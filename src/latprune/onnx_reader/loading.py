@@ -38,8 +38,8 @@ def load_onnx(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None = 
 
     Returns:
         The program, in evaluation mode; it takes its inputs by position. ONNX files that are written of it have this file's names of
-        inputs and outputs. It runs at any batch size where everything in it follows the batch size; ``program.program.batch_reason`` says what does
-        not.
+        inputs and outputs. It runs at any batch size where everything in it follows the batch size; ``program.program.batch_reason`` says
+        what does not.
 
     Raises:
         MissingExtraError: ``onnx`` or ``onnxruntime`` is not installed.
