@@ -3,7 +3,8 @@
     python benchmarks/onnx_in.py -o benchmarks/results/onnx_in.json [--only 'timm:*'] [--again] [--timeout 240]
 
 Twenty networks of torchvision, timm and Hugging Face with random weights, each exported at one batch size by the TorchScript-based and by
-the ``torch.export``-based exporter: forty files. A row passes when the file is read, the program computes what ONNX Runtime makes of the
+the ``torch.export``-based exporter: forty files; and two YOLO of ultralytics where that package is installed (it is no requirement of
+anything here). A row passes when the file is read, the program computes what ONNX Runtime makes of the
 file (1e-4) and runs at other batch sizes, a uniform cut brings it to at most 60 % of the multiply-adds (masked and pruned network are
 compared on the way), and the pruned network, written as ONNX with an open batch, gives its outputs in ONNX Runtime and OpenVINO. Nothing is
 timed. Every file is read in a process of its own; rows that are there are not run again.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib.util
 import json
 import subprocess
 import sys
@@ -46,6 +48,8 @@ NETWORKS: dict[str, int] = {
     "timm:edgenext_xx_small": 128,
     "huggingface:bert": 12,
     "huggingface:segformer": 64,
+    "ultralytics:yolov8n": 128,
+    "ultralytics:yolo11n": 128,
 }
 """Name -> side of the image (or length of the text)."""
 EXPORTERS = ("torchscript", "dynamo")
@@ -65,6 +69,8 @@ def main() -> None:
         return
     rows: dict[str, Any] = json.loads(args.output.read_text(encoding="utf-8"))["rows"] if args.output.exists() else {}
     for name in NETWORKS:
+        if name.startswith("ultralytics") and importlib.util.find_spec("ultralytics") is None:
+            continue
         if args.only and not any(fnmatch.fnmatch(name, pattern) for pattern in args.only):
             continue
         for exporter in EXPORTERS:
@@ -189,6 +195,14 @@ def build(name: str, zoo_models: Any) -> tuple[Any, Any]:
 
         size = {"img_size": side} if kind.startswith(("deit", "vit")) else {}
         return timm.create_model(kind, pretrained=False, **size), image
+    if library == "ultralytics":
+        torchvision()
+        from ultralytics.nn.tasks import DetectionModel
+
+        network = DetectionModel(f"{kind}.yaml", verbose=False).eval()
+        network.model[-1].export, network.model[-1].format = True, "onnx"  # the head as its own exporter writes it
+        network(image)
+        return network, image
     model, example = zoo_models.HUGGINGFACE[kind]()
     return model, {n: t[:1] for n, t in example.items()}
 

@@ -372,6 +372,38 @@ def zoo() -> str | None:
     return text + table(head, rows) + "\n\n`benchmarks/zoo.py`"
 
 
+def onnx_in() -> str | None:
+    """ONNX files."""
+    found = read("onnx_in")
+    if found is None:
+        return None
+    rows, passed = [], 0
+    for name, row in found["rows"].items():
+        network, exporter = name.split(", ")
+        passed += row["passed"]
+        rows.append(
+            [
+                network,
+                exporter,
+                str(row.get("nodes", "–")),
+                str(row.get("groups", "–")),
+                str(row.get("blocks", "–")),
+                percent(row.get("share")),
+                "yes" if row.get("any_batch") else "no",
+                f"{row['error']:.0e}" if "error" in row else "–",
+                "yes" if row["passed"] else f"no: {row['reason']}".replace("|", "/"),
+            ]
+        )
+    head = ["network", "exporter", "operations", "groups", "blocks", "MACs", "any batch", "difference in ONNX", "passed"]
+    text = (
+        "## ONNX in, ONNX out\n\n"
+        "Files of both of PyTorch's exporters, random weights, exported at one batch size: read, equal to ONNX Runtime (1e-4), pruned "
+        "uniformly to 60 % of the multiply-adds, written with an open batch and equal to the program in ONNX Runtime and OpenVINO. "
+        f"{passed} of {len(rows)} passed.\n\n"
+    )
+    return text + table(head, rows) + "\n\n`benchmarks/onnx_in.py`"
+
+
 def capture() -> str | None:
     """What seeing the structure costs."""
     found = read("capture")
@@ -443,6 +475,7 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     agreement,
     solvers,
     zoo,
+    onnx_in,
     capture,
     taylor,
 )

@@ -17,7 +17,7 @@ from latprune.onnx_reader import onnx_inputs
 from latprune.onnx_reader.operators import OPERATORS
 from latprune.program.steps import FileNames
 from support.equivalence import assert_pruned_equals_masked, randomise
-from support.onnx_files import EXPORTERS, NETWORKS, Bert, MobileNet, make, write
+from support.onnx_files import NETWORKS, Bert, MobileNet, make, write
 
 BOTH = ["torchscript", pytest.param("dynamo", marks=pytest.mark.slow)]
 """The newer exporter takes seconds for each network."""
@@ -87,7 +87,7 @@ def test_operator_sets_of_the_newer_exporter(opset: int, tmp_path: Path) -> None
         torch.testing.assert_close(program(*inputs), model(*inputs), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("exporter", EXPORTERS)
+@pytest.mark.parametrize("exporter", BOTH)
 def test_names_are_those_of_the_model(exporter: str, tmp_path: Path) -> None:
     model, inputs = make("mobilenet")
     program = latprune.load_onnx(write(model, inputs, tmp_path / "net.onnx", exporter))
@@ -141,7 +141,7 @@ def test_sizes_that_the_file_leaves_open_are_asked_for(tmp_path: Path) -> None:
 
 def test_a_saved_program_keeps_the_names(tmp_path: Path) -> None:
     model, inputs = make("yolo")
-    program = latprune.load_onnx(write(model, inputs, tmp_path / "net.onnx", "dynamo"))
+    program = latprune.load_onnx(write(model, inputs, tmp_path / "net.onnx", "torchscript"))
     latprune.save_program(program, tmp_path / "net.safetensors")
     back = latprune.load_program(tmp_path / "net.safetensors")
     assert back.program.file_names == FileNames(inputs=("in.0",), outputs=("out.0", "out.1")) and back.input_names == ("in_0",)
@@ -177,7 +177,7 @@ def test_a_batch_that_is_mixed_keeps_its_size(tmp_path: Path) -> None:
 def test_a_bert_of_a_user_is_pruned_by_the_front_door(tmp_path: Path) -> None:
     torch.manual_seed(0)
     inputs = (torch.randint(0, 30, (1, 6)), torch.ones(1, 6, dtype=torch.int64))
-    program = latprune.load_onnx(write(Bert().eval(), inputs, tmp_path / "net.onnx", "dynamo"))
+    program = latprune.load_onnx(write(Bert().eval(), inputs, tmp_path / "net.onnx", "torchscript"))
     result = latprune.prune(program, inputs, budget="flops=60%", method="uniform", measure_latency=False)
     assert result.record.pruned.macs <= 0.6 * result.record.dense.macs
     result.save(tmp_path / "pruned")

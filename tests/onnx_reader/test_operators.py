@@ -138,6 +138,18 @@ def test_sizes_by_the_shape_of_the_input(tmp_path: Path) -> None:
     assert program(torch.randn(5, 4, 6)).shape == (5, 2, 12) and len(program.program.steps) == 1
 
 
+def test_what_the_reference_implementation_cannot_compute_is_computed_by_pytorch(tmp_path: Path) -> None:
+    """``GatherElements`` of a row that is shorter than its indices."""
+    nodes = [
+        helper.make_node("GatherElements", ["row", "places"], ["picked"], axis=1),
+        helper.make_node("Mul", ["x", "picked"], ["y"]),
+    ]
+    stored = {"row": _floats(1, 1), "places": np.zeros((1, 6), np.int64)}
+    program = latprune.load_onnx(_file(tmp_path / "net.onnx", nodes, (1, 6), stored))
+    x = torch.randn(1, 6)
+    torch.testing.assert_close(program(x), x * float(stored["row"][0, 0]))
+
+
 def test_a_choice_that_is_known_is_made(tmp_path: Path) -> None:
     out = helper.make_empty_tensor_value_info("chosen")
     yes = helper.make_graph([helper.make_node("Relu", ["x"], ["chosen"])], "yes", [], [out])

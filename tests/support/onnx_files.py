@@ -15,8 +15,6 @@ from latprune import zoo
 from latprune.quiet import quiet_exporters
 from support.programs import CoupledAttention, VisionTransformer
 
-EXPORTERS = ("torchscript", "dynamo")
-
 
 class MobileNet(nn.Module):
     """Inverted residuals: depthwise convolutions, squeeze and excitation, hard-swish."""

@@ -87,7 +87,11 @@ def fold(graph: Graph, held: set[str]) -> None:
             todo += [Node("Identity", [name], [as_], {}, node.name, node.scope) for name, as_ in reversed(renamed.items()) if as_]
             todo += reversed(branch.nodes)
         elif constant and node.inputs and node.kind in OPERATORS and node.kind not in _RANDOM and not any(node.branches()):
-            results = evaluate(node, known)
+            try:
+                results = evaluate(node, known)
+            except CaptureError:
+                kept.append(node)  # where it is run, it is tried again, with PyTorch if need be
+                continue
             if sum(found.size for found in results) > _MOST:
                 kept.append(node)
                 continue

@@ -37,8 +37,9 @@ def load_onnx(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None = 
         tolerance: Largest difference allowed, relative to the larger of 1 and the largest output.
 
     Returns:
-        The program, in evaluation mode. Inputs and outputs keep the file's names. It runs at any batch size where everything in it follows
-        the batch size; ``program.program.batch_reason`` says what does not.
+        The program, in evaluation mode; it takes its inputs by position. ONNX files that are written of it have this file's names of
+        inputs and outputs. It runs at any batch size where everything in it follows the batch size; ``program.program.batch_reason`` says
+        what does not.
 
     Raises:
         MissingExtraError: ``onnx`` or ``onnxruntime`` is not installed.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from latprune.onnx_reader.graph import Graph, Node
+from latprune.program import ProgramModule
 
 __all__ = ["places"]
 
@@ -17,6 +18,8 @@ _LEAVES: dict[str, tuple[str, ...]] = {
 }
 _PLAIN = ("", "weight", "bias")
 _TAKEN = frozenset(dir(nn.Module()))
+_TAKEN_ON_TOP = frozenset({*dir(ProgramModule), "program", "size_literals", "cumulative_statistics", "graph", "fixed_batch"})
+"""Names that the whole network's module has for itself."""
 
 
 def places(graph: Graph, held: Mapping[str, str]) -> tuple[dict[str, str], dict[int, str]]:
@@ -88,8 +91,9 @@ def _path(text: str) -> str:
     """A dotted path of names that modules can have."""
     parts = [re.sub(r"\W", "_", part) for part in re.split(r"[./]", text) if part]
     fixed = []
-    for part in parts:
+    for k, part in enumerate(parts):
         if not (part.isidentifier() or part.isdigit()):
             part = f"_{part}"
-        fixed.append(f"{part}_" if part in _TAKEN or keyword.iskeyword(part) else part)
+        taken = part in _TAKEN or keyword.iskeyword(part) or (k == 0 and part in _TAKEN_ON_TOP)
+        fixed.append(f"{part}_" if taken else part)
     return ".".join(fixed)

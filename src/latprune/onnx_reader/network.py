@@ -71,6 +71,7 @@ class OnnxModule(nn.Module):
         self._remembers = True
         self._outside: dict[str, int] = {}
         self._follows = _following(graph)
+        self._ends = _ends(graph)
         kinds = _kinds(graph, paths)
         for path in sorted({p for p in paths.values() if p} | {n.rpartition(".")[0] for n in names.values()}):
             self._scope(path, kinds)
@@ -109,9 +110,9 @@ class OnnxModule(nn.Module):
         if other and not self._stated:
             raise CaptureError(f"the model states its sizes for a batch of {self.fixed_batch}, and they cannot follow another one")
         self._outside = {}
+        if not other:
+            self._stated = {name: tuple(v.shape) for name, v in values.items()} if self.fixed_batch is not None and self._remembers else {}
         self._run(self.graph.nodes, values, other)
-        if self.fixed_batch is not None and not other and self._remembers:
-            self._stated = {name: tuple(v.shape) for name, v in values.items()}
         found = [self._tensor(name, values) for name in self.graph.outputs]
         return found[0] if len(found) == 1 else tuple(found)
 
@@ -137,12 +138,19 @@ class OnnxModule(nn.Module):
                 self._choose(node, operands, values, other)
                 continue
             if all(not isinstance(operand, Tensor) for operand in operands) and not _as_tensor_result(node, operands):
-                results: Sequence[Any] = self._evaluate(node, operands)  # type: ignore[arg-type]
+                try:
+                    results: Sequence[Any] = self._evaluate(node, operands)  # type: ignore[arg-type]
+                except CaptureError:
+                    results = self._call(node, operands, other)  # the reference implementation has mistakes of its own (GatherElements)
             else:
                 results = self._call(node, operands, other)
             for name, result in zip(node.outputs, results, strict=False):
                 if name:
                     values[name] = result
+                    if self._stated and not other:
+                        self._stated[name] = tuple(result.shape)
+            for name in self._ends.get(id(node), ()):
+                values.pop(name, None)
 
     def _choose(self, node: Node, operands: Sequence[Operand | None], values: dict[str, Operand], other: bool) -> None:
         known = operands[0]
@@ -198,6 +206,16 @@ def _following(graph: Graph) -> set[str]:
         if found & set(node.reads()):
             found |= {name for name in node.outputs if name}
             found |= {name for branch in node.branches() for name in branch.outputs if name in found}
+    return found
+
+
+def _ends(graph: Graph) -> dict[int, list[str]]:
+    """For each node, the values that it is the last one to read."""
+    last = {name: id(node) for node in graph.nodes for name in node.reads()}
+    found: dict[int, list[str]] = {}
+    for name, node in last.items():
+        if name not in graph.outputs and name not in graph.tensors:
+            found.setdefault(node, []).append(name)
     return found
 
 
