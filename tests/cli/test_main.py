@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -125,3 +126,18 @@ def test_the_fewest_networks_that_help_texts_name_are_those_that_tables_need() -
     from latprune.latency.tabulating import build
 
     assert measure._LEAST == build._FIRST_FIT + build._BATCH < measure._IN_KIT < measure._MOST
+
+
+def test_inspect_folds_weights_that_are_computed_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "normed.py").write_text(
+        "from torch import nn\n"
+        "from torch.nn.utils.parametrizations import weight_norm\n"
+        "def net():\n"
+        "    return nn.Sequential(weight_norm(nn.Linear(4, 12)), nn.ReLU(), nn.Linear(12, 2))\n"
+    )
+    arguments = ["inspect", "--model", f"{tmp_path / 'normed.py'}:net", "--input", "1x4"]
+    assert main(arguments) == 0
+    assert "0  [12, channels]" not in capsys.readouterr().out
+    assert main([*arguments, "--fold"]) == 0
+    shown = capsys.readouterr().out
+    assert "0  [12, channels]" in shown and "0 (WeightNorm)" in shown.split("folded into plain weights")[1]

@@ -220,3 +220,16 @@ def test_a_network_that_was_rebuilt_is_not_saved_as_if_it_could_be_restored(tmp_
     restored = latprune.restore(make, tmp_path / "before")
     restored.stem.switch_to_deploy()
     assert torch.allclose(restored(x), wanted(x), atol=1e-5)
+
+
+def test_the_widths_of_keys_and_values_follow_the_attention(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dropout=0.0)
+    net = nn.Sequential(nn.Linear(5, 16), layer, nn.Linear(16, 3)).eval()
+    graph = trace(net, torch.randn(2, 4, 5))
+    name = next(n for n, group in graph.groups.items() if any(m.tensor == "0.weight" for m in group.members))
+    group = graph.groups[name]
+    kept = np.concatenate([row * group.columns + np.arange(group.columns // 2) for row in range(group.rows)])
+    prune(net, graph, Selection(kept={name: kept}))
+    attention = layer.self_attn
+    assert attention.embed_dim == attention.kdim == attention.vdim == net[0].out_features == 8

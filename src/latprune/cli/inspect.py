@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from latprune.cli.model_files import build_model, settle_inputs
     from latprune.graph import trace
     from latprune.graph.conditions import check_repeatable
+    from latprune.graph.folding import folds_of
 
     settle_inputs(args)
     model = build_model(args)
@@ -58,4 +59,7 @@ def run(args: argparse.Namespace) -> int:
         fold=args.fold,
     )
     print(graph.to_json() if args.json else graph.describe())
+    if graph.folded is not None and not args.json:
+        named = ", ".join(f"{fold.module} ({fold.kind})" for fold in folds_of(model))
+        print(f"\nfolded into plain weights, in a copy\n  {named}")
     return 0

@@ -68,6 +68,7 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
     attributes += _followed_attributes(model, graph, before, after, attributes)
     further, stale = untouched_edits(graph, before, after, lambda path, name: _attribute(_module(model, path, before), path, name, before))
     attributes += further
+    attributes += _attention_attributes(model, attributes)
     blocks, branches = _removals(model, graph, before, after)
     return EditStep(
         scales=tuple(_scales(graph, before, after)),
@@ -200,6 +201,17 @@ def _layer_attributes(
             before = tuple(before) if isinstance(before, (tuple, list)) else int(before)
             if before != value and not any(e.module == path and e.name == name for e in edits):
                 edits.append(AttributeEdit(module=path, name=name, before=before, after=value))
+    return edits
+
+
+def _attention_attributes(model: nn.Module, known: list[AttributeEdit]) -> list[AttributeEdit]:
+    """The widths of keys and values that PyTorch's attention keeps beside its own, where they are one."""
+    edits = []
+    for edit in known:
+        module = model.get_submodule(edit.module) if edit.name == "embed_dim" else None
+        if isinstance(module, nn.MultiheadAttention) and module._qkv_same_embed_dim:
+            names = [name for name in ("kdim", "vdim") if getattr(module, name) == edit.before]
+            edits += [replace(edit, name=name) for name in names]
     return edits
 
 
