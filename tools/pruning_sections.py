@@ -74,30 +74,37 @@ def recovery_finetuning() -> str | None:
     rates = sorted({row["rate"] for row in found["rows"]})
     groups: dict[tuple[Any, ...], dict[float, list[Any]]] = {}
     for row in found["rows"]:
-        key = (row["network"], row["budget"], row["start"], row["teacher"], row["epochs"], row["train_images"])
+        key = (row["network"], row["budget"], row["start"], row["norms"], row["teacher"], row["epochs"], row["train_images"])
         groups.setdefault(key, {}).setdefault(row["rate"], []).append(row)
     lines = []
-    for (network, budget, start, teacher, epochs, images), by_rate in groups.items():
+    for (network, budget, start, norms, teacher, epochs, images), by_rate in groups.items():
         rows = [row for same in by_rate.values() for row in same]
         lines.append(
             [
                 _name(network),
                 str(budget),
                 str(start),
+                str(norms),
                 str(teacher),
                 f"{epochs} x {images}",
                 f"{mean(row['before'] for row in rows):.2f} %",
                 f"{mean(row['error_left'] for row in rows):.2f}",
-                *(f"{mean(row['top1'] for row in by_rate[rate]):.2f} %" if rate in by_rate else "–" for rate in rates),
+                *(_accuracy([row["top1"] for row in by_rate[rate]]) if rate in by_rate else "–" for rate in rates),
             ]
         )
-    head = ["network", "budget", "start", "teacher", "images", "before", "error left", *(f"rate {rate:g}" for rate in rates)]
+    head = ["network", "budget", "start", "norms", "teacher", "images", "before", "error left", *(f"rate {rate:g}" for rate in rates)]
     text = (
         "## Fine-tuning after a recovery\n\nCIFAR-10, top-1 after a short fine-tuning with labels at several peak learning rates (SGD, "
-        "momentum 0.9, weight decay 5e-4, cosine), from the cut, from norms measured again and from the refit (2,048 unlabelled images). "
+        "momentum 0.9, weight decay 5e-4, cosine), from the cut, from norms measured again and from the refit (2,048 unlabelled images), "
+        "with batch-norm statistics fixed or moving. "
         f"Error left: what recovery left of the outputs' error, as a ratio of root mean squares. {_machines(found)}\n\n"
     )
     return text + table(head, lines) + "\n\n`benchmarks/recovery/finetuning.py`"
+
+
+def _accuracy(values: Sequence[float | None]) -> str:
+    left = [value for value in values if value is not None]
+    return f"{mean(left):.2f} %" if len(left) == len(values) else "diverged"
 
 
 def _machines(found: Any) -> str:

@@ -2,10 +2,10 @@
 
     python benchmarks/recovery/finetuning.py --data DATA -o benchmarks/results/recovery-finetuning.json
 
-Every start (the cut, norms measured again, the refit) is trained on the same images, once per rate, without and with the dense network
-teaching. Each row has the share of the outputs' error that the start left, so that the rate of ``Recipe.after_recovering`` (the rate that
-is best from the cut times the share) can be compared with the best one. Rows are written as they end; a row that is there is not computed
-again.
+Every start (the cut, norms measured again, the refit) is trained on the same images, once per rate, with batch-norm statistics that move
+and with fixed ones, without and with the dense network teaching. Each row has the share of the outputs' error that the start left, so that
+the rate of ``Recipe.after_recovering`` (the rate that is best from the cut times the share) can be compared with the best one. Rows are
+written as they end; a row that is there is not computed again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from structures import ResultFile, cut_network, print_rows, top
 
+from latprune.errors import TrainingError
 from latprune.recovery import recover
 from latprune.train import SGD, Distillation, Recipe, finetune
 from latprune.zoo import cifar10_test, cifar10_train
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=list(STARTS))
     parser.add_argument("--rates", nargs="+", type=float, default=[0.001, 0.003, 0.01, 0.03])
     parser.add_argument("--teacher", nargs="+", default=["no", "yes"], choices=["no", "yes"])
+    parser.add_argument("--norms", nargs="+", default=["fixed", "moving"], choices=["fixed", "moving"], help="statistics in training")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--train-images", type=int, default=50_000, help="labelled images of an epoch (default: %(default)s)")
     parser.add_argument("--images", type=int, default=2048, help="unlabelled images of the recovery (default: %(default)s)")
@@ -43,13 +45,16 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    columns = ("network", "budget", "method", "start", "teacher", "epochs", "train_images", "images", "rate", "seed")
+    columns = ("network", "budget", "method", "start", "norms", "teacher", "epochs", "train_images", "images", "rate", "seed")
     file = ResultFile(args.output, "recovery-finetuning", key=columns, script="benchmarks/recovery/finetuning.py")
     test = list(cifar10_test(str(args.data)))
     for network, budget, start, seed in product(args.networks, args.budgets, args.starts, range(args.seeds)):
         fixed = dict(network=network, budget=budget, method=args.method, start=start, epochs=args.epochs)
         fixed |= dict(train_images=args.train_images, images=args.images, seed=seed)
-        heads = [{**fixed, "teacher": teacher, "rate": rate} for teacher, rate in product(args.teacher, args.rates)]
+        heads = [
+            {**fixed, "norms": norms, "teacher": teacher, "rate": rate}
+            for norms, teacher, rate in product(args.norms, args.teacher, args.rates)
+        ]
         heads = [head for head in heads if not any(all(row[c] == head[c] for c in columns) for row in file.rows)]
         if not heads:
             continue
@@ -73,13 +78,22 @@ def main() -> None:
                 optimizer=SGD(momentum=0.9),
                 weight_decay=5e-4,
                 distillation=Distillation() if taught else None,
+                fixed_norms=head["norms"] == "fixed",
                 seed=seed,
             )
-            finetune(trained, batches, recipe, teacher=cut.dense if taught else None)
-            accuracy = top(trained, test)[0]
+            try:
+                finetune(trained, batches, recipe, teacher=cut.dense if taught else None)
+                accuracy = top(trained, test)[0]
+            except TrainingError:  # diverged
+                accuracy = None
             file.add({**head, "error_left": share, "before": before, "top1": accuracy, "threads": args.threads})
-            print(f"{network} {budget} {start} teacher {head['teacher']} rate {head['rate']}: {before:.2f} -> {accuracy:.2f} %", flush=True)
-    print_rows(file.rows, ("network", "budget", "start", "teacher", "train_images", "rate"))
+            how = f"norms {head['norms']} teacher {head['teacher']} rate {head['rate']}"
+            print(
+                f"{network} {budget} {start} {how}: {before:.2f} -> {'diverged' if accuracy is None else f'{accuracy:.2f} %'}", flush=True
+            )
+    print_rows(
+        [row for row in file.rows if row["top1"] is not None], ("network", "budget", "start", "norms", "teacher", "train_images", "rate")
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError
+from latprune.program import capture
 from latprune.train import Constant, Distillation, Recipe, TrainProgress, evaluate, finetune
 from latprune.train.average import RunningAverage
 from latprune.train.mixing import mix
@@ -208,3 +210,21 @@ def test_what_watches_modules_does_not_go_with_compiling():
     recipe = replace(PLAIN, compile=True, distillation=Distillation(features=("0",)))
     with pytest.raises(InvalidArgumentError, match="compile=False"):
         finetune(linear(), BATCHES, recipe, teacher=linear())
+
+
+@pytest.mark.parametrize("form", ["class", "program"])
+def test_fixed_norms_train_with_the_statistics_that_they_have(form: str):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 2)).eval()
+    network = capture(model, X[:4]) if form == "program" else model
+    starts = {name: value.clone() for name, value in network.state_dict().items()}
+    ends = {}
+    for fixed in (True, False):
+        trained = copy.deepcopy(network)
+        finetune(trained, BATCHES, replace(PLAIN, fixed_norms=fixed))
+        ends[fixed] = trained.state_dict()
+        assert not trained.training
+    for name, value in starts.items():
+        statistics = "running" in name or "num_batches" in name
+        assert torch.equal(ends[True][name], value) == statistics, name
+        assert not statistics or not torch.equal(ends[False][name], value), name

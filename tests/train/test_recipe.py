@@ -138,8 +138,8 @@ def test_a_recovered_network_is_trained_at_a_lower_rate() -> None:
     assert chosen.after_recovering(None).learning_rate == pytest.approx(0.005)
     assert chosen.after_recovering(1e-3).learning_rate == pytest.approx(0.002)  # at least a tenth
     assert chosen.after_recovering(1.7).learning_rate == 0.02  # never more
-    fixed = replace(chosen, after_recovery=1.0)
+    fixed = replace(chosen, after_recovery=1.0, fixed_norms=True)
     assert fixed.after_recovering(0.24) == fixed and Recipe.from_dict(fixed.to_dict()) == fixed
-    assert "after_recovery" not in chosen.to_dict()
+    assert not {"after_recovery", "fixed_norms"} & chosen.to_dict().keys()
     with pytest.raises(InvalidArgumentError, match="after_recovery"):
         Recipe(epochs=1, learning_rate=0.1, after_recovery=0.0)

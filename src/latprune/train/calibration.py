@@ -15,7 +15,13 @@ from latprune.graph.captured import CapturedNetwork
 from latprune.graph.conditions import preserved_modes
 from latprune.train.batches import forward, move, split_batch
 
-__all__ = ["recalibrate_batch_norm"]
+__all__ = ["recalibrate_batch_norm", "statistics_keepers"]
+
+
+def statistics_keepers(model: nn.Module) -> list[nn.Module]:
+    """The batch norms of a model, or their stand-ins in a captured program, that keep running statistics."""
+    norms: list[nn.Module] = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    return norms + [scope for m in model.modules() if isinstance(m, CapturedNetwork) for scope in m.norm_scopes()]
 
 
 def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: int = 50) -> int:

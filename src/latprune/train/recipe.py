@@ -171,6 +171,8 @@ class Recipe:
         compile: Train through :func:`torch.compile`; the model itself stays as it is.
         channels_last: Train with the weights of 2-d convolutions laid out channels last, which many processors run faster.
         distillation: Learn from the dense network as well; None does not.
+        fixed_norms: Whether batch norms keep their running statistics and train with them, as they are in evaluation mode. Steps must be
+            smaller then: nothing brings a layer's result back to its scale.
         after_recovery: Factor on the learning rate where the network was recovered without training before (``prune``'s ``recover``); None
             takes the share of the outputs' error that recovery left, at least a tenth (:meth:`after_recovering`).
         max_gradient_norm: Clip the norm of all gradients together; None does not.
@@ -195,6 +197,7 @@ class Recipe:
     compile: bool = False
     channels_last: bool = False
     distillation: Distillation | None = None
+    fixed_norms: bool = False
     after_recovery: float | None = None
     max_gradient_norm: float | None = None
     batch_size: int | None = None
@@ -262,8 +265,9 @@ class Recipe:
         data["optimizer"] = {"type": type(self.optimizer).__name__, **data["optimizer"]}
         data["schedule"] = {"type": type(self.schedule).__name__, **data["schedule"]}
         data["distillation"] = self.distillation.to_dict() if self.distillation is not None else None
-        if self.after_recovery is None:
-            del data["after_recovery"]  # as files of earlier releases have it
+        for name, plain in (("after_recovery", None), ("fixed_norms", False)):
+            if data[name] is plain:
+                del data[name]  # as files of earlier releases have it
         data["notes"] = list(self.notes)
         if "milestones" in data["schedule"]:
             data["schedule"]["milestones"] = list(data["schedule"]["milestones"])

@@ -16,6 +16,7 @@ from torch import nn
 from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
 from latprune.train.average import RunningAverage
 from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, forward, logits_of, move, shard, split_batch
+from latprune.train.calibration import statistics_keepers
 from latprune.train.contracts import (
     IGNORED,
     as_tensors,
@@ -228,6 +229,9 @@ class Run:
         """Train the rest of the current epoch; False where the deadline stopped it."""
         epoch = self.position.epoch
         self.wrapped.train()
+        if self.recipe.fixed_norms:
+            for norm in statistics_keepers(self.model):
+                norm.eval()
         batches = batches_of_epoch(self.data, epoch=epoch, start=self.position.batch, seed=self.recipe.seed)
         try:
             while self.position.batch < self.steps_per_epoch:
