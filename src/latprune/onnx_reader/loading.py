@@ -18,7 +18,7 @@ from latprune.onnx_reader.inputs import OnnxInput, describe_inputs, example_tens
 from latprune.onnx_reader.model_file import read_graph, read_model
 from latprune.onnx_reader.naming import places
 from latprune.onnx_reader.network import OnnxModule, require_known
-from latprune.onnx_reader.simplify import drop_dead, follow_names, held_tensors, linear_layers, separate_vectors
+from latprune.onnx_reader.simplify import drop_dead, follow_names, held_tensors, linear_layers, separate_copies
 from latprune.program import ProgramModule, capture
 from latprune.program.steps import FileNames
 
@@ -88,7 +88,7 @@ def module_of(graph: Graph, *, fixed_batch: int | None) -> OnnxModule:
     fold(graph, set(held_tensors(graph)))
     follow_names(graph)
     drop_dead(graph)
-    separate_vectors(graph, held_tensors(graph))
+    separate_copies(graph, held_tensors(graph))
     linear_layers(graph)
     drop_dead(graph)
     held = {name: kind for name, kind in held_tensors(graph).items() if name in graph.tensors}
