@@ -390,7 +390,7 @@ def onnx_in() -> str | None:
                 str(row.get("blocks", "–")),
                 percent(row.get("share")),
                 "yes" if row.get("any_batch") else "no",
-                f"{row['error']:.0e} ({row['largest']:.2g})" if "error" in row else "–",
+                f"{row['error']:.0e} ({row['largest']:.2g})" if "largest" in row else "–",
                 "yes" if row["passed"] else f"no: {row['reason']}".replace("|", "/"),
             ]
         )
