@@ -116,6 +116,7 @@ def run(name: str, exporter: str) -> dict[str, Any]:
 
     import latprune
     from latprune.export import export_onnx
+    from latprune.export.signature import call
     from latprune.onnx_reader.model_file import read_graph, read_model
 
     row: dict[str, Any] = {"passed": False, "at": "export", "reason": ""}
@@ -141,7 +142,13 @@ def run(name: str, exporter: str) -> dict[str, Any]:
             row["share"] = result.record.pruned.macs / result.record.dense.macs
             row["at"] = "write"
             written = export_onnx(result.model, inputs, out, dynamic_batch=not program.program.batch_reason)
-            row |= {"error": max(written.errors.values()), "runtimes": sorted(written.errors), "exporter": written.exporter}
+            largest = max(float(t.abs().max()) for t in call(result.model, inputs))
+            row |= {
+                "largest": largest,
+                "error": max(written.errors.values()),
+                "runtimes": sorted(written.errors),
+                "exporter": written.exporter,
+            }
             names = [[entry.name for entry in read_graph(read_model(p)).inputs] for p in (path, out)]
             row["at"] = "names" if names[0] != names[1] else "budget" if row["share"] > BUDGET * 1.001 else "any batch"
             row["passed"] = row["at"] == "any batch" and row["any_batch"]
@@ -160,7 +167,7 @@ def export(name: str, exporter: str, path: Path) -> Any:
     from latprune.quiet import quiet_exporters
 
     model, example = build(name, zoo_models)
-    model.eval()
+    steady(model, example)
     named = named_inputs(model, example)
     called = model if is_plain(example) else FlatCall(model, example).eval()
     options: dict[str, Any] = {"input_names": list(named), "dynamo": exporter == "dynamo"}
@@ -170,6 +177,25 @@ def export(name: str, exporter: str, path: Path) -> Any:
         torch.onnx.export(called, tuple(named.values()), str(path), **options)
     tensors = tuple(named.values())
     return tensors[0] if len(tensors) == 1 else tensors
+
+
+def steady(model: Any, example: Any) -> None:
+    """Draw what a fresh network has constant, and give norms the statistics of noise: values that vanish on their way, or a head of zeros,
+    would make equality say nothing.
+    """
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() > 1 and bool((parameter == parameter.view(-1)[0]).all()):
+                constant = float(parameter.view(-1)[0])
+                parameter.copy_(torch.rand_like(parameter) + 0.5 if constant else 0.05 * torch.randn_like(parameter))
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+        if norms and isinstance(example, torch.Tensor):
+            for norm in norms:
+                norm.momentum = 1.0
+            model.train()(torch.randn(8, *example.shape[1:]))
+    model.eval()
 
 
 def build(name: str, zoo_models: Any) -> tuple[Any, Any]:

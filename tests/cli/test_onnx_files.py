@@ -9,10 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from PIL import Image
 
 import latprune
 from latprune.cli import main
+from latprune.onnx_reader import loading
 from support.onnx_files import make, write
 
 
@@ -53,8 +55,6 @@ def test_a_file_is_pruned_with_images_and_written_under_its_names(tmp_path: Path
     assert [(i.name, i.shape[0]) for i in session.get_inputs()] == [("in.0", "batch")]
     x = np.random.default_rng(1).standard_normal((3, 3, 16, 16)).astype(np.float32)
     (found,) = session.run(["out.0"], {"in.0": x})
-    import torch
-
     with torch.no_grad():
         np.testing.assert_allclose(found, result.restore()(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-4)
 
@@ -62,6 +62,21 @@ def test_a_file_is_pruned_with_images_and_written_under_its_names(tmp_path: Path
     assert main(["export", str(tmp_path / "small" / "result"), "-o", str(tmp_path / "again.onnx")]) == 0
     assert [o.name for o in onnx.load(tmp_path / "again.onnx").graph.output] == ["out.0"]
     assert main(["inspect", str(out)]) == 0
+
+
+def test_a_file_that_runs_at_one_batch_size_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores and recovery keep to its batch size."""
+    monkeypatch.setattr(loading, "_follows_batch", lambda network, inputs: False)
+    model, inputs = make("mobilenet")
+    path = write(model, tuple(torch.cat([x, x]) for x in inputs), tmp_path / "net.onnx", "torchscript")
+    images, out = _folder(tmp_path / "photos", count=21), tmp_path / "small.onnx"
+    assert main(["prune", str(path), "--budget", "flops=70%", "--images", str(images), "--predict-only", "-o", str(out)]) == 0
+    assert "wrote" in capsys.readouterr().out
+    assert onnx.load(out).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+    recovery = latprune.load_result(tmp_path / "small" / "result").record.recovery
+    assert recovery is not None and recovery["images"] + recovery["held_out"] == 20
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,27 @@ def test_equal_biases_are_not_one(tmp_path: Path) -> None:
     assert len(latprune.trace(latprune.load_onnx(path), torch.randn(1, 3, 16, 16)).groups) == 3
 
 
+def test_layers_that_begin_at_zero_are_not_one(tmp_path: Path) -> None:
+    class Zeros(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 2, 1)
+            self.enter = torch.nn.ModuleList(torch.nn.Conv2d(8, 6, 3, padding=1) for _ in range(2))
+            self.leave = torch.nn.ModuleList(torch.nn.Conv2d(6, 8, 3, padding=1) for _ in range(2))
+            for layer in self.leave:
+                torch.nn.init.zeros_(layer.weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            for enter, leave in zip(self.enter, self.leave, strict=True):
+                x = x + leave(torch.relu(enter(x)))
+            return self.head(x)
+
+    x = torch.randn(1, 3, 6, 6)
+    program = latprune.load_onnx(write(Zeros().eval(), (x,), tmp_path / "net.onnx", "torchscript"))
+    assert {"stem", "enter.0", "enter.1"} == set(latprune.trace(program, x).groups)
+
+
 def test_external_data(tmp_path: Path) -> None:
     model, inputs = make("mobilenet")
     path = write(model, inputs, tmp_path / "net.onnx", "torchscript")

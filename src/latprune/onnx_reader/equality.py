@@ -14,13 +14,16 @@ from latprune.onnx_reader.graph import Graph
 from latprune.onnx_reader.inputs import example_tensors
 from latprune.program import ProgramModule
 
-__all__ = ["compare_with_runtime"]
+__all__ = ["SMALLEST_SCALE", "compare_with_runtime"]
+
+SMALLEST_SCALE = 1e-3
+"""Differences are relative to the largest output, or to this where all are smaller: what is left of sums that cancel."""
 
 
 def compare_with_runtime(
     program: ProgramModule, graph: Graph, shapes: Mapping[str, Sequence[int]], *, tolerance: float, path: Path
 ) -> float:
-    """The largest difference between the program's outputs and ONNX Runtime's, relative to the larger of 1 and the largest output.
+    """The largest difference between the program's outputs and ONNX Runtime's, relative to the largest output (:data:`SMALLEST_SCALE`).
 
     Raises:
         MissingExtraError: ``onnxruntime`` is not installed.
@@ -60,7 +63,7 @@ def _difference(name: str, expected: Any, found: Any, tolerance: float, path: Pa
     finite = np.isfinite(a)
     if not (finite == np.isfinite(b)).all():
         raise _mistake(path, f"output '{name}' is not finite in other places than in ONNX Runtime")
-    scale = max(1.0, float(np.abs(a[finite]).max(initial=0.0)))
+    scale = max(SMALLEST_SCALE, float(np.abs(a[finite]).max(initial=0.0)))
     error = float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale
     if error > tolerance:
         raise _mistake(path, f"output '{name}' differs from ONNX Runtime's by {error:.2e} (allowed {tolerance:.0e})")

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from latprune.errors import CaptureError
 from latprune.onnx_reader.constants import fold
-from latprune.onnx_reader.equality import compare_with_runtime
+from latprune.onnx_reader.equality import SMALLEST_SCALE, compare_with_runtime
 from latprune.onnx_reader.graph import Graph
 from latprune.onnx_reader.inputs import OnnxInput, describe_inputs, example_tensors, input_shapes
 from latprune.onnx_reader.model_file import read_graph, read_model
 from latprune.onnx_reader.naming import places
 from latprune.onnx_reader.network import OnnxModule, require_known
-from latprune.onnx_reader.simplify import drop_dead, follow_names, held_tensors, linear_layers, separate_vectors
+from latprune.onnx_reader.simplify import drop_dead, follow_names, held_tensors, linear_layers, separate_copies
 from latprune.program import ProgramModule, capture
 from latprune.program.steps import FileNames
 
@@ -34,7 +34,7 @@ def load_onnx(path: str | Path, *, shapes: Mapping[str, Sequence[int]] | None = 
     Args:
         path: The file; external data is read from beside it. Operator sets from 11 on.
         shapes: Input name -> sizes, for inputs whose sizes the file leaves open. A first size that is open is 1 by default.
-        tolerance: Largest difference allowed, relative to the larger of 1 and the largest output.
+        tolerance: Largest difference allowed, relative to the largest output.
 
     Returns:
         The program, in evaluation mode; it takes its inputs by position. ONNX files that are written of it have this file's names of
@@ -88,7 +88,7 @@ def module_of(graph: Graph, *, fixed_batch: int | None) -> OnnxModule:
     fold(graph, set(held_tensors(graph)))
     follow_names(graph)
     drop_dead(graph)
-    separate_vectors(graph, held_tensors(graph))
+    separate_copies(graph, held_tensors(graph))
     linear_layers(graph)
     drop_dead(graph)
     held = {name: kind for name, kind in held_tensors(graph).items() if name in graph.tensors}
@@ -116,7 +116,7 @@ def _follows_batch(network: OnnxModule, inputs: list[Tensor]) -> bool:
         whole = torch.cat([a, b]) if a.dim() else a
         if whole.shape != joint.shape:
             return False
-        scale = max(1.0, float(whole.double().abs().max())) if whole.numel() else 1.0
+        scale = max(SMALLEST_SCALE, float(whole.double().abs().max())) if whole.numel() else 1.0
         if whole.numel() and not float((whole.double() - joint.double()).abs().max()) <= 1e-4 * scale:
             return False
     return True

@@ -9,7 +9,7 @@ import numpy as np
 
 from latprune.onnx_reader.graph import Graph, Node
 
-__all__ = ["drop_dead", "follow_names", "held_tensors", "linear_layers", "separate_vectors", "weight_places"]
+__all__ = ["drop_dead", "follow_names", "held_tensors", "linear_layers", "separate_copies", "weight_places"]
 
 _WEIGHTS: dict[str, tuple[int, ...]] = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (1, 2), "MatMul": (0, 1), "Linear": (1, 2), "BatchNormalization": (1, 2, 3, 4),
@@ -55,17 +55,17 @@ def _own(name: str) -> bool:
     return _MADE_UP.match(name) is None
 
 
-def separate_vectors(graph: Graph, held: Mapping[str, str]) -> None:
-    """A copy of its own for each layer that reads a shared vector.
+def separate_copies(graph: Graph, held: Mapping[str, str]) -> None:
+    """A copy of its own for each layer that reads a shared vector, or weights that are all one number.
 
-    Exporters store equal tensors once, and the biases and scales of a fresh network are all equal. A layer that runs several times keeps
-    one. Matrices that are shared are meant to be: a table and the layer that reads it backwards.
+    Exporters store equal tensors once, and the biases and scales of a fresh network are all equal, as are layers that begin at zero. A
+    layer that runs several times keeps one. Other weights that are shared are meant to be: a table and the layer that reads it backwards.
     """
     owners: dict[str, dict[object, str]] = {}
     for number, node in enumerate(graph.every_node()):
-        weights = tuple(name for name in node.inputs if name in held and not _vector(graph, name))
+        weights = tuple(name for name in node.inputs if name in held and not _plain(graph, name))
         for place, name in enumerate(node.inputs):
-            if name not in held or not _vector(graph, name):
+            if name not in held or not _plain(graph, name):
                 continue
             copies = owners.setdefault(name, {})
             key = node.scope or weights or number
@@ -77,9 +77,9 @@ def separate_vectors(graph: Graph, held: Mapping[str, str]) -> None:
             node.inputs[place] = copies[key]
 
 
-def _vector(graph: Graph, name: str) -> bool:
+def _plain(graph: Graph, name: str) -> bool:
     array = graph.tensors[name]
-    return array.size == max(array.shape, default=1)
+    return array.size == max(array.shape, default=1) or bool((array == array.flat[0]).all())
 
 
 def follow_names(graph: Graph) -> None:

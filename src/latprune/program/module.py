@@ -220,6 +220,13 @@ class ProgramModule(CapturedNetwork):
         return tuple(entry.name for entry in self.program.inputs)
 
     @property
+    def only_batch(self) -> int | None:
+        """The batch size that it runs at alone; None where it runs at any, or where its inputs have none."""
+        if any(entry.batched for entry in self.program.inputs):
+            return None
+        return next((entry.shape[0] for entry in self.program.inputs if entry.shape), None)
+
+    @property
     def code(self) -> str:
         """The steps as readable lines."""
         from latprune.program.text import as_text

@@ -105,7 +105,7 @@ def _pieces(inputs: Any, size: int) -> list[Any]:
 
 
 def calibration_batches(
-    data: Iterable[Any], images: int, device: torch.device, *, size: int | None = None, every: int = 10
+    data: Iterable[Any], images: int, device: torch.device, *, size: int | None = None, every: int = 10, whole: bool = False
 ) -> tuple[list[Any], list[Any]]:
     """Inputs to fit to and held-out inputs.
 
@@ -115,6 +115,7 @@ def calibration_batches(
         device: Where they are brought.
         size: Images of a piece; None: a tenth of ``images``, at least 1 and at most 256.
         every: One piece in so many is held out.
+        whole: Leave out pieces of fewer images than ``size``, for a network that runs at one batch size alone.
 
     Raises:
         InvalidArgumentError: ``images`` is below 1 or the data is empty.
@@ -139,6 +140,10 @@ def calibration_batches(
     if len(taken) > 1 and all(sliceable(inputs) for inputs in taken) and len({_form(inputs) for inputs in taken}) == 1:
         taken = [_joined(taken)]
     pieces = [piece for inputs in taken for piece in _pieces(inputs, size)]
+    if whole:
+        pieces = [piece for piece in pieces if count(piece) == size]
+        if not pieces:
+            raise InvalidArgumentError(f"data holds {seen} images; the network runs at batches of {size} alone, and none is full")
     if len(pieces) < 2:
         return pieces, []
     held = [k for k in range(len(pieces)) if k % every == every - 1] or [len(pieces) - 1]

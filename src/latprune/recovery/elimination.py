@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph
+from latprune.program.module import ProgramModule
 from latprune.recovery.batches import calibration_batches
 from latprune.recovery.rows import to_matrix
 from latprune.recovery.sites import Site, find_sites
@@ -65,7 +66,8 @@ def reconstruction_ranking(
     if images < 1 or rows < 1 or not ridge >= 0:
         raise InvalidArgumentError(f"images (={images}) and rows (={rows}) must be at least 1 and ridge (={ridge}) at least 0")
     device = next((p.device for p in dense.parameters()), torch.device("cpu"))
-    fitted, held = calibration_batches(data, images, device)
+    only = dense.only_batch if isinstance(dense, ProgramModule) else None
+    fitted, held = calibration_batches(data, images, device, size=only, whole=only is not None)
     batches = [*fitted, *held]
     consumers = _consumers(dense, graph, batches, rows, ridge, seed)
     return {name: _eliminate(name, graph, consumers) for name in graph.groups}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.tensors import tensors_in
+from latprune.program.module import ProgramModule
 from latprune.recovery.batches import calibration_batches, count
 from latprune.recovery.contract import Progress, Recovery, Situation, get_strategy
 from latprune.recovery.report import RecoveryReport
@@ -68,7 +69,8 @@ def recover(
         raise InvalidArgumentError(f"strategy '{chosen.name}' needs data: give batches of inputs, or take strategy='fold'")
     parameter = next((p for p in pruned.parameters()), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    fitted, held = calibration_batches(data, images, device) if data is not None else ([], [])
+    only = pruned.only_batch if isinstance(pruned, ProgramModule) else None
+    fitted, held = calibration_batches(data, images, device, size=only, whole=only is not None) if data is not None else ([], [])
     situation = Situation(
         pruned=pruned,
         dense=dense,
