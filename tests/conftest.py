@@ -26,6 +26,7 @@ TIMED = (
     "pruning/test_exploring_measured.py",
     "pruning/test_prune.py",
     "pruning/test_trials.py",
+    "cli/test_compare.py",
     "cli/test_measure.py",
     "test_interruption.py",
 )
