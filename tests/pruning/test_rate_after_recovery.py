@@ -1,4 +1,4 @@
-"""The learning rate of a recipe follows what recovery left of the outputs' error."""
+"""The learning rate of a recipe follows what recovery left of the outputs' error, where the recipe says so."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _pruned(**options: Any) -> tuple[list[str], latprune.Result]:
 
 
 def test_the_rate_is_scaled_by_the_share_of_the_error_and_said() -> None:
-    lines, result = _pruned(fit=latprune.Recipe(epochs=1, learning_rate=0.02))
+    lines, result = _pruned(fit=latprune.Recipe(epochs=1, learning_rate=0.02, after_recovery="error"))
     assert result.record.recovery is not None
     share = RecoveryReport.from_dict(result.record.recovery).error_left
     assert share is not None and share < 1
@@ -38,7 +38,7 @@ def test_the_rate_is_scaled_by_the_share_of_the_error_and_said() -> None:
     assert len(said) == 1 and f"{0.02 * max(share, 0.1):.3g} in place of 0.02" in said[0]
 
 
-@pytest.mark.parametrize("options", [{"recover": False}, {"fit": latprune.Recipe(epochs=1, learning_rate=0.02, after_recovery=1.0)}])
+@pytest.mark.parametrize("options", [{"recover": False}, {"fit": latprune.Recipe(epochs=1, learning_rate=0.02)}])
 def test_the_rate_stays_without_a_recovery_and_where_the_recipe_says_so(options: dict[str, Any]) -> None:
-    lines, _ = _pruned(**({"fit": latprune.Recipe(epochs=1, learning_rate=0.02)} | options))
+    lines, _ = _pruned(**({"fit": latprune.Recipe(epochs=1, learning_rate=0.02, after_recovery="error")} | options))
     assert not any("peak learning rate" in line for line in lines)

@@ -132,14 +132,20 @@ def test_replace_is_checked_too() -> None:
         replace(recipe("halp-imagenet"), epochs=5)
 
 
-def test_a_recovered_network_is_trained_at_a_lower_rate() -> None:
-    chosen = Recipe(epochs=1, learning_rate=0.02)
+def test_a_recovered_network_is_trained_at_a_lower_rate_where_the_recipe_says_so() -> None:
+    plain = Recipe(epochs=1, learning_rate=0.02)
+    assert plain.after_recovering(0.24) == plain
+    assert replace(plain, after_recovery=0.5).after_recovering(0.24).learning_rate == 0.01
+    chosen = replace(plain, after_recovery="error")
     assert chosen.after_recovering(0.24).learning_rate == pytest.approx(0.0048)
     assert chosen.after_recovering(None).learning_rate == pytest.approx(0.005)
     assert chosen.after_recovering(1e-3).learning_rate == pytest.approx(0.002)  # at least a tenth
     assert chosen.after_recovering(1.7).learning_rate == 0.02  # never more
     fixed = replace(chosen, after_recovery=1.0, fixed_norms=True)
     assert fixed.after_recovering(0.24) == fixed and Recipe.from_dict(fixed.to_dict()) == fixed
-    assert not {"after_recovery", "fixed_norms"} & chosen.to_dict().keys()
+    assert not {"after_recovery", "fixed_norms"} & plain.to_dict().keys()
+    assert Recipe.from_dict(chosen.to_dict()) == chosen
     with pytest.raises(InvalidArgumentError, match="after_recovery"):
         Recipe(epochs=1, learning_rate=0.1, after_recovery=0.0)
+    with pytest.raises(InvalidArgumentError, match="'error'"):
+        Recipe(epochs=1, learning_rate=0.1, after_recovery="slower")  # type: ignore[arg-type]

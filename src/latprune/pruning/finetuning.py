@@ -43,8 +43,8 @@ def fit_with(
 
     Args:
         data: Training batches.
-        recipe: How to train; with a distillation the dense network teaches. After a recovery the learning rate is scaled down
-            (:meth:`latprune.train.Recipe.after_recovering`).
+        recipe: How to train; with a distillation the dense network teaches. After a recovery the learning rate is multiplied by
+            its ``after_recovery`` (:meth:`latprune.train.Recipe.after_recovering`).
         stage_epochs: Epochs after every stage but the last; None trains the whole recipe each time.
         evaluate: Evaluates after each epoch: a function of the model, or batches.
         threads: Threads of PyTorch while training; all cores by default.
@@ -78,7 +78,7 @@ def fit_with(
             if chosen.learning_rate != recipe.learning_rate:
                 context.say(
                     f"peak learning rate {chosen.learning_rate:.3g} in place of {recipe.learning_rate:.3g}: the network was "
-                    "recovered before (Recipe(after_recovery=1) keeps the rate)"
+                    "recovered before (the recipe's after_recovery)"
                 )
         place = context.folder.parent / "logs" if context.folder is not None else Path("logs")
         run = f"fit-{context.stage}"

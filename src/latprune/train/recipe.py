@@ -173,8 +173,8 @@ class Recipe:
         distillation: Learn from the dense network as well; None does not.
         fixed_norms: Whether batch norms keep their running statistics and train with them, as they are in evaluation mode. Steps must be
             smaller then: nothing brings a layer's result back to its scale.
-        after_recovery: Factor on the learning rate where the network was recovered without training before (``prune``'s ``recover``); None
-            takes the share of the outputs' error that recovery left, at least a tenth (:meth:`after_recovering`).
+        after_recovery: Factor on the learning rate where the network was recovered without training before (``prune``'s ``recover``);
+            ``"error"`` takes the share of the outputs' error that recovery left, at least a tenth (:meth:`after_recovering`).
         max_gradient_norm: Clip the norm of all gradients together; None does not.
         batch_size: Batch size that the recipe was made for; for whoever builds the data loader.
         seed: Seed of dropout and everything else random in the model; the data's order has its own.
@@ -198,7 +198,7 @@ class Recipe:
     channels_last: bool = False
     distillation: Distillation | None = None
     fixed_norms: bool = False
-    after_recovery: float | None = None
+    after_recovery: float | Literal["error"] = 1.0
     max_gradient_norm: float | None = None
     batch_size: int | None = None
     seed: int = 0
@@ -224,8 +224,9 @@ class Recipe:
             raise InvalidArgumentError(f"accumulate (={self.accumulate}) must be at least 1")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise InvalidArgumentError(f"precision (={self.precision!r}) must be fp32, bf16 or fp16")
-        if self.after_recovery is not None and not (math.isfinite(self.after_recovery) and self.after_recovery > 0.0):
-            raise InvalidArgumentError(f"after_recovery (={self.after_recovery}) must be a positive number, or None")
+        factor = self.after_recovery
+        if factor != "error" and not (isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0.0):
+            raise InvalidArgumentError(f"after_recovery (={factor!r}) must be a positive number, or 'error'")
         if self.max_gradient_norm is not None and not self.max_gradient_norm > 0.0:
             raise InvalidArgumentError(f"max_gradient_norm (={self.max_gradient_norm}) must be positive, or None")
         if self.batch_size is not None and self.batch_size < 1:
@@ -241,22 +242,20 @@ class Recipe:
         return replace(self, epochs=epochs, warmup_epochs=self.warmup_epochs * share, schedule=schedule)
 
     def after_recovering(self, error_left: float | None) -> Recipe:
-        """The same recipe for a network that recovery has brought nearer to the dense one: the learning rate is scaled down.
+        """The same recipe for a network that recovery has brought nearer to the dense one: its learning rate times ``after_recovery``.
 
-        A rate that is right for a network just cut throws a recovered one back: the steps should be as much smaller as the way that is
-        left. The factor is ``after_recovery``, else ``error_left``, at least 0.1 and at most 1.
+        With ``"error"`` the factor is ``error_left``, at least 0.1 and at most 1: steps as much smaller as the way that is left.
 
         Args:
             error_left: Root of the outputs' squared error after recovery over that before it
                 (``RecoveryReport.error_left``); None where it is not known, which counts as 0.25.
 
         Example:
-            >>> Recipe(epochs=1, learning_rate=0.02).after_recovering(0.25).learning_rate
+            >>> Recipe(epochs=1, learning_rate=0.02, after_recovery="error").after_recovering(0.25).learning_rate
             0.005
         """
-        share = self.after_recovery
-        if share is None:
-            share = min(1.0, max(0.1, 0.25 if error_left is None else error_left))
+        factor = self.after_recovery
+        share = min(1.0, max(0.1, 0.25 if error_left is None else error_left)) if factor == "error" else factor
         return replace(self, learning_rate=self.learning_rate * share)
 
     def to_dict(self) -> dict[str, Any]:
@@ -265,8 +264,8 @@ class Recipe:
         data["optimizer"] = {"type": type(self.optimizer).__name__, **data["optimizer"]}
         data["schedule"] = {"type": type(self.schedule).__name__, **data["schedule"]}
         data["distillation"] = self.distillation.to_dict() if self.distillation is not None else None
-        for name, plain in (("after_recovery", None), ("fixed_norms", False)):
-            if data[name] is plain:
+        for name, plain in (("after_recovery", 1.0), ("fixed_norms", False)):
+            if data[name] == plain:
                 del data[name]  # as files of earlier releases have it
         data["notes"] = list(self.notes)
         if "milestones" in data["schedule"]:
