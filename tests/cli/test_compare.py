@@ -115,6 +115,23 @@ def test_the_doctor_measures_a_network_against_itself(capsys, monkeypatch):
     assert main(["doctor", "--seconds", "0"]) == 2
 
 
+def test_a_precision_that_changes_no_output_is_not_computed_in(monkeypatch):
+    import numpy as np
+
+    from latprune.latency import get_engine
+
+    class Hinted(type(get_engine("torch"))):  # takes every precision, and computes in fp32
+        def compile(self, model, inputs, target, **options):
+            return super().compile(model, inputs, Target(engine="torch"), **options)
+
+    monkeypatch.setattr(health, "available_engines", lambda: {"torch": "2"})
+    (own,) = examine(seconds=0.1).engines
+    assert "bf16" in own.precisions and np.isfinite(own.itself.ms)
+    monkeypatch.setattr(health, "get_engine", lambda name: Hinted())
+    (hinted,) = examine(seconds=0.1).engines
+    assert hinted.precisions == ("fp32",)
+
+
 def test_an_engine_that_fails_is_named_and_the_rest_goes_on(monkeypatch):
     from latprune.errors import EngineError
 

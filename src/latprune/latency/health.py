@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -103,15 +104,19 @@ def _engine(name: str, version: str, seconds: float) -> EngineHealth:
     try:
         with engine.compile(network, inputs, target) as one, engine.compile(network, inputs, target) as other:
             found = measure({"one": one, "other": other}, reference="one", tolerance=0.002, max_seconds=seconds)["other"]
+            exact = one.outputs()
     except LatpruneError as error:
         return EngineHealth(name=name, version=version, problem=str(error))
     precisions = ["fp32"]
     for precision in _PRECISIONS:
         try:
-            engine.compile(network, inputs, Target(engine=name, precision=precision)).close()
-            precisions.append(precision)
+            with engine.compile(network, inputs, Target(engine=name, precision=precision)) as lower:
+                outputs = lower.outputs()
         except LatpruneError:
             continue
+        # An engine may take a precision as a hint and compute in fp32 all the same: then the outputs are those of fp32.
+        if any(not np.array_equal(a, b) for a, b in zip(exact, outputs, strict=True)):
+            precisions.append(precision)
     return EngineHealth(name=name, version=version, precisions=tuple(precisions), itself=found)
 
 
