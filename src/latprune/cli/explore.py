@@ -77,15 +77,13 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     from pathlib import Path
 
     from latprune.cli.loading import (
-        example_inputs,
         glob_numbers,
-        load_callable,
         load_tables,
         output_file,
         parse_arguments,
         target_from,
     )
-    from latprune.cli.model_files import build_model, image_batches, recorded_as, settle_inputs
+    from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
     from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
     from latprune.latency import KernelPredictor, Store
@@ -97,12 +95,7 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     command = given_arguments(args, shared)
     settle_inputs(args)
     check_images(args)
-    model = build_model(args)
-    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
-    keywords = parse_arguments(args.data_arg, argument="--data-arg")
-    batches = load_callable(args.data, argument="--data")(**keywords) if args.data else None
-    if args.images:
-        batches = image_batches(args, model, inputs)
+    model, inputs, batches = model_and_batches(args)
     constructor, arguments = recorded_as(args, parse_arguments(args.model_arg))
 
     def save(known: Exploration) -> None:
@@ -119,7 +112,7 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
         target=target_from(args),
         method=method_of(args),
         data=batches,
-        evaluate=evaluation_of(args, keywords) if args.measure else None,
+        evaluate=evaluation_of(args, parse_arguments(args.data_arg, argument="--data-arg")) if args.measure else None,
         importance_batches=args.importance_batches or None,
         keep=args.keep,
         blocks_keep=args.blocks_keep,

@@ -155,8 +155,8 @@ def _problem(source: str | None) -> Problem:
 
 def _of_model(args: argparse.Namespace) -> tuple[Frontier, Problem]:
     """The frontier of a model, traced and scored here, with the tables that were given or are built."""
-    from latprune.cli.loading import example_inputs, glob_numbers, load_callable, load_tables, parse_arguments, target_from
-    from latprune.cli.model_files import build_model, image_batches, settle_inputs
+    from latprune.cli.loading import glob_numbers, load_tables, target_from
+    from latprune.cli.model_files import model_and_batches, settle_inputs
     from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
     from latprune.latency import KernelPredictor, Store
@@ -175,12 +175,7 @@ def _of_model(args: argparse.Namespace) -> tuple[Frontier, Problem]:
     tables = args.tables if args.file else args.source or args.tables
     settle_inputs(args)
     check_images(args)
-    model = build_model(args)
-    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
-    keywords = parse_arguments(args.data_arg, argument="--data-arg")
-    batches = load_callable(args.data, argument="--data")(**keywords) if args.data else None
-    if args.images:
-        batches = image_batches(args, model, inputs)
+    model, inputs, batches = model_and_batches(args)
     pruner = Pruner(
         model,
         inputs,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latprune.cli.loading import load_model, parse_input
+from latprune.cli.loading import example_inputs, load_callable, load_model, parse_arguments, parse_input
 from latprune.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from latprune.zoo import ImageFolder
 
-__all__ = ["READER", "build_model", "image_batches", "recorded_as", "settle_inputs", "shown_model"]
+__all__ = ["READER", "build_model", "image_batches", "model_and_batches", "recorded_as", "settle_inputs", "shown_model"]
 
 READER = "latprune:load_onnx"
 """How a result records a model that was a file."""
@@ -72,6 +72,16 @@ def build_model(args: argparse.Namespace) -> nn.Module:
     from latprune.onnx_reader import load_onnx
 
     return load_onnx(args.file, shapes=args.shapes)
+
+
+def model_and_batches(args: argparse.Namespace) -> tuple[nn.Module, Any, Any]:
+    """The model, example inputs, and the batches of ``--data`` or ``--images`` (None without either), after :func:`settle_inputs`."""
+    model = build_model(args)
+    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
+    if args.images:
+        return model, inputs, image_batches(args, model, inputs)
+    keywords = parse_arguments(args.data_arg, argument="--data-arg")
+    return model, inputs, load_callable(args.data, argument="--data")(**keywords) if args.data else None
 
 
 def recorded_as(args: argparse.Namespace, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -129,15 +129,13 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     from pathlib import Path
 
     from latprune.cli.loading import (
-        example_inputs,
         glob_numbers,
-        load_callable,
         load_tables,
         output_file,
         parse_arguments,
         target_from,
     )
-    from latprune.cli.model_files import build_model, image_batches, recorded_as, settle_inputs
+    from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
     from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx
@@ -158,15 +156,10 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     output = Path(args.output)
     written = output_file(args.output, argument="--output") if output.suffix == ".onnx" else None
     output = output.with_suffix("") if written is not None else output
-    model = build_model(args)
-    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
-    keywords = parse_arguments(args.data_arg, argument="--data-arg")
-    batches = load_callable(args.data, argument="--data")(**keywords) if args.data else None
-    if args.images:
-        batches = image_batches(args, model, inputs)
-        if not args.quiet:
-            print(f"images: {batches}")
-    evaluate = evaluation_of(args, keywords)
+    model, inputs, batches = model_and_batches(args)
+    if args.images and not args.quiet:
+        print(f"images: {batches}")
+    evaluate = evaluation_of(args, parse_arguments(args.data_arg, argument="--data-arg"))
     constructor, arguments = recorded_as(args, parse_arguments(args.model_arg))
     result = prune(
         model,
