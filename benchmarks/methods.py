@@ -118,7 +118,7 @@ def run(args: argparse.Namespace, name: str, budget: str, store: latprune.Store)
     model, method = network(args), METHODS[name]()
     test = FirstBatches(cifar10_test(args.data), -(-args.test_images // 500))
     train = cifar10_train(args.data)
-    recipe = Recipe(epochs=1, learning_rate=0.01 if args.network == "resnet20" else 3e-4, weight_decay=5e-4, precision=native_precision())
+    recipe = Recipe(epochs=1, learning_rate=0.01, weight_decay=5e-4, precision=native_precision(), channels_last=True)
     if args.network == "vit":
         recipe = Recipe(epochs=1, learning_rate=3e-4, optimizer=AdamW(), weight_decay=0.05, precision=native_precision())
     images = args.train_images or 6400
