@@ -1,7 +1,8 @@
 """Budgets on what is counted: every method on every network, and several limits at once, with what the solver proves and what it takes.
 
-Each row is one call of ``latprune.prune`` on random weights with half of the multiply-adds or parameters, or one problem with two or three
-limits. CPU seconds of this process on one thread; rows that are in the results file already are not run again.
+Each row is one call of ``latprune.prune`` on random weights with half of the multiply-adds or parameters, one problem with two or three
+limits, or one problem at 24 limits from 4 to 96 %. CPU seconds of this process on one thread; rows that are in the results file already are
+not run again.
 
 Run: ``python benchmarks/counted.py [--only resnet50 ...] [--methods mdp ...]``
 """
@@ -10,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 import sys
 import time
 import warnings
@@ -136,13 +139,13 @@ class timed_solves:  # noqa: N801
         self.module.solve = self.plain  # type: ignore[attr-defined]
 
 
-def counted_context(network: str) -> StageContext:
+def counted_context(network: str, resource: str = "params") -> StageContext:
     """A stage over every width, with magnitude's scores."""
     model, graph = model_of(network), traced(network)
     choices = {name: tuple(range(group.min_width, group.columns + 1)) for name, group in graph.groups.items()}
     importance = score(model, graph, MagnitudeConfig())
-    resource = Parameters(graph)
-    return StageContext(graph=graph, importance=importance, resource=resource, choices=choices, widths=graph.dense_widths())
+    limited = Parameters(graph) if resource == "params" else MultiplyAdds(graph)
+    return StageContext(graph=graph, importance=importance, resource=limited, choices=choices, widths=graph.dense_widths())
 
 
 def problem_of(network: str, limits: str) -> Problem:
@@ -177,6 +180,27 @@ def several(network: str, limits: str) -> dict[str, Any]:
     return {"status": solution.status, "gap": solution.gap, "solver": solution.solver, "seconds": seconds, "used": shares}
 
 
+def every_limit(network: str, resource: str) -> dict[str, Any]:
+    """The same problem at many limits, each solved alone."""
+    problem = assemble(counted_context(network, resource), limit=1.0)
+    name = problem.costs[0].name
+    dense = dense_use(problem, name)
+    seconds, gaps = [], []
+    for percent in range(4, 100, 4):
+        started = time.process_time()
+        solution = solve(problem.replace_limits({name: percent / 100 * dense}))
+        seconds.append(time.process_time() - started)
+        gaps.append(solution.gap if solution.status != "infeasible" else 0.0)
+    return {
+        "answer": f"{len(gaps)} limits",
+        "proven": sum(gap == 0.0 for gap in gaps),
+        "gap": max(math.inf if gap is None else gap for gap in gaps),
+        "limits": len(gaps),
+        "seconds": statistics.median(seconds),
+        "most_seconds": max(seconds),
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -190,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     wanted: dict[str, Callable[[], dict[str, Any]]] = {}
     if "resnet50" in options.only:
         wanted |= {f"resnet50 | {limits}": partial(several, "resnet50", limits) for limits in LIMITS}
+    for network in options.only:
+        wanted |= {f"{network} | every limit | {resource}": partial(every_limit, network, resource) for resource in RESOURCES}
     for method in options.methods:
         for network in options.only:
             for resource in RESOURCES:
@@ -205,6 +231,7 @@ def said(row: dict[str, Any]) -> str:
     """A row in words."""
     parts = [str(row.get("answer", "")), str(row.get("status") or ""), f"gap {row['gap']:.1e}" if row.get("gap") is not None else ""]
     parts += [f"solve {row['solve_seconds']:.2f} s" if row.get("solve_seconds") else "", f"{row['seconds']:.1f} s CPU"]
+    parts += [f"at most {row['most_seconds']:.1f} s, {row['proven']} proven"] if "proven" in row else []
     parts += [f"delivered {row['delivered']:.2%}" if "delivered" in row else ""]
     parts += [", ".join(f"{k} {v:.4%}" for k, v in row.get("used", {}).items())]
     return ", ".join(p for p in parts if p)

@@ -12,7 +12,7 @@ from torch import nn
 
 from latprune.errors import CaptureError, LatpruneError
 
-__all__ = ["copied"]
+__all__ = ["copied", "laid_out_as"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -45,6 +45,27 @@ def copied(model: ModelT) -> ModelT:
         ) from error
     for module in result.modules():
         _rebind(vars(module), memo, 2)
+    return result
+
+
+def laid_out_as(model: ModelT, like: nn.Module) -> ModelT:
+    """``model`` where its parameters lie in memory as those of ``like``; else a copy whose parameters do.
+
+    Composite operations choose their parts by strides, so a model that was laid out channels last since it was recorded would run other
+    operations than were recorded.
+
+    Args:
+        model: Any module.
+        like: A module with parameters of the same names and shapes.
+    """
+    wanted = dict(like.named_parameters())
+    other = [name for name, p in model.named_parameters() if name in wanted and p.stride() != wanted[name].stride()]
+    if not other:
+        return model
+    result = copied(model)
+    for name, parameter in result.named_parameters():
+        if name in other:
+            parameter.data = torch.empty_like(wanted[name], device=parameter.device, dtype=parameter.dtype).copy_(parameter.data)
     return result
 
 

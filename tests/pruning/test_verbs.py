@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import latprune
 from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError
@@ -59,6 +60,19 @@ def test_proposing_changes_nothing_and_masking_is_taken_back():
     report = pruner.cut(proposal)
     assert report.equal
     torch.testing.assert_close(model(X), masked, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_model_that_was_laid_out_otherwise_since_it_was_traced_is_cut(stages):
+    """Training channels last makes pooling and flattening other operations than were recorded."""
+    torch.manual_seed(0)
+    convolutions = (nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1))
+    model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+    pruner = pruner_of(model, SPLAMP(stages=stages))
+    model.to(memory_format=torch.channels_last)
+    while not pruner.done:
+        pruner.step()
+    assert pruner.graph.macs(pruner.widths, pruner.cut_to.removed_blocks) <= 0.5 * pruner.limits.dense
 
 
 def test_the_mask_at_hand_is_what_cut_cuts():

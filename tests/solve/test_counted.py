@@ -123,19 +123,21 @@ def test_several_limits_against_brute_force(seed: int, widths: int, blocks: int,
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 10**6), widths=st.integers(2, 4), blocks=st.integers(0, 2), resources=st.integers(2, 3))
+@given(seed=st.integers(0, 10**6), widths=st.integers(2, 4), blocks=st.integers(0, 2), resources=st.integers(1, 3))
 def test_boxes_and_parts_against_brute_force(seed: int, widths: int, blocks: int, resources: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same where every box is split and every label search is given up."""
     share = [0.05, 0.3, 0.7][seed % 3]
     problem = random_problem(seed, widths=widths, most=6, blocks=blocks, resources=resources, share=share, signs=seed % 2 == 0)
     for module, name, value in [
         ("counted_several", "WORK", [0, 10**6][seed % 5 == 0]),
+        ("counted", "WORK", [0, 10**6][seed % 5 == 0]),
+        ("counted", "APART", [0.0, 1.0][seed % 4 == 0]),
         ("several", "LABEL_CAP", 1),
         ("branch_several", "PART_CAP", 1),
     ]:
         monkeypatch.setattr(f"latprune.solve.{module}.{name}", value)
     monkeypatch.setattr("latprune.solve.counted_several.NEAR_CAP", 1)
-    monkeypatch.setattr("latprune.solve.counted_several.MOST_BOXES", 10**6)
+    monkeypatch.setattr("latprune.solve.boxes.MOST_BOXES", 10**6)
     monkeypatch.setattr("latprune.solve.counted_several.MOST_NODES", 10**6)
     check_against_brute_force(problem)
 
@@ -288,6 +290,24 @@ def test_wide_problem_is_solved_without_tables(monkeypatch: pytest.MonkeyPatch) 
     assert below.status == "infeasible" and below.floor == {"params": 3.0}
     dense = solve(problem.replace_limits({"params": 1e12}))
     assert dense.assignment is not None and set(dense.assignment.values()) == {1, 400}
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2, 0.35, 0.6])
+def test_widths_that_jump_are_split(share: float) -> None:
+    """Where the last units of a group are worth most, the dual's answers jump between all and few of them, and cells alone keep nearly all.
+
+    Split, it is proven, and no answer of a coarser grid, solved by tables, lies above.
+    """
+    problem = wide_problem(400, limit=share)
+    rising = tuple(replace(term, table=np.cumsum(np.sort(np.diff(term.table, prepend=0.0)))) for term in problem.gains)
+    problem = replace(problem, gains=rising)
+    graph = compact(problem)
+    assert graph is not None
+    search = CountedSearch(graph=graph, control=Control(), max_table=1_000_000, label_cap=400_000, problem=problem)
+    search.run()
+    assert search.boxes > 1 and search.states is not None and search.bound == search.gain
+    coarse = solve(restricted(problem, 40), "highs")
+    assert coarse.status == "optimal" and coarse.gain is not None and coarse.gain <= search.gain
 
 
 def two_limits(size: int, share: float) -> Problem:

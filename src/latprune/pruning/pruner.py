@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from latprune.copying import copied
+from latprune.copying import copied, laid_out_as
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, trace
 from latprune.graph.admission import check_derived_weights, check_kind, check_state
@@ -558,7 +558,7 @@ class Pruner:
     def _now(self) -> nn.Module:
         """The dense network with the weights that the model has now."""
         if not self.cut_to.kept and not self.cut_to.removed_blocks:
-            return self.model
+            return laid_out_as(self.model, self.dense_model)
         return widened(self.dense_model, self.model, self.graph, self.cut_to)
 
     @contextmanager

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from latprune.problem import Problem
 from latprune.problem.types import FloatArray, IntArray
 from latprune.solve.base import Control
+from latprune.solve.boxes import WORK, Box, BoxSearch, holds, inside
 from latprune.solve.branch import BranchAndBound, TooDense
 from latprune.solve.cells import CellBound, reaching
 from latprune.solve.compact import CompactGraph
@@ -38,6 +38,8 @@ SETTLED = 1e-7
 """Share by which the dual's bound still grows where windows of single steps stop."""
 FINER = 3
 """By how much a grid's step shrinks."""
+APART = 2e-3
+"""Relative distance of the dual from the best answer from which on a box is split before its states are looked at."""
 
 
 def spread(size: int) -> IntArray:
@@ -64,63 +66,79 @@ def around(sizes: Sequence[int], points: Sequence[IntArray], steps: Sequence[int
 
 
 @dataclass(slots=True, eq=False)
-class CountedSearch:
+class CountedSearch(BoxSearch):
     """The search for one limited resource (or none).
 
     Attributes:
-        graph: The problem.
-        control: Clock and gap.
-        max_table: Largest joint table of an elimination.
-        label_cap: Most labels at a time.
-        problem: What the graph was compiled from.
-        states: The best answer so far.
-        gain: Its gain.
-        bound: No answer gains more.
-        infeasible: Proven: nothing meets the limit.
-        notes: What was done, for people.
+        multiplier: The whole problem's price of the resource.
     """
 
-    graph: CompactGraph
-    control: Control
-    max_table: int
-    label_cap: int
-    problem: Problem
-    states: IntArray | None = None
-    gain: float = -math.inf
-    bound: float = math.inf
-    infeasible: bool = False
     multiplier: float = 0.0
-    notes: list[str] = field(default_factory=list)
 
-    def run(self) -> None:
-        """Search until the answer is proven, or the deadline."""
-        points = self._zoomed()
-        if self.infeasible or self.control.expired():
-            return
-        near = [p for p in (self.states, *points) if p is not None]
-        self._searched(around(self.graph.sizes, near, [1] * len(self.graph.sizes)))
-        self._prove(points)
-
-    def _floored(self) -> bool:
-        """Offer the states with the lowest use; False where they do not meet the limit."""
-        states, cost, _ = lowest(self.graph, self.control, self.max_table)
-        if len(cost) and cost[0] > self.graph.budgets[0]:
-            self.infeasible = True
-            return False
-        self._offer(states, self.graph.value(states)[0])
-        return True
-
-    def _offer(self, states: IntArray, gain: float) -> None:
-        if gain > self.gain:
-            self.states, self.gain = states, gain
-            self.control.report(gain, self.bound if math.isfinite(self.bound) else None)
-
-    def _zoomed(self) -> list[IntArray]:
-        """Support points of the dual on grids that grow finer; ``multiplier`` is the last one's."""
+    def _look(self, box: Box, top: float) -> tuple[float, list[Box]]:
+        found = self._zoomed(box)
+        if found is None:
+            return -math.inf, []
+        points, price = found
+        if self.boxes == 1:
+            self.multiplier = price
+        if self.control.expired():
+            return top, []
         graph = self.graph
-        kept = [spread(size) for size in graph.sizes]
-        steps = steps_of(graph.sizes)
+        beta = np.full(len(graph.resources), price)
+        paid = price * float(graph.budgets[0]) if len(graph.budgets) and price > 0 else 0.0
+
+        def value(states: IntArray) -> float:
+            gain, cost = graph.value(states)
+            return gain - float(beta @ cost)
+
+        reference = max(points, key=value)
+        reached = value(reference)
+
+        def reach(threshold: float) -> CellBound:
+            at = np.array([np.searchsorted(states, s) for states, s in zip(box, reference, strict=True)])
+            part = graph if self.boxes == 1 else graph.part(box)
+            return reaching(part, 1.0, beta, at, threshold, self.control, max_table=self.max_table)
+
+        if reached + paid - self.gain > APART * abs(reached + paid):
+            # An answer is far off, so that cells would keep nearly everything: cells bound the box, and its halves are nearer.
+            highest = reach(reached - 1e-9 * abs(reached))
+            bound = min(top, highest.best + paid)
+            if self.boxes == 1:
+                self._tighten(bound)
+            halves = self._halves(box, points, np.ones(len(points)))
+            if self.control.expired() or not self._worth(bound) or halves:
+                return bound, halves
+        near = [*points, *([self.states] if self.states is not None and holds(box, self.states) else [])]
+        self._searched(inside(around(graph.sizes, near, [1] * len(graph.sizes)), box), price)
+        scale = abs(self.gain) + abs(paid)
+        threshold = self.gain - paid - 1e-12 * scale
+        cells = reach(threshold)
+        kept = [states[left] for states, left in zip(box, cells.kept, strict=True)]
+        if self.boxes == 1:
+            self.notes.append(f"{cells.rounds} rounds of cells, {sum(len(k) for k in kept)} of {sum(graph.sizes)} states left")
+            self._tighten(cells.best + paid)
+        if cells.best < threshold:
+            return self.gain, []
+        bound = min(top, cells.best + paid)
+        if not self._worth(bound) or self.control.expired():
+            return bound, []
+        small, _ = lifted(graph, kept)
+        plan = make_plan(small.graph, self.max_table)
+        if plan is None or plan.work > WORK:
+            halves = self._halves(kept, points, np.ones(len(points)))
+            if halves:
+                return bound, halves
+        return max(self.gain, min(bound, self._searched(kept, price))), []
+
+    def _zoomed(self, box: Box) -> tuple[list[IntArray], float] | None:
+        """Support points of the dual over a box, on grids that grow finer, and its multiplier; None where no state meets the limit."""
+        graph = self.graph
+        sizes = [len(states) for states in box]
+        kept = [states[spread(size)] for states, size in zip(box, sizes, strict=True)]
+        steps = steps_of(sizes)
         points: list[IntArray] = []
+        price = 0.0
         start: float | None = None
         reached, again = -math.inf, AGAIN
         while not self.control.expired():
@@ -133,10 +151,14 @@ class CountedSearch:
                 self._offer(lift(support.states), gain + support.gain)
 
             dual = minimise_dual(small.graph, plan, self.control, start=start, offer=offer)
-            if self.states is None and not self._floored():
-                return []
             points = [lift(s.states) for s in (dual.low, dual.high) if s is not None] or points
-            self.multiplier = start = dual.multiplier
+            if dual.low is None:
+                # Nothing on this grid meets the limit; then perhaps the states that use least.
+                least = self._lowest(box)
+                if least is None:
+                    return None
+                points = [*points, least]
+            price = start = dual.multiplier
             if all(step == 1 for step in steps):
                 # The dual over a window is low until the window holds the states that matter.
                 again -= 1
@@ -144,10 +166,20 @@ class CountedSearch:
                     break
                 reached = small.gain + dual.bound
             steps = [max(1, step // FINER) for step in steps]
-            kept = around(graph.sizes, [*points, *([self.states] if self.states is not None else [])], steps)
-        return points
+            centres = [*points, *([self.states] if self.states is not None and holds(box, self.states) else [])]
+            kept = inside(around(graph.sizes, centres, steps), box)
+        return points, price
 
-    def _searched(self, kept: list[IntArray]) -> float:
+    def _lowest(self, box: Box) -> IntArray | None:
+        """The states of a box with the lowest use, offered; None where they do not meet the limit."""
+        at, cost, _ = lowest(self.graph.part(box), self.control, self.max_table)
+        if len(cost) and cost[0] > self.graph.budgets[0]:
+            return None
+        states = np.array([s[i] for s, i in zip(box, at, strict=True)], dtype=np.int64)
+        self._offer(states, self.graph.value(states)[0])
+        return states
+
+    def _searched(self, kept: Box, price: float) -> float:
         """Branch and bound over the states in ``kept``: the bound on what they gain."""
         small, lift = lifted(self.graph, kept)
         search = BranchAndBound(
@@ -155,35 +187,15 @@ class CountedSearch:
             control=self.control,
             max_table=self.max_table,
             label_cap=self.label_cap,
-            start=self.multiplier if self.multiplier > 0 else None,
+            start=price if price > 0 else None,
             incumbent=self.gain - small.gain,
         )
         search.run()
         if search.states is not None:
             self._offer(lift(search.states), search.incumbent + small.gain)
-        self.notes.append(f"{sum(len(k) for k in kept)} states: {search.nodes} nodes, {search.searches} label searches")
+        if self.boxes == 1:
+            self.notes.append(f"{sum(len(k) for k in kept)} states: {search.nodes} nodes, {search.searches} label searches")
         return search.bound + small.gain
-
-    def _prove(self, points: list[IntArray]) -> None:
-        graph, price = self.graph, self.multiplier
-        budget = float(graph.budgets[0]) if len(graph.budgets) and price > 0 else 0.0
-        beta = np.full(len(graph.resources), price)
-
-        def value(states: IntArray) -> float:
-            gain, cost = graph.value(states)
-            return gain - float(beta @ cost)
-
-        reference = max(points, key=value)
-        scale = abs(self.gain) + price * abs(budget)
-        threshold = self.gain - price * budget - 1e-12 * scale
-        found = reaching(graph, 1.0, beta, reference, threshold, self.control, max_table=self.max_table)
-        self.notes.append(f"{found.rounds} rounds of cells, {sum(len(k) for k in found.kept)} of {sum(graph.sizes)} states left")
-        self.bound = max(self.gain, found.best + price * budget)
-        if found.best < threshold:
-            self.bound = self.gain
-            return
-        inside = self._searched(found.kept)
-        self.bound = max(self.gain, min(self.bound, inside))
 
 
 def lifted(graph: CompactGraph, kept: list[IntArray]) -> tuple[Restricted, Callable[[IntArray], IntArray]]:

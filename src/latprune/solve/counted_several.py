@@ -8,17 +8,17 @@ is split there, and each half has multipliers of its own.
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from latprune.problem.types import FloatArray, IntArray
-from latprune.solve.branch import CLOSED, TooDense
+from latprune.solve.boxes import WORK, BoxSearch, holds, inside
+from latprune.solve.branch import TooDense
 from latprune.solve.cells import reaching
-from latprune.solve.counted import AGAIN, FINER, SETTLED, CountedSearch, around, lifted, lowest, spread, steps_of
+from latprune.solve.counted import AGAIN, FINER, SETTLED, around, lifted, lowest, spread, steps_of
 from latprune.solve.multipliers import SUPPORT, Plane, minimise_several
 from latprune.solve.plan import make_plan
 from latprune.solve.several import SeveralResult, evaluates, search_several
@@ -29,10 +29,6 @@ NEAR = 2
 """Steps to each side of a good answer among which a better one is looked for."""
 NEAR_CAP = 30_000
 """Most labels at a time of that look."""
-WORK = 1_000_000
-"""Entries of all of an elimination's tables together from which on a box is split rather than solved by tables."""
-MOST_BOXES = 400
-"""Boxes after which the search stops with a bound."""
 MOST_NODES = 300
 """Parts of one box that is solved by tables, after which its bound has to do."""
 
@@ -47,44 +43,10 @@ class _Support:
 
 
 @dataclass(slots=True, eq=False)
-class SeveralCounted(CountedSearch):
-    """The search for several limited resources; see the base class."""
+class SeveralCounted(BoxSearch):
+    """The search for several limited resources."""
 
     planes: list[Plane] = field(default_factory=list)
-    boxes: int = 0
-
-    def run(self) -> None:
-        """Search until the answer is proven, the last box allowed, or the deadline."""
-        everything = [np.arange(size) for size in self.graph.sizes]
-        heap: list[tuple[float, int, list[IntArray]]] = [(-math.inf, 0, everything)]
-        closed = -math.inf
-        while heap:
-            top = -heap[0][0]
-            if not self._worth(top):
-                closed = max(closed, top)
-                break
-            if self.control.expired() or self.boxes >= MOST_BOXES:
-                self._tighten(max(top, closed))
-                return
-            _, _, box = heapq.heappop(heap)
-            self.boxes += 1
-            bound, halves = self._look(box, top)
-            if not halves:
-                closed = max(closed, bound)
-            for half in halves:
-                heapq.heappush(heap, (-bound, 2 * self.boxes + len(heap), half))
-        if self.boxes > 1:
-            self.notes.append(f"{self.boxes} boxes")
-        self.infeasible = self.states is None and closed == -math.inf
-        self._tighten(closed)
-
-    def _tighten(self, bound: float) -> None:
-        self.bound = min(self.bound, max(bound, self.gain))
-
-    def _worth(self, bound: float) -> bool:
-        if self.states is None or bound == math.inf:
-            return bound > -math.inf
-        return bound - self.gain > max(CLOSED, self.control.gap) * max(abs(bound), abs(self.gain))
 
     def _look(self, box: list[IntArray], top: float) -> tuple[float, list[list[IntArray]]]:
         """The bound of a box, and its halves where it is not settled."""
@@ -94,8 +56,8 @@ class SeveralCounted(CountedSearch):
             return -math.inf, []
         if self.control.expired():
             return top, []
-        near = [*support.points, *([self.states] if self.states is not None and _holds(box, self.states) else [])]
-        self._solved(_cut(around(graph.sizes, near, [1] * len(graph.sizes), reach=NEAR), box), quick=True)
+        near = [*support.points, *([self.states] if self.states is not None and holds(box, self.states) else [])]
+        self._solved(inside(around(graph.sizes, near, [1] * len(graph.sizes), reach=NEAR), box), quick=True)
         multipliers = support.multipliers
 
         def value(states: IntArray) -> float:
@@ -127,42 +89,11 @@ class SeveralCounted(CountedSearch):
         small, _ = lifted(graph, kept)
         plan = make_plan(small.graph, self.max_table)
         if plan is None or plan.work > WORK:
-            halves = self._halves(kept, support)
+            halves = self._halves(kept, support.points, support.weights)
             if halves:
                 return bound, halves
         result = self._solved(kept)
         return (self.gain if result.infeasible else min(bound, max(result.bound, self.gain))), []
-
-    def _halves(self, kept: list[IntArray], support: _Support) -> list[list[IntArray]]:
-        """The box in two, where the dual's assignments lie far apart in a variable that much reads; a block first."""
-        readers = np.zeros(len(kept))
-        for p in self.graph.products:
-            for v in (*p.scope, *p.gates):
-                readers[v] += 1
-        for u in self.graph.unary:
-            for v in u.gates:
-                readers[v] += 1
-        best, chosen, at = -math.inf, -1, 0
-        for v, states in enumerate(kept):
-            if len(states) < 2:
-                continue
-            ranks = np.array([np.searchsorted(states, p[v]) for p in support.points])
-            apart = float(np.ptp(ranks)) / (len(states) - 1)
-            score = readers[v] * (apart + 1e-6 * len(states))
-            if score > best:
-                middle = (len(states) - 2) // 2
-                if apart:
-                    mean = float(ranks @ support.weights) / float(support.weights.sum())
-                    middle = min(max(math.floor(mean), int(ranks.min())), int(ranks.max()) - 1, len(states) - 2)
-                best, chosen, at = score, v, middle + 1
-        if chosen < 0:
-            return []
-        halves = []
-        for states in (kept[chosen][:at], kept[chosen][at:]):
-            half = list(kept)
-            half[chosen] = states
-            halves.append(half)
-        return halves
 
     def _zoomed_several(self, box: list[IntArray]) -> _Support | None:
         """The dual's minimum over a box; None where no state of the box meets some limit."""
@@ -171,7 +102,7 @@ class SeveralCounted(CountedSearch):
         sizes = [len(states) for states in box]
         kept = [states[spread(len(states))] for states in box]
         steps = steps_of(sizes)
-        planes = [p for p in self.planes if _holds(box, p.states)]
+        planes = [p for p in self.planes if holds(box, p.states)]
         support: _Support | None = None
         reached, again = -math.inf, AGAIN
         while not self.control.expired() or support is None:
@@ -211,8 +142,8 @@ class SeveralCounted(CountedSearch):
                     break
                 reached = small.gain + dual.lower
             steps = [max(1, step // FINER) for step in steps]
-            inside = [*support.points, *([self.states] if self.states is not None and _holds(box, self.states) else [])]
-            kept = _cut(around(graph.sizes, inside, steps), box)
+            centres = [*support.points, *([self.states] if self.states is not None and holds(box, self.states) else [])]
+            kept = inside(around(graph.sizes, centres, steps), box)
         return support
 
     def _lowest_planes(self, box: list[IntArray]) -> list[Plane]:
@@ -251,14 +182,3 @@ class SeveralCounted(CountedSearch):
         if result.interrupted:
             raise KeyboardInterrupt
         return result
-
-
-def _holds(box: Sequence[IntArray], states: IntArray) -> bool:
-    """Whether an assignment lies in a box."""
-    places = [int(np.searchsorted(kept, s)) for kept, s in zip(box, states, strict=True)]
-    return all(at < len(kept) and kept[at] == s for at, kept, s in zip(places, box, states, strict=True))
-
-
-def _cut(kept: Sequence[IntArray], box: Sequence[IntArray]) -> list[IntArray]:
-    """What of ``kept`` lies in a box."""
-    return [np.intersect1d(a, b, assume_unique=True) for a, b in zip(kept, box, strict=True)]
