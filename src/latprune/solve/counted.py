@@ -1,10 +1,12 @@
 """Problems over every width of a network, whose costs are products of widths: a search that zooms in, and a proof over all states.
 
 1. On a grid of a few states per variable the Lagrangian dual is minimised; its support points are the middle of the next, finer grid, until
-   the grid holds single steps. Branch and bound on the last one gives an answer.
-2. At the multiplier found, cells of states bound what every state of the whole problem can still reach; those that cannot reach the answer
-   are dropped (see :mod:`~latprune.solve.cells`).
-3. Branch and bound over the states that are left proves the answer, or finds the better one. Nothing outside of them is better.
+   the grid holds single steps.
+2. At the multiplier found, cells of states bound what every state of the whole problem can still reach; those that cannot come within a
+   ten-thousandth of the dual are dropped (see :mod:`~latprune.solve.cells`). Branch and bound over those left finds the answer and
+   proves it: nothing outside of them is better.
+3. Where no answer lies that near, whole groups jump between the dual's support points. The states are split there, into boxes, and each box
+   has a dual of its own (see :mod:`~latprune.solve.boxes`).
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ SETTLED = 1e-7
 FINER = 3
 """By how much a grid's step shrinks."""
 APART = 2e-3
-"""Relative distance of the dual from the best answer from which on a box is split before its states are looked at."""
+"""Relative distance of the dual from the best answer from which on a box is split rather than searched."""
+THIN = 1e-4
+"""Relative distance from the dual within which states are looked at first."""
 
 
 def spread(size: int) -> IntArray:
@@ -67,21 +71,13 @@ def around(sizes: Sequence[int], points: Sequence[IntArray], steps: Sequence[int
 
 @dataclass(slots=True, eq=False)
 class CountedSearch(BoxSearch):
-    """The search for one limited resource (or none).
-
-    Attributes:
-        multiplier: The whole problem's price of the resource.
-    """
-
-    multiplier: float = 0.0
+    """The search for one limited resource (or none)."""
 
     def _look(self, box: Box, top: float) -> tuple[float, list[Box]]:
-        found = self._zoomed(box)
-        if found is None:
+        zoomed = self._zoomed(box)
+        if zoomed is None:
             return -math.inf, []
-        points, price = found
-        if self.boxes == 1:
-            self.multiplier = price
+        points, price = zoomed
         if self.control.expired():
             return top, []
         graph = self.graph
@@ -95,41 +91,39 @@ class CountedSearch(BoxSearch):
         reference = max(points, key=value)
         reached = value(reference)
 
-        def reach(threshold: float) -> CellBound:
+        def reaching_box(threshold: float) -> tuple[float, Box]:
             at = np.array([np.searchsorted(states, s) for states, s in zip(box, reference, strict=True)])
             part = graph if self.boxes == 1 else graph.part(box)
-            return reaching(part, 1.0, beta, at, threshold, self.control, max_table=self.max_table)
-
-        if reached + paid - self.gain > APART * abs(reached + paid):
-            # An answer is far off, so that cells would keep nearly everything: cells bound the box, and its halves are nearer.
-            highest = reach(reached - 1e-9 * abs(reached))
-            bound = min(top, highest.best + paid)
+            cells = reaching(part, 1.0, beta, at, threshold, self.control, max_table=self.max_table)
+            kept = [states[left] for states, left in zip(box, cells.kept, strict=True)]
             if self.boxes == 1:
-                self._tighten(bound)
-            halves = self._halves(box, points, np.ones(len(points)))
-            if self.control.expired() or not self._worth(bound) or halves:
+                self.notes.append(f"{cells.rounds} rounds of cells, {sum(len(k) for k in kept)} of {sum(graph.sizes)} states left")
+                self._tighten(cells.best + paid)
+            return min(top, cells.best + paid), kept
+
+        dual = reached + paid
+        bound, room = top, THIN * abs(dual)
+        while True:
+            room = min(room, dual - self.gain + 1e-12 * (abs(self.gain) + abs(paid)))
+            bound, kept = reaching_box(reached - room)
+            if bound < dual - room:
+                return self.gain, []  # only where the answer itself is out of reach
+            if not self._worth(bound) or self.control.expired():
+                return bound, []
+            small, _ = lifted(graph, kept)
+            plan = make_plan(small.graph, self.max_table)
+            halves = self._halves(kept if self.gain >= dual - room else box, points, np.ones(len(points)))
+            if halves and (plan is None or plan.work > WORK):
                 return bound, halves
-        near = [*points, *([self.states] if self.states is not None and holds(box, self.states) else [])]
-        self._searched(inside(around(graph.sizes, near, [1] * len(graph.sizes)), box), price)
-        scale = abs(self.gain) + abs(paid)
-        threshold = self.gain - paid - 1e-12 * scale
-        cells = reach(threshold)
-        kept = [states[left] for states, left in zip(box, cells.kept, strict=True)]
-        if self.boxes == 1:
-            self.notes.append(f"{cells.rounds} rounds of cells, {sum(len(k) for k in kept)} of {sum(graph.sizes)} states left")
-            self._tighten(cells.best + paid)
-        if cells.best < threshold:
-            return self.gain, []
-        bound = min(top, cells.best + paid)
-        if not self._worth(bound) or self.control.expired():
-            return bound, []
-        small, _ = lifted(graph, kept)
-        plan = make_plan(small.graph, self.max_table)
-        if plan is None or plan.work > WORK:
-            halves = self._halves(kept, points, np.ones(len(points)))
-            if halves:
+            found = self._searched(kept, price, above=dual - room)
+            if self.gain >= dual - room:
+                # Nothing better was left out.
+                return max(self.gain, min(bound, found)), []
+            if not self.control.expired():
+                bound = min(bound, max(found, dual - room))  # no answer is nearer
+            if self.control.expired() or (halves and dual - self.gain > APART * abs(dual)):
                 return bound, halves
-        return max(self.gain, min(bound, self._searched(kept, price))), []
+            room = math.inf
 
     def _zoomed(self, box: Box) -> tuple[list[IntArray], float] | None:
         """Support points of the dual over a box, on grids that grow finer, and its multiplier; None where no state meets the limit."""
@@ -179,8 +173,8 @@ class CountedSearch(BoxSearch):
         self._offer(states, self.graph.value(states)[0])
         return states
 
-    def _searched(self, kept: Box, price: float) -> float:
-        """Branch and bound over the states in ``kept``: the bound on what they gain."""
+    def _searched(self, kept: Box, price: float, above: float) -> float:
+        """Branch and bound over the states in ``kept`` for an answer that gains more than ``above``: the bound on what they gain."""
         small, lift = lifted(self.graph, kept)
         search = BranchAndBound(
             graph=small.graph,
@@ -188,7 +182,7 @@ class CountedSearch(BoxSearch):
             max_table=self.max_table,
             label_cap=self.label_cap,
             start=price if price > 0 else None,
-            incumbent=self.gain - small.gain,
+            incumbent=max(self.gain, above) - small.gain,
         )
         search.run()
         if search.states is not None:
