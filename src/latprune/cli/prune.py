@@ -12,8 +12,7 @@ from latprune.cli.pruning_arguments import (
     add_table_arguments,
     check_images,
     evaluation_of,
-    method_of,
-    width_rules_of,
+    options_of,
 )
 
 if TYPE_CHECKING:
@@ -128,18 +127,11 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     """Prune, report and export by the arguments of :func:`add_arguments`."""
     from pathlib import Path
 
-    from latprune.cli.loading import (
-        glob_numbers,
-        load_tables,
-        output_file,
-        parse_arguments,
-        target_from,
-    )
+    from latprune.cli.loading import output_file, parse_arguments
     from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
-    from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx
-    from latprune.latency import KernelPredictor, Store
+    from latprune.export.onnx import require_onnx
     from latprune.pruning.exploration import Exploration
     from latprune.pruning.run import prune
 
@@ -149,12 +141,12 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
         raise InvalidArgumentError("--explore FILE and --pick BUDGET go together: the file holds the networks, the budget says which one")
     pick = Exploration.load(args.explore).pick(args.pick) if args.explore else None
     settle_inputs(args)
-    target = target_from(args)
-    method = method_of(args)
-    widths = width_rules_of(args)
+    options = options_of(args)
     _check_data(args)
     output = Path(args.output)
     written = output_file(args.output, argument="--output") if output.suffix == ".onnx" else None
+    if args.onnx or written is not None:
+        require_onnx()  # told now rather than after the run
     output = output.with_suffix("") if written is not None else output
     model, inputs, batches = model_and_batches(args)
     if args.images and not args.quiet:
@@ -166,8 +158,6 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
         inputs,
         budget=args.budget,
         pick=pick,
-        target=target,
-        method=method,
         data=batches,
         recover=True if args.recover is None else False if args.recover == "none" else args.recover,
         recovery_images=args.recovery_images,
@@ -176,27 +166,14 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
         candidates=args.candidates,
         units=args.units,
         importance_batches=args.importance_batches or None,
-        keep=args.keep,
-        blocks_keep=args.blocks_keep,
-        min_widths=dict(glob_numbers(args.min_width, "--min-width", int)),
-        widths=widths,
-        within=args.within,
-        tables=load_tables(args.tables) if args.tables else None,
-        predictor=KernelPredictor.load(args.predictor) if args.predictor else None,
-        measure_latency=not args.predict_only,
-        store=Store(args.store) if args.store else None,
-        solver=args.solver,
         time_limit=args.time_limit,
-        seed=args.seed,
         slack=args.slack,
         narrow=args.narrow,
-        form=args.form,
-        fold=args.fold,
         folder=output,
         name=Path(args.file).stem if args.file else None,
         constructor=constructor,
         arguments=arguments,
-        progress=None if args.quiet else reporter(),
+        **options,
     )
     result.report(output / "result" / "report.html")
     exported = None

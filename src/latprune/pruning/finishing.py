@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from latprune.errors import LatpruneError
@@ -10,15 +11,15 @@ from latprune.export.provenance import current_provenance
 from latprune.export.verdict import verdict
 from latprune.pruning.record import build_record
 from latprune.pruning.result import Result
+from latprune.pruning.trials import Trial, Trials
 
 if TYPE_CHECKING:
     from latprune.export.record import AccuracyRecord
     from latprune.latency import Measurement
     from latprune.pruning.budget import Budget
     from latprune.pruning.pruner import Pruner
-    from latprune.pruning.trials import Trial
 
-__all__ = ["result_of"]
+__all__ = ["measured_elsewhere", "result_of"]
 
 
 def result_of(
@@ -59,10 +60,23 @@ def result_of(
         constructor=constructor,
         arguments=dict(arguments or {}),
     )
-    notes = tuple(_elsewhere(budget, trial) for budget, trial in pruner.measured_elsewhere())
+    notes = tuple(_elsewhere(budget, trial) for budget, trial in measured_elsewhere(pruner))
     if notes:
         record = record.model_copy(update={"notes": (*record.notes, *notes)})
     return Result(model=pruner.model, record=record, example_inputs=pruner.example_inputs)
+
+
+def measured_elsewhere(pruner: Pruner) -> list[tuple[Budget, Trial]]:
+    """For each budget on another engine's latency a fresh measurement of the network there, beside the dense one."""
+    found = []
+    for budget in pruner.limits.budgets[1:]:
+        if budget.engine is not None and pruner.measure_latency:
+            target = replace(pruner.target, engine=budget.engine)
+            trials = Trials(pruner.dense_model, pruner.example_inputs, target=target, budget=budget, seed=pruner.seed)
+            with pruner.clock.timed("final measurement"):
+                found.append((budget, trials.final(pruner.model, limit=budget.limit(dense=trials.dense_latency(), batch=target.batch))))
+            trials.close()
+    return found
 
 
 def _elsewhere(budget: Budget, trial: Trial) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from latprune.importance import Importance, Readings
     from latprune.methods.base import MeasureAlone, Proposer
     from latprune.pruning.picked import PickedNetwork
+    from latprune.solve import Solver
 
 __all__ = ["ProposalSearch"]
 
@@ -51,7 +52,7 @@ class ProposalSearch:
         clock: Where seconds count.
         say: Takes a line of text as the work goes on.
         rules: The user's rules for the widths on offer.
-        solver: Solver's name; None leaves it to the method.
+        solver: The solver, by name or with its options; None leaves it to the method.
         time_limit: Seconds that one solve may take.
         seed: Seed of everything random.
         slack: Candidates are accepted within ``[1 - slack, 1]`` of the limit.
@@ -66,7 +67,7 @@ class ProposalSearch:
     clock: Clock
     say: Callable[[str], None]
     rules: WidthRules | None
-    solver: str | None
+    solver: str | Solver | None
     time_limit: float | None
     seed: int
     slack: float
