@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latprune.errors import LatpruneError
 from latprune.export.record import AccuracyRecord
 from latprune.importance import LossFunction
 from latprune.methods import SoftMasks
@@ -88,7 +89,7 @@ class StagedRun:
             self._save()
 
     def narrow(self) -> None:
-        """Where the final network lies over the budget, cut it once more."""
+        """Where the final network is measured over the limit, by however little, cut it once more; nothing that was trained is lost."""
         pruner = self.pruner
         if not pruner.limits.measured or self.fit is None or self.state.narrowed:
             return
@@ -96,7 +97,11 @@ class StagedRun:
         if found.value <= pruner.limit:
             return
         self.say(f"measured at {found.value:.4g} ms, over the limit of {pruner.limit:.4g} ms: narrowing once more")
-        proposal = pruner.propose(pruner.limit, data=self.data, loss=self.loss, batches=self.importance_batches, measure=True)
+        try:
+            proposal = pruner.propose(pruner.limit, data=self.data, loss=self.loss, batches=self.importance_batches, measure=True)
+        except LatpruneError as error:
+            self.say(f"not narrowed, the network stays as it is: {error}")
+            return
         pruner.cut(proposal)
         self.state.narrowed = True
         self._evaluate("narrowed")
