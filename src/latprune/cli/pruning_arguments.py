@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from latprune.cli.arguments import add_fold_argument, add_form_argument
 
 if TYPE_CHECKING:
-    from latprune.methods import Method
+    from latprune.methods import Method, Schedule
     from latprune.methods.width_rules import WidthRules
     from latprune.pruning.options import SharedOptions
     from latprune.solve import Solver
@@ -22,13 +22,14 @@ __all__ = [
     "evaluation_of",
     "method_of",
     "options_of",
+    "schedule_of",
     "solver_of",
     "width_rules_of",
 ]
 
 
 def add_method_arguments(group: argparse._ActionsContainer, *, solver: bool = True) -> None:
-    """Add ``--method`` and its options, rules for modules, blocks and widths, ``--form``, ``--fold``, ``--seed``, ``--solver`` and its."""
+    """Add ``--method``, ``--schedule``, ``--solver`` and their options, rules for modules, blocks and widths, ``--form``, ``--fold``."""
     group.add_argument("--method", default="mdp", help="pruning method (default: %(default)s)")
     group.add_argument(
         "--method-arg",
@@ -39,6 +40,10 @@ def add_method_arguments(group: argparse._ActionsContainer, *, solver: bool = Tr
     )
     group.add_argument("--criterion", "--importance", metavar="NAME", help="criterion that scores the channels (default: the method's own)")
     group.add_argument("--criterion-arg", action="append", default=[], metavar="KEY=VALUE", help="option of the criterion; may be repeated")
+    group.add_argument("--schedule", metavar="NAME", help="how the method goes to its budget: single_pass, stages, ... (default: its own)")
+    group.add_argument(
+        "--schedule-arg", action="append", default=[], metavar="KEY=VALUE", help="option of --schedule, such as stages=10; may be repeated"
+    )
     group.add_argument("--stages", type=int, help="stages of a staged method: short for --method-arg stages=N")
     group.add_argument("--no-blocks", action="store_true", help="keep all blocks: short for --method-arg blocks=false")
     group.add_argument("--no-channels", action="store_true", help="remove whole blocks only: short for --method-arg channels=false")
@@ -137,6 +142,7 @@ def options_of(args: argparse.Namespace, *, tables: str | None = None) -> Shared
     return {
         "target": target_from(args),
         "method": method_of(args),
+        "schedule": schedule_of(args),
         "keep": args.keep,
         "blocks_keep": args.blocks_keep,
         "min_widths": dict(glob_numbers(args.min_width, "--min-width", int)),
@@ -152,6 +158,20 @@ def options_of(args: argparse.Namespace, *, tables: str | None = None) -> Shared
         "form": args.form,
         "fold": args.fold,
     }
+
+
+def schedule_of(args: argparse.Namespace) -> Schedule | None:
+    """The schedule that the arguments name, with its options; None leaves it to the method."""
+    from latprune.cli.loading import parse_arguments
+    from latprune.errors import InvalidArgumentError
+    from latprune.methods import get_schedule
+
+    options = parse_arguments(args.schedule_arg, argument="--schedule-arg")
+    if args.schedule is None:
+        if options:
+            raise InvalidArgumentError("--schedule-arg needs --schedule")
+        return None
+    return get_schedule(args.schedule, **options)
 
 
 def solver_of(args: argparse.Namespace) -> str | Solver | None:

@@ -13,7 +13,7 @@ from latprune.pruning.budget import Budget
 
 if TYPE_CHECKING:
     from latprune.latency import KernelPredictor, LatencyTables, Store, Target
-    from latprune.methods import Method
+    from latprune.methods import Method, Schedule
     from latprune.methods.width_rules import WidthRules
     from latprune.pruning.picked import PickedNetwork
     from latprune.solve import Solver
@@ -28,6 +28,7 @@ class SharedOptions(TypedDict, total=False):
 
     target: Target | str | None
     method: str | Method
+    schedule: str | Schedule | None
     keep: Iterable[str]
     blocks_keep: Iterable[str]
     min_widths: Mapping[str, int] | None
@@ -66,6 +67,7 @@ class Options:
         target: Engine, device, threads, batch size and precision, or an engine's name; those of ``tables``, else OpenVINO on one CPU
             thread, by default.
         method: A registered method's name, or a method object with its options.
+        schedule: A schedule in place of the method's own, by name or as an object (``latprune.Stages(stages=5)``).
         keep: Modules or globs to leave whole.
         blocks_keep: Blocks (module names or globs) that must stay.
         min_widths: Group name or glob -> smallest width.
@@ -92,6 +94,7 @@ class Options:
     pick: PickedNetwork | None = None
     target: Target | str | None = None
     method: str | Method = "mdp"
+    schedule: str | Schedule | None = None
     keep: Iterable[str] = ()
     blocks_keep: Iterable[str] = ()
     min_widths: Mapping[str, int] | None = None
@@ -152,6 +155,7 @@ class Options:
             target: The target.
             folded: Whether weights were folded.
         """
+        from latprune.methods import get_schedule
         from latprune.solve import solver_options
 
         found = {
@@ -175,6 +179,8 @@ class Options:
             found["fold"] = True
         if self.pick is not None:
             found["pick"] = self.pick.to_dict()
+        if self.schedule is not None:
+            found["schedule"] = get_schedule(self.schedule).options()
         return found
 
 

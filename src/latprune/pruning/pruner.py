@@ -12,10 +12,10 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph.types import Selection
-from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_gradients
+from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_data, needs_gradients
 from latprune.latency import LatencyTables, Measurement, Target, get_engine
 from latprune.latency.tabulating.build import require_same_network
-from latprune.methods import SoftMasks, get_method
+from latprune.methods import SoftMasks, get_method, get_schedule
 from latprune.pruning.agreement import agreed
 from latprune.pruning.budget import Budget
 from latprune.pruning.checking import check_cut, check_present, in_evaluation
@@ -79,7 +79,7 @@ class Pruner:
         tables = given.tables
         self.target = Target.of(given.target) if given.target is not None else tables.target if tables is not None else Target()
         self.method = get_method(given.method)
-        self.schedule = self.method.schedule
+        self.schedule = get_schedule(given.schedule) if given.schedule is not None else self.method.schedule
         self.picked = given.pick
         """The network of an exploration that is proposed; None searches for one."""
         self._check_options(budgets)
@@ -148,6 +148,13 @@ class Pruner:
         if given.pick is not None and (self.schedule.count != 1 or isinstance(self.schedule, SoftMasks)):
             raise InvalidArgumentError(
                 f"pick is cut in one pass, and method {self.method.name!r} has {self.schedule.count} stages or masks; use stages=1, or mdp"
+            )
+        criterion = self.method.importance
+        if isinstance(self.schedule, SoftMasks) and criterion is not None and needs_data(criterion) and not self.needs_gradients:
+            raise InvalidArgumentError(
+                f"schedule {self.schedule.name!r} solves for masks with scores of the training's own gradients or of the weights, and the "
+                f"criterion of method {self.method.name!r} ({type(criterion).__name__}) measures on data of its own; take another one, "
+                "such as TaylorConfig() (--criterion taylor)"
             )
         by_latency = budgets[0].resource == "latency"
         if given.tables is None and not given.measure_latency and by_latency:

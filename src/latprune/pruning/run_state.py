@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latprune.errors import CheckpointError
 from latprune.export.record import AccuracyRecord
+from latprune.pruning.state import require_same_settings
 from latprune.recovery import RecoveryReport
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
 
@@ -31,11 +32,13 @@ class RunState:
         accuracies: In order of time; the first is the dense network's.
         fitted: Stages that were trained.
         narrowed: Whether the final network was narrowed once more.
+        settings: What decides the outcome beside the pruner's own settings; a run is resumed only under the same.
     """
 
     accuracies: Sequence[AccuracyRecord] = ()
     fitted: int = 0
     narrowed: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path, pruner: Pruner) -> None:
         """Write it, with the pruner's state and the model's weights.
@@ -50,6 +53,7 @@ class RunState:
             "weights": weights,
             "fitted": self.fitted,
             "narrowed": self.narrowed,
+            "settings": dict(self.settings),
             "accuracies": [entry.model_dump(mode="json") for entry in self.accuracies],
             "recovery": pruner.recovery.to_dict() if pruner.recovery is not None else None,
             "pruner": pruner.state_dict(),
@@ -61,8 +65,13 @@ class RunState:
                 stale.unlink()
 
     @classmethod
-    def load(cls, folder: Path, pruner: Pruner) -> RunState | None:
+    def load(cls, folder: Path, pruner: Pruner, settings: Mapping[str, Any]) -> RunState | None:
         """The state in ``folder``, the pruner and its model brought to it; None where the folder holds none.
+
+        Args:
+            folder: The run's folder.
+            pruner: A fresh pruner.
+            settings: What this run would save as :attr:`settings`.
 
         Raises:
             CheckpointError: It is of another run, of another version, or damaged.
@@ -74,6 +83,8 @@ class RunState:
             state = json.loads(path.read_text())
             if state.get("format") != _FORMAT or state.get("version") != _VERSION:
                 raise CheckpointError(f"{path} is not the progress of a run that this release can resume; use another output folder")
+            if "settings" in state:  # releases before wrote none
+                require_same_settings(state["settings"], json.loads(json.dumps(dict(settings))))
             pruner.load_state_dict(state["pruner"])
             weights = folder / state["weights"]
             pruner.model.load_state_dict(decode_tensors(weights.read_bytes(), source=str(weights)))
@@ -82,6 +93,7 @@ class RunState:
                 accuracies=tuple(AccuracyRecord.model_validate(entry) for entry in state["accuracies"]),
                 fitted=int(state["fitted"]),
                 narrowed=bool(state["narrowed"]),
+                settings=settings,
             )
         except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
             raise CheckpointError(f"{path} cannot be resumed ({error}); use another folder, or delete this one to start over") from error

@@ -11,6 +11,7 @@ from latprune.errors import LatpruneError
 from latprune.export.record import AccuracyRecord
 from latprune.importance import LossFunction
 from latprune.methods import SoftMasks
+from latprune.pruning.finetuning import RecipeFit
 from latprune.pruning.fitting import Evaluate, Fit
 from latprune.pruning.picking import pick
 from latprune.pruning.preflight import check_evaluation
@@ -64,10 +65,24 @@ class StagedRun:
 
     def resume(self) -> None:
         """Go on where the folder's run stopped."""
-        found = RunState.load(self.folder, self.pruner) if self.folder is not None else None
+        settings = self._settings()
+        self.state = RunState(settings=settings)
+        found = RunState.load(self.folder, self.pruner, settings) if self.folder is not None else None
         if found is not None:
             self.state = found
             self.say(f"resuming after stage {self.pruner.stage} of {self.pruner.stages}")
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the outcome beside the pruner's own settings."""
+        recovery = None if self.strategy is None else {"strategy": self.strategy.name, **self.strategy.settings()}
+        return {
+            "recover": recovery,
+            "recovery_images": self.recovery_images if recovery is not None else None,
+            "candidates": self.candidates,
+            "units": self.units,
+            "importance_batches": self.importance_batches,
+            "trained by": self.fit.recipe.to_dict() if isinstance(self.fit, RecipeFit) else "fit" if self.fit is not None else None,
+        }
 
     def run(self) -> None:
         """All stages that are left."""

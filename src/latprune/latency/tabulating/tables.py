@@ -152,7 +152,7 @@ class LatencyTables:
         total = self.constant_ms + running.total(1.0)
         if not self.cache_effect:
             return total
-        # A network stands in itself: what it takes decides what its kernels cost. Exponents below one make this converge.
+        # A fixed point: what the network takes decides what its kernels cost. Exponents below one make this converge.
         for _ in range(_STANDS):
             before, total = total, self.constant_ms + running.total(max(total / self._dense_total(), _SMALLEST))
             if abs(total - before) <= 1e-5 * total:
