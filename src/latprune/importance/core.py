@@ -99,10 +99,6 @@ class Importance:
         """The shares of one group by the blocks that they hang on."""
         return {blocks: values for (name, blocks), values in self.shares.items() if name == group}
 
-    def curves_of(self, group: str) -> dict[Blocks, Scores]:
-        """The curves of one group by the blocks that they hang on; empty where its units' shares say it all."""
-        return {blocks: values for (name, blocks), values in self.curves.items() if name == group}
-
     def over(self, alive: Mapping[str, npt.NDArray[np.bool_]]) -> Importance:
         """Scores of a cut model (:func:`latprune.surgery.present`) as those of all groups of the dense one, 0 for every unit that is gone.
 
