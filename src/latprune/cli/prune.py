@@ -207,9 +207,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"saved in {output / 'result'}; verify with: {shlex.join(['latprune', 'verify', str(output), *shown_model(args)])}")
     if result.verdict == "over":
         record = result.record
+        missed = " and ".join(repr(text) for text, found in record.verdicts.items() if found == "over")
         raise OverBudgetError(
-            f"the delivered network lies at {record.budget_share or 0.0:.2%} of the budget {record.budget.text!r}; the result, its report "
-            "and exports are written. Run again with --narrow, or with a smaller budget",
+            f"the delivered network lies over the budget {missed} (at {record.budget_share or 0.0:.2%} of {record.budget.text!r}); the "
+            "result, its report and exports are written. Run again with --narrow, or with a smaller budget",
             budget_ms=record.budget.limit or 0.0,
             measured_ms=(record.budget_share or 0.0) * (record.budget.limit or 0.0),
         )

@@ -92,7 +92,7 @@ def explore(
         raise InvalidArgumentError(f"resource (={resource!r}) must be one of {', '.join(_UNLIMITED)}")
     further = [budget] if isinstance(budget, (str, Budget)) else list(budget)
     budgets = (Budget.parse(_UNLIMITED[resource]), *Budget.parse_all(further)) if further else (Budget.parse(_UNLIMITED[resource]),)
-    if budgets[0].resource != "latency" and any(entry.resource == "latency" for entry in budgets):
+    if not budgets[0].on_latency and any(entry.on_latency for entry in budgets):
         raise InvalidArgumentError("budget limits the latency, and another resource is explored: explore the latency under the other limit")
     pruner = Pruner(model, example_inputs, budget=budgets, **options)
     try:

@@ -63,12 +63,12 @@ class Limits:
     @property
     def measured(self) -> bool:
         """Whether candidates are judged by the engine's clock."""
-        return self.budget.resource == "latency" and self.measures
+        return self.budget.on_latency and self.measures
 
     @property
     def predicted(self) -> bool:
         """Whether the budget is on a latency that nothing here can measure."""
-        return self.budget.resource == "latency" and not self.measures
+        return self.budget.on_latency and not self.measures
 
     @property
     def resource(self) -> Resource:
@@ -78,7 +78,7 @@ class Limits:
     @property
     def untabulated(self) -> Resource:
         """The first budget's resource for a method that reads no tables."""
-        if self.budget.resource != "latency":
+        if not self.budget.on_latency:
             return self.resource
         return UntabulatedLatency(self._graph, self.dense)
 
@@ -104,7 +104,7 @@ class Limits:
         return self._trials.dense_latency()
 
     def _resource_dense(self, budget: Budget) -> float:
-        if budget.resource == "latency":
+        if budget.on_latency:
             return self._latency.on(budget.engine).tables().dense_ms
         return self._resource(budget).value(self._graph.dense_widths())
 

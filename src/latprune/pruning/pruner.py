@@ -156,7 +156,7 @@ class Pruner:
                 f"criterion of method {self.method.name!r} ({type(criterion).__name__}) measures on data of its own; take another one, "
                 "such as TaylorConfig() (--criterion taylor)"
             )
-        by_latency = budgets[0].resource == "latency"
+        by_latency = budgets[0].on_latency
         if given.tables is None and not given.measure_latency and by_latency:
             raise InvalidArgumentError(
                 f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
@@ -478,7 +478,7 @@ class Pruner:
     def final_measurement(self) -> tuple[Measurement, Measurement]:
         """Measure dense and pruned network afresh, both converted and compiled anew: ``(dense, pruned)``."""
         with self.clock.timed("final measurement"):
-            trial = self._trials.final(self.model, limit=self.limit if self.budget.resource == "latency" else None)
+            trial = self._trials.final(self.model, limit=self.limit if self.budget.on_latency else None)
         return trial.dense, trial.pruned
 
     def result(self, **options: Any) -> Result:

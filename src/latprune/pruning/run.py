@@ -98,7 +98,7 @@ def prune(
             data=batches,
             loss=loss,
             importance_batches=importance_batches,
-            fit=_fit_of(fit, batches, evaluate, loss),
+            fit=_fit_of(fit, data, evaluate, loss),
             evaluate=evaluation_of(evaluate),
             strategy=_strategy_of(recover, batches),
             recovery_images=recovery_images,
@@ -124,7 +124,8 @@ def prune(
         finally:
             pruner.close()
         if result.verdict == "over":
-            say(f"the final measurement lies at {result.record.budget_share or 0.0:.2%} of the budget; see the notes of the result")
+            missed = [text for text, found in result.record.verdicts.items() if found == "over"]
+            say(f"measured over the budget {' and '.join(missed)}; see the notes of the result")
         if run.folder is not None:
             result.save(run.folder / "result")
     return result
