@@ -288,7 +288,7 @@ def no_engine(monkeypatch):
     def refuse(name):
         raise AssertionError("no engine is asked for")
 
-    monkeypatch.setattr("latprune.pruning.pruner.get_engine", refuse)
+    monkeypatch.setattr("latprune.latency.get_engine", refuse)
     monkeypatch.setattr("latprune.pruning.trials.get_engine", refuse)
 
 

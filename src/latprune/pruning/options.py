@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from latprune.pruning.picked import PickedNetwork
     from latprune.solve import Solver
 
-__all__ = ["Options", "PruningOptions", "SharedOptions", "with_options"]
+__all__ = ["Options", "PruningOptions", "SharedOptions", "check_together", "with_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -182,6 +182,40 @@ class Options:
         if self.schedule is not None:
             found["schedule"] = get_schedule(self.schedule).options()
         return found
+
+
+def check_together(given: Options, *, method: Method, schedule: Schedule, target: Target) -> None:
+    """What the options say together with what they name, before anything is computed.
+
+    Raises:
+        InvalidArgumentError: They contradict each other.
+        MissingExtraError: An engine that is needed is not installed.
+    """
+    from latprune.importance import needs_data, needs_gradients
+    from latprune.latency import get_engine
+    from latprune.methods import SoftMasks
+
+    budgets, criterion = given.budgets, method.importance
+    if given.pick is not None and (schedule.count != 1 or isinstance(schedule, SoftMasks)):
+        raise InvalidArgumentError(
+            f"pick is cut in one pass, and method {method.name!r} has {schedule.count} stages or masks; use stages=1, or mdp"
+        )
+    if isinstance(schedule, SoftMasks) and criterion is not None and needs_data(criterion) and not needs_gradients(criterion):
+        raise InvalidArgumentError(
+            f"schedule {schedule.name!r} solves for masks with scores of the training's own gradients or of the weights, and the criterion "
+            f"of method {method.name!r} ({type(criterion).__name__}) measures on data of its own; take another one, such as TaylorConfig() "
+            "(--criterion taylor)"
+        )
+    by_latency = budgets[0].on_latency
+    if given.tables is None and not given.measure_latency and by_latency:
+        raise InvalidArgumentError(
+            f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
+        )
+    for entry in budgets[1:]:
+        if entry.engine is not None:
+            get_engine(entry.engine)
+    if given.measure_latency or not by_latency:
+        get_engine(target.engine)
 
 
 def with_options(given: type[SharedOptions]) -> Callable[[F], F]:

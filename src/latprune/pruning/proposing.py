@@ -99,6 +99,22 @@ class ProposalSearch:
             return self._by_the_clock(context, since, limit=limit, last=last)
         return self._counted(context, since, limit=limit)
 
+    def reading_of(
+        self,
+        importance: Importance | None,
+        readings: Readings | None,
+        since: Selection,
+        *,
+        limit: float,
+        picked: PickedNetwork | None = None,
+    ) -> Importance | None:
+        """The scores to go by: ``importance`` itself, or, of several readings, the picked network's or the one that diverges least."""
+        if readings is None:
+            return importance
+        if picked is not None:
+            return readings.importances.get(picked.reading or "", importance) if importance is not None else None
+        return self.best_reading(readings, since, limit=limit)
+
     def best_reading(self, readings: Readings, since: Selection, *, limit: float) -> Importance:
         """The scores whose network diverges least as a whole, among several readings of one measurement.
 

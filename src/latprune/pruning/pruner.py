@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import nn
 
-from latprune.errors import InvalidArgumentError, LatpruneError
+from latprune.errors import LatpruneError
 from latprune.graph.types import Selection
-from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_data, needs_gradients
-from latprune.latency import LatencyTables, Measurement, Target, get_engine
+from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
+from latprune.latency import LatencyTables, Measurement, Target
 from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import SoftMasks, get_method, get_schedule
 from latprune.pruning.agreement import agreed
@@ -22,7 +22,7 @@ from latprune.pruning.checking import check_cut, check_present, in_evaluation
 from latprune.pruning.clock import Clock
 from latprune.pruning.latency_source import LatencySources
 from latprune.pruning.limits import Limits
-from latprune.pruning.options import Options, PruningOptions, with_options
+from latprune.pruning.options import Options, PruningOptions, check_together, with_options
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.proposing import ProposalSearch
 from latprune.pruning.scoring import Scorer
@@ -82,7 +82,7 @@ class Pruner:
         self.schedule = get_schedule(given.schedule) if given.schedule is not None else self.method.schedule
         self.picked = given.pick
         """The network of an exploration that is proposed; None searches for one."""
-        self._check_options(budgets)
+        check_together(given, method=self.method, schedule=self.schedule, target=self.target)
         self.clock = Clock()
         subject = admitted(model, example_inputs, given, self.clock)
         self.model, self.graph, self.dense_model = subject.model, subject.graph, subject.dense
@@ -141,31 +141,6 @@ class Pruner:
             seed=given.seed,
             slack=given.slack,
         )
-
-    def _check_options(self, budgets: Sequence[Budget]) -> None:
-        """What the options say together, before anything is computed."""
-        given = self.options
-        if given.pick is not None and (self.schedule.count != 1 or isinstance(self.schedule, SoftMasks)):
-            raise InvalidArgumentError(
-                f"pick is cut in one pass, and method {self.method.name!r} has {self.schedule.count} stages or masks; use stages=1, or mdp"
-            )
-        criterion = self.method.importance
-        if isinstance(self.schedule, SoftMasks) and criterion is not None and needs_data(criterion) and not self.needs_gradients:
-            raise InvalidArgumentError(
-                f"schedule {self.schedule.name!r} solves for masks with scores of the training's own gradients or of the weights, and the "
-                f"criterion of method {self.method.name!r} ({type(criterion).__name__}) measures on data of its own; take another one, "
-                "such as TaylorConfig() (--criterion taylor)"
-            )
-        by_latency = budgets[0].on_latency
-        if given.tables is None and not given.measure_latency and by_latency:
-            raise InvalidArgumentError(
-                f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
-            )
-        for entry in budgets[1:]:
-            if entry.engine is not None:
-                get_engine(entry.engine)
-        if given.measure_latency or not by_latency:
-            get_engine(self.target.engine)  # a missing engine is told before anything is computed
 
     # -- where it stands -----------------------------------------------------------------------------------------------------------------
 
@@ -274,7 +249,7 @@ class Pruner:
         def find() -> StageProposal:
             picked = self.picked if not self.edits else None
             with self._scoring():
-                chosen = self._best_reading(importance, since, wanted)
+                chosen = self._search.reading_of(importance, self.scorer.readings, since, limit=wanted, picked=picked)
             if picked is not None:
                 return self._search.picked(chosen, picked, limit=wanted)
             return self._search.find(
@@ -295,15 +270,6 @@ class Pruner:
         shown = self._masks.dense_values() if returns and self._masks is not None else nullcontext()
         with self.evaluating(), shown, self.clock.timed("score"):
             yield
-
-    def _best_reading(self, importance: Importance | None, since: Selection, limit: float) -> Importance | None:
-        """Where the scores are one of several readings: the one that was picked, or the one whose network diverges least."""
-        readings = self.scorer.readings
-        if readings is None:
-            return importance
-        if self.picked is not None and not self.edits:
-            return readings.importances.get(self.picked.reading or "", importance)
-        return self._search.best_reading(readings, since, limit=limit)
 
     def mask(self, proposal: StageProposal | Selection | None) -> None:
         """Train and run as if what ``proposal`` leaves out were gone; None takes the mask off, and what was masked is back.
