@@ -88,6 +88,9 @@ def explore(
         InvalidArgumentError: An argument breaks its rule, or the method solves no single problem.
         LatpruneError: ``time_limit`` passed before any network was found.
     """
+    other = sorted(set(options) - set(SharedOptions.__annotations__))
+    if other:
+        raise TypeError(f"explore() got an unexpected keyword argument {other[0]!r}")
     if resource not in _UNLIMITED:
         raise InvalidArgumentError(f"resource (={resource!r}) must be one of {', '.join(_UNLIMITED)}")
     further = [budget] if isinstance(budget, (str, Budget)) else list(budget)

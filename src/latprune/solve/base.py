@@ -118,6 +118,7 @@ def solver_named(name: str, **options: Any) -> Solver:
         InvalidArgumentError: No such solver, or an option that it does not have.
 
     Example:
+        >>> from latprune.solve import solver_named
         >>> solver_named("group-knapsack", units=20_000)
         GroupKnapsack(units=20000)
     """
