@@ -95,6 +95,11 @@ class Importance:
             if name not in self.units or values.ndim != 1 or not np.isfinite(values).all():
                 raise InvalidArgumentError(f"the curve of group '{name}' must be one row of finite values, one per width of a scored group")
 
+    def __repr__(self) -> str:
+        """One line; scores are not shown."""
+        units = sum(values.size for values in self.units.values())
+        return f"Importance({units} units in {len(self.units)} groups{', by curves' if self.curves else ''})"
+
     def shares_of(self, group: str) -> dict[Blocks, Scores]:
         """The shares of one group by the blocks that they hang on."""
         return {blocks: values for (name, blocks), values in self.shares.items() if name == group}

@@ -101,6 +101,10 @@ class StageContext:
     seed: int = 0
     measure_alone: MeasureAlone | None = None
 
+    def __repr__(self) -> str:
+        """One line."""
+        return f"StageContext({self.resource.name}, {len(self.choices)} groups, {len(self.removable)} removable blocks)"
+
     @property
     def current(self) -> float:
         """The resource's predicted value of the network as it is."""
@@ -133,6 +137,11 @@ class Proposal:
     predicted: float
     problem: Problem | None = None
     solution: Solution | None = None
+
+    def __repr__(self) -> str:
+        """One line; the problem and its solution are not shown."""
+        kept, removed = sum(self.widths.values()), len(self.removed_blocks)
+        return f"Proposal({kept} units in {len(self.widths)} groups, {removed} blocks removed, predicted={self.predicted:.6g})"
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -127,6 +127,11 @@ class Options:
         if self.solver is not None:
             self._check_solver()
 
+    def __repr__(self) -> str:
+        """Those that differ from the defaults."""
+        given = [entry for entry in fields(self) if getattr(self, entry.name) != entry.default]
+        return f"Options({', '.join(f'{entry.name}={getattr(self, entry.name)!r}' for entry in given)})"
+
     def _check_solver(self) -> None:
         from latprune.solve import Solver, solver_named
 

@@ -142,6 +142,11 @@ class Pruner:
             slack=given.slack,
         )
 
+    def __repr__(self) -> str:
+        """One line: what is pruned, how, and where it stands."""
+        budgets = " and ".join(entry.text for entry in self.limits.budgets)
+        return f"Pruner({type(self.model).__name__}, {self.method.name}, budget {budgets}, stage {self.stage} of {self.stages})"
+
     # -- where it stands -----------------------------------------------------------------------------------------------------------------
 
     @property

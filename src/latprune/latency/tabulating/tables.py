@@ -68,6 +68,10 @@ class LatencyTables:
     _choices: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
     _dense: list[float] = field(default_factory=list, init=False, repr=False)
 
+    def __repr__(self) -> str:
+        """One line; entries are not shown."""
+        return f"LatencyTables({self.target}: {len(self.entries)} kernels, {len(self.widths)} groups, dense {self.dense_ms:.4g} ms)"
+
     def _repr_html_(self) -> str:
         """Target, error and widths on offer, for notebooks."""
         from latprune.display import html_of
