@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import latprune
-from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError, SolverNotApplicableError
+from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError, SolverLimitError, SolverNotApplicableError
 from latprune.export.verdict import verdict
 from latprune.importance import MagnitudeConfig, TaylorConfig
 from latprune.methods import MDP, SMCP, SPLAMP
+from latprune.problem import Solution
 from latprune.pruning import preflight
 from latprune.pruning.lock import locked
+from latprune.solve import Exact
 from latprune.zoo import digits_resnet
 
 X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -109,6 +111,21 @@ def test_a_model_that_is_not_repeatable_is_refused():
         latprune.prune(Noisy(), X, budget="50%", method="uniform", target="onnxruntime")
 
 
+def test_a_busy_machine_is_no_reason_to_refuse(monkeypatch):
+    """The stand-in's solve has a time limit; a solver that reaches it has taken the problem."""
+    run = Exact.run
+
+    def slow(self, problem, control):
+        return Solution(solver="exact", status="limit") if control.left < 6.0 else run(self, problem, control)
+
+    monkeypatch.setattr(Exact, "run", slow)
+    options = {"budget": "flops=50%", "method": MDP(score=MagnitudeConfig()), "measure_latency": False}
+    assert latprune.prune(network(), X, **options).verdict == "under"
+    with pytest.raises(SolverLimitError, match="raise time_limit") as caught:
+        latprune.prune(network(), X, time_limit=5.0, **options)
+    assert caught.value.exit_code == 4
+
+
 def test_the_batch_that_was_tried_is_the_first_that_counts():
     def counted(model, batch):
         seen.append(batch)
@@ -169,7 +186,9 @@ def test_a_folder_in_use_or_not_writable_is_refused(tmp_path: Path):
     code = """
 import sys, time
 from pathlib import Path
+from latprune.problem import Solution
 from latprune.pruning.lock import locked
+from latprune.solve import Exact
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from latprune.errors import LatpruneError
+from latprune.errors import SolverLimitError
 from latprune.methods.assemble import proposal_of
 from latprune.methods.base import Proposal, Proposer, StageContext
 from latprune.problem import Problem, Solution, at_least, at_most
@@ -48,7 +48,7 @@ class SolvedProposer(Proposer):
         solution: Solution = solve(problem, solver=self._solver, time_limit=self._context.time_limit)
         require_answer(problem, solution)
         if solution.assignment is None:
-            raise LatpruneError(
+            raise SolverLimitError(
                 f"solver {self._solver!r} stopped after {solution.seconds:.1f} s with status {solution.status!r} and no answer; "
                 "raise time_limit or choose another solver"
             )

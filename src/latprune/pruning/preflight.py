@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from latprune.errors import BudgetInfeasibleError, InvalidArgumentError
+from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, SolverLimitError
 from latprune.graph.conditions import preserved_modes
 from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_data
 from latprune.methods import Limit, SoftMasks, StageContext
@@ -215,7 +215,7 @@ def check_solver(pruner: Pruner) -> None:
     )
     try:
         found = pruner.method.prepare(context).propose(0.8 * context.current)
-    except BudgetInfeasibleError:
+    except (BudgetInfeasibleError, SolverLimitError):  # it took the problem, which is all that is asked
         return
     if search.solver is not None and found.problem is None:
         raise InvalidArgumentError(
