@@ -16,8 +16,21 @@ from latprune.importance import Importance, get_criterion, register, registered_
 from latprune.importance.core import _CRITERIA
 from latprune.latency import get_engine, measure, register_engine
 from latprune.latency.engines.base import ENGINES
-from latprune.methods import Method, Proposal, Proposer, Schedule, StageContext, get_method, register_method, registered_methods
+from latprune.methods import (
+    Method,
+    Proposal,
+    Proposer,
+    Schedule,
+    StageContext,
+    get_method,
+    get_schedule,
+    register_method,
+    register_schedule,
+    registered_methods,
+    registered_schedules,
+)
 from latprune.methods.base import METHODS
+from latprune.methods.schedule import SCHEDULES
 from latprune.methods.walk import WalkProposer, nearest
 from latprune.problem import Problem, Solution
 from latprune.recovery import LayerRecovery, Recovery, Situation, get_strategy, register_strategy, strategies
@@ -111,13 +124,15 @@ def _registered() -> Iterator[None]:
     """What a package of its own would do when it is imported; the other tests do not see it."""
     register(FirstChannels, name="first-channels")(score_first)
     register_method(Narrower)
+    register_schedule(Halfway)
     register_solver(Borrowed)
     register_strategy(Nothing)
     yield
     _CRITERIA.remove("first-channels")
     METHODS.remove("narrower")
+    SCHEDULES.remove("halfway")
     SOLVERS.remove("borrowed")
-    _STRATEGIES.pop("nothing")
+    _STRATEGIES.remove("nothing")
 
 
 def network() -> nn.Module:
@@ -128,6 +143,7 @@ def network() -> nn.Module:
 def test_all_are_found_by_name():
     assert "first-channels" in registered_criteria() and get_criterion("first-channels", slope=2.0).slope == 2.0
     assert "narrower" in registered_methods() and isinstance(get_method("narrower").schedule, Halfway)
+    assert "halfway" in registered_schedules() and isinstance(get_schedule("halfway"), Halfway)
     assert "borrowed" in solver_names() and isinstance(solver_named("borrowed"), Borrowed)
     assert "nothing" in strategies() and isinstance(get_strategy("nothing"), Nothing)
 
@@ -149,6 +165,12 @@ def test_a_solver_solves_by_its_name():
         network(), X, budget="flops=60%", method=latprune.MDP(score=FirstChannels()), solver="borrowed", measure_latency=False
     )
     assert result.solution.solver == "greedy" and result.record.pruned.macs <= 0.6 * result.record.dense.macs
+
+
+def test_any_method_goes_by_a_schedule_by_its_name():
+    result = latprune.prune(network(), X, budget="flops=50%", method="uniform", schedule="halfway", measure_latency=False)
+    assert [step.stage for step in result.record.steps] == [1, 2]
+    assert result.record.pruned.macs <= 0.5 * result.record.dense.macs
 
 
 def test_an_engine_measures_by_its_name(engine):

@@ -15,6 +15,7 @@ __all__ = [
     "MissingExtraError",
     "OverBudgetError",
     "PluginError",
+    "SolverLimitError",
     "SolverNotApplicableError",
     "SurgeryError",
     "TableError",
@@ -103,6 +104,12 @@ class SolverNotApplicableError(LatpruneError):
     """A solver cannot take this problem (for instance a knapsack with pairwise costs)."""
 
     exit_code = 5
+
+
+class SolverLimitError(LatpruneError):
+    """A solver's time ended before it found any answer; it may find one in more time."""
+
+    exit_code = 4
 
 
 class BudgetInfeasibleError(LatpruneError):

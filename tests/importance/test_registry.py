@@ -52,7 +52,7 @@ def test_curves_are_checked_and_go_with_their_blocks():
     importance = Importance(
         units=units, shares={("g", ()): np.ones(3)}, curves={("g", ("b",)): np.array([-1.0, 0.0, 1.0, 1.5]), ("g", ()): np.zeros(4)}
     )
-    assert set(importance.curves_of("g")) == {("b",), ()}
-    assert set(importance.without(["b"]).curves_of("g")) == {()}
+    assert set(importance.curves) == {("g", ("b",)), ("g", ())}
+    assert set(importance.without(["b"]).curves) == {("g", ())}
     with pytest.raises(InvalidArgumentError, match="curve of group 'g'"):
         Importance(units=units, shares={}, curves={("g", ()): np.array([0.0, np.nan])})

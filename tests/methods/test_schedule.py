@@ -4,10 +4,31 @@ import json
 import math
 
 import pytest
+import torch
 
+import latprune
 from latprune.errors import InvalidArgumentError
 from latprune.importance import DivergenceConfig, L1Config, MagnitudeConfig
-from latprune.methods import HALP, MDP, SMCP, SPLAMP, FromScratch, SinglePass, SoftMasks, Stages, get_method
+from latprune.methods import (
+    HALP,
+    MDP,
+    SMCP,
+    SPLAMP,
+    FromScratch,
+    GlobalThreshold,
+    Greedy,
+    Lamp,
+    RandomChoice,
+    Schedule,
+    SinglePass,
+    SoftMasks,
+    Stages,
+    Uniform,
+    get_method,
+    method_type,
+    registered_methods,
+)
+from latprune.zoo import digits_resnet
 
 
 def test_a_linear_ramp_is_sp_lamps_and_an_exponential_one_halps():
@@ -79,3 +100,56 @@ def test_options_name_the_criteria_inside_a_criterion() -> None:
     assert one["score"]["rank"]["type"] == "MagnitudeConfig" and one != other
     assert [rival["type"] for rival in one["score"]["rivals"]] == ["SpLampConfig", "TaylorConfig"]
     assert json.loads(json.dumps(one)) == one
+
+
+METHODS = {
+    "mdp": MDP(score=MagnitudeConfig()),
+    "sp_lamp": SPLAMP(),
+    "halp": HALP(score=MagnitudeConfig()),
+    "smcp": SMCP(score=MagnitudeConfig()),
+    "lamp": Lamp(),
+    "global": GlobalThreshold(score=MagnitudeConfig(), normalise="mean"),
+    "greedy": Greedy(score=MagnitudeConfig()),
+    "uniform": Uniform(),
+    "random": RandomChoice(),
+    "from_scratch": FromScratch(structure="uniform"),
+}
+
+
+def test_every_method_is_here() -> None:
+    assert set(METHODS) == {name for name in registered_methods() if method_type(name).__module__.startswith("latprune.")}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("schedule", [SinglePass(), Stages(stages=2, ramp="exponential"), Stages(stages=2, between="mask")])
+def test_any_method_goes_to_its_budget_by_any_schedule(name: str, schedule: Schedule) -> None:
+    torch.manual_seed(0)
+    model = digits_resnet(blocks=1, widths=(8, 16, 16)).eval()
+    x = torch.zeros(1, 1, 16, 16)
+    pruner = latprune.Pruner(model, x, budget="flops=50%", method=METHODS[name], schedule=schedule, measure_latency=False)
+    assert pruner.stages == schedule.count
+    while not pruner.done:
+        pruner.step()
+    assert pruner.graph.macs(pruner.widths, pruner.selection.removed_blocks) <= 0.5 * pruner.limits.dense
+    assert pruner.settings["schedule"] == schedule.options()
+    assert len(pruner.edits) == (1 if schedule.after_stage == "mask" else schedule.count)
+
+
+def test_masks_move_by_a_schedule_of_any_method_whose_scores_training_gives() -> None:
+    torch.manual_seed(0)
+    model = digits_resnet(blocks=1, widths=(8, 16, 16))
+    x = torch.zeros(1, 1, 16, 16)
+    with pytest.raises(InvalidArgumentError, match="data of its own"):
+        latprune.Pruner(model, x, budget="flops=50%", method="mdp", schedule="soft_masks", measure_latency=False)
+    schedule = SoftMasks(warmup=0.0, every=1)
+    pruner = latprune.Pruner(model, x, budget="flops=50%", method=Uniform(), schedule=schedule, measure_latency=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    training = pruner.masked_training(steps=3, optimizers=optimizer)
+    for _ in range(3):
+        training.before_forward()
+        optimizer.zero_grad()
+        model(torch.randn(4, 1, 16, 16)).square().mean().backward()
+        training.after_backward()
+        optimizer.step()
+    pruner.step(optimizers=optimizer)
+    assert len(training.changes) == 3 and pruner.graph.macs(pruner.widths) <= 0.5 * pruner.limits.dense

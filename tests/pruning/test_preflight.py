@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import latprune
-from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError, SolverNotApplicableError
+from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError, SolverLimitError, SolverNotApplicableError
 from latprune.export.verdict import verdict
 from latprune.importance import MagnitudeConfig, TaylorConfig
-from latprune.methods import MDP, SMCP
+from latprune.methods import MDP, SMCP, SPLAMP
+from latprune.problem import Solution
 from latprune.pruning import preflight
 from latprune.pruning.lock import locked
+from latprune.solve import Exact
 from latprune.zoo import digits_resnet
 
 X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -40,6 +42,20 @@ def failing_loss(model, batch):
     raise RuntimeError("the labels are strings")
 
 
+def endless():
+    while True:
+        yield BATCHES[0]
+
+
+class failing_data:  # noqa: N801
+    def __iter__(self):
+        raise OSError("no such folder")
+
+
+RECIPE = latprune.Recipe(epochs=1, learning_rate=0.1)
+WRONG_LABELS = [(images, labels + 99) for images, labels in BATCHES]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
@@ -54,6 +70,21 @@ def failing_loss(model, batch):
         ({"method": "uniform", "fit": 3}, InvalidArgumentError, "latprune.Recipe or a function"),
         ({"method": "uniform", "recover": "refit"}, InvalidArgumentError, "needs data="),
         ({"method": "uniform", "recover": "pray", "data": BATCHES}, InvalidArgumentError, "must be one of"),
+        ({"method": "uniform", "fit": RECIPE, "data": endless()}, InvalidArgumentError, "no len"),
+        ({"method": "uniform", "fit": RECIPE, "data": WRONG_LABELS, "recover": False}, InvalidArgumentError, "hold the class 1"),
+        ({"method": "uniform", "fit": RECIPE, "data": BATCHES, "loss": failing_loss}, InvalidArgumentError, "labels are strings"),
+        ({"method": "uniform", "data": [{"pictures": BATCHES[0][0]}]}, InvalidArgumentError, "recover=False"),
+        ({"method": "uniform", "data": failing_data()}, InvalidArgumentError, "no such folder"),
+        ({"method": "uniform", "solver": "highs"}, InvalidArgumentError, "makes no problem"),
+        ({"method": SPLAMP(), "solver": "group-knapsack", "budget": ["50%", "params=60%"]}, SolverNotApplicableError, "one limit"),
+        ({"method": "uniform", "widths": latprune.WidthRules(multiple_of={"nowhere.*": 8})}, InvalidArgumentError, "nowhere"),
+        ({"method": "uniform", "slack": 1.5}, InvalidArgumentError, "slack"),
+        ({"method": "uniform", "time_limit": 0.0}, InvalidArgumentError, "time_limit"),
+        ({"method": "uniform", "keep": "conv1"}, InvalidArgumentError, "list of names"),
+        ({"method": "uniform", "schedule": "slowly"}, InvalidArgumentError, "must be one of"),
+        ({"method": "uniform", "solver": 3}, InvalidArgumentError, "solver's name"),
+        ({"method": "uniform", "recovery_images": 0, "data": BATCHES}, InvalidArgumentError, "recovery_images"),
+        ({"schedule": latprune.SoftMasks(), "data": BATCHES, "fit": RECIPE}, InvalidArgumentError, "data of its own"),
         ({"method": "uniform", "evaluate": lambda model: 93.4}, InvalidArgumentError, "93.4"),
         ({"method": "uniform", "evaluate": lambda model: None}, InvalidArgumentError, "evaluate"),
         ({"method": "uniform", "evaluate": lambda model: 1 / 0}, InvalidArgumentError, "evaluate"),
@@ -63,7 +94,7 @@ def test_what_cannot_work_is_told_first(options, error, words):
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(error, match=words):
-        latprune.prune(model, X, budget="50%", target="onnxruntime", **options)
+        latprune.prune(model, X, **{"budget": "50%", "target": "onnxruntime", **options})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -80,6 +111,71 @@ def test_a_model_that_is_not_repeatable_is_refused():
         latprune.prune(Noisy(), X, budget="50%", method="uniform", target="onnxruntime")
 
 
+def test_a_busy_machine_is_no_reason_to_refuse(monkeypatch):
+    """The stand-in's solve has a time limit; a solver that reaches it has taken the problem."""
+    run = Exact.run
+
+    def slow(self, problem, control):
+        return Solution(solver="exact", status="limit") if control.left < 6.0 else run(self, problem, control)
+
+    monkeypatch.setattr(Exact, "run", slow)
+    options = {"budget": "flops=50%", "method": MDP(score=MagnitudeConfig()), "measure_latency": False}
+    assert latprune.prune(network(), X, **options).verdict == "under"
+    with pytest.raises(SolverLimitError, match="raise time_limit") as caught:
+        latprune.prune(network(), X, time_limit=5.0, **options)
+    assert caught.value.exit_code == 4
+
+
+def test_the_batch_that_was_tried_is_the_first_that_counts():
+    def counted(model, batch):
+        seen.append(batch)
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    options = {"budget": "flops=50%", "method": MDP(score=TaylorConfig()), "measure_latency": False}
+    for limit in (None, 1):
+        seen: list[object] = []
+        model, alone = network(), network()
+        latprune.prune(model, X, data=BATCHES, loss=counted, recover=False, importance_batches=limit, **options)
+        assert [batch is expected for batch, expected in zip(seen, BATCHES, strict=False)] == [True] * (limit or len(BATCHES))
+        latprune.Pruner(alone, X, **options).step(BATCHES, batches=limit)
+        assert all(torch.equal(value, alone.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_batch_that_was_tried_on_other_weights_does_not_count():
+    def touched(model):
+        with torch.no_grad():
+            model.conv1.weight.mul_(1.5)
+        return 0.5
+
+    options = {"budget": "flops=50%", "method": MDP(score=TaylorConfig()), "measure_latency": False}
+    model, alone = network(), network()
+    latprune.prune(model, X, data=BATCHES, evaluate=touched, recover=False, **options)
+    touched(alone)
+    latprune.Pruner(alone, X, **options).step(BATCHES)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in alone.parameters())
+
+
+def test_a_loss_of_ones_own_trains_by_a_recipe_too():
+    calls = []
+
+    def squares(model, batch):
+        calls.append(model.training)
+        return model(batch[0]).square().mean()
+
+    latprune.prune(
+        network(),
+        X,
+        budget="flops=50%",
+        method="uniform",
+        data=[(images, None) for images, _ in BATCHES],
+        loss=squares,
+        fit=RECIPE,
+        recover=False,
+        measure_latency=False,
+    )
+    assert calls == [False, True, True]  # once before anything begins, then the epoch
+
+
 def test_training_data_needs_a_length():
     preflight.check_training_data(BATCHES)
     with pytest.raises(InvalidArgumentError, match="len"):
@@ -90,7 +186,9 @@ def test_a_folder_in_use_or_not_writable_is_refused(tmp_path: Path):
     code = """
 import sys, time
 from pathlib import Path
+from latprune.problem import Solution
 from latprune.pruning.lock import locked
+from latprune.solve import Exact
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import latprune
+import latprune.solve
 from latprune.cli import main
 from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError, TableError
 from latprune.importance import MagnitudeConfig, TaylorConfig
@@ -222,6 +223,24 @@ def test_the_folder_of_a_finished_run_is_resumed_and_another_runs_folder_refused
         prune(network(), "flops=60%", measure_latency=False, method=method, folder=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"recover": "fold"}, "recover"),
+        ({"importance_batches": 3}, "importance_batches"),
+        ({"fit": lambda model, context: None}, "trained by"),
+        ({"schedule": latprune.Stages(stages=2, ramp="exponential")}, "schedule"),
+        ({"solver": latprune.solve.GroupKnapsack(units=1000)}, "solver"),
+    ],
+)
+def test_a_run_goes_on_only_under_all_that_decides_its_outcome(tmp_path, changed, words):
+    options = {"measure_latency": False, "method": latprune.SPLAMP(stages=2), "folder": tmp_path}
+    prune(network(), "flops=50%", **options)
+    prune(network(), "flops=50%", **options)
+    with pytest.raises(CheckpointError, match=f"{words}.*another output folder"):
+        prune(network(), "flops=50%", **{**options, **changed})
+
+
 def test_kept_whole_model_is_refused():
     with pytest.raises(InvalidArgumentError, match="inspect"):
         prune(network(), "flops=50%", keep=["*"], measure_latency=False)
@@ -269,7 +288,7 @@ def no_engine(monkeypatch):
     def refuse(name):
         raise AssertionError("no engine is asked for")
 
-    monkeypatch.setattr("latprune.pruning.pruner.get_engine", refuse)
+    monkeypatch.setattr("latprune.latency.get_engine", refuse)
     monkeypatch.setattr("latprune.pruning.trials.get_engine", refuse)
 
 

@@ -155,12 +155,12 @@ def _normed() -> nn.Module:
 
 
 def test_a_network_whose_cut_is_refused_by_the_check_is_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    from latprune.pruning import pruner
+    from latprune.pruning import checking
 
     def refuse(*_: Any, **__: Any) -> None:
         raise latprune.errors.SurgeryError("the pruned network is not equal to the masked one")
 
-    monkeypatch.setattr(pruner, "check_equal", refuse)
+    monkeypatch.setattr(checking, "check_equal", refuse)
     model = _net()
     before = _snapshot(model)
     with pytest.raises(LatpruneError, match="not equal"):

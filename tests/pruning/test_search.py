@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 from latprune.errors import BudgetInfeasibleError
+from latprune.export.verdict import verdict
 from latprune.latency import Measurement
 from latprune.methods import Proposal, Proposer
 from latprune.pruning.correction import LimitSearch
@@ -142,6 +143,32 @@ def test_a_budget_below_the_smallest_network_names_its_latency():
     with pytest.raises(BudgetInfeasibleError, match=r"'2.1ms'.*measured at 2.5 ms") as caught:
         search(Machine(lambda width: 0.1 * width + 0.5), 2.1).run()
     assert caught.value.floor == {"latency": pytest.approx(2.5)}
+
+
+class Wide(Machine):
+    """Knows every latency to one percent only, and to no better than that."""
+
+    def __call__(self, network: Network, *, window: tuple[float, float], fresh: bool = False) -> Trial:
+        found = super().__call__(network, window=window, fresh=fresh)
+        return Trial(dense=found.dense, pruned=found.pruned, value=found.value, uncertainty=0.01 * found.value)
+
+
+def test_a_network_that_meets_the_budget_by_the_common_rule_is_delivered_where_none_lies_under_it():
+    """What the final measurement and verify call met is no reason to end without a network."""
+    budget = 2.49
+    found = search(Wide(lambda width: 0.1 * width + 0.5), budget).run()
+    assert found.network.width == 20 and found.fresh is not None
+    assert verdict(found.fresh.value, found.fresh.uncertainty, budget) == "close"
+    assert "within what two measurements differ by" in found.note
+    assert search(Wide(lambda width: 0.1 * width), 1.995).first().network.width == 20  # the smallest network there is
+    with pytest.raises(BudgetInfeasibleError):
+        search(Wide(lambda width: 0.1 * width + 0.5), 2.4).run()
+
+
+def test_what_lies_under_the_budget_goes_before_what_only_meets_it():
+    latencies = {49: 4.4, 50: 4.99}
+    found = search(Wide(lambda width: latencies.get(width, 0.1 * width if width < 49 else 6.0)), 5.0).run()
+    assert verdict(found.fresh.value, found.fresh.uncertainty, 5.0) == "under"
 
 
 def test_an_earlier_stage_takes_its_first_candidate_as_it_is():

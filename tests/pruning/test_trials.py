@@ -11,6 +11,7 @@ from torch import nn
 from latprune.latency import Measurement, Target
 from latprune.pruning import trials
 from latprune.pruning.budget import Budget
+from latprune.pruning.finishing import _share
 from latprune.pruning.trials import Trials
 
 
@@ -143,3 +144,18 @@ def test_the_final_measurement_ends_once_the_network_is_clearly_under_or_over_th
     found.final(network, limit=4.0)
     ask = engine.questions[-1]
     assert [ask({"pruned": measurement("pruned", r, 0.005)}) for r in (0.3, 0.49, 0.498, 0.502, 0.51)] == [True, True, False, False, True]
+
+
+def test_a_budget_on_another_engine_is_judged_by_its_own_measurement(machine):
+    _, ratios = machine
+    for budget, batch, share in (
+        ("60%@torch", 1, 0.5 / 0.6),
+        ("5ms@torch", 1, 4.0 / 5.0),
+        ("1000/s@torch", 4, 1.0),
+        ("100ms@torch", 1, 0.04),
+    ):
+        found, network = trials_for(budget)
+        ratios.append(0.5)
+        trial = found.trial(network, fresh=True)
+        value, uncertainty = _share(Budget.parse(budget), trial, batch=batch)
+        assert value == pytest.approx(share) and 0.0 < uncertainty < 0.02 * value

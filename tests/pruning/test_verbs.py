@@ -85,7 +85,7 @@ def test_the_mask_at_hand_is_what_cut_cuts():
 
 
 def test_stages_with_nothing_trained_in_between_are_compared_at_the_last(monkeypatch):
-    from latprune.pruning import pruner as verbs
+    from latprune.pruning import checking as verbs
 
     compared = []
     check_equal = verbs.check_equal

@@ -77,6 +77,21 @@ def test_the_verdict_compares_value_and_limit(budget: dict[str, Any], outcome: s
     assert verdict.outcome == outcome and words in verdict.text
 
 
+def test_a_budget_on_another_engine_counts_as_it_was_measured_there() -> None:
+    other = {"text": "60%@onnxruntime", "resource": "latency", "value": 60.0, "unit": "%", "engine": "onnxruntime", "limit": 2.0}
+    counted = {"text": "params=500K", "resource": "params", "value": 500000.0, "unit": "count", "limit": 500000.0}
+    unknown = sample_record(further_budgets=[counted, other])
+    assert unknown.verdict == "under" and set(unknown.verdicts) == {"50%"}
+    missed = sample_record(further_budgets=[counted, other | {"share": 1.04, "uncertainty": 0.01}])
+    assert missed.verdicts == {"50%": "under", "60%@onnxruntime": "over"} and missed.verdict == "over"
+    shown = compute_verdict(missed)
+    assert shown.outcome == "over"
+    assert shown.text.startswith("Over budget: 49.1 % of the dense latency") and "on onnxruntime 4.0 % above 60%@onnxruntime" in shown.text
+    close = sample_record(further_budgets=[other | {"share": 1.015, "uncertainty": 0.006}])
+    assert close.verdict == "close" and compute_verdict(close).outcome == "met"
+    assert type(close).from_json(close.to_json()) == close
+
+
 def test_widths_count_all_rows_and_mark_removed_blocks() -> None:
     groups = [
         {"name": "attn", "dense": 8, "kept": 5, "kind": "head_dim", "rows": 4, "blocks": []},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from itertools import islice
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 import latprune
+from latprune.graph.types import Kernel
 from latprune.importance import MagnitudeConfig
 from latprune.latency import (
     ContextInfo,
@@ -49,17 +51,27 @@ def batches(count: int = 2) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(torch.randn(16, 1, 32, 32, generator=generator), torch.randint(0, 10, (16,), generator=generator)) for _ in range(count)]
 
 
+def cost(kernel: Kernel, sizes: Sequence[int]) -> float:
+    """Milliseconds of a made-up layer."""
+    *inputs, outputs = sizes
+    return 0.004 + 1e-8 * kernel.macs * math.prod(inputs) * 8 * math.ceil(outputs / 8)
+
+
+def made_up_latency(model: torch.nn.Module) -> float:
+    """Milliseconds that a network, dense or cut, takes on the made-up machine."""
+    graph = latprune.trace(model, X)
+    dense = graph.dense_widths()
+    layers = [kernel for kernel in graph.kernels.values() if kernel.kind in LAYERS]
+    return 0.02 + sum(cost(kernel, [axis.size(dense) for axis in kernel.axes]) for kernel in layers)
+
+
 @cache
-def made_up_tables() -> LatencyTables:
-    """Tables fitted to made-up samples: outputs in steps of 8, inputs one by one, a fixed part, and 2 % of noise."""
+def made_up_samples() -> list[NetworkSample]:
+    """Made-up measurements: outputs in steps of 8, inputs one by one, a fixed part, and 2 % of noise."""
     graph = latprune.trace(network(), X)
     kernels, dense = list(graph.kernels.values()), graph.dense_widths()
     layers = [kernel for kernel in kernels if kernel.kind in LAYERS]
     random = np.random.default_rng(0)
-
-    def cost(kernel, sizes):
-        *inputs, outputs = sizes
-        return 0.004 + 1e-8 * kernel.macs * math.prod(inputs) * 8 * math.ceil(outputs / 8)
 
     def sample(point):
         widths = {**dense, **point.widths}
@@ -84,11 +96,20 @@ def made_up_tables() -> LatencyTables:
             extra={},
         )
 
-    samples = [sample(point) for point in islice(design_points(list(graph.groups.values()), list(graph.blocks.values())), 72)]
-    context = ContextInfo(target=TARGET, version="1.0", machine="made up")
+    return [sample(point) for point in islice(design_points(list(graph.groups.values()), list(graph.blocks.values())), 72)]
+
+
+CONTEXT = ContextInfo(target=TARGET, version="1.0", machine="made up")
+
+
+@cache
+def made_up_tables() -> LatencyTables:
+    """Tables fitted to :func:`made_up_samples`."""
+    graph = latprune.trace(network(), X)
+    kernels, samples = list(graph.kernels.values()), made_up_samples()
 
     def fit(residual):
-        return fit_tables(samples[:48], kernels, list(graph.groups.values()), context, residual=residual, stats=TableStats(networks=48))
+        return fit_tables(samples[:48], kernels, list(graph.groups.values()), CONTEXT, residual=residual, stats=TableStats(networks=48))
 
     return fit(Residual.of(*predicted_and_measured(fit(Residual.of([], [])), samples[48:])))
 

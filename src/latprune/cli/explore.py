@@ -13,8 +13,7 @@ from latprune.cli.pruning_arguments import (
     add_table_arguments,
     check_images,
     evaluation_of,
-    method_of,
-    width_rules_of,
+    options_of,
 )
 
 if TYPE_CHECKING:
@@ -76,17 +75,9 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     """Run the command; ``shared`` are the options that ``latprune prune`` has too."""
     from pathlib import Path
 
-    from latprune.cli.loading import (
-        glob_numbers,
-        load_tables,
-        output_file,
-        parse_arguments,
-        target_from,
-    )
+    from latprune.cli.loading import output_file, parse_arguments
     from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
-    from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
-    from latprune.latency import KernelPredictor, Store
     from latprune.pruning.exploring import explore
 
     page = output_file(args.output, argument="--output")
@@ -109,31 +100,16 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
         budget=args.budget,
         points=args.points,
         measure=args.measure,
-        target=target_from(args),
-        method=method_of(args),
         data=batches,
         evaluate=evaluation_of(args, parse_arguments(args.data_arg, argument="--data-arg")) if args.measure else None,
         importance_batches=args.importance_batches or None,
-        keep=args.keep,
-        blocks_keep=args.blocks_keep,
-        min_widths=dict(glob_numbers(args.min_width, "--min-width", int)),
-        widths=width_rules_of(args),
-        within=args.within,
-        tables=load_tables(args.tables) if args.tables else None,
-        predictor=KernelPredictor.load(args.predictor) if args.predictor else None,
-        store=Store(args.store) if args.store else None,
-        solver=args.solver,
         time_limit=args.time_limit,
-        seed=args.seed,
-        measure_latency=not args.predict_only,
-        form=args.form,
-        fold=args.fold,
         name=Path(args.file).stem if args.file else None,
         constructor=constructor,
         arguments=arguments,
         command=command,
         save=save,
-        progress=None if args.quiet else reporter(),
+        **options_of(args),
     )
     saved = page.with_suffix(".json")
     print(repr(found))

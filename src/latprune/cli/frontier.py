@@ -7,14 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from latprune.cli.arguments import add_image_arguments, add_model_arguments, add_target_arguments
-from latprune.cli.pruning_arguments import (
-    add_data_arguments,
-    add_method_arguments,
-    add_table_arguments,
-    check_images,
-    method_of,
-    width_rules_of,
-)
+from latprune.cli.pruning_arguments import add_data_arguments, add_method_arguments, add_table_arguments, check_images, options_of
 
 if TYPE_CHECKING:
     from latprune.problem import Problem
@@ -155,11 +148,8 @@ def _problem(source: str | None) -> Problem:
 
 def _of_model(args: argparse.Namespace) -> tuple[Frontier, Problem]:
     """The frontier of a model, traced and scored here, with the tables that were given or are built."""
-    from latprune.cli.loading import glob_numbers, load_tables, target_from
     from latprune.cli.model_files import model_and_batches, settle_inputs
-    from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
-    from latprune.latency import KernelPredictor, Store
     from latprune.pruning.frontier import frontier_of
     from latprune.pruning.pruner import Pruner
 
@@ -176,27 +166,8 @@ def _of_model(args: argparse.Namespace) -> tuple[Frontier, Problem]:
     settle_inputs(args)
     check_images(args)
     model, inputs, batches = model_and_batches(args)
-    pruner = Pruner(
-        model,
-        inputs,
-        budget=budgets[resource],
-        target=target_from(args),
-        method=method_of(args),
-        keep=args.keep,
-        blocks_keep=args.blocks_keep,
-        min_widths=dict(glob_numbers(args.min_width, "--min-width", int)),
-        widths=width_rules_of(args),
-        within=args.within,
-        tables=load_tables(tables) if tables else None,
-        predictor=KernelPredictor.load(args.predictor) if args.predictor else None,
-        store=Store(args.store) if args.store else None,
-        solver=None if args.solver == "exact" else args.solver,
-        seed=args.seed,
-        measure_latency=not args.predict_only,
-        progress=reporter(),
-        form=args.form,
-        fold=args.fold,
-    )
+    args.solver = None if args.solver == "exact" and not args.solver_arg else args.solver
+    pruner = Pruner(model, inputs, budget=budgets[resource], **options_of(args, tables=tables))
     try:
         return frontier_of(
             pruner,

@@ -7,15 +7,15 @@ from typing import Any
 
 __all__ = ["add_parser", "run"]
 
-KINDS = ("methods", "criteria", "solvers", "engines", "recipes")
+KINDS = ("methods", "criteria", "schedules", "solvers", "strategies", "engines", "recipes")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "list",
-        help="name the methods, criteria, solvers, engines and recipes",
-        description="Name what --method, --criterion, --solver, --engine and --recipe take, with their options and defaults.",
+        help="name the methods, criteria, schedules, solvers, strategies of recovery, engines and recipes",
+        description="Name what --method, --criterion, --schedule, --solver, --recover, --engine and --recipe take, and their options.",
         epilog="examples:\n  latprune list\n  latprune list methods\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -44,6 +44,14 @@ def _entries(kind: str) -> list[tuple[str, str, list[str]]]:
         from latprune.importance import criterion_type, registered_criteria
 
         return [_described(name, criterion_type(name)) for name in registered_criteria()]
+    if kind == "schedules":
+        from latprune.methods import registered_schedules, schedule_type
+
+        return [_described(name, schedule_type(name)) for name in registered_schedules()]
+    if kind == "strategies":
+        from latprune.recovery import strategies, strategy_type
+
+        return [_described(name, strategy_type(name)) for name in strategies()]
     if kind == "solvers":
         from latprune.solve import solver_named, solver_names
 
@@ -63,6 +71,7 @@ def _described(name: str, kind: type) -> tuple[str, str, list[str]]:
     summary = (kind.__doc__ or "").strip().splitlines()[0] if kind.__doc__ else ""
     options = []
     for entry in fields(kind) if is_dataclass(kind) else ():
-        default: Any = entry.default if entry.default is not MISSING else "..."
+        made = entry.default_factory() if entry.default_factory is not MISSING else "..."
+        default: Any = entry.default if entry.default is not MISSING else made
         options.append(f"{entry.name}={default}")
     return name, summary, options

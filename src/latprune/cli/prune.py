@@ -12,8 +12,7 @@ from latprune.cli.pruning_arguments import (
     add_table_arguments,
     check_images,
     evaluation_of,
-    method_of,
-    width_rules_of,
+    options_of,
 )
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from latprune.export import OnnxExport
     from latprune.pruning.result import Result
     from latprune.pruning.run import Fit
+    from latprune.recovery import Recovery
 
 __all__ = ["Outcome", "add_arguments", "add_parser", "prune_as_told", "run"]
 
@@ -79,7 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--recover",
         metavar="STRATEGY",
-        help="recovery without training after each cut: refit (default with --data or --images), map, shift, norms, fold, distil, or none",
+        help="recovery without training after each cut: refit (default with --data or --images), none, or as `latprune list strategies`",
+    )
+    data.add_argument(
+        "--recover-arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the strategy, such as ridge=0.01; may be repeated",
     )
     data.add_argument("--recovery-images", type=int, default=2048, help="inputs to recover with, without labels (default: %(default)s)")
     data.add_argument("--recipe", help="fine-tuning recipe by name, for instance sp-lamp-cifar10")
@@ -128,18 +135,11 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     """Prune, report and export by the arguments of :func:`add_arguments`."""
     from pathlib import Path
 
-    from latprune.cli.loading import (
-        glob_numbers,
-        load_tables,
-        output_file,
-        parse_arguments,
-        target_from,
-    )
+    from latprune.cli.loading import output_file, parse_arguments
     from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
-    from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx
-    from latprune.latency import KernelPredictor, Store
+    from latprune.export.onnx import require_onnx
     from latprune.pruning.exploration import Exploration
     from latprune.pruning.run import prune
 
@@ -149,12 +149,12 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
         raise InvalidArgumentError("--explore FILE and --pick BUDGET go together: the file holds the networks, the budget says which one")
     pick = Exploration.load(args.explore).pick(args.pick) if args.explore else None
     settle_inputs(args)
-    target = target_from(args)
-    method = method_of(args)
-    widths = width_rules_of(args)
+    options = options_of(args)
     _check_data(args)
     output = Path(args.output)
     written = output_file(args.output, argument="--output") if output.suffix == ".onnx" else None
+    if args.onnx or written is not None:
+        require_onnx()  # told now rather than after the run
     output = output.with_suffix("") if written is not None else output
     model, inputs, batches = model_and_batches(args)
     if args.images and not args.quiet:
@@ -166,37 +166,22 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
         inputs,
         budget=args.budget,
         pick=pick,
-        target=target,
-        method=method,
         data=batches,
-        recover=True if args.recover is None else False if args.recover == "none" else args.recover,
+        recover=_recovery(args),
         recovery_images=args.recovery_images,
         fit=_fit(args, batches, evaluate),
         evaluate=evaluate,
         candidates=args.candidates,
         units=args.units,
         importance_batches=args.importance_batches or None,
-        keep=args.keep,
-        blocks_keep=args.blocks_keep,
-        min_widths=dict(glob_numbers(args.min_width, "--min-width", int)),
-        widths=widths,
-        within=args.within,
-        tables=load_tables(args.tables) if args.tables else None,
-        predictor=KernelPredictor.load(args.predictor) if args.predictor else None,
-        measure_latency=not args.predict_only,
-        store=Store(args.store) if args.store else None,
-        solver=args.solver,
         time_limit=args.time_limit,
-        seed=args.seed,
         slack=args.slack,
         narrow=args.narrow,
-        form=args.form,
-        fold=args.fold,
         folder=output,
         name=Path(args.file).stem if args.file else None,
         constructor=constructor,
         arguments=arguments,
-        progress=None if args.quiet else reporter(),
+        **options,
     )
     result.report(output / "result" / "report.html")
     exported = None
@@ -222,9 +207,10 @@ def run(args: argparse.Namespace) -> int:
     print(f"saved in {output / 'result'}; verify with: {shlex.join(['latprune', 'verify', str(output), *shown_model(args)])}")
     if result.verdict == "over":
         record = result.record
+        missed = " and ".join(repr(text) for text, found in record.verdicts.items() if found == "over")
         raise OverBudgetError(
-            f"the delivered network lies at {record.budget_share or 0.0:.2%} of the budget {record.budget.text!r}; the result, its report "
-            "and exports are written. Run again with --narrow, or with a smaller budget",
+            f"the delivered network lies over the budget {missed} (at {record.budget_share or 0.0:.2%} of {record.budget.text!r}); the "
+            "result, its report and exports are written. Run again with --narrow, or with a smaller budget",
             budget_ms=record.budget.limit or 0.0,
             measured_ms=(record.budget_share or 0.0) * (record.budget.limit or 0.0),
         )
@@ -240,6 +226,20 @@ def _check_data(args: argparse.Namespace) -> None:
         raise InvalidArgumentError(
             "--epochs and --recipe train on labels, which --images have none of; give --data, or a --fit of your own"
         )
+
+
+def _recovery(args: argparse.Namespace) -> bool | Recovery:
+    """The strategy of recovery: none, the default where there is data, or one with its options."""
+    from latprune.cli.loading import parse_arguments
+    from latprune.errors import InvalidArgumentError
+    from latprune.recovery import get_strategy
+
+    options = parse_arguments(args.recover_arg, argument="--recover-arg")
+    if args.recover in (None, "none"):
+        if options:
+            raise InvalidArgumentError("--recover-arg needs --recover with a strategy")
+        return args.recover is None
+    return get_strategy(args.recover, **options)
 
 
 def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:

@@ -8,22 +8,28 @@ from typing import TYPE_CHECKING, Any
 from latprune.cli.arguments import add_fold_argument, add_form_argument
 
 if TYPE_CHECKING:
-    from latprune.methods import Method
+    from latprune.methods import Method, Schedule
     from latprune.methods.width_rules import WidthRules
+    from latprune.pruning.options import SharedOptions
+    from latprune.solve import Solver
 
 __all__ = [
     "add_data_arguments",
     "add_method_arguments",
+    "add_solver_argument",
     "add_table_arguments",
     "check_images",
     "evaluation_of",
     "method_of",
+    "options_of",
+    "schedule_of",
+    "solver_of",
     "width_rules_of",
 ]
 
 
 def add_method_arguments(group: argparse._ActionsContainer, *, solver: bool = True) -> None:
-    """Add ``--method`` and its options, rules for modules, blocks and widths, ``--form``, ``--fold``, ``--seed``, and ``--solver``."""
+    """Add ``--method``, ``--schedule``, ``--solver`` and their options, rules for modules, blocks and widths, ``--form``, ``--fold``."""
     group.add_argument("--method", default="mdp", help="pruning method (default: %(default)s)")
     group.add_argument(
         "--method-arg",
@@ -34,6 +40,10 @@ def add_method_arguments(group: argparse._ActionsContainer, *, solver: bool = Tr
     )
     group.add_argument("--criterion", "--importance", metavar="NAME", help="criterion that scores the channels (default: the method's own)")
     group.add_argument("--criterion-arg", action="append", default=[], metavar="KEY=VALUE", help="option of the criterion; may be repeated")
+    group.add_argument("--schedule", metavar="NAME", help="how the method goes to its budget: single_pass, stages, ... (default: its own)")
+    group.add_argument(
+        "--schedule-arg", action="append", default=[], metavar="KEY=VALUE", help="option of --schedule, such as stages=10; may be repeated"
+    )
     group.add_argument("--stages", type=int, help="stages of a staged method: short for --method-arg stages=N")
     group.add_argument("--no-blocks", action="store_true", help="keep all blocks: short for --method-arg blocks=false")
     group.add_argument("--no-channels", action="store_true", help="remove whole blocks only: short for --method-arg channels=false")
@@ -49,7 +59,15 @@ def add_method_arguments(group: argparse._ActionsContainer, *, solver: bool = Tr
     add_fold_argument(group)
     if solver:
         group.add_argument("--solver", help="solver of the pruning problem (default: the method's own)")
+        add_solver_argument(group)
     group.add_argument("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+
+
+def add_solver_argument(group: argparse._ActionsContainer) -> None:
+    """Add ``--solver-arg``."""
+    group.add_argument(
+        "--solver-arg", action="append", default=[], metavar="KEY=VALUE", help="option of the solver, such as units=20000; may be repeated"
+    )
 
 
 def add_data_arguments(group: argparse._ActionsContainer, *, accuracy: bool = True) -> None:
@@ -107,6 +125,67 @@ def method_of(args: argparse.Namespace) -> Method:
     if args.no_channels:
         options["channels"] = False
     return get_method(args.method, **options)
+
+
+def options_of(args: argparse.Namespace, *, tables: str | None = None) -> SharedOptions:
+    """What :func:`add_method_arguments`, :func:`add_table_arguments` and the target's arguments come to, for ``prune`` and its kin.
+
+    Args:
+        args: The arguments, after ``settle_inputs``.
+        tables: File of latency tables in place of ``--tables``.
+    """
+    from latprune.cli.loading import glob_numbers, load_tables, target_from
+    from latprune.cli.progress import reporter
+    from latprune.latency import KernelPredictor, Store
+
+    file = tables or args.tables
+    return {
+        "target": target_from(args),
+        "method": method_of(args),
+        "schedule": schedule_of(args),
+        "keep": args.keep,
+        "blocks_keep": args.blocks_keep,
+        "min_widths": dict(glob_numbers(args.min_width, "--min-width", int)),
+        "widths": width_rules_of(args),
+        "within": args.within,
+        "tables": load_tables(file) if file else None,
+        "predictor": KernelPredictor.load(args.predictor) if args.predictor else None,
+        "store": Store(args.store) if args.store else None,
+        "solver": solver_of(args),
+        "seed": args.seed,
+        "measure_latency": not args.predict_only,
+        "progress": None if getattr(args, "quiet", False) else reporter(),
+        "form": args.form,
+        "fold": args.fold,
+    }
+
+
+def schedule_of(args: argparse.Namespace) -> Schedule | None:
+    """The schedule that the arguments name, with its options; None leaves it to the method."""
+    from latprune.cli.loading import parse_arguments
+    from latprune.errors import InvalidArgumentError
+    from latprune.methods import get_schedule
+
+    options = parse_arguments(args.schedule_arg, argument="--schedule-arg")
+    if args.schedule is None:
+        if options:
+            raise InvalidArgumentError("--schedule-arg needs --schedule")
+        return None
+    return get_schedule(args.schedule, **options)
+
+
+def solver_of(args: argparse.Namespace) -> str | Solver | None:
+    """The solver that the arguments name, with its options; None leaves it to the method."""
+    from latprune.cli.loading import parse_arguments
+    from latprune.errors import InvalidArgumentError
+    from latprune.solve import solver_named
+
+    options = parse_arguments(args.solver_arg, argument="--solver-arg")
+    if args.solver is None:
+        if options:
+            raise InvalidArgumentError("--solver-arg needs --solver")
+        return None
+    return solver_named(args.solver, **options) if options else str(args.solver)
 
 
 def width_rules_of(args: argparse.Namespace) -> WidthRules | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from latprune.cli.pruning_arguments import add_solver_argument
+
 if TYPE_CHECKING:
     from latprune.problem import Problem, Solution
     from latprune.solve import Solver
@@ -43,31 +45,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def add_solver_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--solver``, ``--time-limit``, ``--gap`` and ``--units``."""
+    """Add ``--solver`` and its options, ``--time-limit`` and ``--gap``."""
     parser.add_argument(
         "--solver",
         default="exact",
         metavar="NAME",
-        help="exact, highs, mindtpy, group-knapsack, knapsack, greedy or uniform (default: %(default)s)",
+        help="solver (default: %(default)s); `latprune list solvers` names them, with their options",
     )
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="stop after this many seconds with the best answer so far")
     parser.add_argument("--gap", type=float, default=0.0, help="relative gap at which an answer is good enough (default: a proof)")
-    parser.add_argument("--units", type=int, metavar="N", help="integer budget units of the knapsack solvers")
+    parser.add_argument("--units", type=int, metavar="N", help="integer budget units of the knapsack solvers: as --solver-arg units=N")
+    add_solver_argument(parser)
 
 
 def chosen_solver(args: argparse.Namespace) -> Solver:
     """The solver that the arguments name."""
-    from latprune.errors import InvalidArgumentError
-    from latprune.solve import GroupKnapsack, Knapsack, solver_named
+    from latprune.cli.loading import parse_arguments
+    from latprune.solve import solver_named
 
-    solver = solver_named(args.solver)
-    if args.units is None:
-        return solver
-    if isinstance(solver, GroupKnapsack):
-        return GroupKnapsack(units=args.units)
-    if isinstance(solver, Knapsack):
-        return Knapsack(units=args.units)
-    raise InvalidArgumentError(f"--units (={args.units}) belongs to the knapsack solvers, not to {args.solver!r}")
+    options = parse_arguments(args.solver_arg, argument="--solver-arg")
+    if args.units is not None:
+        options["units"] = args.units
+    return solver_named(args.solver, **options)
 
 
 def run(args: argparse.Namespace) -> int:

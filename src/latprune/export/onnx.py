@@ -92,8 +92,7 @@ def export_onnx(
         >>> export_onnx(net, torch.randn(1, 3, 224, 224), "net.onnx").errors  # doctest: +SKIP
         {'onnxruntime': 2.4e-06, 'openvino': 3.1e-06}
     """
-    if importlib.util.find_spec("onnx") is None:
-        raise MissingExtraError("onnx", "onnx")
+    require_onnx()
     started = time.perf_counter()
     failures: list[str] = []
     dynamic = _Open(batch=dynamic_batch, size=dynamic_size)
@@ -122,6 +121,12 @@ def export_onnx(
                 seconds=time.perf_counter() - started,
             )
     raise EngineError(f"the model cannot be exported to ONNX ({'; '.join(failures)})")
+
+
+def require_onnx() -> None:
+    """Raise MissingExtraError where ``onnx`` is not installed, before there is anything to export."""
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingExtraError("onnx", "onnx")
 
 
 def check_onnx(

@@ -104,7 +104,12 @@ class TargetRecord(FileModel):
 
 
 class BudgetRecord(FileModel):
-    """The budget as written and the limit it came to, in the resource's own unit (ms, multiply-adds, parameters)."""
+    """The budget as written and the limit it came to, in the resource's own unit (ms, multiply-adds, parameters).
+
+    Attributes:
+        share: Of a latency on another engine than the target's: the delivered network's, as it was measured there, over the limit.
+        uncertainty: Half-width of the 95 % interval of ``share``.
+    """
 
     text: str
     resource: Literal["latency", "flops", "params"]
@@ -112,6 +117,13 @@ class BudgetRecord(FileModel):
     unit: Literal["%", "ms", "/s", "count"]
     engine: str | None = None
     limit: float | None = Field(default=None, gt=0)
+    share: float | None = Field(default=None, gt=0)
+    uncertainty: float | None = Field(default=None, ge=0)
+
+    @property
+    def on_latency(self) -> bool:
+        """Whether it limits a latency; what else can be limited is counted."""
+        return self.resource == "latency"
 
 
 class StepRecord(FileModel):
@@ -421,7 +433,7 @@ class ResultRecord(FileModel):
         limit = self.budget.limit
         if limit is None:
             return None
-        if self.budget.resource == "latency":
+        if self.budget.on_latency:
             latency = self.pruned.latency
             if latency is not None and latency.ratio is not None and self.budget.unit == "%":
                 return latency.ratio * 100.0 / self.budget.value
@@ -431,15 +443,28 @@ class ResultRecord(FileModel):
         return None if math.isnan(value) else value / limit
 
     @property
-    def verdict(self) -> Verdict | None:
-        """Whether the delivered network meets its budget (:func:`~latprune.export.verdict.verdict`); None where that is unknown."""
+    def verdicts(self) -> dict[str, Verdict]:
+        """Budget as it was written -> whether the delivered network meets it (:func:`~latprune.export.verdict.verdict`), where known."""
         share, latency = self.budget_share, self.pruned.latency
-        if share is None:
+        found: dict[str, Verdict] = {}
+        if share is not None:
+            uncertainty = 0.0
+            if self.budget.on_latency and latency is not None:
+                low, high = latency.ratio_low, latency.ratio_high
+                if self.budget.unit == "%" and low is not None and high is not None:
+                    uncertainty = (high - low) / 2 * 100.0 / self.budget.value
+                elif self.budget.limit is not None:
+                    uncertainty = (latency.high - latency.low) / 2 / self.budget.limit
+            found[self.budget.text] = verdict(share, uncertainty, 1.0)
+        for other in self.further_budgets:
+            if other.share is not None:
+                found[other.text] = verdict(other.share, other.uncertainty or 0.0, 1.0)
+        return found
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The worst of :attr:`verdicts`; None where that of the first budget is unknown."""
+        found = self.verdicts
+        if self.budget.text not in found:
             return None
-        uncertainty = 0.0
-        if self.budget.resource == "latency" and latency is not None:
-            if latency.ratio is not None and latency.ratio_low is not None and latency.ratio_high is not None and self.budget.unit == "%":
-                uncertainty = (latency.ratio_high - latency.ratio_low) / 2 * 100.0 / self.budget.value
-            elif self.budget.limit is not None:
-                uncertainty = (latency.high - latency.low) / 2 / self.budget.limit
-        return verdict(share, uncertainty, 1.0)
+        return max(found.values(), key=("under", "close", "over").index)

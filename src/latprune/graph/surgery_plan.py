@@ -225,3 +225,7 @@ class SurgeryPlan:
     attributes: tuple[FollowingAttribute, ...] = ()
     untouched: tuple[UntouchedAttribute, ...] = ()
     scales: tuple[ScaledWeights, ...] = ()
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"SurgeryPlan({len(self.tensors)} tensors, {len(self.removals)} removals, {len(self.attributes)} attributes)"

@@ -97,6 +97,11 @@ class ChannelGroup:
     kind: str
     members: tuple[Member, ...]
 
+    def __repr__(self) -> str:
+        """One line; members are not listed."""
+        size = f"{self.rows} rows of {self.columns} units" if self.rows > 1 else f"{self.columns} units"
+        return f"ChannelGroup({self.name!r}, {self.kind}, {size}, at least {self.min_width}, {len(self.members)} members)"
+
     @property
     def units(self) -> int:
         """Number of units, ``rows * columns``."""
@@ -246,3 +251,8 @@ class Selection:
 
     kept: Mapping[str, IntArray]
     removed_blocks: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        """One line; units are not shown."""
+        kept = sum(units.size for units in self.kept.values())
+        return f"Selection({kept} units kept in {len(self.kept)} narrowed groups, {len(self.removed_blocks)} blocks removed)"

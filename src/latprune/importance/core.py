@@ -95,13 +95,14 @@ class Importance:
             if name not in self.units or values.ndim != 1 or not np.isfinite(values).all():
                 raise InvalidArgumentError(f"the curve of group '{name}' must be one row of finite values, one per width of a scored group")
 
+    def __repr__(self) -> str:
+        """One line; scores are not shown."""
+        units = sum(values.size for values in self.units.values())
+        return f"Importance({units} units in {len(self.units)} groups{', by curves' if self.curves else ''})"
+
     def shares_of(self, group: str) -> dict[Blocks, Scores]:
         """The shares of one group by the blocks that they hang on."""
         return {blocks: values for (name, blocks), values in self.shares.items() if name == group}
-
-    def curves_of(self, group: str) -> dict[Blocks, Scores]:
-        """The curves of one group by the blocks that they hang on; empty where its units' shares say it all."""
-        return {blocks: values for (name, blocks), values in self.curves.items() if name == group}
 
     def over(self, alive: Mapping[str, npt.NDArray[np.bool_]]) -> Importance:
         """Scores of a cut model (:func:`latprune.surgery.present`) as those of all groups of the dense one, 0 for every unit that is gone.

@@ -20,7 +20,6 @@ __all__ = [
     "named_tensors",
     "norm_after",
     "present_units",
-    "squared_norms",
     "sum_per_unit",
     "tensor_of",
 ]
@@ -112,13 +111,6 @@ def norm_after(graph: GroupedModel) -> dict[str, str]:
         for before, after in zip(kernels, kernels[1:], strict=False)
         if after.kind == "norm" and before.kind != "norm" and before.blocks == after.blocks
     }
-
-
-def squared_norms(tensors: Mapping[str, Tensor], member: Member, units: int) -> Scores:
-    """``(units,)``: squared Frobenius norm of each unit's part of the member's tensor."""
-    tensor = tensor_of(tensors, member).detach()
-    check_finite(tensor, member.tensor)
-    return sum_per_unit(tensor.abs().double().square(), member, units)
 
 
 def combine(groups: Mapping[str, Scores], parts: Mapping[str, Iterable[tuple[Blocks, Scores]]]) -> Importance:

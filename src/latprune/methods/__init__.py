@@ -19,7 +19,16 @@ from latprune.methods.greedy import Greedy
 from latprune.methods.halp import HALP
 from latprune.methods.mdp import MDP
 from latprune.methods.random_choice import RandomChoice
-from latprune.methods.schedule import Schedule, SinglePass, SoftMasks, Stages
+from latprune.methods.schedule import (
+    Schedule,
+    SinglePass,
+    SoftMasks,
+    Stages,
+    get_schedule,
+    register_schedule,
+    registered_schedules,
+    schedule_type,
+)
 from latprune.methods.smcp import SMCP
 from latprune.methods.sp_lamp import SPLAMP
 from latprune.methods.uniform import Uniform
@@ -46,8 +55,12 @@ __all__ = [
     "Uniform",
     "assemble",
     "get_method",
+    "get_schedule",
     "method_type",
     "register_method",
+    "register_schedule",
     "registered_methods",
+    "registered_schedules",
+    "schedule_type",
     "selection_of",
 ]

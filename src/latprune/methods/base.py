@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from latprune.latency import FixedRuns
     from latprune.problem import Problem, Solution
     from latprune.resources import Resource
+    from latprune.solve import Solver
 
 __all__ = [
     "Limit",
@@ -80,7 +81,7 @@ class StageContext:
         measured: Measured value of the network as it is; None where the stage measures nothing.
         limits: Further resources with limits of their own.
         walk_on_choices: Whether methods that know of no tables keep to the widths on offer too, because the user restricted them.
-        solver: Name of the solver to use, or None for the method's own.
+        solver: The solver to use, by name or with its options; None for the method's own.
         time_limit: Seconds that one solve may take.
         seed: Seed of everything random.
         measure_alone: Times the whole network with each group's width changed alone; None where nothing is measured.
@@ -95,10 +96,14 @@ class StageContext:
     measured: float | None = None
     limits: tuple[Limit, ...] = ()
     walk_on_choices: bool = False
-    solver: str | None = None
+    solver: str | Solver | None = None
     time_limit: float | None = None
     seed: int = 0
     measure_alone: MeasureAlone | None = None
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"StageContext({self.resource.name}, {len(self.choices)} groups, {len(self.removable)} removable blocks)"
 
     @property
     def current(self) -> float:
@@ -132,6 +137,11 @@ class Proposal:
     predicted: float
     problem: Problem | None = None
     solution: Solution | None = None
+
+    def __repr__(self) -> str:
+        """One line; the problem and its solution are not shown."""
+        kept, removed = sum(self.widths.values()), len(self.removed_blocks)
+        return f"Proposal({kept} units in {len(self.widths)} groups, {removed} blocks removed, predicted={self.predicted:.6g})"
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from latprune.methods.base import Proposal, Proposer, StageContext
 from latprune.methods.solved import SolvedProposer
 from latprune.problem import Problem
 from latprune.resources import TabulatedLatency
+from latprune.solve import Solver
 
 __all__ = ["CrowdedProposer"]
 
@@ -24,7 +25,7 @@ class CrowdedProposer(Proposer):
     because costs grow more slowly than the latency that they depend on.
     """
 
-    def __init__(self, context: StageContext, problem_of: Callable[[StageContext], Problem], solver: str) -> None:
+    def __init__(self, context: StageContext, problem_of: Callable[[StageContext], Problem], solver: str | Solver) -> None:
         """``problem_of`` makes the pruning problem of a context; the budget's resource is its first."""
         assert isinstance(context.resource, TabulatedLatency)
         self._context = context

@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from latprune.errors import InvalidArgumentError
+from latprune.registry import Registry
 
-__all__ = ["Between", "Ramp", "Schedule", "SinglePass", "SoftMasks", "Stages"]
+__all__ = [
+    "Between",
+    "Ramp",
+    "Schedule",
+    "SinglePass",
+    "SoftMasks",
+    "Stages",
+    "get_schedule",
+    "register_schedule",
+    "registered_schedules",
+    "schedule_type",
+]
 
 Ramp = Literal["linear", "exponential"]
 Between = Literal["cut", "mask"]
@@ -60,6 +72,61 @@ class Schedule(ABC):
         return {"name": self.name, **asdict(self)}
 
 
+SCHEDULES = Registry["type[Schedule]"]("schedule", group="latprune.schedules", hint="add one with latprune.methods.register_schedule")
+"""Schedules by name."""
+
+S = TypeVar("S", bound=type[Schedule])
+
+
+def register_schedule(cls: S) -> S:
+    """Class decorator: make a schedule available by its ``name``, for any method.
+
+    Another package names its schedule in the group of entry points ``latprune.schedules``.
+
+    Raises:
+        InvalidArgumentError: Another schedule has the name.
+    """
+    SCHEDULES.register(cls.name, cls)
+    return cls
+
+
+def registered_schedules() -> tuple[str, ...]:
+    """Names of all registered schedules."""
+    return SCHEDULES.names()
+
+
+def schedule_type(name: str) -> type[Schedule]:
+    """The class of the schedule called ``name``.
+
+    Raises:
+        InvalidArgumentError: No such schedule.
+    """
+    return SCHEDULES.get(name)
+
+
+def get_schedule(schedule: str | Schedule, **options: Any) -> Schedule:
+    """The schedule called ``schedule`` with ``options``, or ``schedule`` itself if it is one.
+
+    Raises:
+        InvalidArgumentError: No such schedule, or an option that it does not have.
+
+    Example:
+        >>> get_schedule("stages", stages=5, ramp="exponential").count
+        5
+    """
+    if isinstance(schedule, Schedule):
+        if options:
+            raise InvalidArgumentError(f"options {sorted(options)} cannot be combined with a schedule object; set them on {schedule!r}")
+        return schedule
+    if not isinstance(schedule, str):
+        raise InvalidArgumentError(f"schedule (={schedule!r}) must be a schedule's name, or a latprune.methods.Schedule")
+    try:
+        return schedule_type(schedule)(**options)
+    except TypeError as error:
+        raise InvalidArgumentError(f"schedule {schedule!r}: {error}") from error
+
+
+@register_schedule
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinglePass(Schedule):
     """Score, solve and cut once (MDP)."""
@@ -76,6 +143,7 @@ class SinglePass(Schedule):
         return limit
 
 
+@register_schedule
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages(Schedule):
     """Several stages with limits on a ramp, training in between (SP-LAMP: 10, linear; HALP and MDP in steps: 30, exponential).
@@ -130,6 +198,7 @@ class Stages(Schedule):
         return self.interval
 
 
+@register_schedule
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftMasks(Schedule):
     """Masks that are solved for again every few batches while the network trains; channels may come back (SMCP, MDP appendix E, SFP).

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from latprune.errors import LatpruneError
+from latprune.errors import SolverLimitError
 from latprune.methods.assemble import proposal_of
 from latprune.methods.base import Proposal, Proposer, StageContext
 from latprune.problem import Problem, Solution, at_least, at_most
-from latprune.solve import require_answer, solve, solve_frontier
+from latprune.solve import Solver, require_answer, solve, solve_frontier
 
 __all__ = ["SolvedProposer"]
 
@@ -16,7 +16,7 @@ __all__ = ["SolvedProposer"]
 class SolvedProposer(Proposer):
     """Solves the same problem again under each limit."""
 
-    def __init__(self, context: StageContext, problem: Problem, solver: str) -> None:
+    def __init__(self, context: StageContext, problem: Problem, solver: str | Solver) -> None:
         """Keep the problem, whose first resource is the budget's."""
         self._context = context
         self._problem = problem
@@ -48,7 +48,7 @@ class SolvedProposer(Proposer):
         solution: Solution = solve(problem, solver=self._solver, time_limit=self._context.time_limit)
         require_answer(problem, solution)
         if solution.assignment is None:
-            raise LatpruneError(
+            raise SolverLimitError(
                 f"solver {self._solver!r} stopped after {solution.seconds:.1f} s with status {solution.status!r} and no answer; "
                 "raise time_limit or choose another solver"
             )

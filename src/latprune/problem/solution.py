@@ -56,6 +56,13 @@ class Solution:
     joint: bool = False
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """One line; the assignment is not shown."""
+        known = [
+            f"{name}={value:.6g}" for name, value in (("gain", self.gain), ("bound", self.bound), ("gap", self.gap)) if value is not None
+        ]
+        return f"Solution({', '.join([self.solver, self.status, *known])}, {self.seconds:.2f} s)"
+
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ProblemError(f"status (={self.status!r}) must be one of {', '.join(STATUSES)}", path="status")

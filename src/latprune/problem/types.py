@@ -273,6 +273,11 @@ class Problem:
     _index: dict[str, int] = field(init=False, repr=False, default_factory=dict)
     _evaluator: list[Evaluator] = field(init=False, repr=False, default_factory=list)
 
+    def __repr__(self) -> str:
+        """One line; tables are not shown."""
+        limits = ", ".join(row.name if row.limit is None else f"{row.name} <= {row.limit:.6g} {row.unit}".strip() for row in self.costs)
+        return f"Problem({len(self.variables)} variables, {len(self.gains)} gains, {limits})"
+
     def __post_init__(self) -> None:
         for name in ("variables", "gains", "costs"):
             object.__setattr__(self, name, tuple(getattr(self, name)))

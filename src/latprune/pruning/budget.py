@@ -20,6 +20,7 @@ _NUMBER = r"(?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\.[0-9]+)"
 _LATENCY = re.compile(rf"{_NUMBER}\s*(?P<unit>%|ms|us|s|/s)(?:\s*@\s*(?P<engine>[\w.-]+))?")
 _COUNT = re.compile(rf"(?P<resource>flops|params)\s*=\s*{_NUMBER}\s*(?P<unit>%|[kKMGT]?)")
 _TO_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_UNITS: dict[Resource, str] = {"latency": "ms", "flops": "multiply-adds", "params": "parameters"}
 _SCALE = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 
@@ -112,7 +113,7 @@ class Budget:
         if twice:
             raise InvalidArgumentError(f"budget (={list(budget)!r}) limits {twice[0]} twice; give each resource one limit")
         # What the target's own clock decides comes first: candidates are searched for under it.
-        return tuple(sorted(found, key=lambda entry: (entry.resource != "latency", entry.engine is not None)))
+        return tuple(sorted(found, key=lambda entry: (not entry.on_latency, entry.engine is not None)))
 
     def limit(self, *, dense: float, batch: int = 1) -> float:
         """The limit in the resource's unit: milliseconds per inference of one batch, multiply-adds, or parameters.
@@ -128,12 +129,17 @@ class Budget:
             return dense * self.value / 100.0
         limit = 1e3 * batch / self.value if self.unit == "/s" else self.value
         if limit > dense:
-            unit = "ms" if self.resource == "latency" else ("multiply-adds" if self.resource == "flops" else "parameters")
+            unit = _UNITS[self.resource]
             raise InvalidArgumentError(
                 f"budget (={self.text!r}, that is {limit:.6g} {unit}) is above the dense network's {dense:.6g} {unit}; "
                 "the network already meets it: choose a smaller budget"
             )
         return limit
+
+    @property
+    def on_latency(self) -> bool:
+        """Whether it limits a latency; what else can be limited is counted."""
+        return self.resource == "latency"
 
     @property
     def name(self) -> str:

@@ -75,7 +75,7 @@ def _check(pruner: Pruner, *, points: int, data: Iterable[Any] | None, loss: Los
             f"method {method.name!r} goes to its budget in {pruner.schedule.count} stages, each with scores of its own; explore with "
             "stages=1 (--stages 1)"
         )
-    if pruner.budget.resource == "latency" and not method.needs_tables:
+    if pruner.budget.on_latency and not method.needs_tables:
         raise InvalidArgumentError(
             f"method {method.name!r} times whole networks and reads no tables to explore; use mdp, or resource='flops' or 'params'"
         )
@@ -110,7 +110,7 @@ def _scores(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction, batc
 
 def _offered(pruner: Pruner, context: StageContext) -> StageContext:
     """Where every width could be had and no rule says which ones, evenly spaced ones: the problem stays small and the page readable."""
-    if pruner.budget.resource == "latency" or context.walk_on_choices:
+    if pruner.budget.on_latency or context.walk_on_choices:
         return context
 
     def thinned(options: Sequence[int]) -> tuple[int, ...]:

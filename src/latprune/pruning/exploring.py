@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from torch import nn
@@ -14,7 +14,7 @@ from latprune.export.exploration import ExplorationRecord, ExploredPoint
 from latprune.export.provenance import current_provenance
 from latprune.export.record import BudgetRecord, MethodRecord, ModelRecord, StageRecord, TargetRecord
 from latprune.importance import LossFunction, cross_entropy_loss
-from latprune.methods import Method, Proposal, StageContext
+from latprune.methods import Proposal, StageContext
 from latprune.pruning.budget import Budget
 from latprune.pruning.exploration import Exploration
 from latprune.pruning.explored_layers import blocks_of, groups_of, layers_of
@@ -22,13 +22,10 @@ from latprune.pruning.explored_measurements import measured_networks
 from latprune.pruning.explored_points import FrontierNetwork, concave_slopes, networks_along
 from latprune.pruning.explored_stage import WIDTHS, explored_stage
 from latprune.pruning.fitting import Evaluate, evaluation_of
+from latprune.pruning.options import SharedOptions, with_options
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.record import input_records
 from latprune.resources import PredictedLatency, Resource, TabulatedLatency
-
-if TYPE_CHECKING:
-    from latprune.latency import KernelPredictor, LatencyTables, Store, Target
-    from latprune.methods.width_rules import WidthRules
 
 __all__ = ["explore", "explore_with"]
 
@@ -37,6 +34,7 @@ _TRIED = 8
 """Networks that tables were tried on, below which their error is not drawn as an interval."""
 
 
+@with_options(SharedOptions)
 def explore(
     model: nn.Module,
     example_inputs: Any,
@@ -45,32 +43,17 @@ def explore(
     budget: str | Budget | Sequence[str | Budget] = (),
     points: int = 120,
     measure: int = 0,
-    target: Target | str | None = None,
-    method: str | Method = "mdp",
     data: Iterable[Any] | None = None,
     loss: LossFunction = cross_entropy_loss,
     evaluate: Evaluate | Iterable[Any] | None = None,
     importance_batches: int | None = 16,
-    keep: Iterable[str] = (),
-    blocks_keep: Iterable[str] = (),
-    min_widths: Mapping[str, int] | None = None,
-    widths: WidthRules | None = None,
-    within: str | None = None,
-    tables: LatencyTables | None = None,
-    predictor: KernelPredictor | None = None,
-    store: Store | None = None,
-    solver: str | None = None,
     time_limit: float | None = 600.0,
-    seed: int = 0,
-    measure_latency: bool = True,
-    form: str = "class",
-    fold: bool = False,
     name: str | None = None,
     constructor: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     command: Sequence[str] = (),
     save: Callable[[Exploration], None] | None = None,
-    progress: Callable[[str], None] | None = None,
+    **options: Unpack[SharedOptions],
 ) -> Exploration:
     """Solve for every budget at once, from the smallest network that can be reached to the dense one; ``model`` is left as it is.
 
@@ -85,32 +68,18 @@ def explore(
         points: Different networks that are wanted; there are fewer where the problem has no more.
         measure: Measure so many of them on the target, beside the dense network, evenly spread along the frontier; where there is
             ``evaluate``, their accuracy after the cut too.
-        target: Engine and conditions of all latencies; those of ``tables``, else OpenVINO on one CPU thread, by default.
-        method: A method, by name or object, that goes to its budget in one pass.
         data: Batches for scores that need them.
         loss: Scalar loss of ``(model, batch)``.
         evaluate: Accuracy of a model: a function, or test batches; used with ``measure``.
         importance_batches: Batches of ``data`` to score with; None takes all.
-        keep: Modules or globs to leave whole.
-        blocks_keep: Blocks that must stay.
-        min_widths: Group name or glob -> smallest width.
-        widths: Further rules for the widths on offer.
-        within: Path of a sub-module: only what lies inside it is pruned.
-        tables: Latency tables of this model on ``target``, measured earlier; None builds them.
-        predictor: A kernel predictor in place of tables.
-        store: Where measurements are kept between runs; None uses the default store.
-        solver: Solver's name; None leaves it to the method.
         time_limit: Seconds that all solving may take.
-        seed: Seed of everything random.
-        measure_latency: False measures nothing: the device is not at hand, and ``tables`` are given.
-        form: ``"class"`` or ``"program"``, as the network would be pruned.
-        fold: Fold weights that are computed of others, as :func:`latprune.prune` does.
         name: Name of the model for people; its class by default.
         constructor: ``package.module:callable`` that builds the model, for the record.
         arguments: Its keyword arguments, for the record too.
         command: Arguments of ``latprune prune`` that lead to the same networks, for the page to show.
         save: Called with what is known once all is solved, and again after each network that is measured.
-        progress: Called with one line of text as the work goes on.
+        **options: What is explored: :class:`~latprune.pruning.options.Options`, such as ``target``, ``method`` (one that goes to its budget
+            in one pass), ``keep``; but for ``budget``, ``pick``, ``time_limit`` and ``slack``, which belong to one network.
 
     Returns:
         The networks; they save, show themselves, and can be picked: ``latprune.prune(model, x, pick=found.pick("63%"))``.
@@ -119,33 +88,16 @@ def explore(
         InvalidArgumentError: An argument breaks its rule, or the method solves no single problem.
         LatpruneError: ``time_limit`` passed before any network was found.
     """
+    other = sorted(set(options) - set(SharedOptions.__annotations__))
+    if other:
+        raise TypeError(f"explore() got an unexpected keyword argument {other[0]!r}")
     if resource not in _UNLIMITED:
         raise InvalidArgumentError(f"resource (={resource!r}) must be one of {', '.join(_UNLIMITED)}")
     further = [budget] if isinstance(budget, (str, Budget)) else list(budget)
     budgets = (Budget.parse(_UNLIMITED[resource]), *Budget.parse_all(further)) if further else (Budget.parse(_UNLIMITED[resource]),)
-    if budgets[0].resource != "latency" and any(entry.resource == "latency" for entry in budgets):
+    if not budgets[0].on_latency and any(entry.on_latency for entry in budgets):
         raise InvalidArgumentError("budget limits the latency, and another resource is explored: explore the latency under the other limit")
-    pruner = Pruner(
-        model,
-        example_inputs,
-        budget=budgets,
-        target=target,
-        method=method,
-        keep=keep,
-        blocks_keep=blocks_keep,
-        min_widths=min_widths,
-        widths=widths,
-        within=within,
-        tables=tables,
-        predictor=predictor,
-        store=store,
-        solver=solver,
-        seed=seed,
-        measure_latency=measure_latency,
-        progress=progress,
-        form=form,
-        fold=fold,
-    )
+    pruner = Pruner(model, example_inputs, budget=budgets, **options)
     try:
         return explore_with(
             pruner,

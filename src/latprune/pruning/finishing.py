@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from latprune.errors import LatpruneError
@@ -10,15 +12,15 @@ from latprune.export.provenance import current_provenance
 from latprune.export.verdict import verdict
 from latprune.pruning.record import build_record
 from latprune.pruning.result import Result
+from latprune.pruning.trials import Trial, Trials
 
 if TYPE_CHECKING:
     from latprune.export.record import AccuracyRecord
     from latprune.latency import Measurement
     from latprune.pruning.budget import Budget
     from latprune.pruning.pruner import Pruner
-    from latprune.pruning.trials import Trial
 
-__all__ = ["result_of"]
+__all__ = ["measured_elsewhere", "result_of"]
 
 
 def result_of(
@@ -59,15 +61,40 @@ def result_of(
         constructor=constructor,
         arguments=dict(arguments or {}),
     )
-    notes = tuple(_elsewhere(budget, trial) for budget, trial in pruner.measured_elsewhere())
-    if notes:
-        record = record.model_copy(update={"notes": (*record.notes, *notes)})
+    shares = {}
+    for budget, trial in measured_elsewhere(pruner):
+        share, uncertainty = _share(budget, trial, batch=pruner.target.batch)
+        shares[budget.text] = {"share": share, "uncertainty": uncertainty}
+        note = f"on {budget.engine}: measured at {share:.1%} of {budget.text}: {verdict(share, uncertainty, 1.0)}"
+        record = record.model_copy(update={"notes": (*record.notes, note)})
+    further = tuple(entry.model_copy(update=shares.get(entry.text, {})) for entry in record.further_budgets)
+    record = record.model_copy(update={"further_budgets": further})
     return Result(model=pruner.model, record=record, example_inputs=pruner.example_inputs)
 
 
-def _elsewhere(budget: Budget, trial: Trial) -> str:
-    """What a budget on another engine's latency came to."""
-    dense = trial.dense.ms if budget.unit == "%" else 1.0
-    limit = budget.limit(dense=trial.dense.ms)
-    shown = f"{trial.value / dense:.1%} of dense" if budget.unit == "%" else f"{trial.value:.4g} ms"
-    return f"on {budget.engine}: measured at {shown}, asked for {budget.text}: {verdict(trial.value, trial.uncertainty, limit)}"
+def measured_elsewhere(pruner: Pruner) -> list[tuple[Budget, Trial]]:
+    """For each budget on another engine's latency a fresh measurement of the network there, beside the dense one."""
+    found = []
+    for budget in pruner.limits.budgets[1:]:
+        if budget.engine is not None and pruner.measure_latency:
+            target = replace(pruner.target, engine=budget.engine)
+            trials = Trials(pruner.dense_model, pruner.example_inputs, target=target, budget=budget, seed=pruner.seed)
+            with pruner.clock.timed("final measurement"):
+                found.append((budget, trials.final(pruner.model, limit=_limit(budget, trials.dense_latency(), target.batch))))
+            trials.close()
+    return found
+
+
+def _limit(budget: Budget, dense: float, batch: int) -> float:
+    """The budget's limit, milliseconds; one above the dense network's latency is no error any more."""
+    return budget.limit(dense=dense if budget.unit == "%" else math.inf, batch=batch)
+
+
+def _share(budget: Budget, trial: Trial, *, batch: int) -> tuple[float, float]:
+    """The network's latency over the budget's limit, and the half-width of its interval; a percentage by the ratio within one run."""
+    m = trial.pruned
+    if budget.unit == "%" and m.ratio is not None and m.ratio_low is not None and m.ratio_high is not None:
+        asked = budget.value / 100.0
+        return m.ratio / asked, (m.ratio_high - m.ratio_low) / 2 / asked
+    limit = _limit(budget, trial.dense.ms, batch)
+    return m.ms / limit, (m.high - m.low) / 2 / limit

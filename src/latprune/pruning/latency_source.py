@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,7 @@ from latprune.pruning.clock import Clock
 from latprune.resources import PredictedLatency, Resource, TabulatedLatency
 from latprune.surgery import prune as cut
 
-__all__ = ["LatencySource"]
+__all__ = ["LatencySource", "LatencySources"]
 
 
 class LatencySource:
@@ -158,3 +160,44 @@ class LatencySource:
         if self._own_store is not None:
             self._own_store.close()
             self._store = self._own_store = None
+
+
+class LatencySources:
+    """The target's own source, and one for each further engine that a budget is on, under the target's conditions.
+
+    Args:
+        model, graph, example_inputs, target, given, predictor, store, seed, say, clock: See :class:`LatencySource`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ModelGraph,
+        example_inputs: Any,
+        target: Target,
+        *,
+        given: LatencyTables | None,
+        predictor: KernelPredictor | None,
+        store: Store | None,
+        seed: int,
+        say: Callable[[str], None],
+        clock: Clock,
+    ) -> None:
+        self._target = target
+        self._make = partial(LatencySource, model, graph, example_inputs, store=store, seed=seed, say=say, clock=clock)
+        self.own = self._make(target, given=given, predictor=predictor)
+        """The target's."""
+        self._others: dict[str, LatencySource] = {}
+
+    def on(self, engine: str | None) -> LatencySource:
+        """The source of an engine's latency; None is the target's."""
+        if engine is None:
+            return self.own
+        if engine not in self._others:
+            self._others[engine] = self._make(replace(self._target, engine=engine), given=None)
+        return self._others[engine]
+
+    def close(self) -> None:
+        """Close the stores that were opened here."""
+        for source in (self.own, *self._others.values()):
+            source.close()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from latprune.methods import Limit
+from latprune.pruning.agreement import of_first
 from latprune.resources import MultiplyAdds, Parameters, Resource, TabulatedLatency, UntabulatedLatency
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from latprune.latency import Target
     from latprune.pruning.budget import Budget
     from latprune.pruning.clock import Clock
-    from latprune.pruning.latency_source import LatencySource
+    from latprune.pruning.latency_source import LatencySources
     from latprune.pruning.trials import Trials
 
 __all__ = ["Limits"]
@@ -28,8 +29,7 @@ class Limits:
         budgets: The budgets; at most one on latency, which is put first.
         graph: The dense network.
         target: Engine and conditions.
-        latency: Where tables come from.
-        others: Engine's name -> where tables of the same conditions on that engine come from.
+        latency: Where tables come from, of the target and of other engines.
         trials: Where the dense network is measured.
         clock: Where seconds count.
         measures: Whether latency may be measured.
@@ -40,8 +40,7 @@ class Limits:
         budgets: Sequence[Budget],
         graph: ModelGraph,
         target: Target,
-        latency: LatencySource,
-        others: Callable[[str], LatencySource],
+        latency: LatencySources,
         trials: Trials,
         clock: Clock,
         *,
@@ -52,7 +51,6 @@ class Limits:
         self._graph = graph
         self._target = target
         self._latency = latency
-        self._others = others
         self._trials = trials
         self._clock = clock
         self._resources: dict[str, Resource] = {}
@@ -65,12 +63,12 @@ class Limits:
     @property
     def measured(self) -> bool:
         """Whether candidates are judged by the engine's clock."""
-        return self.budget.resource == "latency" and self.measures
+        return self.budget.on_latency and self.measures
 
     @property
     def predicted(self) -> bool:
         """Whether the budget is on a latency that nothing here can measure."""
-        return self.budget.resource == "latency" and not self.measures
+        return self.budget.on_latency and not self.measures
 
     @property
     def resource(self) -> Resource:
@@ -80,7 +78,7 @@ class Limits:
     @property
     def untabulated(self) -> Resource:
         """The first budget's resource for a method that reads no tables."""
-        if self.budget.resource != "latency":
+        if not self.budget.on_latency:
             return self.resource
         return UntabulatedLatency(self._graph, self.dense)
 
@@ -90,9 +88,9 @@ class Limits:
             if budget.resource in _COUNTED:
                 self._resources[name] = _COUNTED[budget.resource](self._graph)
             elif budget.engine is None:
-                self._resources[name] = self._latency.resource()
+                self._resources[name] = self._latency.own.resource()
             else:
-                self._resources[name] = TabulatedLatency(self._graph, self._others(budget.engine).tables(), name=name)
+                self._resources[name] = TabulatedLatency(self._graph, self._latency.on(budget.engine).tables(), name=name)
         return self._resources[name]
 
     @property
@@ -102,13 +100,12 @@ class Limits:
             return self._resource_dense(self.budget)
         if self._trials.dense_ms is None:
             with self._clock.timed("measure dense"):
-                self._trials.dense_latency()
+                self._trials.dense_ms = of_first(self._trials.dense_latency)
         return self._trials.dense_latency()
 
     def _resource_dense(self, budget: Budget) -> float:
-        if budget.resource == "latency":
-            source = self._latency if budget.engine is None else self._others(budget.engine)
-            return source.tables().dense_ms
+        if budget.on_latency:
+            return self._latency.on(budget.engine).tables().dense_ms
         return self._resource(budget).value(self._graph.dense_widths())
 
     @property
@@ -122,6 +119,6 @@ class Limits:
         for budget in self.budgets[1:]:
             value = budget.limit(dense=self._resource_dense(budget), batch=self._target.batch)
             if budget.engine is not None:
-                value /= self._others(budget.engine).room()
+                value /= self._latency.on(budget.engine).room()
             found.append(Limit(resource=self._resource(budget), value=value))
         return tuple(found)

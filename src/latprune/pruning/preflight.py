@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sized
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, LatpruneError
-from latprune.importance import Importance, LossFunction, needs_data
-from latprune.methods import StageContext
-from latprune.resources import MultiplyAdds
-from latprune.solve import solver_named
+from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, SolverLimitError
+from latprune.graph.conditions import preserved_modes
+from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_data
+from latprune.methods import Limit, SoftMasks, StageContext
+from latprune.pruning.finetuning import RecipeFit, check_training_data
+from latprune.recovery.batches import inputs_of, sliceable, sliced
+from latprune.resources import MultiplyAdds, Parameters
+from latprune.train.batches import forward
+from latprune.train.contracts import calling, check_loss_value, named, numbered
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
+    from latprune.pruning.staged_run import StagedRun
 
-__all__ = ["check_batches", "check_evaluation", "check_loss", "check_repeatable", "check_solver", "check_training_data"]
+__all__ = [
+    "check_batches",
+    "check_evaluation",
+    "check_inputs",
+    "check_loss",
+    "check_repeatable",
+    "check_run",
+    "check_solver",
+    "check_training_data",
+]
 
 _WIDTHS = 3
+_IMAGES = 2
+"""Images (or texts) that go through the model where only its running is asked."""
 
 
 def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
@@ -36,8 +50,72 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     repeatable(model, example_inputs)
 
 
+def check_run(run: StagedRun) -> None:
+    """All of it, for one call of ``prune()``.
+
+    Raises:
+        LatpruneError: What the run needs is not there, or cannot work; nothing was measured or changed.
+    """
+    pruner = run.pruner
+    with pruner.clock.timed("preflight"):
+        _check_together(run)
+        check_solver(pruner)
+        check_repeatable(pruner.model, pruner.example_inputs)
+        check_batches(pruner, run.data, run.loss)
+        if run.strategy is not None and run.data is not None:
+            check_inputs(pruner.model, _first(run.data))
+        if isinstance(run.fit, RecipeFit):
+            check_training_data(run.fit.data)
+            seen = pruner.needs_gradients and run.fit.data is run.data and run.fit.loss in (None, run.loss)
+            if not seen:
+                check_loss(pruner.model, _first(run.fit.data), run.fit.loss or cross_entropy_loss)
+
+
+def _check_together(run: StagedRun) -> None:
+    """What arguments say together."""
+    pruner = run.pruner
+    if isinstance(pruner.schedule, SoftMasks) and run.fit is None:
+        raise InvalidArgumentError(
+            f"method {pruner.method.name!r} solves for masks while the network trains: give fit= (a Recipe or a function)"
+        )
+    if run.candidates > 1 and (run.data is None or run.evaluate is None):
+        raise InvalidArgumentError(f"candidates (={run.candidates}) picks by accuracy: it needs data= and evaluate=")
+    if run.candidates > 1 and pruner.picked is not None:
+        raise InvalidArgumentError(f"candidates (={run.candidates}) compares other networks than the one of pick; leave one of them out")
+    if run.candidates < 1:
+        raise InvalidArgumentError(f"candidates (={run.candidates}) must be at least 1, the solver's own answer")
+    if run.units not in ("score", "reconstruction"):
+        raise InvalidArgumentError(f"units (={run.units!r}) must be score or reconstruction")
+    if run.units == "reconstruction" and (run.data is None or pruner.stages > 1):
+        raise InvalidArgumentError(
+            "units='reconstruction' chooses anew among all channels: it needs data=, and a method of one stage, because what an "
+            "earlier stage removed cannot come back"
+        )
+    for name, value in (("recovery_images", run.recovery_images), ("importance_batches", run.importance_batches)):
+        if value is not None and value < 1:
+            raise InvalidArgumentError(f"{name} (={value}) must be at least 1")
+
+
+def _first(data: Iterable[Any]) -> Any:
+    """The first batch.
+
+    Raises:
+        InvalidArgumentError: There is none, or the data's own code fails.
+    """
+    for _, batch in numbered(data):
+        return batch
+    raise InvalidArgumentError("data holds no batch")
+
+
 def check_batches(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction) -> None:
-    """What the method's criterion needs of ``data`` and ``loss`` is there.
+    """What the method's criterion needs of ``data`` and ``loss`` is there: one batch goes through the loss and backward.
+
+    Where the scores are made of gradients, that batch is scored for good: scoring goes on with the second one.
+
+    Args:
+        pruner: The pruner.
+        data: Batches.
+        loss: Scalar loss of ``(model, batch)``.
 
     Raises:
         InvalidArgumentError: It is not; or see :func:`check_loss`.
@@ -49,11 +127,29 @@ def check_batches(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction
             f"data (=None) must be batches: the criterion of method {pruner.method.name!r} "
             f"({type(pruner.method.importance).__name__}) needs them"
         )
-    first = next(iter(data), None)
-    if first is None:
-        raise InvalidArgumentError("data holds no batch")
-    if pruner.needs_gradients:
+    first = _first(data)
+    if not pruner.needs_gradients:
+        return
+    if isinstance(pruner.schedule, SoftMasks):  # their gradients are those of the training
         check_loss(pruner.model, first, loss)
+    else:
+        pruner.scorer.begin(pruner.cut_to, data, loss)
+
+
+def check_inputs(model: nn.Module, batch: Any) -> None:
+    """Recovery runs the model on the inputs of ``batch``; a few of them go through it.
+
+    Raises:
+        InvalidArgumentError: The model does not run on them.
+    """
+    from latprune.program.module import ProgramModule
+
+    inputs = inputs_of(batch)
+    if sliceable(inputs) and not (isinstance(model, ProgramModule) and model.only_batch is not None):
+        inputs = sliced(inputs, 0, _IMAGES)
+    with preserved_modes(model), torch.no_grad(), calling("the model on the inputs of data (for recovery; recover=False goes without)"):
+        model.eval()
+        forward(model, inputs)
 
 
 def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:
@@ -65,24 +161,14 @@ def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad and (p.is_floating_point() or p.is_complex())]
     if not parameters:
         raise InvalidArgumentError("no parameter of the model requires a gradient, and the method's scores are made of gradients")
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.enable_grad():
+    with preserved_modes(model), torch.enable_grad():
+        model.eval()
+        with calling(named(loss, "(model, batch)"), batch=0, given=batch):
             value = loss(model, batch)
-            if not isinstance(value, torch.Tensor) or value.numel() != 1:
-                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-                raise InvalidArgumentError(f"loss(model, batch) gave {shape} for the first batch of data; it must be a scalar tensor")
-            if not math.isfinite(float(value.detach())):
-                raise InvalidArgumentError(f"loss(model, batch) is {float(value.detach())} for the first batch of data; it must be finite")
-            found = torch.autograd.grad(value, parameters, allow_unused=True)
-    except LatpruneError:
-        raise
-    except Exception as error:
-        raise InvalidArgumentError(f"loss(model, batch) fails on the first batch of data ({type(error).__name__}: {error})") from error
-    finally:
-        for module, training in modes:
-            module.training = training
+        value = check_loss_value(value, named(loss, "(model, batch)"), batch=0)
+        if not bool(torch.isfinite(value)):
+            raise InvalidArgumentError(f"loss(model, batch) is {value.item()} for the first batch of data; it must be finite")
+        found = torch.autograd.grad(value, parameters, allow_unused=True)
     if all(gradient is None for gradient in found):
         raise InvalidArgumentError("loss(model, batch) depends on no parameter of the model for the first batch of data")
 
@@ -98,53 +184,44 @@ def check_evaluation(value: Any) -> float:
     return check_accuracy(value)
 
 
-def check_training_data(data: Iterable[Any] | None) -> None:
-    """Training needs data with a length.
-
-    Raises:
-        InvalidArgumentError: There is none, or it has none.
-    """
-    if data is None:
-        raise InvalidArgumentError("fit is a recipe, and there is no data= to train on; give the training batches")
-    if not isinstance(data, Sized):
-        raise InvalidArgumentError(
-            f"data (a {type(data).__name__}) has no len(), which training needs for its schedule; give a DataLoader or a list of batches"
-        )
-    if len(data) < 1:
-        raise InvalidArgumentError("data holds no batch")
-
-
 def check_solver(pruner: Pruner) -> None:
     """Let the method fill a small stand-in of its problem, and its solver take it: the same structure over few widths, counted.
 
     Raises:
         SolverNotApplicableError, MissingExtraError, InvalidArgumentError: As the solver has it, now rather than after the tables.
     """
-    search = pruner._search
-    if search.solver is not None:
-        solver_named(search.solver)
-    if not pruner.method.needs_tables:
-        return
-    graph = pruner.graph
+    search, graph = pruner._search, pruner.graph
     choices = {}
     for name, group in graph.groups.items():
         widths = np.linspace(group.min_width, group.columns, _WIDTHS).round().astype(int)
         choices[name] = tuple(sorted({int(width) for width in widths}))
+    if search.rules is not None:
+        search.rules.apply(choices, graph.groups)  # a glob that matches nothing, rules that leave no width
+    if not pruner.method.needs_tables:
+        return
     units = {name: np.ones(group.units) for name, group in graph.groups.items()}
+    parameters = Parameters(graph)
+    several = Limit(resource=parameters, value=parameters.value(graph.dense_widths()))
     context = StageContext(
         graph=graph,
         importance=Importance(units=units, shares={(name, ()): values for name, values in units.items()}),
         resource=MultiplyAdds(graph),
         choices=choices,
         widths=graph.dense_widths(),
+        limits=(several,) if len(pruner.limits.budgets) > 1 else (),
         solver=search.solver,
         time_limit=5.0,
         seed=search.seed,
     )
     try:
-        pruner.method.prepare(replace(context)).propose(0.8 * context.current)
-    except BudgetInfeasibleError:
+        found = pruner.method.prepare(context).propose(0.8 * context.current)
+    except (BudgetInfeasibleError, SolverLimitError):  # it took the problem, which is all that is asked
         return
+    if search.solver is not None and found.problem is None:
+        raise InvalidArgumentError(
+            f"solver (={search.solver!r}) has nothing to solve: method {pruner.method.name!r} makes no problem; leave solver out, or take "
+            "another method"
+        )
 
 
 def needs_batches(pruner: Pruner) -> bool:

@@ -39,3 +39,8 @@ class StageProposal:
     rounds: tuple[tuple[float, float, float], ...] = field(default_factory=tuple)
     note: str = ""
     context: StageContext | None = None
+
+    def __repr__(self) -> str:
+        """One line."""
+        measured = f", measured={self.trial.value:.6g}" if self.trial is not None else ""
+        return f"StageProposal(limit={self.limit:.6g}, predicted={self.predicted:.6g}{measured}, {self.proposal!r})"

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from latprune.importance import Importance, Readings
     from latprune.methods.base import MeasureAlone, Proposer
     from latprune.pruning.picked import PickedNetwork
+    from latprune.solve import Solver
 
 __all__ = ["ProposalSearch"]
 
@@ -51,7 +52,7 @@ class ProposalSearch:
         clock: Where seconds count.
         say: Takes a line of text as the work goes on.
         rules: The user's rules for the widths on offer.
-        solver: Solver's name; None leaves it to the method.
+        solver: The solver, by name or with its options; None leaves it to the method.
         time_limit: Seconds that one solve may take.
         seed: Seed of everything random.
         slack: Candidates are accepted within ``[1 - slack, 1]`` of the limit.
@@ -66,7 +67,7 @@ class ProposalSearch:
     clock: Clock
     say: Callable[[str], None]
     rules: WidthRules | None
-    solver: str | None
+    solver: str | Solver | None
     time_limit: float | None
     seed: int
     slack: float
@@ -97,6 +98,22 @@ class ProposalSearch:
         if self.limits.measured and measure:
             return self._by_the_clock(context, since, limit=limit, last=last)
         return self._counted(context, since, limit=limit)
+
+    def reading_of(
+        self,
+        importance: Importance | None,
+        readings: Readings | None,
+        since: Selection,
+        *,
+        limit: float,
+        picked: PickedNetwork | None = None,
+    ) -> Importance | None:
+        """The scores to go by: ``importance`` itself, or, of several readings, the picked network's or the one that diverges least."""
+        if readings is None:
+            return importance
+        if picked is not None:
+            return readings.importances.get(picked.reading or "", importance) if importance is not None else None
+        return self.best_reading(readings, since, limit=limit)
 
     def best_reading(self, readings: Readings, since: Selection, *, limit: float) -> Importance:
         """The scores whose network diverges least as a whole, among several readings of one measurement.

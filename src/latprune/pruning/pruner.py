@@ -3,54 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch import nn
 
-from latprune.copying import copied, laid_out_as
-from latprune.errors import InvalidArgumentError, LatpruneError
-from latprune.graph import ModelGraph, trace
-from latprune.graph.admission import check_derived_weights, check_kind, check_state
-from latprune.graph.folding import Fold, folded
-from latprune.graph.trace import FORMS
+from latprune.errors import LatpruneError
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
-from latprune.latency import LatencyTables, Measurement, Store, Target, get_engine
+from latprune.latency import LatencyTables, Measurement, Target
 from latprune.latency.tabulating.build import require_same_network
-from latprune.methods import Method, SoftMasks, get_method
+from latprune.methods import SoftMasks, get_method, get_schedule
+from latprune.pruning.agreement import agreed
 from latprune.pruning.budget import Budget
+from latprune.pruning.checking import check_cut, check_present, in_evaluation
 from latprune.pruning.clock import Clock
-from latprune.pruning.latency_source import LatencySource
+from latprune.pruning.latency_source import LatencySources
 from latprune.pruning.limits import Limits
+from latprune.pruning.options import Options, PruningOptions, check_together, with_options
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.proposing import ProposalSearch
 from latprune.pruning.scoring import Scorer
 from latprune.pruning.stage import StageReport
 from latprune.pruning.state import PrunerState
+from latprune.pruning.subject import admitted
 from latprune.pruning.trials import Trial, Trials
 from latprune.resources import TabulatedLatency
-from latprune.surgery import ArchitectureEdits, EqualityReport, TrainingMask, check_equal, masked, replay, widened
+from latprune.surgery import ArchitectureEdits, EqualityReport, TrainingMask, replay
 from latprune.surgery import prune as cut_model
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from latprune.latency import KernelPredictor
-    from latprune.methods.width_rules import WidthRules
+    from latprune.graph import ModelGraph
     from latprune.pruning.exploration import Exploration
-    from latprune.pruning.picked import PickedNetwork
     from latprune.pruning.result import Result
     from latprune.pruning.soft_training import MaskedTraining
     from latprune.recovery import RecoveryReport
     from latprune.recovery.contract import Recovery
 
 __all__ = ["Pruner", "StageReport"]
-
-Progress = Callable[[str], None]
 
 
 class Pruner:
@@ -66,30 +60,8 @@ class Pruner:
     Args:
         model: The model; it keeps its class, only smaller layers (and removed blocks) are put in place.
         example_inputs: A tensor, a tuple of positional or a mapping of keyword inputs.
-        budget: For instance ``"50%"``, ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``, ``0.5`` (a share of the latency), or
-            a list of several, all of which are met. With ``pick``: what it was picked by, by default.
-        pick: A network of an exploration, proposed in place of a search; its method must go to its budget in one pass.
-        target: Engine and conditions of all measurements, or an engine's name; those of ``tables`` by default.
-        method: A method's name or object.
-        keep: Modules or globs to leave whole.
-        blocks_keep: Blocks (module names or globs) that must stay.
-        min_widths: Group name or glob -> smallest width.
-        widths: Further rules for the widths on offer (multiples, largest widths, shares).
-        within: Path of a sub-module: only what lies inside it is pruned.
-        tables: Latency tables of this model on ``target``, measured earlier; None builds them.
-        predictor: A kernel predictor of ``target`` in place of tables; the last stage is measured all the same.
-        store: Where measurements are kept between runs; None uses the default store.
-        solver: Solver's name; None leaves it to the method.
-        time_limit: Seconds that one solve may take.
-        seed: Seed of everything random.
-        slack: The delivered network is accepted within ``[1 - slack, 1]`` of the budget.
-        measure_latency: False measures nothing. A budget on multiply-adds or parameters is counted all the same; one on latency takes the
-            word of ``tables``, for a device that is not at hand, and leaves room for their error.
-        progress: Called with one line of text as the work goes on.
-        form: ``"class"``: the model is pruned in place. ``"program"``: a captured program of it is (:func:`latprune.capture`), which is
-            :attr:`model` then; the model itself stays as it is.
-        fold: Weights that are computed of others (weight norm, spectral norm, masks) are made plain ones in a copy, which is pruned and is
-            :attr:`model` then; the model itself stays as it is.
+        **options: :class:`~latprune.pruning.options.Options`, such as ``budget``, ``target``, ``method``, ``keep``. With ``form="program"``
+            or folded weights :attr:`model` is a program or copy, and the model given stays as it is.
 
     Example:
         >>> pruner = Pruner(model, x, budget="50%", method="sp_lamp")  # doctest: +SKIP
@@ -99,176 +71,81 @@ class Pruner:
         >>> pruner.result().save("pruned")  # doctest: +SKIP
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_inputs: Any,
-        *,
-        budget: str | float | Budget | Sequence[str | Budget] | None = None,
-        pick: PickedNetwork | None = None,
-        target: Target | str | None = None,
-        method: str | Method = "mdp",
-        keep: Iterable[str] = (),
-        blocks_keep: Iterable[str] = (),
-        min_widths: Mapping[str, int] | None = None,
-        widths: WidthRules | None = None,
-        within: str | None = None,
-        tables: LatencyTables | None = None,
-        predictor: KernelPredictor | None = None,
-        store: Store | None = None,
-        solver: str | None = None,
-        time_limit: float | None = 60.0,
-        seed: int = 0,
-        slack: float = 0.03,
-        measure_latency: bool = True,
-        progress: Progress | None = None,
-        form: str = "class",
-        fold: bool = False,
-    ) -> None:
-        asked = budget if budget is not None else pick.budget if pick is not None else None
-        if asked is None:
-            raise InvalidArgumentError("budget (=None) must be given, for instance '50%', or a network to take as pick=")
-        budgets = Budget.parse_all(asked)
-        self.target = Target.of(target) if target is not None else tables.target if tables is not None else Target()
-        self.method = get_method(method)
-        self.schedule = self.method.schedule
-        if pick is not None and (self.schedule.count != 1 or isinstance(self.schedule, SoftMasks)):
-            raise InvalidArgumentError(
-                f"pick is cut in one pass, and method {self.method.name!r} has {self.schedule.count} stages or masks; use stages=1, or mdp"
-            )
-        self.picked = pick
+    @with_options(PruningOptions)
+    def __init__(self, model: nn.Module, example_inputs: Any, **options: Unpack[PruningOptions]) -> None:
+        self.options = given = Options(**options)
+        """What was asked for."""
+        budgets = given.budgets
+        tables = given.tables
+        self.target = Target.of(given.target) if given.target is not None else tables.target if tables is not None else Target()
+        self.method = get_method(given.method)
+        self.schedule = get_schedule(given.schedule) if given.schedule is not None else self.method.schedule
+        self.picked = given.pick
         """The network of an exploration that is proposed; None searches for one."""
-        if tables is None and not measure_latency and budgets[0].resource == "latency":
-            raise InvalidArgumentError(
-                f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
-            )
-        check_kind(model)
-        check_state(model)
-        keep, blocks_keep = tuple(keep), tuple(blocks_keep)
-        dense = model
-        self.folds: tuple[Fold, ...] = ()
-        """Weights that were made plain ones."""
-        if fold:
-            model, self.folds = folded(model, example_inputs)
-        check_derived_weights(model, keep)
-        self.model = self._in_form(model if self.folds else dense, example_inputs, form)
-        self.example_inputs = example_inputs
-        self.seed = seed
+        check_together(given, method=self.method, schedule=self.schedule, target=self.target)
         self.clock = Clock()
+        subject = admitted(model, example_inputs, given, self.clock)
+        self.model, self.graph, self.dense_model = subject.model, subject.graph, subject.dense
+        self.folds = subject.folds
+        """Weights that were made plain ones."""
+        self.dense_tensors = subject.tensors
+        self.example_inputs = example_inputs
+        self.seed = given.seed
         self.reports: list[StageReport] = []
         self.edits: list[ArchitectureEdits] = []
         self.selection = Selection(kept={})
         """What the network is now, cut or masked: units and blocks of the dense one."""
         self.cut_to = Selection(kept={})
         """What the model was cut to, of the dense network."""
-        self._progress = progress or (lambda text: None)
-        self._stages_done = 0
-        self._masks: TrainingMask | None = None
         self.recovery: RecoveryReport | None = None
         """What the last recovery did."""
         self.fresh: Trial | None = None
         """Fresh measurement of the network that was cut last, where the search made one."""
-        _check_finite(model)
-        for entry in budgets[1:]:
-            if entry.engine is not None:
-                get_engine(entry.engine)
-        if measure_latency or budgets[0].resource != "latency":
-            get_engine(self.target.engine)  # a missing engine is told before anything is computed
-        with self.clock.timed("trace"):
-            self.graph = trace(
-                self.model, example_inputs, keep=keep, blocks_keep=blocks_keep, min_widths=dict(min_widths or {}) or None, within=within
-            )
-        if not self.graph.groups and not any(block.removable for block in self.graph.blocks.values()):
-            raise InvalidArgumentError(f"nothing in this model can be pruned{_reasons(self.graph)}; `latprune inspect` lists each layer's")
+        self._progress = given.progress or (lambda text: None)
+        self._stages_done = 0
+        self._masks: TrainingMask | None = None
         if tables is not None:
-            require_same_network(tables, self.graph, example_inputs, self.target, kept=bool(keep))
+            require_same_network(tables, self.graph, example_inputs, self.target, kept=bool(given.keep))
             TabulatedLatency(self.graph, tables)  # a layer without an entry is told before anything is measured
-        stated = dense if self.folds and form == "class" else self.model
-        self.dense_tensors = {name: tuple(value.shape) for name, value in stated.state_dict().items()}
-        if pick is not None:
-            pick.check(self.graph, self.dense_tensors)
-        self.dense_model = copied(self.model).eval()
+        if given.pick is not None:
+            given.pick.check(self.graph, self.dense_tensors)
         self.scorer = Scorer(self.model, self.graph, self.method.importance)
-        self._latency = LatencySource(
+        self._latency = LatencySources(
             self.dense_model,
             self.graph,
             example_inputs,
             self.target,
             given=tables,
-            predictor=predictor,
-            store=store,
-            seed=seed,
+            predictor=given.predictor,
+            store=given.store,
+            seed=given.seed,
             say=self._progress,
             clock=self.clock,
         )
-        self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=seed)
-        self._other_engines: dict[str, LatencySource] = {}
-        self._store = store
-        self.limits = Limits(
-            budgets, self.graph, self.target, self._latency, self._on_engine, self._trials, self.clock, measures=measure_latency
-        )
-        self.settings = {
-            "method": self.method.name,
-            "options": self.method.options(),
-            "budget": [entry.to_dict() for entry in budgets],
-            "target": self.target.to_dict(),
-            "keep": sorted(keep),
-            "blocks_keep": sorted(blocks_keep),
-            "min_widths": dict(sorted((min_widths or {}).items())),
-            "widths": widths.to_dict() if widths is not None else None,
-            "within": within,
-            "predictor": predictor is not None,
-            "solver": solver,
-            "seed": seed,
-            "slack": slack,
-            "measure_latency": measure_latency,
-            "form": form,
-            **({"fold": True} if self.folds else {}),
-        }
+        self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
+        self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
+        self.settings = given.settings(method=self.method, target=self.target, folded=bool(self.folds))
         """All that decides which network comes out; a saved state is resumed only under the same."""
-        if pick is not None:
-            self.settings["pick"] = pick.to_dict()
         self._search = ProposalSearch(
             graph=self.graph,
             dense_model=self.dense_model,
             method=self.method,
             limits=self.limits,
-            latency=self._latency,
+            latency=self._latency.own,
             trial=self.trial,
             clock=self.clock,
             say=self._progress,
-            rules=widths,
-            solver=solver,
-            time_limit=time_limit,
-            seed=seed,
-            slack=slack,
+            rules=given.widths,
+            solver=given.solver,
+            time_limit=given.time_limit,
+            seed=given.seed,
+            slack=given.slack,
         )
 
-    def _on_engine(self, engine: str) -> LatencySource:
-        """Where tables of another engine, under the target's conditions, come from."""
-        if engine not in self._other_engines:
-            self._other_engines[engine] = LatencySource(
-                self.dense_model,
-                self.graph,
-                self.example_inputs,
-                replace(self.target, engine=engine),
-                given=None,
-                store=self._store,
-                seed=self.seed,
-                say=self._progress,
-                clock=self.clock,
-            )
-        return self._other_engines[engine]
-
-    @staticmethod
-    def _in_form(model: nn.Module, example_inputs: Any, form: str) -> nn.Module:
-        if form not in FORMS:
-            raise InvalidArgumentError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
-        if form == "class":
-            return model
-        from latprune.program import capture
-
-        return capture(model, example_inputs)
+    def __repr__(self) -> str:
+        """One line: what is pruned, how, and where it stands."""
+        budgets = " and ".join(entry.text for entry in self.limits.budgets)
+        return f"Pruner({type(self.model).__name__}, {self.method.name}, budget {budgets}, stage {self.stage} of {self.stages})"
 
     # -- where it stands -----------------------------------------------------------------------------------------------------------------
 
@@ -323,12 +200,12 @@ class Pruner:
 
     def tables(self) -> LatencyTables:
         """Latency tables of the dense network; built at first use."""
-        return self._latency.tables()
+        return self._latency.own.tables()
 
     @property
     def tables_used(self) -> LatencyTables | None:
         """The latency tables as far as they were needed so far."""
-        return self._latency.known
+        return self._latency.own.known
 
     # -- the verbs -----------------------------------------------------------------------------------------------------------------------
 
@@ -369,28 +246,35 @@ class Pruner:
         stage = min(self._stages_done + 1, self.schedule.count)
         dense = self.limits.dense
         wanted = limit if limit is not None else self.schedule.limit(stage=stage, dense=dense, limit=self.limit)
-        returns = isinstance(self.schedule, SoftMasks)
-        since = self.cut_to if returns else self.selection
+        since = self.cut_to if isinstance(self.schedule, SoftMasks) else self.selection
         self._progress(f"stage {stage} of {self.schedule.count}: scoring")
-        # What may come back is scored with its own weights; under masks that stay, what is masked counts as gone.
+        with self._scoring():
+            importance = self.scorer.importance(self.cut_to, data, loss, batches)
+
+        def find() -> StageProposal:
+            picked = self.picked if not self.edits else None
+            with self._scoring():
+                chosen = self._search.reading_of(importance, self.scorer.readings, since, limit=wanted, picked=picked)
+            if picked is not None:
+                return self._search.picked(chosen, picked, limit=wanted)
+            return self._search.find(
+                chosen,
+                since,
+                limit=wanted,
+                measure=self.schedule.measured(stage) if measure is None else measure,
+                last=stage == self.schedule.count or limit is not None,
+                measure_alone=partial(self._latency.own.alone, since),
+            )
+
+        return agreed(find)
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """What may come back is scored with its own weights; under masks that stay, what is masked counts as gone."""
+        returns = isinstance(self.schedule, SoftMasks)
         shown = self._masks.dense_values() if returns and self._masks is not None else nullcontext()
         with self.evaluating(), shown, self.clock.timed("score"):
-            importance = self.scorer.importance(self.cut_to, data, loss, batches)
-            picked = self.picked if not self.edits else None
-            if picked is not None and self.scorer.readings is not None:
-                importance = self.scorer.readings.importances.get(picked.reading or "", importance)
-            elif self.scorer.readings is not None:
-                importance = self._search.best_reading(self.scorer.readings, since, limit=wanted)
-        if picked is not None:
-            return self._search.picked(importance, picked, limit=wanted)
-        return self._search.find(
-            importance,
-            since,
-            limit=wanted,
-            measure=self.schedule.measured(stage) if measure is None else measure,
-            last=stage == self.schedule.count or limit is not None,
-            measure_alone=partial(self._latency.alone, since),
-        )
+            yield
 
     def mask(self, proposal: StageProposal | Selection | None) -> None:
         """Train and run as if what ``proposal`` leaves out were gone; None takes the mask off, and what was masked is back.
@@ -449,7 +333,7 @@ class Pruner:
             if self._masks is not None:
                 self._masks.close()
                 self._masks = None
-            equality = self._check(selection) if check else None
+            equality = check_cut(self, selection) if check else None
             with self.clock.timed("surgery"):
                 self.edits.append(cut_model(self.model, self.graph, selection, since=self.cut_to, optimizers=optimizers, averages=averages))
         self.selection = self.cut_to = selection
@@ -539,40 +423,15 @@ class Pruner:
                 progress=self._progress,
             )
             with self.evaluating():
-                check_equal(self.model, masked(self._now(), self.graph, self.cut_to), self.example_inputs, seed=self.seed)
+                check_present(self)
         # Its weights are others now, so what was gathered of the ones before says nothing of them.
         self.scorer.reset()
         self.recovery = report
         return report
 
-    # -- checking ------------------------------------------------------------------------------------------------------------------------
-
-    def _check(self, selection: Selection) -> EqualityReport:
-        """Cut a copy and compare it with the masked network before the user's model is touched."""
-        with self.clock.timed("check"):
-            trial = copied(self.model)
-            cut_model(trial, self.graph, selection, since=self.cut_to)
-            hidden = masked(self._now(), self.graph, selection)
-            return check_equal(trial, hidden, self.example_inputs, seed=self.seed)
-
-    def _now(self) -> nn.Module:
-        """The dense network with the weights that the model has now."""
-        if not self.cut_to.kept and not self.cut_to.removed_blocks:
-            return laid_out_as(self.model, self.dense_model)
-        return widened(self.dense_model, self.model, self.graph, self.cut_to)
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """The model in evaluation mode for the while; then each module gets its own mode back (a norm that stays in ``eval``)."""
-        modes = {module: module.training for module in self.model.modules()}
-        training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(training)  # what a cut put in has the model's mode
-            for module in self.model.modules():
-                module.training = modes.get(module, module.training)
+        return in_evaluation(self.model)
 
     def masked_training(self, *, steps: int, optimizers: Optimizer | tuple[Optimizer, ...], memory: float = 0.9) -> MaskedTraining:
         """Drive this pruner's soft masks through a training run; see :class:`~latprune.pruning.soft_training.MaskedTraining`."""
@@ -587,22 +446,10 @@ class Pruner:
         with self.clock.timed("final measurement" if fresh else "measure candidates"):
             return self._trials.trial(network, fresh=fresh, window=window)
 
-    def measured_elsewhere(self) -> list[tuple[Budget, Trial]]:
-        """For each budget on another engine's latency a fresh measurement of the network there, beside the dense one."""
-        found = []
-        for budget in self.limits.budgets[1:]:
-            if budget.engine is not None and self.measure_latency:
-                target = replace(self.target, engine=budget.engine)
-                trials = Trials(self.dense_model, self.example_inputs, target=target, budget=budget, seed=self.seed)
-                with self.clock.timed("final measurement"):
-                    found.append((budget, trials.final(self.model, limit=budget.limit(dense=trials.dense_latency(), batch=target.batch))))
-                trials.close()
-        return found
-
     def final_measurement(self) -> tuple[Measurement, Measurement]:
         """Measure dense and pruned network afresh, both converted and compiled anew: ``(dense, pruned)``."""
         with self.clock.timed("final measurement"):
-            trial = self._trials.final(self.model, limit=self.limit if self.budget.resource == "latency" else None)
+            trial = self._trials.final(self.model, limit=self.limit if self.budget.on_latency else None)
         return trial.dense, trial.pruned
 
     def result(self, **options: Any) -> Result:
@@ -637,8 +484,7 @@ class Pruner:
     def close(self) -> None:
         """Free the engine's copy of the dense network, and close the store that was opened here."""
         self._trials.close()
-        for source in (self._latency, *self._other_engines.values()):
-            source.close()
+        self._latency.close()
 
     # -- state ---------------------------------------------------------------------------------------------------------------------------
 
@@ -674,19 +520,3 @@ def widths_of(graph: ModelGraph, selection: Selection) -> dict[str, int]:
     """Group -> width that a selection leaves."""
     dense = graph.dense_widths()
     return {**dense, **{name: kept.size // graph.groups[name].rows for name, kept in selection.kept.items()}}
-
-
-def _reasons(graph: ModelGraph) -> str:
-    """What keeps most of a model whole, in words."""
-    parameters: dict[str, int] = {}
-    for kept in graph.kept_whole:
-        parameters[kept.reason] = parameters.get(kept.reason, 0) + kept.parameters
-    most = sorted(parameters, key=lambda reason: -parameters[reason])[:3]
-    return f" ({'; '.join(most)})" if most else ""
-
-
-def _check_finite(model: nn.Module) -> None:
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
-            count = int((~torch.isfinite(value)).sum())
-            raise InvalidArgumentError(f"tensor {name!r} holds {count} NaN or infinite values; load sound weights before pruning")

@@ -68,7 +68,7 @@ def build_record(
     dense, widths = pruner.graph, pruner.widths
     last = pruner.reports[-1] if pruner.reports else None
     removed = tuple(block for block in dense.blocks if block in pruner.selection.removed_blocks)
-    latency = pruner.budget.resource == "latency"
+    latency = pruner.budget.on_latency
     groups = _groups(dense, widths, removed)
     # Tables are shown where the run has used some; none are built, or read, for the sake of a picture.
     tables = pruner.tables_used if latency else None

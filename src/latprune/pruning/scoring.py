@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +14,23 @@ from torch import Tensor, nn
 from latprune.graph.types import Selection
 from latprune.importance import GradientAccumulator, Importance, LossFunction, Readings, accumulator_for, read
 from latprune.importance import score as score_importance
+from latprune.importance.gradients import accumulate
 from latprune.surgery import present
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
 __all__ = ["Scorer", "only_present"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Begun:
+    """Scores that have seen the first batch of their data."""
+
+    data: Iterable[Any]
+    loss: LossFunction
+    accumulator: GradientAccumulator
+    versions: list[int]
 
 
 class Scorer:
@@ -35,6 +47,7 @@ class Scorer:
         self._graph = graph
         self._config = config
         self._accumulator: GradientAccumulator | None = None
+        self._begun: _Begun | None = None
         self.readings: Readings | None = None
         """Where the last scores are one of several readings: all of them, with their judge."""
 
@@ -43,6 +56,29 @@ class Scorer:
         if self._accumulator is None:
             self._accumulator = accumulator_for(self._model, present(self._graph, cut_to), self._config)
         self._accumulator.update()
+
+    def begin(self, cut_to: Selection, data: Iterable[Any], loss: LossFunction) -> None:
+        """Score the first batch of ``data`` already; :meth:`importance` of the same data and loss goes on with the second one.
+
+        Raises:
+            InvalidArgumentError: The loss fails on it, is no finite scalar, or reaches no parameter that is scored.
+        """
+        accumulator = accumulator_for(self._model, present(self._graph, cut_to), self._config)
+        accumulate(accumulator, itertools.islice(data, 1), loss, batches=None)
+        self._begun = _Begun(data=data, loss=loss, accumulator=accumulator, versions=self._versions())
+
+    def _versions(self) -> list[int]:
+        """How often each tensor of the model was written to."""
+        return [value._version for value in (*self._model.parameters(), *self._model.buffers())]
+
+    def _continued(self, data: Iterable[Any] | None, loss: LossFunction, batches: int | None) -> Importance | None:
+        """Scores that go on from :meth:`begin`; None where it was of something else, or the model has changed since."""
+        begun, self._begun = self._begun, None
+        if begun is None or begun.data is not data or begun.loss is not loss or begun.versions != self._versions():
+            return None
+        own = getattr(self._config, "batches", None)
+        most = min((count for count in (batches, own) if count is not None), default=None)
+        return accumulate(begun.accumulator, itertools.islice(begun.data, 1, most), loss, batches=None)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was gathered so far, as tensors; empty where nothing was."""
@@ -66,7 +102,7 @@ class Scorer:
 
     def reset(self) -> None:
         """Forget what was gathered: the model's tensors are others now, or a new stage begins."""
-        self._accumulator = None
+        self._accumulator = self._begun = None
 
     @property
     def gathered(self) -> bool:
@@ -89,6 +125,9 @@ class Scorer:
         if self._accumulator is not None:
             self._accumulator.reduce()
             return self._accumulator.importance().over(seen.alive)
+        continued = self._continued(data, loss, batches)
+        if continued is not None:
+            return continued.over(seen.alive)
         taken = itertools.islice(iter(data), batches) if data is not None else None
         self.readings = read(self._model, seen, self._config, taken, loss=loss)
         if self.readings is not None:

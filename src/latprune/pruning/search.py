@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from latprune.errors import BudgetInfeasibleError
+from latprune.export.verdict import Verdict, verdict
 from latprune.methods import Proposal, Proposer
 from latprune.pruning.correction import LimitSearch
 from latprune.pruning.trials import Trial
@@ -28,7 +29,7 @@ class Candidate:
         proposal: The network asked for.
         network: The copy.
         trial: The measurement that it was chosen by.
-        fresh: A later one, with both networks converted and compiled anew; its only say is to turn the candidate down.
+        fresh: A later one, with both networks converted and compiled anew; used only to reject the candidate.
         note: What the user should know of the choice.
     """
 
@@ -155,7 +156,11 @@ class CandidateSearch:
 
     def _is_under(self, trial: Trial) -> bool:
         """Whether a measurement lies under the budget with its whole interval."""
-        return trial.value + trial.uncertainty <= self.limits.budget
+        return self._verdict(trial) == "under"
+
+    def _verdict(self, trial: Trial) -> Verdict:
+        """Where a measurement lies to the budget, by the rule that the final measurement and ``verify`` follow."""
+        return verdict(trial.value, trial.uncertainty, self.limits.budget)
 
     def _tried(self, limit: float, proposal: Proposal) -> Candidate:
         network = self._cut(proposal)
@@ -185,16 +190,16 @@ class CandidateSearch:
         return False
 
     def _closest(self) -> Candidate:
-        """The candidate closest under the budget that is still under it when measured afresh."""
-        for entry in sorted(self._sided(under=True), key=lambda entry: entry.trial.value, reverse=True):
-            network = self._cut(entry.proposal)
-            fresh = entry.trial if entry.fresh else self._measure(network, fresh=True, window=self.limits.window)
-            if fresh.value <= self.limits.budget:
-                note = (
-                    f"the delivered network lies at {fresh.value / self.limits.budget:.1%} of the budget: of {len(self._tries)} networks "
-                    "that were measured none lay closer below it"
-                )
-                return Candidate(proposal=entry.proposal, network=network, trial=entry.trial, fresh=fresh, note=note)
+        """The candidate closest under the budget that is still under it when measured afresh; where there is none, one that meets it."""
+        met = [entry for entry in self._tries.values() if self._verdict(entry.trial) != "over"]
+        for wanted in ("under", "close"):
+            for entry in sorted(met, key=lambda entry: entry.trial.value, reverse=wanted == "under"):
+                network = self._cut(entry.proposal)
+                fresh = entry.trial if entry.fresh else self._measure(network, fresh=True, window=self.limits.window)
+                self._tries[entry.proposal.key] = _Try(proposal=entry.proposal, trial=fresh, fresh=True)
+                if self._verdict(fresh) == wanted:
+                    return Candidate(proposal=entry.proposal, network=network, trial=entry.trial, fresh=fresh, note=self._note(fresh))
+            met = [entry for entry in self._tries.values() if self._verdict(entry.trial) != "over"]
         lowest = min(r.measured for r in self.limits.rounds)
         raise BudgetInfeasibleError(
             f"no candidate of {len(self._tries)} was measured under the limit of {self.limits.budget:.4g} ms; the lowest was "
@@ -203,6 +208,15 @@ class CandidateSearch:
             floor={"latency": lowest},
         )
 
+    def _note(self, fresh: Trial) -> str:
+        """What the user should know of the closest candidate."""
+        share = (
+            f"the delivered network lies at {fresh.value / self.limits.budget:.1%} of the budget: of {len(self._tries)} networks that were"
+        )
+        if self._verdict(fresh) == "close":
+            return f"{share} measured none lay clearly under it, and this one does within what two measurements differ by"
+        return f"{share} measured none lay closer below it"
+
     def _smallest(self, error: BudgetInfeasibleError) -> Candidate:
         """The smallest network that the constraints allow, if it measures under the budget; else the error, with its latency measured."""
         floor = error.floor.get("latency")
@@ -210,8 +224,9 @@ class CandidateSearch:
             raise error
         proposal = self.proposer.propose(floor + 1e-6 * abs(floor))
         candidate = self._tried(floor, proposal)
-        value = candidate.trial.value
-        if value <= self.limits.budget:
+        value, found = candidate.trial.value, self._verdict(candidate.trial)
+        if found != "over":
+            candidate.note = self._note(candidate.trial) if found == "close" else ""
             return candidate
         raise BudgetInfeasibleError(
             f"budget {self._asked!r} ({self.limits.budget:.4g} ms) cannot be met: the smallest network that the constraints allow was "

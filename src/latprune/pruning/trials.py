@@ -118,7 +118,7 @@ class Trials:
     @property
     def _relative(self) -> bool:
         """Whether the budget is a share of the dense network's latency."""
-        return self._budget.resource == "latency" and self._budget.unit == "%"
+        return self._budget.on_latency and self._budget.unit == "%"
 
     def _counted(self, m: Measurement, dense_ms: float) -> tuple[float, float]:
         """Value and half-width of its interval."""

@@ -69,7 +69,7 @@ def verify(
 
 def _met(record: ResultRecord, found: Measurement, tolerance: float) -> bool:
     budget = record.budget
-    if budget.resource != "latency":
+    if not budget.on_latency:
         share = record.budget_share
         return share is not None and verdict(share, 0.0, 1.0) != "over"
     if budget.unit == "%" and found.ratio is not None and found.ratio_low is not None and found.ratio_high is not None:

@@ -1,6 +1,6 @@
 """Accuracy after the cut without training: unlabelled images, least squares, one strategy per file."""
 
-from latprune.recovery.contract import Recovery, Situation, get_strategy, register_strategy, strategies
+from latprune.recovery.contract import Recovery, Situation, get_strategy, register_strategy, strategies, strategy_type
 from latprune.recovery.criterion import ReconstructionConfig
 from latprune.recovery.distil import Distil
 from latprune.recovery.elimination import reconstruction_ranking
@@ -34,4 +34,5 @@ __all__ = [
     "reselected",
     "selection_of_edits",
     "strategies",
+    "strategy_type",
 ]

@@ -12,8 +12,9 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
 from latprune.recovery.report import LayerRecovery
+from latprune.registry import Registry
 
-__all__ = ["Progress", "Recovery", "Situation", "get_strategy", "register_strategy", "strategies"]
+__all__ = ["Progress", "Recovery", "Situation", "get_strategy", "register_strategy", "strategies", "strategy_type"]
 
 Progress = Callable[[str], None]
 
@@ -68,28 +69,52 @@ class Recovery(ABC):
         return {}
 
 
-_STRATEGIES: dict[str, type[Recovery]] = {}
+_STRATEGIES = Registry[type[Recovery]](
+    "strategy",
+    group="latprune.recovery",
+    hint="give a Recovery object, or add a strategy with latprune.recovery.register_strategy",
+)
+"""Strategies by name."""
 
 
 def register_strategy(cls: type[Recovery]) -> type[Recovery]:
-    """Make a strategy known under its name (a class decorator)."""
-    _STRATEGIES[cls.name] = cls
-    return cls
+    """Make a strategy known under its name (a class decorator).
+
+    Another package names its strategy in the group of entry points ``latprune.recovery``.
+
+    Raises:
+        InvalidArgumentError: Another strategy has the name.
+    """
+    return _STRATEGIES.register(cls.name, cls)
 
 
 def strategies() -> tuple[str, ...]:
     """Names of all strategies."""
-    return tuple(sorted(_STRATEGIES))
+    return _STRATEGIES.names()
 
 
-def get_strategy(strategy: str | Recovery) -> Recovery:
-    """A strategy by its name, with its default options; an object is handed on.
+def strategy_type(name: str) -> type[Recovery]:
+    """The class of the strategy called ``name``.
 
     Raises:
-        InvalidArgumentError: No strategy has this name.
+        InvalidArgumentError: No such strategy.
+    """
+    return _STRATEGIES.get(name)
+
+
+def get_strategy(strategy: str | Recovery, **options: Any) -> Recovery:
+    """A strategy by its name, with its default options where none are given; an object is handed on.
+
+    Raises:
+        InvalidArgumentError: No strategy has this name, or an option that it does not have.
     """
     if isinstance(strategy, Recovery):
+        if options:
+            raise InvalidArgumentError(f"options {sorted(options)} cannot be combined with a strategy object; set them on {strategy!r}")
         return strategy
-    if strategy not in _STRATEGIES:
-        raise InvalidArgumentError(f"strategy (={strategy!r}) must be one of {', '.join(strategies())}, or a Recovery")
-    return _STRATEGIES[strategy]()
+    if not isinstance(strategy, str):
+        raise InvalidArgumentError(f"strategy (={strategy!r}) must be a strategy's name, or a Recovery")
+    try:
+        return strategy_type(strategy)(**options)
+    except TypeError as error:
+        raise InvalidArgumentError(f"strategy {strategy!r}: {error}") from error

@@ -227,20 +227,28 @@ def compute_verdict(record: ResultRecord) -> Verdict:
     share, limit = record.budget_share, record.budget.limit
     if share is None or limit is None:
         text = f"Budget {record.budget.text}: not measured"
-        if record.budget.resource == "latency" and limit is not None and record.predicted_ms is not None:
+        if record.budget.on_latency and limit is not None and record.predicted_ms is not None:
             text += f"; {fmt.milliseconds(record.predicted_ms)} predicted, {fmt.milliseconds(limit)} allowed"
         return Verdict(outcome="unknown", share=None, text=text)
     outcome: Literal["met", "over"] = "over" if record.verdict == "over" else "met"
     latency = record.pruned.latency
-    if record.budget.resource == "latency" and record.budget.unit == "%" and latency is not None and latency.ratio is not None:
+    if record.budget.on_latency and record.budget.unit == "%" and latency is not None and latency.ratio is not None:
         found, asked = f"{fmt.percent(latency.ratio)} of the dense latency", f"{record.budget.value:g} %"
     else:
         found, asked = _amount(record, share * limit), _amount(record, limit)
-    heading, side = "Budget met" if outcome == "met" else "Over budget", "below" if share <= 1.0 else "above"
-    text = f"{heading}: {found}, {fmt.percent(abs(1.0 - share))} {side} the {asked} asked for"
-    if outcome == "met" and share > 1.0:
+    heading = "Budget met" if outcome == "met" else "Over budget"
+    text = f"{heading}: {found}, {_beside(share)} the {asked} asked for"
+    if share > 1.0 and record.verdicts[record.budget.text] == "close":
         text += " (within what two measurements of one network differ by)"
+    for other in record.further_budgets:
+        if other.share is not None:
+            text += f"; on {other.engine} {_beside(other.share)} {other.text}"
     return Verdict(outcome=outcome, share=share, text=text)
+
+
+def _beside(share: float) -> str:
+    """How far below or above its limit a value lies."""
+    return f"{fmt.percent(abs(1.0 - share))} {'below' if share <= 1.0 else 'above'}"
 
 
 def _amount(record: ResultRecord, value: float) -> str:
@@ -356,7 +364,7 @@ def compute_latency(record: ResultRecord) -> LatencyBars | None:
         return None
     # Limit and prediction are brought to the speed that the machine had in the final measurement.
     speed = record.dense.latency.ms / _dense_in_search(record, record.dense.latency)
-    limit = record.budget.limit if record.budget.resource == "latency" else None
+    limit = record.budget.limit if record.budget.on_latency else None
     return LatencyBars(
         dense=record.dense.latency,
         pruned=record.pruned.latency,
@@ -368,7 +376,7 @@ def compute_latency(record: ResultRecord) -> LatencyBars | None:
 def _dense_in_search(record: ResultRecord, final: LatencyRecord) -> float:
     """Milliseconds of the dense network at the speed of the search, which a percentage was taken of; a time is judged by the clock."""
     budget = record.budget
-    if budget.resource == "latency" and budget.unit == "%" and budget.limit is not None:
+    if budget.on_latency and budget.unit == "%" and budget.limit is not None:
         return budget.limit * 100.0 / budget.value
     return final.ms
 

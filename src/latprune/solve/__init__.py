@@ -1,6 +1,6 @@
 """Solvers for :class:`latprune.problem.Problem`: one per file, one vocabulary of results."""
 
-from latprune.solve.base import Control, SolveInterrupted, Solver, SolverError, register, solver_named, solver_names
+from latprune.solve.base import Control, SolveInterrupted, Solver, SolverError, register, solver_named, solver_names, solver_options
 from latprune.solve.exact import Exact
 from latprune.solve.front import require_answer, solve
 from latprune.solve.frontier import Frontier, FrontierInterrupted, FrontierPoint, hull, solve_frontier
@@ -39,4 +39,5 @@ __all__ = [
     "solve_frontier",
     "solver_named",
     "solver_names",
+    "solver_options",
 ]

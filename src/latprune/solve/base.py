@@ -6,7 +6,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from latprune.problem.types import IntArray
 from latprune.registry import Registry
 from latprune.solve.canonical import canonical
 
-__all__ = ["Control", "SolveInterrupted", "Solver", "SolverError", "answer", "register", "solver_names", "solver_named"]
+__all__ = ["Control", "SolveInterrupted", "Solver", "SolverError", "answer", "register", "solver_named", "solver_names", "solver_options"]
 
 
 class SolverError(LatpruneError):
@@ -111,9 +111,28 @@ def solver_names() -> tuple[str, ...]:
     return SOLVERS.names()
 
 
-def solver_named(name: str) -> Solver:
-    """The solver of that name with its default options."""
-    return SOLVERS.get(name)()
+def solver_named(name: str, **options: Any) -> Solver:
+    """The solver of that name, with its default options where none are given.
+
+    Raises:
+        InvalidArgumentError: No such solver, or an option that it does not have.
+
+    Example:
+        >>> from latprune.solve import solver_named
+        >>> solver_named("group-knapsack", units=20_000)
+        GroupKnapsack(units=20000)
+    """
+    kind = SOLVERS.get(name)
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise InvalidArgumentError(f"solver {name!r}: {error}") from error
+
+
+def solver_options(solver: Solver) -> dict[str, Any]:
+    """A solver's name and options as a JSON object."""
+    names = getattr(solver, "__dataclass_fields__", {})  # another package's solver need not be a dataclass
+    return {"name": solver.name, **{name: getattr(solver, name) for name in names}}
 
 
 def answer(

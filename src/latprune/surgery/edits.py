@@ -234,6 +234,11 @@ class ArchitectureEdits:
 
     steps: tuple[EditStep, ...] = field(default=())
 
+    def __repr__(self) -> str:
+        """One line; indices are not shown."""
+        tensors = sum(len(step.tensors) for step in self.steps)
+        return f"ArchitectureEdits({len(self.steps)} steps, {tensors} tensors cut)"
+
     def then(self, later: ArchitectureEdits) -> ArchitectureEdits:
         """These edits followed by ``later`` (a staged method cuts several times)."""
         return ArchitectureEdits(steps=self.steps + later.steps)

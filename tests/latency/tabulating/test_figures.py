@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Piece
 from latprune.latency import LatencyTables, NetworkSample, Residual, TableStats, design_points
 from latprune.latency.cache_effect import CacheEffect
-from latprune.latency.tabulating import figures
-from latprune.latency.tabulating.figures import (
-    compute_pair_map,
-    compute_prediction_scatter,
-    compute_staircase,
-    plot_pair_map,
-    plot_prediction_scatter,
-    plot_staircase,
-)
+from latprune.latency.tabulating.figures import compute_pair_map, compute_staircase
 from latprune.latency.tabulating.fitting import fit_tables
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, OVERHEAD, WIDTHS, MadeUpMachine
 
@@ -42,7 +33,7 @@ def tables() -> LatencyTables:
     return fitted(samples(64, 0))
 
 
-def test_staircase(tables: LatencyTables, tmp_path: Path) -> None:
+def test_staircase(tables: LatencyTables) -> None:
     data = compute_staircase(tables, "a.1", -1, samples(64, 0))
     assert data.axis == 1 and data.sizes.tolist() == list(range(1, 97))
     assert data.offered.tolist() == tables.choices("a")
@@ -51,10 +42,6 @@ def test_staircase(tables: LatencyTables, tmp_path: Path) -> None:
     inside = abs(data.ms[16:31] / data.ms[31] - 1).max()
     between = data.ms[32] / data.ms[31] - 1
     assert inside < between
-    for suffix in ("png", "svg", "PNG"):
-        assert plot_staircase(data, tmp_path / f"s.{suffix}").stat().st_size > 1000
-    with pytest.raises(InvalidArgumentError, match="png or .svg"):
-        plot_staircase(data, tmp_path / "s.gif")
     with pytest.raises(InvalidArgumentError, match="axis"):
         compute_staircase(tables, "a.1", 2)
     with pytest.raises(InvalidArgumentError, match="no table"):
@@ -101,48 +88,10 @@ def test_offered_sizes_are_those_of_the_widths_on_offer_and_not_every_size(table
     assert found == sorted(streams | {4 * WIDTHS["stream"] + width for width in wide.choices("a")})
 
 
-def test_all_samples_lie_inside_the_picture(tables: LatencyTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = dataclasses.replace(compute_staircase(tables, "a.1"), sample_sizes=np.asarray([48]), sample_ms=np.asarray([0.2]))
-    drawn: list[Any] = []
-    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
-    plot_staircase(data, tmp_path / "s.png")
-    axes = drawn[0].axes[0]
-    assert axes.get_ylim()[1] > 0.2 > data.ms.max()
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "sizes on offer",
-        "measured in place, on the table's scale",
-        "table",
-    ]
-
-
-def test_a_figure_that_cannot_be_written_leaves_the_one_before(
-    tables: LatencyTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "s.svg"
-    path.write_text("the one before")
-
-    def full(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        plot_pair_map(compute_pair_map(tables, "a.1", resolution=8), path)
-    assert path.read_text() == "the one before" and list(tmp_path.iterdir()) == [path]
-
-
-def test_pair_map(tables: LatencyTables, tmp_path: Path) -> None:
+def test_pair_map(tables: LatencyTables) -> None:
     data = compute_pair_map(tables, "a.1", resolution=16)
     assert data.ms.shape == (len(data.rows), len(data.columns))
     assert data.ms[-1, -1] == pytest.approx(tables.cost("a.1", (128, 96)))
-    assert plot_pair_map(data, tmp_path / "m.png").is_file()
     for resolution in (0, 1):
         with pytest.raises(InvalidArgumentError, match=rf"resolution \(={resolution}\) must be at least 2"):
             compute_pair_map(tables, "a.1", resolution=resolution)
-
-
-def test_prediction_scatter(tables: LatencyTables, tmp_path: Path) -> None:
-    data = compute_prediction_scatter(tables, samples(30, 9))
-    assert data.within_10 == np.mean(np.abs(data.predicted / data.measured - 1) <= 0.1) > 0.9
-    assert plot_prediction_scatter(data, tmp_path / "new" / "p.svg").is_file()
-    with pytest.raises(InvalidArgumentError, match="at least one"):
-        compute_prediction_scatter(tables, [])

@@ -1,34 +1,24 @@
-"""Pictures of latency tables: data first (``compute_*``), drawing apart (``plot_*``, with matplotlib)."""
+"""What pictures of latency tables show: data alone; reports draw it."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import InvalidArgumentError, MissingExtraError
+from latprune.errors import InvalidArgumentError
 from latprune.latency.samples import KernelSample, NetworkSample
-from latprune.latency.tabulating.fitting import predicted_and_measured
 from latprune.latency.tabulating.kernel_fit import module_scales, timer_overhead
 from latprune.latency.tabulating.repeats import with_repeats
 from latprune.latency.tabulating.tables import KernelTable, LatencyTables
-from latprune.storage import write_atomic
 
 __all__ = [
     "PairMap",
-    "PredictionScatter",
     "Staircase",
     "compute_pair_map",
-    "compute_prediction_scatter",
     "compute_staircase",
-    "plot_pair_map",
-    "plot_prediction_scatter",
-    "plot_staircase",
     "telling_kernels",
 ]
 
@@ -72,15 +62,6 @@ class PairMap:
     rows: IntArray
     columns: IntArray
     ms: FloatArray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PredictionScatter:
-    """Predicted against measured milliseconds, ``(n,)`` each, and the share of networks within +-10 %."""
-
-    predicted: FloatArray
-    measured: FloatArray
-    within_10: float
 
 
 def compute_staircase(tables: LatencyTables, kernel: str, axis: int = -1, samples: Sequence[NetworkSample] = ()) -> Staircase:
@@ -168,79 +149,3 @@ def telling_kernels(tables: LatencyTables, count: int, *, axes: int = 1) -> list
         if len(entry.axes) >= axes and all(axis.pieces for axis in (*entry.axes[-1:], *entry.axes[: axes - 1])):
             found.setdefault(entry.surface, name)
     return list(found.values())[:count]
-
-
-def compute_prediction_scatter(tables: LatencyTables, samples: Sequence[NetworkSample]) -> PredictionScatter:
-    """Predictions for measured networks; give those that had no part in the fit."""
-    predicted, measured = predicted_and_measured(tables, samples)
-    if not len(predicted):
-        raise InvalidArgumentError("samples must hold at least one network that was timed as a whole")
-    return PredictionScatter(predicted=predicted, measured=measured, within_10=float((np.abs(predicted / measured - 1) <= 0.1).mean()))
-
-
-def _figure(width: float = 6.0, height: float = 4.0) -> tuple[Any, Any]:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "demo") from None
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _save(figure: Any, path: str | Path) -> Path:
-    place = Path(path)
-    kind = place.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg"):
-        raise InvalidArgumentError(f"path (={str(path)!r}) must end in .png or .svg")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=kind, dpi=150)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(place, drawn.getvalue())
-    return place
-
-
-def plot_staircase(data: Staircase, path: str | Path) -> Path:
-    """Draw a staircase with the sizes on offer marked, as PNG or SVG."""
-    figure, axes = _figure()
-    highest = float(max(data.ms.max(), *data.sample_ms))
-    axes.vlines(data.offered, 0, highest * 1.05, color="0.88", linewidth=0.8, label="sizes on offer")
-    if len(data.sample_sizes):
-        axes.plot(data.sample_sizes, data.sample_ms, ".", color="tab:orange", markersize=5, label="measured in place, on the table's scale")
-    axes.plot(data.sizes, data.ms, color="tab:blue", linewidth=1.4, label="table")
-    axes.set(xlabel=f"size of axis {data.axis}", ylabel="milliseconds, all other axes dense", title=data.kernel, ylim=(0, highest * 1.15))
-    axes.legend(frameon=False)
-    return _save(figure, path)
-
-
-def plot_pair_map(data: PairMap, path: str | Path) -> Path:
-    """Draw a pair table as a heat map, as PNG or SVG."""
-    figure, axes = _figure(5.6, 4.6)
-    mesh = axes.pcolormesh(data.columns, data.rows, data.ms, shading="nearest", cmap="viridis", rasterized=True)
-    axes.set(xlabel="output size", ylabel="input size", title=data.kernel)
-    figure.colorbar(mesh, label="milliseconds")
-    return _save(figure, path)
-
-
-def plot_prediction_scatter(data: PredictionScatter, path: str | Path) -> Path:
-    """Draw predicted against measured latency with the +-10 % band, as PNG or SVG."""
-    figure, axes = _figure(4.8, 4.8)
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    ends = np.array([min(data.measured.min(), data.predicted.min()) * 0.9, max(data.measured.max(), data.predicted.max()) * 1.1])
-    axes.fill_between(ends, ends * 0.9, ends * 1.1, color="0.9", label="+-10 %")
-    axes.plot(ends, ends, color="0.5", linewidth=0.8)
-    axes.plot(data.measured, data.predicted, ".", color="tab:blue")
-    axes.set(
-        xlabel="measured, milliseconds",
-        ylabel="predicted, milliseconds",
-        title=f"{data.within_10:.0%} of {len(data.measured)} networks within 10 %",
-        xscale="log",
-        yscale="log",
-    )
-    # Left to itself, a scale of less than a decade names so many numbers that they run into each other.
-    for side in (axes.xaxis, axes.yaxis):
-        side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        side.set_major_formatter(StrMethodFormatter("{x:g}"))
-        side.set_minor_formatter(NullFormatter())
-    axes.legend(frameon=False, loc="upper left")
-    return _save(figure, path)

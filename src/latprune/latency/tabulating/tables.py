@@ -68,6 +68,10 @@ class LatencyTables:
     _choices: dict[tuple[str, int], list[int]] = field(default_factory=dict, repr=False)
     _dense: list[float] = field(default_factory=list, init=False, repr=False)
 
+    def __repr__(self) -> str:
+        """One line; entries are not shown."""
+        return f"LatencyTables({self.target}: {len(self.entries)} kernels, {len(self.widths)} groups, dense {self.dense_ms:.4g} ms)"
+
     def _repr_html_(self) -> str:
         """Target, error and widths on offer, for notebooks."""
         from latprune.display import html_of
@@ -152,7 +156,7 @@ class LatencyTables:
         total = self.constant_ms + running.total(1.0)
         if not self.cache_effect:
             return total
-        # A network stands in itself: what it takes decides what its kernels cost. Exponents below one make this converge.
+        # A fixed point: what the network takes decides what its kernels cost. Exponents below one make this converge.
         for _ in range(_STANDS):
             before, total = total, self.constant_ms + running.total(max(total / self._dense_total(), _SMALLEST))
             if abs(total - before) <= 1e-5 * total:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from latprune.registry import offer
-from latprune.train.logs.base import LOGS, TrainLog, open_log, register_log, registered_logs
+from latprune.train.logs.base import LOGS, TrainLog, open_log, register_log, registered_logs, require_log
 
-__all__ = ["LOGS", "TrainLog", "open_log", "register_log", "registered_logs"]
+__all__ = ["LOGS", "TrainLog", "open_log", "register_log", "registered_logs", "require_log"]
 
 # Imported when asked for: none of their packages is needed otherwise.
 offer(LOGS.group, "tensorboard", "latprune.train.logs.tensorboard:TensorBoardLog")

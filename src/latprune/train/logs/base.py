@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from latprune.registry import Registry
 from latprune.train.progress import TrainProgress
 
-__all__ = ["LOGS", "TrainLog", "figures", "open_log", "register_log", "registered_logs"]
+__all__ = ["LOGS", "TrainLog", "figures", "open_log", "register_log", "registered_logs", "require_log"]
 
 
 class TrainLog(Protocol):
@@ -57,6 +57,20 @@ def open_log(name: str, folder: str | Path, *, run: str = "fine-tuning", setting
         >>> log.close()  # doctest: +SKIP
     """
     return LOGS.get(name)(Path(folder), run, dict(settings or {}))
+
+
+def require_log(name: str) -> None:
+    """Refuse a log that could not be opened, before anything runs.
+
+    A log that has a static method ``require`` says itself what it needs.
+
+    Raises:
+        InvalidArgumentError: No such log.
+        MissingExtraError: Its package is not installed.
+    """
+    require = getattr(LOGS.get(name), "require", None)
+    if require is not None:
+        require()
 
 
 def figures(progress: TrainProgress) -> dict[str, float]:

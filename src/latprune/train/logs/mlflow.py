@@ -20,13 +20,20 @@ class MlflowLog:
     """One run at the server that ``MLFLOW_TRACKING_URI`` names, in the experiment of ``MLFLOW_EXPERIMENT_NAME``."""
 
     def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
-        try:
-            import mlflow
-        except ImportError as error:
-            raise MissingExtraError("mlflow", "logs-mlflow") from error
+        self.require()
+        import mlflow
+
         self._mlflow = mlflow
         self._run = mlflow.start_run(run_name=run, nested=mlflow.active_run() is not None)
         mlflow.log_params({name: str(value)[:_LONGEST] for name, value in settings.items()})
+
+    @staticmethod
+    def require() -> None:
+        """Raise MissingExtraError where its package is not installed."""
+        try:
+            import mlflow  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("mlflow", "logs-mlflow") from error
 
     def __call__(self, progress: TrainProgress) -> None:
         """Send the figures of one moment."""

@@ -17,14 +17,21 @@ class TensorBoardLog:
     """Event files in ``folder/run``. A resumed run goes on where it was: what was written beyond that step is taken back."""
 
     def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingExtraError("tensorboard", "logs") from error
+        self.require()
+        from torch.utils.tensorboard import SummaryWriter
+
         self._open = SummaryWriter
         self._folder = folder / run
         self._settings = settings
         self._writer: Any = None
+
+    @staticmethod
+    def require() -> None:
+        """Raise MissingExtraError where its package is not installed."""
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("tensorboard", "logs") from error
 
     def __call__(self, progress: TrainProgress) -> None:
         """Write the figures of one moment."""

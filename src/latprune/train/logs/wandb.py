@@ -17,12 +17,19 @@ class WandbLog:
     """One run of the project that ``WANDB_PROJECT`` names; its account and server are wandb's own settings."""
 
     def __init__(self, folder: Path, run: str, settings: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise MissingExtraError("wandb", "logs-wandb") from error
+        self.require()
+        import wandb
+
         folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(dir=str(folder), name=run, config=dict(settings), resume="allow")
+
+    @staticmethod
+    def require() -> None:
+        """Raise MissingExtraError where its package is not installed."""
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("wandb", "logs-wandb") from error
 
     def __call__(self, progress: TrainProgress) -> None:
         """Send the figures of one moment."""

@@ -1,0 +1,245 @@
+"""What may be said of a pruning: the options that ``prune``, ``Pruner`` and ``explore`` share, checked once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph.trace import FORMS
+from latprune.pruning.budget import Budget
+
+if TYPE_CHECKING:
+    from latprune.latency import KernelPredictor, LatencyTables, Store, Target
+    from latprune.methods import Method, Schedule
+    from latprune.methods.width_rules import WidthRules
+    from latprune.pruning.picked import PickedNetwork
+    from latprune.solve import Solver
+
+__all__ = ["Options", "PruningOptions", "SharedOptions", "check_together", "with_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SharedOptions(TypedDict, total=False):
+    """Keyword arguments of :func:`latprune.prune`, :class:`latprune.Pruner` and :func:`latprune.explore`; see :class:`Options`."""
+
+    target: Target | str | None
+    method: str | Method
+    schedule: str | Schedule | None
+    keep: Iterable[str]
+    blocks_keep: Iterable[str]
+    min_widths: Mapping[str, int] | None
+    widths: WidthRules | None
+    within: str | None
+    tables: LatencyTables | None
+    predictor: KernelPredictor | None
+    store: Store | None
+    solver: str | Solver | None
+    seed: int
+    measure_latency: bool
+    progress: Callable[[str], None] | None
+    form: str
+    fold: bool
+
+
+class PruningOptions(SharedOptions, total=False):
+    """Keyword arguments of :func:`latprune.prune` and :class:`latprune.Pruner`; see :class:`Options`."""
+
+    budget: str | float | Budget | Sequence[str | Budget] | None
+    pick: PickedNetwork | None
+    time_limit: float | None
+    slack: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Options:
+    """The options with their defaults; they are given as keyword arguments.
+
+    Attributes:
+        budget: ``"50%"`` of the dense latency (or ``0.5``), ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``; or a list of
+            several, all of which are met. With ``pick``, what the network that was picked is judged by; that which it was picked by, by
+            default.
+        pick: A network of an exploration (:meth:`latprune.Exploration.pick`), cut with the widths and blocks that were shown; nothing is
+            searched. Its method must go to its budget in one pass.
+        target: Engine, device, threads, batch size and precision, or an engine's name; those of ``tables``, else OpenVINO on one CPU
+            thread, by default.
+        method: A registered method's name, or a method object with its options.
+        schedule: A schedule in place of the method's own, by name or as an object (``latprune.Stages(stages=5)``).
+        keep: Modules or globs to leave whole.
+        blocks_keep: Blocks (module names or globs) that must stay.
+        min_widths: Group name or glob -> smallest width.
+        widths: Further rules for the widths on offer (multiples, largest widths, shares).
+        within: Path of a sub-module: only what lies inside it is pruned.
+        tables: Latency tables of this model on ``target``, measured earlier; None builds them.
+        predictor: A kernel predictor of ``target`` in place of tables; the end is measured all the same.
+        store: Where measurements are kept between runs; None uses the default store.
+        solver: A solver's name, or a solver with its options (``latprune.solve.GroupKnapsack(units=20_000)``); None leaves it to the
+            method.
+        time_limit: Seconds that one solve may take; None sets no limit.
+        seed: Seed of everything random.
+        slack: The delivered network is accepted within ``[1 - slack, 1]`` of the budget.
+        measure_latency: False measures nothing. A budget on multiply-adds or parameters is counted all the same; one on latency takes the
+            word of ``tables``, for a device that is not at hand, and leaves room for their error.
+        progress: Called with one line of text as the work goes on.
+        form: ``"class"``: the pruned model is the user's own class. ``"program"``: it is a captured program, in which sizes that the
+            class's code holds can shrink too and which reloads without the class; the model itself stays as it is.
+        fold: Weights that are computed of others (weight norm, spectral norm, masks of ``torch.nn.utils.prune``) are made plain ones, which
+            changes no output, in a copy that is pruned; the model itself stays as it is.
+    """
+
+    budget: str | float | Budget | Sequence[str | Budget] | None = None
+    pick: PickedNetwork | None = None
+    target: Target | str | None = None
+    method: str | Method = "mdp"
+    schedule: str | Schedule | None = None
+    keep: Iterable[str] = ()
+    blocks_keep: Iterable[str] = ()
+    min_widths: Mapping[str, int] | None = None
+    widths: WidthRules | None = None
+    within: str | None = None
+    tables: LatencyTables | None = None
+    predictor: KernelPredictor | None = None
+    store: Store | None = None
+    solver: str | Solver | None = None
+    time_limit: float | None = 60.0
+    seed: int = 0
+    slack: float = 0.03
+    measure_latency: bool = True
+    progress: Callable[[str], None] | None = None
+    form: str = "class"
+    fold: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("keep", "blocks_keep"):
+            given = getattr(self, name)
+            if isinstance(given, str):
+                raise InvalidArgumentError(f"{name} (={given!r}) must be a list of names or globs, for instance [{given!r}]")
+            object.__setattr__(self, name, tuple(given))
+        if self.form not in FORMS:
+            raise InvalidArgumentError(f"form (={self.form!r}) must be one of {', '.join(FORMS)}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise InvalidArgumentError(f"time_limit (={self.time_limit}) must be a positive number of seconds, or None")
+        if not 0.0 < self.slack < 1.0:
+            raise InvalidArgumentError(f"slack (={self.slack}) is a share of the budget: above 0 and below 1")
+        if self.solver is not None:
+            self._check_solver()
+
+    def __repr__(self) -> str:
+        """Those that differ from the defaults."""
+        given = [entry for entry in fields(self) if getattr(self, entry.name) != entry.default]
+        return f"Options({', '.join(f'{entry.name}={getattr(self, entry.name)!r}' for entry in given)})"
+
+    def _check_solver(self) -> None:
+        from latprune.solve import Solver, solver_named
+
+        if isinstance(self.solver, str):
+            solver_named(self.solver)
+        elif not isinstance(self.solver, Solver):
+            raise InvalidArgumentError(f"solver (={self.solver!r}) must be a solver's name, or a latprune.solve.Solver")
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budgets, that on the target's latency first.
+
+        Raises:
+            InvalidArgumentError: There is none, or a text is no budget.
+        """
+        asked = self.budget if self.budget is not None else self.pick.budget if self.pick is not None else None
+        if asked is None:
+            raise InvalidArgumentError("budget (=None) must be given, for instance '50%', or a network to take as pick=")
+        return Budget.parse_all(asked)
+
+    def settings(self, *, method: Method, target: Target, folded: bool) -> dict[str, Any]:
+        """All that decides which network comes out, as a JSON object; a saved state is resumed only under the same.
+
+        Args:
+            method: The method.
+            target: The target.
+            folded: Whether weights were folded.
+        """
+        from latprune.methods import get_schedule
+        from latprune.solve import solver_options
+
+        found = {
+            "method": method.name,
+            "options": method.options(),
+            "budget": [entry.to_dict() for entry in self.budgets],
+            "target": target.to_dict(),
+            "keep": sorted(self.keep),
+            "blocks_keep": sorted(self.blocks_keep),
+            "min_widths": dict(sorted((self.min_widths or {}).items())),
+            "widths": self.widths.to_dict() if self.widths is not None else None,
+            "within": self.within,
+            "predictor": self.predictor is not None,
+            "solver": self.solver if self.solver is None or isinstance(self.solver, str) else solver_options(self.solver),
+            "seed": self.seed,
+            "slack": self.slack,
+            "measure_latency": self.measure_latency,
+            "form": self.form,
+        }
+        if folded:
+            found["fold"] = True
+        if self.pick is not None:
+            found["pick"] = self.pick.to_dict()
+        if self.schedule is not None:
+            found["schedule"] = get_schedule(self.schedule).options()
+        return found
+
+
+def check_together(given: Options, *, method: Method, schedule: Schedule, target: Target) -> None:
+    """What the options say together with what they name, before anything is computed.
+
+    Raises:
+        InvalidArgumentError: They contradict each other.
+        MissingExtraError: An engine that is needed is not installed.
+    """
+    from latprune.importance import needs_data, needs_gradients
+    from latprune.latency import get_engine
+    from latprune.methods import SoftMasks
+
+    budgets, criterion = given.budgets, method.importance
+    if given.pick is not None and (schedule.count != 1 or isinstance(schedule, SoftMasks)):
+        raise InvalidArgumentError(
+            f"pick is cut in one pass, and method {method.name!r} has {schedule.count} stages or masks; use stages=1, or mdp"
+        )
+    if isinstance(schedule, SoftMasks) and criterion is not None and needs_data(criterion) and not needs_gradients(criterion):
+        raise InvalidArgumentError(
+            f"schedule {schedule.name!r} solves for masks with scores of the training's own gradients or of the weights, and the criterion "
+            f"of method {method.name!r} ({type(criterion).__name__}) measures on data of its own; take another one, such as TaylorConfig() "
+            "(--criterion taylor)"
+        )
+    by_latency = budgets[0].on_latency
+    if given.tables is None and not given.measure_latency and by_latency:
+        raise InvalidArgumentError(
+            f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
+        )
+    for entry in budgets[1:]:
+        if entry.engine is not None:
+            get_engine(entry.engine)
+    if given.measure_latency or not by_latency:
+        get_engine(target.engine)
+
+
+def with_options(given: type[SharedOptions]) -> Callable[[F], F]:
+    """Decorator: the signature of a function that takes ``**options`` shows them one by one, for ``help`` and in notebooks.
+
+    Args:
+        given: The options that it takes.
+    """
+    names = {name for base in (SharedOptions, given) for name in base.__annotations__}
+
+    def decorated(function: F) -> F:
+        own = inspect.signature(function)
+        kept = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        shown = [
+            inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, default=entry.default, annotation=entry.type)
+            for entry in fields(Options)
+            if entry.name in names and entry.name not in own.parameters
+        ]
+        function.__signature__ = own.replace(parameters=[*kept, *shown])  # type: ignore[attr-defined]
+        return function
+
+    return decorated

@@ -1,0 +1,204 @@
+"""The stages of one call of ``prune()``: cut or mask, recover, train, evaluate, and keep the progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latprune.errors import LatpruneError
+from latprune.export.record import AccuracyRecord
+from latprune.importance import LossFunction
+from latprune.methods import SoftMasks
+from latprune.pruning.finetuning import RecipeFit
+from latprune.pruning.fitting import Evaluate, Fit
+from latprune.pruning.picking import pick
+from latprune.pruning.preflight import check_evaluation
+from latprune.pruning.proposal import StageProposal
+from latprune.pruning.run_state import RunState
+from latprune.pruning.stage_training import train_stage
+from latprune.recovery import reconstruction_ranking, reselected
+from latprune.train.contracts import calling
+
+if TYPE_CHECKING:
+    from latprune.latency import Measurement
+    from latprune.pruning.pruner import Pruner
+    from latprune.recovery.contract import Recovery
+
+__all__ = ["StagedRun"]
+
+
+@dataclass(slots=True, kw_only=True)
+class StagedRun:
+    """The stages of one run.
+
+    Attributes:
+        pruner: The pruner.
+        folder: Where the progress is kept; None keeps none.
+        data: Batches for scores, recovery and picking.
+        loss: Scalar loss of ``(model, batch)``.
+        importance_batches: Batches to score with; None takes all.
+        fit: Trains after each stage; None leaves it.
+        evaluate: Accuracy of a model; None where nobody asks.
+        strategy: Recovery after each cut; None for none.
+        recovery_images: Inputs to recover with, at most.
+        candidates: Near-optimal networks to pick among by accuracy.
+        units: What chooses the units of a group of known width: ``score`` or ``reconstruction``.
+        say: Takes a line of text as the work goes on.
+        state: Where the run stands.
+    """
+
+    pruner: Pruner
+    folder: Path | None
+    data: Iterable[Any] | None
+    loss: LossFunction
+    importance_batches: int | None
+    fit: Fit | None
+    evaluate: Evaluate | None
+    strategy: Recovery | None
+    recovery_images: int
+    candidates: int
+    units: str
+    say: Callable[[str], None]
+    state: RunState = field(default_factory=RunState)
+
+    def resume(self) -> None:
+        """Go on where the folder's run stopped."""
+        settings = self._settings()
+        self.state = RunState(settings=settings)
+        found = RunState.load(self.folder, self.pruner, settings) if self.folder is not None else None
+        if found is not None:
+            self.state = found
+            self.say(f"resuming after stage {self.pruner.stage} of {self.pruner.stages}")
+
+    def _settings(self) -> dict[str, Any]:
+        """What decides the outcome beside the pruner's own settings."""
+        recovery = None if self.strategy is None else {"strategy": self.strategy.name, **self.strategy.settings()}
+        return {
+            "recover": recovery,
+            "recovery_images": self.recovery_images if recovery is not None else None,
+            "candidates": self.candidates,
+            "units": self.units,
+            "importance_batches": self.importance_batches,
+            "trained by": self.fit.recipe.to_dict() if isinstance(self.fit, RecipeFit) else "fit" if self.fit is not None else None,
+        }
+
+    def run(self) -> None:
+        """All stages that are left."""
+        pruner, state = self.pruner, self.state
+        if not state.accuracies:
+            self._evaluate("dense")
+        if isinstance(pruner.schedule, SoftMasks) and not pruner.done:
+            self._train_masked()
+        while not pruner.done or state.fitted < pruner.stage:
+            if state.fitted == pruner.stage:
+                choose = self._choose if self.candidates > 1 or self.units == "reconstruction" else None
+                # Where nothing changes the weights between stages, the comparison of the last one covers them all.
+                changes = self.fit is not None or self.strategy is not None
+                pruner.step(self.data, loss=self.loss, batches=self.importance_batches, choose=choose, check=changes)
+                self._evaluate("pruned")
+                self._recover()
+                self._save()
+            self._fit(pruner.stage)
+            self._save()
+
+    def narrow(self) -> None:
+        """Where the final network is measured over the limit, by however little, cut it once more; nothing that was trained is lost."""
+        pruner = self.pruner
+        if not pruner.limits.measured or self.fit is None or self.state.narrowed:
+            return
+        found = pruner._trials.final(pruner.model, limit=pruner.limit)
+        if found.value <= pruner.limit:
+            return
+        self.say(f"measured at {found.value:.4g} ms, over the limit of {pruner.limit:.4g} ms: narrowing once more")
+        try:
+            proposal = pruner.propose(pruner.limit, data=self.data, loss=self.loss, batches=self.importance_batches, measure=True)
+        except LatpruneError as error:
+            self.say(f"not narrowed, the network stays as it is: {error}")
+            return
+        pruner.cut(proposal)
+        self.state.narrowed = True
+        self._evaluate("narrowed")
+        self._save()
+
+    def measured(self) -> tuple[Measurement, Measurement] | None:
+        """The final measurement where one was made already: the network is the one that the search turned in."""
+        fresh = self.pruner.fresh
+        if self.pruner.limits.measured and self.fit is None and fresh is not None:
+            return fresh.dense, fresh.pruned
+        return None
+
+    def _choose(self, proposal: StageProposal) -> StageProposal:
+        """The most accurate of the solver's near-optimal answers; its units by reconstruction where that is asked for."""
+        assert self.data is not None
+        chosen = self._picked(proposal) if self.candidates > 1 else proposal
+        if self.units == "score":
+            return chosen
+        pruner = self.pruner
+        self.say("choosing units by reconstruction")
+        with pruner.clock.timed("reconstruction"):
+            ranking = reconstruction_ranking(pruner.dense_model, pruner.graph, self.data, seed=pruner.seed)
+        return replace(chosen, selection=reselected(pruner.graph, chosen.selection, ranking))
+
+    def _picked(self, proposal: StageProposal) -> StageProposal:
+        assert self.data is not None and self.evaluate is not None
+        with self.pruner.clock.timed("pick"):
+            chosen, seen = pick(self.pruner, proposal, self.data, self.evaluate, count=self.candidates)
+        compared = [candidate.accuracy for candidate in seen if candidate.accuracy is not None]
+        if compared:
+            self.say(f"{len(compared)} near-optimal networks compared: accuracy {min(compared):.4f} to {max(compared):.4f}")
+        return chosen
+
+    def _recover(self) -> None:
+        """Recover what the stage cut; a stage that only masked has nothing to recover."""
+        pruner = self.pruner
+        if self.strategy is None or pruner.masks is not None or not pruner.method.keeps_weights:
+            return
+        self.say(f"stage {pruner.stage} of {pruner.stages}: recovering without training ({self.strategy.name})")
+        report = pruner.recover(self.data, strategy=self.strategy, images=self.recovery_images)
+        self.say(str(report))
+        self._evaluate("recovered")
+
+    def _train_masked(self) -> None:
+        """The training that soft masks move in; what comes after it is the cut, and no further training."""
+        self.say("training under masks")
+        self._train(1, masked=True)
+        self.state.fitted = 1
+
+    def _fit(self, stage: int) -> None:
+        soft = isinstance(self.pruner.schedule, SoftMasks)
+        if self.fit is not None and not soft:
+            self.say(f"stage {stage} of {self.pruner.stages}: fine-tuning")
+            history = self._train(stage, masked=self.pruner.masks is not None)
+            label = self._moment("fine-tuned")
+            trained = (AccuracyRecord(stage=label, accuracy=accuracy, epoch=epoch) for epoch, accuracy in history)
+            self.state.accuracies = (*self.state.accuracies, *trained)
+            if not history:
+                self._evaluate("fine-tuned")
+        self.state.fitted = stage
+
+    def _train(self, stage: int, *, masked: bool) -> list[tuple[float, float]]:
+        assert self.fit is not None
+        recovers = self.strategy is not None
+        return train_stage(self.pruner, self.fit, stage=stage, masked=masked, recovers=recovers, folder=self.folder, say=self.say)
+
+    def _moment(self, moment: str) -> str:
+        """``moment`` with the number of the stage where there are several."""
+        stage = self.pruner.stage
+        return f"{moment} {stage}" if stage and self.pruner.stages > 1 and moment != "narrowed" else moment
+
+    def _evaluate(self, moment: str) -> None:
+        if self.evaluate is None:
+            return
+        label = self._moment(moment)
+        with self.pruner.clock.timed("evaluate"):
+            with self.pruner.evaluating(), calling("evaluate(model)"):
+                found = self.evaluate(self.pruner.model)
+            accuracy = check_evaluation(found)
+        self.say(f"accuracy, {label}: {accuracy:.4f}")
+        self.state.accuracies = (*self.state.accuracies, AccuracyRecord(stage=label, accuracy=accuracy))
+
+    def _save(self) -> None:
+        if self.folder is not None:
+            self.state.save(self.folder, self.pruner)

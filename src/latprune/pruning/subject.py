@@ -1,0 +1,101 @@
+"""The network at hand: checked, folded, in the form that is pruned, traced, with a copy that stays dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from latprune.copying import copied
+from latprune.errors import InvalidArgumentError
+from latprune.graph import ModelGraph, trace
+from latprune.graph.admission import check_derived_weights, check_kind, check_state
+from latprune.graph.folding import Fold, folded
+
+if TYPE_CHECKING:
+    from latprune.pruning.clock import Clock
+    from latprune.pruning.options import Options
+
+__all__ = ["Subject", "admitted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Subject:
+    """What is pruned.
+
+    Attributes:
+        model: The network that shrinks: the user's own, or a folded copy or captured program of it.
+        dense: A copy in evaluation mode that is never cut.
+        graph: The dense network's trace.
+        folds: Weights that were made plain ones.
+        tensors: Shapes of the dense network's parameters and buffers by name, as a result records them.
+    """
+
+    model: nn.Module
+    dense: nn.Module
+    graph: ModelGraph
+    folds: tuple[Fold, ...]
+    tensors: dict[str, tuple[int, ...]]
+
+
+def admitted(model: nn.Module, example_inputs: Any, options: Options, clock: Clock) -> Subject:
+    """Check a model, bring it to the form that is asked for, and trace it.
+
+    Args:
+        model: The user's model.
+        example_inputs: What it runs on.
+        options: ``keep``, ``blocks_keep``, ``min_widths``, ``within``, ``form``, ``fold``.
+        clock: Where the seconds of tracing count.
+
+    Raises:
+        InvalidArgumentError: The model is of a kind that cannot be pruned, holds values that are not finite, or nothing in it can go.
+    """
+    check_kind(model)
+    check_state(model)
+    given = model
+    folds: tuple[Fold, ...] = ()
+    if options.fold:
+        model, folds = folded(model, example_inputs)
+    check_derived_weights(model, tuple(options.keep))
+    model = _in_form(model if folds else given, example_inputs, options.form)
+    _check_finite(model)
+    with clock.timed("trace"):
+        graph = trace(
+            model,
+            example_inputs,
+            keep=tuple(options.keep),
+            blocks_keep=tuple(options.blocks_keep),
+            min_widths=dict(options.min_widths or {}) or None,
+            within=options.within,
+        )
+    if not graph.groups and not any(block.removable for block in graph.blocks.values()):
+        raise InvalidArgumentError(f"nothing in this model can be pruned{_reasons(graph)}; `latprune inspect` lists each layer's")
+    stated = given if folds and options.form == "class" else model
+    tensors = {name: tuple(value.shape) for name, value in stated.state_dict().items()}
+    return Subject(model=model, dense=copied(model).eval(), graph=graph, folds=folds, tensors=tensors)
+
+
+def _in_form(model: nn.Module, example_inputs: Any, form: str) -> nn.Module:
+    if form == "class":
+        return model
+    from latprune.program import capture
+
+    return capture(model, example_inputs)
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            raise InvalidArgumentError(f"tensor {name!r} holds {count} NaN or infinite values; load sound weights before pruning")
+
+
+def _reasons(graph: ModelGraph) -> str:
+    """What keeps most of a model whole, in words."""
+    parameters: dict[str, int] = {}
+    for kept in graph.kept_whole:
+        parameters[kept.reason] = parameters.get(kept.reason, 0) + kept.parameters
+    most = sorted(parameters, key=lambda reason: -parameters[reason])[:3]
+    return f" ({'; '.join(most)})" if most else ""

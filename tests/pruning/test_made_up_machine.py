@@ -1,0 +1,154 @@
+"""Whole runs by a made-up clock: two engines, a predictor in place of tables, and training that ends a little over the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import latprune
+from latprune.importance import MagnitudeConfig
+from latprune.latency import Measurement, Target, train_predictor
+from latprune.methods import HALP, MDP, SPLAMP, Method
+from latprune.pruning import latency_source, trials
+from support.explored import CONTEXT, TARGET, X, made_up_latency, made_up_samples, made_up_tables, network
+
+BY_MAGNITUDE = MDP(score=MagnitudeConfig())
+
+
+class Compiled:
+    def __init__(self, ms: float) -> None:
+        self.ms = ms
+
+    def __enter__(self) -> Compiled:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        pass
+
+
+class Clock:
+    """Runs any network in the made-up machine's time; ``slower`` is what cut networks take on top, as a share."""
+
+    def __init__(self) -> None:
+        self.slower = 0.0
+        self.speeds = {"onnxruntime": 1.0, "torch": 2.5}
+        self.known: dict[tuple[torch.Size, ...], float] = {}
+        self.dense = self.latency(network())
+
+    def engine(self, name: str) -> Any:
+        clock = self
+
+        class Engine:
+            def compile(self, model: nn.Module, example_inputs: Any, target: Target) -> Compiled:
+                return Compiled(clock.speeds[name] * clock.latency(model))
+
+        return Engine()
+
+    def latency(self, model: nn.Module) -> float:
+        shapes = tuple(value.shape for value in model.state_dict().values())
+        if shapes not in self.known:
+            self.known[shapes] = made_up_latency(model)
+        ms = self.known[shapes]
+        return ms if len(self.known) == 1 or ms == self.dense else ms * (1.0 + self.slower)
+
+    def measure(self, networks: dict[str, Compiled], **_: Any) -> dict[str, Measurement]:
+        dense = networks["dense"].ms
+        return {name: measurement(name, network.ms, network.ms / dense) for name, network in networks.items()}
+
+
+def measurement(name: str, ms: float, ratio: float, half: float = 0.002) -> Measurement:
+    around = {"low": (1 - half) * ms, "high": (1 + half) * ms, "ratio_low": (1 - half) * ratio, "ratio_high": (1 + half) * ratio}
+    counts = {"reference": "dense", "spread": 0.01, "runs": 100, "rounds": 20, "drift": 0.0, "converged": True, "tolerance": 0.01}
+    return Measurement(name=name, ms=ms, ratio=ratio, **around, **counts)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made_up = Clock()
+    monkeypatch.setattr(trials, "get_engine", made_up.engine)
+    monkeypatch.setattr(trials, "measure", made_up.measure)
+
+    def tables(*args: Any, **options: Any) -> latprune.LatencyTables:
+        target = args[3]
+        found, speed = made_up_tables(), made_up.speeds[target.engine]
+        slower = {
+            "scale": speed * found.scale,
+            "constant_ms": speed * found.constant_ms,
+            "dense_ms": speed * found.dense_ms,
+            "_choices": {},
+        }
+        return replace(found, target=target, **slower)
+
+    monkeypatch.setattr(latency_source, "build_tables", tables)
+    return made_up
+
+
+def prune(budget: Any, **options: Any) -> latprune.Result:
+    return latprune.prune(network(), X, budget=budget, target=TARGET, **{"method": BY_MAGNITUDE, **options})
+
+
+@pytest.mark.parametrize("method", [BY_MAGNITUDE, SPLAMP(stages=2), "uniform"])
+def test_latency_on_two_engines_at_once(clock: Clock, method: Method | str) -> None:
+    alone = prune("70%", method=method)
+    result = prune(["70%", "50%@torch"], method=method)
+    assert alone.latency_ratio > 0.6
+    assert result.latency_ratio <= 0.5 and [entry.engine for entry in result.record.further_budgets] == ["torch"]
+    assert result.verdict == "under" and result.record.verdicts == {"70%": "under", "50%@torch": "under"}
+    assert 0.85 < result.record.further_budgets[0].share <= 1.0
+    assert any(note.startswith("on torch: measured at") for note in result.record.notes)
+
+
+@pytest.mark.parametrize("method", [BY_MAGNITUDE, SPLAMP(stages=2), HALP(stages=2, score=MagnitudeConfig())])
+def test_a_predictor_stands_in_for_tables(clock: Clock, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("no tables are built")
+
+    monkeypatch.setattr(latency_source, "build_tables", refuse)
+    predictor = train_predictor(CONTEXT, made_up_samples())
+    result = prune("60%", method=method, predictor=predictor)
+    assert 0.5 < result.latency_ratio <= 0.6 and result.verdict == "under" and result.record.tables is None
+
+
+def run_over(clock: Clock, slower: float, **options: Any) -> tuple[latprune.Result, list[str]]:
+    """A run whose network turns out slower once it is trained, by that share."""
+    said: list[str] = []
+
+    def fit(model: nn.Module, context: latprune.FitContext) -> None:
+        clock.slower = slower
+
+    return prune("60%", fit=fit, progress=said.append, **options), said
+
+
+def test_a_little_over_after_training_is_met_with_a_word(clock: Clock) -> None:
+    result, _ = run_over(clock, 0.018)
+    assert 1.0 < result.record.budget_share < 1.01 and result.verdict == "close"
+
+
+def test_over_after_training_keeps_the_result_and_narrowing_mends_it(clock: Clock, tmp_path: Path) -> None:
+    result, said = run_over(clock, 0.06, folder=tmp_path / "kept")
+    assert result.verdict == "over" and any("over the budget 60%" in line for line in said)
+    result.report(tmp_path / "report.html")
+    assert "Over budget" in (tmp_path / "report.html").read_text() and (tmp_path / "kept" / "result").exists()
+    clock.slower = 0.0
+    narrowed, said = run_over(clock, 0.06, narrow=True, evaluate=accuracy_of())
+    assert narrowed.verdict == "under" and any("narrowing once more" in line for line in said)
+    assert narrowed.record.accuracies[-1].stage == "narrowed"
+    assert narrowed.record.pruned.macs < result.record.pruned.macs
+
+
+def test_a_narrowing_that_finds_nothing_leaves_what_was_trained(clock: Clock) -> None:
+    result, said = run_over(clock, 50.0, narrow=True)
+    assert result.verdict == "over" and any("not narrowed" in line for line in said)
+
+
+def accuracy_of() -> Callable[[nn.Module], float]:
+    return lambda model: 1.0 / (1.0 + sum(p.numel() for p in model.parameters()))
