@@ -6,8 +6,8 @@ command line reaches it too; they are looked for when a name is not registered, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from latprune.errors import InvalidArgumentError, PluginError
@@ -15,7 +15,7 @@ from latprune.errors import InvalidArgumentError, PluginError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["Registry", "offer"]
+__all__ = ["Registry", "configured", "offer"]
 
 T = TypeVar("T")
 
@@ -223,6 +223,29 @@ class Registry(Generic[T]):
             ) from error
         if self._named and point.name not in self._entries:
             self.register(point.name, value)
+
+
+def configured(argument: str, name: str, kind: type[T], options: Mapping[str, Any]) -> T:
+    """An instance of a registered class with options by name, as a command line has them.
+
+    Args:
+        argument: What it is called in errors (``solver``).
+        name: Its name.
+        kind: Its class.
+        options: Keyword arguments.
+
+    Raises:
+        InvalidArgumentError: It has no such option; the message names those that it has.
+    """
+    if is_dataclass(kind):
+        known = [entry.name for entry in fields(kind) if entry.init]
+        wrong = [option for option in options if option not in known]
+        if wrong:
+            raise InvalidArgumentError(f"{argument} {name!r} has no option {wrong[0]!r}; it has {', '.join(known) or 'none'}")
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise InvalidArgumentError(f"{argument} {name!r}: {error}") from error
 
 
 def _same(one: object, other: object) -> bool:

@@ -71,7 +71,7 @@ def test_soft_masks_warm_up_ramp_and_cool_down():
         (lambda: SPLAMP(between="later"), "between"),
         (lambda: FromScratch(structure="sp_lamp"), "cuts in one pass"),
         (lambda: FromScratch(structure="from_scratch"), "cuts in one pass"),
-        (lambda: get_method("mdp", steps=3), "unexpected keyword"),
+        (lambda: get_method("mdp", steps=3), "has no option .steps.; it has score, channels"),
         (lambda: get_method("mpd"), "must be one of"),
     ],
 )

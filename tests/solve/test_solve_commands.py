@@ -50,7 +50,7 @@ def test_limit_is_4_with_a_file(tmp_path: Path, problem: Problem) -> None:
         (["none.json"], 2, "cannot read"),
         (["p.json", "--solver", "cplex"], 2, "must be one of"),
         (["p.json", "--solver", "knapsack"], 5, "reads 2 axes"),
-        (["p.json", "--solver", "highs", "--units", "5"], 2, "--units"),
+        (["p.json", "--solver", "highs", "--units", "5"], 2, "has no option 'units'"),
         (["p.json", "--time-limit", "-1"], 2, "time_limit"),
         (["p.json", "-o", "none/s.json"], 2, "--output"),
         (["broken.json"], 2, "variables[0].name"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import ChannelGroup, Kernel, Selection
-from latprune.registry import Registry
+from latprune.registry import Registry, configured
 
 if TYPE_CHECKING:
     from latprune.importance.gradients import GradientAccumulator
@@ -246,10 +246,7 @@ def get_criterion(name: str, **options: Any) -> Any:
         >>> get_criterion("taylor", reduction="per_group").reduction
         'per_group'
     """
-    try:
-        return criterion_type(name)(**options)
-    except TypeError as error:
-        raise InvalidArgumentError(f"criterion {name!r}: {error}") from error
+    return configured("criterion", name, criterion_type(name), options)
 
 
 def _entry(config: object) -> _Entry:

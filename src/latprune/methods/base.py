@@ -15,7 +15,7 @@ import numpy.typing as npt
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError
 from latprune.graph.types import Selection
 from latprune.methods.schedule import Schedule, SinglePass, SoftMasks
-from latprune.registry import Registry
+from latprune.registry import Registry, configured
 
 if TYPE_CHECKING:
     from torch import nn
@@ -301,11 +301,7 @@ def get_method(method: str | Method, **options: Any) -> Method:
         if options:
             raise InvalidArgumentError(f"options {sorted(options)} cannot be combined with a method object; set them on {method!r}")
         return method
-    found = method_type(method)
-    try:
-        return found(**{name: _option(name, value) for name, value in options.items()})
-    except TypeError as error:
-        raise InvalidArgumentError(f"method {method!r}: {error}") from error
+    return configured("method", method, method_type(method), {name: _option(name, value) for name, value in options.items()})
 
 
 def _option(name: str, value: Any) -> Any:

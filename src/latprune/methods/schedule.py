@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 from latprune.errors import InvalidArgumentError
-from latprune.registry import Registry
+from latprune.registry import Registry, configured
 
 __all__ = [
     "Between",
@@ -120,10 +120,7 @@ def get_schedule(schedule: str | Schedule, **options: Any) -> Schedule:
         return schedule
     if not isinstance(schedule, str):
         raise InvalidArgumentError(f"schedule (={schedule!r}) must be a schedule's name, or a latprune.methods.Schedule")
-    try:
-        return schedule_type(schedule)(**options)
-    except TypeError as error:
-        raise InvalidArgumentError(f"schedule {schedule!r}: {error}") from error
+    return configured("schedule", schedule, schedule_type(schedule), options)
 
 
 @register_schedule

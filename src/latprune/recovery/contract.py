@@ -12,7 +12,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
 from latprune.recovery.report import LayerRecovery
-from latprune.registry import Registry
+from latprune.registry import Registry, configured
 
 __all__ = ["Progress", "Recovery", "Situation", "get_strategy", "register_strategy", "strategies", "strategy_type"]
 
@@ -114,7 +114,4 @@ def get_strategy(strategy: str | Recovery, **options: Any) -> Recovery:
         return strategy
     if not isinstance(strategy, str):
         raise InvalidArgumentError(f"strategy (={strategy!r}) must be a strategy's name, or a Recovery")
-    try:
-        return strategy_type(strategy)(**options)
-    except TypeError as error:
-        raise InvalidArgumentError(f"strategy {strategy!r}: {error}") from error
+    return configured("strategy", strategy, strategy_type(strategy), options)

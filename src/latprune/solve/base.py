@@ -14,7 +14,7 @@ from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.problem import Problem, Solution, relative_gap
 from latprune.problem.solution import OPTIMAL_GAP
 from latprune.problem.types import IntArray
-from latprune.registry import Registry
+from latprune.registry import Registry, configured
 from latprune.solve.canonical import canonical
 
 __all__ = ["Control", "SolveInterrupted", "Solver", "SolverError", "answer", "register", "solver_named", "solver_names", "solver_options"]
@@ -122,11 +122,7 @@ def solver_named(name: str, **options: Any) -> Solver:
         >>> solver_named("group-knapsack", units=20_000)
         GroupKnapsack(units=20000)
     """
-    kind = SOLVERS.get(name)
-    try:
-        return kind(**options)
-    except TypeError as error:
-        raise InvalidArgumentError(f"solver {name!r}: {error}") from error
+    return configured("solver", name, SOLVERS.get(name), options)
 
 
 def solver_options(solver: Solver) -> dict[str, Any]:
