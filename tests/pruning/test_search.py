@@ -145,6 +145,28 @@ def test_a_budget_below_the_smallest_network_names_its_latency():
     assert caught.value.floor == {"latency": pytest.approx(2.5)}
 
 
+class Capped(Steps):
+    """Another limit allows no width above 30."""
+
+    def __init__(self) -> None:
+        self.solved: list[float] = []
+
+    def propose(self, limit: float) -> Proposal:
+        self.solved.append(limit)
+        found = super().propose(limit)
+        width = min(found.widths["g"], 30)
+        return Proposal(widths={"g": width}, removed_blocks=(), predicted=0.1 * width)
+
+
+def test_where_another_limit_allows_no_more_the_search_ends_at_once():
+    proposer, machine = Capped(), Machine(lambda width: 0.104 * width)
+    found = search(machine, 5.0, proposer).run()
+    assert found.network.width == 30 and found.fresh is not None
+    assert "allow no larger network" in found.note
+    assert len(proposer.solved) <= 4 and proposer.solved[-1] == 8.0  # the loosest limit: the network before
+    assert len(machine.calls) == 2
+
+
 class Wide(Machine):
     """Knows every latency to one percent only, and to no better than that."""
 

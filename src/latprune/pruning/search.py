@@ -79,6 +79,7 @@ class CandidateSearch:
         self._asked = asked
         self._say = say
         self._tries: dict[Any, _Try] = {}
+        self._largest: Proposal | None = None
 
     def first(self) -> Candidate:
         """The first candidate, whatever it measures at; for a stage after which others follow.
@@ -112,6 +113,10 @@ class CandidateSearch:
             if proposal.key in self._tries:
                 # The same network again: no choice lies between the limits tried so far.
                 self.limits.record(limit, proposal.predicted, self._tries[proposal.key].trial.value)
+                if self._largest is None and self._is_under(self._tries[proposal.key].trial):
+                    self._largest = self.proposer.propose(self.limits.start_predicted)
+                    if self._largest.key == proposal.key:
+                        return self._closest()  # the loosest limit leads to it too: something else allows no more
                 continue
             if len(self._tries) == MAX_MEASURED:
                 break
@@ -210,12 +215,13 @@ class CandidateSearch:
 
     def _note(self, fresh: Trial) -> str:
         """What the user should know of the closest candidate."""
-        share = (
-            f"the delivered network lies at {fresh.value / self.limits.budget:.1%} of the budget: of {len(self._tries)} networks that were"
-        )
+        share = f"the delivered network lies at {fresh.value / self.limits.budget:.1%} of the budget"
+        measured = f"of {len(self._tries)} networks that were measured none lay"
         if self._verdict(fresh) == "close":
-            return f"{share} measured none lay clearly under it, and this one does within what two measurements differ by"
-        return f"{share} measured none lay closer below it"
+            return f"{share}: {measured} clearly under it, and this one does within what two measurements differ by"
+        if self._largest is not None and self._largest.key in self._tries:
+            return f"{share}: other limits, or the widths on offer, allow no larger network"
+        return f"{share}: {measured} closer below it"
 
     def _smallest(self, error: BudgetInfeasibleError) -> Candidate:
         """The smallest network that the constraints allow, if it measures under the budget; else the error, with its latency measured."""
