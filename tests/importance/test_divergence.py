@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
 from latprune.importance import DivergenceConfig, MagnitudeConfig, SpLampConfig, TaylorConfig, best_units, read, score, width_curve
-from latprune.importance.divergence import _example_count
+from latprune.importance.divergence import _example_count, _moved
 from latprune.importance.outputs import output_error, output_js, output_kl
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.methods import MDP, StageContext
@@ -239,10 +239,20 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
         cut = copy.deepcopy(model)
         prune(cut, graph, selection)
         with batch_statistics(model), batch_statistics(cut):
-            expected = np.average([output_js(model(x), cut(x))[0] for x in IMAGES], weights=[len(x) for x in IMAGES])
+            moved = [_moved(x) for x in IMAGES]
+            expected = np.average([output_js(model(x), cut(x))[0] for x in moved], weights=[len(x) for x in moved])
         assert found.divergence(selection) == pytest.approx(float(expected), rel=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert read(model, graph, SpLampConfig()) is None
+
+
+def test_images_are_moved_and_nothing_else_is():
+    columns = torch.arange(32.0).expand(1, 1, 16, 32)
+    assert _moved(columns)[0, 0, 0].tolist() == [*range(29, -1, -1), 31, 30]  # mirrored, then two to the left
+    rows = torch.arange(16.0)[:, None].expand(1, 1, 16, 32)
+    assert _moved({"x": rows})["x"][0, 0, :, 0].tolist() == [15, *range(15)]
+    for other in (torch.arange(6).view(1, 6), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 16), torch.zeros(1, 3, 16, 16, dtype=torch.uint8)):
+        assert _moved(other) is other
 
 
 def test_the_number_of_examples_follows_from_the_work():
