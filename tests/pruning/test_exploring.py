@@ -314,3 +314,22 @@ def test_tables_of_layers_are_read_at_the_widths_on_offer():
     np.testing.assert_allclose(table, tables.table(layer.name, *cost.sizes), rtol=1e-3)
     offered = set(record.groups[[g.name for g in record.groups].index("layer2.1.conv1")].choices)
     assert offered <= set(cost.sizes[0])
+
+
+def test_a_step_after_an_exploration_reads_its_scores_unless_the_model_has_changed(monkeypatch):
+    from latprune.pruning import scoring
+
+    calls = []
+    monkeypatch.setattr(scoring, "score_importance", lambda *a, score=scoring.score_importance, **k: calls.append(1) or score(*a, **k))
+    pruner = latprune.Pruner(network(), X, budget="flops=60%", method=BY_MAGNITUDE, target=TARGET, measure_latency=False)
+    pruner.explore(points=4)
+    assert len(calls) == 1
+    first = pruner.propose()
+    assert len(calls) == 1
+    # Not even the version counter of a tensor knows of this.
+    next(pruner.model.parameters()).data.mul_(3.0)
+    pruner.propose()
+    assert len(calls) == 2
+    alone = latprune.Pruner(network(), X, budget="flops=60%", method=BY_MAGNITUDE, target=TARGET, measure_latency=False).propose()
+    assert (first.proposal.widths, first.proposal.removed_blocks) == (alone.proposal.widths, alone.proposal.removed_blocks)
+    assert len(calls) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from latprune.graph.types import Selection
@@ -50,6 +52,7 @@ class Scorer:
         self._begun: _Begun | None = None
         self.readings: Readings | None = None
         """Where the last scores are one of several readings: all of them, with their judge."""
+        self._last: _Scored | None = None
 
     def accumulate(self, cut_to: Selection) -> None:
         """Add the gradients that the parameters hold now."""
@@ -101,8 +104,9 @@ class Scorer:
             self._accumulator.decay(factor)
 
     def reset(self) -> None:
-        """Forget what was gathered: the model's tensors are others now, or a new stage begins."""
+        """Forget what was gathered and scored: the model's tensors are others now, or a new stage begins."""
         self._accumulator = self._begun = None
+        self._last = None
 
     @property
     def gathered(self) -> bool:
@@ -111,6 +115,9 @@ class Scorer:
 
     def importance(self, cut_to: Selection, data: Iterable[Any] | None, loss: LossFunction, batches: int | None) -> Importance | None:
         """Scores of the dense network's units; those that the model no longer has score 0.
+
+        The same question again, of the same values of the model, has the same answer and is not computed anew: a step after an
+        exploration asks it.
 
         Args:
             cut_to: What the model was cut to.
@@ -125,6 +132,17 @@ class Scorer:
         if self._accumulator is not None:
             self._accumulator.reduce()
             return self._accumulator.importance().over(seen.alive)
+        values = _digest(self._model)
+        if self._last is not None and self._last.answers(cut_to, data, loss, batches, values):
+            self.readings = self._last.readings
+            return self._last.importance
+        importance = self._scored(seen, data, loss, batches)
+        self._last = _Scored(
+            cut_to=cut_to, data=data, loss=loss, batches=batches, values=values, importance=importance, readings=self.readings
+        )
+        return importance
+
+    def _scored(self, seen: Any, data: Iterable[Any] | None, loss: LossFunction, batches: int | None) -> Importance:
         continued = self._continued(data, loss, batches)
         if continued is not None:
             return continued.over(seen.alive)
@@ -134,6 +152,31 @@ class Scorer:
             self.readings = _Over(self.readings, seen.alive)
             return next(iter(self.readings.importances.values()))
         return score_importance(self._model, seen, self._config, taken, loss=loss).over(seen.alive)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Scored:
+    """Scores, with what they are an answer to."""
+
+    cut_to: Selection
+    data: Iterable[Any] | None
+    loss: LossFunction
+    batches: int | None
+    values: bytes
+    importance: Importance
+    readings: Readings | None
+
+    def answers(self, cut_to: Selection, data: Iterable[Any] | None, loss: LossFunction, batches: int | None, values: bytes) -> bool:
+        """Whether the same was asked of the same values; data are the same where they are the same object."""
+        return self.cut_to is cut_to and self.data is data and self.loss is loss and self.batches == batches and self.values == values
+
+
+def _digest(model: nn.Module) -> bytes:
+    """Of the bytes of every parameter and buffer."""
+    found = hashlib.blake2b(digest_size=16)
+    for value in (*model.parameters(), *model.buffers()):
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.digest()
 
 
 class _Over:
