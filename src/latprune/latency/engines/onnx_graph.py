@@ -18,10 +18,11 @@ from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.inputs import ModelInputs
 from latprune.quiet import quiet_exporters
 
-__all__ = ["OnnxNetwork", "export_onnx"]
+__all__ = ["OnnxNetwork", "export_onnx", "module_paths"]
 
 _CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU"})
 _REASON = 400
+_SCOPES = "pkg.torch.onnx.name_scopes"
 _REPEAT = re.compile(r"_\d+$")
 
 
@@ -163,15 +164,14 @@ def _export(model: nn.Module, inputs: ModelInputs, exporter: str, opset: int) ->
         raise
     except Exception as error:
         raise EngineError(f"{type(model).__name__} could not be exported to ONNX by the {exporter} exporter: {_reason(error)}") from error
-    modules = {name for name, _ in called.named_modules()}
     nodes = proto.graph.node
     paths: dict[str, str] = {}
-    for node in nodes:
-        path = _scope_from_metadata(node, modules) if exporter == "dynamo" else _scope_from_name(node.name, modules)
-        if path is not None and not plain:
-            path = f"{path}.".removeprefix(_TensorCall.prefix).removesuffix(".") if f"{path}.".startswith(_TensorCall.prefix) else None
-        if path is not None:
-            paths[node.name] = path
+    for name, path in module_paths(proto, {name for name, _ in called.named_modules()}, exporter=exporter).items():
+        if not plain:
+            if not f"{path}.".startswith(_TensorCall.prefix):
+                continue
+            path = f"{path}.".removeprefix(_TensorCall.prefix).removesuffix(".")
+        paths[name] = path
     initializers = {item.name for item in proto.graph.initializer}
     return OnnxNetwork(
         data=data,
@@ -182,6 +182,25 @@ def _export(model: nn.Module, inputs: ModelInputs, exporter: str, opset: int) ->
         inputs_of={node.name: tuple(name for name in _reads(node) if name not in initializers) for node in nodes},
         input_names=tuple(item.name for item in proto.graph.input if item.name not in initializers),
     )
+
+
+def module_paths(proto: Any, modules: set[str], *, exporter: str | None = None) -> dict[str, str]:
+    """Node name -> path of the module that it computes, of an exported file; nodes that no module owns are left out.
+
+    Args:
+        proto: The ModelProto.
+        modules: Paths of the model's modules.
+        exporter: ``torchscript`` or ``dynamo``; None tells it by whether the file's nodes have scopes in their metadata.
+    """
+    if exporter is None:
+        scoped = any(item.key == _SCOPES for node in proto.graph.node for item in node.metadata_props)
+        exporter = "dynamo" if scoped else "torchscript"
+    found = {}
+    for node in proto.graph.node:
+        path = _scope_from_metadata(node, modules) if exporter == "dynamo" else _scope_from_name(node.name, modules)
+        if path is not None:
+            found[node.name] = path
+    return found
 
 
 def _reason(error: Exception) -> str:
@@ -250,7 +269,7 @@ def _scope_from_name(name: str, modules: set[str]) -> str | None:
 def _scope_from_metadata(node: Any, modules: set[str]) -> str | None:
     """Module path in a dynamo node's metadata: the innermost scope that is a module."""
     properties = {item.key: item.value for item in node.metadata_props}
-    scopes = re.findall(r"'([^']*)'", properties.get("pkg.torch.onnx.name_scopes", ""))
+    scopes = re.findall(r"'([^']*)'", properties.get(_SCOPES, ""))
     for scope in reversed(scopes):
         if scope in modules:
             return str(scope)
