@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["change", "count", "interval", "milliseconds", "percent", "points", "seconds", "shape"]
+__all__ = ["change", "count", "interval", "milliseconds", "option", "percent", "points", "seconds", "shape"]
 
 
 def count(value: float) -> str:
@@ -68,3 +68,20 @@ def _signed(value: float, digits: int) -> str:
     if float(text) == 0.0:
         return f"±{text}"
     return f"{'−' if value < 0 else '+'}{text}"
+
+
+def option(value: object, *, inside: bool = False) -> str:
+    """A method's option as people write it: a criterion by its name, with its options; what lies inside of those by name alone.
+
+    Example:
+        >>> option({"type": "DivergenceConfig", "examples": 64, "rank": {"type": "TaylorConfig", "side": "makers"}})
+        'Divergence(examples=64, rank=Taylor)'
+    """
+    if isinstance(value, dict) and "type" in value:
+        name = str(value["type"]).removesuffix("Config")
+        if inside:
+            return name
+        return f"{name}({', '.join(f'{key}={option(entry, inside=True)}' for key, entry in value.items() if key != 'type')})"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(option(entry, inside=inside) for entry in value)}]"
+    return str(value)

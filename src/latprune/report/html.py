@@ -209,8 +209,11 @@ def _recovery(data: ReportData) -> str:
     def error(value: float | None) -> str:
         return "–" if value is None else f"{value:.3g}"
 
+    def remark(text: str) -> str:
+        return f'<span class="remark">{_text(text)}</span>' if text else ""
+
     rows = [
-        (_text(layer.name), _text(layer.action or "left alone"), layer.at, error(layer.before), error(layer.after), _text(layer.remark))
+        (_text(layer.name), _text(layer.action or "left alone"), layer.at, error(layer.before), error(layer.after), remark(layer.remark))
         for layer in data.recovery.layers
     ]
     head = ("layer", "done", "compared at", "error before", "after", "remark")
@@ -316,7 +319,7 @@ def _provenance(data: ReportData) -> str:
         f"{item.name}: {fmt.shape(item.shape)} {item.dtype}" if item.name else f"{fmt.shape(item.shape)} {item.dtype}"
         for item in record.model.inputs
     )
-    options = ", ".join(f"{name}={value}" for name, value in record.method.options.items())
+    options = ", ".join(f"{name}={fmt.option(value)}" for name, value in record.method.options.items())
     facts = [
         ("Target", str(record.target)),
         ("Measurement", measured),

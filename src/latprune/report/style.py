@@ -45,6 +45,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody th { font-weight: 500; }
 td small { display: block; color: var(--soft); white-space: nowrap; }
 .scroll { overflow-x: auto; }
+.remark { display: block; min-width: 15rem; }
 dl { display: grid; grid-template-columns: fit-content(46%) 1fr; gap: 6px 18px; margin: 0; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
@@ -96,7 +97,7 @@ footer { color: var(--soft); font-size: .85rem; margin-top: 24px; }
   .tile .value { font-size: 1.25rem; }
   .figure { font-size: 15px; }
   .figure .tick { font-size: 14px; }
-  th, td { padding-left: 8px; font-size: .9rem; }
+  th, td { padding-left: 6px; font-size: .82rem; }
   td small { font-size: .78rem; white-space: normal; }
   .widths { grid-template-columns: minmax(0, 9.5rem) minmax(50px, 1fr) max-content; gap: 5px 8px; }
   .verdict { border-radius: 10px; }
