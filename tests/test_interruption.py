@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,25 +23,30 @@ def command(folder: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "latprune.cli", "prune", "--model", f"{JOB}:network", "--input", "1x1x32x32"),
         *("--budget", "60%", "--engine", "onnxruntime", "--data", f"{JOB}:train", "--test-data", f"{JOB}:test_images"),
-        *("--importance-batches", "2", "--epochs", "2", "--train-threads", "1"),
+        *("--importance-batches", "2", "--epochs", "2", "--train-threads", "1", "--progress", "json"),
         *("--store", str(folder / "latency.sqlite"), "-o", str(folder / "run")),
     ]
 
 
-def run_until(folder: Path, text: str) -> str:
-    """Start the command and kill it as soon as it says ``text``; what it had said."""
+def run_until(folder: Path, stretch: str, done: int) -> list[dict[str, Any]]:
+    """Start the command and kill it as soon as it says that ``done`` of ``stretch`` is done; what it had said."""
     process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
-    said = ""
+    said: list[dict[str, Any]] = []
     for line in process.stderr:
-        said += line
-        if text in line:
+        said.append(json.loads(line))
+        if said[-1].get("stretch") == stretch and said[-1].get("done", 0) >= done:
             process.kill()
             break
     process.stderr.close()
     process.wait()
-    assert text in said, said
+    assert said[-1].get("stretch") == stretch, said
     return said
+
+
+def seen(said: list[dict[str, Any]]) -> int:
+    """Networks that the tables held when they were first spoken of."""
+    return next(int(event["done"]) for event in said if event.get("stretch") == "latency tables" and event.get("done"))
 
 
 def rows(store: Path) -> int:
@@ -53,13 +59,13 @@ def rows(store: Path) -> int:
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     store = tmp_path / "latency.sqlite"
-    run_until(tmp_path, "latency tables: 16 networks")
+    run_until(tmp_path, "latency tables", 16)
     measured = rows(store)
     assert measured >= 15
 
     # The second life finds the measurements and is killed while it trains.
-    said = run_until(tmp_path, "epoch 1/2")
-    assert "latency tables: 16 networks" not in said
+    said = run_until(tmp_path, "training", 1)
+    assert seen(said) > 15
     after = rows(store)
     assert after > measured
     time.sleep(0.2)

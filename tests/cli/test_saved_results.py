@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from latprune.cli import main
-from latprune.export import save_result
+from latprune.export import read_record, save_result
 from support.pruned import pruned_network
 
 
@@ -33,6 +34,39 @@ def test_export_writes_a_checked_onnx_file_and_a_program(saved: Path, tmp_path: 
     with torch.no_grad():
         found = torch.export.load(tmp_path / "net.pt2").module()(inputs)
         assert torch.allclose(found, pruned_network()[0](inputs), atol=1e-4)
+
+
+def test_export_writes_figures_for_graph_viewers(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx = pytest.importorskip("onnx")
+    assert main(["export", str(saved), "--overlay", "--quiet", "-o", str(tmp_path / "net.onnx")]) == 0
+    assert "Model Explorer" in capsys.readouterr().out
+    plain, noted = onnx.load(tmp_path / "net.onnx"), onnx.load(tmp_path / "net.overlay.onnx")
+    nodes = {node.name: node for node in plain.graph.node}
+    times, kept = (json.loads((tmp_path / f"net.{kind}.json").read_text()) for kind in ("time", "kept"))
+    convolutions = {name for name, node in nodes.items() if node.op_type in ("Conv", "Gemm")}
+    assert set(kept["results"]) == convolutions, "every layer with weights has a width"
+    assert convolutions <= set(times["results"]) <= set(nodes)
+    assert all(entry["value"] > 0 for entry in times["results"].values())
+    model = pruned_network()[0]
+    block = next(place for place, block in enumerate(model.layer2) if hasattr(block, "conv1"))
+    node, width = f"/layer2/layer2.{block}/conv1/Conv", model.layer2[block].conv1.weight.shape[0]
+    dense = read_record(saved).model.tensors[f"layer2.{block}.conv1.weight"][0]
+    assert width < dense
+    assert kept["results"][node]["value"] == pytest.approx(100 * width / dense)
+    assert kept["results"]["/linear/Gemm"]["value"] == 100.0
+    properties = {node.name: {item.key: item.value for item in node.metadata_props} for node in noted.graph.node}
+    assert properties[node]["latprune.outputs_kept"] == f"{width} of {dense}"
+    assert float(properties[node]["latprune.ms"]) > 0
+    # Properties are all that differs: the annotated file computes the same.
+    for each in noted.graph.node:
+        del each.metadata_props[:]
+    assert noted.graph == plain.graph
+
+
+def test_an_overlay_needs_an_onnx_file(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(saved), "--overlay", "-o", str(tmp_path / "net.pt2")]) == 2
+    assert "--overlay" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_export_says_what_is_wrong(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

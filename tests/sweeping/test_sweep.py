@@ -165,8 +165,8 @@ def test_on_the_command_line(tmp_path, capsys):
     command = ["sweep", "--model", "latprune.zoo:digits_resnet", "--input", "1x1x32x32", "--budget", "flops=60%", "--method", "uniform"]
     command += ["--method", "sp_lamp:stages=2", "--predict-only", "-o", str(tmp_path)]
     assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "sp_lamp:stages=2" in said and "2 of 2" in said
+    said = capsys.readouterr()
+    assert "sp_lamp:stages=2" in said.out and "2 of 2" in said.err
     assert main([*command, "--method", "no_such"]) == 2
     assert "no_such" in capsys.readouterr().err
     assert main([*command, "--budget", "flops=0.001%", "--quiet"]) == 0

@@ -30,6 +30,7 @@ from latprune.cli import (
     time,
     verify,
 )
+from latprune.cli.progress import shown
 from latprune.errors import LatpruneError
 
 __all__ = ["build_parser", "main"]
@@ -107,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.error("the following arguments are required: COMMAND")
     try:
-        return int(args.run(args))
+        with shown(args):
+            return int(args.run(args))
     except KeyboardInterrupt:
         if args.debug:
             raise

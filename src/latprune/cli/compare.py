@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from latprune.cli.arguments import add_recorded_model_arguments, add_target_arguments
+from latprune.cli.progress import add_progress_arguments
 
 if TYPE_CHECKING:
     from latprune.latency import Target
@@ -47,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--data-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of it; may be repeated")
     parser.add_argument("--max-seconds", type=float, default=60.0, help="seconds of measuring at most (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_progress_arguments(parser)
     parser.set_defaults(run=run)
 
 

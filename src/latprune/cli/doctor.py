@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from latprune.cli.progress import add_progress_arguments
+
 if TYPE_CHECKING:
     from latprune.latency.health import EngineHealth
 
@@ -22,6 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="seconds of measuring for each engine (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_progress_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -30,13 +33,12 @@ def run(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
     from latprune.latency.health import examine
 
     if not args.seconds > 0:
         raise InvalidArgumentError(f"--seconds (={args.seconds}) must be a number of seconds above 0")
-    found = examine(seconds=args.seconds, progress=None if args.json else reporter())
+    found = examine(seconds=args.seconds)
     if args.json:
         print(json.dumps(asdict(found), indent=2))
         return 0

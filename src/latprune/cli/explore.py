@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_image_arguments, add_model_arguments, add_target_arguments
+from latprune.cli.progress import add_progress_arguments
 from latprune.cli.pruning_arguments import (
     add_data_arguments,
     add_method_arguments,
@@ -67,7 +68,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     own.add_argument("--time-limit", type=float, default=600.0, help="seconds that all solving may take (default: %(default)s)")
     own.add_argument("-o", "--output", required=True, metavar="FILE.html", help="page to write; the .json is written beside it")
-    own.add_argument("--quiet", action="store_true", help="print the result only")
+    add_progress_arguments(parser)
     parser.set_defaults(run=partial(run, shared=shared))
 
 

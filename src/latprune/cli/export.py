@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latprune.cli.arguments import add_recorded_model_arguments
+from latprune.cli.progress import add_progress_arguments
 
 if TYPE_CHECKING:
-    from latprune.export import OnnxExport
+    from pathlib import Path
+
+    from torch import nn
+
+    from latprune.export import OnnxExport, ResultRecord
 
 __all__ = ["add_parser", "described", "run"]
 
@@ -16,6 +21,7 @@ _EPILOG = """\
 examples:
   latprune export pruned/result --model nets.py:net -o net.onnx
   latprune export pruned/result --model nets.py:net --dynamic-batch -o net.onnx
+  latprune export pruned/result --model nets.py:net --overlay -o net.onnx
   latprune export pruned/result --model nets.py:net -o net.pt2
 """
 
@@ -42,6 +48,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--opset", type=int, help="ONNX opset (default: %(default)s)", default=18)
     parser.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open (ONNX)")
     parser.add_argument("--dynamic-size", action="store_true", help="leave height and width of images open, where the model does (ONNX)")
+    parser.add_argument(
+        "--overlay",
+        action="store_true",
+        help="with .onnx: measure each kernel on the result's target, and write the times and the outputs kept for Model Explorer "
+        "(FILE.time.json, FILE.kept.json) and Netron (FILE.overlay.onnx)",
+    )
+    add_progress_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -56,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.suffix not in (".onnx", ".pt2"):
         raise InvalidArgumentError(f"--output (={args.output!r}) must end in .onnx or .pt2")
+    if args.overlay and output.suffix != ".onnx":
+        raise InvalidArgumentError(f"--overlay writes figures for the nodes of an ONNX file, and --output (={args.output!r}) is none")
     saved = load_result(args.result)
     if saved.record.program is not None:
         model = saved.restore()  # a captured program needs no class
@@ -67,7 +82,19 @@ def run(args: argparse.Namespace) -> int:
         return 0
     written = export_onnx(model, inputs, output, opset=args.opset, dynamic_batch=args.dynamic_batch, dynamic_size=args.dynamic_size)
     print(f"wrote {written.path}: {described(written)}")
+    if args.overlay:
+        _overlay(model, inputs, output, saved.record)
     return 0
+
+
+def _overlay(model: nn.Module, inputs: Any, output: Path, record: ResultRecord) -> None:
+    from latprune.latency import Target
+    from latprune.pruning.overlay import write_overlay
+
+    found = write_overlay(model.eval(), inputs, output, target=Target(**record.target.model_dump()), record=record)
+    print(f"wrote {found.time} and {found.kept} (Model Explorer) and {found.annotated} (Netron)")
+    missing = f"; {found.unplaced_ms:.3g} ms more are of kernels that no node stands for" if found.unplaced_ms else ""
+    print(f"{found.ms:.4g} ms on {found.nodes} nodes{missing}")
 
 
 def described(written: OnnxExport) -> str:

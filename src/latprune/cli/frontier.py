@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from latprune.cli.arguments import add_image_arguments, add_model_arguments, add_target_arguments
+from latprune.cli.progress import add_progress_arguments
 from latprune.cli.pruning_arguments import add_data_arguments, add_method_arguments, add_table_arguments, check_images, options_of
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--write-problem", metavar="FILE", help="also write the problem, for `latprune solve`")
     parser.add_argument("--plot", metavar="FILE", help="also draw it (.svg, .png, .pdf)")
     parser.add_argument("-o", "--output", metavar="FILE", help="where to write the frontier (default: standard output)")
+    add_progress_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -98,14 +99,16 @@ def run(args: argparse.Namespace) -> int:
 def _of_problem(args: argparse.Namespace) -> tuple[Frontier, Problem]:
     """The frontier of a problem that is there: a problem file's, or a saved result's."""
     from latprune.cli.solve import chosen_solver
+    from latprune.progress import stretch
     from latprune.solve import solve_frontier
 
     solver = chosen_solver(args)
     problem = _problem(args.source)
     resource = problem.costs[0].name if args.resource is None else args.resource
-    found = solve_frontier(
-        problem, resource, points=args.points, solver=solver, time_limit=args.time_limit, gap=args.gap, progress=_progress()
-    )
+    with stretch("frontier", total=args.points, unit="budgets") as work:
+        found = solve_frontier(
+            problem, resource, points=args.points, solver=solver, time_limit=args.time_limit, gap=args.gap, progress=work.reached
+        )
     return found, problem
 
 
@@ -187,16 +190,3 @@ def _plot(frontier: Frontier, path: str) -> None:
     figure = new_figure(6.4, 4.0)
     plot_frontier(compute_frontier(frontier.to_dict(), unit=frontier.unit), figure.subplots())
     save_figure(figure, path)
-
-
-def _progress() -> Callable[[int, int], None] | None:
-    """A counter on a terminal; nothing elsewhere."""
-    import sys
-
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        print(f"\r{done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    return show

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
 from latprune.cli.loading import note_given
+from latprune.cli.progress import add_progress_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
     from latprune.graph import ExampleInputs, ModelGraph
@@ -88,15 +87,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     kit.add_argument("--plan", metavar="KIT.zip", help="write the networks and a one-file runner instead of measuring")
     kit.add_argument("--results", metavar="FILE", help="add what the runner of --plan wrote to the store instead of measuring")
     kit.add_argument("--again", metavar="KIT.zip", help="with --results: write a second kit, of the networks that are far off or doubtful")
+    add_progress_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from latprune.cli.loading import example_inputs, load_model, target_from
-    from latprune.cli.progress import reporter
     from latprune.graph import trace
-    from latprune.latency import Store, TableProgress, build_tables
+    from latprune.latency import Store, build_tables
 
     _check(args)
     if args.context is not None:
@@ -106,14 +105,8 @@ def run(args: argparse.Namespace) -> int:
     inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
     if args.plan or args.results or args.again:
         return _kit(args, model, inputs, target)
-    report = reporter()
     if args.ray:
-        return _cluster(args, model, inputs, target, report)
-
-    def progress(state: TableProgress) -> None:
-        if state.networks % 8 == 0:
-            error = f", mean error {state.residual.mean_absolute:.1%}" if state.residual is not None else ""
-            report(f"{state.networks} of at most {state.limit} networks{error}")
+        return _cluster(args, model, inputs, target)
 
     with Store(args.store) as store:
         tables = build_tables(
@@ -122,7 +115,6 @@ def run(args: argparse.Namespace) -> int:
             inputs,
             target,
             store=store,
-            progress=progress,
             seed=args.seed,
             time_limit=args.time_limit,
             max_networks=_most(args),
@@ -204,12 +196,13 @@ def _name_conditions(store: Store, graph: ModelGraph, inputs: ExampleInputs) -> 
             print(f"{count} networks of this model on {context.machine}, version {context.version}; their tables: --context {number}")
 
 
-def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, target: Target, report: Callable[[str], None]) -> int:
+def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, target: Target) -> int:
     from itertools import islice
 
     from latprune.errors import InvalidArgumentError
     from latprune.graph import trace
     from latprune.latency import FanoutProgress, Store, design_points, sample_on_cluster
+    from latprune.progress import say, stretch
 
     if not args.label:
         raise InvalidArgumentError("--ray needs --label, the custom resource that the devices' nodes offer")
@@ -222,9 +215,9 @@ def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, 
     def progress(state: FanoutProgress) -> None:
         nonlocal again, stored
         again, stored = state.again, state.stored
-        report(f"{state.done} of {state.jobs} networks, {state.again} of them again, {state.devices} devices, {state.lost} lost")
+        work.reached(state.done, state.jobs, again=state.again, devices=state.devices, lost=state.lost)
 
-    with Store(args.store) as store:
+    with Store(args.store) as store, stretch("measuring on the cluster", unit="networks", timed=True) as work:
         done = sample_on_cluster(
             model,
             graph,
@@ -235,7 +228,7 @@ def _cluster(args: argparse.Namespace, model: nn.Module, inputs: ExampleInputs, 
             label=args.label,
             address=args.ray,
             progress=progress,
-            report=report,
+            report=say,
         )
         print(f"{done} networks added to {store.path}, which held {stored} already; {again} repetitions of networks that were far off")
         _name_conditions(store, graph, inputs)

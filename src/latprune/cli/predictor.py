@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
 from latprune.cli.loading import note_given
+from latprune.cli.progress import add_progress_arguments
 
 if TYPE_CHECKING:
     from latprune.latency import ContextInfo, Store
@@ -47,6 +48,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     train.add_argument("--seed", type=int, default=0, help="seed of the random networks and of the forests (default: %(default)s)")
     train.add_argument("-o", "--output", required=True, metavar="FILE", help="predictor file to write (.npz)")
     add_target_arguments(train)
+    add_progress_arguments(train)
     predict = actions.add_parser("predict", help="predict a model's latency")
     predict.add_argument("predictor", metavar="FILE", help="predictor file")
     add_model_arguments(predict)
@@ -115,21 +117,18 @@ def _chosen(args: argparse.Namespace, store: Store) -> ContextInfo:
 def _swept(args: argparse.Namespace, store: Store) -> ContextInfo:
     """Measure random networks under the target's conditions; returns those."""
     from latprune.cli.loading import target_from
-    from latprune.cli.progress import reporter
     from latprune.errors import InvalidArgumentError
     from latprune.latency import SweepProgress, sweep_kernels, target_context
+    from latprune.progress import stretch
 
     if args.context is not None:
         raise InvalidArgumentError(f"N (={args.context}) and --sweep exclude each other: a sweep measures on the target, here and now")
     target = target_from(args)
-    report = reporter()
 
     def progress(state: SweepProgress) -> None:
-        if state.networks % 8 == 0 or state.networks == state.wanted:
-            chosen = ", chosen by doubt" if state.adaptive else ""
-            failed = f", {state.failed} failed" if state.failed else ""
-            report(f"{state.networks} of {state.wanted} random networks{chosen}{failed}")
+        work.reached(state.networks, state.wanted, failed=state.failed, chosen="by doubt" if state.adaptive else "at random")
 
-    measured = sweep_kernels(target, store, args.sweep, seed=args.seed, time_limit=args.time_limit, progress=progress)
+    with stretch("measuring random networks", total=args.sweep, unit="networks", timed=True) as work:
+        measured = sweep_kernels(target, store, args.sweep, seed=args.seed, time_limit=args.time_limit, progress=progress)
     print(f"{measured} random networks measured and stored in {store.path}")
     return target_context(target)

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latprune.cli.arguments import add_image_arguments, add_model_arguments, add_target_arguments
+from latprune.cli.progress import add_progress_arguments
 from latprune.cli.pruning_arguments import (
     add_data_arguments,
     add_method_arguments,
@@ -120,7 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_table_arguments(out)
     out.add_argument("--onnx", action="store_true", help="also export FOLDER/result/model.onnx")
-    out.add_argument("--quiet", action="store_true", help="print the result only")
+    add_progress_arguments(parser)
 
 
 class Outcome(NamedTuple):
@@ -255,7 +256,7 @@ def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:
     if batches is None:
         raise InvalidArgumentError("--epochs and --recipe need --data to train on")
     from latprune.pruning.finetuning import fit_with
-    from latprune.train import Distillation, ProgressPrinter, Recipe, recipe
+    from latprune.train import Distillation, Recipe, recipe
 
     chosen = recipe(args.recipe) if args.recipe else Recipe(epochs=args.epochs, learning_rate=args.learning_rate or 0.02)
     if args.recipe and args.epochs is not None:
@@ -269,14 +270,12 @@ def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:
     told = parse_arguments(args.recipe_arg, argument="--recipe-arg")
     chosen = Recipe.from_dict({**chosen.to_dict(), **told})
     chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
-    progress = None if args.quiet else ProgressPrinter()
     return fit_with(
         batches,
         chosen,
         stage_epochs=args.stage_epochs,
         evaluate=evaluate,
         threads=args.train_threads,
-        progress=progress,
         logs=_logs(args.log),
     )
 

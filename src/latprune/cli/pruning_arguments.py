@@ -135,7 +135,6 @@ def options_of(args: argparse.Namespace, *, tables: str | None = None) -> Shared
         tables: File of latency tables in place of ``--tables``.
     """
     from latprune.cli.loading import glob_numbers, load_tables, target_from
-    from latprune.cli.progress import reporter
     from latprune.latency import KernelPredictor, Store
 
     file = tables or args.tables
@@ -154,7 +153,6 @@ def options_of(args: argparse.Namespace, *, tables: str | None = None) -> Shared
         "solver": solver_of(args),
         "seed": args.seed,
         "measure_latency": not args.predict_only,
-        "progress": None if getattr(args, "quiet", False) else reporter(),
         "form": args.form,
         "fold": args.fold,
     }

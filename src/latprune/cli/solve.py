@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from latprune.cli.progress import add_progress_arguments
 from latprune.cli.pruning_arguments import add_solver_argument
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_solver_arguments(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="where to write the solution (default: standard output)")
     parser.add_argument("--sensitivity", action="store_true", help="also print what one more unit of each resource buys, and what binds")
+    add_progress_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from latprune.problem import Problem, Solution
+    from latprune.progress import stretch
     from latprune.solve import SolveInterrupted, solve
 
     problem = None
@@ -81,7 +84,12 @@ def run(args: argparse.Namespace) -> int:
     try:
         solver = chosen_solver(args)
         problem = Problem.read(args.problem)
-        solution = solve(problem, solver, time_limit=args.time_limit, gap=args.gap)
+        with stretch("solving") as work:
+
+            def tell(gain: float | None, bound: float | None) -> None:
+                work.note(**{name: value for name, value in (("gain", gain), ("bound", bound)) if value is not None})
+
+            solution = solve(problem, solver, time_limit=args.time_limit, gap=args.gap, progress=tell)
     except SolveInterrupted as stopped:
         solution, interrupted = stopped.solution, True
     except KeyboardInterrupt:

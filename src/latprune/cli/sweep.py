@@ -17,7 +17,23 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 # Axes of the sweep, and what decides nothing about its rows.
-_NO_SETTINGS = {"budget", "method", "engine", "seed", "output", "ray", "run", "command", "debug", "quiet", "onnx", "store", "train_threads"}
+_NO_SETTINGS = {
+    "budget",
+    "method",
+    "engine",
+    "seed",
+    "output",
+    "ray",
+    "run",
+    "command",
+    "debug",
+    "quiet",
+    "progress",
+    "log_file",
+    "onnx",
+    "store",
+    "train_threads",
+}
 
 _EPILOG = """\
 examples:
@@ -79,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
         folder=folder,
         settings={name: value for name, value in vars(args).items() if name not in _NO_SETTINGS},
         ray_address=args.ray,
-        progress=None if args.quiet else partial(print, flush=True),
     )
     print(found)
     if any(point.accuracy is not None for point in found.summary()):

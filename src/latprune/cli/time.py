@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
+from latprune.cli.progress import add_progress_arguments
 
 if TYPE_CHECKING:
     from latprune.latency.measuring.scenarios import Scenario, Timing
@@ -45,6 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     group.add_argument("--runs", type=int, metavar="N", help="sp-lamp: inferences in a row (default: 3000)")
     group.add_argument("--keep", type=int, metavar="N", help="sp-lamp: how many of them count, the last ones (default: 2500)")
     group.add_argument("--json", action="store_true", help="print JSON")
+    add_progress_arguments(parser)
     parser.set_defaults(run=run)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from latprune.cli.arguments import add_recorded_model_arguments
+from latprune.cli.progress import add_progress_arguments
 
 __all__ = ["add_parser", "run"]
 
@@ -34,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="share of the budget that the measured interval may lie above it (default: %(default)s)",
     )
     parser.add_argument("--no-save", action="store_true", help="do not append the outcome to the result")
+    add_progress_arguments(parser)
     parser.set_defaults(run=run)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from latprune.graph.conditions import preserved_modes
 from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel
 from latprune.importance.tensors import check_finite, named_tensors, norm_after
+from latprune.progress import counted
 
 __all__ = ["ActivationPlace", "Visitor", "evaluating", "inputs_of", "read_activations"]
 
@@ -159,7 +160,8 @@ def read_activations(
             watch(found)
         with evaluating(model):
             count = 0
-            for batch in data:
+            total = batches if batches is not None else len(data) if isinstance(data, Sized) else None
+            for batch in counted(data, "activations", unit="batches", total=total):
                 if batches is not None and count >= batches:
                     break
                 call(model, inputs_of(batch))

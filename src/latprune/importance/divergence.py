@@ -27,6 +27,7 @@ from latprune.importance.silenced import batch_statistics, silenced_block, silen
 from latprune.importance.sp_lamp import SpLampConfig
 from latprune.importance.taylor import TaylorConfig
 from latprune.importance.tensors import check_finite, named_tensors, present_units
+from latprune.progress import counted
 
 __all__ = ["DivergenceConfig", "Divergences", "width_curve"]
 
@@ -213,10 +214,11 @@ class Divergences:
         with batch_statistics(model):
             self._reference = _Reference(model, batches, MEASURES[config.measure], _example_count(graph, config))
             self._blocks = {}
-            for block in dict.fromkeys(block for kernel in graph.kernels.values() for block in kernel.blocks):
+            blocks = dict.fromkeys(block for kernel in graph.kernels.values() for block in kernel.blocks)
+            for block in counted(blocks, "divergence without each block", unit="blocks"):
                 with silenced_block(model, graph, block):
                     self._blocks[block] = self._reference.distance()
-            self._lost = {name: self._curve(name) for name in graph.groups}
+            self._lost = {name: self._curve(name) for name in counted(graph.groups, "divergence of narrower groups", unit="groups")}
 
     def _scored_rivals(self) -> Iterator[tuple[str, Importance]]:
         for rival in self._config.rivals:

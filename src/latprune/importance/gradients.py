@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from latprune.graph.types import ChannelGroup, Member
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores
 from latprune.importance.processes import mean_over_processes
 from latprune.importance.tensors import along, check_finite, combine, named_tensors
+from latprune.progress import counted
 
 __all__ = ["GradientAccumulator", "Layer", "accumulate"]
 
@@ -313,7 +314,8 @@ def accumulate(
         if tensor.is_floating_point():
             check_finite(tensor.detach(), name, "parameter" if isinstance(tensor, nn.Parameter) else "buffer")
     with _evaluation_mode(model, [tensor for _, tensor in parameters if isinstance(tensor, nn.Parameter)]), torch.enable_grad():
-        for index, batch in enumerate(data):
+        total = batches if batches is not None else len(data) if isinstance(data, Sized) else None
+        for index, batch in enumerate(counted(data, "gradients", unit="batches", total=total)):
             if batches is not None and index >= batches:
                 break
             with calling(what, batch=index, given=batch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from latprune.latency.engines.base import available_engines, get_engine
 from latprune.latency.machine import clock_information, machine_name
 from latprune.latency.measuring.protocol import Measurement, measure
 from latprune.latency.target import Target
+from latprune.progress import Progress, speaker
 
 __all__ = ["EngineHealth", "MachineHealth", "examine"]
 
@@ -64,14 +64,14 @@ class MachineHealth:
     advice: tuple[str, ...]
 
 
-def examine(*, seconds: float = 10.0, progress: Callable[[str], None] | None = None) -> MachineHealth:
+def examine(*, seconds: float = 10.0, progress: Progress | None = None) -> MachineHealth:
     """Find out what this machine can measure.
 
     Args:
         seconds: Seconds of measuring for each installed engine.
         progress: Called with a line for people now and then.
     """
-    say = progress if progress is not None else lambda line: None
+    say = speaker(progress)
     before = _processor_times()
     engines = []
     for name, version in available_engines().items():

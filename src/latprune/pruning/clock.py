@@ -7,26 +7,36 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from latprune.methods import Proposal, Proposer
+from latprune.progress import Progress, listening, stretch
 
 __all__ = ["Clock", "TimedProposer"]
 
 
+_MEASURING = frozenset({"tables", "whole networks", "measure candidates", "final measurement"})
+"""Phases in which an engine's clock runs, which a display of progress must not disturb."""
+
+
 class Clock:
-    """Seconds by kind of work.
+    """Seconds by phase; what goes on in a phase is told while it does.
+
+    Args:
+        progress: Who hears of it; None leaves it to whoever listens outside.
 
     Attributes:
-        seconds: Name of the work -> seconds so far.
+        seconds: Name of the phase -> seconds so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Progress | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self._progress = progress
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Add the seconds of a ``with`` block to the work called ``name``."""
+        """Add the seconds of a ``with`` block to the phase called ``name``."""
         start = time.perf_counter()
         try:
-            yield
+            with listening(self._progress), stretch(name, timed=name in _MEASURING):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from latprune.errors import BudgetInfeasibleError, LatpruneError
 from latprune.methods import Proposal, Proposer, StageContext
+from latprune.progress import counted
 
 __all__ = ["FrontierNetwork", "concave_slopes", "networks_along", "spaced_limits"]
 
@@ -60,7 +61,7 @@ def networks_along(
     limits = spaced_limits(proposer, context, points)
     found: list[FrontierNetwork] = []
     tried: set[float] = set()
-    for round_number in range(_ROUNDS):
+    for round_number in counted(iter(range(_ROUNDS)), "frontier of budgets", unit="rounds"):
         left = None if math.isinf(deadline) else deadline - time.monotonic()
         if left is not None and left <= 0:
             say(f"stopped after {time_limit:.0f} s with {len(found)} networks")

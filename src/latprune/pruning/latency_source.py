@@ -21,7 +21,6 @@ from latprune.latency import (
     KernelPredictor,
     LatencyTables,
     Store,
-    TableProgress,
     Target,
     build_tables,
     measure_unary_contributions,
@@ -86,9 +85,9 @@ class LatencySource:
                     self._example_inputs,
                     self._target,
                     store=self._samples(),
-                    progress=self._progress,
                     seed=self._seed,
                 )
+                self._say_tables(self.known)
         return self.known
 
     def resource(self) -> Resource:
@@ -150,10 +149,12 @@ class LatencySource:
             self._store = self._own_store = Store()
         return self._store
 
-    def _progress(self, progress: TableProgress) -> None:
-        if progress.networks % 8 == 0:
-            error = f", mean error {progress.residual.mean_absolute:.1%}" if progress.residual is not None else ""
-            self._say(f"latency tables: {progress.networks} networks measured in {progress.seconds:.0f} s{error}")
+    def _say_tables(self, tables: LatencyTables) -> None:
+        stats, residual = tables.stats, tables.residual
+        if not stats.measured_networks:
+            return
+        error = f", mean error {residual.mean_absolute:.1%} on {residual.networks} that they had not seen" if residual.networks else ""
+        self._say(f"latency tables: {stats.networks} networks, {stats.measured_networks} measured now in {stats.seconds:.0f} s{error}")
 
     def close(self) -> None:
         """Close the store that was opened here."""

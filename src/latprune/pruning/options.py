@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from latprune.latency import KernelPredictor, LatencyTables, Store, Target
     from latprune.methods import Method, Schedule
     from latprune.methods.width_rules import WidthRules
+    from latprune.progress import Progress
     from latprune.pruning.picked import PickedNetwork
     from latprune.solve import Solver
 
@@ -40,7 +41,7 @@ class SharedOptions(TypedDict, total=False):
     solver: str | Solver | None
     seed: int
     measure_latency: bool
-    progress: Callable[[str], None] | None
+    progress: Progress | None
     form: str
     fold: bool
 
@@ -83,7 +84,7 @@ class Options:
         slack: The delivered network is accepted within ``[1 - slack, 1]`` of the budget.
         measure_latency: False measures nothing. A budget on multiply-adds or parameters is counted all the same; one on latency takes the
             word of ``tables``, for a device that is not at hand, and leaves room for their error.
-        progress: Called with one line of text as the work goes on.
+        progress: Called with one line of text as the work goes on, or a listener (:mod:`latprune.progress`).
         form: ``"class"``: the pruned model is the user's own class. ``"program"``: it is a captured program, in which sizes that the
             class's code holds can shrink too and which reloads without the class; the model itself stays as it is.
         fold: Weights that are computed of others (weight norm, spectral norm, masks of ``torch.nn.utils.prune``) are made plain ones, which
@@ -108,7 +109,7 @@ class Options:
     seed: int = 0
     slack: float = 0.03
     measure_latency: bool = True
-    progress: Callable[[str], None] | None = None
+    progress: Progress | None = None
     form: str = "class"
     fold: bool = False
 

@@ -16,6 +16,7 @@ from latprune.importance import LossFunction, cross_entropy_loss, needs_gradient
 from latprune.latency import LatencyTables, Measurement, Target
 from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import SoftMasks, get_method, get_schedule
+from latprune.progress import listener_of, speaker
 from latprune.pruning.agreement import agreed
 from latprune.pruning.budget import Budget
 from latprune.pruning.checking import check_cut, check_present, in_evaluation
@@ -83,7 +84,8 @@ class Pruner:
         self.picked = given.pick
         """The network of an exploration that is proposed; None searches for one."""
         check_together(given, method=self.method, schedule=self.schedule, target=self.target)
-        self.clock = Clock()
+        listener = listener_of(given.progress)
+        self.clock = Clock(listener)
         subject = admitted(model, example_inputs, given, self.clock)
         self.model, self.graph, self.dense_model = subject.model, subject.graph, subject.dense
         self.folds = subject.folds
@@ -101,7 +103,7 @@ class Pruner:
         """What the last recovery did."""
         self.fresh: Trial | None = None
         """Fresh measurement of the network that was cut last, where the search made one."""
-        self._progress = given.progress or (lambda text: None)
+        self._progress = speaker(listener)
         self._stages_done = 0
         self._masks: TrainingMask | None = None
         if tables is not None:

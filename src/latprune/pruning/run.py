@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from latprune.errors import InvalidArgumentError
 from latprune.importance import LossFunction, cross_entropy_loss
+from latprune.progress import listener_of, listening, speaker
 from latprune.pruning.fitting import Evaluate, Fit, FitContext, evaluation_of
 from latprune.pruning.lock import locked
 from latprune.pruning.options import PruningOptions, with_options
@@ -87,9 +88,10 @@ def prune(
         BudgetInfeasibleError: The budget cannot be met; carries the lowest latency, measured.
         CheckpointError: ``folder`` holds the progress of another run, or is in use by one.
     """
-    say = options.get("progress") or (lambda text: None)
+    options["progress"] = listener = listener_of(options.get("progress"))
+    say = speaker(listener)
     home = Path(folder) if folder is not None else None
-    with locked(home) if home is not None else nullcontext():
+    with locked(home) if home is not None else nullcontext(), listening(listener):
         pruner = Pruner(model, example_inputs, **options)
         batches = _again(data, importance_batches)
         run = StagedRun(

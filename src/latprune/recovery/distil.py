@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.progress import stretch
 from latprune.recovery.batches import count, tensors_of
 from latprune.recovery.contract import Recovery, Situation, register_strategy
 from latprune.recovery.pairing import Pairing
@@ -133,24 +134,26 @@ class Distil(Recovery):
         for p in parameters:
             p.requires_grad_(True)
         try:
-            for epoch in range(self.epochs):
-                last = 0.0
-                for inputs in _shuffled(situation.fitted, self.batch_size, generator):
-                    through = step / total
-                    if self.seconds is not None:
-                        through = max(through, (time.perf_counter() - begun) / self.seconds)
-                    if through >= 1:
-                        return
-                    for group in optimizer.param_groups:
-                        group["lr"] = self.learning_rate * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * through))
-                    with torch.enable_grad():
-                        loss = self._loss(situation, pairing, features, _mirrored(inputs, generator) if self.mirror else inputs)
-                        optimizer.zero_grad()
-                        loss.backward()  # type: ignore[no-untyped-call]
-                    optimizer.step()
-                    last = float(loss.detach())
-                    step += 1
-                situation.say(f"recovery: distillation epoch {epoch + 1} of {self.epochs}, loss {last:.4g}")
+            with stretch("distilling", total=total, unit="steps") as work:
+                for epoch in range(self.epochs):
+                    last = 0.0
+                    for inputs in _shuffled(situation.fitted, self.batch_size, generator):
+                        through = step / total
+                        if self.seconds is not None:
+                            through = max(through, (time.perf_counter() - begun) / self.seconds)
+                        if through >= 1:
+                            return
+                        for group in optimizer.param_groups:
+                            group["lr"] = self.learning_rate * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * through))
+                        with torch.enable_grad():
+                            loss = self._loss(situation, pairing, features, _mirrored(inputs, generator) if self.mirror else inputs)
+                            optimizer.zero_grad()
+                            loss.backward()  # type: ignore[no-untyped-call]
+                        optimizer.step()
+                        last = float(loss.detach())
+                        step += 1
+                        work.reached(step, loss=last)
+                    situation.say(f"recovery: distillation epoch {epoch + 1} of {self.epochs}, loss {last:.4g}")
         finally:
             for p, flag in zip(parameters, flags, strict=True):
                 p.requires_grad_(flag)

@@ -14,6 +14,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.tensors import tensors_in
 from latprune.program.module import ProgramModule
+from latprune.progress import speaker
 from latprune.recovery.batches import calibration_batches, count
 from latprune.recovery.contract import Progress, Recovery, Situation, get_strategy
 from latprune.recovery.report import RecoveryReport
@@ -79,7 +80,7 @@ def recover(
         fitted=fitted,
         held_out=held,
         seed=seed,
-        say=progress or (lambda text: None),
+        say=speaker(progress),
     )
     modes = [(m, m.training) for net in (pruned, dense) for m in net.modules()]
     shapes = {name: tuple(t.shape) for name, t in pruned.state_dict().items()}

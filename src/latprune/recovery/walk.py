@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
+from latprune.progress import counted
 from latprune.recovery.contract import Situation
 from latprune.recovery.pairing import Pairing
 from latprune.recovery.rows import Sampler, to_matrix
@@ -102,7 +103,7 @@ def walk(
         dense.pin(at)
     products = Products(situation, pairing, dense_run, pruned_run, sites, rows=rows, memory=memory) if logits else None
     left = [at for at, _ in goals.values()]
-    for number, site in enumerate(sites):
+    for number, site in enumerate(counted(sites, "recovering", unit="layers")):
         if site.reason:
             yield Layer(site=site, reason=site.reason)
             continue

@@ -19,6 +19,7 @@ from latprune.errors import (
     SolverNotApplicableError,
 )
 from latprune.methods import Method, get_method
+from latprune.progress import Progress, listener_of, listening, speaker, stretch
 from latprune.pruning.lock import locked
 from latprune.pruning.result import Result
 from latprune.pruning.run import prune
@@ -85,7 +86,7 @@ def sweep(
     seeds: Sequence[int] = (0,),
     folder: str | Path,
     ray_address: str | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Sweep:
     """Prune fresh copies of a model for every budget, method, target and seed.
@@ -104,7 +105,7 @@ def sweep(
         folder: Where everything is kept.
         ray_address: Address of a Ray cluster (``auto``, ``host:6379``, ``ray://host:10001``) to run on; its nodes must see ``folder``
             under the same path (:mod:`latprune.sweeping.cluster`). None runs here.
-        progress: Called with a line for people now and then.
+        progress: Called with a line for people now and then, or a listener (:mod:`latprune.progress`).
         options: Further arguments of :func:`latprune.prune`, such as ``data=``, ``evaluate=``, ``fit=`` and ``store=``.
 
     Returns:
@@ -151,7 +152,7 @@ def sweep_with(
     folder: str | Path,
     settings: Mapping[str, Any] | None = None,
     ray_address: str | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Sweep:
     """Run ``job`` for each cell; see :func:`sweep`, which makes the job.
 
@@ -166,14 +167,16 @@ def sweep_with(
     Raises:
         CheckpointError: ``folder`` holds a sweep of other cells or settings, or another process works in it.
     """
-    say = progress if progress is not None else lambda line: None
+    progress = listener_of(progress)
+    say = speaker(progress)
     place, wanted = Path(folder), tuple(cells)
-    with locked(place):
+    with locked(place), listening(progress), stretch("sweep", total=len(wanted), unit="runs") as work:
         _check_plan(place, wanted, json.loads(json.dumps(dict(settings or {}))))
         done = {cell: row for cell in wanted if (row := _row_of(place, cell)) is not None and row.answer != "failed"}
         left = [cell for cell in wanted if cell not in done]
         if done:
             say(f"{len(done)} of {len(wanted)} runs are done already")
+            work.reached(len(done))
         for cell, row in _rows(job, left, place, ray_address, say):
             path = place / cell.folder / ROW
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,6 +184,7 @@ def sweep_with(
             done[cell] = row
             _write_table(place, [done[each] for each in wanted if each in done], say if len(done) == len(wanted) else None)
             say(f"{len(done)} of {len(wanted)}  {_line(row)}")
+            work.reached(len(done))
     return read_sweep(place)
 
 

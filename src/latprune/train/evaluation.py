@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import preserved_modes
+from latprune.progress import counted
 from latprune.train.batches import forward, logits_of, move, split_batch
 from latprune.train.contracts import calling, check_targets, numbered, takes_labels
 from latprune.train.precision import autocast_type
@@ -40,7 +41,7 @@ def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") 
     correct, total, turn = 0, 0, not takes_labels(model)
     with preserved_modes(model), torch.no_grad(), torch.autocast(device.type, autocast_type(precision), enabled=precision != "fp32"):
         model.eval()
-        for index, batch in numbered(data):
+        for index, batch in counted(numbered(data), "evaluating", unit="batches", total=len(data) if isinstance(data, Sized) else None):
             inputs, targets = split_batch(move(batch, device))
             with calling(f"the model ({type(model).__name__})", batch=index, given=inputs):
                 output = forward(model, inputs)

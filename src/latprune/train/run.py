@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
+from latprune.progress import Stretch, say, stretch
 from latprune.train.average import RunningAverage
 from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, forward, logits_of, move, shard, split_batch
 from latprune.train.calibration import statistics_keepers
@@ -150,6 +151,7 @@ class Run:
         self.unseen = 0
         self.judged = True
         self.trained = 0
+        self.told: Stretch | None = None
         self.started = self.last_look = self.last_save = time.monotonic()
         RandomState.seed(recipe.seed, MODEL_STREAM, accelerator.process_index)
 
@@ -210,8 +212,10 @@ class Run:
     def train(self, time_limit: float | None) -> TrainReport:
         """Train to the end of the recipe or to the time limit (seconds)."""
         deadline = self.started + time_limit if time_limit is not None else math.inf
-        while self.position.epoch < self.recipe.epochs and self._train_epoch(deadline):
-            self._end_epoch()
+        heard = self.accelerator.is_main_process
+        with stretch("training", total=self.steps, unit="steps") if heard else nullcontext() as self.told:
+            while self.position.epoch < self.recipe.epochs and self._train_epoch(deadline):
+                self._end_epoch()
         finished = self.position.epoch == self.recipe.epochs
         if finished and self.average is not None:
             self.average.copy_to(self.model)
@@ -390,8 +394,13 @@ class Run:
                 step=self.step,
                 learning_rate=rate,
             )
-        if self.hooks.progress is not None and self.accelerator.is_main_process:
-            self.hooks.progress(self._progress(rate))
+        if self.told is not None:
+            moment = self._progress(rate)
+            self.told.reached(
+                self.step, epoch=moment.epoch + 1, loss=moment.loss, examples_per_second=moment.examples_per_second, **self._judged_last()
+            )
+            if self.hooks.progress is not None:
+                self.hooks.progress(moment)
 
     def _progress(self, rate: float) -> TrainProgress:
         elapsed = max(time.monotonic() - self.started, 1e-9)
@@ -438,8 +447,16 @@ class Run:
         self.last_look = time.monotonic()
         if self.saving is not None:
             self._save()
-        if accuracy is not None and self.hooks.progress is not None and self.accelerator.is_main_process:
-            self.hooks.progress(replace(progress, accuracy=accuracy))
+        if self.told is not None:
+            shown = f", accuracy {accuracy:.2%}" if accuracy is not None else ""
+            say(f"epoch {done.epoch + 1} of {self.recipe.epochs}: loss {loss / counted:.4f}{shown}")
+            if accuracy is not None and self.hooks.progress is not None:
+                self.hooks.progress(replace(progress, accuracy=accuracy))
+
+    def _judged_last(self) -> dict[str, float]:
+        """The accuracy of the last epoch that was evaluated, by its name."""
+        last = self.history[-1].accuracy if self.history else None
+        return {"accuracy": last} if last is not None else {}
 
     def _save(self) -> None:
         assert self.saving is not None

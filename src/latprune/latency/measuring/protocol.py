@@ -14,6 +14,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.latency.engines.base import CompiledNetwork
 from latprune.latency.engines.interruptions import involuntary_switches
 from latprune.latency.measuring.statistics import median_interval, relative_drift
+from latprune.progress import counted
 
 __all__ = [
     "PROTOCOL",
@@ -270,7 +271,7 @@ def measure(
             for name in names
         }
 
-    for done in range(1, max_rounds + 1):
+    for done in counted(iter(range(1, max_rounds + 1)), "measuring", unit="rounds", timed=True):
         for index in random.permutation(len(names)):
             name = names[index]
             network = networks[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from latprune.latency.tabulating.fitting import fit_tables, predicted_and_measur
 from latprune.latency.tabulating.repeats import REPEATS, agree, as_repeat, far_off, median_sample, with_repeats
 from latprune.latency.tabulating.tables import LatencyTables, Residual, TableStats
 from latprune.latency.target import Target
+from latprune.progress import stretch
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
@@ -123,14 +125,17 @@ def build_tables(
         return sample
 
     builder = _Builder(graph, context, samples, extend=extend)
+    told = ExitStack()
     try:
         points = design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=seed)
         for _ in samples:
             next(points)
+        work = told.enter_context(stretch("latency tables", unit=f"networks of at most {max_networks}", timed=True))
         while not builder.done(max_networks):
             if time_limit is not None and len(builder.samples) >= _FIRST_FIT + _BATCH and time.perf_counter() - start > time_limit:
                 break
             builder.add(take(next(points)), again=lambda first: take(DesignPoint(widths=first.widths, removed=first.removed), first))
+            work.reached(len(builder.samples), **({"mean_error": builder.residual.mean_absolute} if builder.residual is not None else {}))
             if progress is not None:
                 progress(
                     TableProgress(
@@ -138,6 +143,7 @@ def build_tables(
                     )
                 )
     finally:
+        told.close()
         if sampler is not None:
             sampler.close()
     measured = len(builder.samples) - len(samples)
