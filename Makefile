@@ -48,7 +48,7 @@ test: $(VENV)/.stamp-dev ## Run the quick tests and the examples in docstrings
 test-slow: $(VENV)/.stamp-slow ## Run every test, the slow ones too (MindtPy's need GLPK's glpsol on the path)
 	$(PYTEST)
 
-demo: $(VENV)/.stamp-demo ## Train, prune to half the measured latency, verify, export and report a small network
+demo: $(VENV)/.stamp-demo ## Train, explore, prune to half the measured latency, verify, export and report a small network
 	$(BIN)/latprune demo --output $(RESULT)
 
 lint: $(VENV)/.stamp-dev ## Check style and formatting

@@ -50,22 +50,28 @@ def cifar10_test(root: str, batch_size: int = 500, normalisation: Normalisation 
     return ImageLoader(images, labels, batch_size=batch_size, normalisation=normalisation)
 
 
-def digits_train(batch_size: int = 64, seed: int = 0) -> ImageLoader:
-    """Training batches of scikit-learn's digits at 32x32, shuffled and shifted at random by up to two pixels."""
-    (images, labels), _ = digits()
+def digits_train(batch_size: int = 64, seed: int = 0, upscale: int = 4) -> ImageLoader:
+    """Training batches of scikit-learn's digits, shuffled and shifted at random by up to a sixteenth of their size.
+
+    Args:
+        batch_size: Images per batch.
+        seed: Of order and shifts.
+        upscale: Enlargement of the 8x8 images: 4 gives 32x32 (see :func:`digits`).
+    """
+    (images, labels), _ = digits(upscale=upscale)
     return ImageLoader(
         images,
         labels,
         batch_size=batch_size,
         normalisation=DIGITS_NORMALISATION,
         shuffle=True,
-        augmentation=Augmentation(padding=2, flip=False),
+        augmentation=Augmentation(padding=upscale // 2, flip=False),
         seed=seed,
         drop_last=True,
     )
 
 
-def digits_test(batch_size: int = 360) -> ImageLoader:
-    """Held-out digits in their order."""
-    _, (images, labels) = digits()
+def digits_test(batch_size: int = 360, upscale: int = 4) -> ImageLoader:
+    """Held-out digits in their order; arguments as for :func:`digits_train`."""
+    _, (images, labels) = digits(upscale=upscale)
     return ImageLoader(images, labels, batch_size=batch_size, normalisation=DIGITS_NORMALISATION)
