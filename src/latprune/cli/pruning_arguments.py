@@ -153,6 +153,7 @@ def options_of(args: argparse.Namespace, *, tables: str | None = None) -> Shared
         "solver": solver_of(args),
         "seed": args.seed,
         "measure_latency": not args.predict_only,
+        "progress": None,  # the display of the command line listens already
         "form": args.form,
         "fold": args.fold,
     }
