@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
-__all__ = ["ProgressPrinter", "TrainProgress", "format_seconds"]
+from latprune.progress import clock_text
+
+__all__ = ["ProgressPrinter", "TrainProgress"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +40,6 @@ class TrainProgress:
     accuracy: float | None = None
 
 
-def format_seconds(seconds: float) -> str:
-    """``75.2`` as ``1:15``; hours as ``2:03:10``."""
-    whole = max(0, round(seconds))
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
 class ProgressPrinter:
     """Prints a line every ``every`` seconds and at the end of each epoch: a ``progress`` callback.
 
@@ -69,7 +63,7 @@ class ProgressPrinter:
         print(
             f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}  step {progress.step}/{progress.steps}  "
             f"loss {progress.loss:.4f}  lr {progress.learning_rate:.2e}  {progress.examples_per_second:.0f} examples/s  "
-            f"{format_seconds(progress.seconds_left)} left{accuracy}",
+            f"{clock_text(progress.seconds_left)} left{accuracy}",
             file=self.stream or sys.stderr,
             flush=True,
         )
