@@ -53,3 +53,4 @@ def test_the_hugging_face_trainer(tmp_path: Path) -> None:
     job = ["--budget", "flops=60%", "--examples", "512", "--epochs", "2", "--predict-only", "--output", str(tmp_path / "saved")]
     result = example("huggingface_trainer").main(job)
     assert result.record.pruned.macs <= 0.6 * result.record.dense.macs and result.record.equality.max_rel_error < 1e-6
+    assert {"README.md", "config.json", "model.safetensors", "result.json"} <= {path.name for path in (tmp_path / "saved").iterdir()}

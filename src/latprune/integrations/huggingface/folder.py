@@ -20,7 +20,11 @@ from latprune.storage import write_atomic
 
 __all__ = ["from_pretrained", "save_pretrained"]
 
-_CONFIG, _DENSE, _GENERATION, _CARD = "config.json", "dense_config.json", "generation_config.json", "README.md"
+_CONFIG, _GENERATION, _CARD = "config.json", "generation_config.json", "README.md"
+_OURS = "latprune"
+"""``model_type`` of a configuration of which ``transformers`` must build no network: it would have other shapes than the weights, or layers
+that were removed, with random values. Its ``dtype`` is no type of PyTorch, so that a class that does not look at ``model_type`` stops too.
+"""
 
 
 def save_pretrained(
@@ -35,11 +39,11 @@ def save_pretrained(
 ) -> Path:
     """Save a pruned model of ``transformers`` as a folder that the Hub and :func:`from_pretrained` know.
 
-    It holds what :meth:`Result.save` writes (``model.safetensors``, ``result.json``), ``generation_config.json`` where the model generates,
-    and the model card as ``README.md``. Where a configuration of the model's class states the pruned widths, that is ``config.json``, and
-    ``AutoModel.from_pretrained`` loads the folder too. Else ``dense_config.json`` is the dense model's, for :func:`from_pretrained` of this
-    module; there is no ``config.json`` then, so that ``transformers`` cannot build another network for these weights. A captured program
-    (``form="program"``) needs neither.
+    It holds what :meth:`Result.save` writes (``model.safetensors``, ``result.json``), ``config.json``, ``generation_config.json`` where the
+    model generates, and the model card as ``README.md``. Where a configuration of the model's class states the pruned widths, that is
+    ``config.json``, and ``AutoModel.from_pretrained`` loads the folder too. Else ``config.json`` is of the model type ``latprune`` and holds
+    the dense model's, for :func:`from_pretrained` of this module; the loaders of ``transformers`` refuse it. A captured program
+    (``form="program"``) needs none of it.
 
     Args:
         result: Of :func:`latprune.prune` or :meth:`latprune.Pruner.result`; its model may have been trained on since.
@@ -71,11 +75,16 @@ def save_pretrained(
             "reload it with latprune.restore(constructor, folder)"
         )
     stated = None if program else pruned_config(model, result.record, result.example_inputs)
-    files: dict[str, dict[str, Any]] = {}
     if stated is not None:
-        files[_CONFIG] = _as_data(stated, model)
-    elif not program:
-        files[_DENSE] = _as_data(_dense(model, result, dense_config), model)
+        config = _as_data(stated, model)
+    else:
+        name = result.record.model.name if program else type(model).__name__
+        config = {"model_type": _OURS, "dtype": _OURS, "architectures": [name]}
+        if not program:
+            # Without its own model type: transformers looks for it inside of a configuration too.
+            config["dense"] = {
+                key: value for key, value in _as_data(_dense(model, result, dense_config), model).items() if key != "model_type"
+            }
     card = model_card(
         result.record,
         loads_with="latprune" if stated is None else "transformers",
@@ -85,11 +94,7 @@ def save_pretrained(
         introduction=introduction,
     )
     result.save(folder)
-    for name in (_CONFIG, _DENSE):  # one of an earlier result would lead to another network
-        if name in files:
-            write_atomic(folder / name, json.dumps(files[name], indent=2, sort_keys=True, allow_nan=False) + "\n")
-        else:
-            (folder / name).unlink(missing_ok=True)
+    write_atomic(folder / _CONFIG, json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
     write_atomic(folder / _CARD, card)
     if not program and model.can_generate():
         model.generation_config.save_pretrained(folder)
@@ -132,23 +137,24 @@ def from_pretrained(
     """
     place = Path(folder)
     if not place.is_dir():
-        wanted = [_CONFIG, _DENSE, _GENERATION, WEIGHTS, RECORD]
+        wanted = [_CONFIG, _GENERATION, WEIGHTS, RECORD]
         place = Path(huggingface_hub().snapshot_download(str(folder), revision=revision, token=token, allow_patterns=wanted))
     saved = load_result(place)
     if saved.record.program is not None:
         return saved.restore()
-    if (place / _DENSE).is_file():
-        return _restored(place, saved, model_class)
     config = _read(place / _CONFIG)
+    if config.get("model_type") == _OURS:
+        return _restored(place, saved, config.get("dense"), model_class)
     loader: Any = model_class or _class_named(config, place / _CONFIG)
     model: nn.Module = loader.from_pretrained(str(place))
     return model.eval()
 
 
-def _restored(place: Path, saved: SavedResult, model_class: Any | None) -> Any:
+def _restored(place: Path, saved: SavedResult, dense: Any, model_class: Any | None) -> Any:
     """The dense model of its configuration, cut and loaded."""
-    dense = _read(place / _DENSE)
-    found = model_class or _class_named(dense, place / _DENSE)
+    if not isinstance(dense, dict):
+        raise CheckpointError(f"{place / _CONFIG} holds no configuration of the dense model ('dense')")
+    found = model_class or _class_named(dense, place / _CONFIG)
     config_class = getattr(found, "config_class", None)
     if config_class is None:
         raise InvalidArgumentError(f"model_class ({found.__name__}) has no config_class to read the configuration with")
@@ -177,7 +183,7 @@ def _read(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"there is no {path}, and no {_DENSE}: the folder was not written by save_pretrained; latprune.restore(constructor, folder) loads a plain result"
+            f"there is no {path}: the folder was not written by save_pretrained; latprune.restore(constructor, folder) loads a plain result"
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error

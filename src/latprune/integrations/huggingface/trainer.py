@@ -16,9 +16,7 @@ from latprune.pruning.pruner import Pruner
 __all__ = ["pruning_callback"]
 
 
-def pruning_callback(
-    pruner: Pruner, *, start: int = 1, data: Iterable[Any] | None = None, loss: LossFunction = cross_entropy_loss
-) -> Any:
+def pruning_callback(pruner: Pruner, *, start: int = 1, data: Iterable[Any] | None = None, loss: LossFunction = cross_entropy_loss) -> Any:
     """A ``TrainerCallback`` that does a stage of the pruner after each epoch from ``start`` on, until the budget is reached.
 
     A criterion that needs gradients takes them from the Trainer's own backward passes, unless ``data`` is given. The optimizer's state is
