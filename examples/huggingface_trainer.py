@@ -9,6 +9,7 @@ folder that ``latprune.integrations.huggingface.from_pretrained`` loads, and is 
 from __future__ import annotations
 
 import argparse
+
 import torch
 from torch.utils.data import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments

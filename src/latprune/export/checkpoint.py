@@ -220,11 +220,14 @@ def _apply(model: nn.Module | Callable[[], nn.Module] | None, saved: SavedResult
     if model is None:
         raise InvalidArgumentError(f"{saved.path} holds edits of a model's class: give the dense model, or what builds it")
 
+    from latprune.graph.wrappers import check_modes, unwrapped
     from latprune.surgery import ArchitectureEdits, replay
 
     built = model if isinstance(model, torch.nn.Module) else model()
     if not isinstance(built, torch.nn.Module):
         raise InvalidArgumentError(f"model must be a torch.nn.Module or build one; it built a {type(built).__name__}")
+    built = unwrapped(built)
+    check_modes(built)
     record = saved.record
     if any(is_lazy(tensor) for tensor in (*built.parameters(), *built.buffers())):
         _initialise(built, record)

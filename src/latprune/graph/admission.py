@@ -13,10 +13,12 @@ from torch.nn.parameter import is_lazy
 from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.graph.folding import folds_of
 from latprune.graph.tensors import flatten_tensors
+from latprune.graph.wrappers import check_modes
 
 __all__ = ["check_derived_weights", "check_inputs", "check_kind", "check_state", "derived_weights"]
 
 _PARALLEL = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}
+_PARTS = "latprune.graph.unwrapped(model, parts=True) does so for all parts"
 _MOST = 0.25
 """Share of a model's parameters that may stay whole because its weights are derived, before that is refused for what it is."""
 
@@ -30,16 +32,16 @@ def check_kind(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model is a {type(model).__name__}; it must be a torch.nn.Module (of a wrapper, pass the module that it holds)")
+    check_modes(model)
     for path, module in model.named_modules():
         kind = type(module).__name__
         where = f"module '{path}'" if path else "the model"
         if hasattr(module, "_orig_mod") and kind == "OptimizedModule":
             inner = f"model.{path}._orig_mod" if path else "model._orig_mod"
-            put = f"put {inner} in its place" if path else f"pass {inner}, the module that was compiled"
+            put = f"put {inner} in its place ({_PARTS})" if path else f"pass {inner}, the module that was compiled"
             raise CaptureError(f"{where} is compiled (torch.compile): {put}, prune, and compile the pruned one again")
         if kind in _PARALLEL and hasattr(module, "module"):
-            inner = f"model.{path}.module" if path else "model.module"
-            raise CaptureError(f"{where} is a {kind}: pass {inner}, the module in it, prune, and wrap the pruned one again")
+            raise CaptureError(f"{where} is a {kind}: {_parallel_remedy(module, path)}")
         if isinstance(module, torch.jit.ScriptModule) and not path:
             raise CaptureError("the model is a TorchScript module, whose code cannot be followed: pass the nn.Module that it was made of")
         if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):
@@ -52,6 +54,19 @@ def check_kind(model: nn.Module) -> None:
                     "function that builds it too, so that saved results fit it)"
                 )
             _check_tensor(tensor, f"'{full}' of {where} ({kind})")
+
+
+def _parallel_remedy(module: nn.Module, path: str) -> str:
+    """What to do about a wrapper for several devices or processes."""
+    inner = f"model.{path}.module" if path else "model.module"
+    if path:
+        return f"put {inner} in its place ({_PARTS}), prune, and wrap the pruned one again"
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return (
+            f"its {torch.distributed.get_world_size(module.process_group)} processes would each prune by measurements of their own. Prune "
+            f"{inner} in one of them, let all restore its saved result, and wrap that"
+        )
+    return f"pass {inner}, the module in it, prune, and wrap the pruned one again"
 
 
 def _check_tensor(tensor: torch.Tensor, what: str) -> None:

@@ -46,6 +46,7 @@ from latprune.graph.tensors import flatten_tensors
 from latprune.graph.traced_builtins import traced_builtins
 from latprune.graph.training_only import kept_for_training
 from latprune.graph.uncomputed import ValueRead
+from latprune.graph.wrappers import unwrapped
 
 __all__ = ["FORMS", "INPUT_WEIGHTS", "record", "trace"]
 
@@ -69,7 +70,7 @@ def trace(
     The model runs once in evaluation mode, without gradients; its training flags, parameters and buffers are left as they were.
 
     Args:
-        model: The model.
+        model: The model. Of ``torch.compile`` and ``DataParallel`` the module inside is traced, with an :class:`UnwrappedWarning`.
         example_inputs: One batch of inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
         keep: Paths or globs of modules that are left whole.
         blocks_keep: Names or globs of blocks that stay.
@@ -95,6 +96,7 @@ def trace(
         >>> {kept.what: kept.reason for kept in graph.kept_whole}["2"]
         "named in keep ('4')"
     """
+    model = unwrapped(model)
     check_kind(model)
     check_inputs(example_inputs)
     if form not in FORMS:

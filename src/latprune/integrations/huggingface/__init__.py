@@ -1,8 +1,8 @@
 """Pruned models of Hugging Face's ``transformers``: their folder, their model card, the Hub, and pruning inside a ``Trainer``.
 
-A folder holds ``model.safetensors`` and ``result.json`` (a checkpoint of latprune), ``config.json`` and ``README.md`` (the model card). Where
-a configuration of the model's class can state the pruned widths, ``config.json`` is that one, and ``AutoModel.from_pretrained`` loads the
-folder without latprune; where none can, it holds the dense model's, which :func:`from_pretrained` builds to replay the edits on.
+A folder holds ``model.safetensors`` and ``result.json`` (a checkpoint of latprune), ``config.json`` and ``README.md`` (the model card).
+Where a configuration of the model's class can state the pruned widths, ``config.json`` is that one, and ``AutoModel.from_pretrained`` loads
+the folder without latprune; where none can, it holds the dense model's, which :func:`from_pretrained` builds to replay the edits on.
 """
 
 from __future__ import annotations

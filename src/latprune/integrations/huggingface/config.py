@@ -50,8 +50,8 @@ def checked(model_class: type[nn.Module], config: Any, record: ResultRecord) -> 
         shapes = _shapes(model_class, config)
     except Exception as error:  # whatever the model's class raises
         raise CheckpointError(
-            f"{model_class.__name__} cannot be built of its configuration alone ({type(error).__name__}: {error}): give the one that builds "
-            "the dense model as dense_config=, or save with result.save() and reload with latprune.restore(constructor, folder)"
+            f"{model_class.__name__} cannot be built of its configuration alone ({type(error).__name__}: {error}): give the one that "
+            "builds the dense model as dense_config=, or save with result.save() and reload with latprune.restore(constructor, folder)"
         ) from error
     if record.model.tensors and shapes != dict(record.model.tensors):
         names = [name for name in {**shapes, **record.model.tensors} if shapes.get(name) != record.model.tensors.get(name)]

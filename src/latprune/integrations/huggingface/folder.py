@@ -41,8 +41,8 @@ def save_pretrained(
 
     It holds what :meth:`Result.save` writes (``model.safetensors``, ``result.json``), ``config.json``, ``generation_config.json`` where the
     model generates, and the model card as ``README.md``. Where a configuration of the model's class states the pruned widths, that is
-    ``config.json``, and ``AutoModel.from_pretrained`` loads the folder too. Else ``config.json`` is of the model type ``latprune`` and holds
-    the dense model's, for :func:`from_pretrained` of this module; the loaders of ``transformers`` refuse it. A captured program
+    ``config.json``, and ``AutoModel.from_pretrained`` loads the folder too. Else ``config.json`` is of the model type ``latprune`` and
+    holds the dense model's, for :func:`from_pretrained` of this module; the loaders of ``transformers`` refuse it. A captured program
     (``form="program"``) needs none of it.
 
     Args:
@@ -71,8 +71,8 @@ def save_pretrained(
     program = isinstance(model, ProgramModule)
     if not program and not isinstance(model, transformers().PreTrainedModel):
         raise InvalidArgumentError(
-            f"the result's model is a {type(model).__name__}, which is no transformers.PreTrainedModel: save it with result.save(folder), and "
-            "reload it with latprune.restore(constructor, folder)"
+            f"the result's model is a {type(model).__name__}, which is no transformers.PreTrainedModel: save it with result.save(folder), "
+            "and reload it with latprune.restore(constructor, folder)"
         )
     stated = None if program else pruned_config(model, result.record, result.example_inputs)
     if stated is not None:

@@ -38,8 +38,8 @@ def pruning_callback(pruner: Pruner, *, start: int = 1, data: Iterable[Any] | No
     """
     if isinstance(pruner.schedule, SoftMasks):
         raise InvalidArgumentError(
-            f"method {pruner.method.name!r} trains under masks, which need a call around each step: use Pruner.masked_training in a loop of "
-            "your own, or a method that cuts in stages"
+            f"method {pruner.method.name!r} trains under masks, which need a call around each step: use Pruner.masked_training in a loop "
+            "of your own, or a method that cuts in stages"
         )
     if start < 1:
         raise InvalidArgumentError(f"start (={start}) must be an epoch from 1 on")
@@ -72,13 +72,13 @@ def pruning_callback(pruner: Pruner, *, start: int = 1, data: Iterable[Any] | No
 def _check(pruner: Pruner, args: Any, model: nn.Module | None, *, gathers: bool) -> None:
     if model is not None and all(module is not pruner.model for module in model.modules()):
         raise InvalidArgumentError(
-            "the Trainer's model does not hold the pruner's: give the Trainer pruner.model (with form='program' or fold=True that is another "
-            "module than the one the pruner was built of)"
+            "the Trainer's model does not hold the pruner's: give the Trainer pruner.model (with form='program' or fold=True that is "
+            "another module than the one the pruner was built of)"
         )
     if getattr(args, "world_size", 1) > 1:
         raise InvalidArgumentError(
-            f"the training runs in {args.world_size} processes, each of which would cut by its own measurements, and their wrapper holds the "
-            "dense parameters: prune in one process, and train the saved model in several"
+            f"the training runs in {args.world_size} processes, each of which would cut by its own measurements, and their wrapper holds "
+            "the dense parameters: prune in one process, and train the saved model in several"
         )
     if args.load_best_model_at_end:
         raise InvalidArgumentError(
