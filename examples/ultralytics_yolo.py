@@ -194,7 +194,7 @@ def main(arguments: list[str] | None = None) -> latprune.Result:
         job.yolo.model = again
         detections = job.yolo.predict(np.full((args.imgsz, args.imgsz, 3), 90, dtype=np.uint8), imgsz=args.imgsz, verbose=False)
         print(f"predicted by the wrapper: {detections[0].verbose() or 'nothing'}")
-        again.args, again.task = vars(again.args), job.task  # as the wrapper's own loader sets them
+        again.args, again.task = vars(job.trainer().args), job.task  # as the wrapper's own loader sets them
         again.pt_path = f"{args.output}/wrapper.pt"  # the exporter names its own file after it
         print(f"exported by the wrapper: {job.yolo.export(format='onnx', imgsz=args.imgsz, simplify=False, verbose=False)}")
     return result

@@ -153,9 +153,7 @@ def test_a_train_that_starts_a_training_is_never_called(tmp_path: Path) -> None:
         lambda: trace(nn.Sequential(wrapper), X),
     ]
     for call in calls:
-        with pytest.raises(
-            CaptureError, match=r"is a Wrapper, whose train\(trainer=None, \*\*kwargs\) is not.*Pass.*\.net \(a Sequential\)"
-        ):
+        with pytest.raises(CaptureError, match=r"a Wrapper, whose train\(trainer=None, \*\*kwargs\) is not.*Pass.*\.net \(a Sequential\)"):
             call()
         assert wrapper.started == []
     assert latprune.prune(wrapper.net, X, **JOB).model is wrapper.net

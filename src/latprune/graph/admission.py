@@ -14,6 +14,7 @@ from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.graph.folding import folds_of
 from latprune.graph.tensors import flatten_tensors
 from latprune.graph.wrappers import check_modes
+from latprune.states import is_carried
 
 __all__ = ["check_derived_weights", "check_inputs", "check_kind", "check_state", "derived_weights"]
 
@@ -112,7 +113,7 @@ def check_state(model: nn.Module) -> None:
     """Refuse states that a checkpoint of tensors cannot hold.
 
     Raises:
-        InvalidArgumentError: A module's ``get_extra_state`` gives something other than a tensor, or a module is quantised.
+        InvalidArgumentError: A module's ``get_extra_state`` gives something other than a tensor or a JSON value, or a module is quantised.
     """
     for path, module in model.named_modules():
         if _is_quantised(module):
@@ -122,11 +123,12 @@ def check_state(model: nn.Module) -> None:
             )
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             state: Any = module.get_extra_state()
-            if not isinstance(state, torch.Tensor):
+            if not is_carried(state):
+                held = f"keeps a {type(state).__name__} in its state (get_extra_state)"
                 raise InvalidArgumentError(
-                    f"module '{path}' ({type(module).__name__}) keeps a {type(state).__name__} in its state (get_extra_state), and results "
-                    "hold tensors alone, without pickle. Keep it in a buffer, let get_extra_state return a tensor, or give the module a "
-                    "class without it while the model is pruned"
+                    f"module '{path}' ({type(module).__name__}) {held} that is neither a tensor nor a JSON value (dictionaries, lists, "
+                    "numbers, texts), and results hold no pickle. Keep it in a buffer, let get_extra_state return one of these, or give the "
+                    "module a class without it while the model is pruned"
                 )
 
 

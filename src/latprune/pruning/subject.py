@@ -15,6 +15,7 @@ from latprune.graph import ModelGraph, trace
 from latprune.graph.admission import check_derived_weights, check_kind, check_state
 from latprune.graph.folding import Fold, folded
 from latprune.graph.wrappers import without_wrapper
+from latprune.states import state_shapes, state_tensors
 
 if TYPE_CHECKING:
     from latprune.pruning.clock import Clock
@@ -80,7 +81,7 @@ def admitted(model: nn.Module, example_inputs: Any, options: Options, clock: Clo
     if not graph.groups and not any(block.removable for block in graph.blocks.values()):
         raise InvalidArgumentError(f"nothing in this model can be pruned{_reasons(graph)}; `latprune inspect` lists each layer's")
     stated = given if folds and options.form == "class" else model
-    tensors = {name: tuple(value.shape) for name, value in stated.state_dict().items()}
+    tensors = state_shapes(stated)
     return Subject(model=model, dense=copied(model).eval(), graph=graph, folds=folds, wrappers=wrappers, tensors=tensors)
 
 
@@ -93,7 +94,7 @@ def _in_form(model: nn.Module, example_inputs: Any, form: str) -> nn.Module:
 
 
 def _check_finite(model: nn.Module) -> None:
-    for name, value in model.state_dict().items():
+    for name, value in state_tensors(model).items():
         if value.is_floating_point() and not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())
             raise InvalidArgumentError(f"tensor {name!r} holds {count} NaN or infinite values; load sound weights before pruning")
