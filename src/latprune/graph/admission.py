@@ -127,8 +127,8 @@ def check_state(model: nn.Module) -> None:
                 held = f"keeps a {type(state).__name__} in its state (get_extra_state)"
                 raise InvalidArgumentError(
                     f"module '{path}' ({type(module).__name__}) {held} that is neither a tensor nor a JSON value (dictionaries, lists, "
-                    "numbers, texts), and results hold no pickle. Keep it in a buffer, let get_extra_state return one of these, or give the "
-                    "module a class without it while the model is pruned"
+                    "numbers, texts), and results hold no pickle. Keep it in a buffer, let get_extra_state return one of these, or give "
+                    "the module a class without it while the model is pruned"
                 )
 
 
