@@ -17,8 +17,8 @@ from torch import nn
 
 import latprune
 from latprune.errors import CaptureError
+from support.examples import example
 from support.vision import torchvision
-from test_examples import example
 
 torchvision()
 os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="ultralytics-"))
