@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from latprune.errors import CheckpointError
+from latprune.errors import CheckpointError, InvalidArgumentError
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +17,8 @@ __all__ = ["is_carried", "load_stored", "state_shapes", "state_tensors", "stored
 
 _JSON = ":json"
 """Behind the name of an entry whose tensor is a text: the bytes of a JSON value."""
+_EXTRA = "_extra_state"
+"""The last part of an extra state's name in a state dict."""
 
 
 def is_carried(value: Any) -> bool:
@@ -39,27 +41,36 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def stored_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """All of ``model.state_dict()`` as tensors; extra states that are none as the bytes of their JSON, under the name with ``:json``."""
+    """All of ``model.state_dict()`` as tensors; extra states that are none as the bytes of their JSON, under the name with ``:json``.
+
+    Raises:
+        InvalidArgumentError: An extra state is neither a tensor nor a JSON value.
+    """
     import torch
 
     stored: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
         if isinstance(value, torch.Tensor):
             stored[name] = value
-        else:
+        elif is_carried(value):
             text = json.dumps(value, allow_nan=False).encode("utf-8")
             stored[name + _JSON] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        else:
+            raise InvalidArgumentError(
+                f"'{name}' is a {type(value).__name__} that is neither a tensor nor a JSON value; only these can be stored without pickle"
+            )
     return stored
 
 
 def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what :func:`stored_state` gives; a text has the shape ``()``, for its length says nothing of the architecture."""
+    """Names and shapes of the model's state. An extra state has the shape ``()``: what it holds says nothing of the architecture."""
     return stored_shapes(stored_state(model))
 
 
 def stored_shapes(stored: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """As :func:`state_shapes`, of tensors that were read."""
-    return {name: () if name.endswith(_JSON) else tuple(value.shape) for name, value in stored.items()}
+    """As :func:`state_shapes`, of what :func:`stored_state` gave."""
+    names = {name: name.removesuffix(_JSON) for name in stored}
+    return {names[name]: () if names[name].endswith(_EXTRA) else tuple(value.shape) for name, value in stored.items()}
 
 
 def load_stored(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:

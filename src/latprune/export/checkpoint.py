@@ -50,7 +50,7 @@ class SavedResult:
 
 
 def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what ``model.state_dict()`` holds (``()`` for a JSON value): what a checkpoint knows a dense architecture by."""
+    """Names and shapes of what ``model.state_dict()`` holds (``()`` for an extra state): what a checkpoint knows a dense architecture by."""
     return state_shapes(model)
 
 
@@ -77,7 +77,7 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
     stored, program = _stored(model)
     weights = encode_tensors(stored)
     if program is None:
-        _require_known(stored, record)
+        _require_known(stored_shapes(stored), record)
     provenance = record.provenance.model_copy(update={"weights_sha256": sha256_hex(weights)})
     record = record.model_copy(update={"provenance": provenance, "program": program})
     text = record.to_json().encode("utf-8")
@@ -97,7 +97,7 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
     return record
 
 
-def _require_known(stored: Mapping[str, torch.Tensor], record: ResultRecord) -> None:
+def _require_known(stored: Mapping[str, tuple[int, ...]], record: ResultRecord) -> None:
     """Refuse a network that was rebuilt since it was cut (branches fused by a method of its class): its edits would not lead to it."""
     known = set(record.model.tensors)
     for edits in record.edits:
