@@ -96,8 +96,9 @@ def save_pretrained(
     result.save(folder)
     write_atomic(folder / _CONFIG, json.dumps(config, indent=2, sort_keys=True, allow_nan=False) + "\n")
     write_atomic(folder / _CARD, card)
-    if not program and model.can_generate():
-        model.generation_config.save_pretrained(folder)
+    plain: Any = model
+    if not program and plain.can_generate():
+        plain.generation_config.save_pretrained(folder)
     if processing is not None:
         processing.save_pretrained(folder)
     return folder
@@ -144,7 +145,8 @@ def from_pretrained(
         return saved.restore()
     config = _read(place / _CONFIG)
     if config.get("model_type") == _OURS:
-        return _restored(place, saved, config.get("dense"), model_class)
+        restored: nn.Module = _restored(place, saved, config.get("dense"), model_class)
+        return restored
     loader: Any = model_class or _class_named(config, place / _CONFIG)
     model: nn.Module = loader.from_pretrained(str(place))
     return model.eval()
