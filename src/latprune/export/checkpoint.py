@@ -50,7 +50,7 @@ class SavedResult:
 
 
 def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what ``model.state_dict()`` holds (``()`` for an extra state): what a checkpoint knows a dense architecture by."""
+    """Names and shapes of what ``model.state_dict()`` holds (``()``: an extra state): what a checkpoint knows a dense architecture by."""
     return state_shapes(model)
 
 
