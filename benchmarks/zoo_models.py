@@ -1,8 +1,8 @@
-"""The networks of ``benchmarks/zoo.py`` by name, with inputs to trace them with: torchvision, timm, Hugging Face, and our own."""
+"""The networks of ``benchmarks/zoo.py`` with their inputs: torchvision, timm, Hugging Face, Ultralytics, and our own."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -324,6 +324,22 @@ def _own() -> dict[str, Callable[[], Built]]:
     return own | zoo_toys.TOYS
 
 
+ULTRALYTICS = [f"{version}n{task}" for version in ("yolov8", "yolo11", "yolo26") for task in ("", "-seg", "-pose", "-cls")]
+"""Built from the package's own YAML files, where ``ultralytics`` is installed; as its exporter runs them."""
+
+
+def _ultralytics(name: str) -> Built:
+    torchvision()
+    from ultralytics import YOLO
+
+    network = YOLO(f"{name}.yaml").model
+    network.model[-1].export = True
+    for module in network.modules():
+        if hasattr(type(module), "forward_split"):
+            module.forward = module.forward_split
+    return network, torch.rand(1, 3, 64, 64)
+
+
 PROGRAMS = (
     "torchvision:resnet18 torchvision:shufflenet_v2_x0_5 torchvision:swin_t torchvision:swin_v2_t torchvision:vit_b_32 huggingface:bert "
     "huggingface:gpt2 huggingface:llama huggingface:segformer huggingface:swin timm:deit"
@@ -340,6 +356,7 @@ def names() -> list[str]:
         *(f"detection:{name}" for name in DETECTION),
         *(f"huggingface:{name}" for name in HUGGINGFACE),
         *(f"timm:{name}" for name in timm_families()),
+        *(f"ultralytics:{name}" for name in ULTRALYTICS if importlib.util.find_spec("ultralytics")),
         *(f"program:{name}" for name in (*PROGRAMS, *NETWORKS)),
     ]
 
@@ -348,7 +365,7 @@ def preload(wanted: list[str]) -> None:
     """Import what the named networks need, once, for the processes that are started from this one."""
     families = {name.removeprefix("program:").partition(":")[0] for name in wanted}
     torchvision()
-    for family, package in (("timm", "timm"), ("huggingface", "transformers")):
+    for family, package in (("timm", "timm"), ("huggingface", "transformers"), ("ultralytics", "ultralytics")):
         if family in families:
             importlib.import_module(package)
     for package in ("latprune.export", "latprune.surgery", "latprune.zoo", "onnx", "onnxruntime"):
@@ -366,4 +383,10 @@ def create(name: str) -> Built:
         return _own()[model]()
     if family == "huggingface":
         return HUGGINGFACE[model]()
-    return {"torchvision": _torchvision, "segmentation": _segmentation, "detection": _detection, "timm": _timm}[family](model)
+    return {
+        "torchvision": _torchvision,
+        "segmentation": _segmentation,
+        "detection": _detection,
+        "timm": _timm,
+        "ultralytics": _ultralytics,
+    }[family](model)
