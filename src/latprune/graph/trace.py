@@ -42,7 +42,7 @@ from latprune.graph.provenance import CallWatcher, planted
 from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
-from latprune.graph.tensors import flatten_tensors
+from latprune.graph.tensors import flatten_tensors, tensors_in
 from latprune.graph.traced_builtins import traced_builtins
 from latprune.graph.training_only import kept_for_training
 from latprune.graph.uncomputed import ValueRead
@@ -154,7 +154,7 @@ def _trace(
                 kept_blocks[branch.name] = f"named in keep ('{pattern}')"
         if within is not None and not _inside(branch.name.split("#")[0], within):
             kept_blocks[branch.name] = f"lies outside within='{within}'"
-        if any(info.node in branch.nodes for info in recording.returned):
+        if any(info.node in branch.nodes or info.node in branch.beside for info in recording.returned):
             why = "the model returns values that are computed inside it (such as a cache of keys and values)"
             kept_blocks[branch.name] = why + (REMOVE if before is not None and capturable(before) else "")
     for pattern in blocks_keep:
@@ -233,7 +233,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
     if recorder.random:
         check_repeatable(model, example_inputs)
     recording = recorder.recording(inputs, outputs)
-    recording.returned += [recorder.info(t) for t in flatten_tensors(output)]
+    recording.returned += [recorder.info(t) for t in tensors_in(output)]
     return recording
 
 
