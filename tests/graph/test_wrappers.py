@@ -93,6 +93,20 @@ def test_a_wrapper_of_several_processes_stays_on(process_group: None, monkeypatc
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class FullyShardedDataParallel(nn.Module):
+    """Stands in for PyTorch's, which needs several processes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_shards_are_refused_with_what_to_do() -> None:
+    for model in (FullyShardedDataParallel(net()), nn.Sequential(FullyShardedDataParallel(net()))):
+        with pytest.raises(CaptureError, match="its parameters are shards.*let all restore the saved result"):
+            trace(model, X)
+
+
 def test_capture_and_surgery_take_the_module_inside() -> None:
     model = net()
     with pytest.warns(UnwrappedWarning):

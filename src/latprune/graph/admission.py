@@ -60,6 +60,11 @@ def check_kind(model: nn.Module) -> None:
 def _parallel_remedy(module: nn.Module, path: str) -> str:
     """What to do about a wrapper for several devices or processes."""
     inner = f"model.{path}.module" if path else "model.module"
+    if type(module).__name__ == "FullyShardedDataParallel":
+        return (
+            "its parameters are shards without the layers' shapes. Prune the plain model in one process, let all restore the saved result, "
+            "and shard that"
+        )
     if path:
         return f"put {inner} in its place ({_PARTS}), prune, and wrap the pruned one again"
     if isinstance(module, nn.parallel.DistributedDataParallel):

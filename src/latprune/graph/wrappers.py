@@ -54,7 +54,7 @@ def unwrapped(model: nn.Module, *, parts: bool = False) -> nn.Module:
                 inner, words = without_wrapper(child)
                 if words:
                     setattr(module, name, inner)
-                    warnings.warn(f"module '{path}.{name}'".replace("'.", "'") + f" {words[0]}", UnwrappedWarning, stacklevel=2)
+                    warnings.warn(f"module '{f'{path}.{name}' if path else name}' {words[0]}", UnwrappedWarning, stacklevel=2)
     return model
 
 
