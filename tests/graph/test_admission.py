@@ -89,7 +89,7 @@ def test_a_state_is_carried_through_cut_training_and_files(value: object, tmp_pa
     model = make()
     model[1].value = value
     data = [(X, torch.tensor([1, 2])) for _ in range(2)]
-    recipe = latprune.Recipe(epochs=1, learning_rate=0.01)
+    recipe = latprune.Recipe(epochs=1, learning_rate=0.01, ema=0.9)
     method = latprune.MDP(score=MagnitudeConfig())
     job = {"budget": "params=60%", "method": method, "measure_latency": False, "data": data, "fit": recipe, "evaluate": data}
     result = latprune.prune(model, X, folder=tmp_path / "run", **job)
