@@ -1,8 +1,8 @@
-"""The networks of ``benchmarks/zoo.py`` by name, with inputs to trace them with: torchvision, timm, Hugging Face, and our own."""
+"""The networks of ``benchmarks/zoo.py`` with their inputs: torchvision, timm, Hugging Face, Ultralytics, and our own."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -101,6 +101,26 @@ def _huggingface_text(config_name: str, model_name: str, **options: Any) -> Call
     return make
 
 
+def _huggingface(config_name: str, model_name: str, inputs: Callable[[], dict[str, torch.Tensor]], **options: Any) -> Callable[[], Built]:
+    def make() -> Built:
+        torchvision()
+        import transformers
+
+        return getattr(transformers, model_name)(getattr(transformers, config_name)(**options)), inputs()
+
+    return make
+
+
+def _tokens(length: int = 12, **more: tuple[int, ...]) -> Callable[[], dict[str, torch.Tensor]]:
+    """Token ids; further names with a shape of floats, or a length of ids."""
+
+    def make() -> dict[str, torch.Tensor]:
+        found = {"input_ids": torch.randint(3, 100, (2, length))} if length else {}
+        return found | {name: torch.randint(3, 100, (2, *shape)) if len(shape) == 1 else torch.randn(shape) for name, shape in more.items()}
+
+    return make
+
+
 _SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
 _TEXT = _SMALL | {"vocab_size": 101, "max_position_embeddings": 64}
 _DECODER = _TEXT | {"num_key_value_heads": 2, "pad_token_id": 0}
@@ -170,6 +190,113 @@ def _detr() -> Built:
 HUGGINGFACE["detr"] = _detr
 
 
+_D_MODEL = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+    "vocab_size": 101,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+HUGGINGFACE |= {
+    "albert": _huggingface("AlbertConfig", "AlbertForSequenceClassification", _tokens(), embedding_size=32, **_TEXT),
+    "bart": _huggingface(
+        "BartConfig", "BartForConditionalGeneration", _tokens(decoder_input_ids=(8,)), max_position_embeddings=64, **_D_MODEL
+    ),
+    "beit": _huggingface_vision("BeitConfig", "BeitForImageClassification", image_size=64, patch_size=16, **_SMALL),
+    "bloom": _huggingface("BloomConfig", "BloomForCausalLM", _tokens(), vocab_size=101, hidden_size=64, n_layer=3, n_head=4),
+    "clip": _huggingface(
+        "CLIPConfig",
+        "CLIPModel",
+        _tokens(pixel_values=(2, 3, 64, 64)),
+        text_config=_TEXT | {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0},
+        vision_config=_SMALL | {"image_size": 64, "patch_size": 16},
+        projection_dim=32,
+    ),
+    "deberta": _huggingface("DebertaV2Config", "DebertaV2ForSequenceClassification", _tokens(), pooler_hidden_size=64, **_TEXT),
+    "distilbert": _huggingface(
+        "DistilBertConfig",
+        "DistilBertForSequenceClassification",
+        _tokens(),
+        vocab_size=101,
+        dim=64,
+        hidden_dim=128,
+        n_layers=4,
+        n_heads=4,
+        max_position_embeddings=64,
+    ),
+    "electra": _huggingface("ElectraConfig", "ElectraForSequenceClassification", _tokens(), embedding_size=32, **_TEXT),
+    "gemma": _huggingface("GemmaConfig", "GemmaForCausalLM", _tokens(), head_dim=16, **_DECODER),
+    "gpt_neox": _huggingface("GPTNeoXConfig", "GPTNeoXForCausalLM", _tokens(), **_TEXT),
+    "mamba": _huggingface("MambaConfig", "MambaForCausalLM", _tokens(), vocab_size=101, hidden_size=64, state_size=8, num_hidden_layers=3),
+    "mistral": _huggingface("MistralConfig", "MistralForCausalLM", _tokens(), **_DECODER),
+    "mixtral": _huggingface("MixtralConfig", "MixtralForCausalLM", _tokens(), num_local_experts=4, **_DECODER),
+    "mpnet": _huggingface("MPNetConfig", "MPNetForSequenceClassification", _tokens(), **_TEXT),
+    "olmo2": _huggingface("Olmo2Config", "Olmo2ForCausalLM", _tokens(), **_DECODER),
+    "opt": _huggingface(
+        "OPTConfig",
+        "OPTForCausalLM",
+        _tokens(),
+        vocab_size=101,
+        hidden_size=64,
+        word_embed_proj_dim=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        ffn_dim=128,
+        max_position_embeddings=64,
+    ),
+    "pvt": _huggingface_vision(
+        "PvtConfig",
+        "PvtForImageClassification",
+        image_size=64,
+        hidden_sizes=[16, 32, 48, 64],
+        depths=[2, 2, 2, 2],
+        num_attention_heads=[1, 2, 3, 4],
+        mlp_ratios=[2, 2, 2, 2],
+    ),
+    "roberta": _huggingface("RobertaConfig", "RobertaForSequenceClassification", _tokens(), **_TEXT),
+    "starcoder2": _huggingface("Starcoder2Config", "Starcoder2ForCausalLM", _tokens(), **_DECODER),
+    "t5": _huggingface(
+        "T5Config",
+        "T5ForConditionalGeneration",
+        _tokens(decoder_input_ids=(8,)),
+        vocab_size=101,
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=3,
+        num_heads=4,
+    ),
+    "wav2vec2": _huggingface(
+        "Wav2Vec2Config",
+        "Wav2Vec2ForCTC",
+        _tokens(0, input_values=(2, 3200)),
+        vocab_size=32,
+        conv_dim=(32, 32, 32),
+        conv_stride=(5, 4, 4),
+        conv_kernel=(10, 8, 4),
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+        **_SMALL,
+    ),
+    "whisper": _huggingface(
+        "WhisperConfig",
+        "WhisperForConditionalGeneration",
+        _tokens(0, input_features=(2, 16, 64), decoder_input_ids=(8,)),
+        num_mel_bins=16,
+        max_source_positions=32,
+        max_target_positions=32,
+        decoder_start_token_id=1,
+        **_D_MODEL,
+    ),
+}
+
+
 def _own() -> dict[str, Callable[[], Built]]:
     from latprune import zoo
 
@@ -197,6 +324,22 @@ def _own() -> dict[str, Callable[[], Built]]:
     return own | zoo_toys.TOYS
 
 
+ULTRALYTICS = [f"{version}n{task}" for version in ("yolov8", "yolo11", "yolo26") for task in ("", "-seg", "-pose", "-cls")]
+"""Built from the package's own YAML files, where ``ultralytics`` is installed; as its exporter runs them."""
+
+
+def _ultralytics(name: str) -> Built:
+    torchvision()
+    from ultralytics import YOLO
+
+    network = YOLO(f"{name}.yaml").model
+    network.model[-1].export = True
+    for module in network.modules():
+        if hasattr(type(module), "forward_split"):
+            module.forward = module.forward_split
+    return network, torch.rand(1, 3, 64, 64)
+
+
 PROGRAMS = (
     "torchvision:resnet18 torchvision:shufflenet_v2_x0_5 torchvision:swin_t torchvision:swin_v2_t torchvision:vit_b_32 huggingface:bert "
     "huggingface:gpt2 huggingface:llama huggingface:segformer huggingface:swin timm:deit"
@@ -213,6 +356,7 @@ def names() -> list[str]:
         *(f"detection:{name}" for name in DETECTION),
         *(f"huggingface:{name}" for name in HUGGINGFACE),
         *(f"timm:{name}" for name in timm_families()),
+        *(f"ultralytics:{name}" for name in ULTRALYTICS if importlib.util.find_spec("ultralytics")),
         *(f"program:{name}" for name in (*PROGRAMS, *NETWORKS)),
     ]
 
@@ -221,7 +365,7 @@ def preload(wanted: list[str]) -> None:
     """Import what the named networks need, once, for the processes that are started from this one."""
     families = {name.removeprefix("program:").partition(":")[0] for name in wanted}
     torchvision()
-    for family, package in (("timm", "timm"), ("huggingface", "transformers")):
+    for family, package in (("timm", "timm"), ("huggingface", "transformers"), ("ultralytics", "ultralytics")):
         if family in families:
             importlib.import_module(package)
     for package in ("latprune.export", "latprune.surgery", "latprune.zoo", "onnx", "onnxruntime"):
@@ -239,4 +383,10 @@ def create(name: str) -> Built:
         return _own()[model]()
     if family == "huggingface":
         return HUGGINGFACE[model]()
-    return {"torchvision": _torchvision, "segmentation": _segmentation, "detection": _detection, "timm": _timm}[family](model)
+    return {
+        "torchvision": _torchvision,
+        "segmentation": _segmentation,
+        "detection": _detection,
+        "timm": _timm,
+        "ultralytics": _ultralytics,
+    }[family](model)

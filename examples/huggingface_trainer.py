@@ -2,19 +2,20 @@
 
     python examples/huggingface_trainer.py --budget flops=60% --output pruned
 
-A small BERT for sequences of numbers, made here, so that nothing has to be downloaded. Needs ``transformers`` and ``accelerate``.
+A small BERT for sequences of numbers, made here, so that nothing has to be downloaded. The pruned model is saved with its model card as a
+folder that ``latprune.integrations.huggingface.from_pretrained`` loads, and is loaded again. Needs the extra ``huggingface``.
 """
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import latprune
+from latprune.integrations.huggingface import from_pretrained, pruning_callback, save_pretrained
 
 
 class Numbers(Dataset[dict[str, torch.Tensor]]):
@@ -30,23 +31,6 @@ class Numbers(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {"input_ids": self.ids[index], "labels": self.labels[index]}
-
-
-class Prune(TrainerCallback):
-    """Gathers the gradients of the first epoch, then proposes, cuts, and lets the Trainer go on with the same optimizer."""
-
-    def __init__(self, pruner: latprune.Pruner) -> None:
-        self.pruner = pruner
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.pruner.done:
-            self.pruner.accumulate()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.pruner.done:
-            optimizer = kwargs["optimizer"]
-            report = self.pruner.step(optimizers=getattr(optimizer, "optimizer", optimizer))
-            print(f"cut: {report}")
 
 
 def main(arguments: list[str] | None = None) -> latprune.Result:
@@ -79,6 +63,7 @@ def main(arguments: list[str] | None = None) -> latprune.Result:
         method=latprune.MDP(score=latprune.importance.TaylorConfig()),
         measure_latency=not args.predict_only,
     )
+    callback = pruning_callback(pruner)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -92,17 +77,20 @@ def main(arguments: list[str] | None = None) -> latprune.Result:
             use_cpu=True,
         ),
         train_dataset=Numbers(args.examples, seed=1),
-        callbacks=[Prune(pruner)],
+        callbacks=[callback],
     )
     trainer.train()
+    for report in callback.reports:
+        print(f"cut: {report}")
     result = pruner.result(name="BERT, by the Hugging Face Trainer")
     pruner.close()
     print(result)
+    save_pretrained(result, args.output)
+    again = from_pretrained(args.output)
     test = Numbers(512, seed=2)
     with torch.no_grad():
-        right = (model.eval()(test.ids).logits.argmax(dim=1) == test.labels).double().mean()
+        right = (again(test.ids).logits.argmax(dim=1) == test.labels).double().mean()
     print(f"accuracy {float(right):.2%}")
-    result.save(args.output)
     return result
 
 

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 import latprune
 from latprune.zoo import digits_resnet
+from support.examples import example
 from support.vision import torchvision
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_plain_loop(tmp_path: Path) -> None:
@@ -53,3 +40,4 @@ def test_the_hugging_face_trainer(tmp_path: Path) -> None:
     job = ["--budget", "flops=60%", "--examples", "512", "--epochs", "2", "--predict-only", "--output", str(tmp_path / "saved")]
     result = example("huggingface_trainer").main(job)
     assert result.record.pruned.macs <= 0.6 * result.record.dense.macs and result.record.equality.max_rel_error < 1e-6
+    assert {"README.md", "config.json", "model.safetensors", "result.json"} <= {path.name for path in (tmp_path / "saved").iterdir()}

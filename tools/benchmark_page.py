@@ -369,7 +369,13 @@ def zoo() -> str | None:
         "Every network at half of its widths with two random blocks removed, random statistics, float64: equal to the masked "
         "network to 1e-9. Where ONNX was left out of a run it does not count as passed.\n\n"
     )
-    return text + table(head, rows) + "\n\n`benchmarks/zoo.py`"
+    failed = [
+        [name, str(row.get("why", "")).replace("|", "/") or "no reason recorded"]
+        for name, row in found["rows"].items()
+        if not row["passed"]
+    ]
+    rest = "\n\nWhat did not pass, and why:\n\n" + table(["network", "reason"], failed) if failed else ""
+    return text + table(head, rows) + rest + "\n\n`benchmarks/zoo.py`"
 
 
 def onnx_in() -> str | None:

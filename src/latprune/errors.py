@@ -1,4 +1,4 @@
-"""The error tree: each error names what went wrong, the value, the rule, and what to do, and carries its state."""
+"""The error tree: each error names what went wrong, the value, the rule, and what to do, and carries its state; and the warnings."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "SurgeryError",
     "TableError",
     "TrainingError",
+    "UnwrappedWarning",
 ]
 
 
@@ -132,3 +133,7 @@ class OverBudgetError(LatpruneError):
         super().__init__(message)
         self.budget_ms = budget_ms
         self.measured_ms = measured_ms
+
+
+class UnwrappedWarning(UserWarning):
+    """A wrapper (``torch.compile``, ``DataParallel``) was taken off a model; the message says which, and what becomes of it."""

@@ -190,7 +190,8 @@ def encode_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
         seen[key] = name
         # Clone: views of one storage (a slice beside its whole) are refused by safetensors otherwise.
         stored[name] = plain.to("cpu", copy=True).contiguous()
-    return bytes(save(stored, metadata=aliases))
+    # "format" is what readers of other libraries ask the header for.
+    return bytes(save(stored, metadata={"format": "pt", **aliases}))
 
 
 def decode_tensors(data: bytes, *, source: str) -> dict[str, torch.Tensor]:

@@ -222,7 +222,7 @@ def test_a_plain_file_is_not_overwritten(tmp_path: Path, pruned: tuple[nn.Module
 def test_what_is_no_tensor_cannot_be_saved(tmp_path: Path, pruned: tuple[nn.Module, checkpoint.ResultRecord]) -> None:
     class Extra(nn.Linear):
         def get_extra_state(self) -> object:
-            return {"anything": 1}
+            return {"anything": object()}
 
     with pytest.raises(InvalidArgumentError, match="'_extra_state' is a dict"):
         save_result(tmp_path, Extra(2, 2), pruned[1])

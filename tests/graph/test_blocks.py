@@ -270,3 +270,68 @@ def test_blocks_behind_a_batch_that_is_filled_in_place() -> None:
     graph = trace(model, inputs)
     assert [b.removable for b in graph.blocks.values()] == [True] * 4
     assert_pruned_equals_masked(model, inputs, blocks=2, graph=graph)
+
+
+class Memory:
+    """What a decoder hands back to itself: no container that a tree of values knows."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+
+
+class Both:
+    """A memory inside of another object, as encoder-decoders have them."""
+
+    def __init__(self, own: Memory) -> None:
+        self.own = own
+
+
+class Attend(nn.Module):
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.query, self.key, self.value, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        keys = self.key(x)
+        memory.keys.append(keys[:, -self.window :] if self.window else keys)
+        return self.out(F.scaled_dot_product_attention(self.query(x), keys, self.value(x)))  # type: ignore[no-any-return]
+
+
+class Remembering(nn.Module):
+    def __init__(self, window: int) -> None:
+        super().__init__()
+        self.norm, self.attend = nn.LayerNorm(8), Attend(window)
+        self.mlp = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = x + self.attend(self.norm(x), memory)
+        return x + self.mlp(x)  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    def __init__(self, window: int, nested: bool) -> None:
+        super().__init__()
+        self.nested = nested
+        self.stem, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.layers = nn.ModuleList(Remembering(window) for _ in range(2))
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        x, memory = self.stem(x), Memory()
+        for layer in self.layers:
+            x = layer(x, memory)
+        return {"logits": self.head(x), "memory": Both(memory) if self.nested else memory}
+
+
+@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_branch_whose_values_are_kept_stays(window: int, nested: bool) -> None:
+    """Whether what is handed back lies in an object in an object, or is only a piece of what the branch computed."""
+    graph = trace(Decoder(window, nested), torch.randn(2, 6, 8))
+    assert {name: block.removable for name, block in graph.blocks.items()} == {
+        "layers.0": False,
+        "layers.0#2": True,
+        "layers.1": False,
+        "layers.1#2": True,
+    }
+    assert "returns values that are computed inside it" in graph.blocks["layers.0"].reason

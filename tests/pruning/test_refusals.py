@@ -78,8 +78,8 @@ class Infinite(nn.Module):
 
 
 class Stateful(nn.Conv2d):
-    def get_extra_state(self) -> dict[str, int]:
-        return {"seen": 1}
+    def get_extra_state(self) -> dict[str, object]:
+        return {"seen": object()}
 
     def set_extra_state(self, state: Any) -> None:
         pass

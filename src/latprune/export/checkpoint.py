@@ -15,7 +15,6 @@ import contextlib
 import io
 import os
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError, LatpruneError
 from latprune.export.record import ResultRecord
+from latprune.states import load_stored, state_shapes, stored_shapes, stored_state
 from latprune.storage import decode_tensors, encode_tensors, sha256_hex, stage_file, sync_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class SavedResult:
 
 
 def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what ``model.state_dict()`` holds: what a checkpoint knows a dense architecture by."""
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    """Names and shapes of what ``model.state_dict()`` holds (``()``: an extra state): what a checkpoint knows a dense architecture by."""
+    return state_shapes(model)
 
 
 def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> ResultRecord:
@@ -66,8 +66,8 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
         The record as saved.
 
     Raises:
-        InvalidArgumentError: ``path`` is an existing plain file, or the state dict holds something other than dense tensors, or tensors
-            that the model did not have when it was pruned.
+        InvalidArgumentError: ``path`` is an existing plain file, or the state dict holds something other than dense tensors and
+            JSON values, or tensors that the model did not have when it was pruned.
         OSError: The place cannot be written; an older checkpoint there is untouched.
 
     Example:
@@ -77,7 +77,7 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
     stored, program = _stored(model)
     weights = encode_tensors(stored)
     if program is None:
-        _require_known(stored, record)
+        _require_known(stored_shapes(stored), record)
     provenance = record.provenance.model_copy(update={"weights_sha256": sha256_hex(weights)})
     record = record.model_copy(update={"provenance": provenance, "program": program})
     text = record.to_json().encode("utf-8")
@@ -97,7 +97,7 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
     return record
 
 
-def _require_known(stored: Mapping[str, torch.Tensor], record: ResultRecord) -> None:
+def _require_known(stored: Mapping[str, tuple[int, ...]], record: ResultRecord) -> None:
     """Refuse a network that was rebuilt since it was cut (branches fused by a method of its class): its edits would not lead to it."""
     known = set(record.model.tensors)
     for edits in record.edits:
@@ -118,7 +118,7 @@ def _stored(model: nn.Module) -> tuple[Mapping[str, torch.Tensor], dict[str, Any
 
     if isinstance(model, ProgramModule):
         return model.stored(), program_to_dict(model.current())
-    return model.state_dict(), None
+    return stored_state(model), None
 
 
 def update_record(path: str | Path, record: ResultRecord) -> None:
@@ -220,11 +220,14 @@ def _apply(model: nn.Module | Callable[[], nn.Module] | None, saved: SavedResult
     if model is None:
         raise InvalidArgumentError(f"{saved.path} holds edits of a model's class: give the dense model, or what builds it")
 
+    from latprune.graph.wrappers import check_modes, unwrapped
     from latprune.surgery import ArchitectureEdits, replay
 
     built = model if isinstance(model, torch.nn.Module) else model()
     if not isinstance(built, torch.nn.Module):
         raise InvalidArgumentError(f"model must be a torch.nn.Module or build one; it built a {type(built).__name__}")
+    built = unwrapped(built)
+    check_modes(built)
     record = saved.record
     if any(is_lazy(tensor) for tensor in (*built.parameters(), *built.buffers())):
         _initialise(built, record)
@@ -237,12 +240,8 @@ def _apply(model: nn.Module | Callable[[], nn.Module] | None, saved: SavedResult
             raise
         except (LatpruneError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{saved.path}: edits[{index}] cannot be replayed on this model: {error}") from error
-    shapes = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items()}
-    _compare(shapes, tensor_shapes(built), f"{saved.path} does not fit the model: after its edits, the model")
-    state = OrderedDict(saved.tensors)
-    # Some modules (MNASNet) read the version of their state; without it they take the weights for those of an old release.
-    state._metadata = getattr(built.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
-    built.load_state_dict(state, strict=True)
+    _compare(stored_shapes(saved.tensors), tensor_shapes(built), f"{saved.path} does not fit the model: after its edits, the model")
+    load_stored(built, saved.tensors)
     return built.eval()
 
 

@@ -20,6 +20,7 @@ from latprune.graph.types import (
     Selection,
     WidthAxis,
 )
+from latprune.graph.wrappers import unwrapped
 
 __all__ = [
     "Block",
@@ -43,4 +44,5 @@ __all__ = [
     "preserved_state",
     "register_rule",
     "trace",
+    "unwrapped",
 ]

@@ -13,10 +13,13 @@ from torch.nn.parameter import is_lazy
 from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.graph.folding import folds_of
 from latprune.graph.tensors import flatten_tensors
+from latprune.graph.wrappers import check_modes
+from latprune.states import is_carried
 
 __all__ = ["check_derived_weights", "check_inputs", "check_kind", "check_state", "derived_weights"]
 
 _PARALLEL = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}
+_PARTS = "latprune.graph.unwrapped(model, parts=True) does so for all parts"
 _MOST = 0.25
 """Share of a model's parameters that may stay whole because its weights are derived, before that is refused for what it is."""
 
@@ -30,16 +33,16 @@ def check_kind(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model is a {type(model).__name__}; it must be a torch.nn.Module (of a wrapper, pass the module that it holds)")
+    check_modes(model)
     for path, module in model.named_modules():
         kind = type(module).__name__
         where = f"module '{path}'" if path else "the model"
         if hasattr(module, "_orig_mod") and kind == "OptimizedModule":
             inner = f"model.{path}._orig_mod" if path else "model._orig_mod"
-            put = f"put {inner} in its place" if path else f"pass {inner}, the module that was compiled"
+            put = f"put {inner} in its place ({_PARTS})" if path else f"pass {inner}, the module that was compiled"
             raise CaptureError(f"{where} is compiled (torch.compile): {put}, prune, and compile the pruned one again")
         if kind in _PARALLEL and hasattr(module, "module"):
-            inner = f"model.{path}.module" if path else "model.module"
-            raise CaptureError(f"{where} is a {kind}: pass {inner}, the module in it, prune, and wrap the pruned one again")
+            raise CaptureError(f"{where} is a {kind}: {_parallel_remedy(module, path)}")
         if isinstance(module, torch.jit.ScriptModule) and not path:
             raise CaptureError("the model is a TorchScript module, whose code cannot be followed: pass the nn.Module that it was made of")
         if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):
@@ -52,6 +55,24 @@ def check_kind(model: nn.Module) -> None:
                     "function that builds it too, so that saved results fit it)"
                 )
             _check_tensor(tensor, f"'{full}' of {where} ({kind})")
+
+
+def _parallel_remedy(module: nn.Module, path: str) -> str:
+    """What to do about a wrapper for several devices or processes."""
+    inner = f"model.{path}.module" if path else "model.module"
+    if type(module).__name__ == "FullyShardedDataParallel":
+        return (
+            "its parameters are shards without the layers' shapes. Prune the plain model in one process, let all restore the saved result, "
+            "and shard that"
+        )
+    if path:
+        return f"put {inner} in its place ({_PARTS}), prune, and wrap the pruned one again"
+    if isinstance(module, nn.parallel.DistributedDataParallel):
+        return (
+            f"its {torch.distributed.get_world_size(module.process_group)} processes would each prune by measurements of their own. Prune "
+            f"{inner} in one of them, let all restore its saved result, and wrap that"
+        )
+    return f"pass {inner}, the module in it, prune, and wrap the pruned one again"
 
 
 def _check_tensor(tensor: torch.Tensor, what: str) -> None:
@@ -97,7 +118,7 @@ def check_state(model: nn.Module) -> None:
     """Refuse states that a checkpoint of tensors cannot hold.
 
     Raises:
-        InvalidArgumentError: A module's ``get_extra_state`` gives something other than a tensor, or a module is quantised.
+        InvalidArgumentError: A module's ``get_extra_state`` gives something other than a tensor or a JSON value, or a module is quantised.
     """
     for path, module in model.named_modules():
         if _is_quantised(module):
@@ -107,11 +128,12 @@ def check_state(model: nn.Module) -> None:
             )
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             state: Any = module.get_extra_state()
-            if not isinstance(state, torch.Tensor):
+            if not is_carried(state):
+                held = f"keeps a {type(state).__name__} in its state (get_extra_state)"
                 raise InvalidArgumentError(
-                    f"module '{path}' ({type(module).__name__}) keeps a {type(state).__name__} in its state (get_extra_state), and results "
-                    "hold tensors alone, without pickle. Keep it in a buffer, let get_extra_state return a tensor, or give the module a "
-                    "class without it while the model is pruned"
+                    f"module '{path}' ({type(module).__name__}) {held} that is neither a tensor nor a JSON value (dictionaries, lists, "
+                    "numbers, texts), and results hold no pickle. Keep it in a buffer, let get_extra_state return one of these, or give "
+                    "the module a class without it while the model is pruned"
                 )
 
 

@@ -94,6 +94,7 @@ def find_branches(recording: Recording, program: CapturedNetwork | None = None) 
             continue  # something inside the branch is read elsewhere
         if any(info.node in branch.nodes for info in recording.outputs):
             continue
+        branch.beside = _beside(branch, alive, consumers)
         if program is not None:
             _cut(branch, recording, consumers, program)
         else:
@@ -140,6 +141,18 @@ def _reaching_outputs(recording: Recording, flow: _Flow) -> set[int]:
                 alive.add(p)
                 todo.append(p)
     return alive
+
+
+def _beside(branch: Branch, alive: set[int], consumers: dict[int, list[int]]) -> frozenset[int]:
+    """Nodes that read what is computed inside of a branch and lead to no output."""
+    found: set[int] = set()
+    todo = list(branch.nodes)
+    while todo:
+        for c in consumers.get(todo.pop(), ()):
+            if c not in alive and c not in branch.nodes and c not in found:
+                found.add(c)
+                todo.append(c)
+    return frozenset(found)
 
 
 def _branch_at(node: Node, a: Info, b: Info, nodes: list[Node], flow: _Flow) -> Branch | None:

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError, LatpruneError
+from latprune.graph.wrappers import check_modes
 
 __all__ = [
     "capture_conditions",
@@ -101,7 +102,11 @@ def preserved_modes(model: nn.Module) -> Iterator[None]:
     """Give each module its own training mode back.
 
     A module that does more in ``train`` than to set its flag (merged adapters) is told first, as the whole model is put back.
+
+    Raises:
+        CaptureError: The model's ``train`` sets no mode, but starts something.
     """
+    check_modes(model)
     modes = [(m, m.training) for m in model.modules()]
     training = model.training
     try:

@@ -48,7 +48,10 @@ _TAIL = frozenset({"relu", "gelu", "silu", "hardtanh", "hardswish", "sigmoid", "
 
 @dataclass(slots=True, eq=False)
 class Branch:
-    """A residual branch: its nodes, where it joins, and how it can be removed (or why it cannot)."""
+    """A residual branch: its nodes, where it joins, and how it can be removed (or why it cannot).
+
+    ``beside``: nodes that read the branch and lead to no output: what is kept of it, such as a slice of the keys in a cache.
+    """
 
     name: str
     join: int
@@ -61,6 +64,7 @@ class Branch:
     removal: Removal | None = None
     reason: str = ""
     parents: tuple[str, ...] = ()
+    beside: frozenset[int] = frozenset()
 
 
 def _depends_on_inputs(node: Node) -> bool:

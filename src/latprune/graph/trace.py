@@ -42,10 +42,11 @@ from latprune.graph.provenance import CallWatcher, planted
 from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
-from latprune.graph.tensors import flatten_tensors
+from latprune.graph.tensors import flatten_tensors, tensors_in
 from latprune.graph.traced_builtins import traced_builtins
 from latprune.graph.training_only import kept_for_training
 from latprune.graph.uncomputed import ValueRead
+from latprune.graph.wrappers import unwrapped
 
 __all__ = ["FORMS", "INPUT_WEIGHTS", "record", "trace"]
 
@@ -69,7 +70,7 @@ def trace(
     The model runs once in evaluation mode, without gradients; its training flags, parameters and buffers are left as they were.
 
     Args:
-        model: The model.
+        model: The model. Of ``torch.compile`` and ``DataParallel`` the module inside is traced, with an :class:`UnwrappedWarning`.
         example_inputs: One batch of inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
         keep: Paths or globs of modules that are left whole.
         blocks_keep: Names or globs of blocks that stay.
@@ -95,6 +96,7 @@ def trace(
         >>> {kept.what: kept.reason for kept in graph.kept_whole}["2"]
         "named in keep ('4')"
     """
+    model = unwrapped(model)
     check_kind(model)
     check_inputs(example_inputs)
     if form not in FORMS:
@@ -152,7 +154,7 @@ def _trace(
                 kept_blocks[branch.name] = f"named in keep ('{pattern}')"
         if within is not None and not _inside(branch.name.split("#")[0], within):
             kept_blocks[branch.name] = f"lies outside within='{within}'"
-        if any(info.node in branch.nodes for info in recording.returned):
+        if any(info.node in branch.nodes or info.node in branch.beside for info in recording.returned):
             why = "the model returns values that are computed inside it (such as a cache of keys and values)"
             kept_blocks[branch.name] = why + (REMOVE if before is not None and capturable(before) else "")
     for pattern in blocks_keep:
@@ -231,7 +233,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
     if recorder.random:
         check_repeatable(model, example_inputs)
     recording = recorder.recording(inputs, outputs)
-    recording.returned += [recorder.info(t) for t in flatten_tensors(output)]
+    recording.returned += [recorder.info(t) for t in tensors_in(output)]
     return recording
 
 

@@ -14,6 +14,7 @@ from latprune.collector import collector_resting
 from latprune.copying import copied
 from latprune.errors import CaptureError
 from latprune.graph.example_inputs import as_call, random_inputs
+from latprune.graph.wrappers import check_modes, unwrapped
 from latprune.program.batch import DiffersError, larger_batch, place_sizes, with_batch
 from latprune.program.canonical import canonical, renumbered
 from latprune.program.module import ProgramModule
@@ -50,6 +51,8 @@ def capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
     """
     if isinstance(model, ProgramModule):
         return copied(model)
+    model = unwrapped(model)
+    check_modes(model)
     with collector_resting():
         return _capture(model, example_inputs)
 

@@ -71,7 +71,7 @@ class RecipeFit:
                 loss=self.loss,
                 teacher=context.dense if teaches else None,
                 kept=context.kept(recipe.distillation.features) if recipe.distillation is not None else None,
-                driver=context.attach,
+                driver=context.attach if context.masked else None,
                 checkpoint_dir=context.folder,
                 progress=tell,
             )

@@ -11,6 +11,7 @@ from latprune.errors import CheckpointError
 from latprune.file_model import FileModel
 from latprune.graph.types import Selection
 from latprune.pruning.state import plain_settings, require_same_settings, selection_from_dict
+from latprune.states import stored_state
 from latprune.storage import encode_tensors, sha256_hex
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ Record = TypeVar("Record", HeldMasksRecord, MaskedTrainingRecord)
 
 def dense_digest(pruner: Pruner) -> str:
     """What identifies the network that the run began with: it teaches, and shares are taken of it."""
-    return sha256_hex(encode_tensors(pruner.dense_model.state_dict()))
+    return sha256_hex(encode_tensors(stored_state(pruner.dense_model)))
 
 
 def read_as(kind: type[Record], data: Mapping[str, Any]) -> Record:

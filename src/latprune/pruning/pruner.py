@@ -59,7 +59,8 @@ class Pruner:
     is traced again.
 
     Args:
-        model: The model; it keeps its class, only smaller layers (and removed blocks) are put in place.
+        model: The model; it keeps its class, only smaller layers (and removed blocks) are put in place. Of ``torch.compile`` and
+            ``DataParallel`` the module inside is pruned, with an :class:`~latprune.errors.UnwrappedWarning`.
         example_inputs: A tensor, a tuple of positional or a mapping of keyword inputs.
         **options: :class:`~latprune.pruning.options.Options`, such as ``budget``, ``target``, ``method``, ``keep``. With ``form="program"``
             or folded weights :attr:`model` is a program or copy, and the model given stays as it is.
@@ -90,6 +91,8 @@ class Pruner:
         self.model, self.graph, self.dense_model = subject.model, subject.graph, subject.dense
         self.folds = subject.folds
         """Weights that were made plain ones."""
+        self.wrappers = subject.wrappers
+        """What was taken off the model, in words."""
         self.dense_tensors = subject.tensors
         self.example_inputs = example_inputs
         self.seed = given.seed

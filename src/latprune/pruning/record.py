@@ -73,6 +73,7 @@ def build_record(
     # Tables are shown where the run has used some; none are built, or read, for the sake of a picture.
     tables = pruner.tables_used if latency else None
     notes = tuple(report.note for report in pruner.reports if report.note)
+    notes += tuple(f"the model {word}" for word in pruner.wrappers)
     if pruner.folds:
         kinds = ", ".join(sorted({fold.kind for fold in pruner.folds}))
         named = ", ".join(f"'{fold.module}'" for fold in pruner.folds[:4]) + (", ..." if pruner.folds[4:] else "")

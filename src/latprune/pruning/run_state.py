@@ -13,6 +13,7 @@ from latprune.errors import CheckpointError
 from latprune.export.record import AccuracyRecord
 from latprune.pruning.state import require_same_settings
 from latprune.recovery import RecoveryReport
+from latprune.states import load_stored, stored_state
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class RunState:
         Weights first, under a name of their own: the state file that names them is replaced last, so a crash leaves the older pair whole.
         """
         weights = f"weights-{pruner.stage}-{self.fitted}{'-narrowed' * self.narrowed}.safetensors"
-        write_atomic(folder / weights, encode_tensors(pruner.model.state_dict()))
+        write_atomic(folder / weights, encode_tensors(stored_state(pruner.model)))
         state = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -87,7 +88,7 @@ class RunState:
                 require_same_settings(state["settings"], json.loads(json.dumps(dict(settings))))
             pruner.load_state_dict(state["pruner"])
             weights = folder / state["weights"]
-            pruner.model.load_state_dict(decode_tensors(weights.read_bytes(), source=str(weights)))
+            load_stored(pruner.model, decode_tensors(weights.read_bytes(), source=str(weights)))
             pruner.recovery = RecoveryReport.from_dict(state["recovery"]) if state["recovery"] is not None else None
             return cls(
                 accuracies=tuple(AccuracyRecord.model_validate(entry) for entry in state["accuracies"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import nn
 
 from latprune.copying import copied
-from latprune.errors import InvalidArgumentError
+from latprune.errors import InvalidArgumentError, UnwrappedWarning
 from latprune.graph import ModelGraph, trace
 from latprune.graph.admission import check_derived_weights, check_kind, check_state
 from latprune.graph.folding import Fold, folded
+from latprune.graph.wrappers import without_wrapper
+from latprune.states import state_shapes, state_tensors
 
 if TYPE_CHECKING:
     from latprune.pruning.clock import Clock
@@ -30,6 +33,7 @@ class Subject:
         dense: A copy in evaluation mode that is never cut.
         graph: The dense network's trace.
         folds: Weights that were made plain ones.
+        wrappers: What was taken off the model, in words.
         tensors: Shapes of the dense network's parameters and buffers by name, as a result records them.
     """
 
@@ -37,6 +41,7 @@ class Subject:
     dense: nn.Module
     graph: ModelGraph
     folds: tuple[Fold, ...]
+    wrappers: tuple[str, ...]
     tensors: dict[str, tuple[int, ...]]
 
 
@@ -52,6 +57,9 @@ def admitted(model: nn.Module, example_inputs: Any, options: Options, clock: Clo
     Raises:
         InvalidArgumentError: The model is of a kind that cannot be pruned, holds values that are not finite, or nothing in it can go.
     """
+    model, wrappers = without_wrapper(model)
+    for word in wrappers:
+        warnings.warn(f"the model {word}", UnwrappedWarning, stacklevel=4)
     check_kind(model)
     check_state(model)
     given = model
@@ -73,8 +81,8 @@ def admitted(model: nn.Module, example_inputs: Any, options: Options, clock: Clo
     if not graph.groups and not any(block.removable for block in graph.blocks.values()):
         raise InvalidArgumentError(f"nothing in this model can be pruned{_reasons(graph)}; `latprune inspect` lists each layer's")
     stated = given if folds and options.form == "class" else model
-    tensors = {name: tuple(value.shape) for name, value in stated.state_dict().items()}
-    return Subject(model=model, dense=copied(model).eval(), graph=graph, folds=folds, tensors=tensors)
+    tensors = state_shapes(stated)
+    return Subject(model=model, dense=copied(model).eval(), graph=graph, folds=folds, wrappers=wrappers, tensors=tensors)
 
 
 def _in_form(model: nn.Module, example_inputs: Any, form: str) -> nn.Module:
@@ -86,7 +94,7 @@ def _in_form(model: nn.Module, example_inputs: Any, form: str) -> nn.Module:
 
 
 def _check_finite(model: nn.Module) -> None:
-    for name, value in model.state_dict().items():
+    for name, value in state_tensors(model).items():
         if value.is_floating_point() and not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())
             raise InvalidArgumentError(f"tensor {name!r} holds {count} NaN or infinite values; load sound weights before pruning")

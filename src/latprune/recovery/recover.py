@@ -18,6 +18,7 @@ from latprune.progress import speaker
 from latprune.recovery.batches import calibration_batches, count
 from latprune.recovery.contract import Progress, Recovery, Situation, get_strategy
 from latprune.recovery.report import RecoveryReport
+from latprune.states import state_tensors
 from latprune.train.batches import forward
 
 __all__ = ["output_error", "outputs_of", "recover"]
@@ -83,7 +84,7 @@ def recover(
         say=speaker(progress),
     )
     modes = [(m, m.training) for net in (pruned, dense) for m in net.modules()]
-    shapes = {name: tuple(t.shape) for name, t in pruned.state_dict().items()}
+    shapes = {name: tuple(t.shape) for name, t in state_tensors(pruned).items()}
     saved = {name: value.detach().clone() for name, value in _values(pruned)}
     try:
         pruned.eval()
@@ -103,7 +104,7 @@ def recover(
     finally:
         for module, training in modes:
             module.training = training
-    assert shapes == {name: tuple(t.shape) for name, t in pruned.state_dict().items()}
+    assert shapes == {name: tuple(t.shape) for name, t in state_tensors(pruned).items()}
     return RecoveryReport(
         strategy=chosen.name,
         images=sum(count(b) for b in fitted),

@@ -16,6 +16,7 @@ from latprune.graph.attribute_paths import own_configurations, read_attribute, w
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.conditions import cut_unfolded
 from latprune.graph.folding import Fold, fold_in_place
+from latprune.graph.wrappers import unwrapped
 from latprune.surgery.edits import ArchitectureEdits, EditStep, ScaleEdit, TensorEdit
 from latprune.surgery.optimizers import ParameterChange, carry_over, check_optimizers, optimizers_of
 from latprune.surgery.plan import plan_step
@@ -73,6 +74,7 @@ def prune(
           (2): Linear(in_features=4, out_features=2, bias=True)
         )
     """
+    model = unwrapped(model)
     step = plan_step(model, graph, selection, since)
     handed = optimizers_of(optimizers)
     check_optimizers(model, handed, step)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from latprune.states import state_tensors
+
 __all__ = ["RunningAverage"]
 
 
@@ -22,14 +24,14 @@ class RunningAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.updates = 0
-        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.values = {name: value.detach().clone() for name, value in state_tensors(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take the model's values in."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        for name, value in model.state_dict().items():
+        for name, value in state_tensors(model).items():
             mine = self.values[name]
             if mine.is_floating_point():
                 mine.lerp_(value.to(mine.dtype), 1.0 - decay)
@@ -39,19 +41,19 @@ class RunningAverage:
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Put the average into the model, in place."""
-        for name, value in model.state_dict().items():
+        for name, value in state_tensors(model).items():
             value.copy_(self.values[name])
 
     @contextmanager
     def shown_in(self, model: nn.Module) -> Iterator[None]:
         """For a while the model holds the average."""
-        own = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        own = {name: value.detach().clone() for name, value in state_tensors(model).items()}
         self.copy_to(model)
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, value in model.state_dict().items():
+                for name, value in state_tensors(model).items():
                     value.copy_(own[name])
 
     def load(self, values: Mapping[str, Tensor], updates: int) -> None:

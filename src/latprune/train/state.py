@@ -15,6 +15,7 @@ from torch import nn
 
 from latprune.errors import CheckpointError, FileFormatError
 from latprune.file_model import FileModel
+from latprune.states import load_stored, state_shapes, stored_shapes, stored_state
 from latprune.storage import decode_tensors, encode_tensors, sha256_hex, write_atomic
 from latprune.train.average import RunningAverage
 from latprune.train.driver import DriverState, ResumableDriver
@@ -123,7 +124,7 @@ def save_state(
     tensors |= {f"average.{name}": value for name, value in (average.values if average is not None else {}).items()}
     tensors |= {f"random.{name}": value for name, value in random.tensors().items()}
     with driver.dense_values() if driver is not None else nullcontext():
-        data = encode_tensors({f"model.{name}": value for name, value in model.state_dict().items()} | tensors)
+        data = encode_tensors({f"model.{name}": value for name, value in stored_state(model).items()} | tensors)
     digest = sha256_hex(data)
     name = f"state-{digest[:16]}.safetensors"
     write_atomic(folder / name, data)
@@ -193,8 +194,7 @@ def load_state(
     for name, tensor in decode_tensors(data, source=str(path)).items():
         section, _, rest = name.partition(".")
         sections[section][rest] = tensor
-    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in sections["model"].items()}
+    expected, found = state_shapes(model), stored_shapes(sections["model"])
     if expected != found:
         names = [name for name in (*expected, *found) if expected.get(name) != found.get(name)]
         raise CheckpointError(
@@ -206,7 +206,7 @@ def load_state(
             f"{folder} holds a training under masks, and there are none here; give another checkpoint_dir, or resume=False to start again"
         )
     with driver.dense_values() if driver is not None else nullcontext():
-        model.load_state_dict(sections["model"])
+        load_stored(model, sections["model"])
     optimizer.load_state_dict(_join_optimizer(sections["optimizer"], record.optimizer))
     if average is not None:
         average.load(sections["average"], record.average_updates or 0)

@@ -1,0 +1,128 @@
+"""What stands around a model: wrappers are taken off with a word, and objects that only look like a module are told before they are run."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from latprune.errors import CaptureError, UnwrappedWarning
+
+__all__ = ["check_modes", "unwrapped", "without_wrapper"]
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+_COMPILED = "OptimizedModule"
+"""Class of what ``torch.compile`` returns; it is not imported, since that brings the whole compiler."""
+
+
+def without_wrapper(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module inside of ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``, and for each wrapper a sentence about it.
+
+    The wrappers are not touched. A ``DistributedDataParallel`` of several processes stays on: each process would prune by its own
+    measurements, and the wrapper would go on to sum the gradients of parameters that are gone.
+    """
+    words = []
+    while (found := _inside(model)) is not None:
+        model, word = found
+        words.append(word)
+    return model, tuple(words)
+
+
+def unwrapped(model: nn.Module, *, parts: bool = False) -> nn.Module:
+    """The plain module of a model, with a warning for each wrapper that was around it.
+
+    Args:
+        model: Any module; one without wrappers is returned as it is.
+        parts: Exchange wrapped parts too, in place: ``model.features`` becomes the module inside of it, under names without the wrapper's.
+
+    Example:
+        >>> model = nn.Sequential(nn.DataParallel(nn.Linear(4, 2)), nn.ReLU())
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     [name for name, _ in unwrapped(model, parts=True).named_parameters()]
+        ['0.weight', '0.bias']
+    """
+    model, words = without_wrapper(model)
+    for word in words:
+        warnings.warn(f"the model {word}", UnwrappedWarning, stacklevel=2)
+    if parts:
+        for path, module in list(model.named_modules()):
+            for name, child in list(module.named_children()):
+                inner, words = without_wrapper(child)
+                if words:
+                    setattr(module, name, inner)
+                    warnings.warn(f"module '{f'{path}.{name}' if path else name}' {words[0]}", UnwrappedWarning, stacklevel=2)
+    return model
+
+
+def _inside(model: nn.Module) -> tuple[nn.Module, str] | None:
+    kind = type(model).__name__
+    inner = getattr(model, "_orig_mod", None) if kind == _COMPILED else getattr(model, "module", None)
+    if not isinstance(inner, nn.Module):
+        return None
+    if kind == _COMPILED:
+        return inner, "is compiled (torch.compile): the module in it is taken; the compiled one compiles anew once sizes change"
+    if isinstance(model, nn.DataParallel):
+        return inner, "is a DataParallel: the module in it is taken; the wrapper runs what it has become"
+    if isinstance(model, nn.parallel.DistributedDataParallel) and torch.distributed.get_world_size(model.process_group) == 1:
+        return inner, "is a DistributedDataParallel of one process: the module in it is taken; wrap it again before it is trained"
+    return None
+
+
+def check_modes(model: nn.Module) -> None:
+    """Refuse an object whose ``train`` or ``eval`` is not ``nn.Module``'s, before either is called.
+
+    Wrappers that train, validate and export (``YOLO(...)``) are modules by class, and ``train(...)`` starts a training.
+
+    Raises:
+        CaptureError: There is one; the message names the module inside of it.
+    """
+    seen: set[type[nn.Module]] = set()
+    for path, module in model.named_modules():
+        kind = type(module)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        for method in ("train", "eval"):
+            function = getattr(kind, method)
+            if function is getattr(nn.Module, method) or _sets_modes(function, takes_mode=method == "train"):
+                continue
+            where = f"module '{path}'" if path else "the model"
+            raise CaptureError(
+                f"{where} is a {kind.__name__}, whose {method}{_signature(function)} is not torch.nn.Module's: called to set the mode, it "
+                f"would start something else. {_holder(module, path)}"
+            )
+
+
+def _sets_modes(function: object, *, takes_mode: bool) -> bool:
+    """Whether a method can be called as ``train(mode)``, or ``eval()``, and its signature says nothing else."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[1:]  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # written in C, or not a function
+        return True
+    given = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    required = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not takes_mode:
+        return not required
+    if not given or len(required) > 1 or (required and required[0] is not given[0]):
+        return False
+    mode = given[0]
+    return mode.kind is mode.VAR_POSITIONAL or mode.name == "mode" or isinstance(mode.default, bool) or mode.default is mode.empty
+
+
+def _signature(function: object) -> str:
+    parameters = list(inspect.signature(function).parameters.values())[1:]  # type: ignore[arg-type]
+    return f"({', '.join(str(p.replace(annotation=p.empty)) for p in parameters)})"
+
+
+def _holder(module: nn.Module, path: str) -> str:
+    """Which child holds all parameters, in words."""
+    total = {id(p) for p in module.parameters()}
+    start = f"model.{path}" if path else "model"
+    for name, child in module.named_children():
+        if {id(p) for p in child.parameters()} == total:
+            return f"Pass the module that it holds, {start}.{name} (a {type(child).__name__})"
+    return "Pass the torch.nn.Module that it holds"

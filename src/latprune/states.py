@@ -1,0 +1,93 @@
+"""A model's state as tensors for safetensors: what ``get_extra_state`` gives beside them is written as JSON, never pickled."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from latprune.errors import CheckpointError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["is_carried", "load_stored", "state_shapes", "state_tensors", "stored_shapes", "stored_state"]
+
+_JSON = ":json"
+"""Behind the name of an entry whose tensor is a text: the bytes of a JSON value."""
+_EXTRA = "_extra_state"
+"""The last part of an extra state's name in a state dict."""
+
+
+def is_carried(value: Any) -> bool:
+    """Whether an extra state can be stored: a tensor, or a value that comes back from JSON as it was."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return True
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError):
+        return False
+
+
+def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of ``model.state_dict()``."""
+    import torch
+
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
+def stored_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All of ``model.state_dict()`` as tensors; extra states that are none as the bytes of their JSON, under the name with ``:json``.
+
+    Raises:
+        InvalidArgumentError: An extra state is neither a tensor nor a JSON value.
+    """
+    import torch
+
+    stored: dict[str, torch.Tensor] = {}
+    for name, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            stored[name] = value
+        elif is_carried(value):
+            text = json.dumps(value, allow_nan=False).encode("utf-8")
+            stored[name + _JSON] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        else:
+            raise InvalidArgumentError(
+                f"'{name}' is a {type(value).__name__} that is neither a tensor nor a JSON value; only these can be stored without pickle"
+            )
+    return stored
+
+
+def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the model's state. An extra state has the shape ``()``: what it holds says nothing of the architecture."""
+    return stored_shapes(stored_state(model))
+
+
+def stored_shapes(stored: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """As :func:`state_shapes`, of what :func:`stored_state` gave."""
+    names = {name: name.removesuffix(_JSON) for name in stored}
+    return {names[name]: () if names[name].endswith(_EXTRA) else tuple(value.shape) for name, value in stored.items()}
+
+
+def load_stored(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
+    """Load what :func:`stored_state` gave; every name must be there, and no other.
+
+    Raises:
+        CheckpointError: A text is no JSON.
+    """
+    state: OrderedDict[str, Any] = OrderedDict()
+    for name, value in stored.items():
+        if name.endswith(_JSON):
+            try:
+                state[name.removesuffix(_JSON)] = json.loads(value.cpu().numpy().tobytes())
+            except ValueError as error:
+                raise CheckpointError(f"'{name}' is no JSON: {error}") from error
+        else:
+            state[name] = value
+    # Some modules (MNASNet) read the version of their state; without it they take the weights for those of an old release.
+    state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+    model.load_state_dict(state, strict=True)
