@@ -462,6 +462,7 @@ def taylor() -> str | None:
 
 SECTIONS: tuple[Callable[[], str | None], ...] = (
     pruning_sections.recovery,
+    pruning_sections.recovery_curves,
     pruning_sections.recovery_finetuning,
     pruning_sections.methods,
     pruning_sections.defaults,

@@ -66,6 +66,36 @@ def recovery() -> str | None:
     return text + table(head, lines) + "\n\n`benchmarks/recovery/cifar.py`"
 
 
+def recovery_curves() -> str | None:
+    """What is behind the defaults of the refit."""
+    found = read("recovery-curves")
+    if found is None:
+        return None
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    for row in found["rows"]:
+        groups.setdefault((row["network"], row["budget"], row["variant"], row["images"]), []).append(row)
+    lines = [
+        [
+            _name(network),
+            _budget(budget),
+            str(variant),
+            str(images),
+            f"{mean(row['top1'] for row in rows):.2f} % ± {(max(row['top1'] for row in rows) - min(row['top1'] for row in rows)) / 2:.2f}",
+            f"{mean(row['logit_error'] for row in rows):.4f}",
+            str(len(rows)),
+            f"{mean(row['cpu_seconds'] for row in rows):.0f} s",
+        ]
+        for (network, budget, variant, images), rows in sorted(groups.items(), key=lambda item: item[0][2] != "default")
+    ]
+    head = ["network", "budget", "refit", "images", "top-1", "error of the logits", "seeds", "CPU time"]
+    text = (
+        "## What is behind the defaults of the refit\n\nCIFAR-10, accuracy without training by the number of unlabelled images and by "
+        "option; the spread is half of the range over seeds of images. The error of the logits is squared, on test images, relative to "
+        f"the variation of the dense network's. {_machines(found)}\n\n"
+    )
+    return text + table(head, lines) + "\n\n`benchmarks/recovery/curves.py`"
+
+
 def recovery_finetuning() -> str | None:
     """Learning rates after a recovery."""
     found = read("recovery-finetuning")

@@ -26,7 +26,13 @@ STRATEGIES: dict[str, str | Recovery | None] = {
     "fold": "fold",
     "refit": Refit(),
     "distil": Distil(),
+    "distil, 4 epochs": Distil(epochs=4),
     "distil, 12 epochs": Distil(epochs=12),
+    "distil, a third of the rate": Distil(relative_rate=0.01),
+    "distil, outputs alone": Distil(features=0.0),
+    "distil, half of the steps mixed": Distil(mix=0.5),
+    "distil, images as they are": Distil(mirror=False, shift=0.0),
+    "distil, mirrored only": Distil(shift=0.0),
 }
 ONE_SEED = ("cut", "fold")
 

@@ -1,4 +1,4 @@
-"""The curves behind the defaults of the refit: images, ridge, clamp, order of steps, on ResNet-56 at half the multiply-adds.
+"""The curves behind the defaults of the refit: images, ridge, clamp, order of steps, on ResNet-20 at half the multiply-adds.
 
     python benchmarks/recovery/curves.py --data DATA -o benchmarks/results/recovery-curves.json
 
@@ -35,10 +35,11 @@ VARIANTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--images", type=int, nargs="+", default=[64, 256, 1024, 2048, 4096, 8192], help="the curve of images")
+    parser.add_argument("--network", default="resnet20", help="resnet20 or resnet56 (default: %(default)s)")
+    parser.add_argument("--images", type=int, nargs="*", default=[64, 128, 256, 512, 1024, 2048], help="the curve of images")
     parser.add_argument("--fixed", type=int, default=512, help="images of the variants (default: %(default)s)")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--budget", default="flops=50%")
     parser.add_argument("--blocks", action="store_true", help="blocks may be removed")
     parser.add_argument("--threads", type=int, default=2)
@@ -46,15 +47,15 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    columns = ("budget", "blocks", "variant", "images", "seed")
-    file = ResultFile(args.output, "recovery-curves", key=columns, script="benchmarks/recovery/curves.py", network="resnet56")
+    columns = ("network", "budget", "blocks", "variant", "images", "seed")
+    file = ResultFile(args.output, "recovery-curves", key=columns, script="benchmarks/recovery/curves.py")
     test = list(cifar10_test(str(args.data)))
     labelled = list(islice(cifar10_train(str(args.data)), 32))
-    cut = cut_network("resnet56", args.data, method="mdp", budget=args.budget, blocks=args.blocks, labelled=labelled, folder=args.work)
+    cut = cut_network(args.network, args.data, method="mdp", budget=args.budget, blocks=args.blocks, labelled=labelled, folder=args.work)
     runs = [("default", count) for count in args.images] + [(name, args.fixed) for name in args.variants]
     for name, count in runs:
         for seed in range(args.seeds):
-            head = dict(zip(columns, (args.budget, args.blocks, name, count, seed), strict=True))
+            head = dict(zip(columns, (args.network, args.budget, args.blocks, name, count, seed), strict=True))
             if any(all(row[c] == head[c] for c in columns) for row in file.rows):
                 continue
             loader = cifar10_train(str(args.data), seed=seed, augment=False)
@@ -62,7 +63,7 @@ def main() -> None:
             row = recovered_row(cut, VARIANTS[name], images, test, images=count, seed=seed)
             file.add({**head, "threads": args.threads, **row})
             print(f"{name} {count} images seed {seed}: {row['top1']:.2f} %", flush=True)
-    print_rows(file.rows, ("budget", "blocks", "variant", "images"))
+    print_rows(file.rows, ("network", "budget", "blocks", "variant", "images"))
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def main() -> None:
                 weight_decay=5e-4,
                 distillation=Distillation() if taught else None,
                 fixed_norms=head["norms"] == "fixed",
+                channels_last=True,
                 seed=seed,
             )
             try:

@@ -175,7 +175,7 @@ def test_distillation_that_does_harm_is_undone() -> None:
     graph = trace(model, x[:2])
     network = copy.deepcopy(model)
     report = recover(
-        network, model, [x], graph=graph, selection=half(graph, 1.0), strategy=Distil(first=False, learning_rate=1.0, epochs=1)
+        network, model, [x], graph=graph, selection=half(graph, 1.0), strategy=Distil(first=False, relative_rate=10.0, epochs=1)
     )
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), model.parameters(), strict=True))
     assert "grow" in report.layers[-1].reason

@@ -12,7 +12,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.train.batches import move
 from latprune.train.contracts import as_tensors
 
-__all__ = ["LABELS", "calibration_batches", "count", "inputs_of", "sliceable", "sliced", "tensors_of"]
+__all__ = ["LABELS", "alike", "calibration_batches", "count", "inputs_of", "joined", "reordered", "sliceable", "sliced", "tensors_of"]
 
 LABELS = frozenset({"labels", "label", "target", "targets"})
 """Keys of a mapping that hold no input of the model."""
@@ -59,11 +59,22 @@ def sliced(value: Any, start: int, stop: int) -> Any:
     if isinstance(value, Mapping):
         return {name: sliced(item, start, stop) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return _alike(value, [sliced(item, start, stop) for item in value])
+        return _sequence(value, [sliced(item, start, stop) for item in value])
     return value
 
 
-def _alike(value: Any, items: list[Any]) -> Any:
+def reordered(value: Any, order: Tensor) -> Any:
+    """The images of a batch at the places ``order``, ``(images,)`` int64."""
+    if isinstance(value, Tensor):
+        return value[order.to(value.device)]
+    if isinstance(value, Mapping):
+        return {name: reordered(item, order) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return _sequence(value, [reordered(item, order) for item in value])
+    return value
+
+
+def _sequence(value: Any, items: list[Any]) -> Any:
     """The items in a sequence of the same type; a named tuple takes them one by one."""
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
@@ -85,14 +96,20 @@ def _form(value: Any) -> Any:
     return repr(value)
 
 
-def _joined(values: list[Any]) -> Any:
+def alike(batches: list[Any]) -> bool:
+    """Whether batches can be put together: images along the first dimension of all tensors, single images of one shape."""
+    return all(sliceable(inputs) for inputs in batches) and len({_form(inputs) for inputs in batches}) == 1
+
+
+def joined(values: list[Any]) -> Any:
+    """Batches that are alike as one."""
     first = values[0]
     if isinstance(first, Tensor):
         return torch.cat(values)
     if isinstance(first, Mapping):
-        return {name: _joined([v[name] for v in values]) for name in first}
+        return {name: joined([v[name] for v in values]) for name in first}
     if isinstance(first, (list, tuple)):
-        return _alike(first, [_joined([v[k] for v in values]) for k in range(len(first))])
+        return _sequence(first, [joined([v[k] for v in values]) for k in range(len(first))])
     return first
 
 
@@ -137,8 +154,8 @@ def calibration_batches(
     if not taken:
         raise InvalidArgumentError("data holds no batch to recover with")
     size = size or max(1, min(256, seen // every))
-    if len(taken) > 1 and all(sliceable(inputs) for inputs in taken) and len({_form(inputs) for inputs in taken}) == 1:
-        taken = [_joined(taken)]
+    if len(taken) > 1 and alike(taken):
+        taken = [joined(taken)]
     pieces = [piece for inputs in taken for piece in _pieces(inputs, size)]
     if whole:
         pieces = [piece for piece in pieces if count(piece) == size]

@@ -7,31 +7,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.program.module import ProgramModule
 from latprune.progress import stretch
-from latprune.recovery.batches import count, tensors_of
+from latprune.recovery.augmentation import ImageVariants
+from latprune.recovery.batches import alike, count, joined, reordered, sliceable, sliced
 from latprune.recovery.contract import Recovery, Situation, register_strategy
-from latprune.recovery.pairing import Pairing
-from latprune.recovery.recover import outputs_of
+from latprune.recovery.likeness import Likeness
 from latprune.recovery.refit import Refit
 from latprune.recovery.report import LayerRecovery
-from latprune.recovery.stepper import record_operations
 from latprune.train.batches import forward
 
 __all__ = ["Distil"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Feature:
-    """A module whose result both networks have: which of the dense one's places are kept."""
-
-    path: str
-    dense_index: int
+_WARM_UP = 10
+"""Steps in which the learning rate rises."""
 
 
 @register_strategy
@@ -39,35 +35,49 @@ class _Feature:
 class Distil(Recovery):
     """Adam on the dense network's outputs (and on the streams at the sums of residual branches), norms in evaluation mode.
 
-    The loss is the squared error of each output and each stream relative to the dense one's variation. Where the inputs are images they are
-    mirrored at random; the dense network sees the same mirrored images, so nothing is assumed about the task.
+    The loss is the squared error of each output and each stream relative to the dense one's variation. Where the inputs are images both
+    networks see random variants of them. Weights are kept only if the outputs' error on held-out images, as they are, is lower than before.
 
     Attributes:
         first: Refit before it; False starts from the network as it is.
         epochs: Passes over the images.
-        learning_rate: Peak of the learning rate (cosine to zero).
+        relative_rate: Peak of the learning rate (cosine to zero) as a share of the size of a weight: the median, over all matrices and
+            kernels, of their root mean square. Adam moves a weight by about the learning rate in a step, whatever its size.
         batch_size: Images of a step.
         features: Weight of all streams together, beside the outputs' 1.
-        mirror: Whether images are mirrored.
-        seconds: Wall time after which it ends early with what it has; the learning rate follows the time then. None: no limit.
+        mirror: Whether images are mirrored at random.
+        shift: Images are shifted at random by up to this share of their height and width.
+        mix: Share of the steps in which each image is mixed with another one.
+        memory: Bytes that a step may keep for its gradients; a step of more goes in several pieces, with the same sum.
+        seconds: Wall time after which it ends early with what it has; the learning rate follows the time then, and the weights depend on
+            the speed of the machine. None: no limit.
         refit: The refit that comes first.
     """
 
     name = "distil"
 
     first: bool = True
-    epochs: int = 5
-    learning_rate: float = 1e-3
+    epochs: int = 8
+    relative_rate: float = 0.03
     batch_size: int = 64
     features: float = 1.0
     mirror: bool = True
+    shift: float = 0.125
+    mix: float = 0.0
+    memory: float = 1e9
     seconds: float | None = None
     refit: Refit = Refit()
 
     def __post_init__(self) -> None:
-        for option, low in (("epochs", 1), ("learning_rate", 0.0), ("batch_size", 1), ("features", 0.0)):
+        for option, low in (("epochs", 1), ("relative_rate", 0.0), ("batch_size", 1), ("features", 0.0), ("memory", 1.0)):
             if not getattr(self, option) >= low:
                 raise InvalidArgumentError(f"{option} (={getattr(self, option)}) must be at least {low}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise InvalidArgumentError(f"seconds (={self.seconds}) must be above 0, or None for no limit")
+        self._variants()
+
+    def _variants(self) -> ImageVariants:
+        return ImageVariants(mirror=self.mirror, shift=self.shift, mix=self.mix)
 
     def settings(self) -> dict[str, Any]:
         """The options, for the record."""
@@ -76,154 +86,159 @@ class Distil(Recovery):
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Refit, then train; the trained weights are taken only if they lower the error of the outputs on the held-out images."""
         layers = self.refit.run(situation) if self.first else []
-        before = {name: value.detach().clone() for name, value in situation.pruned.named_parameters()}
+        parameters = [p for p in situation.pruned.get_submodule(situation.within).parameters() if p.is_floating_point()]
+        with _trained(parameters):
+            likeness = Likeness(situation, streams=self.features, piece=_piece(situation, self.memory))
+            reason = _cannot(situation, likeness, parameters)
+            if reason:
+                situation.say(f"recovery: no distillation, {reason}")
+                return [*layers, LayerRecovery(layer="all layers", at="outputs", reason=reason)]
+            return [*layers, self._distilled(situation, likeness, parameters)]
+
+    def _distilled(self, situation: Situation, likeness: Likeness, parameters: list[nn.Parameter]) -> LayerRecovery:
+        before = [p.detach().clone() for p in parameters]
         watched = situation.held_out or situation.fitted
-        features = _features(situation)
-        start = self._error(situation, features, watched)
+        start = likeness.error(watched)
         kept = False
         try:
-            self._train(situation, features)
-            end = self._error(situation, features, watched)
+            self._train(situation, likeness, parameters)
+            end = likeness.error(watched)
             kept = end < start
         finally:
             if not kept:
                 with torch.no_grad():
-                    for name, value in situation.pruned.named_parameters():
-                        value.copy_(before[name])
+                    for p, value in zip(parameters, before, strict=True):
+                        p.copy_(value)
         situation.say(f"recovery: distillation error {start:.4g} -> {end:.4g}{'' if kept else ', weights of before it stay'}")
-        entry = LayerRecovery(
+        return LayerRecovery(
             layer="all layers",
             action="distil" if kept else "",
             at="outputs",
             held_out_before=start,
             held_out_after=end,
             reason="" if kept else "the error on held-out images would grow",
+            note=_note(self._variants(), situation.fitted),
         )
-        return [*layers, entry]
 
-    @torch.no_grad()
-    def _error(self, situation: Situation, features: list[_Feature], batches: list[Any]) -> float:
-        total = 0.0
-        pairing = _pairing(situation)
-        for inputs in batches:
-            total += float(self._loss(situation, pairing, features, inputs))
-        return total / max(len(batches), 1)
-
-    def _loss(self, situation: Situation, pairing: Pairing, features: list[_Feature], inputs: Any) -> Tensor:
-        with torch.no_grad(), _watching(situation.dense, features) as theirs:
-            wanted = outputs_of(forward(situation.dense, inputs))
-        with _watching(situation.pruned, features) as mine:
-            given = outputs_of(forward(situation.pruned, inputs))
-        loss = sum((_relative(a, b) for a, b in zip(given, wanted, strict=True) if a.shape == b.shape), torch.zeros(()))
-        if features and self.features:
-            parts = []
-            for f in features:
-                target = pairing.target(f.dense_index, theirs[f.path], tuple(mine[f.path].shape))
-                parts.append(_relative(mine[f.path], target))
-            loss = loss + self.features * torch.stack(parts).mean()
-        return loss
-
-    def _train(self, situation: Situation, features: list[_Feature]) -> None:
-        parameters = [p for p in situation.pruned.parameters() if p.is_floating_point()]
-        flags = [p.requires_grad for p in parameters]
-        pairing = _pairing(situation)
-        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
+    def _train(self, situation: Situation, likeness: Likeness, parameters: list[nn.Parameter]) -> None:
+        peak = self.relative_rate * _size(parameters)
+        optimizer = torch.optim.Adam(parameters, lr=peak)
         generator = torch.Generator().manual_seed(situation.seed)
-        steps_per_epoch = sum(-(-count(b) // self.batch_size) for b in situation.fitted)
-        total, step, begun = steps_per_epoch * self.epochs, 0, time.perf_counter()
-        for p in parameters:
-            p.requires_grad_(True)
-        try:
-            with stretch("distilling", total=total, unit="steps") as work:
-                for epoch in range(self.epochs):
-                    last = 0.0
-                    for inputs in _shuffled(situation.fitted, self.batch_size, generator):
-                        through = step / total
-                        if self.seconds is not None:
-                            through = max(through, (time.perf_counter() - begun) / self.seconds)
-                        if through >= 1:
-                            return
-                        for group in optimizer.param_groups:
-                            group["lr"] = self.learning_rate * min(1.0, (step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * through))
-                        with torch.enable_grad():
-                            loss = self._loss(situation, pairing, features, _mirrored(inputs, generator) if self.mirror else inputs)
-                            optimizer.zero_grad()
-                            loss.backward()  # type: ignore[no-untyped-call]
-                        optimizer.step()
-                        last = float(loss.detach())
-                        step += 1
-                        work.reached(step, loss=last)
-                    situation.say(f"recovery: distillation epoch {epoch + 1} of {self.epochs}, loss {last:.4g}")
-        finally:
-            for p, flag in zip(parameters, flags, strict=True):
-                p.requires_grad_(flag)
-                p.grad = None
-
-
-def _relative(given: Tensor, wanted: Tensor) -> Tensor:
-    return (given - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean().clamp_min(1e-12)
-
-
-def _shuffled(batches: list[Any], size: int, generator: torch.Generator) -> Iterator[Any]:
-    """Batches in a new order; where all are single tensors, images in a new order."""
-    if all(isinstance(b, Tensor) for b in batches):
-        images = torch.cat(batches)
-        order = torch.randperm(images.shape[0], generator=generator).to(images.device)
-        for at in torch.split(order, size):
-            yield images[at]
-        return
-    for k in torch.randperm(len(batches), generator=generator).tolist():
-        yield batches[k]
-
-
-def _mirrored(inputs: Any, generator: torch.Generator) -> Any:
-    """A single batch of images, each mirrored with probability one half; other inputs as they are."""
-    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or not inputs.is_floating_point():
-        return inputs
-    turned = (torch.rand(inputs.shape[0], generator=generator) < 0.5).to(inputs.device)
-    return torch.where(turned[:, None, None, None], inputs.flip(3), inputs)
-
-
-def _pairing(situation: Situation) -> Pairing:
-    example = (situation.fitted or situation.held_out)[0]
-    dense = record_operations(situation.dense, example, situation.within)
-    pruned = record_operations(situation.pruned, example, situation.within)
-    return Pairing(situation.graph, situation.selection, dense, pruned, situation.dense, situation.pruned)
-
-
-def _features(situation: Situation) -> list[_Feature]:
-    """Modules that return the stream right after a block's sum (and what follows it), in both networks."""
-    example = (situation.fitted or situation.held_out)[0]
-    dense = record_operations(situation.dense, example, situation.within)
-    pruned = record_operations(situation.pruned, example, situation.within)
-    pairing = Pairing(situation.graph, situation.selection, dense, pruned, situation.dense, situation.pruned)
-    joins = {situation.graph.calls[c].module for c in pairing.call_of.values() if situation.graph.calls[c].joins}
-    joins &= {path for path in joins if path in dense.returned and path in pruned.returned}
-    found = []
-    for path in joins:
-        at = dense.returned[path]
-        mask = pairing.mask(at)
-        if mask is None or sum(n > 1 for n in mask.shape) <= 1:
-            found.append(_Feature(path=path, dense_index=at))
-    return sorted(found, key=lambda f: f.dense_index)
+        data, variants = _Steps(situation, self.batch_size), self._variants()
+        total, step, begun = len(data) * self.epochs, 0, time.perf_counter()
+        with stretch("distilling", total=total, unit="steps") as work:
+            for epoch in range(self.epochs):
+                losses = []
+                for inputs in data.of_epoch(generator):
+                    through = step / total
+                    if self.seconds is not None:
+                        through = max(through, (time.perf_counter() - begun) / self.seconds)
+                    if through >= 1:
+                        situation.say(f"recovery: distillation ends after {step} of {total} steps, at its time limit")
+                        return
+                    for group in optimizer.param_groups:
+                        group["lr"] = peak * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * through))
+                    optimizer.zero_grad()
+                    losses.append(_gradients(likeness, variants(inputs, generator)))
+                    optimizer.step()
+                    step += 1
+                    work.reached(step, loss=losses[-1])
+                situation.say(f"recovery: distillation epoch {epoch + 1} of {self.epochs}, loss {sum(losses) / len(losses):.4g}")
 
 
 @contextmanager
-def _watching(model: nn.Module, features: list[_Feature]) -> Iterator[dict[str, Tensor]]:
-    found: dict[str, Tensor] = {}
-    modules = dict(model.named_modules())
-
-    def note(path: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensors = tensors_of(output)
-            if tensors:
-                found[path] = tensors[0]
-
-        return hook
-
-    handles = [modules[f.path].register_forward_hook(note(f.path)) for f in features if f.path in modules]
+def _trained(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients reach the parameters, frozen ones too; afterwards all flags are as they were."""
+    flags = [p.requires_grad for p in parameters]
     try:
-        yield found
+        for p in parameters:
+            p.requires_grad_(True)
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for p, flag in zip(parameters, flags, strict=True):
+            p.requires_grad_(flag)
+            p.grad = None
+
+
+class _Steps:
+    """The batches of each epoch: images in a new order where all inputs have one form, else the batches in a new order."""
+
+    def __init__(self, situation: Situation, size: int) -> None:
+        batches = situation.fitted
+        only = situation.pruned.only_batch if isinstance(situation.pruned, ProgramModule) else None
+        self._mixed = only is None and alike(batches)
+        self._batches = [joined(batches)] if self._mixed and len(batches) > 1 else batches
+        self._size = size
+
+    def __len__(self) -> int:
+        return -(-count(self._batches[0]) // self._size) if self._mixed else len(self._batches)
+
+    def of_epoch(self, generator: torch.Generator) -> Iterator[Any]:
+        if self._mixed:
+            order = torch.randperm(count(self._batches[0]), generator=generator)
+            for at in torch.split(order, self._size):
+                yield reordered(self._batches[0], at)
+            return
+        for k in torch.randperm(len(self._batches), generator=generator).tolist():
+            yield self._batches[k]
+
+
+@torch.no_grad()
+def _size(parameters: list[nn.Parameter]) -> float:
+    """Median root mean square of the matrices and kernels; of all parameters where there is none."""
+    chosen = [p for p in parameters if p.dim() > 1 and p.numel()] or [p for p in parameters if p.numel()]
+    return median(float(p.double().square().mean().sqrt()) for p in chosen)
+
+
+def _cannot(situation: Situation, likeness: Likeness, parameters: list[nn.Parameter]) -> str:
+    """Why there is nothing to train."""
+    if not parameters or _size(parameters) == 0:
+        return "there are no weights to train"
+    if not likeness.compared:
+        return "no output varies that has the dense network's shape"
+    with torch.enable_grad():
+        return "" if likeness.loss(_few(situation)).requires_grad else "no gradient leads from the outputs to the weights"
+
+
+def _few(situation: Situation) -> Any:
+    """Two images, or a batch where it cannot be divided."""
+    inputs = situation.fitted[0]
+    only = isinstance(situation.pruned, ProgramModule) and situation.pruned.only_batch is not None
+    return inputs if only or not sliceable(inputs) else sliced(inputs, 0, min(2, count(inputs)))
+
+
+def _piece(situation: Situation, memory: float) -> int | None:
+    """Images whose gradients fit into ``memory`` bytes; None where batches cannot be divided."""
+    inputs = _few(situation)
+    if inputs is situation.fitted[0]:
+        return None
+    stored = {p.untyped_storage().data_ptr() for p in situation.pruned.parameters()}
+    sizes: dict[int, int] = {}
+    kept: list[Tensor] = []  # so that no address is used twice
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in stored:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        forward(situation.pruned, inputs)
+    return max(1, int(memory * count(inputs) / max(sum(sizes.values()), 1)))
+
+
+def _gradients(likeness: Likeness, inputs: Any) -> float:
+    """Gradients of the mean loss over a batch; the loss."""
+    total = 0.0
+    for part in likeness.parts(inputs):
+        with torch.enable_grad():
+            loss = likeness.loss(part) * (count(part) / count(inputs))
+            if loss.requires_grad:  # a piece may have nothing to compare
+                loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
+
+
+def _note(variants: ImageVariants, batches: list[Any]) -> str:
+    return f"images {variants}" if variants.apply_to(batches[0]) else "inputs as they are: they are no batches of images"

@@ -21,6 +21,9 @@ from latprune.recovery.walk import Layer, Rows, walk
 __all__ = ["Refit"]
 
 _NOT_FINITE = "what it reads or should give is not finite on these images"
+_EXACT = 1e-10
+"""Squared errors relative to the variation up to this are rounding: sums of products in float32 have 1e-14 to 1e-11."""
+_ALREADY = "it gives the dense network's values already"
 
 
 @register_strategy
@@ -81,7 +84,8 @@ class Refit(Recovery):
                     through |= self._product(layer.product)
                 for entry in self._entries(layer, through):
                     found.append(entry)
-                    situation.say(_line(entry, sweep, self.sweeps))
+                    if not _exact(entry.fitted_before, entry.held_out_before):
+                        situation.say(_line(entry, sweep, self.sweeps))
             done = found if not done else [_both(a, b) for a, b in zip(done, found, strict=True)]
         return done
 
@@ -167,7 +171,9 @@ def settle(layer: Layer, fit: Fit, *, action: str, constant: bool) -> LayerRecov
     held_before = errors(layer.held_out, site, None) if layer.held_out is not None else None
     held_after = errors(layer.held_out, site, fit) if layer.held_out is not None else None
     reason = ""
-    if not after <= before:
+    if _exact(before, held_before):
+        reason, after, held_after = _ALREADY, before, held_before
+    elif not after <= before:
         reason = "the fit does not lower the error on the images that it was fitted to"
     elif held_before is not None and held_after is not None and not held_after <= held_before:
         reason = "the error on held-out images would grow"
@@ -183,6 +189,12 @@ def settle(layer: Layer, fit: Fit, *, action: str, constant: bool) -> LayerRecov
         held_out_after=held_after,
         reason=reason,
     )
+
+
+def _exact(fitted: float | None, held_out: float | None) -> bool:
+    """Whether errors, as far as they are known, are rounding and nothing else."""
+    known = [error for error in (fitted, held_out) if error is not None]
+    return bool(known) and max(known) <= _EXACT
 
 
 def _widened(fit: Fit, columns: Tensor, outputs: int) -> Fit:
