@@ -26,7 +26,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / LOCK, "a+")  # noqa: SIM115: held open for as long as the lock is
+        handle = open(folder / LOCK, "a+")  # noqa: SIM115 - held open for as long as the lock is
     except OSError as error:
         raise InvalidArgumentError(f"folder (='{folder}') cannot be written ({error.strerror or error}); choose another one") from error
     with handle:

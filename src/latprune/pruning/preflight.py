@@ -66,8 +66,11 @@ def check_run(run: StagedRun) -> None:
             check_inputs(pruner.model, _first(run.data))
         if isinstance(run.fit, RecipeFit):
             check_training_data(run.fit.data)
+            distillation = run.fit.recipe.distillation
             seen = pruner.needs_gradients and run.fit.data is run.data and run.fit.loss in (None, run.loss)
-            if not seen:
+            if distillation is not None and not distillation.needs_labels:
+                check_inputs(pruner.model, _first(run.fit.data))
+            elif not seen:
                 check_loss(pruner.model, _first(run.fit.data), run.fit.loss or cross_entropy_loss)
 
 

@@ -122,6 +122,11 @@ class Distillation:
         """Whether class scores are distilled, with the labels' cross-entropy."""
         return self.loss is None and self.weight > 0.0
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the network's own loss has a share, so that batches must have labels."""
+        return self.weight < 1.0 or self.loss is None
+
     def to_dict(self) -> dict[str, Any]:
         """As a JSON object; a loss is its name, which cannot be read back."""
         data: dict[str, Any] = {"temperature": self.temperature, "weight": self.weight}

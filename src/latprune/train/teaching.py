@@ -95,7 +95,7 @@ class Teaching:
     @property
     def needs_labels(self) -> bool:
         """Whether the network's own loss has a share, so that batches must have labels."""
-        return self._distillation.weight < 1.0 or self._distillation.loss is None
+        return self._distillation.needs_labels
 
     @contextmanager
     def watched(self) -> Iterator[None]:
