@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
 from latprune.importance import DivergenceConfig, MagnitudeConfig, SpLampConfig, TaylorConfig, best_units, read, score, width_curve
-from latprune.importance.divergence import _example_count, _moved
+from latprune.importance.divergence import _example_count, _moved, _parts
 from latprune.importance.outputs import output_error, output_js, output_kl
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.methods import MDP, StageContext
+from latprune.pruning.least import least_of
 from latprune.resources import MultiplyAdds
 from latprune.surgery import prune
 from support.synthetic_residual import batches, residual
@@ -233,7 +234,7 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
         alone = score(model, graph, DivergenceConfig(examples=24, prior=prior), IMAGES)
         for key, curve in found.importances[f"prior {prior:g}"].curves.items():
             np.testing.assert_allclose(curve, alone.curves[key])
-    assert found.divergence(Selection(kept={})) == 0
+    assert (found.divergences(Selection(kept={})) == 0).all()
     kept = {"b.branch.0": np.arange(8), "stem.0": np.arange(0, graph.groups["stem.0"].units, 2)}
     for selection in (Selection(kept=kept), Selection(kept={}, removed_blocks=frozenset("a"))):
         cut = copy.deepcopy(model)
@@ -241,9 +242,30 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
         with batch_statistics(model), batch_statistics(cut):
             moved = [_moved(x) for x in IMAGES]
             expected = np.average([output_js(model(x), cut(x))[0] for x in moved], weights=[len(x) for x in moved])
-        assert found.divergence(selection) == pytest.approx(float(expected), rel=1e-4)
+        assert found.divergences(selection).mean() == pytest.approx(float(expected), rel=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert read(model, graph, SpLampConfig()) is None
+
+
+def test_outputs_are_judged_by_parts_of_a_batch():
+    logits = torch.arange(80.0).view(40, 2)
+    parts = _parts({"logits": logits, "hidden": (logits, None)})
+    assert [len(part["logits"]) for part in parts] == [20, 20] and len(_parts(logits[:3])) == 1
+    assert torch.equal(torch.cat([part["hidden"][0] for part in parts]), logits)
+    unlike = {"logits": logits, "loss": torch.tensor(1.0)}
+    assert _parts(unlike) == [unlike]
+
+
+def test_the_most_cautious_of_equal_readings_is_taken():
+    model = network()
+    found = read(model, trace(model, IMAGES[0]), DivergenceConfig(examples=24, prior=0.5, priors=(0.0, 1.0)), iter(IMAGES))
+    assert found.caution == {"prior 0.5": 0.5, "prior 0": 0.0, "prior 1": 1.0, "SpLamp": 1.0, "Taylor": -1.0}
+    noise = np.random.default_rng(0).normal(size=50)
+    noise -= noise.mean()
+    values = {"prior 0": 1.0 + 0.0 * noise, "prior 0.5": 1.1 + noise, "prior 1": 1.5 + 0.1 * noise, "SpLamp": np.full(50, np.inf)}
+    assert least_of(values, found.caution) == "prior 0.5"  # 0.5 apart is more than the parts leave open, 0.1 is not
+    assert least_of({"a": np.array([2.0]), "b": np.array([1.0])}, {"a": 1.0}) == "b"
+    assert least_of({"a": np.array([np.inf]), "b": np.array([np.inf])}, {}) == "a"
 
 
 def test_images_are_moved_and_nothing_else_is():

@@ -155,8 +155,15 @@ class Readings(Protocol):
     def left_out(self) -> Mapping[str, str]:
         """What could not be read -> the reason."""
 
-    def divergence(self, selection: Selection) -> float:
-        """How far the outputs of the network that ``selection`` leaves are from those of the model as it is; smaller is better."""
+    @property
+    def caution(self) -> Mapping[str, float]:
+        """What a reading is called -> how little it goes by what was measured of groups alone; of equal networks the highest is taken."""
+
+    def divergences(self, selection: Selection) -> Scores:
+        """``(parts,)`` how far the outputs of the network that ``selection`` leaves are from the model's own, by part of the data.
+
+        The parts are the same, and of about the same size, for every selection; smaller is better.
+        """
 
 
 ConfigT = TypeVar("ConfigT")

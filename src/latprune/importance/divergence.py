@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.tensors import tensors_in
 from latprune.graph.types import ChannelGroup, Selection
 from latprune.importance.activations import call, inputs_of
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, cross_entropy_loss, needs_data, register, score
@@ -37,6 +38,8 @@ _WORK = 5e12
 """Multiply-adds that all measurements together may take where the number of examples is left open: some minutes of two cores."""
 _FEWEST, _MOST = 32, 256
 """Examples at least, for the norms' statistics, and at most."""
+_PART = 16
+"""Examples of a part whose divergence counts as one observation."""
 _IMAGE = 8
 """Rows and columns from which on an input counts as images."""
 
@@ -100,6 +103,13 @@ class _Reference:
         """Divergence of the model as it is now from the dense one, at least 0."""
         return self._distance([call(self._model, inputs) for inputs in self._inputs])
 
+    def distances(self) -> Scores:
+        """``(parts,)`` the same for every few examples."""
+        now = [call(self._model, inputs) for inputs in self._inputs]
+        pairs = ((dense, mine) for whole in zip(self._outputs, now, strict=True) for dense, mine in zip(*map(_parts, whole), strict=True))
+        values = np.array([self._measure(dense, mine)[0] for dense, mine in pairs])
+        return np.where(np.isfinite(values), np.maximum(values, 0.0), np.inf)
+
     def _distance(self, outputs: list[Any]) -> float:
         total, count = 0.0, 0
         for dense, now in zip(self._outputs, outputs, strict=True):
@@ -140,6 +150,29 @@ def _first(inputs: Any, count: int, size: int) -> Any:
     if isinstance(inputs, Mapping):
         return {key: _first(value, count, size) for key, value in inputs.items()}
     return inputs[:count] if isinstance(inputs, Tensor) and inputs.ndim and inputs.shape[0] == size else inputs
+
+
+def _parts(output: Any) -> list[Any]:
+    """A batch's output in pieces of a few examples each, of nearly the same size; whole where its tensors do not share their first size."""
+    if not isinstance(output, (Tensor, Mapping, tuple, list)):
+        return [output]
+    tensors = tensors_in(output)
+    sizes = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in tensors}
+    if len(sizes) != 1 or 0 in sizes:
+        return [output]
+    size = sizes.pop()
+    edges = np.linspace(0, size, max(1, round(size / _PART)) + 1).round().astype(int).tolist()
+    return [_sliced(output, start, end) for start, end in pairwise(edges)]
+
+
+def _sliced(value: Any, start: int, end: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[start:end]
+    if isinstance(value, Mapping):
+        return {key: _sliced(item, start, end) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_sliced(item, start, end) for item in value]
+    return value
 
 
 def _moved(inputs: Any) -> Any:
@@ -222,7 +255,7 @@ class Divergences:
 
     def _scored_rivals(self) -> Iterator[tuple[str, Importance]]:
         for rival in self._config.rivals:
-            name = type(rival).__name__.removesuffix("Config")
+            name = _name(rival)
             try:
                 yield name, score(self._model, self._graph, rival, self._batches, loss=self._loss)
             except InvalidArgumentError as error:
@@ -263,8 +296,14 @@ class Divergences:
             curves=curves,
         )
 
-    def divergence(self, selection: Selection) -> float:
-        """Mean Jensen-Shannon divergence (or error) of the network that ``selection`` leaves from the model as it was measured.
+    @property
+    def caution(self) -> dict[str, float]:
+        """The strength of a reading's prior; SP-LAMP's scores are the prior itself, and other criteria come last."""
+        priors = {f"prior {prior:g}": prior for prior in (self._config.prior, *self._config.priors)}
+        return priors | {_name(rival): 1.0 if isinstance(rival, SpLampConfig) else -1.0 for rival in self._config.rivals}
+
+    def divergences(self, selection: Selection) -> Scores:
+        """``(parts,)`` Jensen-Shannon divergence (or error) of the network that ``selection`` leaves from the model as it was measured.
 
         Whole networks are few, so that four times the examples judge them: the best differ by less than what the first ones tell apart.
         Images are mirrored and moved by a sixteenth: on those that the widths were measured with, the network that they suit best wins.
@@ -282,7 +321,7 @@ class Divergences:
                 gone = present_units(self._graph.groups[name]).copy()
                 gone[kept] = False
                 silenced.enter_context(silenced_units(self._model, self._graph.groups[name], gone))
-            return self._judge.distance()
+            return self._judge.distances()
 
 
 @register(DivergenceConfig, name="divergence", needs_data=True, reader=Divergences)
@@ -341,6 +380,11 @@ def _add_blocks(curves: dict[tuple[str, Blocks], Scores], graph: GroupedModel, b
         if more > 0 and carriers:
             key = (carriers[0], chain)
             curves[key] = curves.get(key, np.zeros(graph.groups[carriers[0]].columns + 1)) + more
+
+
+def _name(criterion: object) -> str:
+    """What a rival's reading is called."""
+    return type(criterion).__name__.removesuffix("Config")
 
 
 class _Kept:

@@ -17,6 +17,7 @@ from latprune.methods.width_rules import WidthRules
 from latprune.pruning.clock import Clock, TimedProposer
 from latprune.pruning.correction import LimitSearch
 from latprune.pruning.latency_source import LatencySource
+from latprune.pruning.least import least_of
 from latprune.pruning.limits import Limits
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.scoring import only_present
@@ -29,6 +30,7 @@ from latprune.surgery import prune as cut_model
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
     from latprune.importance import Importance, Readings
+    from latprune.importance.core import Scores
     from latprune.methods.base import MeasureAlone, Proposer
     from latprune.pruning.picked import PickedNetwork
     from latprune.solve import Solver
@@ -128,23 +130,21 @@ class ProposalSearch:
         ]
 
     def least_divergent(self, readings: Readings, network: Callable[[Importance], Selection]) -> tuple[str, Importance]:
-        """The reading, and its scores, whose ``network`` diverges least as a whole."""
-        found: dict[str, float] = {}
-        best: tuple[float, str, Importance] | None = None
-        told = []
+        """The reading, and its scores, whose ``network`` diverges least as a whole; see :func:`least_of` for what counts as equal."""
+        found: dict[str, Scores] = {}
+        values: dict[str, Scores] = {}
         for name, importance in readings.importances.items():
             selection = network(importance)
             key = json.dumps(selection_to_dict(selection))
             if key not in found:
-                found[key] = readings.divergence(selection)
-            told.append(f"{name}: {found[key]:.4g}")
-            if best is None or found[key] < best[0]:
-                best = found[key], name, importance
-        assert best is not None
+                found[key] = readings.divergences(selection)
+            values[name] = found[key]
+        taken = least_of(values, readings.caution)
         for name, reason in readings.left_out.items():
             self.say(f"scores by {name} are left out: {reason}")
-        self.say(f"divergence of the networks that the readings lead to: {', '.join(told)}")
-        return best[1:]
+        told = ", ".join(f"{name}: {float(value.mean()):.4g}" for name, value in values.items())
+        self.say(f"divergence of the networks that the readings lead to: {told}; taken: {taken}")
+        return taken, readings.importances[taken]
 
     def picked(self, importance: Importance | None, picked: PickedNetwork, *, limit: float) -> StageProposal:
         """The network that was picked from an exploration, as it was shown; nothing is solved, and no tables are built.

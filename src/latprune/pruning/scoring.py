@@ -185,7 +185,8 @@ class _Over:
     def __init__(self, readings: Readings, alive: Mapping[str, npt.NDArray[np.bool_]]) -> None:
         self.importances = {name: importance.over(alive) for name, importance in readings.importances.items()}
         self.left_out = readings.left_out
-        self.divergence = readings.divergence
+        self.caution = readings.caution
+        self.divergences = readings.divergences
 
 
 def only_present(importance: Importance, selection: Selection) -> Importance:
