@@ -12,7 +12,7 @@ from torch import nn
 
 from latprune.errors import CaptureError, LatpruneError
 
-__all__ = ["copied", "laid_out_as"]
+__all__ = ["copied", "laid_out_as", "laid_out_otherwise"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -66,6 +66,16 @@ def laid_out_as(model: ModelT, like: nn.Module) -> ModelT:
     for name, parameter in result.named_parameters():
         if name in other:
             parameter.data = torch.empty_like(wanted[name], device=parameter.device, dtype=parameter.dtype).copy_(parameter.data)
+    return result
+
+
+def laid_out_otherwise(model: ModelT) -> ModelT:
+    """A copy whose four-dimensional parameters lie contiguous where some of ``model``'s do not, and channels last where all of them do."""
+    result = copied(model)
+    images = [parameter for parameter in result.parameters() if parameter.ndim == 4]
+    contiguous = all(parameter.is_contiguous() for parameter in images)
+    for parameter in images:
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last if contiguous else torch.contiguous_format)
     return result
 
 

@@ -540,6 +540,23 @@ def test_what_several_groups_share_tied_frozen_and_channels_last_weights() -> No
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("recorded", [torch.contiguous_format, torch.channels_last])
+def test_a_mask_is_checked_whatever_layout_the_model_was_recorded_in(recorded: torch.memory_format) -> None:
+    """Channels last, pooling to one pixel and flattening are other operations than contiguous."""
+    torch.manual_seed(0)
+    convolutions = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    images = torch.randn(2, 3, 12, 12)
+    graph = trace(model.to(memory_format=recorded), images)
+    model.to(memory_format=torch.contiguous_format if recorded == torch.channels_last else torch.channels_last)
+    dense = model(images)
+    mask = TrainingMask(model, graph, example_inputs=images)
+    mask.set(halves(graph))
+    assert not torch.allclose(model(images), dense)
+    mask.set(None)
+    assert torch.equal(model(images), dense)
+
+
 def test_fused_fast_paths_do_not_pass_by_the_mask() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
