@@ -12,7 +12,7 @@ from torch import nn
 
 from latprune.errors import CaptureError, LatpruneError
 
-__all__ = ["copied", "laid_out_as", "laid_out_otherwise"]
+__all__ = ["copied", "laid_out_otherwise"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -48,34 +48,16 @@ def copied(model: ModelT) -> ModelT:
     return result
 
 
-def laid_out_as(model: ModelT, like: nn.Module) -> ModelT:
-    """``model`` where its parameters lie in memory as those of ``like``; else a copy whose parameters do.
-
-    Composite operations choose their parts by strides, so a model that was laid out channels last since it was recorded would run other
-    operations than were recorded.
-
-    Args:
-        model: Any module.
-        like: A module with parameters of the same names and shapes.
-    """
-    wanted = dict(like.named_parameters())
-    other = [name for name, p in model.named_parameters() if name in wanted and p.stride() != wanted[name].stride()]
-    if not other:
-        return model
-    result = copied(model)
-    for name, parameter in result.named_parameters():
-        if name in other:
-            parameter.data = torch.empty_like(wanted[name], device=parameter.device, dtype=parameter.dtype).copy_(parameter.data)
-    return result
-
-
 def laid_out_otherwise(model: ModelT) -> ModelT:
     """A copy whose four-dimensional parameters lie contiguous where some of ``model``'s do not, and channels last where all of them do."""
     result = copied(model)
     images = [parameter for parameter in result.parameters() if parameter.ndim == 4]
-    contiguous = all(parameter.is_contiguous() for parameter in images)
+    plain = [torch.empty(parameter.shape, device="meta").stride() for parameter in images]
+    contiguous = all(parameter.stride() == strides for parameter, strides in zip(images, plain, strict=True))
+    memory_format = torch.channels_last if contiguous else torch.contiguous_format
     for parameter in images:
-        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last if contiguous else torch.contiguous_format)
+        # Made anew: with one channel a layout counts as the other, but its strides still decide what runs.
+        parameter.data = torch.empty_like(parameter.data, memory_format=memory_format).copy_(parameter.data)
     return result
 
 

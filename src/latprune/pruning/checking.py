@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from latprune.copying import copied, laid_out_as
+from latprune.copying import copied
 from latprune.surgery import EqualityReport, check_equal, masked, widened
 from latprune.surgery import prune as cut_model
 
@@ -36,7 +36,7 @@ def in_evaluation(model: nn.Module) -> Iterator[None]:
 def as_dense(pruner: Pruner) -> nn.Module:
     """The dense network with the weights that the model has now."""
     if not pruner.cut_to.kept and not pruner.cut_to.removed_blocks:
-        return laid_out_as(pruner.model, pruner.dense_model)
+        return pruner.model
     return widened(pruner.dense_model, pruner.model, pruner.graph, pruner.cut_to)
 
 

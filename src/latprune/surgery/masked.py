@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.copying import laid_out_otherwise
+from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.graph.conditions import (
     capture_conditions,
     during_calls,
@@ -119,11 +120,25 @@ class MaskedModel:
         return self.run(args, kwargs).output
 
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MaskedRun:
-        """Run once.
+        """Run once; in the other memory layout where only in that one the operations are those that were recorded.
+
+        The layout is no part of a network, but composite operations choose their parts by strides, and training may change them.
 
         Raises:
             CaptureError: The run performs other operations than the recorded one did.
         """
+        try:
+            return self._follow(copy.deepcopy(args), copy.deepcopy(kwargs))
+        except CaptureError:
+            if not any(parameter.ndim == 4 for parameter in self.model.parameters()):
+                raise
+            try:
+                return self.with_model(laid_out_otherwise(self.model))._follow(args, kwargs)
+            except CaptureError:
+                pass  # the first run's words are those of the model as it is
+            raise
+
+    def _follow(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MaskedRun:
         follower = Follower(self)
         with _conditions(self.model), during_calls(self.model, self._within, follower):
             output = self.model(*args, **kwargs)
