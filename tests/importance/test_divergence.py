@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
 from latprune.importance import DivergenceConfig, MagnitudeConfig, SpLampConfig, TaylorConfig, best_units, read, score, width_curve
-from latprune.importance.divergence import _example_count, _moved, _parts
+from latprune.importance.divergence_config import example_count
 from latprune.importance.outputs import output_error, output_js, output_kl
+from latprune.importance.reference import moved_images, parts_of
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.methods import MDP, StageContext
 from latprune.pruning.least import least_of
@@ -240,7 +241,7 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
         cut = copy.deepcopy(model)
         prune(cut, graph, selection)
         with batch_statistics(model), batch_statistics(cut):
-            moved = [_moved(x) for x in IMAGES]
+            moved = [moved_images(x) for x in IMAGES]
             expected = np.average([output_js(model(x), cut(x))[0] for x in moved], weights=[len(x) for x in moved])
         assert found.divergences(selection).mean() == pytest.approx(float(expected), rel=1e-4)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -249,11 +250,11 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
 
 def test_outputs_are_judged_by_parts_of_a_batch():
     logits = torch.arange(80.0).view(40, 2)
-    parts = _parts({"logits": logits, "hidden": (logits, None)})
-    assert [len(part["logits"]) for part in parts] == [20, 20] and len(_parts(logits[:3])) == 1
+    parts = parts_of({"logits": logits, "hidden": (logits, None)})
+    assert [len(part["logits"]) for part in parts] == [20, 20] and len(parts_of(logits[:3])) == 1
     assert torch.equal(torch.cat([part["hidden"][0] for part in parts]), logits)
     unlike = {"logits": logits, "loss": torch.tensor(1.0)}
-    assert _parts(unlike) == [unlike]
+    assert parts_of(unlike) == [unlike]
 
 
 def test_the_most_cautious_of_equal_readings_is_taken():
@@ -270,24 +271,24 @@ def test_the_most_cautious_of_equal_readings_is_taken():
 
 def test_images_are_moved_and_nothing_else_is():
     columns = torch.arange(32.0).expand(1, 1, 16, 32)
-    assert _moved(columns)[0, 0, 0].tolist() == [*range(29, -1, -1), 31, 30]  # mirrored, then two to the left
+    assert moved_images(columns)[0, 0, 0].tolist() == [*range(29, -1, -1), 31, 30]  # mirrored, then two to the left
     rows = torch.arange(16.0)[:, None].expand(1, 1, 16, 32)
-    assert _moved({"x": rows})["x"][0, 0, :, 0].tolist() == [15, *range(15)]
+    assert moved_images({"x": rows})["x"][0, 0, :, 0].tolist() == [15, *range(15)]
     for other in (torch.arange(6).view(1, 6), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 16), torch.zeros(1, 3, 16, 16, dtype=torch.uint8)):
-        assert _moved(other) is other
+        assert moved_images(other) is other
 
 
 def test_the_number_of_examples_follows_from_the_work():
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.zeros(1, 3, 12, 12)
     graph = trace(model, x)
-    assert _example_count(graph, DivergenceConfig()) == 256
-    assert _example_count(graph, DivergenceConfig(examples=7)) == 7
+    assert example_count(graph, DivergenceConfig()) == 256
+    assert example_count(graph, DivergenceConfig(examples=7)) == 7
     heavy = replace(graph, kernels={name: replace(kernel, macs=1e8 * kernel.macs) for name, kernel in graph.kernels.items()})
-    assert _example_count(heavy, DivergenceConfig()) == 32
+    assert example_count(heavy, DivergenceConfig()) == 32
     runs = len(graph.groups) * 4 + 1
     scale = 5e12 / (100 * runs * graph.macs(graph.dense_widths()))
     between = replace(graph, kernels={name: replace(kernel, macs=scale * kernel.macs) for name, kernel in graph.kernels.items()})
-    assert _example_count(between, DivergenceConfig()) in (99, 100)
+    assert example_count(between, DivergenceConfig()) in (99, 100)
 
 
 def test_measures_and_options_are_checked():

@@ -1,0 +1,127 @@
+"""The dense model's outputs on a few examples, and how far those of the changed model are from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph.tensors import tensors_in
+from latprune.importance.activations import call, inputs_of
+from latprune.importance.core import Scores
+from latprune.importance.outputs import Measure
+
+__all__ = ["KeptBatches", "Reference", "first_examples", "moved_images", "parts_of"]
+
+_PART = 16
+"""Examples of a part whose divergence counts as one observation."""
+_IMAGE = 8
+"""Rows and columns from which on an input counts as images."""
+
+
+class Reference:
+    """The dense outputs on a few examples, and how far the model's present ones are from them."""
+
+    def __init__(self, model: nn.Module, data: Iterable[Any], measure: Measure, examples: int, *, moved: bool = False) -> None:
+        self._model = model
+        self._measure = measure
+        self._inputs = [moved_images(inputs) for inputs in first_examples(data, examples)] if moved else first_examples(data, examples)
+        self._outputs = [call(model, inputs) for inputs in self._inputs]
+        if not self._inputs:
+            raise InvalidArgumentError("data holds no batch: the divergence is measured on its inputs")
+        own = self._distance(self._outputs)
+        if not np.isfinite(own):
+            raise InvalidArgumentError("the model's outputs hold NaN or infinite values; a divergence needs finite ones")
+
+    def distance(self) -> float:
+        """Divergence of the model as it is now from the dense one, at least 0."""
+        return self._distance([call(self._model, inputs) for inputs in self._inputs])
+
+    def distances(self) -> Scores:
+        """``(parts,)`` the same for every few examples."""
+        now = [call(self._model, inputs) for inputs in self._inputs]
+        pairs = ((dense, mine) for whole in zip(self._outputs, now, strict=True) for dense, mine in zip(*map(parts_of, whole), strict=True))
+        values = np.array([self._measure(dense, mine)[0] for dense, mine in pairs])
+        return np.where(np.isfinite(values), np.maximum(values, 0.0), np.inf)
+
+    def _distance(self, outputs: list[Any]) -> float:
+        total, count = 0.0, 0
+        for dense, now in zip(self._outputs, outputs, strict=True):
+            value, examples = self._measure(dense, now)
+            total += value * examples
+            count += examples
+        # An output that overflows is as far away as can be told.
+        return max(total / count, 0.0) if np.isfinite(total) else float("inf")
+
+
+class KeptBatches:
+    """Batches that can be read twice, though they come from an iterator: those that were read stay in memory."""
+
+    def __init__(self, data: Iterable[Any]) -> None:
+        self._source = iter(data)
+        self._read: list[Any] = []
+
+    def __iter__(self) -> Any:
+        yield from list(self._read)
+        for batch in self._source:
+            self._read.append(batch)
+            yield batch
+
+
+def first_examples(data: Iterable[Any], count: int) -> list[Any]:
+    """Inputs of the first batches, trimmed to ``count`` examples; a last batch of one example is left out."""
+    found: list[Any] = []
+    for batch in data:
+        inputs = inputs_of(batch)
+        tensors = [value for value in (inputs.values() if isinstance(inputs, dict) else [inputs]) if isinstance(value, Tensor)]
+        size = int(tensors[0].shape[0]) if tensors else count
+        taken = min(size, count)
+        if taken >= 2 or not found:
+            found.append(_first(inputs, taken, size))
+        count -= taken
+        if count < 1:
+            break
+    return found
+
+
+def _first(inputs: Any, count: int, size: int) -> Any:
+    if isinstance(inputs, Mapping):
+        return {key: _first(value, count, size) for key, value in inputs.items()}
+    return inputs[:count] if isinstance(inputs, Tensor) and inputs.ndim and inputs.shape[0] == size else inputs
+
+
+def parts_of(output: Any) -> list[Any]:
+    """A batch's output in pieces of a few examples each, of nearly the same size; whole where its tensors do not share their first size."""
+    if not isinstance(output, (Tensor, Mapping, tuple, list)):
+        return [output]
+    tensors = tensors_in(output)
+    sizes = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in tensors}
+    if len(sizes) != 1 or 0 in sizes:
+        return [output]
+    size = sizes.pop()
+    edges = np.linspace(0, size, max(1, round(size / _PART)) + 1).round().astype(int).tolist()
+    return [_sliced(output, start, end) for start, end in pairwise(edges)]
+
+
+def _sliced(value: Any, start: int, end: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[start:end]
+    if isinstance(value, Mapping):
+        return {key: _sliced(item, start, end) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_sliced(item, start, end) for item in value]
+    return value
+
+
+def moved_images(inputs: Any) -> Any:
+    """Images mirrored, and moved by a sixteenth of their size around their edges; anything else as it is."""
+    if isinstance(inputs, Mapping):
+        return {key: moved_images(value) for key, value in inputs.items()}
+    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or not inputs.is_floating_point() or min(inputs.shape[2:]) < _IMAGE:
+        return inputs
+    rows, columns = (max(1, round(size / 16)) for size in inputs.shape[2:])
+    return inputs.flip(-1).roll((rows, -columns), (2, 3))
