@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from latprune.progress import Event, Listener
 
-__all__ = ["FORMS", "JsonLines", "Lines", "Several", "add_progress_arguments", "shown"]
+__all__ = ["FORMS", "Hearing", "JsonLines", "Lines", "Several", "add_progress_arguments", "shown"]
 
 FORMS = ("auto", "bar", "log", "json", "none")
 _QUIET_SECONDS = 10.0
@@ -73,7 +74,62 @@ def shown(args: argparse.Namespace, *, stream: TextIO | None = None) -> Iterator
             yield
 
 
-class Lines:
+class Hearing(ABC):
+    """A listener that knows which stretches of work are going on, and hears of one thing at a time.
+
+    Args:
+        clock: Seconds, rising.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._open: dict[int, tuple[Event, float]] = {}
+        """What is going on: key -> its last event and when that came."""
+        self._lock = threading.Lock()
+
+    def event(self, event: Event) -> None:
+        """Take one event."""
+        with self._lock:
+            now = self._clock()
+            if event.kind == "end":
+                self._open.pop(event.key, None)
+            elif event.kind != "line":
+                self._open[event.key] = (event, now)
+            self._heard(event, now)
+
+    def tick(self) -> None:
+        """Let time go on where no event comes."""
+        with self._lock:
+            self._waited(self._clock())
+
+    @abstractmethod
+    def _heard(self, event: Event, now: float) -> None:
+        """An event came, and what is going on is up to date."""
+
+    @abstractmethod
+    def _waited(self, now: float) -> None:
+        """Some time went by."""
+
+
+class _Writing(Hearing):
+    """Writes to a stream; where nothing was written for ten seconds, where the work stands."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self._stream = stream
+        self._last = self._start
+
+    def _waited(self, now: float) -> None:
+        if self._open and now - self._last >= _QUIET_SECONDS:
+            self._going_on(_innermost(self._open, now), now)
+
+    @abstractmethod
+    def _going_on(self, event: Event, now: float) -> None:
+        """Write where the work stands."""
+
+
+class Lines(_Writing):
     """One line per event, with the seconds since the start; where none came for ten seconds, where the work stands.
 
     Args:
@@ -81,42 +137,23 @@ class Lines:
         clock: Seconds, rising.
     """
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
-        self._start = self._last = clock()
-        self._open: dict[int, tuple[Event, float]] = {}
-        self._lock = threading.Lock()
+    def _heard(self, event: Event, now: float) -> None:
+        if event.kind == "line":
+            self._write(event.text, now)
+        elif event.kind == "step" and now - self._last >= _QUIET_SECONDS:
+            self._going_on(event, now)
 
-    def event(self, event: Event) -> None:
-        """Take one event."""
+    def _going_on(self, event: Event, now: float) -> None:
         from latprune.progress import described
 
-        with self._lock:
-            now = self._clock()
-            if event.kind == "end":
-                self._open.pop(event.key, None)
-            elif event.kind != "line":
-                self._open[event.key] = (event, now)
-            if event.kind == "line":
-                self._write(event.text, now)
-            elif event.kind == "step" and now - self._last >= _QUIET_SECONDS:
-                self._write(described(event), now)
-
-    def tick(self) -> None:
-        """Say where the work stands if nothing was said for ten seconds."""
-        from latprune.progress import described
-
-        with self._lock:
-            now = self._clock()
-            if self._open and now - self._last >= _QUIET_SECONDS:
-                self._write(described(_going_on(self._open, now)), now)
+        self._write(described(event), now)
 
     def _write(self, text: str, now: float) -> None:
         self._last = now
         print(f"[{now - self._start:7.1f} s] {text}", file=self._stream, flush=True)
 
 
-class JsonLines:
+class JsonLines(_Writing):
     """One JSON object a line: ``{"event": "step", "seconds": 12.1, "stretch": "scoring", "done": 3, "total": 51, ...}``.
 
     ``seconds`` count from the start of the command, ``elapsed`` and ``remaining`` are those of the stretch of work. Where nothing came for
@@ -128,38 +165,24 @@ class JsonLines:
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
-        self._start = self._last = clock()
-        self._open: dict[int, tuple[Event, float]] = {}
+        super().__init__(stream, clock)
         self._told: dict[int, float] = {}
-        self._lock = threading.Lock()
 
-    def event(self, event: Event) -> None:
-        """Take one event."""
-        with self._lock:
-            now = self._clock()
-            if event.kind == "line":
-                self._write({"event": "line", "text": event.text}, now)
-            elif event.kind == "end":
-                self._open.pop(event.key, None)
-                if self._told.pop(event.key, None) is not None or event.seconds >= _JSON_SECONDS:
-                    self._write(_fields(event), now)
-            else:
-                self._open[event.key] = (event, now)
-                if event.kind == "step" and now - self._told.get(event.key, self._start - _JSON_SECONDS) >= _JSON_SECONDS:
-                    self._told[event.key] = now
-                    self._write(_fields(event), now)
+    def _heard(self, event: Event, now: float) -> None:
+        if event.kind == "line":
+            self._write({"event": "line", "text": event.text}, now)
+        elif event.kind == "end":
+            if self._told.pop(event.key, None) is not None or event.seconds >= _JSON_SECONDS:
+                self._write(_fields(event), now)
+        elif event.kind == "step" and now - self._told.get(event.key, self._start - _JSON_SECONDS) >= _JSON_SECONDS:
+            self._told[event.key] = now
+            self._write(_fields(event), now)
 
-    def tick(self) -> None:
-        """Write the last stretch's step again if nothing was written for ten seconds."""
+    def _going_on(self, event: Event, now: float) -> None:
         from dataclasses import replace
 
-        with self._lock:
-            now = self._clock()
-            if self._open and now - self._last >= _QUIET_SECONDS:
-                event = replace(_going_on(self._open, now), kind="step")
-                self._told[event.key] = now
-                self._write(_fields(event), now)
+        self._told[event.key] = now
+        self._write(_fields(replace(event, kind="step")), now)
 
     def _write(self, fields: dict[str, Any], now: float) -> None:
         self._last = now
@@ -167,7 +190,7 @@ class JsonLines:
         print(json.dumps({**first, **fields}), file=self._stream, flush=True)
 
 
-def _going_on(heard: dict[int, tuple[Event, float]], now: float) -> Event:
+def _innermost(heard: dict[int, tuple[Event, float]], now: float) -> Event:
     """What is told of where the work stands: the innermost stretch that is no mere moment, as it is at ``now``."""
     from dataclasses import replace
 

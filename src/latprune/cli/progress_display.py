@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from latprune.cli.progress import Hearing
 from latprune.progress import Event, clock_text, figure_texts
 
 __all__ = ["Display"]
@@ -41,7 +41,7 @@ class _Above:
         return getattr(self._stream, name)
 
 
-class Display:
+class Display(Hearing):
     """Lines above, bars below; a context manager.
 
     Args:
@@ -51,12 +51,10 @@ class Display:
     """
 
     def __init__(self, stream: TextIO, *, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
         self._console = console or Console(file=stream)
         self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self._clock = clock
-        self._start = self._drawn = clock()
-        self._open: dict[int, tuple[Event, float]] = {}
-        self._lock = threading.Lock()
+        self._drawn = self._start
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -77,27 +75,16 @@ class Display:
         with self._lock:
             self._live.update(Text(""), refresh=True)
 
-    def event(self, event: Event) -> None:
-        """Take one event."""
-        with self._lock:
-            now = self._clock()
-            if event.kind == "line":
-                self._live.console.print(Text(f"{clock_text(now - self._start):>7}  {event.text}"), soft_wrap=True)
-                self._draw(now)
-                return
-            if event.kind == "end":
-                self._open.pop(event.key, None)
-            else:
-                self._open[event.key] = (event, now)
-            if now - self._drawn >= (_TIMED_SECONDS if self._is_timed() and event.kind == "step" else _DRAWN_SECONDS):
-                self._draw(now)
+    def _heard(self, event: Event, now: float) -> None:
+        if event.kind == "line":
+            self._live.console.print(Text(f"{clock_text(now - self._start):>7}  {event.text}"), soft_wrap=True)
+            self._draw(now)
+        elif now - self._drawn >= (_TIMED_SECONDS if self._is_timed() and event.kind == "step" else _DRAWN_SECONDS):
+            self._draw(now)
 
-    def tick(self) -> None:
-        """Let the seconds go on where no event comes."""
-        with self._lock:
-            now = self._clock()
-            if now - self._drawn >= (_TIMED_SECONDS if self._is_timed() else 1.0):
-                self._draw(now)
+    def _waited(self, now: float) -> None:
+        if now - self._drawn >= (_TIMED_SECONDS if self._is_timed() else 1.0):
+            self._draw(now)
 
     def _is_timed(self) -> bool:
         return any(event.timed for event, _ in self._open.values())
