@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,63 +28,62 @@ from latprune.pruning.clock import Clock
 from latprune.resources import PredictedLatency, Resource, TabulatedLatency
 from latprune.surgery import prune as cut
 
-__all__ = ["LatencySource", "LatencySources"]
+__all__ = ["LatencySource", "LatencySources", "MeasuredNetwork"]
 
 
-class LatencySource:
-    """Latency tables of a dense network on a target, and contributions of whole networks.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredNetwork:
+    """A dense network, and how its latency is measured.
 
-    Args:
+    Attributes:
         model: The dense model.
         graph: Its trace.
         example_inputs: What networks are run on.
         target: Engine and conditions.
-        given: Tables that were measured earlier; None builds them.
-        predictor: A kernel predictor in place of tables.
-        store: Where measurements are kept; None opens the default store, which :meth:`close` closes.
+        store: Where measurements are kept; None opens the default store where one is needed.
         seed: Seed of the networks that are measured.
         say: Takes a line of text as the work goes on.
         clock: Where its seconds count.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: ModelGraph,
-        example_inputs: Any,
-        target: Target,
-        *,
-        given: LatencyTables | None,
-        predictor: KernelPredictor | None = None,
-        store: Store | None,
-        seed: int,
-        say: Callable[[str], None],
-        clock: Clock,
-    ) -> None:
-        self._model = model
-        self._graph = graph
-        self._example_inputs = example_inputs
-        self._target = target
+    model: nn.Module
+    graph: ModelGraph
+    example_inputs: Any
+    target: Target
+    store: Store | None
+    seed: int
+    say: Callable[[str], None]
+    clock: Clock
+
+
+class LatencySource:
+    """Latency tables of a dense network on its target, and contributions of whole networks.
+
+    Args:
+        network: The dense network, and how it is measured; :meth:`close` closes a store that was opened for it.
+        given: Tables that were measured earlier; None builds them.
+        predictor: A kernel predictor in place of tables.
+    """
+
+    def __init__(self, network: MeasuredNetwork, *, given: LatencyTables | None = None, predictor: KernelPredictor | None = None) -> None:
+        self._network = network
         self.known = given
         """The tables, as far as they were needed so far."""
         self._predictor = predictor
-        self._store = store
         self._own_store: Store | None = None
-        self._seed = seed
-        self._say = say
-        self._clock = clock
 
     def tables(self) -> LatencyTables:
         """The tables; built at first use."""
         if self.known is None:
-            with self._clock.timed("tables"):
+            network = self._network
+            with network.clock.timed("tables"):
                 self.known = build_tables(
-                    self._model,
-                    self._graph,
-                    self._example_inputs,
-                    self._target,
+                    network.model,
+                    network.graph,
+                    network.example_inputs,
+                    network.target,
                     store=self._samples(),
-                    seed=self._seed,
+                    seed=network.seed,
                 )
                 self._say_tables(self.known)
         return self.known
@@ -93,8 +91,8 @@ class LatencySource:
     def resource(self) -> Resource:
         """Latency as the tables, or the predictor, have it."""
         if self._predictor is not None:
-            return PredictedLatency(self._graph, self._predictor)
-        return TabulatedLatency(self._graph, self.tables())
+            return PredictedLatency(self._network.graph, self._predictor)
+        return TabulatedLatency(self._network.graph, self.tables())
 
     def room(self) -> float:
         """What predictions are multiplied by to stay under a limit that cannot be checked."""
@@ -116,77 +114,67 @@ class LatencySource:
             choices: Group -> widths.
             fixed_runs: Time each network by itself, that many times; None times it beside the current one until it is known closely.
         """
+        network = self._network
 
         def say(group: str, width: int, ratio: float) -> None:
-            self._say(f"whole networks: {group} at {width} takes {ratio:.1%}")
+            network.say(f"whole networks: {group} at {width} takes {ratio:.1%}")
 
-        model, graph = self._model, self._graph
+        model, graph = network.model, network.graph
         if since.kept or since.removed_blocks:
             # Whole networks are cut and timed as they are, so the one that they are compared with is traced as it is.
             model = copied(model)
             cut(model, graph, since)
-            graph = trace(model, self._example_inputs)
+            graph = trace(model, network.example_inputs)
             choices = {name: options for name, options in choices.items() if name in graph.groups}
-        with self._clock.timed("whole networks"):
+        with network.clock.timed("whole networks"):
             found = measure_unary_contributions(
                 model,
                 graph,
-                self._example_inputs,
-                self._target,
+                network.example_inputs,
+                network.target,
                 choices,
                 store=self._samples(),
                 fixed_runs=fixed_runs,
                 progress=say,
             )
         for group, widths in found.unconverged.items():
-            self._say(
+            network.say(
                 f"whole networks: {group} at {', '.join(map(str, widths))} is not known as closely as asked; the machine was disturbed"
             )
         return found
 
     def _samples(self) -> Store:
-        if self._store is None:
-            self._store = self._own_store = Store()
-        return self._store
+        if self._network.store is not None:
+            return self._network.store
+        if self._own_store is None:
+            self._own_store = Store()
+        return self._own_store
 
     def _say_tables(self, tables: LatencyTables) -> None:
         stats, residual = tables.stats, tables.residual
         if not stats.measured_networks:
             return
         error = f", mean error {residual.mean_absolute:.1%} on {residual.networks} that they had not seen" if residual.networks else ""
-        self._say(f"latency tables: {stats.networks} networks, {stats.measured_networks} measured now in {stats.seconds:.0f} s{error}")
+        measured = f"{stats.networks} networks, {stats.measured_networks} measured now in {stats.seconds:.0f} s"
+        self._network.say(f"latency tables: {measured}{error}")
 
     def close(self) -> None:
         """Close the store that was opened here."""
         if self._own_store is not None:
             self._own_store.close()
-            self._store = self._own_store = None
+            self._own_store = None
 
 
 class LatencySources:
     """The target's own source, and one for each further engine that a budget is on, under the target's conditions.
 
     Args:
-        model, graph, example_inputs, target, given, predictor, store, seed, say, clock: See :class:`LatencySource`.
+        network, given, predictor: See :class:`LatencySource`; tables and predictor are the target's.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: ModelGraph,
-        example_inputs: Any,
-        target: Target,
-        *,
-        given: LatencyTables | None,
-        predictor: KernelPredictor | None,
-        store: Store | None,
-        seed: int,
-        say: Callable[[str], None],
-        clock: Clock,
-    ) -> None:
-        self._target = target
-        self._make = partial(LatencySource, model, graph, example_inputs, store=store, seed=seed, say=say, clock=clock)
-        self.own = self._make(target, given=given, predictor=predictor)
+    def __init__(self, network: MeasuredNetwork, *, given: LatencyTables | None, predictor: KernelPredictor | None) -> None:
+        self._network = network
+        self.own = LatencySource(network, given=given, predictor=predictor)
         """The target's."""
         self._others: dict[str, LatencySource] = {}
 
@@ -195,7 +183,7 @@ class LatencySources:
         if engine is None:
             return self.own
         if engine not in self._others:
-            self._others[engine] = self._make(replace(self._target, engine=engine), given=None)
+            self._others[engine] = LatencySource(replace(self._network, target=replace(self._network.target, engine=engine)))
         return self._others[engine]
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from latprune.pruning.agreement import agreed
 from latprune.pruning.budget import Budget
 from latprune.pruning.checking import check_cut, check_present, in_evaluation
 from latprune.pruning.clock import Clock
-from latprune.pruning.latency_source import LatencySources
+from latprune.pruning.latency_source import LatencySources, MeasuredNetwork
 from latprune.pruning.limits import Limits
 from latprune.pruning.options import Options, PruningOptions, check_together, with_options
 from latprune.pruning.proposal import StageProposal
@@ -115,18 +115,17 @@ class Pruner:
         if given.pick is not None:
             given.pick.check(self.graph, self.dense_tensors)
         self.scorer = Scorer(self.model, self.graph, self.method.importance)
-        self._latency = LatencySources(
-            self.dense_model,
-            self.graph,
-            example_inputs,
-            self.target,
-            given=tables,
-            predictor=given.predictor,
+        network = MeasuredNetwork(
+            model=self.dense_model,
+            graph=self.graph,
+            example_inputs=example_inputs,
+            target=self.target,
             store=given.store,
             seed=given.seed,
             say=self._progress,
             clock=self.clock,
         )
+        self._latency = LatencySources(network, given=tables, predictor=given.predictor)
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
         self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
         self.settings = given.settings(method=self.method, target=self.target, folded=bool(self.folds))
