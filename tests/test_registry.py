@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from latprune.errors import InvalidArgumentError, PluginError
-from latprune.registry import Registry, offer
+from latprune.registry import ClassRegistry, Registry, offer
 
 
 def _registry(**options: object) -> Registry[object]:
@@ -43,6 +43,32 @@ def _offer(monkeypatch: pytest.MonkeyPatch, **points: object) -> list[str]:
 
     monkeypatch.setattr(metadata, "entry_points", entry_points)
     return imported
+
+
+class Colour:
+    name = ""
+
+
+def test_classes_by_name_are_made_with_options() -> None:
+    colours = ClassRegistry[Colour](Colour, "colour", group="latprune_tests.colours", hint="add one with add_colour")
+
+    @colours.add
+    @dataclass(frozen=True)
+    class Red(Colour):
+        name = "red"
+        light: float = 0.5
+
+    assert colours.get("red") is Red and colours.make("red", {"light": 0.7}) == Red(0.7)
+    given = Red(0.1)
+    assert colours.make(given, {}) is given
+    with pytest.raises(InvalidArgumentError, match=r"^options \['light'\] cannot be combined with a colour object; set them on .*Red"):
+        colours.make(given, {"light": 0.7})
+    with pytest.raises(InvalidArgumentError, match=r"^colour \(=3\) must be a colour's name, or a Colour$"):
+        colours.make(3, {})  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match=r"^colour \(='blue'\) must be one of red; add one with add_colour$"):
+        colours.make("blue", {})
+    with pytest.raises(InvalidArgumentError, match=r"^colour 'red' has no option 'size'; it has light$"):
+        colours.make("red", {"size": 2})
 
 
 def test_entries_by_name() -> None:

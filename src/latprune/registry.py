@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from latprune.errors import InvalidArgumentError, PluginError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["Registry", "configured", "offer"]
+__all__ = ["ClassRegistry", "Registry", "configured", "offer"]
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 _OWN: dict[str, dict[str, str]] = {}
 
@@ -223,6 +224,51 @@ class Registry(Generic[T]):
             ) from error
         if self._named and point.name not in self._entries:
             self.register(point.name, value)
+
+
+class ClassRegistry(Registry[type[T]]):
+    """Classes by their ``name``, whose instances are made by name and options: methods, schedules, strategies, solvers.
+
+    Args:
+        base: The class that all entries extend.
+        argument, group, hint: As :class:`Registry` has them.
+
+    Example:
+        >>> class Colour:
+        ...     name = ""
+        >>> colours = ClassRegistry[Colour](Colour, "colour", group="example.colours", hint="add one with colours.add")
+        >>> @colours.add
+        ... @dataclass(frozen=True)
+        ... class Red(Colour):
+        ...     name = "red"
+        ...     light: float = 0.5
+        >>> colours.make("red", {"light": 0.7})
+        Red(light=0.7)
+    """
+
+    def __init__(self, base: type[Any], argument: str, *, group: str, hint: str) -> None:
+        super().__init__(argument, group=group, hint=hint)
+        self._base = base
+
+    def add(self, cls: C) -> C:
+        """Class decorator: make a class available by its ``name``; :meth:`Registry.register` says what it refuses."""
+        self.register(cls.name, cls)  # type: ignore[attr-defined]
+        return cls
+
+    def make(self, given: str | T, options: Mapping[str, Any]) -> T:
+        """The instance called ``given`` with ``options``, or ``given`` itself if it is one.
+
+        Raises:
+            InvalidArgumentError: There is none of that name, it has no such option, or options come with an instance.
+            PluginError: Another package's entry point cannot be imported.
+        """
+        if isinstance(given, str):
+            return configured(self.argument, given, self.get(given), options)
+        if not isinstance(given, self._base):
+            raise InvalidArgumentError(f"{self.argument} (={given!r}) must be a {self.argument}'s name, or a {self._base.__name__}")
+        if options:
+            raise InvalidArgumentError(f"options {sorted(options)} cannot be combined with a {self.argument} object; set them on {given!r}")
+        return cast("T", given)
 
 
 def configured(argument: str, name: str, kind: type[T], options: Mapping[str, Any]) -> T:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import BudgetInfeasibleError, InvalidArgumentError
+from latprune.errors import BudgetInfeasibleError
 from latprune.graph.types import Selection
 from latprune.methods.schedule import Schedule, SinglePass, SoftMasks
-from latprune.registry import Registry, configured
+from latprune.registry import ClassRegistry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -250,7 +250,7 @@ def _plain(value: Any) -> Any:
     return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
-METHODS = Registry["type[Method]"]("method", group="latprune.methods", hint="add one with latprune.methods.register_method")
+METHODS = ClassRegistry[Method](Method, "method", group="latprune.methods", hint="add one with latprune.methods.register_method")
 """Methods by name."""
 
 
@@ -265,8 +265,7 @@ def register_method(cls: M) -> M:
     Raises:
         InvalidArgumentError: Another method has the name.
     """
-    METHODS.register(cls.name, cls)
-    return cls
+    return METHODS.add(cls)
 
 
 def registered_methods() -> tuple[str, ...]:
@@ -297,11 +296,7 @@ def get_method(method: str | Method, **options: Any) -> Method:
         >>> get_method("mdp", score="magnitude", soft_masks={"every": 20}).schedule.every
         20
     """
-    if isinstance(method, Method):
-        if options:
-            raise InvalidArgumentError(f"options {sorted(options)} cannot be combined with a method object; set them on {method!r}")
-        return method
-    return configured("method", method, method_type(method), {name: _option(name, value) for name, value in options.items()})
+    return METHODS.make(method, {name: _option(name, value) for name, value in options.items()})
 
 
 def _option(name: str, value: Any) -> Any:

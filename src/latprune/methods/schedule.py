@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 from latprune.errors import InvalidArgumentError
-from latprune.registry import Registry, configured
+from latprune.registry import ClassRegistry
 
 __all__ = [
     "Between",
@@ -72,7 +72,9 @@ class Schedule(ABC):
         return {"name": self.name, **asdict(self)}
 
 
-SCHEDULES = Registry["type[Schedule]"]("schedule", group="latprune.schedules", hint="add one with latprune.methods.register_schedule")
+SCHEDULES = ClassRegistry[Schedule](
+    Schedule, "schedule", group="latprune.schedules", hint="add one with latprune.methods.register_schedule"
+)
 """Schedules by name."""
 
 S = TypeVar("S", bound=type[Schedule])
@@ -86,8 +88,7 @@ def register_schedule(cls: S) -> S:
     Raises:
         InvalidArgumentError: Another schedule has the name.
     """
-    SCHEDULES.register(cls.name, cls)
-    return cls
+    return SCHEDULES.add(cls)
 
 
 def registered_schedules() -> tuple[str, ...]:
@@ -114,13 +115,7 @@ def get_schedule(schedule: str | Schedule, **options: Any) -> Schedule:
         >>> get_schedule("stages", stages=5, ramp="exponential").count
         5
     """
-    if isinstance(schedule, Schedule):
-        if options:
-            raise InvalidArgumentError(f"options {sorted(options)} cannot be combined with a schedule object; set them on {schedule!r}")
-        return schedule
-    if not isinstance(schedule, str):
-        raise InvalidArgumentError(f"schedule (={schedule!r}) must be a schedule's name, or a latprune.methods.Schedule")
-    return configured("schedule", schedule, schedule_type(schedule), options)
+    return SCHEDULES.make(schedule, options)
 
 
 @register_schedule

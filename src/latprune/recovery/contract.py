@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
 from latprune.recovery.report import LayerRecovery
-from latprune.registry import Registry, configured
+from latprune.registry import ClassRegistry
 
 __all__ = ["Progress", "Recovery", "Situation", "get_strategy", "register_strategy", "strategies", "strategy_type"]
 
@@ -69,7 +68,8 @@ class Recovery(ABC):
         return {}
 
 
-_STRATEGIES = Registry[type[Recovery]](
+_STRATEGIES = ClassRegistry[Recovery](
+    Recovery,
     "strategy",
     group="latprune.recovery",
     hint="give a Recovery object, or add a strategy with latprune.recovery.register_strategy",
@@ -85,7 +85,7 @@ def register_strategy(cls: type[Recovery]) -> type[Recovery]:
     Raises:
         InvalidArgumentError: Another strategy has the name.
     """
-    return _STRATEGIES.register(cls.name, cls)
+    return _STRATEGIES.add(cls)
 
 
 def strategies() -> tuple[str, ...]:
@@ -108,10 +108,4 @@ def get_strategy(strategy: str | Recovery, **options: Any) -> Recovery:
     Raises:
         InvalidArgumentError: No strategy has this name, or an option that it does not have.
     """
-    if isinstance(strategy, Recovery):
-        if options:
-            raise InvalidArgumentError(f"options {sorted(options)} cannot be combined with a strategy object; set them on {strategy!r}")
-        return strategy
-    if not isinstance(strategy, str):
-        raise InvalidArgumentError(f"strategy (={strategy!r}) must be a strategy's name, or a Recovery")
-    return configured("strategy", strategy, strategy_type(strategy), options)
+    return _STRATEGIES.make(strategy, options)

@@ -14,7 +14,7 @@ from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.problem import Problem, Solution, relative_gap
 from latprune.problem.solution import OPTIMAL_GAP
 from latprune.problem.types import IntArray
-from latprune.registry import Registry, configured
+from latprune.registry import ClassRegistry
 from latprune.solve.canonical import canonical
 
 __all__ = ["Control", "SolveInterrupted", "Solver", "SolverError", "answer", "register", "solver_named", "solver_names", "solver_options"]
@@ -91,7 +91,7 @@ class Solver(ABC):
         """Solve ``problem``."""
 
 
-SOLVERS = Registry[type[Solver]]("solver", group="latprune.solvers", hint="add one with latprune.solve.register")
+SOLVERS = ClassRegistry[Solver](Solver, "solver", group="latprune.solvers", hint="add one with latprune.solve.register")
 """Solvers by name."""
 
 
@@ -103,7 +103,7 @@ def register(solver: type[Solver]) -> type[Solver]:
     Raises:
         InvalidArgumentError: Another solver has the name.
     """
-    return SOLVERS.register(solver.name, solver)
+    return SOLVERS.add(solver)
 
 
 def solver_names() -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def solver_named(name: str, **options: Any) -> Solver:
         >>> solver_named("group-knapsack", units=20_000)
         GroupKnapsack(units=20000)
     """
-    return configured("solver", name, SOLVERS.get(name), options)
+    return SOLVERS.make(name, options)
 
 
 def solver_options(solver: Solver) -> dict[str, Any]:
