@@ -1,5 +1,6 @@
 """explore, prune --pick and frontier as a user types them."""
 
+import itertools
 import json
 import shlex
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 from latprune.cli import main
 from latprune.export import ExplorationRecord, ResultRecord, export_onnx
 from latprune.problem import Problem
+from latprune.pruning import Pruner
+from latprune.solve.many_limits import ManyLimits
 from support.explored import X, exploration, made_up_tables, network
 
 NETS = """
@@ -47,6 +50,40 @@ def test_explore_by_tables_of_a_device_that_is_not_here(capsys):
     record = ExplorationRecord.read("see.json")
     assert record.resource == "latency" and record.points[0].low is not None
     assert "--tables" in record.command and "--predict-only" in record.command
+
+
+@pytest.mark.parametrize("during", ["solving", "measuring"])
+def test_what_was_proven_is_kept_where_the_user_stops(during, folder, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    solve, count = ManyLimits.solve, itertools.count()
+    if during == "solving":
+        monkeypatch.setattr(ManyLimits, "solve", lambda *args: solve(*args) if next(count) < 6 else stop())
+    else:
+        monkeypatch.setattr(Pruner, "trial", stop)
+    arguments = ["--resource", "flops", "--points", "8", "--measure", "1", "--quiet", "-o", "run/see.html"]
+    assert main(["explore", *MODEL, *arguments]) == 130
+    said = capsys.readouterr()
+    assert "see.json" in said.err and "interrupted" in said.err and not said.out
+    record = ExplorationRecord.read("run/see.json")
+    assert (folder / "run" / "see.html").stat().st_size > 10_000 and record.dense.latency is None
+    assert all(point.proven for point in record.points)
+    if during == "solving":
+        assert 1 < len(record.points) <= 6 and any("interrupted" in note for note in record.notes)
+    else:
+        assert len(record.points) >= 8
+    words = [*MODEL, "--explore", "run/see.json", "--pick", f"flops={record.points[0].limit:g}", "-o", "pruned"]
+    assert main(["prune", *words, "--predict-only", "--quiet"]) == 0
+
+
+def test_nothing_is_written_where_the_user_stops_before_any_network(folder, monkeypatch, capsys):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ManyLimits, "solve", stop)
+    assert main(["explore", *MODEL, "--resource", "flops", "--points", "8", "--quiet", "-o", "see.html"]) == 130
+    assert capsys.readouterr().err == "latprune: interrupted\n" and not (folder / "see.json").exists()
 
 
 def test_an_onnx_file_is_explored_and_picked_from():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -90,11 +91,17 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     model, inputs, batches = model_and_batches(args)
     constructor, arguments = recorded_as(args, parse_arguments(args.model_arg))
 
-    def save(known: Exploration) -> None:
-        known.save(page.with_suffix(".json"))
-        known.write_html(page)
+    saved = page.with_suffix(".json")
+    kept: Exploration | None = None
 
-    found = explore(
+    def save(known: Exploration) -> None:
+        nonlocal kept
+        known.save(saved)
+        known.write_html(page)
+        kept = known
+
+    explored = partial(
+        explore,
         model,
         inputs,
         resource=args.resource,
@@ -112,7 +119,12 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
         save=save,
         **options_of(args),
     )
-    saved = page.with_suffix(".json")
+    try:
+        found = explored()
+    except KeyboardInterrupt:
+        if kept is not None:
+            print(f"{kept!r}\nwrote what was known so far: {page} and {saved}", file=sys.stderr)
+        raise
     print(repr(found))
     for note in found.record.notes:
         print(f"note: {note}")

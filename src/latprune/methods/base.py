@@ -32,6 +32,7 @@ __all__ = [
     "MeasureAlone",
     "Method",
     "Proposal",
+    "ProposalsInterrupted",
     "Proposer",
     "StageContext",
     "get_method",
@@ -149,6 +150,14 @@ class Proposal:
         return tuple(sorted(self.widths.items())), tuple(sorted(self.removed_blocks))
 
 
+class ProposalsInterrupted(KeyboardInterrupt):
+    """Ctrl-C while several limits were looked at; ``proposals`` are the networks found so far."""
+
+    def __init__(self, proposals: Sequence[Proposal]) -> None:
+        super().__init__("interrupted")
+        self.proposals = list(proposals)
+
+
 class Proposer(ABC):
     """Finds the best network under a limit; called again with a corrected limit when the measurement disagrees with the prediction."""
 
@@ -166,6 +175,9 @@ class Proposer(ABC):
         Args:
             limits: Rising limits.
             time_limit: Seconds for all of them.
+
+        Raises:
+            ProposalsInterrupted: Ctrl-C.
         """
         deadline = math.inf if time_limit is None else time.monotonic() + time_limit
         found: list[Proposal] = []
@@ -176,6 +188,8 @@ class Proposer(ABC):
                 found.append(self.propose(limit))
             except BudgetInfeasibleError:
                 continue
+            except KeyboardInterrupt:
+                raise ProposalsInterrupted(found) from None
         return found
 
     def widened(self, found: Proposal, limit: float) -> Proposal | None:

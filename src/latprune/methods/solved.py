@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from latprune.errors import SolverLimitError
 from latprune.methods.assemble import proposal_of
-from latprune.methods.base import Proposal, Proposer, StageContext
+from latprune.methods.base import Proposal, ProposalsInterrupted, Proposer, StageContext
 from latprune.problem import Problem, Solution, at_least, at_most
-from latprune.solve import Solver, require_answer, solve, solve_frontier
+from latprune.solve import Frontier, FrontierInterrupted, Solver, require_answer, solve, solve_frontier
 
 __all__ = ["SolvedProposer"]
 
@@ -28,7 +28,13 @@ class SolvedProposer(Proposer):
 
     def along(self, limits: Sequence[float], *, time_limit: float | None = None) -> list[Proposal]:
         """Solve for all ``limits`` at once; see the base class."""
-        found = solve_frontier(self._problem, self._problem.costs[0].name, limits=limits, solver=self._solver, time_limit=time_limit)
+        resource = self._problem.costs[0].name
+        try:
+            return self._proposals(solve_frontier(self._problem, resource, limits=limits, solver=self._solver, time_limit=time_limit))
+        except FrontierInterrupted as stopped:
+            raise ProposalsInterrupted(self._proposals(stopped.frontier)) from None
+
+    def _proposals(self, found: Frontier) -> list[Proposal]:
         return [
             proposal_of(self._context, self._problem.replace_limits({found.resource: point.limit}), point.solution)
             for point in found.points

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from latprune.errors import BudgetInfeasibleError, LatpruneError
-from latprune.methods import Proposal, Proposer, StageContext
+from latprune.methods import Proposal, ProposalsInterrupted, Proposer, StageContext
 from latprune.progress import counted
 
-__all__ = ["FrontierNetwork", "concave_slopes", "networks_along", "spaced_limits"]
+__all__ = ["FrontierNetwork", "FrontierStopped", "concave_slopes", "networks_along", "spaced_limits"]
 
 _JUST_ABOVE = 1e-9
 _ROUNDS = 6
@@ -39,6 +39,14 @@ class FrontierNetwork:
     proven: bool
 
 
+class FrontierStopped(KeyboardInterrupt):
+    """Ctrl-C while the frontier was solved for; ``networks`` are those found so far, at least one."""
+
+    def __init__(self, networks: Sequence[FrontierNetwork]) -> None:
+        super().__init__("interrupted")
+        self.networks = list(networks)
+
+
 def networks_along(
     proposer: Proposer, context: StageContext, *, points: int, time_limit: float | None, say: Callable[[str], None]
 ) -> list[FrontierNetwork]:
@@ -56,6 +64,7 @@ def networks_along(
 
     Raises:
         LatpruneError: Nothing was found in the time.
+        FrontierStopped: Ctrl-C, once there are networks.
     """
     deadline = math.inf if time_limit is None else time.monotonic() + time_limit
     limits = spaced_limits(proposer, context, points)
@@ -67,7 +76,15 @@ def networks_along(
             say(f"stopped after {time_limit:.0f} s with {len(found)} networks")
             break
         tried.update(limits)
-        found = _merged([*found, *(_network(proposal, context) for proposal in proposer.along(limits, time_limit=left))])
+        try:
+            more = proposer.along(limits, time_limit=left)
+        except KeyboardInterrupt as stopped:
+            more = stopped.proposals if isinstance(stopped, ProposalsInterrupted) else []
+            found = _merged([*found, *(_network(proposal, context) for proposal in more)])
+            if not found:
+                raise
+            raise FrontierStopped(found) from None
+        found = _merged([*found, *(_network(proposal, context) for proposal in more)])
         say(f"frontier: {len(found)} networks at {len(tried)} budgets")
         missing = points - len(found)
         limits = [] if missing <= 0 or round_number + 1 == _ROUNDS else _between(found, missing + missing // 4 + 2, tried)

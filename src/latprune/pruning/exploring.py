@@ -19,7 +19,7 @@ from latprune.pruning.budget import Budget
 from latprune.pruning.exploration import Exploration
 from latprune.pruning.explored_layers import blocks_of, groups_of, layers_of
 from latprune.pruning.explored_measurements import measured_networks
-from latprune.pruning.explored_points import FrontierNetwork, concave_slopes, networks_along
+from latprune.pruning.explored_points import FrontierNetwork, FrontierStopped, concave_slopes, networks_along
 from latprune.pruning.explored_stage import WIDTHS, explored_stage
 from latprune.pruning.fitting import Evaluate, evaluation_of
 from latprune.pruning.options import SharedOptions, with_options
@@ -77,7 +77,7 @@ def explore(
         constructor: ``package.module:callable`` that builds the model, for the record.
         arguments: Its keyword arguments, for the record too.
         command: Arguments of ``latprune prune`` that lead to the same networks, for the page to show.
-        save: Called with what is known once all is solved, and again after each network that is measured.
+        save: Called with what is known once all is solved, or Ctrl-C stopped the solving, and again after each network that is measured.
         **options: What is explored: :class:`~latprune.pruning.options.Options`, such as ``target``, ``method`` (one that goes to its budget
             in one pass), ``keep``; but for ``budget``, ``pick``, ``time_limit`` and ``slack``, which belong to one network.
 
@@ -147,8 +147,12 @@ def explore_with(
         raise InvalidArgumentError("evaluate is asked for each network that is measured, and measure (=0) measures none; set measure=")
     stage = explored_stage(pruner, points=points, data=data, loss=loss, batches=batches)
     context = stage.context
+    stopped: FrontierStopped | None = None
     with pruner.clock.timed("solve"):
-        found = networks_along(stage.proposer, context, points=points, time_limit=time_limit, say=pruner._progress)
+        try:
+            found = networks_along(stage.proposer, context, points=points, time_limit=time_limit, say=pruner._progress)
+        except FrontierStopped as stop:
+            found, stopped = stop.networks, stop
     resource = context.resource
     interval = _interval(resource)
     slopes = concave_slopes([network.value for network in found], [network.gain for network in found])
@@ -179,11 +183,13 @@ def explore_with(
         dense=_dense(pruner, context, found),
         points=tuple(shown),
         seconds=_seconds(pruner),
-        notes=_notes(context, pruner.budget.resource, found, points),
+        notes=_notes(context, pruner.budget.resource, found, points, stopped=stopped is not None),
         provenance=current_provenance(seed=pruner.seed),
     )
     keep = save or (lambda exploration: None)
     keep(Exploration(record))
+    if stopped is not None:
+        raise stopped
     for networks in measured_networks(pruner, context, found, count=measure, evaluate=evaluation_of(evaluate)):
         record = record.model_copy(
             update={
@@ -248,13 +254,15 @@ def _dense(pruner: Pruner, context: StageContext, found: Sequence[FrontierNetwor
     return _point(pruner, network, 0.0, lambda proposal, value: (None, None))
 
 
-def _notes(context: StageContext, resource: str, found: Sequence[FrontierNetwork], points: int) -> tuple[str, ...]:
+def _notes(context: StageContext, resource: str, found: Sequence[FrontierNetwork], points: int, *, stopped: bool) -> tuple[str, ...]:
     notes = []
     if resource != "latency" and not context.walk_on_choices:
         notes.append(f"widths on offer: at most {WIDTHS} per group, evenly spaced; rules for widths (multiples of 8, say) offer others")
     open_ones = sum(not network.proven for network in found)
     if open_ones:
         notes.append(f"{open_ones} of {len(found)} networks are the best that were found, without proof")
-    if len(found) < points:
+    if stopped:
+        notes.append(f"interrupted with {len(found)} of {points} networks: budgets that were not looked at may lead to others")
+    elif len(found) < points:
         notes.append(f"{points} different networks were asked for, and {len(found)} were found: budgets between them lead to no others")
     return tuple(notes)
