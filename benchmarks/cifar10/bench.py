@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from measuring import Budget, counted, measured
-from networks import Dense, dense_network
+from networks import Dense, Preparation, dense_network
 from ours import OURS, own_structure
 from result_file import ResultFile
 from rivals import BEST_OF, RIVALS, Ratios, gradients_of, rival_structure
@@ -49,7 +49,7 @@ class Bench:
 
     @classmethod
     def of(cls, args: argparse.Namespace, name: str, store: Store) -> Bench:
-        dense = dense_network(name, args.data, args.work, prepare_epochs=args.prepare_epochs, threads=args.threads)
+        dense = dense_network(name, _preparation(args))
         print(f"{name}: {100 * dense.accuracy:.2f} % ({dense.note})", flush=True)
         return cls(
             args=args,
@@ -108,7 +108,7 @@ class Bench:
         args = self.args
         kept = args.work / f"{self.stem}-latency-of-{name}.txt"
         if not kept.exists():
-            other = dense_network(name, args.data, args.work, prepare_epochs=args.prepare_epochs, threads=args.threads)
+            other = dense_network(name, _preparation(args))
             kept.write_text(repr(measured(self.dense, other.model, self.target)["pruned"].ratio))
         return float(kept.read_text())
 
@@ -243,8 +243,19 @@ class Bench:
 
     @property
     def stem(self) -> str:
-        return f"{self.dense.name}-{self.args.prepare_epochs}-{self.args.engine}-b{self.args.batch}"
+        return f"{self.dense.name}-{self.args.prepare_epochs}-{self.args.dense_epochs}-{self.args.engine}-b{self.args.batch}"
 
     def path(self, budget: Budget, name: str, seed: int) -> Path:
         work: Path = self.args.work
         return work / f"{self.stem}-{budget.text.replace('%', '').replace('=', '')}-{name}-s{seed}"
+
+
+def _preparation(args: argparse.Namespace) -> Preparation:
+    return Preparation(
+        data=args.data,
+        work=args.work,
+        shortcut_epochs=args.prepare_epochs,
+        dense_epochs=args.dense_epochs,
+        threads=args.threads,
+        device=args.device,
+    )

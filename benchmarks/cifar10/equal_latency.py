@@ -46,7 +46,7 @@ METHODS = [
     "lamp",
 ]
 GPU: dict[str, Any] = dict(
-    networks=["resnet20-conv", "resnet20", "resnet56-conv", "resnet56"],
+    networks=["resnet20-conv", "resnet20", "resnet56-conv", "resnet56", "mobilenet_v1", "mobilenet_v2", "vit"],
     budgets=["50%", "25%", "flops=50%", "flops=38.9%"],
     seeds=3,
     rates=[0.01, 0.03, 0.1],
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--distill", action="store_true", help="the dense network teaches, every method alike")
     parser.add_argument("--prepare-epochs", type=int, default=2, help="training of shortcuts that were made convolutions")
+    parser.add_argument("--dense-epochs", type=int, default=200, help="training of networks that no weights are given of")
     parser.add_argument("--threads", type=int, default=1, help="threads of training; latency is always measured on one")
     parser.add_argument("--device", default="cpu", help="where training and evaluation run")
     parser.add_argument("--engine-device", default="cpu", help="what latency is measured on, in the engine's words")

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
+from mobilenets import cifar_mobilenet_v1, cifar_mobilenet_v2
 from torch import Tensor, nn
 
 from latprune.pruning import training_threads
 from latprune.storage import decode_tensors, encode_tensors, write_atomic
-from latprune.train import Recipe, evaluate, finetune
+from latprune.train import AdamW, Recipe, evaluate, finetune
 from latprune.train.precision import native_precision
 from latprune.zoo import PadShortcut, cifar10_test, cifar10_train, cifar_resnet, cifar_vit
 
-__all__ = ["NETWORKS", "Dense", "dense_network", "with_convolution_shortcuts"]
-
-VIT_WIDTH = 64
-"""Width of the transformer that benchmarks/train_vit.py trains."""
+__all__ = ["NETWORKS", "Dense", "Preparation", "dense_network", "with_convolution_shortcuts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,13 +43,45 @@ class Dense:
     note: str
 
 
-def dense_network(name: str, data: Path, work: Path, *, prepare_epochs: int, threads: int) -> Dense:
-    """The network by name; what had to be trained or counted for it is kept in ``work``."""
-    model, note = NETWORKS[name](data, work, prepare_epochs, threads)
-    kept = work / f"{name}-accuracy-{prepare_epochs}.txt"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """What a network is made ready with.
+
+    Attributes:
+        data: Folder of images and given weights.
+        work: Folder where what was trained is kept.
+        shortcut_epochs: Training of shortcuts that were made convolutions.
+        dense_epochs: Training of a network that no weights are given of.
+        threads: Threads of training.
+        device: Where training runs.
+    """
+
+    data: Path
+    work: Path
+    shortcut_epochs: int = 2
+    dense_epochs: int = 200
+    threads: int = 1
+    device: str = "cpu"
+
+    def trained(self, model: nn.Module, kept: str, recipe: Recipe) -> nn.Module:
+        """The network trained by a recipe, on the processor again; trained once, taken up where it was interrupted."""
+        file = self.work / f"{kept}.safetensors"
+        if not file.exists():
+            model = model.to(self.device)
+            with training_threads(self.threads):
+                finetune(model, cifar10_train(str(self.data)), recipe, checkpoint_dir=self.work / f"{kept}-training")
+            self.work.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, encode_tensors(model.state_dict()))
+        return _loaded(model.to("cpu"), file)
+
+
+def dense_network(name: str, preparation: Preparation) -> Dense:
+    """The network by name; what had to be trained or counted for it is kept in the work folder."""
+    model, note = NETWORKS[name](preparation)
+    kept = preparation.work / f"{name}-accuracy-{preparation.shortcut_epochs}-{preparation.dense_epochs}.txt"
     if not kept.exists():
-        with training_threads(threads):
-            kept.write_text(repr(evaluate(model.eval(), cifar10_test(str(data)))))
+        with training_threads(preparation.threads):
+            kept.write_text(repr(evaluate(model.eval(), cifar10_test(str(preparation.data)))))
     example = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return Dense(name=name, model=model.eval(), example=example, accuracy=float(kept.read_text()), note=note)
 
@@ -59,32 +91,36 @@ def _loaded(model: nn.Module, path: Path) -> nn.Module:
     return model.eval()
 
 
-def _padded(depth: int) -> Callable[[Path, Path, int, int], tuple[nn.Module, str]]:
-    def build(data: Path, work: Path, prepare_epochs: int, threads: int) -> tuple[nn.Module, str]:
-        return _loaded(cifar_resnet(depth), data / "weights" / f"cifar10_resnet{depth}.safetensors"), "given weights"
+Build = Callable[[Preparation], tuple[nn.Module, str]]
+
+
+def _padded(depth: int) -> Build:
+    def build(preparation: Preparation) -> tuple[nn.Module, str]:
+        return _loaded(cifar_resnet(depth), preparation.data / "weights" / f"cifar10_resnet{depth}.safetensors"), "given weights"
 
     return build
 
 
-def _convolution(depth: int) -> Callable[[Path, Path, int, int], tuple[nn.Module, str]]:
-    def build(data: Path, work: Path, prepare_epochs: int, threads: int) -> tuple[nn.Module, str]:
-        kept = work / f"resnet{depth}-conv-{prepare_epochs}.safetensors"
-        note = f"given weights with convolution shortcuts, {prepare_epochs} epochs at a rate of 0.01"
-        if kept.exists():
-            return _loaded(cifar_resnet(depth, shortcut="B"), kept), note
-        train = cifar10_train(str(data))
-        padded, _ = _padded(depth)(data, work, 0, threads)
-        calibration = [batch for batch, _ in zip((x for x, _ in train), range(8), strict=False)]
-        model = with_convolution_shortcuts(padded, depth, torch.cat(calibration))
-        if prepare_epochs:
-            recipe = Recipe(
-                epochs=prepare_epochs, learning_rate=0.01, weight_decay=5e-4, precision=native_precision(), channels_last=True, seed=0
-            )
-            with training_threads(threads):
-                finetune(model, train, recipe, checkpoint_dir=work / f"resnet{depth}-conv-{prepare_epochs}-training")
-        work.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, encode_tensors(model.state_dict()))
-        return model.eval(), note
+def _convolution(depth: int) -> Build:
+    def build(preparation: Preparation) -> tuple[nn.Module, str]:
+        epochs = preparation.shortcut_epochs
+        padded, _ = _padded(depth)(preparation)
+        images = torch.cat([batch for batch, _ in islice(cifar10_train(str(preparation.data)), 8)])
+        model = with_convolution_shortcuts(padded, depth, images)
+        if not epochs:
+            return model, "given weights with convolution shortcuts"
+        recipe = Recipe(epochs=epochs, learning_rate=0.01, weight_decay=5e-4, precision=native_precision(), channels_last=True)
+        note = f"given weights with convolution shortcuts, all trained for {epochs} epochs at a rate of 0.01"
+        return preparation.trained(model, f"resnet{depth}-conv-{epochs}", recipe), note
+
+    return build
+
+
+def _from_nothing(name: str, make: Callable[[], nn.Module], recipe: Recipe) -> Build:
+    def build(preparation: Preparation) -> tuple[nn.Module, str]:
+        epochs = preparation.dense_epochs
+        torch.manual_seed(0)
+        return preparation.trained(make(), f"{name}-{epochs}", recipe.with_epochs(epochs)), f"trained for {epochs} epochs"
 
     return build
 
@@ -131,15 +167,28 @@ def with_convolution_shortcuts(padded: nn.Module, depth: int, images: Tensor) ->
     return model
 
 
-def _vit(data: Path, work: Path, prepare_epochs: int, threads: int) -> tuple[nn.Module, str]:
-    return _loaded(cifar_vit(width=VIT_WIDTH), work / "cifar_vit.safetensors"), "weights of benchmarks/train_vit.py"
+_CONVOLUTIONS = Recipe(
+    epochs=200, learning_rate=0.1, warmup_epochs=5, weight_decay=5e-4, precision=native_precision(), channels_last=True, batch_size=128
+)
+_TRANSFORMER = Recipe(
+    epochs=200,
+    learning_rate=1e-3,
+    optimizer=AdamW(),
+    warmup_epochs=10,
+    weight_decay=0.05,
+    decay_norm_and_bias=False,
+    label_smoothing=0.1,
+    precision=native_precision(),
+    batch_size=128,
+)
 
-
-NETWORKS: dict[str, Callable[[Path, Path, int, int], tuple[nn.Module, str]]] = {
+NETWORKS: dict[str, Build] = {
     "resnet20": _padded(20),
     "resnet20-conv": _convolution(20),
     "resnet56": _padded(56),
     "resnet56-conv": _convolution(56),
-    "vit": _vit,
+    "mobilenet_v1": _from_nothing("mobilenet_v1", cifar_mobilenet_v1, _CONVOLUTIONS),
+    "mobilenet_v2": _from_nothing("mobilenet_v2", cifar_mobilenet_v2, _CONVOLUTIONS),
+    "vit": _from_nothing("vit", partial(cifar_vit, width=64), _TRANSFORMER),
 }
-"""Name -> builder of ``(data, work, prepare_epochs, threads)``; ``vit`` wants ``cifar_vit.safetensors`` in the work folder."""
+"""Name -> what builds it, with how it came to its weights."""
