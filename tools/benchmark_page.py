@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import comparison_section
 import pruning_sections
 from page_parts import ROOT, machine, measured_table, percent, read, table
 
@@ -461,6 +462,7 @@ def taylor() -> str | None:
 
 
 SECTIONS: tuple[Callable[[], str | None], ...] = (
+    comparison_section.equal_latency,
     pruning_sections.recovery,
     pruning_sections.recovery_curves,
     pruning_sections.recovery_finetuning,
