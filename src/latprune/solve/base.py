@@ -17,7 +17,18 @@ from latprune.problem.types import IntArray
 from latprune.registry import ClassRegistry
 from latprune.solve.canonical import canonical
 
-__all__ = ["Control", "SolveInterrupted", "Solver", "SolverError", "answer", "refuse_rounded_limits", "register", "solver_named", "solver_names", "solver_options"]
+__all__ = [
+    "Control",
+    "SolveInterrupted",
+    "Solver",
+    "SolverError",
+    "answer",
+    "refuse_rounded_limits",
+    "register",
+    "solver_named",
+    "solver_names",
+    "solver_options",
+]
 
 
 _ROUNDING = 1e-12
