@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latprune.errors import FileFormatError
 
-__all__ = ["FileModel", "StrictFileModel", "parsed", "validated"]
+__all__ = ["DocumentModel", "FileModel", "StrictFileModel", "parsed", "validated"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -24,6 +25,32 @@ class StrictFileModel(FileModel):
     """As :class:`FileModel`, and nothing is converted: ``"1"`` is no number."""
 
     model_config = ConfigDict(strict=True)
+
+
+class DocumentModel(FileModel):
+    """A JSON file of its own: its fields ``format`` and ``version`` have the defaults that the file must have."""
+
+    holds: ClassVar[str]
+    """What a file holds, for errors."""
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Read one from parsed JSON.
+
+        Raises:
+            FileFormatError: Something else, of an unknown version, or a value breaks its rule; names the place inside the file.
+        """
+        return validated(cls, data, what=cls.holds)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read one from JSON text; raises as :meth:`from_dict`."""
+        return cls.from_dict(parsed(text))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a file; raises as :meth:`from_dict`."""
+        return cls.from_json(Path(path).read_bytes())
 
 
 def parsed(text: str | bytes) -> Any:

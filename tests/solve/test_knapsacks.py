@@ -1,5 +1,7 @@
 """The knapsacks: refusals, negative contributions, and the mistakes of the published solvers that they must not make."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,27 @@ def test_negative_contributions(solver) -> None:  # type: ignore[no-untyped-def]
     problem = layers([[3.0, 1.0, -2.0], [1.0, 4.0, 5.0]], [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]], 3.0)
     solution = solve(problem, solver)
     assert solution.assignment == {"w0": 3, "w1": 3} and solution.costs == {"r": 3.0}
+
+
+@pytest.mark.parametrize("solver", ["exact", GroupKnapsack(), GroupKnapsack(units=100), Knapsack(units=100)])
+def test_a_limit_that_only_rounding_decides_is_refused_in_words(solver) -> None:  # type: ignore[no-untyped-def]
+    """Contributions around a network add up to about nothing, and so may a limit below the linearised floor."""
+    row = layers([[-0.1]] * 3, [[1.0]] * 3, 0.0).costs[0]
+    problem = replace(layers([[-0.1]] * 3, [[1.0]] * 3, 0.0), costs=(replace(row, constant=0.1 + 0.1 + 0.1),))
+    with pytest.raises(InvalidArgumentError, match=r"limit of 'r' \(=0\) is met or broken by rounding alone.* move the limit by 1.2e-12"):
+        solve(problem, solver)
+    moved = [solve(problem.replace_limits({"r": limit}), solver) for limit in (1.2e-12, -1.2e-12)]
+    assert [solution.assignment is not None for solution in moved] == [True, False] and moved[1].status == "infeasible"
+
+
+@pytest.mark.parametrize("solver", ["exact", GroupKnapsack(), GroupKnapsack(units=100), Knapsack(units=100)])
+def test_limits_below_nothing(solver) -> None:  # type: ignore[no-untyped-def]
+    """The floor of a linearised row may lie below 0: at it, just above it and just below it."""
+    problem = layers([[-3.1, -1.0, 0.0], [-2.2, -0.7, 0.0]], [[1.0, 2.0, 3.0], [1.0, 2.5, 3.0]], 0.0)
+    floor = problem.evaluate({"w0": 1, "w1": 1}).costs["r"]
+    for limit, found in [(floor, 2.0), (floor + 1e-9 * abs(floor), 2.0), (floor * (1 + 1e-6), None), (-3.2, 3.5), (-1.6, 4.5)]:
+        solution = solve(problem.replace_limits({"r": limit}), solver)
+        assert solution.gain == found and (solution.status == "infeasible") == (found is None)
 
 
 def test_plain_order_would_break_precedence() -> None:

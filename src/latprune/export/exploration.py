@@ -24,7 +24,7 @@ from latprune.export.record import (
     StageRecord,
     TargetRecord,
 )
-from latprune.file_model import FileModel, parsed, validated
+from latprune.file_model import DocumentModel, FileModel
 
 __all__ = [
     "EXPLORER_FORMAT",
@@ -161,7 +161,7 @@ class ExploredPoint(FileModel):
     accuracy: Fraction | None = None
 
 
-class ExplorationRecord(FileModel):
+class ExplorationRecord(DocumentModel):
     """What ``explore()`` found out.
 
     Attributes:
@@ -183,6 +183,8 @@ class ExplorationRecord(FileModel):
         seconds: Seconds of each phase.
         notes: Remarks for people.
     """
+
+    holds = "an exploration"
 
     format: Literal["latprune/explorer"] = EXPLORER_FORMAT
     version: Literal[1] = EXPLORER_VERSION
@@ -240,24 +242,10 @@ class ExplorationRecord(FileModel):
         return self
 
     @classmethod
-    def from_dict(cls, data: Any) -> ExplorationRecord:
-        """Read a record from parsed JSON.
-
-        Raises:
-            FileFormatError: Not an exploration, of an unknown version, or a value breaks its rule; names the place inside the file.
-        """
-        return validated(cls, data, what="an exploration")
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> ExplorationRecord:
-        """Read a record from JSON text; raises as :meth:`from_dict`."""
-        return cls.from_dict(parsed(text))
-
-    @classmethod
-    def read(cls, path: str | Path) -> ExplorationRecord:
+    def read(cls, path: str | Path) -> Self:
         """Read an ``explorer.json`` file; raises as :meth:`from_dict`, and where the file cannot be read."""
         try:
-            return cls.from_json(Path(path).read_bytes())
+            return super().read(path)
         except OSError as error:
             raise FileFormatError(
                 f"explorer file {str(path)!r} cannot be read ({error.strerror or error}); give one that `latprune explore` wrote"

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from latprune.export.verdict import Verdict, verdict
-from latprune.file_model import FileModel, parsed, validated
+from latprune.file_model import DocumentModel, FileModel
 
 __all__ = [
     "RECORD_FORMAT",
@@ -331,7 +330,7 @@ class ProvenanceRecord(FileModel):
     weights_sha256: str | None = None
 
 
-class ResultRecord(FileModel):
+class ResultRecord(DocumentModel):
     """Everything a pruning run found out.
 
     Attributes:
@@ -356,6 +355,8 @@ class ResultRecord(FileModel):
         program: The captured program (``latprune/program``), where that is the pruned network's form; set when the result is saved.
         verifications: Later measurements in processes of their own.
     """
+
+    holds = "a pruning result"
 
     format: Literal["latprune/result"] = RECORD_FORMAT
     version: Literal[1] = RECORD_VERSION
@@ -395,25 +396,6 @@ class ResultRecord(FileModel):
         if unknown:
             raise ValueError(f"blocks_removed names blocks that the network does not have: {', '.join(unknown)}")
         return self
-
-    @classmethod
-    def from_dict(cls, data: Any) -> ResultRecord:
-        """Read a record from parsed JSON.
-
-        Raises:
-            FileFormatError: Not a result, of an unknown version, or a value breaks its rule; names the place inside the file.
-        """
-        return validated(cls, data, what="a pruning result")
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> ResultRecord:
-        """Read a record from JSON text; raises as :meth:`from_dict`."""
-        return cls.from_dict(parsed(text))
-
-    @classmethod
-    def read(cls, path: str | Path) -> ResultRecord:
-        """Read a ``result.json`` file; raises as :meth:`from_dict`."""
-        return cls.from_json(Path(path).read_bytes())
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a JSON object."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +17,22 @@ from latprune.problem.types import IntArray
 from latprune.registry import ClassRegistry
 from latprune.solve.canonical import canonical
 
-__all__ = ["Control", "SolveInterrupted", "Solver", "SolverError", "answer", "register", "solver_named", "solver_names", "solver_options"]
+__all__ = [
+    "Control",
+    "SolveInterrupted",
+    "Solver",
+    "SolverError",
+    "answer",
+    "refuse_rounded_limits",
+    "register",
+    "solver_named",
+    "solver_names",
+    "solver_options",
+]
+
+
+_ROUNDING = 1e-12
+"""Share of all terms together that a sum of them, taken in another order, stays well within."""
 
 
 class SolverError(LatpruneError):
@@ -131,6 +146,23 @@ def solver_options(solver: Solver) -> dict[str, Any]:
     return {"name": solver.name, **{name: getattr(solver, name) for name in names}}
 
 
+def refuse_rounded_limits(problem: Problem, costs: Mapping[str, float]) -> None:
+    """Refuse a limit that ``costs`` lie so close to that rounding decides whether it is met: one near 0, where large terms cancel.
+
+    Raises:
+        InvalidArgumentError: Names the limit, and how far to move it.
+    """
+    for resource in problem.costs:
+        if resource.limit is None:
+            continue
+        size = math.fsum([abs(resource.constant), abs(resource.limit), *(max(map(abs, term.extent())) for term in resource.terms)])
+        if 0.0 < abs(costs[resource.name] - resource.limit) <= _ROUNDING * size:
+            raise InvalidArgumentError(
+                f"the limit of {resource.name!r} (={resource.limit:g}) is met or broken by rounding alone: a network's cost is "
+                f"{costs[resource.name]:g}, a sum of terms of up to {size:g} in all; move the limit by {2.0 * _ROUNDING * size:.2g} or more"
+            )
+
+
 def answer(
     problem: Problem,
     indices: IntArray | None,
@@ -155,6 +187,7 @@ def answer(
         rounding: Share of all the gains together by which the bound may lie above the gain through rounding alone; it then is the gain.
 
     Raises:
+        InvalidArgumentError: The assignment breaks a limit, and only by the rounding of its costs.
         SolverError: The assignment breaks a limit.
     """
     if indices is None:
@@ -164,6 +197,7 @@ def answer(
     gain = float(found.gain[0])
     costs = {name: float(values[0]) for name, values in found.costs.items()}
     if not found.satisfied[0]:
+        refuse_rounded_limits(problem, costs)
         raise SolverError(f"solver {solver!r} returned an answer that breaks a limit: its costs are {costs}")
     if bound is not None:
         # The bound and the gain are sums of the same numbers in two orders.

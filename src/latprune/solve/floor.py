@@ -9,7 +9,7 @@ import numpy as np
 
 from latprune.problem import Problem, Solution, is_satisfied
 from latprune.problem.types import IntArray
-from latprune.solve.base import Control, SolverError
+from latprune.solve.base import Control, SolverError, refuse_rounded_limits
 from latprune.solve.compact import wide
 from latprune.solve.counted import lowest
 from latprune.solve.elimination import forward, states_of, weigh
@@ -67,11 +67,13 @@ def infeasible(problem: Problem, *, solver: str, control: Control, notes: tuple[
     fails.
 
     Raises:
+        InvalidArgumentError: One limit alone, and rounding decides whether it can be met.
         SolverError: The tables contradict the proof: one limit alone, and it can be met.
     """
     floor = {r.name: lowest_use(problem, r.name, control)[0] for r in problem.costs}
     limited = [r for r in problem.costs if r.limit is not None]
     joint = all(is_satisfied(floor[r.name], r.limit) for r in problem.costs)
     if joint and len(limited) <= 1:
+        refuse_rounded_limits(problem, floor)
         raise SolverError(f"solver {solver!r} found no answer, yet the tables allow one at the floor {floor}")
     return Solution(solver=solver, status="infeasible", floor=floor, joint=joint, seconds=control.seconds, notes=notes)

@@ -23,6 +23,7 @@ from latprune.latency.engines.inputs import prepare_inputs
 from latprune.latency.engines.onnx_graph import export_onnx
 from latprune.latency.engines.torch_network import flatten_outputs
 from latprune.latency.measuring.sampling import NetworkSampler
+from support.openvino_precision import computes_in
 
 X = torch.randn(2, 4)
 
@@ -58,15 +59,7 @@ def test_openvino_refuses_to_compute_in_another_precision(asked: str, precision:
 @pytest.mark.parametrize("profile", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_openvino_reads_its_precision_back(precision: str, profile: bool) -> None:
-    import openvino
-    from openvino import opset13
-
-    # What the processor makes of the wish: its list of capabilities leaves out what it emulates.
-    x = opset13.parameter([1, 8], name="x")
-    model = openvino.Model([opset13.matmul(x, opset13.constant(np.ones((8, 8), np.float32)), False, False)], [x])
-    hint = {"bf16": "bf16", "fp16": "f16"}[precision]
-    asked = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint})
-    if asked.get_property("INFERENCE_PRECISION_HINT").get_type_name() == hint:
+    if computes_in(precision):
         compiled("openvino", precision=precision, profile=profile).run()
     else:
         with pytest.raises(EngineError, match=rf"precision \(='{precision}'\)"):

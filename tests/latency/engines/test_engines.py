@@ -21,14 +21,9 @@ from latprune.latency.engines.onnx_graph import export_onnx
 from latprune.latency.engines.torch_eager import EagerNetwork
 from latprune.latency.measuring.matching import match_profile
 from latprune.latency.testing import EngineContract
+from support.openvino_precision import computes_in
 
 needs_executorch = pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
-
-
-def openvino_capabilities() -> list[str]:
-    import openvino
-
-    return list(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 class TestTorch(EngineContract):
@@ -58,25 +53,20 @@ class TestExecuTorch(EngineContract):
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_bf16_differs_from_fp32_and_is_close(name: str) -> None:
-    if name == "openvino" and "BF16" not in openvino_capabilities():
-        pytest.skip("openvino does not compute in bf16 on this processor")
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3)).eval()
     x = torch.randn(1, 3, 16, 16)
     engine = get_engine(name)
+    if name == "openvino" and not computes_in("bf16"):
+        with pytest.raises(EngineError, match=r"precision \(='bf16'\)"):
+            engine.compile(model, x, Target(engine=name, precision="bf16"))
+        return
     outputs = {}
     for precision in ("fp32", "bf16"):
         with engine.compile(model, x, Target(engine=name, precision=precision)) as network:
             outputs[precision] = network.outputs()[0]
     difference = np.abs(outputs["fp32"] - outputs["bf16"]).max()
     assert difference < 0.05 * np.abs(outputs["fp32"]).max()
-    # OpenVINO takes the precision as a hint, and computes in fp32 on a processor without instructions for bf16.
-    assert (difference > 0) == (name != "openvino" or openvino_has_bf16())
-
-
-def openvino_has_bf16() -> bool:
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert difference > 0
 
 
 class Unprofiled(TorchEngine):
