@@ -44,6 +44,8 @@ def _name(text: str) -> str:
 def hours(found: Any) -> str:
     """Processor time of all rows of a result."""
     seconds = sum(row["cpu_seconds"] for row in found["rows"])
+    if seconds < 120:
+        return f"{seconds:.0f} s"
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
@@ -87,7 +89,7 @@ def sp_lamp_appendix_a() -> str | None:
     text += (
         "How well a number ranks the filters by the distortion that their removal makes (rank correlation): within a layer or group of "
         "coupled layers (the mean of them), and over all filters of the network at once. On the pretrained residual networks the "
-        f"distortion is the root mean square change of the logits. {machine(found)}\n\n"
+        f"distortion is the root mean square change of the logits. {machine(found)}.\n\n"
     )
     text += table(["network", "filters", "ranked by", "within groups", "over all"], lines)
     return text + _end("sp_lamp_appendix_a", "sp-lamp-appendix-a", "Bound or product against the distortion, a point for each filter")
@@ -120,7 +122,7 @@ def sp_lamp_figures_2_5_6() -> str | None:
         "2080 Ti at a saturating batch for ResNet-18, nn-Meter's predictions for the others. Here the engines of a processor, one thread, "
         "batch 1, each network in turns with the dense one. Saved: the most that the layer alone can save. Slower: points that cost more "
         "than the next wider one. Largest drop: between two neighbouring points, as a share of the whole range. Open: points whose "
-        f"interval did not come within the tolerance. {machine(found)}\n\n"
+        f"interval did not come within the tolerance. {machine(found)}.\n\n"
     )
     head = ["figure", "network", "engine", "layer", "filters", "points", "saved", "slower", "largest drop", "tables' step", "open"]
     text += measured_table(found, head, cells)
@@ -142,7 +144,7 @@ def sp_lamp_figure_7() -> str | None:
         "## SP-LAMP, figure 7: convolution, norm and ReLU over both widths\n\nThe paper shows nn-Meter's points at 32x32 and calls the "
         "relation purely linear. Here the kernel alone is measured on the engine, one thread, batch 1. A plane in the two widths, a line "
         "on their product, and both together: the share of the variance that they leave, and their mean relative error; the steps that "
-        f"the library's surface finds; the median half-width of the points' 95 % intervals. {machine(found)}\n\n"
+        f"the library's surface finds; the median half-width of the points' 95 % intervals. {machine(found)}.\n\n"
     )
     head = ["engine", "points", "plane leaves", "error", "product leaves", "error", "both leave", "error", "steps", "half-width"]
     return text + measured_table(found, head, cells) + _end("sp_lamp_figure_7", "sp-lamp-figure-7", "Latency against output channels")
@@ -179,7 +181,8 @@ def sp_lamp_table_5() -> str | None:
         + "\n\nFound out by asking the methods of this library on ResNet-20, with multiply-adds as the cost: whether a layer that grows "
         "dearer makes another one wider; whether a group's order changes with the weights that read it; whether its cost counts the "
         "layers that only read it; the smallest width at the lowest budget that is taken. LAMP is the structured one (one threshold over "
-        "SP-LAMP's scores), HALP's knapsack the exact one, which keeps a channel of every layer; MDP goes by its paper's Taylor score.\n\n"
+        "SP-LAMP's scores), HALP's knapsack the exact one, which keeps a channel of every layer; MDP goes by its paper's Taylor score. "
+        "SP-LAMP's costs are a linearisation, which takes limits that the network then misses; a run measures and corrects it.\n\n"
         + table(
             ["method", "structured", "cost guided", "score: readers", "cost: readers", "smallest width", "blocks", "criterion", "solver"],
             here,
@@ -209,7 +212,7 @@ def mdp_appendix_a() -> str | None:
         "once the layer before is pruned too, the more so at large ratios, and measures nothing. Here networks that keep about a share of "
         "every group's channels, one thread, batch 1: mean signed error against the measured latency, for the bilayer tables, and for the "
         "same tables read at the input widths of the dense network (one step) or of the network one step earlier on the way there. "
-        f"{machine(found)}\n\n"
+        f"{machine(found)}.\n\n"
     )
     text += measured_table(found, ["network", "engine", "channels kept", "latency removed", *keys], cells)
     return text + _end("mdp_appendix_a", "mdp-appendix-a", "Error of the estimates against the latency removed")
@@ -244,7 +247,7 @@ def _driven(script: str, heading: str, text: str, what: str = "", *, note: str =
     head += ["as cut", "top-1", "images trained on"]
     few = sorted({row["stage_images"] for row in found["rows"] if "stage_images" in row})
     text += f" As cut: on the first {' or '.join(map(str, few))} evaluation images." if few else ""
-    parts = [f"## {heading}\n\n{text} {machine(found)}", measured_table(found, head, cells)]
+    parts = [f"## {heading}\n\n{text} {machine(found)}.", measured_table(found, head, cells)]
     if note:
         parts.append(note)
     parts += _published(found["published"])

@@ -42,6 +42,7 @@ def main() -> None:
     made.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime"])
     made.add_argument("--each", type=int, default=4, help="networks of each share of channels (default: %(default)s)")
     made.add_argument("--seconds", type=float, default=3.0, help="seconds that one network may be timed for (default: %(default)s)")
+    made.add_argument("--table-networks", type=int, default=128, help="networks to fit tables to, at most (default: %(default)s)")
     made.add_argument("--store", type=Path, help="latency store (default: an empty one in memory)")
     made.add_argument("--picture", type=Path)
     args = made.parse_args()
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace, name: str, target: Target) -> dict[str, Any]:
     model, x = network(name)
     graph = trace(model, x)
     with Store(args.store or ":memory:") as store:
-        tables = build_tables(model, graph, x, target, store=store)
+        tables = build_tables(model, graph, x, target, store=store, max_networks=args.table_networks)
     random, dense = np.random.default_rng(0), graph.dense_widths()
     drawn = [(share, around(graph, share, random)) for share in SHARES for _ in range(args.each)]
     order = random.permutation(len(drawn))
