@@ -95,14 +95,24 @@ def solver_points(model: nn.Module, graph: ModelGraph, tables: LatencyTables, co
     return points
 
 
-def halp_estimate(tables: LatencyTables, widths: Mapping[str, int], removed: Sequence[str]) -> float:
-    """Sum over kernels of the cost at the dense input width and the network's own output width (HALP's linear model)."""
+def halp_estimate(
+    tables: LatencyTables, widths: Mapping[str, int], removed: Sequence[str], current: Mapping[str, int] | None = None
+) -> float:
+    """Sum over kernels of the cost at the network's own output width and the input width of a network before it (HALP's linear model).
+
+    Args:
+        tables: Latency tables.
+        widths: Widths of the network.
+        removed: Its removed blocks.
+        current: Widths of the network before it, that of the last step; None: the dense one.
+    """
     total = tables.constant_ms
     for name, entry in tables.entries.items():
         if set(entry.blocks).isdisjoint(removed):
             sizes = [axis.size(widths, removed) for axis in entry.axes]
+            before = entry.dense if current is None else [axis.size(current, removed) for axis in entry.axes]
             if len(sizes) > 1:
-                sizes[:-1] = entry.dense[:-1]
+                sizes[:-1] = before[:-1]
             total += tables.cost(name, sizes)
     return total
 

@@ -21,13 +21,17 @@ class ResultFile:
         about: What else the file says, beside its rows.
     """
 
-    def __init__(self, path: Path | None, benchmark: str, *, key: tuple[str, ...], **about: str) -> None:
+    def __init__(self, path: Path | None, benchmark: str, *, key: tuple[str, ...], **about: Any) -> None:
         self._path = path
         self._key = key
         self._head = {"benchmark": benchmark, **about}
         self.rows: list[dict[str, Any]] = []
         if path is not None and path.exists():
             self.rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+
+    def has(self, **columns: Any) -> bool:
+        """Whether there is a row with these values."""
+        return any(all(row.get(name) == value for name, value in columns.items()) for row in self.rows)
 
     def add(self, row: dict[str, Any], target: Target | None = None) -> None:
         """Take in a row, measured on ``target`` or else on the processor, and write the file."""
