@@ -19,11 +19,14 @@ from latprune.zoo.loading import (
     augment,
 )
 from latprune.zoo.reading import (
+    VOC_CLASSES,
+    Annotation,
     DatasetImages,
     ImageSource,
     LabelledFolder,
     RandomResizedCrop,
     StreamedImages,
+    VOCFolder,
     huggingface_test,
     huggingface_train,
     image_folders_test,
@@ -32,6 +35,7 @@ from latprune.zoo.reading import (
     load_cifar10_binary,
     npz_test,
     npz_train,
+    read_annotation,
 )
 from latprune.zoo.vit import VisionTransformer, cifar_vit
 
@@ -39,7 +43,8 @@ __all__ = [
     "CIFAR10_NORMALISATION",
     "DIGITS_NORMALISATION",
     "IMAGENET_NORMALISATION",
-    "VGG",
+    "VOC_CLASSES",
+    "Annotation",
     "Augmentation",
     "BottleneckResNet",
     "C2f",
@@ -62,6 +67,8 @@ __all__ = [
     "StreamedImages",
     "StreamingDetector",
     "UNet",
+    "VGG",
+    "VOCFolder",
     "VisionTransformer",
     "augment",
     "cifar10",
@@ -87,6 +94,7 @@ __all__ = [
     "mobilenet_v2",
     "npz_test",
     "npz_train",
+    "read_annotation",
     "recurrent_language_model",
     "resnet50",
     "single_shot_detector",

@@ -6,13 +6,17 @@ from latprune.zoo.reading.crops import RandomResizedCrop
 from latprune.zoo.reading.huggingface import DatasetImages, huggingface_test, huggingface_train
 from latprune.zoo.reading.labelled_folder import LabelledFolder, image_folders_test, image_folders_train
 from latprune.zoo.reading.streamed import ImageSource, StreamedImages
+from latprune.zoo.reading.voc import VOC_CLASSES, Annotation, VOCFolder, read_annotation
 
 __all__ = [
+    "VOC_CLASSES",
+    "Annotation",
     "DatasetImages",
     "ImageSource",
     "LabelledFolder",
     "RandomResizedCrop",
     "StreamedImages",
+    "VOCFolder",
     "huggingface_test",
     "huggingface_train",
     "image_folders_test",
@@ -21,4 +25,5 @@ __all__ = [
     "load_cifar10_binary",
     "npz_test",
     "npz_train",
+    "read_annotation",
 ]
