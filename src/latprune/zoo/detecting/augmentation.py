@@ -86,14 +86,13 @@ def _shared(boxes: Boxes, part: View) -> npt.NDArray[np.float64]:
 def seen(boxes: Boxes, view: View) -> npt.NDArray[np.bool_]:
     """Which objects a view keeps: those whose centre it shows."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    result: npt.NDArray[np.bool_] = ((centres > view[:2]) & (centres < view[2:])).all(axis=1)
-    return result
+    return np.asarray(((centres > view[:2]) & (centres < view[2:])).all(axis=1), dtype=np.bool_)
 
 
 def in_view(boxes: Boxes, view: View) -> Boxes:
     """Boxes as shares of the view, cut at its edges."""
     size = np.array([view[2] - view[0], view[3] - view[1]] * 2)
-    return np.clip((boxes - np.array([*view[:2], *view[:2]])) / size, 0.0, 1.0)
+    return np.asarray(np.clip((boxes - np.array([*view[:2], *view[:2]])) / size, 0.0, 1.0), dtype=np.float64)
 
 
 def change_colours(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:

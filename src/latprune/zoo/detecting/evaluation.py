@@ -65,7 +65,8 @@ def evaluate_detector(model: nn.Module, data: DetectionLoader, anchors: Tensor, 
     try:
         model.eval()
         for images, _ in data:
-            found += detections_of(*model(images.to(device)), anchors)
+            classes, offsets = model(images.to(device))
+            found += detections_of(classes, offsets, anchors)
     finally:
         model.train(training)
     scaled = []
