@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latprune.errors import InvalidArgumentError
-from latprune.train.recipe import SGD, Cosine, Linear, Recipe, Steps
+from latprune.train.recipe import SGD, AdamW, Cosine, Linear, Recipe, Steps
 
 __all__ = ["RECIPES", "recipe"]
 
@@ -73,6 +73,32 @@ RECIPES: dict[str, Recipe] = {
         notes=(
             "MDP's published code: HALP's configuration with a longer warm-up and linear decay",
             "the numbers of the paper's own table are not available",
+        ),
+    ),
+    "mdp-voc": Recipe(
+        epochs=116,
+        learning_rate=1e-3,
+        optimizer=SGD(momentum=0.9),
+        schedule=Steps(milestones=(77, 97), gamma=0.1),
+        weight_decay=5e-4,
+        batch_size=32,
+        notes=(
+            "MDP, appendix G: SGD with a step decay for SSD512-ResNet-50 on Pascal VOC",
+            "the numbers of the paper's own table are not available; those of SSD (arXiv:1512.02325, section 3.1) stand here",
+            "SSD's 60,000 steps, with decays after 40,000 and 50,000, are epochs of VOC 2007 and 2012 trainval (16,551 images)",
+        ),
+    ),
+    "mdp-nuscenes": Recipe(
+        epochs=60,
+        learning_rate=4e-4,
+        optimizer=AdamW(),
+        schedule=Cosine(),
+        weight_decay=0.01,
+        batch_size=16,
+        notes=(
+            "MDP, appendix G: AdamW with a cosine for StreamPETR on nuScenes",
+            "the numbers of the paper's own table are not available; learning rate, batch and epochs of StreamPETR (arXiv:2303.11926) stand here",
+            "weight decay is not stated there; 0.01 stands here",
         ),
     ),
 }

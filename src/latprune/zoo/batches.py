@@ -24,7 +24,8 @@ def cifar10_train(
     """Training batches of CIFAR-10, shuffled, with random crops and flips.
 
     Args:
-        root: Folder with ``cifar10_train.npz`` and ``cifar10_test.npz``.
+        root: Folder with the official binary files (``data_batch_1.bin`` and so on), or with ``cifar10_train.npz`` and
+            ``cifar10_test.npz``.
         batch_size: Images per batch.
         seed: Of order and augmentation.
         normalisation: ImageNet's constants by default, which the pretrained CIFAR-10 networks use.

@@ -30,9 +30,18 @@ class _Extra(nn.Module):
 class SingleShotDetector(nn.Module):
     """SSD (arXiv:1512.02325) on a bottleneck ResNet: classes and boxes for the anchors of several maps, without the suppression step."""
 
-    def __init__(self, *, blocks: tuple[int, ...], width: int, extra: tuple[int, ...], num_classes: int, anchors: int) -> None:
+    def __init__(
+        self,
+        *,
+        blocks: tuple[int, ...],
+        width: int,
+        extra: tuple[int, ...],
+        num_classes: int,
+        anchors: int,
+        stride_on_first: bool = False,
+    ) -> None:
         super().__init__()
-        self.backbone = BottleneckResNet(blocks, num_classes=1, width=width)
+        self.backbone = BottleneckResNet(blocks, num_classes=1, width=width, stride_on_first=stride_on_first)
         self.backbone.fc = nn.Identity()  # type: ignore[assignment]
         self.stages = len(blocks)
         sizes = [4 * width * 2 ** (self.stages - 2), 4 * width * 2 ** (self.stages - 1)]
@@ -69,6 +78,7 @@ def single_shot_detector(
     width: int = 64,
     extra: tuple[int, ...] = (512, 512, 256, 256),
     anchors: int = 6,
+    stride_on_first: bool = False,
 ) -> SingleShotDetector:
     """SSD512 with a ResNet-50 backbone, the detector of the pruning papers' Pascal VOC experiments; smaller arguments make a small one.
 
@@ -78,10 +88,13 @@ def single_shot_detector(
         width: Inner width of the backbone's first stage.
         extra: Channels of the maps after the backbone.
         anchors: Boxes per place.
+        stride_on_first: Where the backbone's stages downsample, as in :func:`resnet50`, whose weights it takes.
     """
     if len(blocks) < 2:
         raise InvalidArgumentError(f"blocks (={blocks}) must name at least 2 stages: the last two are read by the heads")
-    return SingleShotDetector(blocks=blocks, width=width, extra=extra, num_classes=num_classes, anchors=anchors)
+    return SingleShotDetector(
+        blocks=blocks, width=width, extra=extra, num_classes=num_classes, anchors=anchors, stride_on_first=stride_on_first
+    )
 
 
 class CrossAttention(nn.Module):

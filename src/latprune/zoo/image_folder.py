@@ -14,9 +14,9 @@ from torch import Tensor
 from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
 from latprune.zoo.loading import IMAGENET_NORMALISATION
 
-__all__ = ["ImageFolder"]
+__all__ = ["IMAGE_ENDINGS", "ImageFolder"]
 
-_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif"})
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif"})
 
 
 class ImageFolder:
@@ -76,9 +76,9 @@ class ImageFolder:
         root = Path(folder)
         if not root.is_dir():
             raise InvalidArgumentError(f"folder (={str(folder)!r}) must be a folder with images; there is none")
-        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
+        found = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
         if not found:
-            raise InvalidArgumentError(f"folder (={str(folder)!r}) holds no image ({', '.join(sorted(_ENDINGS))})")
+            raise InvalidArgumentError(f"folder (={str(folder)!r}) holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
         order = np.random.default_rng(seed).permutation(len(found))
         self.paths = [found[k] for k in order][:limit]
         self._batch, self._crop = batch, crop

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
+from latprune.zoo.reading.cifar_binary import binary_folder, load_cifar10_binary, refuse_pickled
 
 __all__ = ["cifar10", "image_classes", "load_image_set"]
 
@@ -113,15 +114,30 @@ def image_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
 def cifar10(
     root: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None
 ) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
-    """CIFAR-10 from ``root/cifar10_train.npz`` and ``root/cifar10_test.npz`` (see :func:`load_image_set`).
+    """CIFAR-10 in its official binary layout, or from ``root/cifar10_train.npz`` and ``root/cifar10_test.npz`` (:func:`load_image_set`).
+
+    Args:
+        root: Folder of either; the binary version is ``data_batch_1.bin`` to ``data_batch_5.bin`` and ``test_batch.bin``, there or in
+            ``cifar-10-batches-bin``.
+        cache_dir: Folder for the decoded pixels of the ``.npz`` files.
 
     Returns:
         ``(train images, train labels), (test images, test labels)``: uint8 ``(50000, 32, 32, 3)`` and ``(10000, 32, 32, 3)``.
+
+    Raises:
+        InvalidArgumentError: The folder holds neither, or the pickled version alone, which is never opened.
+        FileFormatError: A file is damaged.
     """
     folder = Path(root)
-    for name in ("cifar10_train.npz", "cifar10_test.npz"):
-        if not (folder / name).is_file():
-            raise InvalidArgumentError(f"root (={str(folder)!r}) must hold cifar10_train.npz and cifar10_test.npz; {name} is not there")
+    missing = [name for name in ("cifar10_train.npz", "cifar10_test.npz") if not (folder / name).is_file()]
+    if missing:
+        if binary_folder(folder) is not None:
+            return load_cifar10_binary(folder)
+        refuse_pickled(folder)
+        raise InvalidArgumentError(
+            f"root (={str(folder)!r}) must hold cifar10_train.npz and cifar10_test.npz ({missing[0]} is not there), or the files of "
+            "cifar-10-binary.tar.gz (data_batch_1.bin and so on)"
+        )
     return (
         load_image_set(folder / "cifar10_train.npz", cache_dir=cache_dir),
         load_image_set(folder / "cifar10_test.npz", cache_dir=cache_dir),

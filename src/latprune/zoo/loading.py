@@ -43,6 +43,11 @@ class Normalisation:
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
         return images.float().div_(255.0).sub_(mean).div_(std)
 
+    def __str__(self) -> str:
+        """The formula with its numbers, for people."""
+        mean, std = (", ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return f"(value / 255 - mean) / std with mean {mean} and std {std}"
+
 
 IMAGENET_NORMALISATION = Normalisation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """ImageNet's constants; the pretrained CIFAR-10 networks were trained with them too."""
@@ -163,6 +168,17 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from self.batches()
+
+    def __str__(self) -> str:
+        """What is done to the images, for people."""
+        count, channels, height, width = self.images.shape
+        done = "as they are"
+        if self.augmentation is not None:
+            done = f"shifted by up to {self.augmentation.padding}" + (", mirrored at random" if self.augmentation.flip else "")
+        return (
+            f"{count} images {width}x{height} with {channels} channel{'s' if channels > 1 else ''} in batches of {self.batch_size}, "
+            f"{done}, {self.normalisation}"
+        )
 
     def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the current epoch from index ``start`` on, without preparing the earlier ones."""

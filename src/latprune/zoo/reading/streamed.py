@@ -1,0 +1,208 @@
+"""Batches of labelled images that are decoded as they are needed, by a bounded number of threads."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
+from latprune.zoo.loading import IMAGENET_NORMALISATION, Normalisation
+from latprune.zoo.reading.crops import Part, RandomResizedCrop, middle, taken
+
+__all__ = ["ImageSource", "StreamedImages", "normalisation_of", "opened"]
+
+_AHEAD = 2
+"""Batches that are read while the network works on one."""
+
+
+class ImageSource(Protocol):
+    """Labelled images that can be read one by one, by several threads at once.
+
+    Attributes:
+        labels: ``(n,)`` int64 class of each image.
+        classes: Names of the classes, by label.
+    """
+
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def image(self, index: int, *, mode: str, at_least: tuple[int, int] | None = None) -> Any:
+        """Image ``index`` as a Pillow image of ``mode``; where it may be coarser, no smaller than ``at_least`` (width, height)."""
+
+
+class StreamedImages:
+    """Iterates over normalised batches ``(images, labels)`` of an :class:`ImageSource`; nothing but the batches at work is in memory.
+
+    Order, parts and mirroring of a batch depend on ``seed``, the epoch and its index alone, whatever the number of threads, so that a
+    resumed run sees the same data.
+
+    Args:
+        source: Where the images come from.
+        shape: ``(channels, height, width)`` of a network's input, with 1 or 3 channels.
+        batch_size: Images per batch.
+        normalisation: Applied to each batch; that of ImageNet for three channels, none for one, by default.
+        shuffle: New order each epoch.
+        augmentation: Which part of an image is taken, and whether it is mirrored; None takes the middle.
+        crop: Share of the shorter side that the middle has.
+        workers: Threads that decode; 0 decodes in the thread that asks. All cores, at most 8, by default.
+        seed: Of order and augmentation.
+        drop_last: Leave out a last batch that is not full.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+        InvalidArgumentError: An argument breaks its rule, or there is no image.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        shape: tuple[int, int, int] = (3, 224, 224),
+        *,
+        batch_size: int = 64,
+        normalisation: Normalisation | None = None,
+        shuffle: bool = False,
+        augmentation: RandomResizedCrop | None = None,
+        crop: float = 0.875,
+        workers: int | None = None,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        try:
+            import PIL  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("pillow", "images") from error
+        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
+            raise InvalidArgumentError(f"shape (={tuple(shape)}) must be (channels, height, width) with 1 or 3 channels: images have those")
+        if batch_size < 1 or not 0.0 < crop <= 1.0:
+            raise InvalidArgumentError(f"batch_size (={batch_size}) must be at least 1, and crop (={crop}) above 0 and at most 1")
+        if workers is not None and workers < 0:
+            raise InvalidArgumentError(f"workers (={workers}) must be at least 0, or None for as many as there are cores")
+        if len(source.labels) < (batch_size if drop_last else 1):
+            raise InvalidArgumentError(f"the source has {len(source.labels)} images; one batch takes {batch_size if drop_last else 1}")
+        self.source = source
+        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+        self.batch_size = batch_size
+        self.normalisation = normalisation or normalisation_of(self.shape[0])
+        if len(self.normalisation.mean) != self.shape[0]:
+            raise InvalidArgumentError(
+                f"normalisation (={len(self.normalisation.mean)} channels) must have as many channels as shape (={self.shape})"
+            )
+        self.shuffle, self.augmentation, self.crop = shuffle, augmentation, crop
+        self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        self.seed, self.drop_last = seed, drop_last
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order and augmentation the next pass uses."""
+        if epoch < 0:
+            raise InvalidArgumentError(f"epoch (={epoch}) must be at least 0")
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        full, rest = divmod(len(self.source.labels), self.batch_size)
+        return full + (1 if rest and not self.drop_last else 0)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass."""
+        yield from self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the current epoch from index ``start`` on, without reading the earlier ones."""
+        epoch, count = self.epoch, len(self.source.labels)
+        order = np.random.default_rng((self.seed & 0xFFFFFFFF, epoch, 0)).permutation(count) if self.shuffle else np.arange(count)
+        waiting: deque[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], list[Future[Any]] | list[tuple[int, Any]]]] = deque()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="images") if self.workers else None
+        try:
+            for index in range(start, len(self)):
+                chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+                draws, mirrored = self._draws(epoch, index, len(chosen))
+                todo = [(int(k), None if draws is None else draws[at]) for at, k in enumerate(chosen)]
+                waiting.append((chosen, mirrored, [pool.submit(self._pixels, *item) for item in todo] if pool is not None else todo))
+                if pool is None or len(waiting) > _AHEAD:
+                    yield self._batch(*waiting.popleft())
+            while waiting:
+                yield self._batch(*waiting.popleft())
+        finally:
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
+        self.epoch = epoch + 1
+
+    def _draws(self, epoch: int, index: int, count: int) -> tuple[npt.NDArray[np.float64] | None, npt.NDArray[np.bool_]]:
+        if self.augmentation is None:
+            return None, np.zeros(count, dtype=bool)
+        random = np.random.default_rng((self.seed & 0xFFFFFFFF, epoch, index + 1))
+        draws = self.augmentation.draws(random, count)
+        return draws, random.random(count) < 0.5 if self.augmentation.flip else np.zeros(count, dtype=bool)
+
+    def _batch(self, chosen: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_], parts: Any) -> tuple[Tensor, Tensor]:
+        pixels = torch.from_numpy(np.stack([part.result() if isinstance(part, Future) else self._pixels(*part) for part in parts]))
+        if mirrored.any():
+            pixels = torch.where(torch.from_numpy(mirrored).view(-1, 1, 1, 1), pixels.flip(3), pixels)
+        return self.normalisation(pixels), torch.from_numpy(np.ascontiguousarray(self.source.labels[chosen], dtype=np.int64))
+
+    def _pixels(self, index: int, draws: npt.NDArray[np.float64] | None) -> npt.NDArray[np.uint8]:
+        """An image's part: ``(channels, height, width)``."""
+        channels, height, width = self.shape
+        mode = "RGB" if channels == 3 else "L"
+        # A part may cover little of an image, so a coarser reading is asked for only as far as the smallest part allows.
+        least = None
+        if self.augmentation is not None:
+            factor = (self.augmentation.ratio / self.augmentation.least) ** 0.5
+            least = (int(width * factor), int(height * factor))
+        image = self.source.image(index, mode=mode, at_least=least)
+        part: Part
+        if self.augmentation is not None and draws is not None:
+            part = self.augmentation.part(image.width, image.height, draws)
+        else:
+            part = middle(image.width, image.height, width / height, self.crop)
+        pixels = np.asarray(taken(image, part, width, height), dtype=np.uint8)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1) if channels == 3 else pixels[None])
+
+    def __str__(self) -> str:
+        """What is done to the images, for people."""
+        channels, height, width = self.shape
+        done = "the middle" if self.augmentation is None else "random parts" + (", mirrored at random," if self.augmentation.flip else "")
+        return (
+            f"{len(self.source.labels)} images of {len(self.source.classes)} classes in batches of {self.batch_size}: {done} scaled to "
+            f"{width}x{height}, {channels} channel{'s' if channels > 1 else ''}, {self.normalisation}"
+        )
+
+
+def normalisation_of(channels: int, mean: Any = None, std: Any = None) -> Normalisation:
+    """ImageNet's constants for three channels, none (0 and 1) for one; what is given takes their place."""
+    colour = channels == 3
+    mean = (IMAGENET_NORMALISATION.mean if colour else (0.0,) * channels) if mean is None else tuple(float(v) for v in mean)
+    std = (IMAGENET_NORMALISATION.std if colour else (1.0,) * channels) if std is None else tuple(float(v) for v in std)
+    return Normalisation(mean=mean, std=std)
+
+
+def opened(file: Any, name: str, *, mode: str, at_least: tuple[int, int] | None = None) -> Any:
+    """A Pillow image of a file or stream, turned as its camera says.
+
+    Args:
+        file: Path or binary stream.
+        name: What the image is called in messages.
+        mode: ``RGB`` or ``L``.
+        at_least: Width and height that a JPEG's coarser decoding must keep; None decodes it whole.
+
+    Raises:
+        FileFormatError: It is no image, or broken.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as found:
+            if at_least is not None:
+                found.draft(mode, at_least)
+            return ImageOps.exif_transpose(found).convert(mode)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise FileFormatError(f"{name} cannot be read as an image ({error}); remove it, or write it anew") from error
