@@ -123,9 +123,9 @@ def test_python_dash_m_runs_it_too(module: str) -> None:
 
 def test_the_fewest_networks_that_help_texts_name_are_those_that_tables_need() -> None:
     from latprune.cli import measure
-    from latprune.latency.tabulating import build
+    from latprune.latency.tabulating.table_builder import fewest_networks
 
-    assert measure._LEAST == build._FIRST_FIT + build._BATCH < measure._IN_KIT < measure._MOST
+    assert measure._LEAST == fewest_networks() < measure._IN_KIT < measure._MOST
 
 
 def test_inspect_folds_weights_that_are_computed_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

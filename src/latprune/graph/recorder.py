@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +15,14 @@ from latprune.errors import CaptureError
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.fields import varying
 from latprune.graph.labels import LabelSpace
+from latprune.graph.module_facts import ModuleFacts
 from latprune.graph.provenance import CallWatcher, Expression
-from latprune.graph.recording import Equation, Fields, Info, ModuleCall, Node, PaddingDraft, Recording
+from latprune.graph.recording import Equation, Fields, Info, Node, PaddingDraft, Recording
 from latprune.graph.rules import Step, find_rule
 from latprune.graph.rules_compute import ELEMENTWISE_OPERATIONS
 from latprune.graph.rules_creating import FROM_NOTHING, FROM_SHAPES, pass_sizes, settle_sizes
 from latprune.graph.size_facts import SizeFacts
-from latprune.graph.tensors import flatten_tensors, operands, structure
+from latprune.graph.tensors import flatten_tensors, operands
 from latprune.graph.uncomputed import ValueRead, reads_values, result_without_computing
 
 __all__ = ["Recorder"]
@@ -44,7 +42,7 @@ def _derived_grouped_weights(modules: Iterable[tuple[str, nn.Module]]) -> dict[s
     return found
 
 
-class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(SizeFacts, ModuleFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records one run of ``model``; what runs outside of the module ``within`` need not be understood.
 
     With ``computed`` False the costly operations are not computed; :class:`ValueRead` is raised where the model reads their values.
@@ -56,167 +54,18 @@ class Recorder(SizeFacts, TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.program = model if isinstance(model, CapturedNetwork) else None
         self.modules = list(model.named_modules())
         self.watcher = watcher
-        self._within = within
         self._computed = computed
         watcher.on_values = self.on_values
-        self._depth = 0 if within else 1
         self.space = LabelSpace()
         self.nodes: list[Node] = []
         self.random = False
         """Whether an operation drew random numbers."""
-        self.module_calls: list[ModuleCall] = []
-        self._infos: dict[int, tuple[weakref.ref[torch.Tensor], Info]] = {}
-        self._stack: list[int] = []
-        self.module_path = ""
-        self.failed_in = ""
-        self.tensor_labels: dict[str, list[torch.Tensor | None]] = {}
-        self.tensor_shapes: dict[str, tuple[int, ...]] = {}
         self.roles: dict[tuple[str, int], list[tuple[str, int]]] = {}
         self.grouped: dict[str, torch.Tensor] = {}
         self.pads: dict[str, tuple[PaddingDraft, ...]] = {}
+        self._start_modules(within)
         self._start_sizes()
-        self._names: dict[int, str] = {}
-        self._own: dict[int, torch.Tensor] = {}
-        self.aliases: dict[str, str] = {}
-        self._label_owner: list[tuple[int, int, str, int]] = []
-        self._step_roles: list[tuple[str, int, str]] = []
-        self.parameters: dict[str, torch.Tensor] = {}
-        self.buffers: dict[str, torch.Tensor] = {}
-        for kind, unique in ((model.named_parameters, self.parameters), (model.named_buffers, self.buffers)):
-            for name, tensor in kind(remove_duplicate=False):
-                if id(tensor) in self._names:
-                    self.aliases[name] = self._names[id(tensor)]
-                else:
-                    self._names[id(tensor)] = name
-                    self._own[id(tensor)] = tensor
-                    unique[name] = tensor
-        self._groups = _derived_grouped_weights(self.modules) if self.program is None else self.program.grouped_weights()
-
-    def info(self, tensor: torch.Tensor) -> Info:
-        """What is known of ``tensor``; a parameter gets its labels when it is first seen."""
-        found = self._infos.get(id(tensor))
-        if found is not None and found[0]() is tensor:
-            return found[1]
-        name = self._names.get(id(tensor))
-        fields: Fields = ()
-        if name is not None:
-            fields = self._label_tensor(name, tensor)
-        info = Info(fields=fields, node=-1, output=0, shape=tuple(tensor.shape), name=name)
-        self._infos[id(tensor)] = (weakref.ref(tensor), info)
-        return info
-
-    def _label_tensor(self, name: str, tensor: torch.Tensor) -> Fields:
-        self.tensor_shapes[name] = tuple(tensor.shape)
-        labels: list[torch.Tensor | None] = []
-        fields: list[torch.Tensor] = []
-        if tensor.is_floating_point() or tensor.is_complex():
-            for dim, size in enumerate(tensor.shape):
-                if size > 1 and dim == 1 and name in self._groups:
-                    rows = self.space.fresh(self._groups[name] * size, "tensor", name, dim).reshape(-1, size)
-                    labels.append(rows[0])
-                    self._label_owner.append((int(rows[0, 0]), rows.numel(), name, dim))
-                    fields.append(
-                        rows.repeat_interleave(tensor.shape[0] // rows.shape[0], 0).reshape(*tensor.shape[:2], *[1] * (tensor.dim() - 2))
-                    )
-                elif size > 1:
-                    vector = self.space.fresh(size, "tensor", name, dim)
-                    labels.append(vector)
-                    self._label_owner.append((int(vector[0]), size, name, dim))
-                    fields.append(vector.reshape([size if d == dim else 1 for d in range(tensor.dim())]))
-                else:
-                    labels.append(None)
-        self.tensor_labels[name] = labels
-        return tuple(fields)
-
-    def state_role(self, labels: torch.Tensor, role: str) -> None:
-        """Remember the role of the parameter dimension whose own labels start ``labels``."""
-        owner = self.owner(labels)
-        if owner is not None:
-            self._step_roles.append((*owner, role))
-
-    def owner(self, labels: torch.Tensor) -> tuple[str, int] | None:
-        """The parameter and dimension whose own labels start ``labels``."""
-        first = int(labels.reshape(-1)[0])
-        at = bisect_right(self._label_owner, (first, 1 << 62, "", 0)) - 1
-        if at >= 0:
-            start, size, name, dim = self._label_owner[at]
-            if start <= first < start + size:
-                return name, dim
-        return None
-
-    def set(self, tensor: torch.Tensor, info: Info) -> None:
-        """Remember ``info`` of ``tensor``."""
-        self._infos[id(tensor)] = (weakref.ref(tensor), info)
-
-    # -- modules ---------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def watch_modules(self) -> Iterator[None]:
-        """Keep the path of the running module and the tensors at the borders of every module.
-
-        The call of modules is wrapped for the while, which sees what hooks see first and last and costs less than two hooks on each.
-        """
-        paths = {id(m): path for path, m in self.modules if not isinstance(m, torch.jit.ScriptModule)}
-        plain = nn.Module.__call__
-
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            path = paths.get(id(module))
-            if path is None:
-                return plain(module, *args, **kwargs)
-            self._enter(path, args, kwargs)
-            try:
-                output = plain(module, *args, **kwargs)
-            except BaseException:
-                self.failed_in = self.failed_in or self.module_path
-                self._left()
-                raise
-            self._leave(output)
-            return output
-
-        nn.Module.__call__ = call  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            nn.Module.__call__ = plain  # type: ignore[method-assign]
-
-    def _tensor_infos(self, values: Any) -> list[Info]:
-        paused, self._paused = self._paused, True  # as quiet(), which costs more than what it guards here
-        try:
-            if type(values) is tuple and all(type(v) is torch.Tensor for v in values):
-                return [self.info(t) for t in values]
-            return [self.info(t) for t in flatten_tensors(values)]
-        finally:
-            self._paused = paused
-
-    def _enter(self, path: str, args: Any, kwargs: Any) -> None:
-        parent = self._stack[-1] if self._stack else -1
-        self.module_calls.append(
-            ModuleCall(
-                path=path,
-                start=len(self.nodes),
-                stop=-1,
-                inputs=self._tensor_infos((args, kwargs) if kwargs else args),
-                outputs=[],
-                parent=parent,
-            )
-        )
-        self._stack.append(len(self.module_calls) - 1)
-        self.module_path = path
-        self._depth += path == self._within
-
-    def _leave(self, output: Any) -> None:
-        call = self._left()
-        call.outputs = self._tensor_infos(output)
-        call.structure = structure(output)
-
-    def _left(self) -> ModuleCall:
-        call = self.module_calls[self._stack.pop()]
-        call.stop = len(self.nodes)
-        self.module_path = self.module_calls[self._stack[-1]].path if self._stack else ""
-        self._depth -= call.path == self._within
-        return call
-
-    # -- operations ------------------------------------------------------------------------------------------------
+        self._start_tensors(model, _derived_grouped_weights(self.modules) if self.program is None else self.program.grouped_weights())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}

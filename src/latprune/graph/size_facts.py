@@ -12,27 +12,24 @@ import torch
 from torch import nn
 
 from latprune.graph.captured import CapturedNetwork
-from latprune.graph.labels import LabelSpace
 from latprune.graph.provenance import CallWatcher, Expression, TracedFloat, TracedInt, expression, leaves
-from latprune.graph.recording import Equation, Info, Node, SizeLeaf
+from latprune.graph.recording import Equation, Node, SizeLeaf
 from latprune.graph.scales import Candidate, ScaleUse, absorbed, find_candidate, readers_of
 from latprune.graph.surgery_plan import ScaleTarget
+from latprune.graph.tensor_facts import TensorFacts
 
 __all__ = ["SizeFacts"]
 
 
-class SizeFacts:
-    """Sizes and scales of a run; the base of :class:`latprune.graph.recorder.Recorder`."""
+class SizeFacts(TensorFacts):
+    """Sizes and scales of a run; a base of :class:`latprune.graph.recorder.Recorder`."""
 
     model: nn.Module
     watcher: CallWatcher
     program: CapturedNetwork | None
     module_path: str
     nodes: list[Node]
-    space: LabelSpace
     grouped: dict[str, torch.Tensor]
-    _infos: dict[int, Any]
-    _names: dict[int, str]
 
     def _start_sizes(self) -> None:
         """Begin with nothing noted, and let the watcher call back."""
@@ -50,10 +47,6 @@ class SizeFacts:
         self.watcher.on_attention = self.on_attention
         self.watcher.on_normalise = self.on_normalise
         self.attribute_values: dict[tuple[str, str], int] = {}
-
-    def info(self, tensor: torch.Tensor) -> Info:
-        """What is known of ``tensor``."""
-        raise NotImplementedError
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from latprune.graph.grouping import Grouping, solve
-from latprune.graph.labels import CodeReason, Grid
-from latprune.graph.polynomials import Polynomial, add, constant, divide, known_value, multiply, size_polynomial
+from latprune.graph.labels import Grid
+from latprune.graph.polynomials import Polynomial, add, known_value, size_polynomial
 from latprune.graph.provenance import Expression, leaves
 from latprune.graph.recording import Equation, Recording, SizeLeaf
 from latprune.graph.scales import ScaleUse
+from latprune.graph.size_attributes import attribute_polynomials
+from latprune.graph.size_repairs import Repairs, tie_reason
+from latprune.graph.size_values import Evaluator, groups_in, single
 
 __all__ = ["Settled", "settle"]
-
-IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True, eq=False)
@@ -36,52 +36,6 @@ class Settled:
     grouping: Grouping
     attributes: dict[tuple[str, str], Polynomial]
     scales: list[tuple[ScaleUse, Polynomial]]
-
-
-class _Evaluator:
-    def __init__(self, recording: Recording, grouping: Grouping) -> None:
-        self.recording = recording
-        self.grouping = grouping
-        self.attributes: dict[tuple[str, str], Polynomial] = {}
-        self._sizes: dict[int, Polynomial | None] = {}
-        self._by_content: dict[tuple[tuple[int, ...], bytes], Polynomial | None] = {}
-
-    def size(self, number: int) -> Polynomial | None:
-        if number not in self._sizes:
-            labels = self.recording.sizes[number].labels
-            key = (tuple(labels.shape), labels.numpy().tobytes())
-            if key not in self._by_content:
-                self._by_content[key] = size_polynomial(self.grouping, labels)
-            self._sizes[number] = self._by_content[key]
-        return self._sizes[number]
-
-    def value(self, expr: Expression) -> Polynomial | None:
-        """The expression as a polynomial, or None where it is none."""
-        if expr[0] == "const":
-            return constant(int(expr[1]))
-        if expr[0] == "size":
-            return self.size(int(expr[1]))
-        if expr[0] == "attr":
-            key = (str(expr[1]), str(expr[2]))
-            return self.attributes.get(key, constant(self.recording.attribute_values[key]))
-        left, right = self.value(expr[1]), self.value(expr[2])
-        if left is None or right is None:
-            return None
-        if expr[0] == "add":
-            return add(left, right)
-        if expr[0] == "sub":
-            return add(left, right, -1)
-        if expr[0] == "mul":
-            return multiply(left, right)
-        a, b = known_value(left), known_value(right)
-        if expr[0] == "mod":
-            if a is not None and b is not None and a.denominator == b.denominator == 1:
-                return constant(int(a) % int(b))
-            whole = divide(left, right)
-            return {} if whole is not None and all(c.denominator == 1 for c in whole.values()) else None
-        if a is not None and b is not None and a.denominator == b.denominator == 1:
-            return constant(int(a) // int(b))
-        return divide(left, right)
 
 
 def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
@@ -98,17 +52,17 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
         grouping = solve(recording, kept)
         if _split_conflicts(recording, grouping) or _relate(recording, grouping, kept) or _align(recording, grouping, kept, tried):
             continue
-        evaluator = _Evaluator(recording, grouping)
-        first = _Repairs(evaluator)
+        evaluator = Evaluator(recording, grouping)
+        first = Repairs(evaluator)
         _check_equations([e for e in recording.equations if e.parts], evaluator, first)
         if not first.wanted:
-            stated = [e for e in recording.equations if e.left[0] == "const" and _single(evaluator.value(e.right)) is not None]
+            stated = [e for e in recording.equations if e.left[0] == "const" and single(evaluator.value(e.right)) is not None]
             _check_equations(stated, evaluator, first)
         if first.wanted:  # what all else depends on: the insides of fused projections, and widths that the code says are so and so many
             first.make(recording, kept, made, round_ > 40)
             continue
-        repairs = _Repairs(evaluator)
-        unsettled = _attribute_polynomials(recording, evaluator, repairs)
+        repairs = Repairs(evaluator)
+        unsettled = attribute_polynomials(recording, evaluator, repairs)
         if not unsettled:
             _numbers(recording, evaluator, repairs)
         open_ = [e for e in recording.equations if not unsettled or unsettled.isdisjoint(leaves(e.left))]
@@ -186,161 +140,11 @@ def _relate(recording: Recording, grouping: Grouping, kept: dict[int, str]) -> b
     return changed
 
 
-class _Repairs:
-    """Repairs that one round asks for."""
-
-    def __init__(self, evaluator: _Evaluator) -> None:
-        self.evaluator = evaluator
-        self.heads: dict[int, str] = {}
-        self.grids: list[Grid] = []
-        self.whole: dict[int, str] = {}
-        self.still: dict[int, str] = {}
-
-    @property
-    def wanted(self) -> bool:
-        """Whether anything has to be repaired."""
-        return bool(self.heads or self.grids or self.whole or self.still)
-
-    def freeze(self, groups: set[int], why: str) -> None:
-        """Keep groups whole."""
-        for g in groups:
-            self.whole.setdefault(g, CodeReason(why))
-
-    def tie(self, equations: list[Equation], why: str, *, one_attribute: bool = False) -> None:
-        """Repair equations: first keep whole heads, then equal counts between single widths, else keep all groups whole.
-
-        ``one_attribute``: the left sides follow from one attribute, which will be what the right ones need once these agree.
-        """
-        evaluator, grouping, why = self.evaluator, self.evaluator.grouping, CodeReason(why)
-        sides: list[tuple[Polynomial | None, Expression]] = []
-        for e in equations:
-            sides.append((evaluator.value(e.right), e.right))
-            if e.left[0] != "attr" and not one_attribute or len(equations) == 1:
-                sides.append((evaluator.value(e.left), e.left))
-        groups: set[int] = set()
-        for polynomial, expr in sides:
-            groups |= {g for k in polynomial for g in k} if polynomial is not None else _groups_in(evaluator, expr)
-        parts = all(e.parts for e in equations)
-        if parts and all(p for p, _ in sides):
-            products = [set(k) for p, _ in sides for k in p or {}]
-            everywhere = {g for g in groups if all(g in k for k in products)}
-            groups = groups - everywhere or groups  # heads that all parts have do not tell them apart
-        coarse = {g for g in groups if grouping.groups[g].level > 0}
-        if parts and groups - coarse:
-            groups, coarse = groups - coarse, set()  # parts of one dimension: whole heads may go whatever their insides do
-        if coarse:
-            for g in coarse:
-                self.heads.setdefault(g, why)
-            return
-        single = [_single(p) for p, _ in sides]
-        numbers = sorted({s[0] for s in single if s is not None})
-        if all(s is not None for s in single) and len(numbers) > 1:
-            width = math.gcd(*(grouping.groups[g].cells.shape[1] for g in numbers))
-            dense = {s[1] * grouping.groups[s[0]].cells.shape[1] for s in single if s is not None}
-            if width > 1 and len(dense) == 1:
-                self.grids.append(Grid(rows=np.concatenate([grouping.groups[g].cells.reshape(-1, width) for g in numbers]), why=why))
-                return
-        stated = len(equations) == 1 and equations[0].left[0] == "const" and sides[0][0] is not None and _single(sides[0][0]) is not None
-        if parts or stated:  # what stands for all of a row may go: the others have as many as before
-            self.still.update(dict.fromkeys(groups, why))
-        else:
-            self.freeze(groups, why)
-
-    def make(self, recording: Recording, kept: dict[int, str], made: set[bytes], hurry: bool) -> None:
-        """Carry out the mildest kind of repair that was asked for.
-
-        Args:
-            recording: Gets the ties.
-            kept: Gets the channels that stay.
-            made: Ties of earlier rounds: one that has to be made again did not hold, and is the last resort.
-            hurry: Every tie is the last resort.
-        """
-        groups = self.evaluator.grouping.groups
-        if self.heads:
-            for g, why in self.heads.items():
-                kept.update({c: why for c in groups[g].cells.reshape(-1).tolist()})
-        elif self.grids:
-            for grid in self.grids:
-                key = grid.rows.tobytes() + str(grid.rows.shape).encode()
-                recording.space.grids.append(replace(grid, last=hurry or key in made))
-                made.add(key)
-        else:
-            recording.space.still.extend((groups[g].cells.reshape(-1), why) for g, why in self.still.items())
-            for g, why in self.whole.items():
-                kept.update({c: why for c in groups[g].cells.reshape(-1).tolist()})
-
-
-def _attribute_polynomials(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> set[Expression]:
-    """What each attribute must be, from the equations where it stands alone; returns the attributes that are not settled yet."""
-    unsettled: set[Expression] = set()
-    uses: dict[tuple[str, str], list[tuple[Polynomial | None, Equation]]] = {}
-    for equation in recording.equations:
-        if equation.left[0] == "attr":
-            key = (str(equation.left[1]), str(equation.left[2]))
-            uses.setdefault(key, []).append((evaluator.value(equation.right), equation))
-    for key, polynomial, equation in _isolated(recording, evaluator, set(uses)):
-        uses.setdefault(key, []).append((polynomial, equation))
-    for key, found in uses.items():
-        polynomials = [p for p, _ in found]
-        name = f"{key[0]}.{key[1]}" if key[0] else key[1]
-        if any(p != polynomials[0] for p in polynomials):
-            unsettled.add(("attr", *key))
-            repairs.tie([e for _, e in found], f"'{name}' feeds all their sizes", one_attribute=True)
-        elif polynomials[0] is None:
-            unsettled.add(("attr", *key))
-            repairs.freeze(_groups_in(evaluator, found[0][1].right), _why(found[0][1]))
-        elif any(c.denominator != 1 for c in polynomials[0].values()):
-            unsettled.add(("attr", *key))
-            repairs.freeze({g for k in polynomials[0] for g in k}, f"'{name}' would be no whole number")
-        else:
-            evaluator.attributes[key] = polynomials[0]
-    return unsettled
-
-
-def _isolated(
-    recording: Recording, evaluator: _Evaluator, alone: set[tuple[str, str]]
-) -> list[tuple[tuple[str, str], Polynomial, Equation]]:
-    """Attributes that stand in an expression with constants only (``in_channels // paths``), and what they must be to keep it right."""
-    found = []
-    for equation in recording.equations:
-        if equation.left[0] in ("attr", "const", "size", "mod"):
-            continue
-        left, right = evaluator.value(equation.left), evaluator.value(equation.right)
-        if left is None or right is None or left == right or known_value(left) is None:
-            continue
-        solved = _solved(evaluator, equation.left, right)
-        if solved is not None and solved[0] not in alone:
-            found.append((*solved, equation))
-    return found
-
-
-def _solved(evaluator: _Evaluator, expr: Expression, wanted: Polynomial) -> tuple[tuple[str, str], Polynomial] | None:
-    """The attribute in ``expr``, the leftmost of several, and the value that makes the expression ``wanted``."""
-    if expr[0] == "attr":
-        return (str(expr[1]), str(expr[2])), wanted
-    if expr[0] in ("const", "size", "mod"):
-        return None
-    kind, left, right = expr
-    a, b = evaluator.value(left), evaluator.value(right)
-    other = None if b is None else known_value(b)
-    if other and kind in ("floordiv", "mul"):
-        solved = _solved(evaluator, left, multiply(wanted, {(): other if kind == "floordiv" else 1 / other}))
-    elif b is not None and kind in ("add", "sub"):
-        solved = _solved(evaluator, left, add(wanted, b, 1 if kind == "sub" else -1))
-    else:
-        solved = None
-    if solved is None and a is not None and kind == "mul" and (other := known_value(a)):
-        solved = _solved(evaluator, right, multiply(wanted, {(): 1 / other}))
-    elif solved is None and a is not None and kind == "add":
-        solved = _solved(evaluator, right, add(wanted, a, -1))
-    return solved
-
-
-def _numbers(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> None:
+def _numbers(recording: Recording, evaluator: Evaluator, repairs: Repairs) -> None:
     """Sizes whose value enters a computation as a number must not change."""
     for use in recording.scales:
         if evaluator.value(use.base) is None:
-            repairs.freeze(_groups_in(evaluator, use.base), "a scale follows a size that is no sum of widths")
+            repairs.freeze(groups_in(evaluator, use.base), "a scale follows a size that is no sum of widths")
     for expr in recording.uses:
         for leaf, groups in _moving(evaluator, expr):
             source = f"attribute '{leaf[1]}.{leaf[2]}'" if leaf[0] == "attr" else "a runtime size"
@@ -354,21 +158,21 @@ def _of(path: str) -> str:
     return f"'{path}'" if path else "the model"
 
 
-def _moving(evaluator: _Evaluator, expr: Expression) -> Iterator[tuple[Expression, set[int]]]:
+def _moving(evaluator: Evaluator, expr: Expression) -> Iterator[tuple[Expression, set[int]]]:
     """The leaves of an expression that follow widths, and the groups that they depend on."""
     for leaf in leaves(expr):
         value = evaluator.value(leaf)
         if value is None:
-            yield leaf, _groups_in(evaluator, leaf)
+            yield leaf, groups_in(evaluator, leaf)
         elif known_value(value) is None:
             yield leaf, {g for k in value for g in k}
 
 
-def _check_equations(equations: list[Equation], evaluator: _Evaluator, repairs: _Repairs) -> None:
+def _check_equations(equations: list[Equation], evaluator: Evaluator, repairs: Repairs) -> None:
     for equation in equations:
         left, right = evaluator.value(equation.left), evaluator.value(equation.right)
         if left is None or left != right:
-            repairs.tie([equation], _why(equation))
+            repairs.tie([equation], tie_reason(equation))
 
 
 def _asserted(recording: Recording) -> list[Equation]:
@@ -382,7 +186,7 @@ def _asserted(recording: Recording) -> list[Equation]:
     return found
 
 
-def _comparisons(recording: Recording, evaluator: _Evaluator, repairs: _Repairs) -> None:
+def _comparisons(recording: Recording, evaluator: Evaluator, repairs: Repairs) -> None:
     """Other comparisons decide the course of the forward: they must come out as they did at all widths."""
     for (name, left, right, place), outcome in recording.uses.compared.items():
         if (name, outcome) in (("eq", True), ("ne", False)):
@@ -390,7 +194,7 @@ def _comparisons(recording: Recording, evaluator: _Evaluator, repairs: _Repairs)
         why = f"a size that follows them decides the course of the forward of {_of(place)}"
         a, b = evaluator.value(left), evaluator.value(right)
         if a is None or b is None:
-            repairs.freeze(_groups_in(evaluator, left) | _groups_in(evaluator, right), why)
+            repairs.freeze(groups_in(evaluator, left) | groups_in(evaluator, right), why)
             continue
         difference = add(a, b, -1)
         low, high = _range(evaluator, difference)
@@ -406,38 +210,10 @@ def _comparisons(recording: Recording, evaluator: _Evaluator, repairs: _Repairs)
             repairs.freeze({g for k in difference for g in k}, why)
 
 
-def _range(evaluator: _Evaluator, p: Polynomial) -> tuple[Fraction, Fraction]:
+def _range(evaluator: Evaluator, p: Polynomial) -> tuple[Fraction, Fraction]:
     """Smallest and largest value that a polynomial can take (each width from 1 to its columns)."""
     low = high = Fraction(0)
     for groups, factor in p.items():
         most = factor * math.prod(evaluator.grouping.groups[g].cells.shape[1] for g in groups)
         low, high = low + min(factor, most), high + max(factor, most)
     return low, high
-
-
-def _why(equation: Equation) -> str:
-    if equation.left[0] == "const":
-        return f"the size {equation.left[1]} is fixed in the code of {equation.place}"
-    return f"sizes are tied by the code of {equation.place}"
-
-
-def _groups_in(evaluator: _Evaluator, expr: Expression) -> set[int]:
-    """Groups that a size leaf (or any leaf of an expression) depends on."""
-    found: set[int] = set()
-    for leaf in leaves(expr):
-        if leaf[0] == "size":
-            classes = evaluator.grouping.roots[evaluator.recording.sizes[int(leaf[1])].labels.numpy()]
-            for group_of, _ in evaluator.grouping.slots:
-                found |= {g for g in np.unique(group_of[classes]).tolist() if g >= 0}
-        else:
-            polynomial = evaluator.attributes.get((str(leaf[1]), str(leaf[2])), {})
-            found |= {g for k in polynomial for g in k}
-    return found
-
-
-def _single(p: Polynomial | None) -> tuple[int, Fraction] | None:
-    """The group and the factor of a polynomial that is a multiple of one width."""
-    if p is None or len(p) != 1:
-        return None
-    (groups, factor) = next(iter(p.items()))
-    return (groups[0], factor) if len(groups) == 1 else None

@@ -4,100 +4,45 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
+from latprune.errors import InvalidArgumentError, TrainingError
 from latprune.progress import Stretch, say, stretch
 from latprune.train.average import RunningAverage
-from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, forward, logits_of, move, shard, split_batch
+from latprune.train.batch_losses import BatchLosses
+from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, move, shard
 from latprune.train.calibration import statistics_keepers
 from latprune.train.contracts import (
-    IGNORED,
     as_tensors,
     calling,
     check_accuracy,
-    check_loss_value,
-    check_targets,
     named,
-    own_loss,
-    takes_labels,
 )
-from latprune.train.driver import Driver, ResumableDriver
-from latprune.train.loss import classification_loss
-from latprune.train.mixing import mix
+from latprune.train.driver import ResumableDriver
+from latprune.train.hooks import Evaluate, Hooks, Loss, Saving
 from latprune.train.optimizer import build_optimizer
 from latprune.train.precision import autocast_type
 from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
+from latprune.train.report import TrainReport
 from latprune.train.schedule import learning_rate
-from latprune.train.state import EpochRecord, Position, load_state, read_record, save_state
-from latprune.train.teaching import KeptChannels, Teaching
+from latprune.train.state import EpochRecord, Position, load_state, read_record, require_same_run, save_state
+from latprune.train.teaching import Teaching
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["Evaluate", "Hooks", "Loss", "Run", "Saving", "TrainReport"]
 
-Loss = Callable[[nn.Module, Any], torch.Tensor]
-Evaluate = Callable[[nn.Module], float]
 
 _LOOK_EVERY = 50
 """Steps between looks at the loss on a GPU, where each look waits for the device; on a CPU every step is looked at."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainReport:
-    """How a fine-tuning run went.
-
-    Attributes:
-        epochs: One record per finished epoch: loss, accuracies, learning rate, seconds.
-        steps: Optimizer steps done, over all resumed parts.
-        seconds: Training time, over all resumed parts.
-        finished: Whether the recipe ran to its end.
-        stopped: Why it did not: ``time limit``; empty where it did.
-        resumed_from: Step at which this call took up an earlier run; None where it began at the start.
-    """
-
-    epochs: tuple[EpochRecord, ...]
-    steps: int
-    seconds: float
-    finished: bool
-    stopped: str = ""
-    resumed_from: int | None = None
-
-    @property
-    def accuracy(self) -> float | None:
-        """Evaluated accuracy after the last finished epoch, if there was an evaluation."""
-        return self.epochs[-1].accuracy if self.epochs else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
-    """What the caller of :func:`~latprune.train.finetune` gave besides model, data and recipe."""
-
-    evaluate: Evaluate | None = None
-    teacher: nn.Module | None = None
-    kept: Mapping[str, KeptChannels] = field(default_factory=dict)
-    loss: Loss | None = None
-    after_step: Callable[[nn.Module], None] | None = None
-    driver: Callable[[torch.optim.Optimizer, int], Driver] | None = None
-    progress: Callable[[TrainProgress], None] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saving:
-    """Where checkpoints go, and the seconds between them."""
-
-    folder: Path
-    every: float
 
 
 def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
@@ -148,8 +93,10 @@ class Run:
         # Sums since the last look, on the device: loss times examples, correct ones.
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
         self.sums = torch.zeros(2, dtype=exact, device=accelerator.device)
+        self.losses = BatchLosses(
+            model, self.wrapped, recipe, loss=hooks.loss, teacher=teacher, exact=exact, rank=accelerator.process_index
+        )
         self.unseen = 0
-        self.judged = True
         self.trained = 0
         self.told: Stretch | None = None
         self.started = self.last_look = self.last_save = time.monotonic()
@@ -169,18 +116,7 @@ class Run:
         record = read_record(self.saving.folder) if self.saving is not None else None
         if record is None or self.saving is None:
             return
-        remedy = "give another checkpoint_dir, or resume=False to start again"
-        # What an earlier version did not know stands at its default there.
-        plain = Recipe(epochs=1, learning_rate=1.0).to_dict()
-        mine, theirs = {**plain, **self.recipe.to_dict()}, {**plain, **record.recipe}
-        if theirs != mine:
-            changed = sorted(key for key in mine.keys() | theirs.keys() if theirs.get(key) != mine.get(key))
-            raise CheckpointError(f"{self.saving.folder} holds a run with another recipe (in {', '.join(changed)}); {remedy}")
-        if record.steps_per_epoch != self.steps_per_epoch:
-            raise CheckpointError(
-                f"{self.saving.folder} holds a run with {record.steps_per_epoch} batches per epoch, "
-                f"and the data has {self.steps_per_epoch}; {remedy}"
-            )
+        require_same_run(self.saving.folder, record, recipe=self.recipe, steps_per_epoch=self.steps_per_epoch)
         random = load_state(
             self.saving.folder, record, model=self.model, optimizer=self.optimizer, driver=self._kept_driver(), average=self.average
         )
@@ -280,11 +216,15 @@ class Run:
                 self.driver.before_forward()
             self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, autocast_type(recipe.precision), enabled=recipe.precision != "fp32"):
+            number, losses = self.position.batch, self.losses
             if self.teaching is None:
-                loss, correct, examples = self._own(batch)
+                loss, correct, examples = losses.own(batch, number=number, step=self.step)
             else:
                 with self.teaching.watched():
-                    own, correct, examples = self._own(batch) if self.teaching.needs_labels else self._unlabelled(batch)
+                    labelled = self.teaching.needs_labels
+                    own, correct, examples = (
+                        losses.own(batch, number=number, step=self.step) if labelled else losses.unlabelled(batch, number=number)
+                    )
                 loss = self.teaching.mixed(own)
             assert loss is not None
         ends = self.position.batch + 1 == first + gathered
@@ -312,62 +252,6 @@ class Run:
             self.hooks.after_step(self.model)
         if self.average is not None:
             self.average.update(self.model)
-
-    def _own(self, batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-        """The network's own loss, correct answers where it classifies, and the examples of the batch."""
-        if self.hooks.loss is None:
-            return self._classify(batch)
-        what = named(self.hooks.loss, "(model, batch)")
-        with calling(what, batch=self.position.batch, given=batch):
-            value = self.hooks.loss(self.wrapped, batch)
-        return check_loss_value(value, what, batch=self.position.batch), None, _first_size(batch)
-
-    def _unlabelled(self, batch: Any) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-        """Run the network on the batch's inputs alone: the teacher's loss is all that counts."""
-        self.judged = False
-        if isinstance(batch, Mapping):
-            inputs: Any = {name: value for name, value in batch.items() if name != "labels"}
-        else:
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-        with calling(f"the model ({type(self.model).__name__})", batch=self.position.batch, given=inputs):
-            forward(self.wrapped, inputs)
-        return None, None, _first_size(inputs)
-
-    def _classify(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor | None, int]:
-        inputs, targets = split_batch(batch)
-        mixed = mix(inputs, targets, self.recipe, step=self.step, rank=self.accelerator.process_index)
-        if mixed is not None:
-            inputs, targets = mixed.inputs, mixed.targets
-        distillation = self.recipe.distillation if self.recipe.distillation is not None and self.recipe.distillation.of_classes else None
-        plain = self.recipe.label_smoothing == 0.0 and distillation is None and mixed is None
-        # A language model shifts its labels itself, so its own loss counts wherever its scores are not of one class per example.
-        labelled = isinstance(batch, Mapping) and takes_labels(self.model) and plain
-        with calling(f"the model ({type(self.model).__name__})", batch=self.position.batch, given=inputs):
-            output = self.wrapped(**batch) if labelled else forward(self.wrapped, inputs)
-        if labelled and (own := own_loss(output)) is not None and logits_of(output).ndim > 2:
-            self.judged = False
-            return own, None, len(targets)
-        logits, targets = check_targets(logits_of(output), targets, batch=self.position.batch, turn=not takes_labels(self.model))
-        taught = None
-        if distillation is not None and self.hooks.teacher is not None:
-            with torch.no_grad():
-                taught = check_targets(logits_of(forward(self.hooks.teacher, inputs)), targets)[0]
-        if not targets.is_floating_point():
-            targets = torch.where(targets < 0, IGNORED, targets)
-
-        def loss_for(labels: torch.Tensor) -> torch.Tensor:
-            return classification_loss(
-                logits, labels, label_smoothing=self.recipe.label_smoothing, distillation=distillation, teacher_logits=taught
-            )
-
-        loss = loss_for(targets)
-        if mixed is not None:
-            loss = mixed.share * loss + (1.0 - mixed.share) * loss_for(mixed.partners.long())
-        if mixed is not None or targets.is_floating_point():  # class probabilities: no one class is right
-            self.judged = False
-            return loss, None, len(targets)
-        right = (logits.detach().argmax(dim=1) == targets).to(self.sums.dtype)
-        return loss, right.reshape(len(targets), -1).mean(dim=1).sum(), len(targets)
 
     def _look(self) -> None:
         """Bring the sums from the device into the position, check the loss, and tell the progress."""
@@ -437,7 +321,7 @@ class Run:
             EpochRecord(
                 epoch=done.epoch,
                 loss=loss / counted,
-                train_accuracy=correct / counted if self.hooks.loss is None and self.judged else None,
+                train_accuracy=correct / counted if self.hooks.loss is None and self.losses.judged else None,
                 accuracy=accuracy,
                 learning_rate=rate,
                 seconds=done.epoch_seconds,
@@ -475,11 +359,3 @@ class Run:
                 finished=self.position.epoch == self.recipe.epochs,
             )
         self.last_save = time.monotonic()
-
-
-def _first_size(batch: Any) -> int:
-    """Examples in a batch: the first dimension of its first tensor, 1 where there is none."""
-    if isinstance(batch, torch.Tensor):
-        return len(batch) if batch.ndim else 1
-    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
-    return next((_first_size(value) for value in values), 1)

@@ -20,8 +20,9 @@ from latprune.storage import decode_tensors, encode_tensors, sha256_hex, write_a
 from latprune.train.average import RunningAverage
 from latprune.train.driver import DriverState, ResumableDriver
 from latprune.train.random_state import RandomState
+from latprune.train.recipe import Recipe
 
-__all__ = ["EpochRecord", "Position", "TrainRecord", "load_state", "read_record", "save_state"]
+__all__ = ["EpochRecord", "Position", "TrainRecord", "load_state", "read_record", "require_same_run", "save_state"]
 
 RECORD = "train.json"
 
@@ -164,6 +165,25 @@ def read_record(folder: Path) -> TrainRecord | None:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise FileFormatError(f"{first['msg']} in {path}", path=".".join(map(str, first["loc"]))) from error
+
+
+def require_same_run(folder: Path, record: TrainRecord, *, recipe: Recipe, steps_per_epoch: int) -> None:
+    """Refuse to go on with the run in ``folder`` under another recipe, or on another number of batches.
+
+    Raises:
+        CheckpointError: Says what differs.
+    """
+    remedy = "give another checkpoint_dir, or resume=False to start again"
+    # What an earlier version did not know stands at its default there.
+    plain = Recipe(epochs=1, learning_rate=1.0).to_dict()
+    mine, theirs = {**plain, **recipe.to_dict()}, {**plain, **record.recipe}
+    if theirs != mine:
+        changed = sorted(key for key in mine.keys() | theirs.keys() if theirs.get(key) != mine.get(key))
+        raise CheckpointError(f"{folder} holds a run with another recipe (in {', '.join(changed)}); {remedy}")
+    if record.steps_per_epoch != steps_per_epoch:
+        raise CheckpointError(
+            f"{folder} holds a run with {record.steps_per_epoch} batches per epoch, and the data has {steps_per_epoch}; {remedy}"
+        )
 
 
 def load_state(

@@ -26,7 +26,7 @@ from latprune.latency import (
     target_context,
 )
 from latprune.latency.measuring import sampling
-from latprune.latency.tabulating import build
+from latprune.latency.tabulating import build, table_builder
 from latprune.latency.tabulating.repeats import with_repeats
 
 
@@ -59,8 +59,8 @@ X = torch.zeros(1, 3, 24, 24)
 @pytest.fixture(autouse=True)
 def short_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve networks make a build here: these tests are about the steps, not about the error."""
-    monkeypatch.setattr(build, "_FIRST_FIT", 8)
-    monkeypatch.setattr(build, "_BATCH", 4)
+    monkeypatch.setattr(table_builder, "_FIRST_FIT", 8)
+    monkeypatch.setattr(table_builder, "_BATCH", 4)
 
 
 needs_executorch = pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
@@ -116,13 +116,13 @@ def test_a_kept_fit_is_used_for_the_same_samples_only(tmp_path: Path, monkeypatc
     with Store(tmp_path / "s.sqlite") as store:
         tables = build_tables(model, graph, X, target, store=store, time_limit=0.0, max_networks=12)
         fits: list[int] = []
-        fit = build.fit_tables
+        fit = table_builder.fit_tables
 
         def counted(samples: list, *args: object, **options: object) -> LatencyTables:
             fits.append(len(samples))
             return fit(samples, *args, **options)
 
-        monkeypatch.setattr(build, "fit_tables", counted)
+        monkeypatch.setattr(table_builder, "fit_tables", counted)
         again = build_tables(model, graph, X, target, store=store, max_networks=12)
         assert not fits
         assert again.predict({"conv1": 16}) == tables.predict({"conv1": 16})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from latprune.latency import DesignPoint, LatencyTables, NetworkSample, Residual, Store, TableStats, Target, design_points
-from latprune.latency.tabulating import build
+from latprune.latency.tabulating import build, table_builder
 from latprune.latency.tabulating.fitting import fit_tables, predicted_and_measured
 from latprune.latency.tabulating.repeats import REPEAT, agree, as_repeat, due_again, far_off, median_sample, with_repeats
 from support.made_up_machine import BLOCKS, CONTEXT, GROUPS, KERNELS, WIDTHS, MadeUpMachine
@@ -116,7 +116,7 @@ def test_an_extended_build_is_checked_by_tables_of_all_networks_before(monkeypat
         return predicted_and_measured(tables, fresh)
 
     machine = MadeUpMachine(2, interrupted=0.0)
-    monkeypatch.setattr(build, "predicted_and_measured", spy)
+    monkeypatch.setattr(table_builder, "predicted_and_measured", spy)
     monkeypatch.setattr(
         build, "NetworkSampler", lambda *_: SimpleNamespace(sample=lambda point: machine.sample(point), close=lambda: None, runs=0)
     )
@@ -179,9 +179,9 @@ def error(tables: LatencyTables) -> float:
 
 def test_a_build_measures_outliers_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "NetworkSampler", InterruptedSampler)
-    monkeypatch.setattr(build, "_SUSPECTS", 0)
+    monkeypatch.setattr(table_builder, "_SUSPECTS", 0)
     believed = built(tmp_path / "believed.sqlite")
-    monkeypatch.setattr(build, "_SUSPECTS", 8)
+    monkeypatch.setattr(table_builder, "_SUSPECTS", 8)
     repeated = built(tmp_path / "repeated.sqlite")
     taken = len(InterruptedSampler.taken)
     assert 64 + 8 <= taken <= 64 + 24

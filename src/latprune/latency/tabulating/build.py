@@ -20,9 +20,9 @@ from latprune.latency.measuring.signature import network_fingerprint
 from latprune.latency.samples import ContextInfo, NetworkSample
 from latprune.latency.storing.store import Store
 from latprune.latency.tabulating.fit_cache import KeptFit, keep_fit, kept_fit
-from latprune.latency.tabulating.fitting import fit_tables, predicted_and_measured
-from latprune.latency.tabulating.repeats import REPEATS, agree, as_repeat, far_off, median_sample, with_repeats
-from latprune.latency.tabulating.tables import LatencyTables, Residual, TableStats
+from latprune.latency.tabulating.repeats import as_repeat, with_repeats
+from latprune.latency.tabulating.table_builder import TableBuilder, fewest_networks
+from latprune.latency.tabulating.tables import LatencyTables, Residual
 from latprune.latency.target import Target
 from latprune.progress import stretch
 
@@ -30,16 +30,6 @@ if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
 __all__ = ["TableProgress", "build_tables", "require_same_network", "stored_tables"]
-
-_BATCH = 16
-_FIRST_FIT = 32
-_ENOUGH = 0.015
-_NO_BETTER = 0.93
-_SUSPECTS = 4
-"""Networks of one batch that are measured again at most: where more are far off, the tables are, not the samples."""
-
-_LOOKS = 3
-"""Times that the first tables are asked what is far off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +89,8 @@ def build_tables(
         >>> tables = build_tables(model, graph, x, Target(engine="openvino"), store=Store())  # doctest: +SKIP
         >>> tables.predict({"layer1.0.conv1": 32}, ["layer3.2"])  # doctest: +SKIP
     """
-    if max_networks < _FIRST_FIT + _BATCH:
-        raise InvalidArgumentError(f"max_networks (={max_networks}) must be at least {_FIRST_FIT + _BATCH}")
+    if max_networks < fewest_networks():
+        raise InvalidArgumentError(f"max_networks (={max_networks}) must be at least {fewest_networks()}")
     start = time.perf_counter()
     context = target_context(target)
     fingerprint = network_fingerprint(list(graph.kernels.values()), example_inputs, target)
@@ -124,7 +114,7 @@ def build_tables(
             written += store.add(context, [sample])
         return sample
 
-    builder = _Builder(graph, context, samples, extend=extend)
+    builder = TableBuilder(graph, context, samples, extend=extend)
     told = ExitStack()
     try:
         points = design_points(list(graph.groups.values()), list(graph.blocks.values()), seed=seed)
@@ -132,7 +122,7 @@ def build_tables(
             next(points)
         work = told.enter_context(stretch("latency tables", unit=f"networks of at most {max_networks}", timed=True))
         while not builder.done(max_networks):
-            if time_limit is not None and len(builder.samples) >= _FIRST_FIT + _BATCH and time.perf_counter() - start > time_limit:
+            if time_limit is not None and len(builder.samples) >= fewest_networks() and time.perf_counter() - start > time_limit:
                 break
             builder.add(take(next(points)), again=lambda first: take(DesignPoint(widths=first.widths, removed=first.removed), first))
             work.reached(len(builder.samples), **({"mean_error": builder.residual.mean_absolute} if builder.residual is not None else {}))
@@ -165,12 +155,12 @@ def stored_tables(graph: ModelGraph, example_inputs: Any, context: ContextInfo, 
         return kept.tables
     stored = _networks(store, context, fingerprint, graph)
     samples = with_repeats(stored)
-    if len(samples) < _FIRST_FIT + _BATCH:
+    if len(samples) < fewest_networks():
         raise TableError(
             f"{store.path} holds {len(samples)} networks of it for {context.target} (version {context.version}, {context.machine}); "
-            f"tables need {_FIRST_FIT + _BATCH}: measure more"
+            f"tables need {fewest_networks()}: measure more"
         )
-    builder = _Builder(graph, context, samples)
+    builder = TableBuilder(graph, context, samples)
     tables = builder.tables(measured=0, runs=0)
     keep_fit(store, context, fingerprint, graph, KeptFit(tables=tables, settled=builder.settled), measured=len(stored))
     return tables
@@ -225,79 +215,3 @@ def require_same_network(tables: LatencyTables, graph: ModelGraph, example_input
             "tables are of another network: its kernels are as large as this model's, but its input shapes, its blocks or the way in which "
             "it was timed differ; build tables of this model on these example inputs"
         )
-
-
-class _Builder:
-    """Samples so far, and the checks made on the way."""
-
-    def __init__(self, graph: ModelGraph, context: ContextInfo, samples: list[NetworkSample], *, extend: bool = False) -> None:
-        self._graph = graph
-        self._context = context
-        self._extend = extend
-        self.samples = list(samples)
-        self._checked: list[tuple[float, float]] = []
-        self._history: list[float] = []
-        self._next = _FIRST_FIT
-        self._pending: LatencyTables | None = None
-        self.settled = False
-        self.residual: Residual | None = None
-        self._advance()
-
-    def add(self, sample: NetworkSample, *, again: Callable[[NetworkSample], NetworkSample]) -> None:
-        """Take one more network; ``again`` measures it, or one before it, another time."""
-        self.samples.append(sample)
-        self._advance(again)
-
-    def _advance(self, again: Callable[[NetworkSample], NetworkSample] | None = None) -> None:
-        """Do the fits and checks that the samples allow. Stored samples go through the same steps as new ones, but for the repetitions:
-        theirs are in the store.
-        """
-        while len(self.samples) >= self._next:
-            if again is not None:
-                self._repeat(again)
-            known = self.samples[: self._next]
-            if self._pending is not None:
-                fresh = known[-_BATCH:]
-                predicted, measured = predicted_and_measured(self._pending, fresh)
-                self._checked = (self._checked + list(zip(predicted.tolist(), measured.tolist(), strict=True)))[-2 * _BATCH :]
-                latest = Residual.of(predicted, measured)
-                self.residual = Residual.of([pair[0] for pair in self._checked], [pair[1] for pair in self._checked])
-                self._history.append(latest.mean_absolute)
-                stalled = len(self._history) >= 3 and min(self._history[-2:]) > _NO_BETTER * min(self._history[:-2])
-                self.settled = latest.mean_absolute <= _ENOUGH or stalled
-            self._next += _BATCH
-            if len(self.samples) >= self._next or not self.settled or self._extend:
-                self._pending = self._fit(known, TableStats())
-
-    def _repeat(self, again: Callable[[NetworkSample], NetworkSample]) -> None:
-        """Measure again what is far off among the networks that are about to be believed."""
-        start = self._next - _BATCH if self._pending is not None else 0
-        repeated: set[int] = set()
-        # The first tables are bent by the very samples that they judge, so once some are mended they are asked again.
-        for _ in range(1 if self._pending is not None else _LOOKS):
-            tables = self._pending or self._fit(self.samples[: self._next], TableStats())
-            suspects = [index for index in far_off(tables, self.samples[start : self._next]) if index not in repeated][:_SUSPECTS]
-            if not suspects:
-                break
-            for index in suspects:
-                suspect = self.samples[start + index]
-                tries = [suspect]
-                for _ in range(REPEATS):
-                    tries.append(again(suspect))
-                    if any(agree(other, tries[-1]) for other in tries[:-1]):
-                        break
-                self.samples[start + index] = median_sample(tries)
-            repeated.update(suspects)
-
-    def _fit(self, samples: list[NetworkSample], stats: TableStats) -> LatencyTables:
-        residual = self.residual if self.residual is not None else Residual.of([], [])
-        return fit_tables(
-            samples, list(self._graph.kernels.values()), list(self._graph.groups.values()), self._context, residual=residual, stats=stats
-        )
-
-    def done(self, limit: int) -> bool:
-        return len(self.samples) >= limit or (self.settled and not self._extend)
-
-    def tables(self, *, measured: int, runs: int) -> LatencyTables:
-        """Tables from all the samples."""
-        return self._fit(self.samples, TableStats(measured_networks=measured, engine_runs=runs))
