@@ -28,10 +28,18 @@ ITEMS: tuple[tuple[str, str, Callable[[], str | None] | None], ...] = (
     ("MDP, figure 4", "mdp_figure_4", sections.mdp_figure_4),
     ("MDP, table 3", "mdp_table_3", sections.mdp_table_3),
     ("MDP, appendix A", "mdp_appendix_a", sections.mdp_appendix_a),
+    ("MDP, appendix B", "../solvers", None),
     ("MDP, appendix C", "mdp_appendix_c", sections.mdp_appendix_c),
     ("MDP, appendix E", "mdp_appendix_e", sections.mdp_appendix_e),
     ("MDP, appendix F", "mdp_appendix_f", sections.mdp_appendix_f),
 )
+
+
+ELSEWHERE = {
+    "../trajectories": "[ResNet-56 to half of the multiply-adds](benchmarks.md#ways-to-a-budget)",
+    "../solvers": "[The exact solver](benchmarks.md#the-exact-solver-at-width-step-8), beside the paper's about 5 s",
+}
+"""Scripts outside of ``benchmarks/papers/`` and their sections on the other page."""
 
 
 def page() -> str:
@@ -39,8 +47,8 @@ def page() -> str:
     written = [(place, script, section() if section is not None else None) for place, script, section in ITEMS]
     rows = []
     for place, script, text in written:
-        if script.startswith("../"):
-            rows.append([place, f"`benchmarks/{script.removeprefix('../')}.py`", "[Ways to a budget](benchmarks.md#ways-to-a-budget)", "–"])
+        if script in ELSEWHERE:
+            rows.append([place, f"`benchmarks/{script.removeprefix('../')}.py`", ELSEWHERE[script], "–"])
             continue
         found = read(f"papers-{script.replace('_', '-')}")
         hours = sections.hours(found) if found is not None else "–"
@@ -50,7 +58,7 @@ def page() -> str:
         "which the named scripts wrote. Numbers of the papers are labelled so: *Layer-adaptive Structured Pruning Guided by Latency* "
         "(SP-LAMP, [arXiv:2305.14403](https://arxiv.org/abs/2305.14403)) and *Multi-Dimensional Pruning* (MDP, "
         "[arXiv:2406.12079](https://arxiv.org/abs/2406.12079)). All others were run here, on processors that were shared with other work; "
-        "the time is that of the processor, over all rows.\n\n"
+        "the time is that of the processor, over all rows, without what a latency store had already.\n\n"
     )
     texts = [text for _, _, text in written if text is not None]
     return head + table(["place", "script", "here", "processor time"], rows) + "\n\n" + "\n\n".join(texts) + "\n"

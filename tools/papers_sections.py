@@ -51,8 +51,8 @@ def hours(found: Any) -> str:
 
 def _end(script: str, picture: str, what: str) -> str:
     """The picture, where there is one, and the script."""
-    path = f"images/papers/{picture}.svg"
-    drawn = f"\n\n![{what}]({path})" if (ROOT / "docs" / path).exists() else ""
+    paths = [f"images/papers/{picture}.{kind}" for kind in ("svg", "png")]
+    drawn = "".join(f"\n\n![{what}]({path})" for path in paths if (ROOT / "docs" / path).exists())
     return f"{drawn}\n\n`benchmarks/papers/{script}.py`"
 
 
@@ -122,7 +122,8 @@ def sp_lamp_figures_2_5_6() -> str | None:
         "2080 Ti at a saturating batch for ResNet-18, nn-Meter's predictions for the others. Here the engines of a processor, one thread, "
         "batch 1, each network in turns with the dense one. Saved: the most that the layer alone can save. Slower: points that cost more "
         "than the next wider one. Largest drop: between two neighbouring points, as a share of the whole range. Open: points whose "
-        f"interval did not come within the tolerance. {machine(found)}.\n\n"
+        "interval did not come within the tolerance; where most are open, the columns before tell more of the machine's noise than of the "
+        f"network. {machine(found)}.\n\n"
     )
     head = ["figure", "network", "engine", "layer", "filters", "points", "saved", "slower", "largest drop", "tables' step", "open"]
     text += measured_table(found, head, cells)

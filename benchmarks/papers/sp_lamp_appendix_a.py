@@ -1,6 +1,6 @@
 """SP-LAMP, appendix A: the bound on what a filter's removal does to the output (eq. 17), beside what it does.
 
-    python benchmarks/papers/sp_lamp_appendix_a.py --data DATA --picture docs/images/papers/sp-lamp-appendix-a.svg
+    python benchmarks/papers/sp_lamp_appendix_a.py --data DATA --picture docs/images/papers/sp-lamp-appendix-a.png
 
 The paper derives, for fully connected layers with ReLU and inputs of norm 1, that the output moves by at most ``|W_{i,q}| |W_{i+1,q}|``
 times the norms of all other layers when filter ``q`` of layer ``i`` goes, ranks filters by the two factors, and measures nothing. Here:
@@ -45,7 +45,9 @@ def main() -> None:
     made.add_argument("--data", type=Path, required=True, help="folder with cifar10_train.npz, cifar10_test.npz and weights/")
     made.add_argument("--networks", nargs="+", default=["chain", "resnet20"], help="of chain, resnet20, resnet56 (default: %(default)s)")
     made.add_argument("--images", type=int, default=256, help="test images (default: %(default)s)")
-    made.add_argument("--chain-batches", type=int, default=780, help="batches of 128 that the chain trains for (default: %(default)s)")
+    made.add_argument(
+        "--chain-batches", type=int, default=390, help="batches of 128 that the chain trains for, an epoch at most (default: it)"
+    )
     made.add_argument("--picture", type=Path)
     args = made.parse_args()
     torch.set_num_threads(args.threads)
