@@ -336,8 +336,8 @@ def test_positional_inputs_count_as_named_ones_do():
     x, memory, labels = torch.randn(12, 4), torch.randn(12, 3), torch.arange(12) % 5
     graph = trace(model, (x[:1], memory[:1]))
     config = DivergenceConfig(rivals=(), priors=(), examples=8)
-    positional = score(model, graph, [((x, memory), labels)], config)
-    named = score(model, graph, [{"x": x, "memory": memory, "labels": labels}], config)
+    positional = score(model, graph, config, [((x, memory), labels)])
+    named = score(model, graph, config, [{"x": x, "memory": memory, "labels": labels}])
     assert positional.curves and positional.curves.keys() == named.curves.keys()
     for key, curve in positional.curves.items():
         np.testing.assert_allclose(curve, named.curves[key], rtol=1e-6)
