@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import comparison_section
+import detection_sections
 import pruning_sections
 from page_parts import ROOT, machine, measured_table, percent, read, table
 
@@ -487,6 +488,9 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     onnx_in,
     capture,
     taylor,
+    detection_sections.ssd,
+    detection_sections.streaming,
+    detection_sections.augmentation,
 )
 
 

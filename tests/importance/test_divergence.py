@@ -317,3 +317,27 @@ def test_measures_and_options_are_checked():
     with pytest.raises(InvalidArgumentError, match=r"data \(=None\)"):
         score(model, graph, DivergenceConfig())
     score(model, graph, DivergenceConfig(), batches())
+
+
+class Pair(nn.Module):
+    """Two inputs, as a detector with a memory has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(3, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return self.head(F.relu(self.first(x) + self.second(memory)))
+
+
+def test_positional_inputs_count_as_named_ones_do():
+    model = Pair().eval()
+    x, memory, labels = torch.randn(12, 4), torch.randn(12, 3), torch.arange(12) % 5
+    graph = trace(model, (x[:1], memory[:1]))
+    config = DivergenceConfig(rivals=(), priors=(), examples=8)
+    positional = score(model, graph, config, [((x, memory), labels)])
+    named = score(model, graph, config, [{"x": x, "memory": memory, "labels": labels}])
+    assert positional.curves and positional.curves.keys() == named.curves.keys()
+    for key, curve in positional.curves.items():
+        np.testing.assert_allclose(curve, named.curves[key], rtol=1e-6)

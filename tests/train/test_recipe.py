@@ -40,7 +40,12 @@ def test_the_papers_values_are_as_published() -> None:
     base, tune = recipe("sp-lamp-cifar10-base"), recipe("sp-lamp-cifar10")
     assert base.schedule == Steps(milestones=(120, 180), gamma=0.1) and (base.epochs, base.batch_size, base.learning_rate) == (240, 64, 0.1)
     assert (tune.epochs, tune.batch_size, tune.learning_rate, tune.weight_decay) == (200, 128, 0.01, 5e-4)
+    voc, scenes = recipe("mdp-voc"), recipe("mdp-nuscenes")
+    assert isinstance(voc.optimizer, SGD) and isinstance(voc.schedule, Steps) and (voc.learning_rate, voc.batch_size) == (1e-3, 32)
+    assert [round(epochs * 16551 / 32, -4) for epochs in (*voc.schedule.milestones, voc.epochs)] == [40000, 50000, 60000]
+    assert isinstance(scenes.optimizer, AdamW) and isinstance(scenes.schedule, Cosine)
     assert all(chosen.notes for chosen in RECIPES.values())
+    assert all(any("not " in note for note in RECIPES[name].notes) for name in ("mdp-voc", "mdp-nuscenes", "sp-lamp-imagenet"))
 
 
 def test_unknown_names_are_refused() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import os
 import socket
 import subprocess
 import sys
@@ -22,11 +24,21 @@ from test_several_processes import RECIPE, plain
 from latprune.train import finetune
 from support.training_task import loader
 torch.set_num_threads(1)
-model = plain()
-report = finetune(model, loader(), RECIPE, checkpoint_dir=sys.argv[1] + "/run")
+model, left = plain(), [int(sys.argv[2])]
+
+def stop(network):
+    left[0] -= 1
+    if left[0] == 0:
+        raise KeyboardInterrupt
+
+try:
+    report = finetune(model, loader(), RECIPE, checkpoint_dir=sys.argv[1] + "/run", checkpoint_seconds=0.0, after_step=stop)
+except KeyboardInterrupt:
+    PartialState().destroy_process_group()
+    sys.exit(3)
 rank = PartialState().process_index
 save_file(model.state_dict(), f"{sys.argv[1]}/rank{rank}.safetensors")
-open(f"{sys.argv[1]}/loss{rank}", "w").write(repr(report.epochs[-1].loss))
+open(f"{sys.argv[1]}/report{rank}", "w").write(repr((report.epochs[-1].loss, report.resumed_from)))
 PartialState().destroy_process_group()
 """
 
@@ -37,28 +49,26 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
 
 
-@pytest.mark.slow
-def test_two_processes_train_the_same_network_as_one(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    script = tmp_path / "script.py"
+def two_processes(folder: Path, *, stop_at: int = 0) -> None:
+    """One run of the script in two processes; with ``stop_at`` both are broken off at that step, right before its checkpoint."""
+    script = folder / "script.py"
     script.write_text(SCRIPT)
     tests = Path(__file__).parents[1]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {
-        "PYTHONPATH": f"{tests}:{tests / 'train'}",
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "train"), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",
-        "HOME": str(tmp_path),
+        "HOME": str(folder),
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)],
+            [sys.executable, str(script), str(folder), str(stop_at)],
             stderr=subprocess.PIPE,
             text=True,
             env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -66,13 +76,27 @@ def test_two_processes_train_the_same_network_as_one(tmp_path: Path) -> None:
         for rank in (0, 1)
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors[-3000:]
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == (3 if stop_at else 0), errors[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at", [0, 8])
+def test_two_processes_train_the_same_network_as_one(tmp_path: Path, stop_at: int) -> None:
+    """Also where they were broken off in the second epoch, and two others went on from the checkpoint."""
+    from safetensors.torch import load_file
+
+    if stop_at:
+        two_processes(tmp_path, stop_at=stop_at)
+    two_processes(tmp_path)
     alone = plain()
     report = finetune(alone, loader(), RECIPE)
     first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
     for name, value in alone.state_dict().items():
         assert torch.equal(first[name], second[name])
         assert torch.allclose(first[name], value, atol=1e-5)
-    losses = [float((tmp_path / f"loss{rank}").read_text()) for rank in (0, 1)]
-    assert losses == pytest.approx([report.epochs[-1].loss] * 2, rel=1e-4)
+    for rank in (0, 1):
+        loss, resumed = ast.literal_eval((tmp_path / f"report{rank}").read_text())
+        # The checkpoint has the main process's share of the epoch's loss, which stands for the other's too.
+        assert loss == pytest.approx(report.epochs[-1].loss, rel=0.05 if stop_at else 1e-4)
+        assert resumed == (stop_at - 1 if stop_at else None)

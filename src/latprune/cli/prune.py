@@ -158,8 +158,8 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
         require_onnx()  # told now rather than after the run
     output = output.with_suffix("") if written is not None else output
     model, inputs, batches = model_and_batches(args)
-    if args.images and not args.quiet:
-        print(f"images: {batches}")
+    if type(batches).__module__.startswith("latprune.") and not args.quiet:
+        print(f"{'images' if args.images else 'data'}: {batches}")
     evaluate = evaluation_of(args, parse_arguments(args.data_arg, argument="--data-arg"))
     constructor, arguments = recorded_as(args, parse_arguments(args.model_arg))
     result = prune(

@@ -96,7 +96,9 @@ def inputs_of(batch: Any) -> Any:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's answer to inputs of a batch."""
+    """The model's answer to inputs of a batch: a tensor, a mapping of keyword inputs, or a tuple of positional ones."""
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
     return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 

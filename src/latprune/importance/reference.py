@@ -77,7 +77,8 @@ def first_examples(data: Iterable[Any], count: int) -> list[Any]:
     found: list[Any] = []
     for batch in data:
         inputs = inputs_of(batch)
-        tensors = [value for value in (inputs.values() if isinstance(inputs, dict) else [inputs]) if isinstance(value, Tensor)]
+        several = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, (tuple, list)) else [inputs]
+        tensors = [value for value in several if isinstance(value, Tensor)]
         size = int(tensors[0].shape[0]) if tensors else count
         taken = min(size, count)
         if taken >= 2 or not found:
@@ -91,6 +92,8 @@ def first_examples(data: Iterable[Any], count: int) -> list[Any]:
 def _first(inputs: Any, count: int, size: int) -> Any:
     if isinstance(inputs, Mapping):
         return {key: _first(value, count, size) for key, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(_first(value, count, size) for value in inputs)
     return inputs[:count] if isinstance(inputs, Tensor) and inputs.ndim and inputs.shape[0] == size else inputs
 
 

@@ -127,7 +127,7 @@ class MadeScenes:
         for index in range(start, len(self)):
             chosen = [self._scenes[k] for k in order[index * self.batch_size : (index + 1) * self.batch_size]]
             pixels = torch.stack([scene[0] for scene in chosen])
-            images = self.normalisation(pixels.flatten(0, 2)).unflatten(0, pixels.shape[:3])
+            images = self.normalisation(pixels.flatten(0, 2)).reshape(pixels.shape)
             places = self.places().expand(len(chosen), -1, -1)
             yield (images, places), {"boxes": torch.stack([s[1] for s in chosen]), "labels": torch.stack([s[2] for s in chosen])}
         self.epoch = epoch + 1
@@ -164,8 +164,8 @@ class MadeScenes:
             size = np.array(kind.size) * random.uniform(0.85, 1.15)
             distance, angle, yaw = random.uniform(5.0, self.reach), random.uniform(-math.pi, math.pi), random.uniform(-math.pi, math.pi)
             speed = random.uniform(0.0, kind.speed)
-            place = (distance * math.cos(angle), distance * math.sin(angle), size[2] / 2)
-            box = np.array([*place, *size, yaw, speed * math.cos(yaw), speed * math.sin(yaw)])
+            centre = (distance * math.cos(angle), distance * math.sin(angle), size[2] / 2)
+            box = np.array([*centre, *size, yaw, speed * math.cos(yaw), speed * math.sin(yaw)])
             if any(np.hypot(*(box[:2] - other[:2])) < (size[1] + other[4]) / 2 for _, other, _ in objects):
                 continue
             colour = tuple(int(np.clip(c + random.integers(-25, 26), 0, 255)) for c in kind.colour)
@@ -184,7 +184,7 @@ class MadeScenes:
             for camera in range(self.cameras):
                 noise = random.normal(0.0, 4.0, (*self.size, 1))
                 shots.append(np.clip(self._drawn(camera, now, int(ground)) + noise, 0, 255).astype(np.uint8).transpose(2, 0, 1))
-        images = torch.from_numpy(np.stack(shots)).unflatten(0, (self.frames, self.cameras))
+        images = torch.from_numpy(np.stack(shots)).reshape(self.frames, self.cameras, 3, *self.size)
         return images, boxes, labels
 
     def _drawn(self, camera: int, objects: list[tuple[Points, tuple[int, ...]]], ground: int) -> npt.NDArray[np.float64]:
