@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from latprune.export import OnnxExport
     from latprune.pruning.result import Result
     from latprune.pruning.run import Fit
-    from latprune.recovery import Recovery
 
 __all__ = ["Outcome", "add_arguments", "add_parser", "prune_as_told", "run"]
 
@@ -76,18 +75,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--candidates", type=int, default=1, help="pick by accuracy among N near-optimal answers (default: %(default)s)")
     data.add_argument(
         "--units", choices=["score", "reconstruction"], default="score", help="which channels stay, given how many (default: %(default)s)"
-    )
-    data.add_argument(
-        "--recover",
-        metavar="STRATEGY",
-        help="recovery without training after each cut: refit (default with --data or --images), none, or as `latprune list strategies`",
-    )
-    data.add_argument(
-        "--recover-arg",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="option of the strategy, such as ridge=0.01; may be repeated",
     )
     data.add_argument("--recovery-images", type=int, default=2048, help="inputs to recover with, without labels (default: %(default)s)")
     data.add_argument("--recipe", help="fine-tuning recipe by name, for instance sp-lamp-cifar10")
@@ -168,7 +155,6 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
         budget=args.budget,
         pick=pick,
         data=batches,
-        recover=_recovery(args),
         recovery_images=args.recovery_images,
         fit=_fit(args, batches, evaluate),
         evaluate=evaluate,
@@ -227,20 +213,6 @@ def _check_data(args: argparse.Namespace) -> None:
         raise InvalidArgumentError(
             "--epochs and --recipe train on labels, which --images have none of; give --data, or a --fit of your own"
         )
-
-
-def _recovery(args: argparse.Namespace) -> bool | Recovery:
-    """The strategy of recovery: none, the default where there is data, or one with its options."""
-    from latprune.cli.loading import parse_arguments
-    from latprune.errors import InvalidArgumentError
-    from latprune.recovery import get_strategy
-
-    options = parse_arguments(args.recover_arg, argument="--recover-arg")
-    if args.recover in (None, "none"):
-        if options:
-            raise InvalidArgumentError("--recover-arg needs --recover with a strategy")
-        return args.recover is None
-    return get_strategy(args.recover, **options)
 
 
 def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from latprune.methods import Method, Schedule
     from latprune.methods.width_rules import WidthRules
     from latprune.pruning.options import SharedOptions
+    from latprune.recovery import Recovery
     from latprune.solve import Solver
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "evaluation_of",
     "method_of",
     "options_of",
+    "recovery_of",
     "schedule_of",
     "solver_of",
     "width_rules_of",
@@ -71,11 +73,23 @@ def add_solver_argument(group: argparse._ActionsContainer) -> None:
 
 
 def add_data_arguments(group: argparse._ActionsContainer, *, accuracy: bool = True) -> None:
-    """Add ``--data``, ``--data-arg``, ``--importance-batches``, and unless told ``--test-data``, ``--evaluate``, ``--train-threads``."""
+    """Add ``--data``, ``--recover``, ``--importance-batches`` with their options; unless told, what evaluates too."""
     group.add_argument("--data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for scoring, recovery and fine-tuning")
     if accuracy:
         group.add_argument("--test-data", metavar="MODULE:CALLABLE", help="returns batches (inputs, labels) for accuracy")
     group.add_argument("--data-arg", action="append", default=[], metavar="KEY=VALUE", help="keyword argument of both; may be repeated")
+    group.add_argument(
+        "--recover",
+        metavar="STRATEGY",
+        help="recovery without training of what is cut: refit (default with --data or --images), none, or as `latprune list strategies`",
+    )
+    group.add_argument(
+        "--recover-arg",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of the strategy, such as ridge=0.01; may be repeated",
+    )
     group.add_argument("--importance-batches", type=int, default=16, help="batches to score with; 0 takes all (default: %(default)s)")
     if accuracy:
         group.add_argument("--evaluate", metavar="MODULE:CALLABLE", help="evaluate(model) -> accuracy of your own instead of --test-data")
@@ -151,12 +165,27 @@ def options_of(args: argparse.Namespace, *, tables: str | None = None) -> Shared
         "predictor": KernelPredictor.load(args.predictor) if args.predictor else None,
         "store": Store(args.store) if args.store else None,
         "solver": solver_of(args),
+        "recover": recovery_of(args),
         "seed": args.seed,
         "measure_latency": not args.predict_only,
         "progress": None,  # the display of the command line listens already
         "form": args.form,
         "fold": args.fold,
     }
+
+
+def recovery_of(args: argparse.Namespace) -> bool | Recovery:
+    """The strategy of recovery: none, the default where there is data, or one with its options."""
+    from latprune.cli.loading import parse_arguments
+    from latprune.errors import InvalidArgumentError
+    from latprune.recovery import get_strategy
+
+    options = parse_arguments(args.recover_arg, argument="--recover-arg")
+    if args.recover in (None, "none"):
+        if options:
+            raise InvalidArgumentError("--recover-arg needs --recover with a strategy")
+        return args.recover is None
+    return get_strategy(args.recover, **options)
 
 
 def schedule_of(args: argparse.Namespace) -> Schedule | None:

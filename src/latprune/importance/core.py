@@ -159,10 +159,22 @@ class Readings(Protocol):
     def caution(self) -> Mapping[str, float]:
         """What a reading is called -> how little it goes by what was measured of groups alone; of equal networks the highest is taken."""
 
-    def divergences(self, selection: Selection) -> Scores:
+    @property
+    def batches(self) -> Iterable[Any]:
+        """The batches that were measured on; they can be read again."""
+
+    @property
+    def examples(self) -> int:
+        """Examples that a whole network is judged on."""
+
+    def divergences(self, selection: Selection, network: nn.Module | None = None) -> Scores:
         """``(parts,)`` how far the outputs of the network that ``selection`` leaves are from the model's own, by part of the data.
 
         The parts are the same, and of about the same size, for every selection; smaller is better.
+
+        Args:
+            selection: What is left.
+            network: The network that was cut to it, and recovered; None: the model itself with the rest silenced.
         """
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
@@ -48,8 +49,11 @@ class Divergences:
             if tensor.is_floating_point():
                 check_finite(tensor.detach(), name, "parameter" if isinstance(tensor, nn.Parameter) else "buffer")
         batches = data if isinstance(data, (list, tuple)) else KeptBatches(data)
-        self._model, self._graph, self._config, self._batches = model, graph, config, batches
+        self._model, self._graph, self._config, self.batches = model, graph, config, batches
+        self.examples = 4 * example_count(graph, config)
+        """Examples that judge whole networks: four times as many, for these differ by less than what the first ones tell apart."""
         self._judge: Reference | None = None
+        self._deployed: Reference | None = None
         self._ranked = score(model, graph, config.rank, batches, loss=loss)
         self._ratios = score(model, graph, SpLampConfig()).units
         self.left_out: dict[str, str] = {}
@@ -69,7 +73,7 @@ class Divergences:
         for rival in self._config.rivals:
             name = _name(rival)
             try:
-                yield name, score(self._model, self._graph, rival, self._batches, loss=self._loss)
+                yield name, score(self._model, self._graph, rival, self.batches, loss=self._loss)
             except InvalidArgumentError as error:
                 # The measurement itself needs no labels, so the default loss need not find any.
                 if not needs_data(rival) or self._loss is not cross_entropy_loss:
@@ -114,17 +118,25 @@ class Divergences:
         priors = {f"prior {prior:g}": prior for prior in (self._config.prior, *self._config.priors)}
         return priors | {_name(rival): 1.0 if isinstance(rival, SpLampConfig) else -1.0 for rival in self._config.rivals}
 
-    def divergences(self, selection: Selection) -> Scores:
+    def divergences(self, selection: Selection, network: nn.Module | None = None) -> Scores:
         """``(parts,)`` Jensen-Shannon divergence (or error) of the network that ``selection`` leaves from the model as it was measured.
 
-        Whole networks are few, so that four times the examples judge them: the best differ by less than what the first ones tell apart.
         Images are mirrored and moved by a sixteenth: on those that the widths were measured with, the network that they suit best wins.
+
+        Args:
+            selection: What is left.
+            network: The network that was cut to it, and recovered, in evaluation mode: it is compared with the dense model as both run.
+                None: the model itself with the rest silenced; the norms of both use the statistics of the batch.
         """
+        if network is not None:
+            with torch.no_grad():
+                if self._deployed is None:
+                    self._deployed = Reference(self._model, self.batches, JUDGES[self._config.measure], self.examples, moved=True)
+                return self._deployed.distances(network)
         with ExitStack() as silenced:
             silenced.enter_context(batch_statistics(self._model))
             if self._judge is None:
-                examples = 4 * example_count(self._graph, self._config)
-                self._judge = Reference(self._model, self._batches, JUDGES[self._config.measure], examples, moved=True)
+                self._judge = Reference(self._model, self.batches, JUDGES[self._config.measure], self.examples, moved=True)
             for block in sorted(selection.removed_blocks & self._blocks.keys()):
                 silenced.enter_context(silenced_block(self._model, self._graph, block))
             for name, kept in selection.kept.items():

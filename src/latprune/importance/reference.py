@@ -41,9 +41,9 @@ class Reference:
         """Divergence of the model as it is now from the dense one, at least 0."""
         return self._distance([call(self._model, inputs) for inputs in self._inputs])
 
-    def distances(self) -> Scores:
-        """``(parts,)`` the same for every few examples."""
-        now = [call(self._model, inputs) for inputs in self._inputs]
+    def distances(self, network: nn.Module | None = None) -> Scores:
+        """``(parts,)`` the same for every few examples, of the model as it is now or of another network."""
+        now = [call(self._model if network is None else network, inputs) for inputs in self._inputs]
         pairs = ((dense, mine) for whole in zip(self._outputs, now, strict=True) for dense, mine in zip(*map(parts_of, whole), strict=True))
         values = np.array([self._measure(dense, mine)[0] for dense, mine in pairs])
         return np.where(np.isfinite(values), np.maximum(values, 0.0), np.inf)

@@ -104,7 +104,7 @@ def _scores(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction, batc
         importance = pruner.scorer.importance(pruner.cut_to, data, loss, batches)
         if pruner.scorer.readings is None:
             return importance, None
-        reading, importance = search.least_divergent(pruner.scorer.readings, half_way)
+        reading, importance = search.least_divergent(pruner.scorer.readings, half_way, since)
         return importance, reading
 
 

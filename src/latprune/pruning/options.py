@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from latprune.methods.width_rules import WidthRules
     from latprune.progress import Progress
     from latprune.pruning.picked import PickedNetwork
+    from latprune.recovery.contract import Recovery
     from latprune.solve import Solver
 
 __all__ = ["Options", "PruningOptions", "SharedOptions", "check_together", "with_options"]
@@ -39,6 +40,7 @@ class SharedOptions(TypedDict, total=False):
     predictor: KernelPredictor | None
     store: Store | None
     solver: str | Solver | None
+    recover: bool | str | Recovery
     seed: int
     measure_latency: bool
     progress: Progress | None
@@ -80,6 +82,9 @@ class Options:
         solver: A solver's name, or a solver with its options (``latprune.solve.GroupKnapsack(units=20_000)``); None leaves it to the
             method.
         time_limit: Seconds that one solve may take; None sets no limit.
+        recover: How accuracy is brought back after each cut without training and without labels, where there is data: True for the default
+            strategy, a strategy's name or object (:mod:`latprune.recovery`), or False. ``prune`` does it, :meth:`latprune.Pruner.recover`
+            takes it unless told otherwise, and where a method compares whole networks, they are compared as they are after it.
         seed: Seed of everything random.
         slack: The delivered network is accepted within ``[1 - slack, 1]`` of the budget.
         measure_latency: False measures nothing. A budget on multiply-adds or parameters is counted all the same; one on latency takes the
@@ -106,6 +111,7 @@ class Options:
     store: Store | None = None
     solver: str | Solver | None = None
     time_limit: float | None = 60.0
+    recover: bool | str | Recovery = True
     seed: int = 0
     slack: float = 0.03
     measure_latency: bool = True
@@ -127,6 +133,7 @@ class Options:
             raise InvalidArgumentError(f"slack (={self.slack}) is a share of the budget: above 0 and below 1")
         if self.solver is not None:
             self._check_solver()
+        _ = self.strategy  # checks its name
 
     def __repr__(self) -> str:
         """Those that differ from the defaults."""
@@ -140,6 +147,17 @@ class Options:
             solver_named(self.solver)
         elif not isinstance(self.solver, Solver):
             raise InvalidArgumentError(f"solver (={self.solver!r}) must be a solver's name, or a latprune.solve.Solver")
+
+    @property
+    def strategy(self) -> Recovery | None:
+        """The strategy of recovery; None where it is not wanted.
+
+        Raises:
+            InvalidArgumentError: No strategy has the name.
+        """
+        from latprune.recovery import get_strategy
+
+        return None if self.recover is False else get_strategy("refit" if self.recover is True else self.recover)
 
     @property
     def budgets(self) -> tuple[Budget, ...]:
@@ -164,6 +182,7 @@ class Options:
         from latprune.methods import get_schedule
         from latprune.solve import solver_options
 
+        strategy = self.strategy
         found = {
             "method": method.name,
             "options": method.options(),
@@ -176,6 +195,7 @@ class Options:
             "within": self.within,
             "predictor": self.predictor is not None,
             "solver": self.solver if self.solver is None or isinstance(self.solver, str) else solver_options(self.solver),
+            "recover": {"strategy": strategy.name, **strategy.settings()} if strategy is not None else None,
             "seed": self.seed,
             "slack": self.slack,
             "measure_latency": self.measure_latency,

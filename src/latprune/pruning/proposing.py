@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from latprune.copying import copied
+from latprune.errors import InvalidArgumentError
 from latprune.graph.narrowing import without_blocks
 from latprune.graph.types import Selection
 from latprune.methods import Method, Proposal, StageContext, selection_of
@@ -25,6 +26,7 @@ from latprune.pruning.search import CandidateSearch
 from latprune.pruning.search_counted import search_counted
 from latprune.pruning.state import selection_to_dict
 from latprune.pruning.trials import Trial
+from latprune.recovery import recover
 from latprune.surgery import prune as cut_model
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from latprune.importance.core import Scores
     from latprune.methods.base import MeasureAlone, Proposer
     from latprune.pruning.picked import PickedNetwork
+    from latprune.recovery.contract import Recovery
     from latprune.solve import Solver
 
 __all__ = ["ProposalSearch"]
@@ -56,6 +59,7 @@ class ProposalSearch:
         rules: The user's rules for the widths on offer.
         solver: The solver, by name or with its options; None leaves it to the method.
         time_limit: Seconds that one solve may take.
+        strategy: Recovery after which several readings' networks are compared; None compares them as they are cut.
         seed: Seed of everything random.
         slack: Candidates are accepted within ``[1 - slack, 1]`` of the limit.
     """
@@ -71,6 +75,7 @@ class ProposalSearch:
     rules: WidthRules | None
     solver: str | Solver | None
     time_limit: float | None
+    strategy: Recovery | None
     seed: int
     slack: float
 
@@ -125,19 +130,27 @@ class ProposalSearch:
         """
         if not self.method.needs_tables:  # whole networks are timed: nothing can be compared by prediction
             return next(iter(readings.importances.values()))
-        return self.least_divergent(readings, lambda found: self._counted(self.context(found, since, None), since, limit=limit).selection)[
-            1
-        ]
 
-    def least_divergent(self, readings: Readings, network: Callable[[Importance], Selection]) -> tuple[str, Importance]:
-        """The reading, and its scores, whose ``network`` diverges least as a whole; see :func:`least_of` for what counts as equal."""
+        def network(found: Importance) -> Selection:
+            return self._counted(self.context(found, since, None), since, limit=limit).selection
+
+        return self.least_divergent(readings, network, since)[1]
+
+    def least_divergent(self, readings: Readings, network: Callable[[Importance], Selection], since: Selection) -> tuple[str, Importance]:
+        """The reading, and its scores, whose ``network`` diverges least as a whole; see :func:`least_of` for what counts as equal.
+
+        Networks are compared as they are after recovery where one follows and nothing was cut yet: right after a deep cut all of them are
+        wrecks, and which of those is nearest says little of what comes of them.
+        """
+        # What earlier stages cut was trained since, and a recovered network is cut of the dense one.
+        recovers = self.strategy is not None and not since.kept and not since.removed_blocks
         found: dict[str, Scores] = {}
         values: dict[str, Scores] = {}
         for name, importance in readings.importances.items():
             selection = network(importance)
             key = json.dumps(selection_to_dict(selection))
             if key not in found:
-                found[key] = readings.divergences(selection)
+                found[key] = readings.divergences(selection, self._recovered(readings, selection) if recovers else None)
             values[name] = found[key]
         taken = least_of(values, readings.caution)
         for name, reason in readings.left_out.items():
@@ -145,6 +158,26 @@ class ProposalSearch:
         told = ", ".join(f"{name}: {float(value.mean()):.4g}" for name, value in values.items())
         self.say(f"divergence of the networks that the readings lead to: {told}; taken: {taken}")
         return taken, readings.importances[taken]
+
+    def _recovered(self, readings: Readings, selection: Selection) -> nn.Module | None:
+        """The network that ``selection`` leaves, recovered on the readings' batches; None where these cannot be recovered from."""
+        assert self.strategy is not None
+        network = self.network(selection)
+        try:
+            recover(
+                network,
+                self.dense_model,
+                readings.batches,
+                graph=self.graph,
+                selection=selection,
+                strategy=self.strategy,
+                images=readings.examples,
+                seed=self.seed,
+            )
+        except InvalidArgumentError as error:
+            self.say(f"networks are compared as they are cut, not as they are after recovery: {error}")
+            return None
+        return network.eval()
 
     def picked(self, importance: Importance | None, picked: PickedNetwork, *, limit: float) -> StageProposal:
         """The network that was picked from an exploration, as it was shown; nothing is solved, and no tables are built.

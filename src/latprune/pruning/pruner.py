@@ -140,6 +140,7 @@ class Pruner:
             clock=self.clock,
             say=self._progress,
             rules=given.widths,
+            strategy=given.strategy.stand_in if given.strategy is not None else None,
             solver=given.solver,
             time_limit=given.time_limit,
             seed=given.seed,
@@ -397,14 +398,14 @@ class Pruner:
         self.reports.append(report)
         return report
 
-    def recover(self, data: Iterable[Any] | None, *, strategy: str | Recovery = "refit", images: int = 2048) -> RecoveryReport:
+    def recover(self, data: Iterable[Any] | None, *, strategy: str | Recovery | None = None, images: int = 2048) -> RecoveryReport:
         """Bring the network that was cut back towards what the dense one computes, from unlabelled inputs, without training.
 
         Only values of weights and biases change; the network that comes out is compared with the masked network of the same weights.
 
         Args:
             data: Batches of inputs; labels are ignored.
-            strategy: See :func:`latprune.recovery.recover`.
+            strategy: See :func:`latprune.recovery.recover`; None: that of the options (``recover``), else the default.
             images: Inputs to take, at most.
 
         Raises:
@@ -421,7 +422,7 @@ class Pruner:
                 data,
                 graph=self.graph,
                 selection=self.cut_to,
-                strategy=strategy,
+                strategy=strategy or self.options.strategy or "refit",
                 images=images,
                 seed=self.seed,
                 progress=self._progress,

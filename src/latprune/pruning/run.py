@@ -13,7 +13,7 @@ from latprune.importance import LossFunction, cross_entropy_loss
 from latprune.progress import listener_of, listening, speaker
 from latprune.pruning.fitting import Evaluate, Fit, FitContext, evaluation_of
 from latprune.pruning.lock import locked
-from latprune.pruning.options import PruningOptions, with_options
+from latprune.pruning.options import Options, PruningOptions, with_options
 from latprune.pruning.preflight import check_run
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
@@ -35,7 +35,6 @@ def prune(
     *,
     data: Iterable[Any] | None = None,
     loss: LossFunction = cross_entropy_loss,
-    recover: bool | str | Recovery = True,
     recovery_images: int = 2048,
     fit: Fit | Recipe | None = None,
     evaluate: Evaluate | Iterable[Any] | None = None,
@@ -61,8 +60,6 @@ def prune(
         data: Training batches: for scores that need gradients (``mdp``'s do), for recovery, and for training where ``fit`` is a recipe.
             Each is handed to ``loss``; recovery looks at the inputs alone.
         loss: Scalar loss of ``(model, batch)``.
-        recover: After each cut, bring accuracy back without training and without labels, where there is ``data``: True for the default
-            strategy, a strategy's name or object (:mod:`latprune.recovery`), or False.
         recovery_images: Inputs of ``data`` to recover with, at most.
         fit: Fine-tunes the model after each stage: a :class:`~latprune.train.Recipe` to train on ``data`` by, or a function (see
             :class:`FitContext`); None leaves it untrained.
@@ -102,7 +99,7 @@ def prune(
             importance_batches=importance_batches,
             fit=_fit_of(fit, data, evaluate, loss),
             evaluate=evaluation_of(evaluate),
-            strategy=_strategy_of(recover, batches),
+            strategy=_strategy_of(pruner.options, batches),
             recovery_images=recovery_images,
             candidates=candidates,
             units=units,
@@ -152,13 +149,11 @@ def _fit_of(
     return fit_with(data, fit, evaluate=evaluate, loss=None if loss is cross_entropy_loss else loss)  # type: ignore[arg-type]
 
 
-def _strategy_of(recover: bool | str | Recovery, data: Iterable[Any] | None) -> Recovery | None:
+def _strategy_of(options: Options, data: Iterable[Any] | None) -> Recovery | None:
     """The strategy of recovery; None for none. One asked for by name needs its data; the default goes without."""
-    from latprune.recovery import get_strategy
-
-    if recover is False or (recover is True and data is None):
+    found = options.strategy
+    if found is None or (options.recover is True and data is None):
         return None
-    found = get_strategy("refit" if recover is True else recover)
     if found.needs_data and data is None:
-        raise InvalidArgumentError(f"recover (={recover!r}) needs data=: batches of inputs, without labels")
+        raise InvalidArgumentError(f"recover (={options.recover!r}) needs data=: batches of inputs, without labels")
     return found

@@ -186,6 +186,8 @@ class _Over:
         self.importances = {name: importance.over(alive) for name, importance in readings.importances.items()}
         self.left_out = readings.left_out
         self.caution = readings.caution
+        self.batches = readings.batches
+        self.examples = readings.examples
         self.divergences = readings.divergences
 
 

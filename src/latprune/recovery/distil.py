@@ -83,6 +83,11 @@ class Distil(Recovery):
         """The options, for the record."""
         return asdict(self)
 
+    @property
+    def stand_in(self) -> Recovery:
+        """The refit that it begins with."""
+        return self.refit
+
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Refit, then train; the trained weights are taken only if they lower the error of the outputs on the held-out images."""
         layers = self.refit.run(situation) if self.first else []
