@@ -144,6 +144,7 @@ class ExploredPoint(FileModel):
         removed: Positions of the blocks that are gone.
         latency: Its measurement beside the dense network, where one was made.
         accuracy: Its accuracy after the cut, without any training or recovery, where it was evaluated.
+        recovered_accuracy: Its accuracy after recovery without training, where it was recovered and evaluated.
     """
 
     limit: float
@@ -159,6 +160,7 @@ class ExploredPoint(FileModel):
     removed: tuple[Count, ...] = ()
     latency: LatencyRecord | None = None
     accuracy: Fraction | None = None
+    recovered_accuracy: Fraction | None = None
 
 
 class ExplorationRecord(DocumentModel):

@@ -1,8 +1,8 @@
-"""Some of an exploration's networks, measured beside the dense one and evaluated after the cut."""
+"""Some of an exploration's networks, measured beside the dense one and evaluated after the cut and after recovery."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from latprune.methods import StageContext, selection_of
 from latprune.pruning.explored_points import FrontierNetwork
 from latprune.pruning.fitting import Evaluate
 from latprune.pruning.preflight import check_evaluation
+from latprune.recovery import recover
 from latprune.train.contracts import calling
 
 if TYPE_CHECKING:
@@ -23,9 +24,23 @@ __all__ = ["measured_networks"]
 
 
 def measured_networks(
-    pruner: Pruner, context: StageContext, found: Sequence[FrontierNetwork], *, count: int, evaluate: Evaluate | None
+    pruner: Pruner,
+    context: StageContext,
+    found: Sequence[FrontierNetwork],
+    *,
+    count: int,
+    evaluate: Evaluate | None,
+    data: Iterable[Any] | None = None,
 ) -> Iterator[dict[int, dict[str, Any]]]:
     """Measure ``count`` networks, evenly spread between the smallest and the dense one.
+
+    Args:
+        pruner: The pruner.
+        context: What the networks were found in.
+        found: The networks.
+        count: How many are measured.
+        evaluate: Accuracy of a network; None asks for none.
+        data: Batches to recover with before the accuracy is asked again, by the pruner's strategy of recovery; None recovers nothing.
 
     Yields:
         After each of them all results so far: place in ``found`` (-1: the dense network) -> fields of an ``ExploredPoint``.
@@ -34,11 +49,16 @@ def measured_networks(
     if not count or not smaller:
         return
 
-    def accuracy(network: nn.Module) -> dict[str, float]:
+    def accuracy(network: nn.Module, moment: str = "accuracy") -> dict[str, float]:
         if evaluate is None:
             return {}
         with pruner.clock.timed("evaluate"), calling("evaluate(model)"):
-            return {"accuracy": check_evaluation(evaluate(network.eval()))}
+            return {moment: check_evaluation(evaluate(network.eval()))}
+
+    strategy = pruner.options.strategy
+    recovers = (
+        evaluate is not None and strategy is not None and (data is not None or not strategy.needs_data) and pruner.method.keeps_weights
+    )
 
     values = np.asarray([found[place].value for place in smaller])
     wanted = np.linspace(values[0], context.current, count + 2)[1:-1].tolist()
@@ -48,9 +68,15 @@ def measured_networks(
     for number, place in enumerate(chosen, start=1):
         proposal = found[place].proposal
         ranking = pruner.method.rank(context, proposal.removed_blocks)
-        network = pruner._search.network(selection_of(pruner.graph, ranking, proposal, Selection(kept={})))
+        selection = selection_of(pruner.graph, ranking, proposal, Selection(kept={}))
+        network = pruner._search.network(selection)
         trial = pruner.trial(network)
         results[place] = {"latency": LatencyRecord(**trial.pruned.to_dict()), **accuracy(network)}
+        if recovers:
+            assert strategy is not None
+            with pruner.clock.timed("recover"):
+                recover(network, pruner.dense_model, data, graph=pruner.graph, selection=selection, strategy=strategy, seed=pruner.seed)
+            results[place] |= accuracy(network, "recovered_accuracy")
         results[-1] = {"latency": LatencyRecord(**trial.dense.to_dict()), **whole}
         pruner._progress(f"measured {number} of {len(chosen)} networks: {trial.pruned.ms:.4g} ms, dense {trial.dense.ms:.4g} ms")
         yield results

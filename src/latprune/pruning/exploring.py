@@ -67,8 +67,8 @@ def explore(
         budget: Further limits that every network shown meets, on other resources (``"params=1.2M"``).
         points: Different networks that are wanted; there are fewer where the problem has no more.
         measure: Measure so many of them on the target, beside the dense network, evenly spread along the frontier; where there is
-            ``evaluate``, their accuracy after the cut too.
-        data: Batches for scores that need them.
+            ``evaluate``, their accuracy after the cut too, and after recovery where there is ``data`` (``recover=False`` leaves it out).
+        data: Batches for scores that need them, and for recovery.
         loss: Scalar loss of ``(model, batch)``.
         evaluate: Accuracy of a model: a function, or test batches; used with ``measure``.
         importance_batches: Batches of ``data`` to score with; None takes all.
@@ -190,7 +190,7 @@ def explore_with(
     keep(Exploration(record))
     if stopped is not None:
         raise stopped
-    for networks in measured_networks(pruner, context, found, count=measure, evaluate=evaluation_of(evaluate)):
+    for networks in measured_networks(pruner, context, found, count=measure, evaluate=evaluation_of(evaluate), data=data):
         record = record.model_copy(
             update={
                 "dense": record.dense.model_copy(update=networks[-1]),

@@ -148,7 +148,7 @@
 
   function drawTrade() {
     const measured = points.filter((point) => point.latency);
-    const values = [...points.map(kept), ...measured.filter((point) => point.accuracy !== undefined).map((point) => point.accuracy)];
+    const values = [...points.map(kept), ...measured.flatMap((point) => [point.accuracy, point.recovered_accuracy]).filter((value) => value !== undefined)];
     const low = Math.min(0, ...values);
     const ends = `from ${percent(share(points[0]))} to ${percent(share(points.at(-1)))} of the dense network`;
     const frame = plot(byId("trade"), `Kept ${worth} over ${data.words}, ${ends}`, 270, [0, 1.02], [low, 1.05]);
@@ -167,7 +167,9 @@
       const at = [frame.x(latency ? point.latency.ratio : share(point)), frame.y(kept(point))];
       const mark = element(frame.svg, "path", { class: "clock", d: `M${at[0]} ${at[1] - 6}l6 6l-6 6l-6 -6z` });
       element(mark, "title", {}, `measured ${milliseconds(point.latency.ms)}, ${percent(point.latency.ratio)} of dense`);
-      if (point.accuracy !== undefined) element(frame.svg, "circle", { class: "right", cx: at[0], cy: frame.y(point.accuracy), r: 4.5 });
+      for (const [style, value] of [["right", point.accuracy], ["again", point.recovered_accuracy]]) {
+        if (value !== undefined) element(frame.svg, "circle", { class: style, cx: at[0], cy: frame.y(value), r: 4.5 });
+      }
     }
     frame.here = element(frame.svg, "line", { class: "here", y1: frame.top, y2: frame.bottom });
     frame.whisker = element(frame.svg, "line", { class: "whisker" });
@@ -188,6 +190,7 @@
     legend.textContent = "Each dot is the best network under its budget (hollow: not proven). Drag along the curve, or use the slider.";
     if (measured.length) key(legend, "key-clock", "measured on the target");
     if (measured.some((point) => point.accuracy !== undefined)) key(legend, "key-right", "accuracy after the cut");
+    if (measured.some((point) => point.recovered_accuracy !== undefined)) key(legend, "key-again", "accuracy recovered without training");
   }
 
   function key(legend, style, text) {
@@ -473,7 +476,9 @@
     const table = element(byId("measured"), "table");
     const accuracies = dense.accuracy !== undefined;
     const head = element(element(table, "thead"), "tr");
-    const names = ["network", ...(latency ? ["predicted"] : []), "measured", "of dense", ...(accuracies ? ["accuracy"] : [])];
+    const recovered = measured.some(([point]) => point.recovered_accuracy !== undefined);
+    const moments = [...(accuracies ? [["accuracy", recovered ? "cut" : "accuracy"]] : []), ...(recovered ? [["recovered_accuracy", "recovered"]] : [])];
+    const names = ["network", ...(latency ? ["predicted"] : []), "measured", "of dense", ...moments.map(([, title]) => title)];
     for (const name of names) element(head, "th", { scope: "col" }, name);
     const body = element(table, "tbody");
     for (const [point, index] of [...measured, [dense, -1]]) {
@@ -484,7 +489,7 @@
       const cell = element(row, "td", {}, milliseconds(point.latency.ms));
       element(cell, "small", {}, interval(point.latency.low, point.latency.high));
       element(row, "td", {}, point.latency.ratio != null ? percent(point.latency.ratio) : "–");
-      if (accuracies) element(row, "td", {}, point.accuracy !== undefined ? percent(point.accuracy, 2) : "–");
+      for (const [field] of moments) element(row, "td", {}, point[field] !== undefined ? percent(point[field], 2) : "–");
     }
   }
 
