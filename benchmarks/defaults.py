@@ -170,6 +170,7 @@ class Runner:
                     method=METHODS[method](),
                     store=self.store,
                     measure_latency=measured,
+                    recover=False,  # nothing but the norms comes after the cut
                     progress=said.append,
                 )
                 try:

@@ -30,7 +30,7 @@ def measured(record):
     dense = LatencyRecord(ms=2.0, low=1.98, high=2.02, runs=100)
     small = LatencyRecord(ms=1.0, low=0.98, high=1.02, runs=100, ratio=0.5, ratio_low=0.49, ratio_high=0.51)
     points = list(record.points)
-    points[5] = points[5].model_copy(update={"latency": small, "accuracy": 0.4})
+    points[5] = points[5].model_copy(update={"latency": small, "accuracy": 0.4, "recovered_accuracy": 0.8})
     return record.model_copy(update={"points": tuple(points), "dense": record.dense.model_copy(update={"latency": dense, "accuracy": 0.9})})
 
 
@@ -140,7 +140,10 @@ def test_figures_are_those_of_the_record(page):
     assert f"{point.macs / 1e6:.2f}M" in tiles or f"{point.macs / 1e6:.1f}M" in tiles
     gone = page.run("[...document.querySelectorAll('.unit.gone figcaption')].map((node) => node.textContent)")
     assert sorted(gone) == sorted(record.blocks[block].name for block in point.removed)
-    assert "40.00\u00a0%" in text(page, "#measured") and page.run("document.querySelectorAll('#trade .clock').length") == 1
+    assert "40.00\u00a0%" in text(page, "#measured") and "80.00\u00a0%" in text(page, "#measured")
+    assert "recovered without training" in text(page, "#trade-legend")
+    assert page.run("['right', 'again'].map((kind) => document.querySelectorAll(`#trade .${kind}`).length)") == [1, 1]
+    assert page.run("document.querySelectorAll('#trade .clock').length") == 1
 
 
 def test_a_layer_s_staircase_stands_where_its_table_says(page):

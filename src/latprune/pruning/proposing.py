@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 __all__ = ["ProposalSearch"]
 
 _ALMOST_NOTHING = 1e-9
+_COMPARED_ON = 512
+"""Examples to recover a network on that is only compared with others, at most."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -171,7 +173,7 @@ class ProposalSearch:
                 graph=self.graph,
                 selection=selection,
                 strategy=self.strategy,
-                images=readings.examples,
+                images=min(readings.examples, _COMPARED_ON),
                 seed=self.seed,
             )
         except InvalidArgumentError as error:

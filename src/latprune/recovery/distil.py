@@ -85,8 +85,8 @@ class Distil(Recovery):
 
     @property
     def stand_in(self) -> Recovery:
-        """The refit that it begins with."""
-        return self.refit
+        """What stands in for the refit that it begins with."""
+        return self.refit.stand_in
 
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Refit, then train; the trained weights are taken only if they lower the error of the outputs on the held-out images."""

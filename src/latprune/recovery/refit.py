@@ -72,6 +72,11 @@ class Refit(Recovery):
         """The options, for the record."""
         return asdict(self)
 
+    @property
+    def stand_in(self) -> Recovery:
+        """One sweep over fewer rows: it is further from the dense network, and which networks are nearer it tells as well."""
+        return replace(self, rows=min(self.rows, 20), rounds=min(self.rounds, 2), sweeps=1)
+
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Refit all layers."""
         done: list[LayerRecovery] = []
