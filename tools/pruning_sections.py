@@ -15,6 +15,7 @@ __all__ = [
     "methods",
     "prune_time",
     "recovery",
+    "recovery_comparing",
     "recovery_finetuning",
     "soft_masks",
     "trajectories",
@@ -94,6 +95,26 @@ def recovery_curves() -> str | None:
         f"the variation of the dense network's. {_machines(found)}\n\n"
     )
     return text + table(head, lines) + "\n\n`benchmarks/recovery/curves.py`"
+
+
+def recovery_comparing() -> str | None:
+    """Which of several networks for one budget comes out best."""
+    found = read("recovery-comparing")
+    if found is None:
+        return None
+    lines = []
+    for row in found["rows"]:
+        taken = [word for key, word in (("taken", "recovered"), ("taken_as_cut", "cut")) if row[key]]
+        divergences = (f"{row['cut']:.4f}", f"{row['recovered']:.4f}")
+        accuracy = f"{row['top1']:.2f} %"
+        lines.append([_name(row["network"]), _budget(row["budget"]), row["reading"], *divergences, accuracy, " and ".join(taken) or "–"])
+    head = ["network", "budget", "reading", "divergence, cut", "divergence, recovered", "top-1, recovered", "taken by"]
+    text = (
+        "## How networks are compared\n\nThe networks that the readings of `mdp`'s default score lead to: Jensen-Shannon divergence of "
+        "the outputs from the dense network's, on moved calibration images, right after the cut and after the short recovery that the "
+        f"pruner compares by; and the accuracy after the whole recovery, on {found['rows'][0]['test_images']} test images. {_machines(found)}\n\n"
+    )
+    return text + table(head, lines) + "\n\n`benchmarks/recovery/comparing.py`"
 
 
 def recovery_finetuning() -> str | None:
