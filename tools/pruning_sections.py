@@ -108,11 +108,12 @@ def recovery_comparing() -> str | None:
         divergences = (f"{row['cut']:.4f}", f"{row['recovered']:.4f}")
         accuracy = f"{row['top1']:.2f} %"
         lines.append([_name(row["network"]), _budget(row["budget"]), row["reading"], *divergences, accuracy, " and ".join(taken) or "–"])
+    images = found["rows"][0]["test_images"]
     head = ["network", "budget", "reading", "divergence, cut", "divergence, recovered", "top-1, recovered", "taken by"]
     text = (
         "## How networks are compared\n\nThe networks that the readings of `mdp`'s default score lead to: Jensen-Shannon divergence of "
         "the outputs from the dense network's, on moved calibration images, right after the cut and after the short recovery that the "
-        f"pruner compares by; and the accuracy after the whole recovery, on {found['rows'][0]['test_images']} test images. {_machines(found)}\n\n"
+        f"pruner compares by; and the accuracy after the whole recovery, on {images} test images. {_machines(found)}\n\n"
     )
     return text + table(head, lines) + "\n\n`benchmarks/recovery/comparing.py`"
 

@@ -99,7 +99,7 @@ class Bench:
             if each in done:
                 continue
             made = {**start.found, **counted(self.graph, start.selection)}
-            row = {**each, **common, **made, **self.trained(start.network, each["rate"], seed)}
+            row = {**each, **common, **made, **self.trained(start.network, each["rate"], seed, self.left_to_train(method))}
             file.add(row, self.target)
             print(line(row), flush=True)
 
@@ -154,7 +154,7 @@ class Bench:
     def searched(self, budget: Budget, name: str, seed: int) -> Structure:
         data, train = str(self.args.data), cifar10_train(str(self.args.data), seed=seed)
         if name in OURS:
-            soft = (FirstBatches(train, max(1, self.args.train_images // 256)), self.recipe(0.01, seed))
+            soft = (FirstBatches(train, self.batches - self.left_to_train(name)), self.recipe(0.01, seed))
             return own_structure(
                 OURS[name],
                 self.dense,
@@ -208,12 +208,22 @@ class Bench:
         found = {**cut.found, "recovered": self.accuracy(network), "recovery_seconds": report.seconds, "error_left": report.error_left}
         return Structure(network=network, selection=cut.selection, found=found)
 
-    def trained(self, network: nn.Module, rate: float, seed: int) -> dict[str, Any]:
-        """Accuracy of a copy after training; at the last epoch."""
+    @property
+    def batches(self) -> int:
+        """Batches of 128 that a method may train on in an epoch, before and after its cut together."""
+        return max(2, self.args.train_images // 128)
+
+    def left_to_train(self, method: str) -> int:
+        """Those of them that come after the cut: a method that trains under masks has had half of them."""
+        own = OURS.get(method)
+        return self.batches - self.batches // 2 if own is not None and own.trains else self.batches
+
+    def trained(self, network: nn.Module, rate: float, seed: int, batches: int) -> dict[str, Any]:
+        """Accuracy of a copy after training on so many batches an epoch; at the last epoch."""
         args = self.args
         student = copy.deepcopy(network).to(args.device)
         teacher = copy.deepcopy(self.dense.model).to(args.device) if args.distill else None
-        train = FirstBatches(cifar10_train(str(args.data), seed=100 + seed), max(1, args.train_images // 128))
+        train = FirstBatches(cifar10_train(str(args.data), seed=100 + seed), batches)
         start = time.perf_counter()
         try:
             with training_threads(args.threads):
