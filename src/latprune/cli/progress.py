@@ -7,15 +7,17 @@ import json
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from latprune.cli.hearing import Hearing
+
 if TYPE_CHECKING:
     from latprune.progress import Event, Listener
 
-__all__ = ["FORMS", "Hearing", "JsonLines", "Lines", "Several", "add_progress_arguments", "shown"]
+__all__ = ["FORMS", "JsonLines", "Lines", "Several", "add_progress_arguments", "shown"]
 
 FORMS = ("auto", "bar", "log", "json", "none")
 _QUIET_SECONDS = 10.0
@@ -72,44 +74,6 @@ def shown(args: argparse.Namespace, *, stream: TextIO | None = None) -> Iterator
             stack.enter_context(listening(Several(listeners)))
         with stretch(args.command):
             yield
-
-
-class Hearing(ABC):
-    """A listener that knows which stretches of work are going on, and hears of one thing at a time.
-
-    Args:
-        clock: Seconds, rising.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._start = clock()
-        self._open: dict[int, tuple[Event, float]] = {}
-        """What is going on: key -> its last event and when that came."""
-        self._lock = threading.Lock()
-
-    def event(self, event: Event) -> None:
-        """Take one event."""
-        with self._lock:
-            now = self._clock()
-            if event.kind == "end":
-                self._open.pop(event.key, None)
-            elif event.kind != "line":
-                self._open[event.key] = (event, now)
-            self._heard(event, now)
-
-    def tick(self) -> None:
-        """Let time go on where no event comes."""
-        with self._lock:
-            self._waited(self._clock())
-
-    @abstractmethod
-    def _heard(self, event: Event, now: float) -> None:
-        """An event came, and what is going on is up to date."""
-
-    @abstractmethod
-    def _waited(self, now: float) -> None:
-        """Some time went by."""
 
 
 class _Writing(Hearing):

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from latprune.cli.progress import Hearing
+from latprune.cli.hearing import Hearing
 from latprune.progress import Event, clock_text, figure_texts
 
 __all__ = ["Display"]

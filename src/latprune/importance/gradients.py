@@ -101,13 +101,14 @@ class GradientAccumulator(ABC):
         graph: Its traced graph.
 
     Example:
-        >>> accumulator = TaylorAccumulator(model, graph, TaylorConfig())  # doctest: +SKIP
-        >>> for batch in data:  # doctest: +SKIP
+        >>> from latprune.importance import TaylorAccumulator, TaylorConfig, cross_entropy_loss
+        >>> accumulator = TaylorAccumulator(model, graph, TaylorConfig())
+        >>> for batch in batches:
         ...     optimizer.zero_grad()
-        ...     loss(model, batch).backward()
+        ...     cross_entropy_loss(model, batch).backward()
         ...     accumulator.update()
         ...     optimizer.step()
-        >>> importance = accumulator.importance()  # doctest: +SKIP
+        >>> importance = accumulator.importance()
     """
 
     count_once: ClassVar[bool] = False

@@ -46,8 +46,8 @@ def capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
             operator that has no place in a program; the message says what and where.
 
     Example:
-        >>> program = latprune.capture(model, torch.randn(1, 3, 224, 224))  # doctest: +SKIP
-        >>> graph = latprune.trace(program, torch.randn(1, 3, 224, 224))  # doctest: +SKIP
+        >>> program = latprune.capture(model, x)
+        >>> graph = latprune.trace(program, x)
     """
     if isinstance(model, ProgramModule):
         return copied(model)

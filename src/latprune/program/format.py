@@ -304,7 +304,10 @@ def save_program(module: ProgramModule, path: str | Path) -> None:
     """Write a program with its tensors as one safetensors file, in one step; :func:`load_program` reads it without the model's class.
 
     Example:
-        >>> latprune.save_program(program, "pruned.safetensors")  # doctest: +SKIP
+        >>> program = latprune.capture(model, x)
+        >>> latprune.save_program(program, "pruned.safetensors")
+        >>> torch.equal(latprune.load_program("pruned.safetensors")(x), program(x))
+        True
     """
     from safetensors.torch import save
 

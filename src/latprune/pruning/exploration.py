@@ -20,9 +20,10 @@ class Exploration:
         record: All that is known of them, as plain data (``explorer.json``).
 
     Example:
-        >>> found = latprune.explore(model, x, data=batches)  # doctest: +SKIP
-        >>> found.save("explorer.json"), found.write_html("explorer.html")  # doctest: +SKIP
-        >>> latprune.prune(model, x, pick=found.pick("63%"), data=batches)  # doctest: +SKIP
+        >>> from latprune.importance import MagnitudeConfig
+        >>> found = latprune.explore(model, x, resource="flops", points=6, method=latprune.MDP(score=MagnitudeConfig()))
+        >>> file, page = found.save("explorer.json"), found.write_html("explorer.html")
+        >>> latprune.prune(model, x, pick=found.pick("63%"), method=latprune.MDP(score=MagnitudeConfig()))  # doctest: +SKIP
     """
 
     record: ExplorationRecord

@@ -36,8 +36,11 @@ def kept_channels(
             several dimensions.
 
     Example:
-        >>> kept = kept_channels(dense, graph, selection, x, ["layer2", "layer3"])  # doctest: +SKIP
-        >>> finetune(pruned, loader, recipe, teacher=dense, kept=kept)  # doctest: +SKIP
+        >>> kept = kept_channels(dense, graph, selection, x, ["layer2", "layer3"])
+        >>> kept["layer2"].index.tolist()
+        [0, 1, 2, 3, 4, 5, 6, 7]
+
+        Give them to the training: ``finetune(pruned, loader, recipe, teacher=dense, kept=kept)``.
     """
     run = record_operations(dense, inputs, str(graph.plan.within or ""))
     pairing = Pairing(graph, Selection(kept=selection.kept), run, run, dense, dense)

@@ -43,10 +43,12 @@ def present(graph: ModelGraph, selection: Selection) -> PresentModel:
         InvalidArgumentError: The selection does not fit the graph.
 
     Example:
-        >>> edits = prune(model, graph, selection)  # doctest: +SKIP
-        >>> seen = present(graph, selection)  # doctest: +SKIP
-        >>> importance = score(model, seen, MagnitudeConfig()).over(seen.alive)  # doctest: +SKIP
-        >>> importance.units["layer1.0.conv1"].shape  # as in the dense model  # doctest: +SKIP
+        >>> from latprune.importance import MagnitudeConfig, score
+        >>> from latprune.surgery import prune
+        >>> edits = prune(model, graph, selection)
+        >>> seen = present(graph, selection)
+        >>> importance = score(model, seen, MagnitudeConfig()).over(seen.alive)
+        >>> importance.units["layer1.0.conv1"].shape  # as in the dense model
         (16,)
     """
     kept = kept_of(graph, selection)

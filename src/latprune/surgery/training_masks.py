@@ -66,11 +66,14 @@ class TrainingMask:
         SurgeryError: The graph is that of a captured program and the model is not, or the model was cut since it was traced.
 
     Example:
-        >>> mask = TrainingMask(model, graph, straight_through=True)  # doctest: +SKIP
-        >>> mask.attach(optimizer)  # doctest: +SKIP
-        >>> mask.set(selection)  # doctest: +SKIP
-        >>> train(model, optimizer)  # doctest: +SKIP
-        >>> mask.set(None)  # doctest: +SKIP
+        >>> mask = TrainingMask(model, graph, straight_through=True)
+        >>> mask.attach(optimizer)
+        >>> mask.set(selection)
+        >>> for inputs, labels in batches:
+        ...     optimizer.zero_grad()
+        ...     torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+        ...     optimizer.step()
+        >>> mask.set(None)
     """
 
     def __init__(

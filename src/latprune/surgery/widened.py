@@ -35,9 +35,12 @@ def widened(dense: nn.Module, model: nn.Module, graph: ModelGraph, selection: Se
         SurgeryError: ``model`` is not ``dense`` cut to ``selection``.
 
     Example:
-        >>> now = widened(dense, model, graph, selection)  # doctest: +SKIP
-        >>> edits = prune(model, graph, newer, since=selection)  # doctest: +SKIP
-        >>> check_equal(model, masked(now, graph, newer), x)  # doctest: +SKIP
+        >>> from latprune.surgery import check_equal, masked, prune
+        >>> edits = prune(model, graph, selection)
+        >>> now = widened(dense, model, graph, selection)
+        >>> more = prune(model, graph, narrower, since=selection)
+        >>> check_equal(model, masked(now, graph, narrower), x).equal
+        True
     """
     kept = kept_of(graph, selection)
     wide = copy.deepcopy(dense)

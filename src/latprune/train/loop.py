@@ -83,7 +83,9 @@ def finetune(
 
     Example:
         >>> recipe = Recipe(epochs=3, learning_rate=0.01, weight_decay=5e-4)
-        >>> report = finetune(model, loader, recipe, evaluate=test_loader, checkpoint_dir="run")  # doctest: +SKIP
+        >>> report = finetune(model, batches, recipe, evaluate=batches, checkpoint_dir="run")
+        >>> len(report.epochs), report.steps
+        (3, 6)
     """
     if accelerator is None:
         try:

@@ -44,7 +44,10 @@ class ProgressPrinter:
     """Prints a line every ``every`` seconds and at the end of each epoch: a ``progress`` callback.
 
     Example:
-        >>> finetune(model, data, recipe, progress=ProgressPrinter())  # doctest: +SKIP
+        >>> from latprune.train import Recipe, finetune
+        >>> report = finetune(model, batches, Recipe(epochs=1, learning_rate=0.01), progress=ProgressPrinter())
+        >>> report.finished
+        True
     """
 
     def __init__(self, every: float = 10.0, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:

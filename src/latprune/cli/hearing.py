@@ -1,0 +1,51 @@
+"""What all ways of showing progress have in common: they hear of one thing at a time, and know what is going on."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latprune.progress import Event
+
+__all__ = ["Hearing"]
+
+
+class Hearing(ABC):
+    """A listener that knows which stretches of work are going on, and hears of one thing at a time.
+
+    Args:
+        clock: Seconds, rising.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._open: dict[int, tuple[Event, float]] = {}
+        """What is going on: key -> its last event and when that came."""
+        self._lock = threading.Lock()
+
+    def event(self, event: Event) -> None:
+        """Take one event."""
+        with self._lock:
+            now = self._clock()
+            if event.kind == "end":
+                self._open.pop(event.key, None)
+            elif event.kind != "line":
+                self._open[event.key] = (event, now)
+            self._heard(event, now)
+
+    def tick(self) -> None:
+        """Let time go on where no event comes."""
+        with self._lock:
+            self._waited(self._clock())
+
+    @abstractmethod
+    def _heard(self, event: Event, now: float) -> None:
+        """An event came, and what is going on is up to date."""
+
+    @abstractmethod
+    def _waited(self, now: float) -> None:
+        """Some time went by."""
