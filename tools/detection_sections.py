@@ -21,7 +21,7 @@ def _steps(row: Any, name: str) -> list[str]:
         percent(row["ratio"]),
         *(percent(last.get(stage), 2) for stage in ("dense", "pruned", "recovered", "fine-tuned")),
         f"{dense / 1e6:.2f}M to {pruned / 1e6:.2f}M",
-        f"{before / 1e9:.2f}G to {after / 1e9:.2f}G",
+        f"{before / 1e6:,.0f}M to {after / 1e6:,.0f}M",
         str(row["blocks_removed"]),
     ]
 

@@ -104,6 +104,7 @@ def main() -> None:
     )
     row = run_job(job, args)
     found = asdict(judged(model))
+    found = {name: None if value != value else value for name, value in found.items()}  # JSON has no NaN
     found["by_class"] = {SCENE_CLASSES[label].name: value for label, value in found["by_class"].items()}
     head = {name: getattr(args, name) for name in ("size", "cameras", "width", "dim", "budget", "method", "scenes", "seed", "batch")}
     ResultFile(args.output, "detection-streaming", key=KEY, script="benchmarks/detection/streaming.py").add(

@@ -45,3 +45,8 @@ def test_image_folders_score_train_and_evaluate(images: Path, tmp_path: Path, ca
     record = json.loads((out / "result" / "result.json").read_text())
     stages = [entry["stage"] for entry in record["accuracies"]]
     assert stages[0] == "dense" and "fine-tuned" in stages
+    trained = record["training"]
+    assert [(entry["stage"], entry["epoch"]) for entry in trained] == [(1, 0), (1, 1)]
+    assert trained[0]["learning_rate"] > trained[1]["learning_rate"] > 0 and all(entry["loss"] > 0 for entry in trained)
+    page = (out / "result" / "report.html").read_text()
+    assert "Loss of the training" in page and f"epoch 2: loss {trained[1]['loss']:.4g}" in page

@@ -37,6 +37,7 @@ __all__ = [
     "StepRecord",
     "TablesRecord",
     "TargetRecord",
+    "TrainingRecord",
     "VerificationRecord",
 ]
 
@@ -197,6 +198,15 @@ class AccuracyRecord(FileModel):
     epoch: float | None = None
 
 
+class TrainingRecord(FileModel):
+    """One epoch of the training after a stage (1-based): mean loss of the epoch (counted from 0) and the learning rate at its end."""
+
+    stage: int = Field(ge=1)
+    epoch: int = Field(ge=0)
+    loss: float
+    learning_rate: float
+
+
 class StageRecord(FileModel):
     """Seconds of one stage of the run (``trace``, ``measure``, ``score``, ``solve``, ``surgery``, ``fine-tune``, ``verify``)."""
 
@@ -347,6 +357,7 @@ class ResultRecord(DocumentModel):
         predicted_ms: Latency that the tables predicted for the delivered network, at the machine's speed during the search.
         corrections: Rounds of measure, correct and solve again.
         accuracies: Accuracies through the run, in order of time.
+        training: The training's loss by stage and epoch, where the library's own loop trained.
         stages: Seconds of each stage.
         equality: Largest difference between pruned and masked network.
         steps: The network after each stage, where there were several.
@@ -377,6 +388,7 @@ class ResultRecord(DocumentModel):
     predicted_ms: Milliseconds | None = None
     corrections: tuple[CorrectionRecord, ...] = ()
     accuracies: tuple[AccuracyRecord, ...] = ()
+    training: tuple[TrainingRecord, ...] = ()
     stages: tuple[StageRecord, ...] = ()
     equality: EqualityRecord | None = None
     steps: tuple[StepRecord, ...] = ()

@@ -75,6 +75,7 @@ class RecipeFit:
                 checkpoint_dir=context.folder,
                 progress=tell,
             )
+        context.trained(report.epochs)
         return [(float(entry.epoch + 1), entry.accuracy) for entry in report.epochs if entry.accuracy is not None]
 
     def _of_stage(self, context: FitContext) -> tuple[Recipe, Batches]:

@@ -15,7 +15,7 @@ from latprune.pruning.result import Result
 from latprune.pruning.trials import Trial, Trials
 
 if TYPE_CHECKING:
-    from latprune.export.record import AccuracyRecord
+    from latprune.export.record import AccuracyRecord, TrainingRecord
     from latprune.latency import Measurement
     from latprune.pruning.budget import Budget
     from latprune.pruning.pruner import Pruner
@@ -28,6 +28,7 @@ def result_of(
     *,
     measured: tuple[Measurement, Measurement] | None = None,
     accuracies: Sequence[AccuracyRecord] = (),
+    training: Sequence[TrainingRecord] = (),
     recovery: Mapping[str, Any] | None = None,
     name: str | None = None,
     constructor: str | None = None,
@@ -39,6 +40,7 @@ def result_of(
         pruner: All its stages are through.
         measured: Final ``(dense, pruned)`` measurement; None makes one, where the pruner measures.
         accuracies: In order of time; the first is the dense network's, the last the delivered one's.
+        training: Epochs that were trained, by stage.
         recovery: What recovery did, as a JSON object.
         name: The model's name for people; its class by default.
         constructor: How to build the dense model, where known.
@@ -55,6 +57,7 @@ def result_of(
         pruner,
         measured=measured,
         accuracies=accuracies,
+        training=training,
         recovery=recovery,
         provenance=current_provenance(seed=pruner.seed),
         name=name or type(pruner.model).__name__,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from latprune.pruning.pruner import Pruner
+    from latprune.train.state import EpochRecord
     from latprune.train.teaching import KeptChannels
 
 __all__ = ["Evaluate", "Fit", "FitContext", "TrainingDriver", "driver_of", "evaluation_of"]
@@ -66,6 +67,7 @@ class FitContext:
         recovered: Whether the network was recovered without training right before.
         error_left: What recovery left of the outputs' error (:attr:`latprune.recovery.RecoveryReport.error_left`); None where not known.
         say: Takes a line of text as the work goes on.
+        trained: Takes the records of the epochs that were trained (``TrainReport.epochs``): their losses go into the result and its report.
         kept: ``kept(modules)`` gives the channels that the network kept of the dense network's features at these modules, for
             ``latprune.train.finetune(kept=...)``; empty under masks, where all are there.
     """
@@ -80,6 +82,7 @@ class FitContext:
     recovered: bool = False
     error_left: float | None = None
     say: Callable[[str], None] = field(default=lambda text: None)
+    trained: Callable[[Iterable[EpochRecord]], None] = field(default=lambda epochs: None)
     kept: Callable[[Iterable[str]], Mapping[str, KeptChannels]] = field(default=lambda modules: {})
 
 

@@ -461,8 +461,8 @@ class Pruner:
         """What :func:`latprune.prune` returns, of the network as it is: saves, exports and reports itself.
 
         Args:
-            **options: ``accuracies``, ``name``, ``constructor``, ``arguments`` of the record; ``measured`` to take a final measurement that
-                was made already.
+            **options: ``accuracies``, ``training``, ``name``, ``constructor``, ``arguments`` of the record; ``measured`` to take a final
+                measurement that was made already.
 
         Raises:
             LatpruneError: Stages are left, or masks are at work: nothing final can be said.

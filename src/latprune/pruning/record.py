@@ -28,6 +28,7 @@ from latprune.export.record import (
     StepRecord,
     TablesRecord,
     TargetRecord,
+    TrainingRecord,
 )
 from latprune.surgery.edits import ArchitectureEdits, EditStep, FoldEdit
 
@@ -47,6 +48,7 @@ def build_record(
     *,
     measured: tuple[Measurement, Measurement] | None,
     accuracies: Sequence[AccuracyRecord],
+    training: Sequence[TrainingRecord] = (),
     provenance: ProvenanceRecord,
     name: str,
     recovery: Mapping[str, Any] | None = None,
@@ -59,6 +61,7 @@ def build_record(
         pruner: All its stages are through.
         measured: Final ``(dense, pruned)`` measurement.
         accuracies: In order of time; the first is the dense network's, the last the delivered one's.
+        training: Epochs that were trained, by stage.
         provenance: Versions, machine, moment.
         name: The model's name for people.
         recovery: What recovery did, as a JSON object.
@@ -126,6 +129,7 @@ def build_record(
             for index, (limit, predicted, value) in enumerate(last.rounds if last and latency else ())
         ),
         accuracies=tuple(accuracies),
+        training=tuple(training),
         stages=tuple(StageRecord(name=stage, seconds=seconds) for stage, seconds in pruner.stages_seconds.items()),
         equality=EqualityRecord(max_abs_error=max(e[0] for e in equalities), max_rel_error=max(e[1] for e in equalities))
         if equalities

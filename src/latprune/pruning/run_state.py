@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latprune.errors import CheckpointError
-from latprune.export.record import AccuracyRecord
+from latprune.export.record import AccuracyRecord, TrainingRecord
 from latprune.pruning.state import require_same_settings
 from latprune.recovery import RecoveryReport
 from latprune.states import load_stored, stored_state
@@ -31,12 +31,14 @@ class RunState:
 
     Attributes:
         accuracies: In order of time; the first is the dense network's.
+        training: Epochs that were trained, by stage.
         fitted: Stages that were trained.
         narrowed: Whether the final network was narrowed once more.
         settings: What decides the outcome beside the pruner's own settings; a run is resumed only under the same.
     """
 
     accuracies: Sequence[AccuracyRecord] = ()
+    training: Sequence[TrainingRecord] = ()
     fitted: int = 0
     narrowed: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class RunState:
             "narrowed": self.narrowed,
             "settings": dict(self.settings),
             "accuracies": [entry.model_dump(mode="json") for entry in self.accuracies],
+            "training": [entry.model_dump(mode="json") for entry in self.training],
             "recovery": pruner.recovery.to_dict() if pruner.recovery is not None else None,
             "pruner": pruner.state_dict(),
             "saved": time.time(),
@@ -92,6 +95,7 @@ class RunState:
             pruner.recovery = RecoveryReport.from_dict(state["recovery"]) if state["recovery"] is not None else None
             return cls(
                 accuracies=tuple(AccuracyRecord.model_validate(entry) for entry in state["accuracies"]),
+                training=tuple(TrainingRecord.model_validate(entry) for entry in state.get("training", ())),
                 fitted=int(state["fitted"]),
                 narrowed=bool(state["narrowed"]),
                 settings=settings,

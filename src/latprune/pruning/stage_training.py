@@ -15,13 +15,21 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from latprune.pruning.pruner import Pruner
-    from latprune.train import KeptChannels
+    from latprune.train import EpochRecord, KeptChannels
 
 __all__ = ["train_stage"]
 
 
 def train_stage(
-    pruner: Pruner, fit: Fit, *, stage: int, masked: bool, recovers: bool, folder: Path | None, say: Callable[[str], None]
+    pruner: Pruner,
+    fit: Fit,
+    *,
+    stage: int,
+    masked: bool,
+    recovers: bool,
+    folder: Path | None,
+    say: Callable[[str], None],
+    trained: Callable[[Iterable[EpochRecord]], None],
 ) -> list[tuple[float, float]]:
     """Let ``fit`` train the pruner's model.
 
@@ -33,6 +41,7 @@ def train_stage(
         recovers: Whether the run recovers what it cuts before it trains.
         folder: The run's folder; None where it has none.
         say: Takes a line of text as the work goes on.
+        trained: Takes the records of the epochs.
 
     Returns:
         ``(epoch, accuracy)`` pairs that ``fit`` evaluated on the way.
@@ -64,6 +73,7 @@ def train_stage(
         recovered=recovered is not None,
         error_left=recovered.error_left if recovered is not None else None,
         say=say,
+        trained=trained,
         kept=kept,
     )
     with pruner.clock.timed("fine-tune"), calling("fit(model, context)"):

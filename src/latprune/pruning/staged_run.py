@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latprune.errors import LatpruneError
-from latprune.export.record import AccuracyRecord
+from latprune.export.record import AccuracyRecord, TrainingRecord
 from latprune.importance import LossFunction
 from latprune.methods import SoftMasks
 from latprune.pruning.finetuning import RecipeFit
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from latprune.latency import Measurement
     from latprune.pruning.pruner import Pruner
     from latprune.recovery.contract import Recovery
+    from latprune.train import EpochRecord
 
 __all__ = ["StagedRun"]
 
@@ -180,8 +181,22 @@ class StagedRun:
 
     def _train(self, stage: int, *, masked: bool) -> list[tuple[float, float]]:
         assert self.fit is not None
-        recovers = self.strategy is not None
-        return train_stage(self.pruner, self.fit, stage=stage, masked=masked, recovers=recovers, folder=self.folder, say=self.say)
+
+        def trained(epochs: Iterable[EpochRecord]) -> None:
+            # A diverged loss is an error before it comes here, so these are numbers that JSON has.
+            told = (TrainingRecord(stage=stage, epoch=one.epoch, loss=one.loss, learning_rate=one.learning_rate) for one in epochs)
+            self.state.training = (*self.state.training, *told)
+
+        return train_stage(
+            self.pruner,
+            self.fit,
+            stage=stage,
+            masked=masked,
+            recovers=self.strategy is not None,
+            folder=self.folder,
+            say=self.say,
+            trained=trained,
+        )
 
     def _moment(self, moment: str) -> str:
         """``moment`` with the number of the stage where there are several."""

@@ -9,7 +9,17 @@ from typing import Any
 from latprune.export.record import ResultRecord
 from latprune.report import formatting as fmt
 
-__all__ = ["AccuracyPoint", "Advice", "RecoveredLayer", "RecoveryFacts", "compute_accuracies", "compute_advice", "compute_recovery"]
+__all__ = [
+    "AccuracyPoint",
+    "Advice",
+    "LossPoint",
+    "RecoveredLayer",
+    "RecoveryFacts",
+    "compute_accuracies",
+    "compute_advice",
+    "compute_losses",
+    "compute_recovery",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +74,28 @@ class RecoveryFacts:
             if not layer.action:
                 found.setdefault(layer.remark, []).append(layer.name)
         return {reason: tuple(names) for reason, names in found.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossPoint:
+    """The mean loss of one epoch of training; ``label`` names stage and epoch."""
+
+    label: str
+    loss: float
+    learning_rate: float
+
+
+def compute_losses(record: ResultRecord) -> tuple[LossPoint, ...]:
+    """The training's loss, epoch after epoch."""
+    several = len({entry.stage for entry in record.training}) > 1
+    return tuple(
+        LossPoint(
+            label=f"stage {entry.stage}, epoch {entry.epoch + 1}" if several else f"epoch {entry.epoch + 1}",
+            loss=entry.loss,
+            learning_rate=entry.learning_rate,
+        )
+        for entry in record.training
+    )
 
 
 def compute_accuracies(record: ResultRecord) -> tuple[AccuracyPoint, ...]:

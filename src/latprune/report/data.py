@@ -8,10 +8,12 @@ from latprune.export.record import ResultRecord
 from latprune.report.accuracies import (
     AccuracyPoint,
     Advice,
+    LossPoint,
     RecoveredLayer,
     RecoveryFacts,
     compute_accuracies,
     compute_advice,
+    compute_losses,
     compute_recovery,
 )
 from latprune.report.choices import CandidateRow, SolverFacts, WidthRow, compute_candidates, compute_solver, compute_widths
@@ -20,6 +22,7 @@ from latprune.report.latencies import LatencyBars, PredictionPoints, compute_lat
 
 __all__ = [
     "AccuracyPoint",
+    "LossPoint",
     "Advice",
     "CandidateRow",
     "ComparisonRow",
@@ -32,6 +35,7 @@ __all__ = [
     "RecoveredLayer",
     "RecoveryFacts",
     "compute_accuracies",
+    "compute_losses",
     "compute_advice",
     "compute_candidates",
     "compute_comparison",
@@ -59,6 +63,7 @@ class ReportData:
     blocks_removed: tuple[str, ...]
     blocks: int
     accuracies: tuple[AccuracyPoint, ...]
+    losses: tuple[LossPoint, ...]
     candidates: tuple[CandidateRow, ...]
     solver: SolverFacts | None
     recovery: RecoveryFacts | None
@@ -79,6 +84,7 @@ def compute_report(record: ResultRecord) -> ReportData:
         blocks_removed=record.blocks_removed,
         blocks=len(record.blocks),
         accuracies=compute_accuracies(record),
+        losses=compute_losses(record),
         candidates=compute_candidates(record),
         solver=compute_solver(record),
         recovery=compute_recovery(record),

@@ -11,7 +11,7 @@ from latprune.export.record import LatencyRecord, ResultRecord
 from latprune.report import formatting as fmt
 from latprune.report.data import ReportData, compute_report
 from latprune.report.style import STYLE
-from latprune.report.svg import accuracy_svg, latency_svg
+from latprune.report.svg import accuracy_svg, latency_svg, loss_svg
 from latprune.report.table_svg import pair_map_svg, scatter_svg, staircase_svg
 from latprune.storage import write_atomic
 
@@ -141,6 +141,8 @@ def _figures(data: ReportData) -> str:
         cards += _figure("Latency", latency_svg(data.latency), caption)
     if data.accuracies:
         cards += _card("Accuracy through the run", accuracy_svg(data.accuracies))
+    if len(data.losses) > 1:
+        cards += _card("Loss of the training", loss_svg(data.losses))
     return f'<div class="pair">{cards}</div>' if cards else ""
 
 

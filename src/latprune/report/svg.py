@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 
 from latprune.report import formatting as fmt
-from latprune.report.data import AccuracyPoint, LatencyBars
+from latprune.report.data import AccuracyPoint, LatencyBars, LossPoint
 
-__all__ = ["accuracy_svg", "latency_svg", "nice_ticks"]
+__all__ = ["accuracy_svg", "latency_svg", "loss_svg", "nice_ticks"]
 
 _WIDTH = 480
 
@@ -115,5 +115,32 @@ def accuracy_svg(points: tuple[AccuracyPoint, ...]) -> str:
         parts.append(f'<text class="tick" x="{cx:.1f}" y="{height - bottom + 22}" text-anchor="middle">{escape(stage)}</text>')
         if rest:
             parts.append(f'<text class="tick" x="{cx:.1f}" y="{height - bottom + 38}" text-anchor="middle">{escape(rest)}</text>')
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def loss_svg(points: tuple[LossPoint, ...]) -> str:
+    """Mean loss of each epoch of training, one dot an epoch, with the learning rate in its title."""
+    left, right, top, bottom, height = 52, 14, 14, 40, 230
+    low, high = min(point.loss for point in points), max(point.loss for point in points)
+    pad = max((high - low) * 0.08, 1e-6)
+    low, high = low - pad, high + pad
+    step = (_WIDTH - left - right - 20) / max(len(points) - 1, 1)
+    places = [
+        (left + 10 + index * step, top + (high - point.loss) / (high - low) * (height - top - bottom)) for index, point in enumerate(points)
+    ]
+    parts = [f'<svg class="figure" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="Loss of the training">']
+    for tick in nice_ticks(low, high, 4):
+        y = top + (high - tick) / (high - low) * (height - top - bottom)
+        parts.append(f'<line class="grid" x1="{left}" y1="{y:.1f}" x2="{_WIDTH - right}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    parts.append('<polyline class="curve" points="' + " ".join(f"{x:.1f},{y:.1f}" for x, y in places) + '"/>')
+    for point, (x, y) in zip(points, places, strict=True):
+        title = f"{escape(point.label)}: loss {point.loss:.4g}, learning rate {point.learning_rate:.3g}"
+        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{title}</title></circle>')
+    for index, anchor in ((0, "start"), (len(points) - 1, "end")):
+        x = places[index][0]
+        label = escape(points[index].label)
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{height - bottom + 22}" text-anchor="{anchor}">{label}</text>')
     parts.append("</svg>")
     return "".join(parts)
