@@ -50,18 +50,16 @@ def equal_latency() -> str | None:
         parts.append(_setting(rows))
     text = (
         "## CIFAR-10 at equal measured latency\n\nEvery network is cut to the same share of the dense network's latency, measured "
-        "beside it on one thread, and trained by the same recipe, on as many images in all; the peak rate is, of those tried, the one with which a "
-        "method's network of the first seed is best on the test images, for every method alike. Accuracy of the last epoch. `best` is `mdp` with its channels chosen by reconstruction; ours are "
-        "recovered without training first, as the library does by default. Torch-Pruning 1.6.1 (`tp_...`) searches its ratio until the "
-        "measured latency is within 1.5 % of the budget (or just below, where its widths leave nothing nearer); `+recover` is its network "
-        "with our recovery. Networks whose latencies lie more than 3 % apart are not compared. `tp_best` is the variant, of ten, that is best on training images once recovered. "
+        "beside it on one thread, and trained by the same recipe, on as many images in all. The peak rate is, of those tried, the one with "
+        "which a method's network of the first seed is best on the test images, for every method alike. Accuracy of the last epoch. `best` "
+        "is `mdp` with its channels chosen by reconstruction; ours are recovered without training first, as the library does by default. "
+        "Torch-Pruning 1.6.1 (`tp_...`) searches its ratio until the measured latency is within 1.5 % of the budget (or just below, where "
+        "its widths leave nothing nearer); `+recover` is its network with our recovery. Networks whose latencies lie more than 3 % apart "
+        "are not compared. `tp_best` is the variant, of ten, that is best on training images once recovered. "
         f"{machine(found)}.\n\n"
     )
-    return (
-        text
-        + "\n\n".join(parts)
-        + f"\n\n{_published()}\n\n`benchmarks/cifar10/equal_latency.py`; with `--gpu` the whole comparison by full recipes, on a GPU"
-    )
+    source = "`benchmarks/cifar10/equal_latency.py`; with `--gpu` the whole comparison by full recipes, on a GPU"
+    return text + "\n\n".join([*parts, _published(), source])
 
 
 def _setting(rows: Sequence[Row]) -> str:
