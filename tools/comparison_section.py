@@ -135,6 +135,10 @@ def _bars(rows: Sequence[Row], values: Mapping[Cell, float], ratios: Mapping[Cel
                     rival = max(rivals, key=lambda m: values[budget, m])
                     bar = None if recovered else _MARGINS.get(budget)
                     said.append(_margin(own, (budget, rival), f"Torch-Pruning's best {label} (`{rival}`)", values, ratios, bar))
+            for budget_, method in values:
+                rival = (budget, method.partition("=")[2])
+                if budget_ == budget and method.startswith("best=") and rival in values:
+                    said.append(_margin((budget, method), rival, f"`{rival[1]}` at its latency", values, ratios, _MARGINS.get(budget)))
             others = [other for other in ("from_scratch", "uniform", "halp") if (budget, other) in values]
             said += [_margin(own, (budget, other), f"`{other}`", values, ratios) for other in others]
             if budget == "=resnet20":

@@ -12,7 +12,7 @@ from typing import Any
 
 from measuring import Budget, counted, measured
 from networks import Dense, Preparation, dense_network
-from ours import OURS, own_structure
+from ours import OURS, Own, own_structure
 from result_file import ResultFile
 from rivals import BEST_OF, RIVALS, Ratios, gradients_of, rival_structure
 from rows import KEY, best_rate, line
@@ -34,6 +34,8 @@ from latprune.zoo import cifar10_test, cifar10_train
 __all__ = ["Bench"]
 
 RECOVERY_IMAGES = 2048
+SLACK = 0.03
+"""Our networks are accepted from so far below a budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -115,7 +117,7 @@ class Bench:
     def started(self, budget: Budget, method: str, seed: int) -> Structure:
         """The network that training begins with: cut, measured and, where the method's name says so or it is ours, recovered."""
         base = method.removesuffix("+recover")
-        own = OURS.get(base)
+        own = own_of(base)
         wants = method.endswith("+recover") or (own is not None and not own.trains)
         if not wants:
             return self.structure(budget, base, seed)
@@ -153,13 +155,14 @@ class Bench:
 
     def searched(self, budget: Budget, name: str, seed: int) -> Structure:
         data, train = str(self.args.data), cifar10_train(str(self.args.data), seed=seed)
-        if name in OURS:
+        own = own_of(name)
+        if own is not None:
             soft = (FirstBatches(train, self.batches - self.left_to_train(name)), self.recipe(0.01, seed))
             return own_structure(
-                OURS[name],
+                own,
                 self.dense,
                 self.graph,
-                budget,
+                self.matched(budget, name, seed),
                 self.target,
                 train=train,
                 plain=cifar10_train(data, seed=seed, augment=False),
@@ -178,6 +181,14 @@ class Bench:
         gradients = gradients_of(self.dense.model, islice(train, 16)) if RIVALS[name].importance == "taylor" else {}
         ratios = Ratios(path=self.args.work / f"{self.stem}-s{seed}-ratios.json")
         return rival_structure(name, self.dense, self.graph, budget, self.target, gradients=gradients, ratios=ratios)
+
+    def matched(self, budget: Budget, name: str, seed: int) -> Budget:
+        """The budget, or of ``best=tp_taylor`` the latency that the rival's network was measured at, in the middle of what is accepted."""
+        rival = name.partition("=")[2]
+        if not rival:
+            return budget
+        ratio = self.structure(budget, rival, seed).found["ratio"]
+        return Budget(text=f"={rival}", share=ratio / (1.0 - 0.5 * SLACK))
 
     def best_rival(self, budget: Budget, seed: int) -> Structure:
         """The variant whose network, recovered, is best on training images; recovered networks rank as trained ones do."""
@@ -215,7 +226,7 @@ class Bench:
 
     def left_to_train(self, method: str) -> int:
         """Those of them that come after the cut: a method that trains under masks has had half of them."""
-        own = OURS.get(method)
+        own = own_of(method)
         return self.batches - self.batches // 2 if own is not None and own.trains else self.batches
 
     def trained(self, network: nn.Module, rate: float, seed: int, batches: int) -> dict[str, Any]:
@@ -258,6 +269,11 @@ class Bench:
     def path(self, budget: Budget, name: str, seed: int) -> Path:
         work: Path = self.args.work
         return work / f"{self.stem}-{budget.text.replace('%', '').replace('=', '')}-{name}-s{seed}"
+
+
+def own_of(method: str) -> Own | None:
+    """Ours of this name, ``best`` of ``best=tp_taylor`` too; None of any other."""
+    return OURS.get(method.partition("=")[0])
 
 
 def _preparation(args: argparse.Namespace) -> Preparation:

@@ -5,8 +5,9 @@
 
 Every network is cut to the same share of the dense network's latency, measured beside it, and then trained by the same recipe on as many
 images, the peak learning rate chosen for each of ``--rates`` on the first seed; accuracy is that of the last epoch. A method's name with
-``+recover`` gets the library's recovery without training before; ours always do, Torch-Pruning's networks come both ways. Rows are written
-as they end and not computed again; structures are kept in the work folder and trained at every rate.
+``+recover`` gets the library's recovery without training before; ours always do, Torch-Pruning's networks come both ways. Torch-Pruning's
+widths move in steps, and its network may lie well below the budget: ``best=tp_taylor`` is ours at the latency that its was measured at.
+Rows are written as they end and not computed again; structures are kept in the work folder and trained at every rate.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     first = parser.parse_args()
     args = parser.parse_args(namespace=argparse.Namespace(**vars(first) | GPU)) if first.gpu else first
-    unknown = [name for name in args.methods if name.removesuffix("+recover") not in {*OURS, *RIVALS, "from_scratch", "tp_best"}]
+    known = {*OURS, *RIVALS, "from_scratch", "tp_best"}
+    unknown = [name for name in args.methods if not known >= set(filter(None, name.removesuffix("+recover").split("=")))]
     if unknown:
         parser.error(f"unknown methods: {', '.join(unknown)}")
     torch.set_num_threads(1)
