@@ -16,6 +16,7 @@ from PIL import Image
 
 from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
 from latprune.zoo import (
+    CIFAR10_NORMALISATION,
     IMAGENET_NORMALISATION,
     DatasetImages,
     LabelledFolder,
@@ -23,6 +24,7 @@ from latprune.zoo import (
     RandomResizedCrop,
     StreamedImages,
     cifar10,
+    cifar10_test,
     cifar10_train,
     huggingface_test,
     huggingface_train,
@@ -183,7 +185,11 @@ def test_the_official_binary_version_of_cifar10(tmp_path: Path, inside: str) -> 
     (x, y), (u, v) = cifar10(tmp_path)
     assert np.array_equal(np.concatenate([x, u]), images) and np.array_equal(np.concatenate([y, v]), labels)
     assert (len(x), len(u)) == (15, 3) and x.dtype == np.uint8 and y.dtype == np.int64
-    assert len(cifar10_train(str(tmp_path), batch_size=5)) == 3
+    given: dict[str, Any] = {"root": str(tmp_path), "batch_size": 5, "normalisation": "cifar10", "augment": False, "seed": 1}
+    train, test = cifar10_train(**given), cifar10_test(**given)
+    assert len(train) == 3 and train.augmentation is None and train.normalisation == test.normalisation == CIFAR10_NORMALISATION
+    with pytest.raises(InvalidArgumentError, match="must be imagenet or cifar10"):
+        cifar10_test(str(tmp_path), normalisation="mine")
 
 
 def test_binary_files_that_are_refused(tmp_path: Path) -> None:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from latprune.errors import InvalidArgumentError
 from latprune.zoo.digits import digits
 from latprune.zoo.images import cifar10
-from latprune.zoo.loading import DIGITS_NORMALISATION, IMAGENET_NORMALISATION, Augmentation, ImageLoader, Normalisation
+from latprune.zoo.loading import (
+    CIFAR10_NORMALISATION,
+    DIGITS_NORMALISATION,
+    IMAGENET_NORMALISATION,
+    Augmentation,
+    ImageLoader,
+    Normalisation,
+)
 
 __all__ = ["cifar10_test", "cifar10_train", "digits_test", "digits_train"]
 
@@ -18,8 +26,20 @@ def _decoded() -> Path:
     return Path(home) / "images"
 
 
+_NAMED = {"imagenet": IMAGENET_NORMALISATION, "cifar10": CIFAR10_NORMALISATION}
+
+
+def _normalisation(given: Normalisation | str) -> Normalisation:
+    """A normalisation, or the one of that name (what a command line can say)."""
+    if isinstance(given, Normalisation):
+        return given
+    if given not in _NAMED:
+        raise InvalidArgumentError(f"normalisation (={given!r}) must be {' or '.join(_NAMED)}, or a Normalisation")
+    return _NAMED[given]
+
+
 def cifar10_train(
-    root: str, batch_size: int = 128, seed: int = 0, normalisation: Normalisation = IMAGENET_NORMALISATION, augment: bool = True
+    root: str, batch_size: int = 128, seed: int = 0, normalisation: Normalisation | str = IMAGENET_NORMALISATION, augment: bool = True
 ) -> ImageLoader:
     """Training batches of CIFAR-10, shuffled, with random crops and flips.
 
@@ -28,7 +48,8 @@ def cifar10_train(
             ``cifar10_test.npz``.
         batch_size: Images per batch.
         seed: Of order and augmentation.
-        normalisation: ImageNet's constants by default, which the pretrained CIFAR-10 networks use.
+        normalisation: ``imagenet`` (its constants, which the pretrained CIFAR-10 networks use), ``cifar10`` (SP-LAMP's), or one of your
+            own.
         augment: False leaves the images as they are.
     """
     (images, labels), _ = cifar10(root, cache_dir=_decoded())
@@ -37,7 +58,7 @@ def cifar10_train(
         images,
         labels,
         batch_size=batch_size,
-        normalisation=normalisation,
+        normalisation=_normalisation(normalisation),
         shuffle=True,
         augmentation=augmentation,
         seed=seed,
@@ -45,10 +66,12 @@ def cifar10_train(
     )
 
 
-def cifar10_test(root: str, batch_size: int = 500, normalisation: Normalisation = IMAGENET_NORMALISATION) -> ImageLoader:
-    """Test batches of CIFAR-10 in their order; arguments as for :func:`cifar10_train`."""
+def cifar10_test(
+    root: str, batch_size: int = 500, normalisation: Normalisation | str = IMAGENET_NORMALISATION, seed: int = 0, augment: bool = True
+) -> ImageLoader:
+    """Test batches of CIFAR-10 in their order, as they are; arguments as for :func:`cifar10_train`, so that both can be given the same."""
     _, (images, labels) = cifar10(root, cache_dir=_decoded())
-    return ImageLoader(images, labels, batch_size=batch_size, normalisation=normalisation)
+    return ImageLoader(images, labels, batch_size=batch_size, normalisation=_normalisation(normalisation))
 
 
 def digits_train(batch_size: int = 64, seed: int = 0, upscale: int = 4) -> ImageLoader:
