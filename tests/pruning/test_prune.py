@@ -223,6 +223,15 @@ def test_the_folder_of_a_finished_run_is_resumed_and_another_runs_folder_refused
         prune(network(), "flops=60%", measure_latency=False, method=method, folder=tmp_path)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Options of a run that is through, its folder among them; the same ones go on with it."""
+    options = {"measure_latency": False, "method": latprune.SPLAMP(stages=2), "folder": tmp_path_factory.mktemp("finished")}
+    first, again = (prune(network(), "flops=50%", **options) for _ in range(2))
+    assert [g.kept for g in first.record.groups] == [g.kept for g in again.record.groups]
+    return options
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -233,12 +242,11 @@ def test_the_folder_of_a_finished_run_is_resumed_and_another_runs_folder_refused
         ({"solver": latprune.solve.GroupKnapsack(units=1000)}, "solver"),
     ],
 )
-def test_a_run_goes_on_only_under_all_that_decides_its_outcome(tmp_path, changed, words):
-    options = {"measure_latency": False, "method": latprune.SPLAMP(stages=2), "folder": tmp_path}
-    prune(network(), "flops=50%", **options)
-    prune(network(), "flops=50%", **options)
+def test_a_run_goes_on_only_under_all_that_decides_its_outcome(finished, changed, words):
+    before = {path: path.read_bytes() for path in finished["folder"].rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError, match=f"{words}.*another output folder"):
-        prune(network(), "flops=50%", **{**options, **changed})
+        prune(network(), "flops=50%", **{**finished, **changed})
+    assert {path: path.read_bytes() for path in finished["folder"].rglob("*") if path.is_file()} == before
 
 
 def test_kept_whole_model_is_refused():
