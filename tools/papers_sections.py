@@ -247,7 +247,9 @@ def _driven(script: str, heading: str, text: str, what: str = "", *, note: str =
     head = ["row", "network", "budget", "engine", "seed", "latency", "im/s", "multiply-adds", "parameters", "blocks gone"]
     head += ["as cut", "top-1", "images trained on"]
     few = sorted({row["stage_images"] for row in found["rows"] if "stage_images" in row})
-    text += f" As cut: on the first {' or '.join(map(str, few))} evaluation images." if few else ""
+    text += f" As cut: on the first {' or '.join(map(str, few))} evaluation images" if few else ""
+    seen = sorted({row["test_images"] for row in found["rows"]})
+    text += f"; top-1: on {' or '.join(f'{count:,}' for count in seen)} at most." if few else ""
     parts = [f"## {heading}\n\n{text} {machine(found)}.", measured_table(found, head, cells)]
     if note:
         parts.append(note)
@@ -337,7 +339,31 @@ def mdp_table_3() -> str | None:
 def mdp_appendix_c() -> str | None:
     """The structure of the pruned network."""
     text = "The network that MDP leaves, by its default score and by Taylor's; untrained. The paper finds the shallower layers pruned most."
-    return _driven("mdp_appendix_c", "MDP, appendix C: the structure of the pruned network", text, "Width of every group, dense and kept")
+    found = read("papers-mdp-appendix-c")
+    lines = [cells for row in (found["rows"] if found else ()) if "groups" in row for cells in _depths(row)]
+    note = "Channels by stage of the network:\n\n" + table(["row", "network", "budget", "stage", "channels", "kept", "blocks gone"], lines)
+    return _driven(
+        "mdp_appendix_c",
+        "MDP, appendix C: the structure of the pruned network",
+        text,
+        "Width of every group, dense and kept",
+        note=note if lines else "",
+    )
+
+
+def _depths(row: Any) -> Iterator[Sequence[str]]:
+    """For each stage of the network: channels, the share that is left (removed blocks as nothing left), and the blocks that are gone."""
+    stages: dict[str, list[Any]] = {}
+    for group in row["groups"]:
+        parts = group["name"].split(".")
+        stage = ".".join(parts[:2]) if parts[0] == "features" else parts[0]
+        stages.setdefault(stage if stage.startswith(("layer", "features")) else "stem", []).append(group)
+    gone = set(row["blocks_removed"])
+    for stage, groups in stages.items():
+        dense = sum(group["dense"] * group["rows"] for group in groups)
+        kept = sum(group["kept"] * group["rows"] for group in groups if gone.isdisjoint(group["blocks"]))
+        blocks = sum(block == stage or block.startswith(f"{stage}.") for block in gone)
+        yield [row["label"], _name(row["network"]), row["budget"], stage, str(dense), percent(kept / dense, 0), str(blocks)]
 
 
 def mdp_appendix_e() -> str | None:

@@ -102,7 +102,7 @@ def main_of(args: argparse.Namespace, name: str, rows: Sequence[Row], published:
                     continue
                 with timed() as took:
                     found = _run(args, name, row, seed, store)
-                file.add({**head, "train_images": args.train_images, **found, **took})
+                file.add({**head, "train_images": args.train_images, "test_images": args.test_images, **found, **took})
                 print("  ".join(line({**head, **found, **took})), flush=True)
     print(said(HEAD, [line(row) for row in file.rows]))
     return file
