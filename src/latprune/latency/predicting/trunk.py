@@ -68,7 +68,7 @@ def fit_trunk(features: FloatArray, target: FloatArray, weights: FloatArray) -> 
     Raises MissingExtraError without SciPy, which scikit-learn brings.
     """
     try:
-        from scipy.optimize import nnls  # type: ignore[import-untyped]
+        from scipy.optimize import nnls
     except ImportError:
         raise MissingExtraError("scikit-learn", "tables") from None
     columns, goal = _columns(features), np.exp(target)
