@@ -135,10 +135,11 @@ def _bars(rows: Sequence[Row], values: Mapping[Cell, float], ratios: Mapping[Cel
                     rival = max(rivals, key=lambda m: values[budget, m])
                     bar = None if recovered else _MARGINS.get(budget)
                     said.append(_margin(own, (budget, rival), f"Torch-Pruning's best {label} (`{rival}`)", values, ratios, bar))
-            for budget_, method in values:
-                rival = (budget, method.partition("=")[2])
-                if budget_ == budget and method.startswith("best=") and rival in values:
-                    said.append(_margin((budget, method), rival, f"`{rival[1]}` at its latency", values, ratios, _MARGINS.get(budget)))
+            for ours in [m for b, m in values if b == budget and m.startswith("best=")]:
+                rival = ours.partition("=")[2]
+                for other, label, bar in ((rival, "", _MARGINS.get(budget)), (f"{rival}+recover", " with our recovery", None)):
+                    if (budget, other) in values:
+                        said.append(_margin((budget, ours), (budget, other), f"`{rival}`{label} at its latency", values, ratios, bar))
             others = [other for other in ("from_scratch", "uniform", "halp") if (budget, other) in values]
             said += [_margin(own, (budget, other), f"`{other}`", values, ratios) for other in others]
             if budget == "=resnet20":
