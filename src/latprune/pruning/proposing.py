@@ -41,8 +41,12 @@ if TYPE_CHECKING:
 __all__ = ["ProposalSearch"]
 
 _ALMOST_NOTHING = 1e-9
-_COMPARED_ON = 512
-"""Examples to recover a network on that is only compared with others, at most."""
+_COMPARED_ON = (64, 512)
+"""Examples to recover a network on that is only compared with others, at least and at most."""
+_COMPARING = 5e11
+"""Multiply-adds of all forward passes of such recoveries together, as far as the fewest examples allow: a minute or less."""
+_COMPARED, _PASSES = 7, 2
+"""Networks that the default's readings lead to, and networks that run in a recovery: the dense one and the cut one."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -173,13 +177,19 @@ class ProposalSearch:
                 graph=self.graph,
                 selection=selection,
                 strategy=self.strategy,
-                images=min(readings.examples, _COMPARED_ON),
+                images=min(readings.examples, self._compared_on()),
                 seed=self.seed,
             )
         except InvalidArgumentError as error:
             self.say(f"networks are compared as they are cut, not as they are after recovery: {error}")
             return None
         return network.eval()
+
+    def _compared_on(self) -> int:
+        """Examples to recover a network on that is only compared: fewer for a large network."""
+        fewest, most = _COMPARED_ON
+        each = _COMPARING / (_COMPARED * _PASSES * max(self.graph.macs(self.graph.dense_widths()), 1.0))
+        return int(min(max(each, fewest), most))
 
     def picked(self, importance: Importance | None, picked: PickedNetwork, *, limit: float) -> StageProposal:
         """The network that was picked from an exploration, as it was shown; nothing is solved, and no tables are built.

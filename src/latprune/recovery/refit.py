@@ -75,7 +75,7 @@ class Refit(Recovery):
     @property
     def stand_in(self) -> Recovery:
         """One sweep over fewer rows: it is further from the dense network, and which networks are nearer it tells as well."""
-        return replace(self, rows=min(self.rows, 20), rounds=min(self.rounds, 2), sweeps=1)
+        return replace(self, rows=min(self.rows, 10), rounds=min(self.rounds, 2), sweeps=1)
 
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Refit all layers."""
