@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
-from latprune.zoo.reading.crops import RandomResizedCrop
-from latprune.zoo.reading.streamed import StreamedImages, normalisation_of, opened
+from latprune.zoo.reading.streamed import StreamedImages, image_batches, opened
 
 __all__ = ["DatasetImages", "huggingface_test", "huggingface_train"]
 
@@ -140,18 +139,17 @@ def huggingface_train(
         MissingExtraError: ``datasets`` is not installed.
         InvalidArgumentError: There is no such split or column.
     """
-    channels, height, width = shape
-    return StreamedImages(
+    return image_batches(
         DatasetImages(_split(path, train=True), image=image, label=label),
-        (channels, height, width),
+        shape,
+        train=True,
         batch_size=batch_size,
-        normalisation=normalisation_of(channels, mean, std),
-        shuffle=True,
-        augmentation=RandomResizedCrop() if augment else None,
+        seed=seed,
+        mean=mean,
+        std=std,
         crop=crop,
         workers=workers,
-        seed=seed,
-        drop_last=True,
+        augment=augment,
     )
 
 
@@ -169,13 +167,15 @@ def huggingface_test(
     augment: bool = True,
 ) -> StreamedImages:
     """Batches of the ``test`` (or ``validation``) split in their order; arguments as for :func:`huggingface_train`."""
-    channels, height, width = shape
-    return StreamedImages(
+    return image_batches(
         DatasetImages(_split(path, train=False), image=image, label=label),
-        (channels, height, width),
+        shape,
+        train=False,
         batch_size=batch_size,
-        normalisation=normalisation_of(channels, mean, std),
+        seed=seed,
+        mean=mean,
+        std=std,
         crop=crop,
         workers=workers,
-        seed=seed,
+        augment=augment,
     )

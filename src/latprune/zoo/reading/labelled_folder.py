@@ -10,8 +10,7 @@ import numpy as np
 
 from latprune.errors import InvalidArgumentError
 from latprune.zoo.image_folder import IMAGE_ENDINGS
-from latprune.zoo.reading.crops import RandomResizedCrop
-from latprune.zoo.reading.streamed import StreamedImages, normalisation_of, opened
+from latprune.zoo.reading.streamed import StreamedImages, image_batches, opened
 
 __all__ = ["LabelledFolder", "image_folders_test", "image_folders_train"]
 
@@ -99,18 +98,17 @@ def image_folders_train(
         workers: Threads that decode; all cores, at most 8, by default.
         augment: False takes the middle of each image.
     """
-    channels, height, width = shape
-    return StreamedImages(
+    return image_batches(
         LabelledFolder(_folders(root)[0]),
-        (channels, height, width),
+        shape,
+        train=True,
         batch_size=batch_size,
-        normalisation=normalisation_of(channels, mean, std),
-        shuffle=True,
-        augmentation=RandomResizedCrop() if augment else None,
+        seed=seed,
+        mean=mean,
+        std=std,
         crop=crop,
         workers=workers,
-        seed=seed,
-        drop_last=True,
+        augment=augment,
     )
 
 
@@ -127,13 +125,15 @@ def image_folders_test(
 ) -> StreamedImages:
     """Held-out batches in their order, the middle of each image; arguments as for :func:`image_folders_train`, whose labels they have."""
     train, held_out = _folders(root)
-    channels, height, width = shape
-    return StreamedImages(
+    return image_batches(
         LabelledFolder(held_out, classes=class_names(train)),
-        (channels, height, width),
+        shape,
+        train=False,
         batch_size=batch_size,
-        normalisation=normalisation_of(channels, mean, std),
+        seed=seed,
+        mean=mean,
+        std=std,
         crop=crop,
         workers=workers,
-        seed=seed,
+        augment=augment,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraE
 from latprune.zoo.loading import IMAGENET_NORMALISATION, Normalisation
 from latprune.zoo.reading.crops import Part, RandomResizedCrop, middle, taken
 
-__all__ = ["ImageSource", "StreamedImages", "normalisation_of", "opened"]
+__all__ = ["ImageSource", "StreamedImages", "image_batches", "normalisation_of", "opened"]
 
 _AHEAD = 2
 """Batches that are read while the network works on one."""
@@ -175,6 +175,35 @@ class StreamedImages:
             f"{len(self.source.labels)} images of {len(self.source.classes)} classes in batches of {self.batch_size}: {done} scaled to "
             f"{width}x{height}, {channels} channel{'s' if channels > 1 else ''}, {self.normalisation}"
         )
+
+
+def image_batches(
+    source: ImageSource,
+    shape: Sequence[int],
+    *,
+    train: bool,
+    batch_size: int,
+    seed: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    crop: float,
+    workers: int | None,
+    augment: bool,
+) -> StreamedImages:
+    """Batches to train on (shuffled, whole ones only, of random parts where ``augment``), or held-out ones in their order."""
+    channels, height, width = shape
+    return StreamedImages(
+        source,
+        (channels, height, width),
+        batch_size=batch_size,
+        normalisation=normalisation_of(channels, mean, std),
+        shuffle=train,
+        augmentation=RandomResizedCrop() if train and augment else None,
+        crop=crop,
+        workers=workers,
+        seed=seed,
+        drop_last=train,
+    )
 
 
 def normalisation_of(channels: int, mean: Any = None, std: Any = None) -> Normalisation:
