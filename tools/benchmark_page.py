@@ -6,8 +6,6 @@ python tools/benchmark_page.py --check     # exits with 1 if the page is not wha
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import comparison_section
 import detection_sections
 import pruning_sections
-from page_parts import ROOT, machine, measured_table, percent, read, table
+from page_parts import ROOT, machine, measured_table, percent, read, table, write_or_check
 
 PAGE = ROOT / "docs" / "benchmarks.md"
 ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "torch": "PyTorch, eager", "executorch": "ExecuTorch"}
@@ -507,14 +505,7 @@ def page() -> str:
 
 def main() -> None:
     """Write or check the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
-    args = parser.parse_args()
-    text = page()
-    if not args.check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit(f"{PAGE.relative_to(ROOT)} is not what the results say; run python tools/benchmark_page.py")
+    write_or_check(PAGE, page, __doc__)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,3 +50,15 @@ def measured_table(found: Any, head: Sequence[str], cells: Callable[[Any], Itera
     several = len(letters) > 1
     lines = [[*line, *([letters[row["machine"]]] if several else [])] for row in rows or found["rows"] for line in cells(row)]
     return table([*head, *(["machine"] if several else [])], lines)
+
+
+def write_or_check(path: Path, page: Callable[[], str], description: str | None) -> None:
+    """The command line of a page's tool: write the page, or with ``--check`` exit with 1 where the file says something else."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
+    args = parser.parse_args()
+    text = page()
+    if not args.check:
+        path.write_text(text, encoding="utf-8")
+    elif not path.exists() or path.read_text(encoding="utf-8") != text:
+        sys.exit(f"{path.relative_to(ROOT)} is not what the results say; run python {Path(sys.argv[0]).as_posix()}")

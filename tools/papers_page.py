@@ -6,12 +6,10 @@ python tools/papers_page.py --check     # exits with 1 if the page is not what t
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable
 
 import papers_sections as sections
-from page_parts import ROOT, read, table
+from page_parts import ROOT, read, table, write_or_check
 
 PAGE = ROOT / "docs" / "papers.md"
 
@@ -66,14 +64,7 @@ def page() -> str:
 
 def main() -> None:
     """Write or check the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
-    args = parser.parse_args()
-    text = page()
-    if not args.check:
-        PAGE.write_text(text, encoding="utf-8")
-    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text:
-        sys.exit(f"{PAGE.relative_to(ROOT)} is not what the results say; run python tools/papers_page.py")
+    write_or_check(PAGE, page, __doc__)
 
 
 if __name__ == "__main__":
