@@ -77,6 +77,9 @@ def test_networks_are_compared_as_they_are_after_recovery(recover: Any, taken: s
 
     found, _ = pruner._search.least_divergent(readings, leads_to, Selection(kept={}))
     assert found == taken
+    seen = len(readings.shown)
+    assert pruner._search.least_divergent(readings, leads_to, Selection(kept={}))[0] == taken
+    assert len(readings.shown) == seen  # the same networks are not compared again
     dense = [parameter.detach().clone() for parameter in pruner.model.parameters()]
     for selection, judged in readings.shown:
         if recover is False:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -84,6 +84,9 @@ class ProposalSearch:
     strategy: Recovery | None
     seed: int
     slack: float
+    _judged_by: Readings | None = None
+    _judged: dict[str, Scores] = field(default_factory=dict)
+    """Networks that were compared by the last readings: a step after an exploration meets some of them again."""
 
     def find(
         self,
@@ -150,11 +153,13 @@ class ProposalSearch:
         """
         # What earlier stages cut was trained since, and a recovered network is cut of the dense one.
         recovers = self.strategy is not None and not since.kept and not since.removed_blocks
-        found: dict[str, Scores] = {}
+        if self._judged_by is not readings:
+            self._judged_by, self._judged = readings, {}
+        found = self._judged
         values: dict[str, Scores] = {}
         for name, importance in readings.importances.items():
             selection = network(importance)
-            key = json.dumps(selection_to_dict(selection))
+            key = json.dumps([recovers, selection_to_dict(selection)])
             if key not in found:
                 found[key] = readings.divergences(selection, self._recovered(readings, selection) if recovers else None)
             values[name] = found[key]
@@ -179,6 +184,7 @@ class ProposalSearch:
                 strategy=self.strategy,
                 images=min(readings.examples, self._compared_on()),
                 seed=self.seed,
+                progress=lambda text: None,  # its layers say nothing of the network that is delivered
             )
         except InvalidArgumentError as error:
             self.say(f"networks are compared as they are cut, not as they are after recovery: {error}")
