@@ -19,12 +19,11 @@ settings.load_profile("latprune")
 TIMED = (
     "latency/engines",
     "latency/measuring",
-    "latency/predicting/test_sweep.py",
     "latency/storing/test_measuring_processes.py",
     "latency/storing/test_store.py",
-    "latency/tabulating/test_build.py",
+    "latency/tabulating/test_build_engines.py",
     "pruning/test_exploring_measured.py",
-    "pruning/test_prune.py",
+    "pruning/test_prune_measured.py",
     "pruning/test_trials.py",
     "cli/test_compare.py",
     "cli/test_measure.py",
@@ -70,3 +69,14 @@ def _short_trials(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(trials, "DENSE_SECONDS", 4.0)
         monkeypatch.setattr(trials, "SECONDS", 4.0)
         monkeypatch.setattr(trials, "FRESH_SECONDS", 6.0)
+
+
+@pytest.fixture(scope="module")
+def made_up_engine() -> Iterator[None]:
+    """The engine ``made-up``, known while a module's tests run: whole runs by its clock are quick, and the same on a busy machine."""
+    from latprune.latency.engines.base import ENGINES
+    from support.made_up_engine import MadeUpEngine
+
+    ENGINES.register(MadeUpEngine.name, MadeUpEngine)
+    yield
+    ENGINES.remove(MadeUpEngine.name)

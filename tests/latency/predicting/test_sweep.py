@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import nn
@@ -19,9 +17,7 @@ from latprune.errors import EngineError, InvalidArgumentError
 from latprune.graph import trace
 from latprune.latency import (
     CompiledNetwork,
-    Engine,
     KernelPredictor,
-    KernelTime,
     Store,
     SweepProgress,
     Target,
@@ -37,75 +33,24 @@ from latprune.latency.predicting import sweep
 from latprune.latency.predicting.random_networks import random_network
 from latprune.latency.predicting.sweep import _module_kernels
 from latprune.latency.samples import SWEEP
+from support.made_up_engine import MadeUpEngine, MadeUpNetwork
 
 pytest.importorskip("sklearn")
 
 
-class _Counting(CompiledNetwork):
-    """Runs nothing: a layer takes what its multiply-adds and values cost on a made-up machine."""
-
-    def __init__(self, model: nn.Module, example_inputs: Any, target: Target) -> None:
-        self._times: list[KernelTime] = []
-        hooks = [
-            module.register_forward_hook(lambda module, args, output, path=path: self._note(path, module, args[0], output))
-            for path, module in model.named_modules()
-            if isinstance(module, nn.Conv2d | nn.Linear)
-        ]
-        with torch.no_grad():
-            model(*example_inputs)
-        for hook in hooks:
-            hook.remove()
-        super().__init__(target, "counting", 0.0)
-
-    def _note(self, path: str, module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-        weights = next(module.parameters()).numel()
-        places = y.numel() / y.shape[1] if isinstance(module, nn.Conv2d) else y.numel() / y.shape[-1]
-        ms = 0.003 + 1e-8 * weights * places + 2e-7 * (x.numel() + y.numel())
-        op = "conv" if isinstance(module, nn.Conv2d) else "linear"
-        self._times.append(KernelTime(name=path, op=op, path=path, order=len(self._times), ms=ms, runs=1))
-
-    @property
-    def _total(self) -> float:
-        return 0.02 + sum(step.ms for step in self._times)
-
-    def run(self) -> None:
-        """Nothing to do: the time is made up."""
-
-    def timed_run(self) -> float:
-        return self._total
-
-    def checked_run(self) -> tuple[float, bool]:
-        return self._total, False
-
-    def outputs(self) -> list[npt.NDArray[np.floating[Any]]]:
-        return []
-
-    def profile(self, runs: int) -> list[KernelTime]:
-        return [dataclasses.replace(step, runs=runs) for step in self._times]
-
-    def close(self) -> None:
-        self._times = []
-
-
-class CountingEngine(Engine):
-    """An engine of known costs; ``broken`` makes it refuse every network after so many."""
+class CountingEngine(MadeUpEngine):
+    """Counts what is compiled; ``broken`` makes it refuse every network after so many."""
 
     name = "counting"
-    fuses = "everything into convolutions and linear layers"
-    profiles_kernels = True
-    pins = "nothing"
     compiled: ClassVar[int] = 0
     broken: ClassVar[int | None] = None
     error: ClassVar[type[BaseException]] = EngineError
-
-    def version(self) -> str:
-        return "1"
 
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         CountingEngine.compiled += 1
         if self.broken is not None and CountingEngine.compiled > self.broken:
             raise self.error("out of order")
-        return _Counting(model, example_inputs, target)
+        return MadeUpNetwork(model, example_inputs, target, noise=0.0)
 
 
 @pytest.fixture
@@ -188,7 +133,7 @@ def test_the_sweep_teaches_the_predictor_kernels_of_other_networks(engine: Targe
     for index in range(1000, 1012):
         model, inputs = random_network(7, index)
         graph = trace(model, inputs)
-        network = _Counting(model, inputs, engine)
+        network = MadeUpNetwork(model, inputs, engine, noise=0.0)
         found = predictor.network(graph.kernels.values(), graph.dense_widths())
         errors.append(abs(found.ms / network.timed_run() - 1))
         inside.append(found.low <= network.timed_run() <= found.high)

@@ -1,15 +1,14 @@
+"""Tables built on the made-up engine: filled stores, kept fits, interruptions, and the command."""
+
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from latprune.errors import FileFormatError, InvalidArgumentError, TableError
 from latprune.graph import trace
@@ -26,34 +25,11 @@ from latprune.latency import (
     target_context,
 )
 from latprune.latency.measuring import sampling
-from latprune.latency.tabulating import build, table_builder
+from latprune.latency.tabulating import table_builder
 from latprune.latency.tabulating.repeats import with_repeats
+from support.one_block import X, network
 
-
-class Residual(nn.Module):
-    """One removable block between a stem and a head: small enough to measure dozens of copies in seconds."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
-        self.conv1 = nn.Conv2d(width, 48, 3, padding=1)
-        self.bn1 = nn.BatchNorm2d(48)
-        self.conv2 = nn.Conv2d(48, width, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.head = nn.Linear(width, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        x = torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
-        return self.head(x.mean(dim=(2, 3)))
-
-
-def network() -> Residual:
-    torch.manual_seed(0)
-    return Residual().eval()
-
-
-X = torch.zeros(1, 3, 24, 24)
+pytestmark = pytest.mark.usefixtures("made_up_engine")
 
 
 @pytest.fixture(autouse=True)
@@ -63,56 +39,9 @@ def short_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_builder, "_BATCH", 4)
 
 
-needs_executorch = pytest.mark.skipif(importlib.util.find_spec("executorch") is None, reason="executorch is not installed")
-
-
-@pytest.mark.parametrize(
-    "engine",
-    [
-        pytest.param("torch", marks=pytest.mark.slow),
-        "onnxruntime",
-        "openvino",
-        pytest.param("executorch", marks=[pytest.mark.slow, needs_executorch]),
-    ],
-)
-def test_tables_from_an_empty_store_and_then_from_a_filled_one(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = network()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    graph, target = trace(model, X), Target(engine=engine)
-    seen: list[TableProgress] = []
-    with Store(tmp_path / "s.sqlite") as store:
-        tables = build_tables(model, graph, X, target, store=store, progress=seen.append, time_limit=0.0)
-        # What looked interrupted was measured again, beside the first time.
-        assert len(with_repeats(store.networks())) == tables.stats.measured_networks == 12
-    assert [state.networks for state in seen] == list(range(1, 13))
-    assert tables.residual.networks == 4
-    assert {"stem.0", "conv1", "conv2"} <= set(tables.kernels)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert tables.predict() == pytest.approx(tables.dense_ms, rel=0.5)
-    (block,) = graph.blocks
-    assert tables.predict(removed_blocks=[block]) < tables.predict()
-    for group, columns in graph.dense_widths().items():
-        assert tables.choices(group)[-1] == columns
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a filled store must answer without the engine")
-
-    monkeypatch.setattr(build, "NetworkSampler", refuse)
-    with Store(tmp_path / "s.sqlite") as store:
-        again = build_tables(network(), trace(model, X), X, target, store=store, max_networks=12)
-    assert again.stats.measured_networks == 0 and again.stats.networks == 12
-    assert again.predict({"conv1": 16}) == pytest.approx(tables.predict({"conv1": 16}), rel=1e-9)
-    assert again.stats.seconds < 20
-    with Store(tmp_path / "s.sqlite") as store:
-        elsewhere = stored_tables(graph, X, target_context(target), store)
-        assert elsewhere.predict({"conv1": 16}) == pytest.approx(tables.predict({"conv1": 16}), rel=1e-9)
-        with pytest.raises(TableError, match="holds 0 networks"):
-            stored_tables(graph, X, target_context(Target(engine=engine, threads=2)), store)
-
-
 def test_a_kept_fit_is_used_for_the_same_samples_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
-    graph, target = trace(model, X), Target(engine="openvino")
+    graph, target = trace(model, X), Target(engine="made-up")
     with Store(tmp_path / "s.sqlite") as store:
         tables = build_tables(model, graph, X, target, store=store, time_limit=0.0, max_networks=12)
         fits: list[int] = []
@@ -149,7 +78,7 @@ def test_a_kept_fit_is_used_for_the_same_samples_only(tmp_path: Path, monkeypatc
 
 def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
     model = network()
-    graph, target = trace(model, X), Target(engine="openvino")
+    graph, target = trace(model, X), Target(engine="made-up")
 
     class Stop(Exception):
         pass
@@ -171,7 +100,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 def test_a_stored_network_with_an_altered_width_is_named(tmp_path: Path) -> None:
     model = network()
-    graph, target = trace(model, X), Target(engine="openvino")
+    graph, target = trace(model, X), Target(engine="made-up")
     with Store(tmp_path / "s.sqlite") as store:
         build_tables(model, graph, X, target, store=store, time_limit=0.0, max_networks=12)
         ((body,),) = store._connection.execute("SELECT widths FROM network WHERE id=3").fetchall()
@@ -188,10 +117,10 @@ def test_a_stored_network_with_an_altered_width_is_named(tmp_path: Path) -> None
 
 def test_a_store_of_another_engine_version_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
-    graph, target = trace(model, X), Target(engine="openvino")
+    graph, target = trace(model, X), Target(engine="made-up")
     with Store(tmp_path / "s.sqlite") as store:
         build_tables(model, graph, X, target, store=store, time_limit=0.0, max_networks=12)
-        monkeypatch.setattr(type(get_engine("openvino")), "version", lambda self: "another version")
+        monkeypatch.setattr(type(get_engine("made-up")), "version", lambda self: "another version")
         counted: list[int] = []
 
         class Stop(Exception):
@@ -216,7 +145,7 @@ def test_measure_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
     parser = argparse.ArgumentParser()
     measure.add_parser(parser.add_subparsers())
-    arguments = ["measure", "--model", f"{__file__}:network", "--input", "1x3x24x24", "--engine", "openvino"]
+    arguments = ["measure", "--model", "support.one_block:network", "--input", "1x3x24x24", "--engine", "made-up"]
     arguments += ["--store", str(tmp_path / "s.sqlite"), "--time-limit", "0", "--max-networks", "12", "-o", str(tmp_path / "t.json")]
     args = parser.parse_args(arguments)
     assert args.run(args) == 0
