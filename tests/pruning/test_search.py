@@ -66,7 +66,8 @@ def measurement(ms: float, ratio: float) -> Measurement:
     return Measurement(name="pruned", **around, **counts)
 
 
-def search(machine: Machine, budget: float, proposer: Proposer | None = None) -> CandidateSearch:
+def search(machine: Machine, budget: float, proposer: Proposer | None = None, seconds: float = 0.0) -> CandidateSearch:
+    """A search by a clock on which each measurement takes ``seconds``."""
     return CandidateSearch(
         proposer or Steps(),
         LimitSearch(budget=budget, start=8.0, start_predicted=8.0),
@@ -74,6 +75,7 @@ def search(machine: Machine, budget: float, proposer: Proposer | None = None) ->
         measure=machine,
         asked=f"{budget}ms",
         say=lambda text: None,
+        now=lambda: seconds * len(machine.calls),
     )
 
 
@@ -98,6 +100,15 @@ def test_where_no_width_lies_in_the_window_the_closest_under_it_is_delivered_wit
     found = search(Machine(lambda width: 3.6 if width < 50 else 5.5), 5.0).run()
     assert found.fresh.value == 3.6
     assert "72.0%" in found.note
+
+
+@pytest.mark.parametrize(("seconds", "least", "most"), [(0.0, 8, 28), (25.0, 3, 7)])
+def test_what_lies_a_little_further_under_the_budget_is_enough_after_a_while(seconds, least, most):
+    """No width measures within the slack; 48 lies 4.5 % under the budget."""
+    machine = Machine(lambda width: 4.775 if width <= 48 else 5.2)
+    found = search(machine, 5.0, seconds=seconds).run()
+    assert found.fresh.value == 4.775 and "95.5%" in found.note
+    assert least <= len(machine.calls) <= most
 
 
 @pytest.mark.parametrize("slope", [0.1, 0.11, 0.12])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ __all__ = ["Candidate", "CandidateSearch"]
 MAX_MEASURED = 12
 MAX_SOLVED = 40
 MAX_NEARBY = 8
+PATIENCE = 60.0
+"""Seconds of a search after which the best network so far may lie further under the budget, by the slack once more for each of them: on a
+busy machine every candidate takes half a minute, and what it is measured at scatters by more than the slack."""
 
 
 @dataclass(slots=True)
@@ -60,6 +64,7 @@ class CandidateSearch:
             converted and compiled anew.
         asked: The budget in the user's words, for errors.
         say: Takes one line of text per candidate.
+        now: Seconds by a clock that never goes back.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class CandidateSearch:
         measure: Callable[..., Trial],
         asked: str,
         say: Callable[[str], None],
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.proposer = proposer
         self.limits = limits
@@ -78,6 +84,8 @@ class CandidateSearch:
         self._measure = measure
         self._asked = asked
         self._say = say
+        self._now = now
+        self._began = now()
         self._tries: dict[Any, _Try] = {}
         self._largest: Proposal | None = None
 
@@ -96,6 +104,8 @@ class CandidateSearch:
 
     def run(self) -> Candidate:
         """A candidate within the slack under the budget, confirmed by a fresh measurement; else the closest one under it, with a note.
+
+        After each :data:`PATIENCE` the closest one may lie a slack further under it.
 
         Raises:
             BudgetInfeasibleError: No network that the constraints allow was measured under the budget; carries the lowest latency.
@@ -123,6 +133,8 @@ class CandidateSearch:
             candidate = self._tried(limit, proposal)
             if self._accepted(candidate):
                 return candidate
+            if (enough := self._enough()) is not None:
+                return enough
         return self._nearby(under=True) or self._nearby(under=False) or self._closest()
 
     def _nearby(self, *, under: bool) -> Candidate | None:
@@ -152,6 +164,8 @@ class CandidateSearch:
             candidate = self._tried(limit, other)
             if self._accepted(candidate):
                 return candidate
+            if (enough := self._enough()) is not None:
+                return enough
             share = 1.0 if self._is_under(self._tries[other.key].trial) == under else 0.6 * share
         return None
 
@@ -194,17 +208,20 @@ class CandidateSearch:
         self.limits.record(last.limit, last.predicted, trial.value)
         return False
 
+    def _enough(self) -> Candidate | None:
+        """The closest candidate under the budget, once the search has taken so long that it lies close enough."""
+        further = int((self._now() - self._began) / PATIENCE)
+        if not further:
+            return None
+        lowest = self.limits.budget * (1.0 - (1 + further) * self.limits.slack)
+        return self._closest_as("under", [entry for entry in self._sided(under=True) if entry.trial.value >= lowest])
+
     def _closest(self) -> Candidate:
         """The candidate closest under the budget that is still under it when measured afresh; where there is none, one that meets it."""
-        met = [entry for entry in self._tries.values() if self._verdict(entry.trial) != "over"]
         for wanted in ("under", "close"):
-            for entry in sorted(met, key=lambda entry: entry.trial.value, reverse=wanted == "under"):
-                network = self._cut(entry.proposal)
-                fresh = entry.trial if entry.fresh else self._measure(network, fresh=True, window=self.limits.window)
-                self._tries[entry.proposal.key] = _Try(proposal=entry.proposal, trial=fresh, fresh=True)
-                if self._verdict(fresh) == wanted:
-                    return Candidate(proposal=entry.proposal, network=network, trial=entry.trial, fresh=fresh, note=self._note(fresh))
             met = [entry for entry in self._tries.values() if self._verdict(entry.trial) != "over"]
+            if (found := self._closest_as(wanted, met)) is not None:
+                return found
         lowest = min(r.measured for r in self.limits.rounds)
         raise BudgetInfeasibleError(
             f"no candidate of {len(self._tries)} was measured under the limit of {self.limits.budget:.4g} ms; the lowest was "
@@ -212,6 +229,16 @@ class CandidateSearch:
             limit={"latency": self.limits.budget},
             floor={"latency": lowest},
         )
+
+    def _closest_as(self, wanted: Verdict, entries: list[_Try]) -> Candidate | None:
+        """The highest of the entries (the lowest where they may lie over the budget) that a fresh measurement finds as ``wanted``."""
+        for entry in sorted(entries, key=lambda entry: entry.trial.value, reverse=wanted == "under"):
+            network = self._cut(entry.proposal)
+            fresh = entry.trial if entry.fresh else self._measure(network, fresh=True, window=self.limits.window)
+            self._tries[entry.proposal.key] = _Try(proposal=entry.proposal, trial=fresh, fresh=True)
+            if self._verdict(fresh) == wanted:
+                return Candidate(proposal=entry.proposal, network=network, trial=entry.trial, fresh=fresh, note=self._note(fresh))
+        return None
 
     def _note(self, fresh: Trial) -> str:
         """What the user should know of the closest candidate."""
@@ -221,7 +248,7 @@ class CandidateSearch:
             return f"{share}: {measured} clearly under it, and this one does within what two measurements differ by"
         if self._largest is not None and self._largest.key in self._tries:
             return f"{share}: other limits, or the widths on offer, allow no larger network"
-        return f"{share}: {measured} closer below it"
+        return f"{share}: {measured} closer below it, in {self._now() - self._began:.0f} s"
 
     def _smallest(self, error: BudgetInfeasibleError) -> Candidate:
         """The smallest network that the constraints allow, if it measures under the budget; else the error, with its latency measured."""
