@@ -10,10 +10,11 @@ from html import unescape
 
 import pytest
 
+from latprune.cli import main
 from latprune.errors import InvalidArgumentError
 from latprune.report import explorer, explorer_page, graph_html, result_html, tables_html, write_explorer
 from latprune.report.explorer import LARGEST_PAGE, explorer_data, explorer_frame
-from support.explored import X, exploration, made_up_tables, network
+from support.explored import X, elsewhere, exploration, made_up_tables, network
 from support.sample_record import sample_record
 
 
@@ -105,3 +106,46 @@ def test_results_graphs_and_tables_show_themselves():
     assert "<img" not in result_html(sample_record(model=record.model.model_dump() | {"name": evil}))
     for text in (graph_html(graph), tables_html(tables), result_html(record)):
         assert len(text) < 20_000 and "<script" not in text
+
+
+def test_networks_for_another_target_stand_beside_it(tmp_path):
+    record, other = exploration("latency").record, elsewhere().record
+    page = explorer_page(record, beside=[other])
+    data = data_of(page)
+    (shown,) = data["others"]
+    assert shown["name"] == str(other.target) and data["target_name"] == str(record.target)
+    assert [point["widths"] for point in shown["points"]] == [list(point.widths) for point in other.points]
+    assert len(page.encode()) < LARGEST_PAGE and "others" not in data_of(explorer_page(record))
+    assert (
+        exploration("latency").write_html(tmp_path / "both.html", beside=[elsewhere()]).read_text(encoding="utf-8").count("openvino on")
+        >= 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"resource": "flops"}, "by the same resource"),
+        ({"target": None}, "onnxruntime on cpu.* twice"),
+        ({"groups": None}, "'other' of"),
+        ({"blocks": ()}, "other blocks"),
+        ({"copies": 4}, "at most 3"),
+    ],
+)
+def test_what_cannot_stand_beside_it_is_refused(change, words):
+    record, other = exploration("latency").record, elsewhere().record
+    if "target" in change:
+        change = {"target": record.target}
+    if "groups" in change:
+        change = {"groups": (other.groups[0].model_copy(update={"name": "other"}), *other.groups[1:])}
+    copies = change.pop("copies", 1)
+    with pytest.raises(InvalidArgumentError, match=words):
+        explorer_page(record, beside=[other.model_copy(update=change)] * copies)
+
+
+def test_the_report_command_writes_explorations_beside_each_other(tmp_path, capsys):
+    one, other = exploration("latency").save(tmp_path / "one.json"), elsewhere().save(tmp_path / "other.json")
+    assert main(["report", str(one), "--beside", str(other), "-o", str(tmp_path / "both.html")]) == 0
+    assert len(data_of((tmp_path / "both.html").read_text(encoding="utf-8"))["others"]) == 1
+    assert main(["report", str(one)]) == 2
+    assert ".html" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import pytest
 import chromium
 from latprune.export.record import LatencyRecord
 from latprune.report import write_explorer
-from support.explored import exploration
+from support.explored import elsewhere, exploration
 
 pytestmark = pytest.mark.skipif(chromium.browser_path() is None, reason="no Chromium on the path, and LATPRUNE_BROWSER names none")
 
@@ -190,3 +190,21 @@ def test_counted_networks_have_a_page_of_their_own_words(page, tmp_path):
     assert "multiply-adds" in text(page, "#summary") and page.run("document.getElementById('measured-card').hidden") is True
     type_in(page, "1M")
     assert exploration("flops").record.points[place(page)].value <= 1e6
+
+
+def test_another_target_stands_beside_it(browser, tmp_path):
+    browser.problems.clear()
+    browser.size(1280, 900)
+    browser.go(write_explorer(exploration("latency").record, tmp_path / "both.html", beside=[elsewhere().record]))
+    rows = browser.run("[...document.querySelectorAll('#beside tbody tr')].map((row) => [...row.cells].map((cell) => cell.textContent))")
+    (own, other) = rows
+    assert own[0].startswith("onnxruntime") and other[0].startswith("openvino") and other[-1] != ""
+    before = other
+    browser.run("document.getElementById('slider').focus()")
+    for _ in range(4):
+        browser.press("ArrowLeft")
+    after = browser.run("[...document.querySelectorAll('#beside tbody tr')][1].textContent")
+    assert after != "".join(before)
+    assert browser.run("document.querySelectorAll('#trade .beside-0').length") == 1
+    assert browser.run("document.querySelectorAll('#widths .beside-0').length") == len(elsewhere().record.groups)
+    assert browser.problems == []

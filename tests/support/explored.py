@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -129,4 +130,19 @@ def exploration(resource: str = "flops", points: int = 24) -> Exploration:
         measure_latency=False,
         constructor="nets.py:net",
         command=("--model", "nets.py:net", "--input", "1x1x32x32", "--method-arg", "note=it's"),
+    )
+
+
+@cache
+def elsewhere(points: int = 24) -> Exploration:
+    """The same network for another target, by a method that removes no block, so that its networks are others."""
+    tables = dataclasses.replace(made_up_tables(), target=Target(engine="openvino", batch=1, threads=1))
+    return latprune.explore(
+        network(),
+        X,
+        resource="latency",
+        points=points,
+        method=latprune.MDP(blocks=False, score=MagnitudeConfig()),
+        tables=tables,
+        measure_latency=False,
     )

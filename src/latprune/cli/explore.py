@@ -28,6 +28,7 @@ examples:
   latprune explore --model torchvision.models:resnet50 --input 1x3x224x224 --criterion magnitude -o explorer.html
   latprune explore --model nets.py:net --input 1x3x32x32 --criterion magnitude --resource flops -o run/explorer.html
   latprune explore model.onnx --images photos -o explorer.html
+  latprune explore --model nets.py:net --input 1x3x32x32 --criterion magnitude --engine openvino --beside onnx.json -o openvino.html
   latprune explore --model nets.py:net --weights net.safetensors --input 1x3x32x32 --engine onnxruntime --data nets.py:train_batches \\
       --test-data nets.py:test_batches --measure 6 -o run/explorer.html
   latprune prune --model nets.py:net --weights net.safetensors --input 1x3x32x32 --engine onnxruntime --data nets.py:train_batches \\
@@ -68,6 +69,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--measure", type=int, default=0, metavar="N", help="measure N of them beside the dense network; accuracy after the cut too"
     )
     own.add_argument("--time-limit", type=float, default=600.0, help="seconds that all solving may take (default: %(default)s)")
+    own.add_argument(
+        "--beside",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="explorer.json of the same model for another device or engine, shown beside this one; may be repeated",
+    )
     own.add_argument("-o", "--output", required=True, metavar="FILE.html", help="page to write; the .json is written beside it")
     add_progress_arguments(parser)
     parser.set_defaults(run=partial(run, shared=shared))
@@ -80,12 +88,14 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     from latprune.cli.loading import output_file, parse_arguments
     from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
     from latprune.errors import InvalidArgumentError
+    from latprune.pruning.exploration import Exploration
     from latprune.pruning.exploring import explore
 
     page = output_file(args.output, argument="--output")
     if page.suffix != ".html":
         raise InvalidArgumentError(f"--output (={args.output!r}) must end in .html")
     command = given_arguments(args, shared)
+    beside = [Exploration.load(file) for file in args.beside]
     settle_inputs(args)
     check_images(args)
     model, inputs, batches = model_and_batches(args)
@@ -97,7 +107,7 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     def save(known: Exploration) -> None:
         nonlocal kept
         known.save(saved)
-        known.write_html(page)
+        known.write_html(page, beside=beside)
         kept = known
 
     explored = partial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +56,16 @@ class Exploration:
         """
         return cls(ExplorationRecord.read(path))
 
-    def write_html(self, path: str | Path) -> Path:
-        """Write the explorer page: one file that needs nothing else, at most 500 kB."""
+    def write_html(self, path: str | Path, *, beside: Sequence[Exploration] = ()) -> Path:
+        """Write the explorer page: one file that needs nothing else, at most 500 kB.
+
+        Args:
+            path: File to write.
+            beside: Explorations of the same model for other devices or engines, shown beside this one at each share of the budget.
+        """
         from latprune.report.explorer import write_explorer
 
-        return write_explorer(self.record, path)
+        return write_explorer(self.record, path, beside=[other.record for other in beside])
 
     def __repr__(self) -> str:
         """One line; :meth:`write_html` shows all of it."""

@@ -3,6 +3,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { points, dense, groups, layers = [], blocks = [] } = data;
+  const others = data.others ?? [];
   const latency = data.resource === "latency";
   const byId = (id) => document.getElementById(id);
   let place = 0;
@@ -48,7 +49,8 @@
   }
 
   const share = (point) => point.value / dense.value;
-  const kept = (point) => (dense.gain ? point.gain / dense.gain : 0);
+  const keptOf = (point, network) => (network.dense.gain ? point.gain / network.dense.gain : 0);
+  const kept = (point) => keptOf(point, data);
   const worth = data.worth === "divergence" ? "divergence" : "importance";
   const lost = (point) => Math.max(dense.gain - point.gain, 0);
 
@@ -158,6 +160,11 @@
       const [x, y] = [frame.x(share(point)).toFixed(1), frame.y(kept(point)).toFixed(1)];
       return index ? `H${x}V${y}` : `M${x} ${y}`;
     });
+    others.forEach((other, number) => {
+      const at = (point) => [frame.x(point.value / other.dense.value), frame.y(keptOf(point, other))].map((pixel) => pixel.toFixed(1));
+      const steps = other.points.map((point, index) => (index ? `H${at(point)[0]}V${at(point)[1]}` : `M${at(point).join(" ")}`));
+      element(frame.svg, "path", { class: `curve beside-${number}`, d: steps.join("") });
+    });
     element(frame.svg, "path", { class: "curve", d: line.join("") });
     for (const point of points) {
       const [cx, cy] = [frame.x(share(point)), frame.y(kept(point))];
@@ -188,6 +195,8 @@
     trade = frame;
     const legend = byId("trade-legend");
     legend.textContent = "Each dot is the best network under its budget (hollow: not proven). Drag along the curve, or use the slider.";
+    if (others.length) key(legend, "key-kept", data.target_name);
+    others.forEach((other, number) => key(legend, `key-beside-${number}`, other.name));
     if (measured.length) key(legend, "key-clock", "measured on the target");
     if (measured.some((point) => point.accuracy !== undefined)) key(legend, "key-right", "accuracy after the cut");
     if (measured.some((point) => point.recovered_accuracy !== undefined)) key(legend, "key-again", "accuracy recovered without training");
@@ -379,27 +388,82 @@
 
   function drawWidths() {
     const host = byId("widths");
+    others.forEach((other, number) => key(byId("widths-legend"), `key-beside-${number}`, other.name));
     const widest = Math.max(1, ...groups.map((group) => group.dense * (group.rows ?? 1)));
     for (const group of groups) {
       const name = element(host, "div", { class: "name" }, group.name);
-      const track = element(host, "div", { class: "track", "aria-hidden": "true" });
+      const track = element(host, "div", { class: others.length ? "track several" : "track", "aria-hidden": "true" });
       const full = element(track, "div", { class: "full" });
       full.style.width = `${((100 * group.dense * (group.rows ?? 1)) / widest).toFixed(2)}%`;
-      rows.push({ group, name, fill: element(full, "div", { class: "fill" }), number: element(host, "div", { class: "number" }) });
+      const fill = element(full, "div", { class: "fill" });
+      const beside = others.map((_, number) => element(full, "div", { class: `fill beside beside-${number}` }));
+      rows.push({ group, name, fill, beside, number: element(host, "div", { class: "number" }) });
     }
   }
 
   const inGone = (group, removed) => (group.blocks ?? []).some((block) => removed.has(block));
 
   function moveWidths(point, removed) {
-    rows.forEach(({ group, name, fill, number }, index) => {
+    const found = others.map((other) => atShare(other, share(point)));
+    rows.forEach(({ group, name, fill, beside, number }, index) => {
       const away = inGone(group, removed);
       const times = group.rows ?? 1;
       fill.style.width = away ? "0" : `${((100 * point.widths[index]) / group.dense).toFixed(2)}%`;
+      beside.forEach((bar, place) => {
+        const there = found[place];
+        const none = !there || inGone(group, new Set(there.removed ?? []));
+        bar.style.width = none ? "0" : `${((100 * there.widths[index]) / group.dense).toFixed(2)}%`;
+      });
       number.textContent = away ? "removed" : `${point.widths[index] * times} of ${group.dense * times}`;
       name.classList.toggle("gone", away);
       number.classList.toggle("gone", away);
     });
+  }
+
+  // -- other targets --------------------------------------------------------------------------------------------------------------------
+
+  /** The best network of another exploration at `limit` of its dense network, or nothing where it has none. */
+  const atShare = (other, limit) => other.points.findLast((point) => point.value <= limit * other.dense.value * (1 + 1e-9));
+
+  /** Groups and blocks in which two networks differ. */
+  function differences(one, other) {
+    const [gone, away] = [one, other].map((point) => new Set(point.removed ?? []));
+    const moved = blocks.filter((_, index) => gone.has(index) !== away.has(index)).length;
+    const wide = groups.filter(
+      (group, index) => !inGone(group, gone) && !inGone(group, away) && one.widths[index] !== other.widths[index],
+    ).length;
+    return [moved ? `${moved} block${moved > 1 ? "s" : ""}` : "", wide ? `${wide} of ${groups.length} widths` : ""].filter(Boolean).join(", ");
+  }
+
+  function moveBeside(point) {
+    if (!others.length) return;
+    byId("beside-card").hidden = false;
+    const host = byId("beside");
+    host.textContent = "";
+    const table = element(host, "table");
+    const head = element(element(table, "thead"), "tr");
+    for (const name of ["target", data.words, "of dense", "multiply-adds", "kept", "blocks removed", "differs in"]) {
+      element(head, "th", { scope: "col" }, name);
+    }
+    const body = element(table, "tbody");
+    for (const [number, network] of [data, ...others].entries()) {
+      const shown = number ? atShare(network, share(point)) : point;
+      const row = element(body, "tr");
+      const title = element(row, "th", { scope: "row" });
+      element(title, "i", { class: number ? `key-beside-${number - 1}` : "key-kept" });
+      title.append(number ? network.name : data.target_name);
+      if (!shown) {
+        element(row, "td", { colspan: 6 }, `nothing this small: its smallest network has ${percent(network.points[0].value / network.dense.value)}`);
+        continue;
+      }
+      const cell = element(row, "td", {}, amount(shown.value));
+      if (shown.low != null) element(cell, "small", {}, interval(shown.low, shown.high));
+      element(row, "td", {}, percent(shown.value / network.dense.value));
+      element(row, "td", {}, count(shown.macs));
+      element(row, "td", {}, percent(keptOf(shown, network)));
+      element(row, "td", {}, String((shown.removed ?? []).length));
+      element(row, "td", {}, number ? differences(point, shown) || "nothing" : "");
+    }
   }
 
   function tile(host, name) {
@@ -555,6 +619,7 @@
     drawStairs();
     moveWidths(point, removed);
     moveBinds(point, removed);
+    moveBeside(point);
     moveTake();
     say(words);
   }

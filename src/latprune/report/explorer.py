@@ -6,8 +6,10 @@ import base64
 import hashlib
 import json
 import shlex
+from collections.abc import Sequence
 from html import escape
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +22,48 @@ __all__ = ["LARGEST_PAGE", "explorer_frame", "explorer_page", "write_explorer"]
 
 LARGEST_PAGE = 500_000
 """Bytes that a page may have."""
+MOST_BESIDE = 3
+"""Explorations for other targets that a page may show: as many as have colours and dashes of their own."""
 
 _RESOURCES = {"latency": "latency", "flops": "multiply-adds", "params": "parameters"}
 
 
-def write_explorer(record: ExplorationRecord, path: str | Path, *, file: str | None = None) -> Path:
+def write_explorer(
+    record: ExplorationRecord, path: str | Path, *, file: str | None = None, beside: Sequence[ExplorationRecord] = ()
+) -> Path:
     """Write the explorer of ``record`` as one HTML file that needs nothing else; replaced in one step.
 
     Args:
         record: An exploration, from ``explore()`` or read with :meth:`ExplorationRecord.read`.
         path: File to write; its folder is made.
         file: Where the ``explorer.json`` of it lies, as the commands on the page name it; None: beside the page, under its name.
+        beside: Explorations of the same model for other targets, whose networks are shown beside it at each budget.
 
     Returns:
         The path written.
 
     Raises:
-        InvalidArgumentError: The page would be larger than 500 kB.
+        InvalidArgumentError: The page would be larger than 500 kB, or what is beside is of another model, resource or of too many targets.
 
     Example:
         >>> write_explorer(ExplorationRecord.read("explorer.json"), "explorer.html")  # doctest: +SKIP
     """
     path = Path(path)
-    page = explorer_page(record, file=file if file is not None else str(path.with_suffix(".json")))
+    page = explorer_page(record, file=file if file is not None else str(path.with_suffix(".json")), beside=beside)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page)
     return path
 
 
-def explorer_page(record: ExplorationRecord, *, file: str = "explorer.json") -> str:
+def explorer_page(record: ExplorationRecord, *, file: str = "explorer.json", beside: Sequence[ExplorationRecord] = ()) -> str:
     """The explorer of ``record`` as HTML text; its staircases get coarser where the page would be too large with them.
 
     Raises:
-        InvalidArgumentError: Even so it would be larger than 500 kB.
+        InvalidArgumentError: Even so it would be larger than 500 kB, or what is beside it cannot be shown with it.
     """
+    others = _others(record, beside)
     for cells in (None, 128, 48, 0):
-        page = _page(record, explorer_data(record, file=file, cells=cells))
+        page = _page(record, {**explorer_data(record, file=file, cells=cells), **({"others": others} if others else {})})
         size = len(page.encode())
         if size <= LARGEST_PAGE:
             return page
@@ -94,7 +102,48 @@ def explorer_data(record: ExplorationRecord, *, file: str, cells: int | None = N
     data["command"] = f"latprune prune {shlex.join(record.command)}" if record.command else ""
     data["python"] = _python(record)
     data["words"] = _RESOURCES[record.resource]
+    data["target_name"] = str(record.target)
     return data
+
+
+def _others(record: ExplorationRecord, beside: Sequence[ExplorationRecord]) -> list[dict[str, Any]]:
+    """What the page shows of explorations for other targets: their networks, by the names of their targets."""
+    if len(beside) > MOST_BESIDE:
+        raise InvalidArgumentError(
+            f"beside (={len(beside)} explorations) must be at most {MOST_BESIDE}: more cannot be told apart on one page"
+        )
+    found = []
+    for other in beside:
+        _require_same_model(record, other)
+        known = {"value", "low", "high", "gain", "macs", "widths", "removed"}
+        points = [point.model_dump(mode="json", exclude_defaults=True, include=known) for point in other.points]
+        dense = other.dense.model_dump(mode="json", exclude_defaults=True, include=known)
+        found.append({"name": str(other.target), "worth": other.worth, "dense": dense, "points": points})
+    names = [str(record.target), *(entry["name"] for entry in found)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidArgumentError(f"beside holds {twice} twice; give explorations for different targets")
+    return found
+
+
+def _require_same_model(record: ExplorationRecord, other: ExplorationRecord) -> None:
+    """Refuse to show networks of different models beside each other, with the first difference."""
+    if other.resource != record.resource:
+        raise InvalidArgumentError(
+            f"beside holds an exploration by {_RESOURCES[other.resource]}, and this one is by {_RESOURCES[record.resource]}; explore both "
+            "by the same resource"
+        )
+    differs = ""
+    for mine, theirs in zip_longest(record.groups, other.groups):
+        if mine is None or theirs is None or (mine.name, mine.rows, mine.dense) != (theirs.name, theirs.rows, theirs.dense):
+            shown = ["none" if group is None else f"{group.name!r} of {group.dense}" for group in (theirs, mine)]
+            differs = f"a group {shown[0]} where this one has {shown[1]}"
+            break
+    else:
+        if [block.name for block in record.blocks] != [block.name for block in other.blocks]:
+            differs = "other blocks"
+    if differs:
+        raise InvalidArgumentError(f"beside holds an exploration of another model, with {differs}; explore the same model for both targets")
 
 
 def _thinned(cost: CostRecord, cells: int) -> CostRecord:
