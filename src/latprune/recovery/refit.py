@@ -16,13 +16,16 @@ from latprune.recovery.report import LayerRecovery
 from latprune.recovery.rows import from_matrix, to_matrix
 from latprune.recovery.sequences import ProductRows
 from latprune.recovery.sites import Site
-from latprune.recovery.walk import Layer, Rows, walk
+from latprune.recovery.walk import ACTIVATIONS, Layer, Rows, walk
 
 __all__ = ["Refit"]
 
 _NOT_FINITE = "what it reads or should give is not finite on these images"
 _EXACT = 1e-10
 """Squared errors relative to the variation up to this are rounding: sums of products in float32 have 1e-14 to 1e-11."""
+SHARES = (1.0, 0.5, 0.25)
+"""Shares of a layer's change that are tried in turn. Where little is left to gain, the whole change may fit its images more than the
+network: the error is all but quadratic in the share, so that a part of a change in the right direction lowers it all the same."""
 _ALREADY = "it gives the dense network's values already"
 
 
@@ -39,7 +42,9 @@ class Refit(Recovery):
     Attributes:
         ridge: Strength of the pull, relative to the mean square of the layer's inputs.
         rows: Rows of the regression per input of a layer, at most.
+        least_rows: Rows of any layer that has so many: with few inputs (depthwise, pointwise) they cost little and are too few otherwise.
         memory: Bytes that the rows of one layer may take, at most.
+        activations: Bytes that what later layers read may take, of all images and both networks; fewer images are used where it is more.
         rounds: Rounds in which the target beyond the clamp (ReLU, ReLU6) that follows is replaced by what the fit gives there; 0 fits the
             plain result.
         keep: Share of the plain target that stays beyond the clamp.
@@ -53,7 +58,9 @@ class Refit(Recovery):
 
     ridge: float = 1e-2
     rows: int = 60
+    least_rows: int = 16_384
     memory: float = 6e8
+    activations: float = ACTIVATIONS
     rounds: int = 8
     keep: float = 0.2
     corrected: bool = True
@@ -62,7 +69,16 @@ class Refit(Recovery):
     sweeps: int = 1
 
     def __post_init__(self) -> None:
-        for option, low in (("ridge", 0.0), ("rows", 1), ("memory", 1.0), ("rounds", 0), ("keep", 0.0), ("sweeps", 1)):
+        for option, low in (
+            ("ridge", 0.0),
+            ("rows", 1),
+            ("least_rows", 1),
+            ("memory", 1.0),
+            ("activations", 1.0),
+            ("rounds", 0),
+            ("keep", 0.0),
+            ("sweeps", 1),
+        ):
             if not getattr(self, option) >= low:
                 raise InvalidArgumentError(f"{option} (={getattr(self, option)}) must be at least {low}")
         if self.keep > 1:
@@ -75,7 +91,7 @@ class Refit(Recovery):
     @property
     def stand_in(self) -> Recovery:
         """One sweep over fewer rows: it is further from the dense network, and which networks are nearer it tells as well."""
-        return replace(self, rows=min(self.rows, 10), rounds=min(self.rounds, 2), sweeps=1)
+        return replace(self, rows=min(self.rows, 10), least_rows=min(self.least_rows, 4096), rounds=min(self.rounds, 2), sweeps=1)
 
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Refit all layers."""
@@ -83,7 +99,16 @@ class Refit(Recovery):
         for sweep in range(self.sweeps):
             found = []
             through: dict[int, LayerRecovery] = {}
-            steps = walk(situation, rows=self.rows, memory=self.memory, corrected=self.corrected, ahead=self.ahead, logits=self.logits)
+            steps = walk(
+                situation,
+                rows=self.rows,
+                least_rows=self.least_rows,
+                memory=self.memory,
+                activations=self.activations,
+                corrected=self.corrected,
+                ahead=self.ahead,
+                logits=self.logits,
+            )
             for layer in steps:
                 if layer.product is not None:
                     through |= self._product(layer.product)
@@ -168,22 +193,36 @@ def errors(rows: Rows, site: Site, fit: Fit | None) -> float:
 
 
 def settle(layer: Layer, fit: Fit, *, action: str, constant: bool) -> LayerRecovery:
-    """Write the change into the layer if it lowers the error on fitted and on held-out images; else the layer keeps its weights."""
+    """Write the change into the layer if it lowers the error on fitted and on held-out images, or the largest part of it that does; where
+    none does, the layer keeps its weights.
+    """
     site = layer.site
     assert layer.fitted is not None
     at = "join" if layer.joined else "layer"
-    before, after = errors(layer.fitted, site, None), errors(layer.fitted, site, fit)
+    before = errors(layer.fitted, site, None)
     held_before = errors(layer.held_out, site, None) if layer.held_out is not None else None
-    held_after = errors(layer.held_out, site, fit) if layer.held_out is not None else None
-    reason = ""
     if _exact(before, held_before):
-        reason, after, held_after = _ALREADY, before, held_before
-    elif not after <= before:
-        reason = "the fit does not lower the error on the images that it was fitted to"
-    elif held_before is not None and held_after is not None and not held_after <= held_before:
-        reason = "the error on held-out images would grow"
-    if not reason:
-        write(site, fit if layer.columns is None else _widened(fit, layer.columns, site.outputs), constant=constant)
+        return LayerRecovery(
+            layer=site.name,
+            at=at,
+            fitted_before=before,
+            fitted_after=before,
+            held_out_before=held_before,
+            held_out_after=held_before,
+            reason=_ALREADY,
+        )
+    for share in SHARES:
+        part = fit if share == 1.0 else Fit(weight=share * fit.weight, constant=share * fit.constant)
+        after = errors(layer.fitted, site, part)
+        held_after = errors(layer.held_out, site, part) if layer.held_out is not None else None
+        if not after <= before:
+            reason = "the fit does not lower the error on the images that it was fitted to"
+        elif held_before is not None and held_after is not None and not held_after <= held_before:
+            reason = "the error on held-out images would grow"
+        else:
+            reason = ""
+            write(site, part if layer.columns is None else _widened(part, layer.columns, site.outputs), constant=constant)
+            break
     return LayerRecovery(
         layer=site.name,
         action="" if reason else action,

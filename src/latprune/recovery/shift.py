@@ -12,7 +12,7 @@ from latprune.recovery.refit import settle
 from latprune.recovery.regression import Fit
 from latprune.recovery.report import LayerRecovery
 from latprune.recovery.rows import to_matrix
-from latprune.recovery.walk import walk
+from latprune.recovery.walk import ACTIVATIONS, walk
 
 __all__ = ["Shift"]
 
@@ -25,12 +25,14 @@ class Shift(Recovery):
     Attributes:
         rows: Rows per input of a layer, at most.
         memory: Bytes that the rows of one layer may take, at most.
+        activations: Bytes that what later layers read may take, of all images and both networks; fewer images are used where it is more.
     """
 
     name = "shift"
 
     rows: int = 100
     memory: float = 6e8
+    activations: float = ACTIVATIONS
 
     def settings(self) -> dict[str, Any]:
         """The options, for the record."""
@@ -39,7 +41,7 @@ class Shift(Recovery):
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Shift all layers that have a bias, or a norm with one."""
         found = []
-        for layer in walk(situation, rows=self.rows, memory=self.memory):
+        for layer in walk(situation, rows=self.rows, least_rows=4096, memory=self.memory, activations=self.activations):
             site = layer.site
             if layer.fitted is None:
                 found.append(LayerRecovery(layer=site.name, reason=layer.reason))

@@ -7,10 +7,12 @@ between two operations, whatever its code looks like, and one forward pass in to
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from latprune.graph.conditions import capture_conditions, during_calls, forget_c
 from latprune.graph.tensors import operands, tensors_in
 from latprune.train.batches import forward
 
-__all__ = ["Key", "Operation", "Stepper", "Sequence_", "record_operations"]
+__all__ = ["Key", "Operation", "Stepper", "Sequence_", "held_values", "record_operations"]
 
 Key = tuple[int, int]
 """A result: number of the operation and place among its results. The inputs of the recorded part are of operation -1."""
@@ -208,6 +210,27 @@ def record_operations(model: nn.Module, inputs: Any, within: str = "") -> Sequen
         for key in found.outputs:
             found.last_read[key] = FOREVER
     return found
+
+
+def held_values(sequence: Sequence_) -> int:
+    """Most values that a run held between two of its operations: results that something later reads, without views of others."""
+    last = dict(sequence.last_read)
+    views: set[Key] = set()
+    for index, operation in reversed(list(enumerate(sequence.operations))):
+        for place, (key, returned) in enumerate(zip(operation.results, operation.func._schema.returns, strict=False)):
+            if key == (index, place) and returned.alias_info is not None:
+                views.add(key)
+                for source in operation.sources[:1]:
+                    if source is not None:  # what a view shows is held as long as the view is read
+                        last[source] = max(last.get(source, -1), last.get(key, -1))
+    changes = [0] * (len(sequence.operations) + 2)
+    for index, operation in enumerate(sequence.operations):
+        for place, (key, shape) in enumerate(zip(operation.results, operation.result_shapes, strict=True)):
+            until = min(last.get((index, place), -1), len(sequence.operations))
+            if key == (index, place) and key not in views and until > index:
+                changes[index + 1] += math.prod(shape)
+                changes[until + 1] -= math.prod(shape)
+    return max(accumulate(changes))
 
 
 class _ReachedError(Exception):

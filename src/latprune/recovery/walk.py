@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
 from latprune.progress import counted
+from latprune.recovery.batches import count
 from latprune.recovery.contract import Situation
 from latprune.recovery.pairing import Pairing
 from latprune.recovery.rows import Sampler, to_matrix
 from latprune.recovery.sequences import ProductRows, Products
 from latprune.recovery.sites import Site, find_sites
-from latprune.recovery.stepper import Sequence_, Stepper, record_operations
+from latprune.recovery.stepper import Sequence_, Stepper, held_values, record_operations
 
 __all__ = ["Layer", "Rows", "walk"]
+
+ACTIVATIONS = 8e9
+"""Bytes that what later layers read may take, of all images and both networks."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,22 +70,34 @@ class Layer:
 
 
 def walk(
-    situation: Situation, *, rows: int, memory: float, corrected: bool = True, ahead: bool = True, logits: bool = False
+    situation: Situation,
+    *,
+    rows: int,
+    least_rows: int,
+    memory: float,
+    activations: float = ACTIVATIONS,
+    corrected: bool = True,
+    ahead: bool = True,
+    logits: bool = False,
 ) -> Iterator[Layer]:
     """Every layer of the pruned network in the order in which it runs, with its rows; the caller changes the weights before it goes on.
 
     Args:
         situation: The networks and the images.
         rows: Rows per input of the layer at most (more are sampled).
+        least_rows: Rows of any layer that has so many, however few its inputs.
         memory: Bytes that the rows of one layer may take.
+        activations: Bytes that the results of both networks which later layers read may take; fewer images are used where they are more.
         corrected: Whether the last layer of a residual branch is compared after the sum.
         ahead: Whether a sum that removed blocks follow is compared with the dense stream after them.
         logits: Whether queries and keys come together, with the sequences of their product.
     """
+    dense_run = record_operations(situation.dense, situation.fitted[0], situation.within)
+    pruned_run = record_operations(situation.pruned, situation.fitted[0], situation.within)
+    needed = 4 * (held_values(dense_run) + held_values(pruned_run)) / count(situation.fitted[0])
+    situation = _within(situation, needed, activations)
     batches = [*situation.fitted, *situation.held_out]
     fitted = len(situation.fitted)
-    dense_run = record_operations(situation.dense, batches[0], situation.within)
-    pruned_run = record_operations(situation.pruned, batches[0], situation.within)
     pairing = Pairing(situation.graph, situation.selection, dense_run, pruned_run, situation.dense, situation.pruned)
     sites = find_sites(pruned_run, situation.pruned)
     dense = Stepper(situation.dense, batches, situation.within, dense_run)
@@ -143,7 +159,7 @@ def walk(
             if site.fixed_at is not None:
                 site.fixed = pruned.arguments(k)[site.fixed_at]
             if sampler is None:
-                sampler = Sampler(site=site, share=_share(site, x, len(batches), rows, memory), generator=generator)
+                sampler = Sampler(site=site, share=_share(site, x, len(batches), (rows, least_rows), memory), generator=generator)
             try:
                 part = _rows(site, sampler, pairing, at, joined, x, dense.pinned(k, at), others[k])
             except InvalidArgumentError as error:
@@ -204,8 +220,22 @@ def _same_field(a: object, b: object) -> bool:
     return (a is None and b is None) or (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b))
 
 
-def _share(site: Site, x: Tensor, batches: int, rows: int, memory: float) -> float:
-    """Share of a batch's places that gives ``rows`` rows per input, within the memory."""
+def _within(situation: Situation, needed: float, activations: float) -> Situation:
+    """The situation with as many images as fit into ``activations`` bytes, at ``needed`` bytes an image."""
+    images = sum(count(batch) for batch in (*situation.fitted, *situation.held_out))
+    share = activations / max(needed * images, 1.0)
+    if share >= 1.0:
+        return situation
+    fitted, held_out = (part[: max(1, int(share * len(part)))] for part in (situation.fitted, situation.held_out))
+    situation.say(
+        f"recovery: {sum(map(count, [*fitted, *held_out]))} of {images} images are used: what later layers read takes "
+        f"{needed / 1e6:.1f} MB an image, and activations (={activations:.3g} bytes) may be held"
+    )
+    return replace(situation, fitted=fitted, held_out=held_out)
+
+
+def _share(site: Site, x: Tensor, batches: int, rows: tuple[int, int], memory: float) -> float:
+    """Share of a batch's places that gives so many rows per input, or in all where those are more, within the memory."""
     assert site.weight is not None
     groups = int(site.options[5]) if site.convolution else 1
     inputs = to_matrix(site).shape[1]
@@ -218,7 +248,7 @@ def _share(site: Site, x: Tensor, batches: int, rows: int, memory: float) -> flo
         total = x.numel() // x.shape[-1]
     total *= batches
     per_row = (groups * inputs + 3 * site.outputs) * x.element_size()
-    wanted = min(float(max(rows * inputs, 4096)), memory / (2 * per_row))
+    wanted = min(float(max(rows[0] * inputs, rows[1])), memory / (2 * per_row))
     return min(1.0, wanted / max(total, 1))
 
 
