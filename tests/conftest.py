@@ -22,10 +22,9 @@ TIMED = (
     "latency/storing/test_measuring_processes.py",
     "latency/storing/test_store.py",
     "latency/tabulating/test_build_engines.py",
-    "pruning/test_exploring_measured.py",
     "pruning/test_prune_measured.py",
     "pruning/test_trials.py",
-    "cli/test_compare.py",
+    "cli/test_doctor.py",
     "cli/test_measure.py",
     "test_interruption.py",
 )

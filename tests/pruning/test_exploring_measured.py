@@ -1,10 +1,13 @@
-"""Networks of an exploration on an engine: measured beside the dense one, and judged by the clock once one is picked."""
+"""Networks of an exploration by an engine's clock: measured beside the dense one, and judged once one is picked."""
 
 import pytest
 import torch
 
 import latprune
+from latprune.latency import Target
 from support.explored import BY_MAGNITUDE, TARGET, X, made_up_tables, network
+
+MADE_UP = Target(engine="made-up")
 
 
 def batches():
@@ -26,9 +29,9 @@ def likeness():
 
 
 @pytest.fixture(scope="module")
-def explored():
+def explored(made_up_engine):
     saved = []
-    options = dict(points=12, measure=2, method=BY_MAGNITUDE, tables=made_up_tables(), data=batches(), evaluate=likeness())
+    options = dict(points=12, measure=2, method=BY_MAGNITUDE, tables=made_up_tables(MADE_UP), data=batches(), evaluate=likeness())
     found = latprune.explore(network(), X, save=saved.append, **options)
     return found, saved
 
@@ -45,7 +48,7 @@ def test_networks_are_measured_beside_the_dense_one_and_evaluated_cut_and_recove
 
 def test_a_pick_is_judged_by_the_clock(explored):
     picked = explored[0].pick("70%")
-    result = latprune.prune(network(), X, pick=picked, method=BY_MAGNITUDE, target=TARGET)
+    result = latprune.prune(network(), X, pick=picked, method=BY_MAGNITUDE, target=MADE_UP)
     assert {g.name: g.kept for g in result.record.groups if g.kept}.items() <= picked.widths.items()
     assert result.record.budget.text == "70%" and result.verdict in ("under", "close", "over")
     # The prediction is brought to the machine's present speed by the dense network, as the limit is.
@@ -53,6 +56,7 @@ def test_a_pick_is_judged_by_the_clock(explored):
 
 
 def test_a_counted_exploration_measures_latency_too_and_recovers_nothing_where_it_is_told_so():
+    # On a real engine: nothing here depends on how long it takes.
     options = dict(resource="params", points=6, measure=1, method=BY_MAGNITUDE, target=TARGET)
     found = latprune.explore(network(), X, data=batches(), evaluate=likeness(), recover=False, **options)
     (point,) = [point for point in found.record.points if point.latency is not None]

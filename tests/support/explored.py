@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 
@@ -67,7 +68,7 @@ def made_up_latency(model: torch.nn.Module) -> float:
 
 
 @cache
-def made_up_samples() -> list[NetworkSample]:
+def made_up_samples(target: Target = TARGET) -> list[NetworkSample]:
     """Made-up measurements: outputs in steps of 8, inputs one by one, a fixed part, and 2 % of noise."""
     graph = latprune.trace(network(), X)
     kernels, dense = list(graph.kernels.values()), graph.dense_widths()
@@ -85,7 +86,7 @@ def made_up_samples() -> list[NetworkSample]:
         whole = sum(cost(graph.kernels[one.kernel], one.sizes) for one in found) + 0.02
         reference = sum(cost(kernel, tuple(axis.size(dense) for axis in kernel.axes)) for kernel in layers) + 0.02
         return NetworkSample(
-            fingerprint=network_fingerprint(kernels, X, TARGET),
+            fingerprint=network_fingerprint(kernels, X, target),
             widths=widths,
             removed=point.removed,
             ms=whole * float(np.exp(random.normal(0.0, 0.01))),
@@ -104,13 +105,14 @@ CONTEXT = ContextInfo(target=TARGET, version="1.0", machine="made up")
 
 
 @cache
-def made_up_tables() -> LatencyTables:
+def made_up_tables(target: Target = TARGET) -> LatencyTables:
     """Tables fitted to :func:`made_up_samples`."""
     graph = latprune.trace(network(), X)
-    kernels, samples = list(graph.kernels.values()), made_up_samples()
+    kernels, samples = list(graph.kernels.values()), made_up_samples(target)
+    context = replace(CONTEXT, target=target)
 
     def fit(residual):
-        return fit_tables(samples[:48], kernels, list(graph.groups.values()), CONTEXT, residual=residual, stats=TableStats(networks=48))
+        return fit_tables(samples[:48], kernels, list(graph.groups.values()), context, residual=residual, stats=TableStats(networks=48))
 
     return fit(Residual.of(*predicted_and_measured(fit(Residual.of([], [])), samples[48:])))
 
