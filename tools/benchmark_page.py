@@ -463,6 +463,7 @@ def taylor() -> str | None:
 SECTIONS: tuple[Callable[[], str | None], ...] = (
     comparison_section.equal_latency,
     pruning_sections.recovery,
+    pruning_sections.recovery_imagenet,
     pruning_sections.recovery_curves,
     pruning_sections.recovery_comparing,
     pruning_sections.recovery_finetuning,

@@ -16,6 +16,7 @@ __all__ = [
     "prune_time",
     "recovery",
     "recovery_comparing",
+    "recovery_imagenet",
     "recovery_finetuning",
     "soft_masks",
     "trajectories",
@@ -65,6 +66,32 @@ def recovery() -> str | None:
         f"calibration images. The dense networks have 91.73 % (ResNet-20) and 93.39 % (ResNet-56). {_machines(found)}\n\n"
     )
     return text + table(head, lines) + "\n\n`benchmarks/recovery/cifar.py`"
+
+
+def recovery_imagenet() -> str | None:
+    """The same on ImageNet."""
+    found = read("recovery-imagenet")
+    if found is None:
+        return None
+    lines = [
+        [
+            _name(row["network"]),
+            str(row["budget"]),
+            str(row["method"]),
+            str(row["strategy"]),
+            f"{row['top1']:.1f} % / {row['top5']:.1f} %",
+            str(row["images"]),
+            f"{row['cpu_seconds']:.0f} s",
+            f"{row['peak_memory_gb']:.1f} GB",
+        ]
+        for row in found["rows"]
+    ]
+    head = ["network", "budget", "method", "strategy", "top-1 / top-5", "images", "CPU time", "peak of the process"]
+    text = (
+        "## Accuracy without training on ImageNet\n\nOn 1,000 evaluation images, fitted to at most 1,000 training images; [the table of "
+        f"defaults](#methods-and-criteria-without-any-training) has the dense networks' accuracies. {_machines(found)}\n\n"
+    )
+    return text + table(head, lines) + "\n\n`benchmarks/recovery/imagenet.py`"
 
 
 def recovery_curves() -> str | None:
