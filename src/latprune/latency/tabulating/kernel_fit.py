@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -121,7 +121,7 @@ def kernel_fits(
 
 
 def _fit_with(base: _Base, effect: CacheEffect, *, beside: bool) -> Fit:
-    fit = _fit_surfaces(base, {}, effect)
+    fit = _fit_alone(base, effect)
     neighbours = _neighbours(base, fit) if beside else {}
     if not neighbours:
         return fit
@@ -142,6 +142,7 @@ class _Base:
     traffic: Mapping[str, Traffic]
     dense: Mapping[str, tuple[int, ...]]
     shares: list[float]
+    alone: dict[CacheEffect, Fit] = field(default_factory=dict)
 
     @classmethod
     def of(cls, samples: Sequence[NetworkSample], kernels: Sequence[Kernel], widths: Mapping[str, int]) -> _Base:
@@ -201,7 +202,7 @@ def _cache_effects(base: _Base) -> list[CacheEffect]:
 
 def _effect_rows(base: _Base, effect: CacheEffect) -> EffectRows:
     """What surfaces that are fitted with ``effect`` leave unexplained."""
-    fit = _fit_surfaces(base, {}, effect)
+    fit = _fit_alone(base, effect)
     rows = []
     for (index, _, sample, spent), fitted in zip(base.rows, _fitted(base, fit), strict=True):
         if fitted is not None:
@@ -225,6 +226,13 @@ def _neighbours(base: _Base, fit: Fit) -> dict[str, tuple[Neighbour, ...]]:
                 )
             )
     return find_neighbours(observations, candidate_conditions([kernel for kernel in base.kernels if kernel.name in fit.keys]))
+
+
+def _fit_alone(base: _Base, effect: CacheEffect) -> Fit:
+    """Surfaces that leave neighbours out. Those without an effect are asked for twice where none is found."""
+    if effect not in base.alone:
+        base.alone[effect] = _fit_surfaces(base, {}, effect)
+    return base.alone[effect]
 
 
 def _fit_surfaces(base: _Base, neighbours: Mapping[str, tuple[Neighbour, ...]], effect: CacheEffect) -> Fit:

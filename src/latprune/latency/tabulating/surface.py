@@ -229,22 +229,29 @@ def non_negative_least_squares(matrix: FloatArray, target: FloatArray) -> FloatA
     columns = matrix.shape[1]
     best_value, best = np.inf, np.zeros(columns)
     for count in range(columns, 0, -1):
-        for support in combinations(range(columns), count):
-            index = list(support)
-            part = gram[np.ix_(index, index)]
-            try:
-                solution = np.linalg.solve(part + np.eye(count) * 1e-10 * np.trace(part) / count, right[index])
-            except np.linalg.LinAlgError:
-                continue
-            if (solution < 0).any():
-                continue
-            value = float(solution @ part @ solution - 2 * right[index] @ solution)
-            if value < best_value:
-                best_value, best = value, np.zeros(columns)
-                best[index] = solution
+        supports = np.asarray(list(combinations(range(columns), count)))
+        parts, rights = gram[supports[:, :, None], supports[:, None, :]], right[supports]
+        ridges = np.trace(parts, axis1=1, axis2=2)[:, None, None] / count * 1e-10 * np.eye(count)
+        solutions = _solutions(parts + ridges, rights)
+        values = np.einsum("si,sij,sj->s", solutions, parts, solutions) - 2 * np.einsum("si,si->s", rights, solutions)
+        values[~(solutions >= 0).all(axis=1)] = np.inf
+        least = int(np.argmin(values))
+        if values[least] < best_value:
+            best_value, best = values[least], np.zeros(columns)
+            best[supports[least]] = solutions[least]
         if count == columns and np.isfinite(best_value):
             break
     return best
+
+
+def _solutions(matrices: FloatArray, rights: FloatArray) -> FloatArray:
+    """``(s, n)`` solutions of ``s`` linear systems; not numbers where a system is singular."""
+    try:
+        return np.asarray(np.linalg.solve(matrices, rights[:, :, None])[:, :, 0])
+    except np.linalg.LinAlgError:
+        if len(matrices) == 1:
+            return np.full(rights.shape, np.nan)
+        return np.concatenate([_solutions(matrix[None], own[None]) for matrix, own in zip(matrices, rights, strict=True)])
 
 
 def _subsets(dims: int) -> list[tuple[int, ...]]:
