@@ -61,8 +61,12 @@ def train(
     return model, report
 
 
+def outcome(model: nn.Module, report: TrainReport) -> dict[str, object]:
+    """What two runs are compared by."""
+    digest = {name: value.double().sum().item() for name, value in model.state_dict().items()}
+    return {"digest": digest, "steps": report.steps, "resumed_from": report.resumed_from}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    trained, result = train(Path(sys.argv[1]), pause=float(sys.argv[2]))
-    digest = {name: value.double().sum().item() for name, value in trained.state_dict().items()}
-    print(json.dumps({"digest": digest, "steps": result.steps, "resumed_from": result.resumed_from}))
+    print(json.dumps(outcome(*train(Path(sys.argv[1]), pause=float(sys.argv[2])))))
