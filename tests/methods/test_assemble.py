@@ -1,13 +1,14 @@
 """The assembled problem must cost exactly what the graph says, for any widths and blocks."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from latprune.graph import trace
-from latprune.importance import MagnitudeConfig, score
+from latprune.graph import ModelGraph, trace
+from latprune.importance import Importance, MagnitudeConfig, score
 from latprune.methods import Limit, StageContext, assemble
 from latprune.problem import Problem, ProductTerm
 from latprune.resources import MultiplyAdds, Parameters
@@ -23,14 +24,20 @@ NETWORKS = {
 }
 
 
-def context_of(name: str, resource: str) -> StageContext:
+@cache
+def scored(name: str) -> tuple[ModelGraph, Importance]:
     torch.manual_seed(0)
     model, x = NETWORKS[name]()
     graph = trace(model.eval(), x)
+    return graph, score(model, graph, MagnitudeConfig())
+
+
+def context_of(name: str, resource: str) -> StageContext:
+    graph, importance = scored(name)
     choices = {g.name: tuple(sorted({max(1, g.columns // 4), max(1, g.columns // 2), g.columns})) for g in graph.groups.values()}
     return StageContext(
         graph=graph,
-        importance=score(model, graph, MagnitudeConfig()),
+        importance=importance,
         resource={"flops": MultiplyAdds, "params": Parameters}[resource](graph),
         choices=choices,
         widths=graph.dense_widths(),

@@ -73,7 +73,7 @@ def smallest(graph: ModelGraph) -> int:
     return graph.parameters({n: g.min_width for n, g in graph.groups.items()}, [b.name for b in graph.blocks.values() if b.removable])
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=_checks)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=_checks)
 @given(recipe=recipes(), seed=st.integers(0, 2**16))
 def test_masked_equals_pruned(recipe: Recipe, seed: int) -> None:
     check(recipe, seed)
@@ -86,7 +86,7 @@ def test_masked_equals_pruned_on_a_thousand(recipe: Recipe, seed: int) -> None:
     check(recipe, seed)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=_checks)
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=_checks)
 @given(recipe=recipes(), seed=st.integers(0, 2**16))
 def test_masked_equals_pruned_as_a_program(recipe: Recipe, seed: int) -> None:
     check_program(recipe, seed)

@@ -34,13 +34,13 @@ def check(recipe: Recipe, seed: int, steps: int, *, program: bool = False) -> No
     check_equal(staged, masked(model, graph, selections[-1]), x, tolerance=1e-9)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=_checks)
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=_checks)
 @given(recipe=recipes(), seed=st.integers(0, 2**16), steps=st.integers(2, 3))
 def test_cutting_in_steps_equals_cutting_once(recipe: Recipe, seed: int, steps: int) -> None:
     check(recipe, seed, steps)
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=_checks)
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=_checks)
 @given(recipe=recipes(), seed=st.integers(0, 2**16), steps=st.integers(2, 3))
 def test_cutting_a_program_in_steps_equals_cutting_once(recipe: Recipe, seed: int, steps: int) -> None:
     check(recipe, seed, steps, program=True)

@@ -101,25 +101,51 @@ def check_against_brute_force(problem: Problem) -> None:
     assert checked.satisfied[0] and math.isclose(float(checked.gain[0]), best, rel_tol=1e-9, abs_tol=1e-9)
 
 
-@settings(max_examples=150, deadline=None)
-@given(
+_one_limit = given(
     seed=st.integers(0, 10**6),
     widths=st.integers(1, 4),
     blocks=st.integers(0, 2),
     share=st.sampled_from([0.0, 0.05, 0.3, 0.6, 1.0]),
     signs=st.booleans(),
 )
-def test_one_limit_against_brute_force(seed: int, widths: int, blocks: int, share: float, signs: bool) -> None:
+_several_limits = given(seed=st.integers(0, 10**6), widths=st.integers(1, 4), blocks=st.integers(0, 2), resources=st.integers(2, 3))
+
+
+def check_one_limit(seed: int, widths: int, blocks: int, share: float, signs: bool) -> None:
     """Small random products, some of them with vectors of any sign."""
     check_against_brute_force(random_problem(seed, widths=widths, most=6, blocks=blocks, resources=1, share=share, signs=signs))
 
 
-@settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 10**6), widths=st.integers(1, 4), blocks=st.integers(0, 2), resources=st.integers(2, 3))
-def test_several_limits_against_brute_force(seed: int, widths: int, blocks: int, resources: int) -> None:
+def check_several_limits(seed: int, widths: int, blocks: int, resources: int) -> None:
     """Two and three limits at once."""
     share = [0.1, 0.3, 0.7][seed % 3]
     check_against_brute_force(random_problem(seed, widths=widths, most=6, blocks=blocks, resources=resources, share=share))
+
+
+@settings(max_examples=50, deadline=None)
+@_one_limit
+def test_one_limit_against_brute_force(seed: int, widths: int, blocks: int, share: float, signs: bool) -> None:
+    check_one_limit(seed, widths, blocks, share, signs)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None)
+@_one_limit
+def test_one_limit_against_brute_force_500_times(seed: int, widths: int, blocks: int, share: float, signs: bool) -> None:
+    check_one_limit(seed, widths, blocks, share, signs)
+
+
+@settings(max_examples=40, deadline=None)
+@_several_limits
+def test_several_limits_against_brute_force(seed: int, widths: int, blocks: int, resources: int) -> None:
+    check_several_limits(seed, widths, blocks, resources)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@_several_limits
+def test_several_limits_against_brute_force_300_times(seed: int, widths: int, blocks: int, resources: int) -> None:
+    check_several_limits(seed, widths, blocks, resources)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
