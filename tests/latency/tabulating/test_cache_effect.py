@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -37,6 +38,12 @@ def fitted(known: list[NetworkSample], *, caches: bool = True) -> LatencyTables:
     return fit_tables(
         known, list(KERNELS.values()), list(GROUPS.values()), CONTEXT, residual=Residual.of([], []), stats=STATS, caches=caches
     )
+
+
+@cache
+def crowded_tables(networks: int) -> LatencyTables:
+    """Tables of a machine whose kernels owe a fifth of a power to the network around them."""
+    return fitted(samples(MadeUpMachine(0, caches=CacheEffect(all=0.2)), networks))
 
 
 def test_traffic_counts_inputs_outputs_and_weights() -> None:
@@ -97,7 +104,7 @@ def test_what_crowds_a_kernel_ends_at_the_knee() -> None:
 
 
 def test_tables_are_read_inside_a_network() -> None:
-    tables = fitted(samples(MadeUpMachine(0, caches=CacheEffect(all=0.2)), 96))
+    tables = crowded_tables(96)
     widths = {"stream": 48, "a": 32}
     share = tables.share_of(widths, ["b"])
     assert share == pytest.approx(tables.predict(widths, ["b"]) / tables.predict())
@@ -121,7 +128,7 @@ def test_tables_are_read_inside_a_network() -> None:
 
 
 def test_files_keep_the_effect_and_older_files_have_none() -> None:
-    tables = fitted(samples(MadeUpMachine(0, caches=CacheEffect(all=0.2)), 64))
+    tables = crowded_tables(64)
     again = LatencyTables.from_dict(tables.to_dict())
     assert again.cache_effect == tables.cache_effect
     assert again.predict({"a": 48}, ["b"]) == pytest.approx(tables.predict({"a": 48}, ["b"]))
@@ -139,7 +146,7 @@ def test_files_keep_the_effect_and_older_files_have_none() -> None:
 
 
 def test_malformed_effects_name_the_place() -> None:
-    written = fitted(samples(MadeUpMachine(0, caches=CacheEffect(all=0.2)), 64)).to_dict()
+    written = crowded_tables(64).to_dict()
     for effect in ({"all": 0.6, "weights": 0.5}, {"all": -0.1, "weights": 0.0}, {"all": float("nan"), "weights": 0.0}):
         with pytest.raises(FileFormatError, match="cache_effect"):
             LatencyTables.from_dict({**written, "cache_effect": effect})
