@@ -19,7 +19,7 @@ from latprune.pruning import MaskedTraining, driver_of
 from latprune.train import SGD, Cosine, Recipe, TrainReport, finetune
 from latprune.zoo import digits_resnet
 
-X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
+X = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(2))
 RECIPE = Recipe(epochs=2, learning_rate=0.05, optimizer=SGD(nesterov=True), schedule=Cosine(), weight_decay=1e-3)
 METHOD = SMCP(masks=SoftMasks(every=2, warmup=0.1, cooldown=0.4))
 
@@ -29,14 +29,14 @@ class NoisyImages(Dataset[tuple[torch.Tensor, int]]):
 
     def __init__(self, size: int = 96) -> None:
         generator = torch.Generator().manual_seed(7)
-        self.images = torch.randn(size, 1, 32, 32, generator=generator)
+        self.images = torch.randn(size, 1, 16, 16, generator=generator)
         self.labels = torch.randint(0, 10, (size,), generator=generator)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.images[index] + 0.1 * torch.randn(1, 32, 32), int(self.labels[index])
+        return self.images[index] + 0.1 * torch.randn(1, 16, 16), int(self.labels[index])
 
 
 def loader(size: int = 96) -> DataLoader[tuple[torch.Tensor, int]]:
@@ -79,12 +79,16 @@ def train(
     return report, drivers[0]
 
 
+def outcome(folder: Path, pause: float = 0.0) -> dict[str, Any]:
+    """Train, with a pause after each step, and cut: what two runs are compared by."""
+    pruner = pruner_of()
+    report, training = train(folder, pruner, after_step=lambda model: time.sleep(pause))
+    pruner.step()
+    digest = {name: value.double().sum().item() for name, value in pruner.model.state_dict().items()}
+    changes = [[change.step, change.masked, change.returned] for change in training.changes]
+    return {"digest": digest, "changes": changes, "widths": pruner.widths, "resumed_from": report.resumed_from}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    pause = float(sys.argv[2])
-    mine = pruner_of()
-    result, training = train(Path(sys.argv[1]), mine, after_step=lambda model: time.sleep(pause))
-    mine.step()
-    digest = {name: value.double().sum().item() for name, value in mine.model.state_dict().items()}
-    changes = [[change.step, change.masked, change.returned] for change in training.changes]
-    print(json.dumps({"digest": digest, "changes": changes, "widths": mine.widths, "resumed_from": result.resumed_from}))
+    print(json.dumps(outcome(Path(sys.argv[1]), float(sys.argv[2]))))
