@@ -6,6 +6,8 @@ import torch
 import latprune
 from latprune.importance import MagnitudeConfig
 from latprune.latency import LatencyTables, Store, Target, build_tables
+from latprune.latency.tabulating import table_builder
+from latprune.pruning import search, trials
 from latprune.zoo import digits_resnet
 
 BY_MAGNITUDE = latprune.MDP(score=MagnitudeConfig())
@@ -20,9 +22,20 @@ def network() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory) -> LatencyTables:
+    """Tables of 16 networks: they tell wide from narrow, and the clock has the last word."""
     model = network()
-    with Store(tmp_path_factory.mktemp("store") / "latency.sqlite") as store:
-        return build_tables(model, latprune.trace(model, X), X, TARGET, store=store, max_networks=48, time_limit=30.0)
+    with pytest.MonkeyPatch.context() as patch, Store(tmp_path_factory.mktemp("store") / "latency.sqlite") as store:
+        patch.setattr(table_builder, "_FIRST_FIT", 12)
+        patch.setattr(table_builder, "_BATCH", 4)
+        return build_tables(model, latprune.trace(model, X), X, TARGET, store=store, max_networks=16, time_limit=0.0)
+
+
+@pytest.fixture(autouse=True)
+def shorter_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "DENSE_SECONDS", 1.0)
+    monkeypatch.setattr(trials, "SECONDS", 1.0)
+    monkeypatch.setattr(trials, "FRESH_SECONDS", 2.0)
+    monkeypatch.setattr(search, "PATIENCE", 5.0)
 
 
 def prune(budget, **options):
