@@ -293,6 +293,7 @@ class _Builder(Axes):
                     fields=tuple(_widest(e) for e in every),
                     output_fields=tuple(_widest(e) for e in out),
                     all_fields=every,
+                    all_output_fields=out,
                     blocks=self.node_blocks.get(node.index, ()),
                     joins=joins.get(node.index, {}),
                     sources=tuple(places.get(i.node, -2) for i in node.inputs),

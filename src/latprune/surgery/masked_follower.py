@@ -37,7 +37,7 @@ def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _labelled(call: Call) -> bool:
     """Whether a recorded operation reads or makes channels, or joins a block's branch."""
-    return bool(call.joins) or any(call.all_fields) or any(field is not None for field in call.output_fields)
+    return bool(call.joins) or any(call.all_fields) or any(call.all_output_fields)
 
 
 def _misfit(call: Call, operands: list[Tensor]) -> str:
@@ -176,9 +176,9 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note(self, call: Call, output: Any) -> Any:
         """Remember the labels of the results, for the outputs of the model."""
         outputs = [output] if isinstance(output, Tensor) else tensors_in(output)
-        for tensor, field in zip(outputs, call.output_fields, strict=False):
-            self._produced[id(tensor)] = (weakref.ref(tensor), () if field is None else (field,))
-            if field is not None and tensor.is_floating_point():
+        for tensor, fields in zip(outputs, call.all_output_fields, strict=False):
+            self._produced[id(tensor)] = (weakref.ref(tensor), fields)
+            if fields and tensor.is_floating_point():
                 self.types.add(tensor.dtype)
         return output
 
