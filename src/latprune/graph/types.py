@@ -163,6 +163,7 @@ class Kernel:
             ``groups``, ``input_shape``, ``output_shape`` (dense shapes), ``bias``. JSON-able.
         caller: Path of the module whose forward runs it, where that is not ``module``: a weight that two modules share (a language model's
             embedding and its head), or one that a parent's forward reads. Engines name a step after the caller.
+        read: Whether an output depends on it. Engines that compile a network leave the others out (a second head whose scores are dropped).
     """
 
     name: str
@@ -173,6 +174,7 @@ class Kernel:
     macs: float
     attributes: Mapping[str, Any] = field(default_factory=dict)
     caller: str | None = None
+    read: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
