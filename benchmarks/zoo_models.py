@@ -1,4 +1,4 @@
-"""The networks of ``benchmarks/zoo.py`` with their inputs: torchvision, timm, Hugging Face, Ultralytics, and our own."""
+"""The networks of ``benchmarks/zoo.py`` with their inputs: of public packages, and our own."""
 
 from __future__ import annotations
 
@@ -77,6 +77,26 @@ def _timm(family: str) -> Built:
     name, side, options = timm_families()[family]
     network = timm.create_model(name, pretrained=False, **options)
     return network, torch.randn(1, 3, side, side)
+
+
+TIMM_VARIANTS = {
+    name: 224 if name.endswith(("_224", "_256", "_m1")) else 128
+    for name in (
+        "resnet26t ecaresnet26t seresnext26t_32x4d regnety_002 regnetz_005 mobilenetv4_conv_small mobilenetv3_large_075 "
+        "tf_efficientnet_lite0 efficientnet_es mixnet_s fbnetc_100 lcnet_050 convnextv2_atto mobileone_s0 repvgg_a0 vit_tiny_patch16_224 "
+        "mobilevitv2_050 resmlp_12_224 mixer_s32_224 nf_resnet26 cs3darknet_s darknet17 repvit_m0_9 semnasnet_050 ghostnetv2_100 gernet_s "
+        "mambaout_femto fastvit_t12"
+    ).split()
+}
+"""Further variants of timm, beside one of each of its modules: name and image side."""
+
+
+def _timm_variant(name: str) -> Built:
+    torchvision()
+    import timm
+
+    side = TIMM_VARIANTS[name]
+    return timm.create_model(name, pretrained=False), torch.randn(1, 3, side, side)
 
 
 def _huggingface_vision(config_name: str, model_name: str, side: int = 64, **options: Any) -> Callable[[], Built]:
@@ -340,9 +360,106 @@ def _ultralytics(name: str) -> Built:
     return network, torch.rand(1, 3, 64, 64)
 
 
+SEGMENTATION_MODELS = {
+    "unet": ("Unet", "resnet18", {}),
+    "unetplusplus": ("UnetPlusPlus", "mobilenet_v2", {}),
+    "fpn": ("FPN", "resnet18", {}),
+    "pspnet": ("PSPNet", "resnet18", {}),
+    "deeplabv3plus": ("DeepLabV3Plus", "mobilenet_v2", {}),
+    "linknet": ("Linknet", "resnet18", {}),
+    "manet": ("MAnet", "resnet18", {}),
+    "segformer": ("Segformer", "resnet18", {}),
+}
+"""Decoder, encoder and options in ``segmentation_models_pytorch``, where it is installed."""
+
+
+def _segmentation_model(name: str) -> Built:
+    torchvision()
+    import segmentation_models_pytorch
+
+    decoder, encoder, options = SEGMENTATION_MODELS[name]
+    network = getattr(segmentation_models_pytorch, decoder)(encoder, encoder_weights=None, classes=5, **options)
+    return network, torch.randn(1, 3, 64, 64)
+
+
+def _unet_2d() -> Built:
+    from diffusers import UNet2DModel
+
+    network = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    return network, (torch.randn(1, 3, 16, 16), torch.tensor([7]))
+
+
+def _unet_2d_condition() -> Built:
+    from diffusers import UNet2DConditionModel
+
+    network = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=24,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    return network, (torch.randn(1, 4, 16, 16), torch.tensor([7]), torch.randn(1, 6, 24))
+
+
+def _autoencoder() -> Built:
+    from diffusers import AutoencoderKL
+
+    network = AutoencoderKL(
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    return network, torch.randn(1, 3, 32, 32)
+
+
+def _diffusion_transformer() -> Built:
+    from diffusers import DiTTransformer2DModel
+
+    network = DiTTransformer2DModel(sample_size=8, num_layers=3, num_attention_heads=4, attention_head_dim=8, norm_num_groups=1)
+    return network, {
+        "hidden_states": torch.randn(1, 4, 8, 8),
+        "timestep": torch.tensor([7]),
+        "class_labels": torch.tensor([3]),
+    }
+
+
+DIFFUSERS: dict[str, Callable[[], Built]] = {
+    "unet_2d": _unet_2d,
+    "unet_2d_condition": _unet_2d_condition,
+    "autoencoder_kl": _autoencoder,
+    "dit": _diffusion_transformer,
+}
+"""Small configurations of Diffusers' networks, where it is installed."""
+
+
+def _diffusers(name: str) -> Built:
+    torchvision()
+    return DIFFUSERS[name]()
+
+
+OPTIONAL = {
+    "ultralytics": ("ultralytics", ULTRALYTICS),
+    "smp": ("segmentation_models_pytorch", list(SEGMENTATION_MODELS)),
+    "diffusers": ("diffusers", list(DIFFUSERS)),
+}
+"""Families whose packages need not be installed: package and names."""
+
+
 PROGRAMS = (
     "torchvision:resnet18 torchvision:shufflenet_v2_x0_5 torchvision:swin_t torchvision:swin_v2_t torchvision:vit_b_32 huggingface:bert "
-    "huggingface:gpt2 huggingface:llama huggingface:segformer huggingface:swin timm:deit"
+    "huggingface:gpt2 huggingface:llama huggingface:segformer huggingface:swin timm:deit huggingface:albert huggingface:gpt_neox"
 ).split()
 """Networks that are pruned as captured programs too, as ``program:<name>``; beside them those of ``tests/support/programs.py``."""
 
@@ -356,7 +473,8 @@ def names() -> list[str]:
         *(f"detection:{name}" for name in DETECTION),
         *(f"huggingface:{name}" for name in HUGGINGFACE),
         *(f"timm:{name}" for name in timm_families()),
-        *(f"ultralytics:{name}" for name in ULTRALYTICS if importlib.util.find_spec("ultralytics")),
+        *(f"timm-variant:{name}" for name in TIMM_VARIANTS),
+        *(f"{family}:{name}" for family, (package, found) in OPTIONAL.items() if importlib.util.find_spec(package) for name in found),
         *(f"program:{name}" for name in (*PROGRAMS, *NETWORKS)),
     ]
 
@@ -365,7 +483,8 @@ def preload(wanted: list[str]) -> None:
     """Import what the named networks need, once, for the processes that are started from this one."""
     families = {name.removeprefix("program:").partition(":")[0] for name in wanted}
     torchvision()
-    for family, package in (("timm", "timm"), ("huggingface", "transformers"), ("ultralytics", "ultralytics")):
+    packages = [("timm", "timm"), ("timm-variant", "timm"), ("huggingface", "transformers")]
+    for family, package in (*packages, *((family, package) for family, (package, _) in OPTIONAL.items())):
         if family in families:
             importlib.import_module(package)
     for package in ("latprune.export", "latprune.surgery", "latprune.zoo", "onnx", "onnxruntime"):
@@ -388,5 +507,8 @@ def create(name: str) -> Built:
         "segmentation": _segmentation,
         "detection": _detection,
         "timm": _timm,
+        "timm-variant": _timm_variant,
         "ultralytics": _ultralytics,
+        "smp": _segmentation_model,
+        "diffusers": _diffusers,
     }[family](model)

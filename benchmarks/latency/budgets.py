@@ -3,6 +3,9 @@ r"""Networks solved for a share of the dense latency: what the tables predicted,
     python benchmarks/latency/budgets.py --models resnet50 --engines openvino onnxruntime --store runs/latency.sqlite \
         --output benchmarks/results/latency-budgets.json
 
+YOLO at both of its usual image sides: ``--models yolov8n-320 yolov8n-640 yolo11n-320 yolo11n-640 yolo26n-320 yolo26n-640 --engines openvino
+--budgets 60%``.
+
 For each budget one row: the tables' prediction for the first network that the solver returned and what that one measured at, then what was
 delivered after measure-and-correct, in a fresh measurement. Weights are random: only latency is looked at. Rows in the output file that are
 not asked for again stay.

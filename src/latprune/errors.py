@@ -15,6 +15,7 @@ __all__ = [
     "MissingExtraError",
     "OverBudgetError",
     "PluginError",
+    "RebuiltWarning",
     "SolverLimitError",
     "SolverNotApplicableError",
     "SurgeryError",
@@ -137,3 +138,7 @@ class OverBudgetError(LatpruneError):
 
 class UnwrappedWarning(UserWarning):
     """A wrapper (``torch.compile``, ``DataParallel``) was taken off a model; the message says which, and what becomes of it."""
+
+
+class RebuiltWarning(UserWarning):
+    """A network was rebuilt by its class since it was pruned, and is saved as a captured program; the message says what that means."""

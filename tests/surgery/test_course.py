@@ -91,7 +91,7 @@ class Indexed(nn.Module):
 
 
 class Restless(nn.Module):
-    """A copy, or a table, that only some runs make; with ``wrong`` the channels themselves take another way."""
+    """Copies, of the inputs and of channels, that only some runs make; with ``wrong`` the channels themselves take another way."""
 
     def __init__(self, wrong: bool) -> None:
         super().__init__()
@@ -103,6 +103,8 @@ class Restless(nn.Module):
         if RUNS[0] % 2:
             x = (x + 0.0).contiguous()
         x = torch.relu(self.first(x))
+        if RUNS[0] % 2:
+            x = x.clone()  # as a norm copies what is not contiguous
         if self.wrong and RUNS[0] % 2:
             x = torch.tanh(x)
         return self.last(torch.relu(self.second(x)))

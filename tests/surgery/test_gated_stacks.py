@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latprune.copying import copied
+from latprune.errors import FileFormatError
 from latprune.graph import Selection, trace
-from latprune.surgery import check_equal, masked, prune
+from latprune.surgery import ArchitectureEdits, check_equal, masked, prune, replay
 from support.equivalence import random_selection
 
 
@@ -96,3 +99,22 @@ def test_a_branch_whose_module_makes_what_others_read_stays() -> None:
     selection = Selection(kept={}, removed_blocks=frozenset({"layers.1", "layers.2"}))
     prune(pruned, graph, selection)
     assert check_equal(pruned, masked(model, graph, selection), ids).equal
+
+
+def test_a_removed_branch_hands_on_what_it_was_given_beside() -> None:
+    """The middle layer returns the bias that it was given, and the last one reads it: there and back through a file."""
+    model, ids = Encoder().eval(), torch.randint(0, 30, (2, 7))
+    graph = trace(model, ids)
+    selection = Selection(kept={}, removed_blocks=frozenset({"layers.1"}))
+    pruned, again = copied(model), copied(model)
+    edits = prune(pruned, graph, selection)
+    assert check_equal(pruned, masked(model, graph, selection), ids).equal
+    (part,) = [p for block in edits.steps[-1].blocks for p in block.parts if p.passed]
+    assert part.module == "layers.1.attention" and part.passed == ((1, 1),)
+    replay(again, ArchitectureEdits.from_dict(json.loads(json.dumps(edits.to_dict()))))
+    again.load_state_dict(pruned.state_dict())
+    assert torch.equal(again(ids), pruned(ids))
+    broken = edits.to_dict()
+    broken["steps"][-1]["blocks"][0]["parts"][-1]["passed"] = [[2, 0]]
+    with pytest.raises(FileFormatError, match="place 2 with argument 0 does not exist"):
+        ArchitectureEdits.from_dict(broken)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import latprune
-from latprune.errors import InvalidArgumentError
+from latprune.errors import InvalidArgumentError, RebuiltWarning
+from latprune.export import save_result
 from latprune.graph import ModelGraph, Selection, trace
 from latprune.surgery import ArchitectureEdits, prune, replay
 from support.equivalence import assert_pruned_equals_masked, randomise
@@ -203,7 +204,7 @@ def test_entries_of_one_list_follow_for_different_reasons() -> None:
     assert replay(Listed(), ArchitectureEdits.from_dict(edits.to_dict())).config.hidden_sizes == [4, 7]
 
 
-def test_a_network_that_was_rebuilt_is_not_saved_as_if_it_could_be_restored(tmp_path: Path) -> None:
+def test_a_network_that_was_rebuilt_is_saved_as_a_program(tmp_path: Path) -> None:
     def make() -> nn.Module:
         torch.manual_seed(0)
         return Classifier().eval()
@@ -212,11 +213,13 @@ def test_a_network_that_was_rebuilt_is_not_saved_as_if_it_could_be_restored(tmp_
     result.save(tmp_path / "before")
     wanted, x = copy.deepcopy(result.model).eval(), torch.randn(2, 3, 8, 8)
     result.model.stem.switch_to_deploy()
-    with pytest.raises(
-        InvalidArgumentError, match=r"did not have when it was pruned \('stem.one.weight' \(and 1 more\)\).*Save the result first"
-    ):
+    with pytest.warns(RebuiltWarning, match=r"\('stem.one.weight' is new\): it is saved as a captured program"):
         result.save(tmp_path / "after")
-    assert not (tmp_path / "after").exists()
+    fused = latprune.restore(make, tmp_path / "after")
+    assert type(fused).__name__ == "ProgramModule" and torch.equal(fused(x), result.model.eval()(x))
+    with pytest.raises(InvalidArgumentError, match=r"did not have when it was pruned.*Save the result first"):
+        save_result(tmp_path / "refused", result.model, result.record)
+    assert not (tmp_path / "refused").exists()
     restored = latprune.restore(make, tmp_path / "before")
     restored.stem.switch_to_deploy()
     assert torch.allclose(restored(x), wanted(x), atol=1e-5)

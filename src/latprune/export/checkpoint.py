@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["SavedResult", "load_result", "read_record", "restore", "save_result", "tensor_shapes", "update_record"]
+__all__ = ["SavedResult", "load_result", "read_record", "rebuilt_tensors", "restore", "save_result", "tensor_shapes", "update_record"]
 
 WEIGHTS = "model.safetensors"
 RECORD = "result.json"
@@ -97,14 +97,24 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
     return record
 
 
-def _require_known(stored: Mapping[str, tuple[int, ...]], record: ResultRecord) -> None:
-    """Refuse a network that was rebuilt since it was cut (branches fused by a method of its class): its edits would not lead to it."""
+def rebuilt_tensors(model: nn.Module, record: ResultRecord) -> list[str]:
+    """Names of a network's tensors that it got since it was pruned (branches fused by a method of its class); none of a program."""
+    stored, program = _stored(model)
+    return [] if program is not None else _further(stored_shapes(stored), record)
+
+
+def _further(stored: Mapping[str, tuple[int, ...]], record: ResultRecord) -> list[str]:
     known = set(record.model.tensors)
     for edits in record.edits:
         for step in edits.get("steps", ()):
             known |= {f"{fold['module']}.{fold['tensor']}".lstrip(".") for fold in step.get("folds", ())}
-    further = [name for name in stored if name not in known]
-    if known and further:
+    return [name for name in stored if name not in known] if known else []
+
+
+def _require_known(stored: Mapping[str, tuple[int, ...]], record: ResultRecord) -> None:
+    """Refuse a network that was rebuilt since it was cut: its edits would not lead to it."""
+    further = _further(stored, record)
+    if further:
         raise InvalidArgumentError(
             f"the model has tensors that it did not have when it was pruned ('{further[0]}'{_more(further)}): it was rebuilt since, and "
             "what is saved could not be restored. Save the result first, and rebuild the restored network"

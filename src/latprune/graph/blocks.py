@@ -11,7 +11,7 @@ from latprune.graph.realise import Branch, nonnegative, realise, short_name
 from latprune.graph.recording import Info, Node, Recording
 from latprune.graph.surgery_plan import BranchCut, ModuleReplacement
 
-__all__ = ["find_branches"]
+__all__ = ["find_branches", "reaching_outputs"]
 
 _SUMS = ("aten.add.Tensor", "aten.add_.Tensor")
 
@@ -78,7 +78,7 @@ def find_branches(recording: Recording, program: CapturedNetwork | None = None) 
     for n, preds in enumerate(flow.pred):
         for p in preds:
             consumers.setdefault(p, []).append(n)
-    alive = _reaching_outputs(recording, flow)
+    alive = reaching_outputs(recording)
     branches: list[Branch] = []
     names: dict[str, int] = {}
     for node in nodes:
@@ -131,12 +131,12 @@ def _cut(branch: Branch, recording: Recording, consumers: dict[int, list[int]], 
     branch.removal = BranchCut(join=join.step, operand=branch.operand, skipped=tuple(skipped), tensors=tensors)
 
 
-def _reaching_outputs(recording: Recording, flow: _Flow) -> set[int]:
+def reaching_outputs(recording: Recording) -> set[int]:
     """Nodes that the outputs depend on."""
     alive = {i.node for i in recording.outputs if i.node >= 0}
     todo = list(alive)
     while todo:
-        for p in flow.pred[todo.pop()]:
+        for p in _predecessors(recording.nodes[todo.pop()]):
             if p >= 0 and p not in alive:
                 alive.add(p)
                 todo.append(p)

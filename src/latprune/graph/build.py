@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from latprune.graph.axes import Axes
+from latprune.graph.blocks import reaching_outputs
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.carried import carried_on
 from latprune.graph.class_units import ClassUnits
@@ -227,6 +228,7 @@ class _Builder(Axes):
     def kernels(self) -> dict[str, Kernel]:
         """All kernels in execution order."""
         result: dict[str, Kernel] = {}
+        alive = reaching_outputs(self.recording)
         for node in self.recording.nodes:
             draft = node.kernel
             if draft is None:
@@ -243,6 +245,7 @@ class _Builder(Axes):
                 blocks=self.node_blocks.get(node.index, ()),
                 macs=draft.macs,
                 attributes=draft.attributes,
+                read=node.index in alive,
             )
         return result
 
@@ -293,6 +296,7 @@ class _Builder(Axes):
                     fields=tuple(_widest(e) for e in every),
                     output_fields=tuple(_widest(e) for e in out),
                     all_fields=every,
+                    all_output_fields=out,
                     blocks=self.node_blocks.get(node.index, ()),
                     joins=joins.get(node.index, {}),
                     sources=tuple(places.get(i.node, -2) for i in node.inputs),

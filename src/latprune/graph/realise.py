@@ -182,7 +182,7 @@ def _parts(branch: Branch, recording: Recording, alive: set[int]) -> tuple[PartR
         source, target = call.inputs[entry[0]], next((o for o in call.outputs if o.node in branch.nodes), call.outputs[0])
         if source.shape != target.shape and ((shaped and call is not last) or not scalar):
             return f"module '{call.path}' changes the shape inside the branch, and '{holder}' computes with it"
-        parts.append(PartReplacement(module=call.path, argument=entry[0], output=_used_tensors(call, branch, recording), zero=zero))
+        parts.append(_stand_in(call, entry[0], recording, zero))
     return tuple(parts)
 
 
@@ -232,7 +232,7 @@ def _difference(branch: Branch, recording: Recording, calls: list[ModuleCall], g
         entry = [k for k, i in enumerate(step.inputs) if i.node in branch.nodes or i is fork]
         if len(entry) != 1:
             return None
-        parts.append(PartReplacement(module=step.path, argument=entry[0], output=_used_tensors(step, branch, recording)))
+        parts.append(_stand_in(step, entry[0], recording))
         value = step.inputs[entry[0]]
     heavy = {p.module for p in parts}
     return tuple(parts[::-1]) if all(c.path in heavy for c in calls if c.stop > c.start) else None
@@ -283,13 +283,21 @@ def _returned(structure: str | list[int | None]) -> ReturnedTensors:
     return None if isinstance(structure, str) else tuple(k is not None for k in structure)
 
 
-def _used_tensors(call: ModuleCall, branch: Branch, recording: Recording) -> ReturnedTensors:
-    """What the call returns, with the tensors that nothing reads left out."""
+def _stand_in(call: ModuleCall, argument: int, recording: Recording, zero: str = "") -> PartReplacement:
+    """What takes a module's place: tensors that nothing reads are left out, arguments that it returns as they came are handed on."""
     assert call.structure is not None
     if isinstance(call.structure, str):
-        return None
+        return PartReplacement(module=call.path, argument=argument, zero=zero)
     read = {id(i) for n in recording.nodes[call.stop :] for i in n.inputs}
-    return tuple(k is not None and id(call.outputs[k]) in read for k in call.structure)
+    given = {id(i): k for k, i in reversed(list(enumerate(call.inputs)))}
+    output: list[bool] = []
+    passed: list[tuple[int, int]] = []
+    for place, k in enumerate(call.structure):
+        used = k is not None and id(call.outputs[k]) in read
+        output.append(used)
+        if used and k is not None and id(call.outputs[k]) in given:
+            passed.append((place, given[id(call.outputs[k])]))
+    return PartReplacement(module=call.path, argument=argument, output=tuple(output), passed=tuple(passed), zero=zero)
 
 
 def _tail(branch: Branch, call: ModuleCall, nodes: list[Node], consumers: dict[int, list[int]]) -> list[int] | None:

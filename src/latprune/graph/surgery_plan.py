@@ -151,12 +151,14 @@ class PartReplacement:
         module: Its path.
         argument: Which of its tensor arguments (flattened in order) it hands on.
         output: What it returns (:data:`ReturnedTensors`).
+        passed: ``(place, argument)``: that place of the tuple is another tensor argument, unchanged (a bias that all layers share).
         zero: ``scalar`` (a zero that broadcasts), ``like`` (zeros of the argument's shape) or empty (the argument itself).
     """
 
     module: str
     argument: int
     output: ReturnedTensors = None
+    passed: tuple[tuple[int, int], ...] = ()
     zero: str = ""
 
 

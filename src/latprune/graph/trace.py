@@ -13,6 +13,7 @@ import latprune.graph.rules_compute
 import latprune.graph.rules_contract
 import latprune.graph.rules_creating
 import latprune.graph.rules_cutting  # noqa: F401
+import latprune.graph.rules_experts  # noqa: F401
 import latprune.graph.rules_joining  # noqa: F401
 import latprune.graph.rules_movement  # noqa: F401
 import latprune.graph.rules_ordered  # noqa: F401

@@ -163,6 +163,7 @@ class Kernel:
             ``groups``, ``input_shape``, ``output_shape`` (dense shapes), ``bias``. JSON-able.
         caller: Path of the module whose forward runs it, where that is not ``module``: a weight that two modules share (a language model's
             embedding and its head), or one that a parent's forward reads. Engines name a step after the caller.
+        read: Whether an output depends on it. Engines that compile a network leave the others out (a second head whose scores are dropped).
     """
 
     name: str
@@ -173,6 +174,7 @@ class Kernel:
     macs: float
     attributes: Mapping[str, Any] = field(default_factory=dict)
     caller: str | None = None
+    read: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -188,6 +190,7 @@ class Call:
         output_fields: The same for each tensor result.
         all_fields: For each tensor argument all of its fields: a weight has one for each dimension, an activation mostly one (``fields``
             then holds it; of several, ``fields`` holds the one that varies along the most dimensions).
+        all_output_fields: The same for each tensor result (the state of a recurrence over channels has two).
         blocks: Removable blocks that the call lies in, outermost first.
         joins: Name of the block whose branch joins its shortcut here -> index (among the tensor arguments) of the branch's operand.
         sources: For each tensor argument the index of the call that made it; -1 for a parameter, buffer or constant, -2 for an input (of
@@ -204,6 +207,7 @@ class Call:
     blocks: tuple[str, ...] = ()
     joins: Mapping[str, int] = field(default_factory=dict)
     all_fields: tuple[tuple[IntArray, ...], ...] = ()
+    all_output_fields: tuple[tuple[IntArray, ...], ...] = ()
     sources: tuple[int, ...] = ()
     names: tuple[str | None, ...] = ()
     literals: tuple[Any, ...] = ()

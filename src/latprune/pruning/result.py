@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from latprune.errors import CaptureError, InvalidArgumentError, RebuiltWarning
 from latprune.export import OnnxExport, ResultRecord, load_result, save_result
+from latprune.export.checkpoint import rebuilt_tensors
 from latprune.export.verdict import Verdict
 from latprune.problem import Problem, Solution
 
@@ -76,8 +79,37 @@ class Result:
         return Solution.from_json(json.dumps(self.record.solution)) if self.record.solution is not None else None
 
     def save(self, path: str | Path) -> None:
-        """Save as safetensors and JSON, a folder or a ``.zip``; :func:`latprune.restore` brings the network back."""
-        self.record = save_result(path, self.model, self.record)
+        """Save as safetensors and JSON, a folder or a ``.zip``; :func:`latprune.restore` brings the network back.
+
+        A network that was rebuilt since it was pruned (branches fused by a method of its class) has no edits that lead to it: it is saved
+        as a captured program, which needs no class, with a :class:`~latprune.errors.RebuiltWarning`.
+
+        Raises:
+            InvalidArgumentError: The network was rebuilt, and cannot be captured either.
+        """
+        self.record = save_result(path, self._restorable(), self.record)
+
+    def _restorable(self) -> nn.Module:
+        """What is saved: the network, or its program where no edits lead to it."""
+        further = rebuilt_tensors(self.model, self.record)
+        if not further:
+            return self.model
+        from latprune.program import capture
+
+        try:
+            program = capture(self.model, self.example_inputs)
+        except CaptureError as error:
+            raise InvalidArgumentError(
+                f"the model was rebuilt since it was pruned ('{further[0]}' is new), and cannot be saved as a captured program either "
+                f"({error}): save the result before it is rebuilt, and rebuild the restored network"
+            ) from error
+        warnings.warn(
+            f"the model was rebuilt since it was pruned ('{further[0]}' is new): it is saved as a captured program, which latprune.restore "
+            "brings back without the model's class; save before it is rebuilt to get the class back",
+            RebuiltWarning,
+            stacklevel=3,
+        )
+        return program
 
     @classmethod
     def load(cls, path: str | Path, *, model: nn.Module, example_inputs: Any) -> Result:

@@ -195,7 +195,8 @@ def _carry_out(model: nn.Module, step: EditStep) -> list[ParameterChange]:
             _replace(model, original, stand_in)
         for part in b.parts:
             original = modules[part.module]
-            _replace(model, original, RemovedPart(original, argument=part.argument, output=part.output, zero=part.zero))
+            stand_in = RemovedPart(original, argument=part.argument, output=part.output, passed=part.passed, zero=part.zero)
+            _replace(model, original, stand_in)
     return _changes(model, step, parameters, sliced, scales)
 
 

@@ -53,12 +53,14 @@ class PartEdit:
         module: Its path.
         argument: Which of its tensor arguments (flattened in order) it hands on.
         output: What it returns: None for a tensor, else one entry for each place of a tuple: True for the tensor, False for None.
+        passed: ``(place, argument)``: that place of the tuple is another tensor argument, unchanged (a bias that all layers share).
         zero: ``scalar`` (a zero that broadcasts), ``like`` (zeros of the argument's shape) or empty (the argument itself).
     """
 
     module: str
     argument: int = 0
     output: tuple[bool, ...] | None = None
+    passed: tuple[tuple[int, int], ...] = ()
     zero: str = ""
 
 
@@ -175,6 +177,7 @@ class _PartModel(StrictFileModel):
     module: str
     argument: int = Field(ge=0)
     output: list[bool] | None = None
+    passed: list[tuple[int, int]] = Field(default_factory=list)
     zero: Literal["", "scalar", "like"] = ""
 
 
@@ -305,11 +308,25 @@ def _block_to_dict(block: BlockEdit) -> dict[str, Any]:
         if block.output is not None:
             entry["output"] = list(block.output)
     if block.parts:
-        entry["parts"] = [
-            {"module": p.module, "argument": p.argument, "output": None if p.output is None else list(p.output), "zero": p.zero}
-            for p in block.parts
-        ]
+        entry["parts"] = [_part_to_dict(p) for p in block.parts]
     return entry
+
+
+def _part_to_dict(part: PartEdit) -> dict[str, Any]:
+    output = None if part.output is None else list(part.output)
+    entry: dict[str, Any] = {"module": part.module, "argument": part.argument, "output": output, "zero": part.zero}
+    if part.passed:
+        entry["passed"] = [list(pair) for pair in part.passed]
+    return entry
+
+
+def _part_from_model(part: _PartModel, path: str) -> PartEdit:
+    places = 0 if part.output is None else len(part.output)
+    for place, argument in part.passed:
+        if not 0 <= place < places or argument < 0:
+            raise FileFormatError(f"place {place} with argument {argument} does not exist", path=f"{path}.passed")
+    output = None if part.output is None else tuple(part.output)
+    return PartEdit(module=part.module, argument=part.argument, output=output, passed=tuple(part.passed), zero=part.zero)
 
 
 def _step_from_model(step: _StepModel, path: str) -> EditStep:
@@ -351,10 +368,7 @@ def _step_from_model(step: _StepModel, path: str) -> EditStep:
             tail.append({"module": s.module} if s.module is not None else {"op": s.op, "args": list(s.args)})
         if bool(b.module) == bool(b.parts):
             raise FileFormatError("needs either 'module' or 'parts'", path=f"{path}.blocks.{k}")
-        parts = tuple(
-            PartEdit(module=p.module, argument=p.argument, output=None if p.output is None else tuple(p.output), zero=p.zero)
-            for p in b.parts
-        )
+        parts = tuple(_part_from_model(p, f"{path}.blocks.{k}.parts.{n}") for n, p in enumerate(b.parts))
         blocks.append(
             BlockEdit(
                 name=b.name,

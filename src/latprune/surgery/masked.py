@@ -187,8 +187,8 @@ class MaskedModel:
         return block in self._removed
 
     def _concerns(self, call: Call) -> bool:
-        outputs = (() if field is None else (field,) for field in call.output_fields)
-        return not self._removed.isdisjoint(call.joins) or any(self.mask(fields) is not None for fields in (*call.all_fields, *outputs))
+        fields = (*call.all_fields, *call.all_output_fields)
+        return not self._removed.isdisjoint(call.joins) or any(self.mask(found) is not None for found in fields)
 
 
 def _rescaled(graph: RecordedModel, selection: Selection) -> bool:

@@ -37,7 +37,12 @@ def _named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _labelled(call: Call) -> bool:
     """Whether a recorded operation reads or makes channels, or joins a block's branch."""
-    return bool(call.joins) or any(call.all_fields) or any(field is not None for field in call.output_fields)
+    return bool(call.joins) or any(call.all_fields) or any(call.all_output_fields)
+
+
+def _copies(name: str) -> bool:
+    """Whether an operation, by its name, only copies its argument (``contiguous`` does where the layout asks for it)."""
+    return name in ("aten.clone.default", "aten.contiguous.default")
 
 
 def _misfit(call: Call, operands: list[Tensor]) -> str:
@@ -91,7 +96,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = operands(args, options)
         call = self._expect(func, tensors)
         if call is None:
-            return func(*args, **options)
+            return self._unrecorded(func, tensors, func(*args, **options))
         masks = [self.owner.mask(fields) for fields in call.all_fields]
         gone = {index for block, index in call.joins.items() if self.owner.removes(block)}
         if not gone and (func.is_view or all(mask is None for mask in masks)):
@@ -111,8 +116,8 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _expect(self, func: Any, operands: list[Tensor]) -> Call | None:
         """The record of this operation, or None where it has none and needs none.
 
-        The two runs must agree in what carries channels. What carries none may differ: an index table that is computed once and kept, a
-        copy that is made where a tensor happens not to be contiguous.
+        The two runs must agree in what carries channels. What carries none may differ (an index table that is computed once and kept), and
+        copies that are made where a tensor happens not to be contiguous.
         """
         call = self.owner.call(self.place)
         if call is not None and call.op == str(func):
@@ -131,28 +136,36 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if found is not None:
             self.place = found.index + 1
             return found
-        if carries:
+        if carries and not (_copies(str(func)) and self._made_here(operands[0])):
             raise CaptureError(problem)
         return None
 
+    def _unrecorded(self, func: Any, operands: list[Tensor], output: Any) -> Any:
+        """The result of an operation without a record: a copy carries what the tensor carries that it was made of."""
+        if operands and _copies(str(func)) and self._made_here(operands[0]):
+            self._produced[id(output)] = (weakref.ref(output), self._produced[id(operands[0])][1])
+        return output
+
+    def _made_here(self, tensor: Tensor) -> bool:
+        """Whether a recorded operation of this run made the tensor."""
+        known = self._produced.get(id(tensor))
+        return known is not None and known[0]() is tensor
+
     def _further(self, func: Any, operands: list[Tensor], carries: bool) -> Call | None:
-        """The record of this operation further on, behind records that carry no channels and that this run did without."""
+        """The record of this operation further on, behind records that carry no channels or only copy, and that this run did without."""
         place = self.place
         while (call := self.owner.call(place)) is not None:
             labelled = _labelled(call)
             if call.op == str(func) and labelled == carries and not _misfit(call, operands):
                 return call
-            if labelled or place > self.owner.last:
+            if (labelled and not _copies(call.op)) or place > self.owner.last:
                 return None
             place += 1
         return None
 
     def _carries(self, tensor: Tensor) -> bool:
         """Whether a tensor of this run carries channels: a parameter or buffer of a group, or what an operation with labels made."""
-        known = self._produced.get(id(tensor))
-        if known is not None and known[0]() is tensor:
-            return bool(known[1])
-        return id(tensor) in self._carriers
+        return bool(self._produced[id(tensor)][1]) if self._made_here(tensor) else id(tensor) in self._carriers
 
     def _write_back(
         self, func: Any, args: tuple[Any, ...], options: dict[str, Any], operands: list[Tensor], hidden: list[Tensor], output: Any
@@ -176,9 +189,9 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _note(self, call: Call, output: Any) -> Any:
         """Remember the labels of the results, for the outputs of the model."""
         outputs = [output] if isinstance(output, Tensor) else tensors_in(output)
-        for tensor, field in zip(outputs, call.output_fields, strict=False):
-            self._produced[id(tensor)] = (weakref.ref(tensor), () if field is None else (field,))
-            if field is not None and tensor.is_floating_point():
+        for tensor, fields in zip(outputs, call.all_output_fields, strict=False):
+            self._produced[id(tensor)] = (weakref.ref(tensor), fields)
+            if fields and tensor.is_floating_point():
                 self.types.add(tensor.dtype)
         return output
 

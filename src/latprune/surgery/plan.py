@@ -303,7 +303,7 @@ def _removals(model: nn.Module, graph: ModelGraph, before: Kept, after: Kept) ->
 
 def _block_edit(name: str, removal: ModuleReplacement | tuple[PartReplacement, ...]) -> BlockEdit:
     if isinstance(removal, tuple):
-        parts = tuple(PartEdit(module=p.module, argument=p.argument, output=p.output, zero=p.zero) for p in removal)
+        parts = tuple(PartEdit(module=p.module, argument=p.argument, output=p.output, passed=p.passed, zero=p.zero) for p in removal)
         return BlockEdit(name=name, parts=parts)
     return BlockEdit(
         name=name,

@@ -106,13 +106,23 @@ class RemovedPart(nn.Module):
         original: The module that goes.
         argument: Which of the tensor arguments (flattened in order) is handed on.
         output: None where it returns a tensor; else one entry for each place of a tuple: True for the tensor, False for None.
+        passed: ``(place, argument)``: that place of the tuple is another tensor argument, unchanged (a bias that all layers share).
         zero: ``scalar``: a zero that broadcasts (engines fold the sum away); ``like``: zeros of the argument's shape; empty: the argument.
     """
 
-    def __init__(self, original: nn.Module, *, argument: int, output: tuple[bool, ...] | None = None, zero: str = "") -> None:
+    def __init__(
+        self,
+        original: nn.Module,
+        *,
+        argument: int,
+        output: tuple[bool, ...] | None = None,
+        passed: tuple[tuple[int, int], ...] = (),
+        zero: str = "",
+    ) -> None:
         super().__init__()
         self.argument = argument
         self.output = output
+        self.passed = passed
         self.zero = zero
         if isinstance(original, RemovedPart):  # an inner block went before the one around it
             self.was: dict[str, Any] = dict(original.was)
@@ -134,7 +144,11 @@ class RemovedPart(nn.Module):
             x = x.new_zeros(())
         elif self.zero == "like":
             x = torch.zeros_like(x)
-        return _arranged(x, self.output)
+        result = _arranged(x, self.output)
+        if not self.passed:
+            return result
+        others = dict(self.passed)
+        return tuple(_argument(args, kwargs, others[place]) if place in others else value for place, value in enumerate(result))
 
     def extra_repr(self) -> str:
         """What it returns, for ``print(model)``."""

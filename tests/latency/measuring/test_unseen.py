@@ -52,6 +52,30 @@ def test_more_than_half_unseen_is_refused_by_name() -> None:
         unseen_layers(kernels, match_profile([step(0, "a", 1.0)], kernels), WIDTHS, "made up")
 
 
+class SecondHead(nn.Module):
+    """Runs a head whose scores are dropped, as detectors with two assignments do when they are deployed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.other = nn.Linear(16, 32), nn.Linear(32, 10), nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.body(x))
+        return (self.head(x), self.other(x))[0]
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "torch"])
+def test_layers_that_no_output_reads_need_no_step(engine: str) -> None:
+    model = SecondHead().eval()
+    graph = trace(model, ROWS)
+    kernels = list(graph.kernels.values())
+    assert [kernel.name for kernel in kernels if not kernel.read] == ["other"]
+    with get_engine(engine).compile(model, ROWS, Target(engine=engine, batch=len(ROWS)), profile=True) as network:
+        profile = match_profile(network.profile(5), kernels)
+    assert ("other" in profile.shares) == (engine == "torch")
+    assert unseen_layers(kernels, profile, graph.dense_widths(), engine) == ()
+
+
 class Functional(nn.Module):
     """A product whose weight the model's own forward reads."""
 

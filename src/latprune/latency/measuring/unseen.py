@@ -23,12 +23,14 @@ _MOST = 0.5
 def unseen_layers(kernels: Sequence[Kernel], profile: MatchedProfile, widths: Mapping[str, int], engine: str) -> tuple[str, ...]:
     """Names of the layers (convolutions and matrix products with weights) that no step of a network's profile belongs to.
 
+    Layers that no output depends on need none: engines leave them out.
+
     Raises:
         EngineError: No step, or too few of them, could be matched for the others to be priced by them.
     """
     if not profile.shares:
         raise EngineError(f"{engine}: no step of its profile could be matched to a kernel of the model; the profile names no known module")
-    layers = [kernel for kernel in kernels if kernel.kind in LAYERS]
+    layers = [kernel for kernel in kernels if kernel.kind in LAYERS and (kernel.read or kernel.name in profile.shares)]
     unseen = [kernel for kernel in layers if kernel.name not in profile.shares]
     work = sum(_work(kernel, widths, ()) for kernel in layers)
     if unseen and sum(_work(kernel, widths, ()) for kernel in unseen) > _MOST * work:
