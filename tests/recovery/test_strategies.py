@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.errors import FileFormatError, InvalidArgumentError, LatpruneError
 from latprune.graph import Selection, trace
 from latprune.importance import best_units, score
 from latprune.recovery import (
@@ -254,3 +254,24 @@ def test_a_recovery_that_makes_the_outputs_worse_is_undone() -> None:
     report = recover(pruned, model, [x], graph=graph, selection=selection, strategy=Worse())
     assert all(torch.equal(value, before[name]) for name, value in pruned.state_dict().items())
     assert report.changed == 0 and "undone" in report.left[0].reason and report.output_after == report.output_before
+
+
+def test_a_strategy_that_changes_the_structure_is_refused_and_its_values_are_put_back() -> None:
+    class Biased(Recovery):
+        name = "biased"
+
+        def run(self, situation):
+            conv = situation.pruned.conv1
+            with torch.no_grad():
+                conv.weight.mul_(2.0)
+            conv.bias = nn.Parameter(torch.zeros(conv.out_channels))
+            return []
+
+    model, x = resnet()
+    graph = trace(model, x[:1])
+    selection = half(graph)
+    pruned = cut(model, graph, selection)
+    before = {name: value.clone() for name, value in pruned.state_dict().items()}
+    with pytest.raises(LatpruneError, match="'biased' changed the network's structure.*'conv1.bias' was absent"):
+        recover(pruned, model, [x], graph=graph, selection=selection, strategy=Biased())
+    assert all(torch.equal(pruned.state_dict()[name], value) for name, value in before.items())
