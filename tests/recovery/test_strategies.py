@@ -28,6 +28,7 @@ from latprune.recovery import (
     selection_of_edits,
     strategies,
 )
+from latprune.recovery.recover import output_error
 from latprune.surgery import prune
 from recovery.nets import half, line, packed, resnet, transformer
 
@@ -236,7 +237,8 @@ def test_elimination_keeps_what_reconstructs_the_consumers_best() -> None:
     assert scores.min() * float(result.square().sum()) == pytest.approx(min(errors), rel=0.05)
 
 
-def test_a_recovery_that_makes_the_outputs_worse_is_undone() -> None:
+@pytest.mark.parametrize("images", [1, 2, 9, 400])
+def test_a_recovery_that_makes_the_outputs_worse_is_undone(images: int) -> None:
     class Worse(Recovery):
         name = "worse"
 
@@ -247,6 +249,7 @@ def test_a_recovery_that_makes_the_outputs_worse_is_undone() -> None:
             return [LayerRecovery(layer="all", action="tripled")]
 
     model, x = resnet()
+    x = x[:images]
     graph = trace(model, x[:1])
     selection = half(graph)
     pruned = cut(model, graph, selection)
@@ -254,6 +257,21 @@ def test_a_recovery_that_makes_the_outputs_worse_is_undone() -> None:
     report = recover(pruned, model, [x], graph=graph, selection=selection, strategy=Worse())
     assert all(torch.equal(value, before[name]) for name, value in pruned.state_dict().items())
     assert report.changed == 0 and "undone" in report.left[0].reason and report.output_after == report.output_before
+
+
+def test_the_outputs_error_is_the_same_however_the_images_come() -> None:
+    model, x = line(1)
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    pruned = cut(model, graph, selection)
+    with torch.no_grad():
+        model.c.bias.add_(1e4)  # a mean that is large beside the variation
+        pruned.c.bias.add_(1e4)
+        theirs, mine = model(x).double(), pruned(x).double()
+    expected = float((mine - theirs).square().sum() / (theirs - theirs.mean(0)).square().sum())
+    for size in (1, 5, len(x)):
+        assert output_error(pruned, model, list(x.split(size))) == pytest.approx(expected, rel=1e-2)  # runs of other sizes round otherwise
+    assert output_error(pruned, model, []) is None
 
 
 def test_a_strategy_that_changes_the_structure_is_refused_and_its_values_are_put_back() -> None:

@@ -148,15 +148,40 @@ def outputs_of(value: Any) -> list[Tensor]:
     return [t for t in tensors_in(value) if t.is_floating_point()]
 
 
+class _Variation:
+    """Squared distance of outputs from their mean over all images, of however many batches, and from zero."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor, float, int]] = {}
+        self._size = 0.0
+
+    def add(self, place: int, values: Tensor) -> None:
+        """Take in one batch of the output at ``place``, ``(images, ...)``; images of another shape have a mean of their own."""
+        values = values.double() if values.dim() else values.double().reshape(1)
+        self._size += float(values.square().sum())
+        key = (place, tuple(values.shape[1:]))
+        # Sums are of differences from the first image, so that a large mean costs no digits.
+        first, total, squares, count = self._sums.get(key, (values[0], torch.zeros_like(values[0]), 0.0, 0))
+        apart = values - first
+        self._sums[key] = (first, total + apart.sum(0), squares + float(apart.square().sum()), count + values.shape[0])
+
+    @property
+    def value(self) -> float:
+        """The variation; of images that are all alike, or a single one, the square of the outputs themselves."""
+        found = sum(squares - float(total.square().sum()) / count for _, total, squares, count in self._sums.values())
+        return found if found > 1e-12 * self._size else self._size
+
+
 @torch.no_grad()
 def output_error(pruned: nn.Module, dense: nn.Module, batches: list[Any]) -> float | None:
     """Squared error of the outputs relative to the dense outputs' variation; None where they have other shapes (or there is no batch)."""
-    error = spread = 0.0
+    error, variation = 0.0, _Variation()
     for inputs in batches:
         mine, theirs = outputs_of(forward(pruned, inputs)), outputs_of(forward(dense, inputs))
         if len(mine) != len(theirs) or any(a.shape != b.shape for a, b in zip(mine, theirs, strict=True)):
             return None
-        for a, b in zip(mine, theirs, strict=True):
+        for place, (a, b) in enumerate(zip(mine, theirs, strict=True)):
             error += float((a.double() - b.double()).square().sum())
-            spread += float((b.double() - b.double().mean(0)).square().sum())
-    return error / spread if spread > 0 else None
+            if b.numel():
+                variation.add(place, b)
+    return error / variation.value if variation.value > 0 else None

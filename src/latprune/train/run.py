@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from latprune.errors import InvalidArgumentError, TrainingError
+from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
 from latprune.progress import Stretch, say, stretch
 from latprune.train.average import RunningAverage
 from latprune.train.batch_losses import BatchLosses
@@ -32,10 +32,12 @@ from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
 from latprune.train.report import TrainReport
 from latprune.train.schedule import learning_rate
-from latprune.train.state import EpochRecord, Position, load_state, read_record, require_same_run, save_state
+from latprune.train.state import EpochRecord, Position, TrainRecord, load_state, read_record, require_same_run, save_state
 from latprune.train.teaching import Teaching
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from accelerate import Accelerator
 
 __all__ = ["Evaluate", "Hooks", "Loss", "Run", "Saving", "TrainReport"]
@@ -114,6 +116,8 @@ class Run:
             CheckpointError: It is a run of another recipe, data, model or driver.
         """
         record = read_record(self.saving.folder) if self.saving is not None else None
+        if self.saving is not None:
+            self._require_seen_by_all(record, self.saving.folder)
         if record is None or self.saving is None:
             return
         require_same_run(self.saving.folder, record, recipe=self.recipe, steps_per_epoch=self.steps_per_epoch)
@@ -129,6 +133,20 @@ class Run:
         else:  # the main process has the sums of all, and its random state; the others begin with none, and a stream of their own
             self.position = self.position.model_copy(update={"loss_sum": 0.0, "correct": 0.0, "counted": 0})
             RandomState.seed(self.recipe.seed, MODEL_STREAM, self.accelerator.process_index, self.step)
+
+    def _require_seen_by_all(self, record: TrainRecord | None, folder: Path) -> None:
+        """Refuse to begin where some processes would go on from a checkpoint and others, on another machine, would not find it."""
+        count = self.accelerator.num_processes
+        if count == 1:
+            return
+        batches = 0 if record is None else 1 + record.position.epoch * record.steps_per_epoch + record.position.batch
+        mine = torch.tensor([float(batches), float(batches) ** 2], dtype=torch.float64, device=self.accelerator.device)
+        total, squares = (float(value) for value in self.accelerator.reduce(mine, "sum"))
+        if count * squares != total**2:  # they differ
+            raise CheckpointError(
+                f"the {count} processes find different checkpoints in {folder}: all machines must see checkpoint_dir as one folder; give "
+                "one that they share, or resume=False to start again"
+            )
 
     def _kept_driver(self) -> ResumableDriver | None:
         """The driver, where it has a state that checkpoints keep."""
