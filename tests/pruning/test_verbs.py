@@ -187,6 +187,20 @@ def test_recovery_changes_values_alone_and_is_checked():
     assert report.layers and {name: value.shape for name, value in model.state_dict().items()} == shapes
 
 
+def test_recovery_is_on_where_there_is_data_and_is_said_and_kept():
+    for options, strategy in (({"data": batches(1)}, "refit"), ({}, None)):
+        said: list[str] = []
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        )
+        result = latprune.prune(
+            model.eval(), X, budget="flops=50%", method="uniform", measure_latency=False, progress=said.append, **options
+        )
+        recovery = result.record.recovery
+        assert (recovery["strategy"] if recovery is not None else None) == strategy
+        assert any("recovering without training (refit)" in line for line in said) == (strategy is not None)
+
+
 def test_result_saves_exports_and_reports_like_prunes(tmp_path):
     model = network()
     pruner = pruner_of(model, SPLAMP(stages=2))
