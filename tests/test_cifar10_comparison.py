@@ -6,8 +6,9 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -100,3 +101,29 @@ def test_the_rate_is_the_best_of_the_first_seed(benchmark: Any) -> None:
     found.append({**head, "seed": 1, "rate": 0.01, "trained": 0.95})
     assert rows.best_rate(found, head) == 0.03
     assert rows.best_rate(found, {**head, "method": "uniform"}) is None
+
+
+@pytest.mark.parametrize("whose", ["theirs", "ours"])
+def test_only_what_torch_pruning_does_counts_as_its_refusal(benchmark: Any, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
+    """An error in the reading of its groups is a mistake of the benchmark, not a row that says that the rival cannot."""
+    networks, rivals, structures = benchmark("networks"), benchmark("rivals"), benchmark("structures")
+
+    class Group(list):  # type: ignore[type-arg]
+        def prune(self) -> None:
+            raise IndexError("no such channel")
+
+    class Pruner:
+        def __init__(self, *args: Any, **options: Any) -> None:
+            pass
+
+        def step(self, interactive: bool) -> Iterator[Group]:
+            yield Group([] if whose == "theirs" else [("no dependency", [0])])
+
+    fake = SimpleNamespace(pruner=SimpleNamespace(BasePruner=Pruner), importance=MagicMock())
+    monkeypatch.setattr(rivals, "_torch_pruning", lambda: fake)
+    monkeypatch.setattr(rivals, "version", lambda package: "0")
+    model, x = trained_like(8), torch.randn(1, 3, 32, 32)
+    dense = networks.Dense(name="resnet8", model=model, example=x, accuracy=0.5, note="")
+    error = structures.Unreachable if whose == "theirs" else AttributeError
+    with pytest.raises(error, match="no such channel" if whose == "theirs" else "target"):
+        rivals._pruned("tp_magnitude", dense, latprune.trace(model, x), 0.5, {})

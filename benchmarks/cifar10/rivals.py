@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -215,33 +216,34 @@ def _pruned(name: str, dense: Dense, graph: ModelGraph, ratio: float, gradients:
         parameter.grad = gradients[key].clone() if key in gradients else None
     classifiers = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == 10]
     attentions: list[Any] = [m for m in network.modules() if all(hasattr(m, name) for name in ("heads", "query", "key", "value"))]
-    try:
+    importance = _IMPORTANCES[rival.importance](tp)
+    heads = {part: m.heads for m in attentions for part in (m.query, m.key, m.value)}
+    with _theirs():
         pruner = tp.pruner.BasePruner(
             network,
             dense.example,
-            importance=_IMPORTANCES[rival.importance](tp),
+            importance=importance,
             pruning_ratio=ratio,
             global_pruning=rival.scope != "local",
             isomorphic=rival.scope == "isomorphic",
             round_to=rival.round_to,
             ignored_layers=classifiers,
-            num_heads={part: m.heads for m in attentions for part in (m.query, m.key, m.value)},
+            num_heads=heads,
         )
-        left = {module: np.arange(module.weight.shape[0]) for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
-        for group in pruner.step(interactive=True):
-            for dependency, indices in group:
-                module = dependency.target.module
-                if module in left and pruner.DG.is_out_channel_pruning_fn(dependency.handler):
-                    left[module] = np.delete(left[module], indices)
+    left = {module: np.arange(module.weight.shape[0]) for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    groups = iter(pruner.step(interactive=True))
+    while (group := _next_group(groups)) is not None:
+        for dependency, indices in group:
+            module = dependency.target.module
+            if module in left and pruner.DG.is_out_channel_pruning_fn(dependency.handler):
+                left[module] = np.delete(left[module], indices)
+        with _theirs():
             group.prune()
-        for m in attentions:  # sizes that their forward reads, which Torch-Pruning leaves to its user
-            m.qk_size, m.v_size = m.query.out_features // m.heads, m.value.out_features // m.heads
-        network.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            network(dense.example)
-    except (RuntimeError, ValueError, IndexError, AssertionError, AttributeError, KeyError) as error:
-        reason = f"{type(error).__name__}: {str(error)[:150]}"
-        raise Unreachable(f"Torch-Pruning {version('torch-pruning')} cannot prune this network: {reason}") from error
+    for m in attentions:  # sizes that their forward reads, which Torch-Pruning leaves to its user
+        m.qk_size, m.v_size = m.query.out_features // m.heads, m.value.out_features // m.heads
+    network.zero_grad(set_to_none=True)
+    with _theirs(), torch.no_grad():
+        network(dense.example)
     names = {module: path for path, module in network.named_modules()}
     selection = _selection(graph, {f"{names[module]}.weight": kept for module, kept in left.items()})
     # Queries and keys may differ: we keep the scale of their products, which a smaller head would change.
@@ -251,6 +253,21 @@ def _pruned(name: str, dense: Dense, graph: ModelGraph, ratio: float, gradients:
     if other:
         raise Unreachable(f"the same channels cut by us give other tensors: {', '.join(other[:3])}")
     return Structure(network=network, selection=selection)
+
+
+@contextmanager
+def _theirs() -> Iterator[None]:
+    """Around what Torch-Pruning does, and the network that it leaves: it has no errors of its own, so any usual one is its refusal."""
+    try:
+        yield
+    except (RuntimeError, ValueError, IndexError, AssertionError, AttributeError, KeyError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:150]}"
+        raise Unreachable(f"Torch-Pruning {version('torch-pruning')} cannot prune this network: {reason}") from error
+
+
+def _next_group(groups: Iterator[Any]) -> Any:
+    with _theirs():
+        return next(groups, None)
 
 
 def _selection(graph: ModelGraph, left: Mapping[str, npt.NDArray[np.int64]]) -> Selection:

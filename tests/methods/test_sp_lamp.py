@@ -63,6 +63,20 @@ def test_whole_network_times_are_kept_even_where_fewer_channels_are_slower(conte
         contributions(replace(context, resource=UntabulatedLatency(context.graph, 8.0), choices=few), whole_network=True)
 
 
+def test_times_of_whole_networks_stand_on_todays_time_and_need_no_tables(context):
+    """What tables predict and what a clock says today are not mixed in one row."""
+    few = {name: (options[0], options[-1]) for name, options in context.choices.items()}
+
+    def measure(choices):
+        return {name: np.array([-0.01, 0.0]) for name in choices}
+
+    timed = replace(context, resource=UntabulatedLatency(context.graph, 8.0), choices=few, measure_alone=measure, measured=9.0)
+    method = SPLAMP(contributions="whole-network")
+    assert not method.needs_tables and SPLAMP().needs_tables
+    assert method.prepare(timed)._problem.costs[0].constant == 9.0
+    assert SPLAMP().prepare(context)._problem.costs[0].constant == context.current
+
+
 def test_the_answer_meets_the_linearised_row_and_keeps_the_best_channel_of_each_group(context):
     proposer = SPLAMP().prepare(context)
     limit = 0.6 * context.current

@@ -103,10 +103,12 @@ def test_batches_that_nothing_can_be_recovered_from_are_told() -> None:
     lines: list[str] = []
     pruner = pruner_of(progress=lines.append)
     readings = Told(pruner, [object()])
-    cut = Selection(kept={group_of(pruner): np.arange(4)})
-    assert pruner._search.least_divergent(readings, lambda importance: cut, Selection(kept={}))[0] == "first"
-    assert readings.shown[0][1] is None
-    assert any("compared as they are cut" in line and "batch" in line for line in lines)
+    cuts = iter(Selection(kept={group_of(pruner): np.arange(width)}) for width in (3, 4, 5, 6))
+    for _ in range(2):
+        assert pruner._search.least_divergent(readings, lambda importance: next(cuts), Selection(kept={}))[0] == "first"
+    assert [network for _, network in readings.shown] == [None] * 4
+    told = [line for line in lines if "compared as they are cut" in line]
+    assert len(told) == 1 and "batch" in told[0]
 
 
 def test_a_recovered_network_is_judged_in_evaluation_and_beside_the_dense_one() -> None:

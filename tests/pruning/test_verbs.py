@@ -10,9 +10,10 @@ from torch import nn
 
 import latprune
 from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError
-from latprune.importance import MagnitudeConfig, TaylorConfig
+from latprune.importance import DivergenceConfig, MagnitudeConfig, TaylorConfig, best_units
 from latprune.methods import HALP, MDP, SMCP, SPLAMP, SoftMasks
 from latprune.pruning import FitContext
+from latprune.recovery import ReconstructionConfig, reconstruction_ranking
 from latprune.zoo import digits_resnet
 
 X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -186,6 +187,20 @@ def test_recovery_changes_values_alone_and_is_checked():
     assert report.layers and {name: value.shape for name, value in model.state_dict().items()} == shapes
 
 
+def test_recovery_is_on_where_there_is_data_and_is_said_and_kept():
+    for options, strategy in (({"data": batches(1)}, "refit"), ({}, None)):
+        said: list[str] = []
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+        )
+        result = latprune.prune(
+            model.eval(), X, budget="flops=50%", method="uniform", measure_latency=False, progress=said.append, **options
+        )
+        recovery = result.record.recovery
+        assert (recovery["strategy"] if recovery is not None else None) == strategy
+        assert any("recovering without training (refit)" in line for line in said) == (strategy is not None)
+
+
 def test_result_saves_exports_and_reports_like_prunes(tmp_path):
     model = network()
     pruner = pruner_of(model, SPLAMP(stages=2))
@@ -318,3 +333,24 @@ def test_units_by_reconstruction_keep_the_widths():
     assert any(not torch.equal(mine[name], theirs[name]) for name in mine)
     with pytest.raises(InvalidArgumentError, match="one stage"):
         latprune.prune(network(), X, method=SPLAMP(stages=2), units="reconstruction", **options)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        MDP(score=ReconstructionConfig()),
+        MDP(score=DivergenceConfig(rank=ReconstructionConfig(), examples=16, priors=(), rivals=())),
+        latprune.Lamp(score=ReconstructionConfig()),
+    ],
+    ids=["mdp", "divergence", "lamp"],
+)
+def test_reconstruction_ranks_for_any_method(method):
+    pruner = pruner_of(network(), method, "flops=60%", recover=False)
+    found = pruner.propose(data=batches()).selection
+    ranking = reconstruction_ranking(pruner.dense_model, pruner.graph, batches(), seed=0)
+    # A channel of a stream ranks by what is left of its score without the removed blocks.
+    homes = {name: {member.blocks for member in pruner.graph.groups[name].members} for name in found.kept}
+    inside = [name for name, blocks in homes.items() if all(found.removed_blocks.isdisjoint(b) and b for b in blocks)]
+    assert inside
+    for name in inside:
+        np.testing.assert_array_equal(found.kept[name], best_units(pruner.graph.groups[name], ranking[name], found.kept[name].size))

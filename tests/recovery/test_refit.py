@@ -14,6 +14,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection, trace
 from latprune.recovery import Refit, recover
+from latprune.recovery.recover import output_error
 from latprune.surgery import masked, prune
 from latprune.surgery.plan import plan_step
 from recovery.nets import half, line, mixed, packed, resnet, transformer
@@ -62,8 +63,11 @@ def test_the_refit_lowers_the_error_and_never_raises_that_of_a_layer(name: str) 
     selection = half(graph)
     network = cut(model, graph, selection)
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    unfitted = output_error(network, model, [inputs])
     report = recover(network, model, [inputs], graph=graph, selection=selection)
     assert report.changed > 0
+    fitted = output_error(network, model, [inputs])
+    assert fitted is not None and unfitted is not None and fitted < unfitted  # of those that it was fitted to, and all others
     assert report.output_before is not None and report.output_after is not None and report.output_after < report.output_before
     for layer in report.layers:
         if layer.action:
@@ -252,3 +256,21 @@ def test_options_out_of_range_are_refused() -> None:
         Refit(ridge=-1.0)
     with pytest.raises(InvalidArgumentError, match="keep"):
         Refit(keep=1.5)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.bfloat16), ("cuda", torch.float32), ("cuda", torch.bfloat16)], ids=lambda value: str(value)[-8:]
+)
+@pytest.mark.parametrize("name", ["conv1d", "transformer"])
+def test_networks_on_a_gpu_and_in_half_precision_are_refitted_there(name: str, device: str, dtype: torch.dtype) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    model, inputs = NETWORKS[name]()
+    model, inputs = model.to(device, dtype), inputs.to(device, dtype)
+    graph = trace(model, first(inputs))
+    selection = half(graph)
+    network = cut(model, graph, selection)
+    report = recover(network, model, [inputs.cpu()], graph=graph, selection=selection)
+    assert all(p.dtype == dtype and p.device.type == device for p in network.parameters())
+    assert report.changed > 0 and report.output_after is not None and report.output_before is not None
+    assert report.output_after < 0.8 * report.output_before

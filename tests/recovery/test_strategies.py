@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.errors import FileFormatError, InvalidArgumentError, LatpruneError
 from latprune.graph import Selection, trace
 from latprune.importance import best_units, score
 from latprune.recovery import (
@@ -28,6 +28,7 @@ from latprune.recovery import (
     selection_of_edits,
     strategies,
 )
+from latprune.recovery.recover import output_error
 from latprune.recovery.stepper import held_values, record_operations
 from latprune.surgery import prune
 from recovery.nets import half, line, packed, resnet, transformer
@@ -237,7 +238,8 @@ def test_elimination_keeps_what_reconstructs_the_consumers_best() -> None:
     assert scores.min() * float(result.square().sum()) == pytest.approx(min(errors), rel=0.05)
 
 
-def test_a_recovery_that_makes_the_outputs_worse_is_undone() -> None:
+@pytest.mark.parametrize("images", [1, 2, 9, 400])
+def test_a_recovery_that_makes_the_outputs_worse_is_undone(images: int) -> None:
     class Worse(Recovery):
         name = "worse"
 
@@ -248,6 +250,7 @@ def test_a_recovery_that_makes_the_outputs_worse_is_undone() -> None:
             return [LayerRecovery(layer="all", action="tripled")]
 
     model, x = resnet()
+    x = x[:images]
     graph = trace(model, x[:1])
     selection = half(graph)
     pruned = cut(model, graph, selection)
@@ -283,3 +286,39 @@ def test_what_a_run_holds_is_what_something_later_reads() -> None:
 
     # The first product, and one result of the chain at a time.
     assert held_values(record_operations(Long(), torch.zeros(3, 4))) == 24
+
+
+def test_the_outputs_error_is_the_same_however_the_images_come() -> None:
+    model, x = line(1)
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    pruned = cut(model, graph, selection)
+    with torch.no_grad():
+        model.c.bias.add_(1e4)  # a mean that is large beside the variation
+        pruned.c.bias.add_(1e4)
+        theirs, mine = model(x).double(), pruned(x).double()
+    expected = float((mine - theirs).square().sum() / (theirs - theirs.mean(0)).square().sum())
+    for size in (1, 5, len(x)):
+        assert output_error(pruned, model, list(x.split(size))) == pytest.approx(expected, rel=1e-2)  # runs of other sizes round otherwise
+    assert output_error(pruned, model, []) is None
+
+
+def test_a_strategy_that_changes_the_structure_is_refused_and_its_values_are_put_back() -> None:
+    class Biased(Recovery):
+        name = "biased"
+
+        def run(self, situation):
+            conv = situation.pruned.conv1
+            with torch.no_grad():
+                conv.weight.mul_(2.0)
+            conv.bias = nn.Parameter(torch.zeros(conv.out_channels))
+            return []
+
+    model, x = resnet()
+    graph = trace(model, x[:1])
+    selection = half(graph)
+    pruned = cut(model, graph, selection)
+    before = {name: value.clone() for name, value in pruned.state_dict().items()}
+    with pytest.raises(LatpruneError, match="'biased' changed the network's structure.*'conv1.bias' was absent"):
+        recover(pruned, model, [x], graph=graph, selection=selection, strategy=Biased())
+    assert all(torch.equal(pruned.state_dict()[name], value) for name, value in before.items())

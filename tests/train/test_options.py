@@ -202,6 +202,26 @@ def test_through_a_compiled_model_the_same_comes_out(monkeypatch, backend):
     same(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_channels_last_trains_the_same_network_and_leaves_its_layout():
+    images = torch.randn(24, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    batches = [(images[k : k + 8], torch.arange(8) % 2) for k in (0, 8, 16)]
+    seen = []
+
+    def convolutional() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 2))
+
+    def look(model: nn.Module) -> None:
+        seen.append(model[0].weight.is_contiguous(memory_format=torch.channels_last))
+
+    one, other = convolutional(), convolutional()
+    held = one[0].weight
+    finetune(one, batches, replace(PLAIN, channels_last=True), after_step=look)
+    finetune(other, batches, PLAIN)
+    assert all(seen) and one[0].weight is held and held.is_contiguous()
+    same(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_noisy_points_learn_with_all_of_it_together():
     points = NoisyPoints()
     model = network()

@@ -59,10 +59,11 @@ def run(args: argparse.Namespace) -> int:
         print(f"ratio    {pruned.ratio:.2%}  [{pruned.ratio_low:.2%}, {pruned.ratio_high:.2%}]  (95 % interval, measured in turns)")
     if outcome.accuracy is not None:
         print(f"accuracy {outcome.accuracy:.2%}")
-    print(f"budget   {record.budget.text}: {'met' if outcome.met else 'NOT met'} (tolerance {args.tolerance:.0%})")
+    budgets = " and ".join(budget.text for budget in (record.budget, *record.further_budgets))
+    print(f"budget   {budgets}: {'met' if outcome.met else 'NOT met'} (tolerance {args.tolerance:.0%})")
     if not outcome.met:
         raise OverBudgetError(
-            f"budget {record.budget.text!r} is not met: measured {pruned.ms:.3f} ms",
+            f"budget {budgets!r} is not met: measured {pruned.ms:.3f} ms",
             budget_ms=record.budget.limit or 0.0,
             measured_ms=pruned.ms,
         )

@@ -28,6 +28,7 @@ from latprune.importance.hessian import HessianAccumulator, HessianConfig
 from latprune.importance.hrank import HRankConfig
 from latprune.importance.lamp import LampConfig, lamp_scores
 from latprune.importance.magnitude import L1Config, MagnitudeConfig
+from latprune.importance.measured_values import keeping_values
 from latprune.importance.random_scores import RandomConfig
 from latprune.importance.ranking import best_units, layer_importance, rank_units
 from latprune.importance.sp_lamp import SpLampConfig, sp_lamp_products
@@ -62,6 +63,7 @@ __all__ = [
     "criterion_type",
     "cross_entropy_loss",
     "get_criterion",
+    "keeping_values",
     "lamp_scores",
     "layer_importance",
     "needs_data",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Selection
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, cross_entropy_loss, needs_data, register, score
 from latprune.importance.divergence_config import DivergenceConfig, example_count
+from latprune.importance.measured_values import MeasuredValues, digest_of, measured_values
 from latprune.importance.outputs import JUDGES, MEASURES
 from latprune.importance.reference import KeptBatches, Reference
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
@@ -62,12 +64,24 @@ class Divergences:
         self._home = {name: home_of(group) for name, group in graph.groups.items()}
         with batch_statistics(model):
             self._reference = Reference(model, batches, MEASURES[config.measure], example_count(graph, config))
-            self._blocks = {}
-            blocks = dict.fromkeys(block for kernel in graph.kernels.values() for block in kernel.blocks)
-            for block in counted(blocks, "divergence without each block", unit="blocks"):
-                with silenced_block(model, graph, block):
-                    self._blocks[block] = self._reference.distance()
-            self._lost = {name: self._curve(name) for name in counted(graph.groups, "divergence of narrower groups", unit="groups")}
+            with measured_values(self._question) as known:
+                blocks = dict.fromkeys(block for kernel in graph.kernels.values() for block in kernel.blocks)
+                named = counted(blocks, "divergence without each block", unit="blocks")
+                self._blocks = {block: known.get(f"without {block}", partial(self._without, block)) for block in named}
+                groups = counted(graph.groups, "divergence of narrower groups", unit="groups")
+                self._lost = {name: self._curve(name, known) for name in groups}
+
+    def _question(self) -> str:
+        """Digest of all that a measured value depends on beside its name."""
+        units = ((name, self._graph.groups[name].units, values.tolist()) for name, values in self._ranked.units.items())
+        blocks = [(name, kernel.blocks) for name, kernel in self._graph.kernels.items()]
+        return digest_of(
+            repr((self._config.measure, list(units), blocks)), named_tensors(self._model).values(), self._reference.inputs_and_outputs()
+        )
+
+    def _without(self, block: str) -> float:
+        with silenced_block(self._model, self._graph, block):
+            return self._reference.distance()
 
     def _scored_rivals(self) -> Iterator[tuple[str, Importance]]:
         for rival in self._config.rivals:
@@ -80,10 +94,11 @@ class Divergences:
                     raise
                 self.left_out[name] = str(error)
 
-    def _curve(self, name: str) -> Scores:
+    def _curve(self, name: str, known: MeasuredValues) -> Scores:
         home = self._home[name]
         nothing = self._blocks[home[-1]] if home else None
-        return group_curve(self._model, self._graph.groups[name], self._ranked.units[name], self._config.removed, self._reference, nothing)
+        ranking, removed = self._ranked.units[name], self._config.removed
+        return group_curve(self._model, self._graph.groups[name], ranking, removed, self._reference, nothing, known)
 
     @property
     def importances(self) -> dict[str, Importance]:

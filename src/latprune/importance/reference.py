@@ -37,6 +37,10 @@ class Reference:
         if not np.isfinite(own):
             raise InvalidArgumentError("the model's outputs hold NaN or infinite values; a divergence needs finite ones")
 
+    def inputs_and_outputs(self) -> list[Tensor]:
+        """All tensors that are compared, and what they were made of."""
+        return [tensor for whole in (self._inputs, self._outputs) for tensor in tensors_in(whole)]
+
     def distance(self) -> float:
         """Divergence of the model as it is now from the dense one, at least 0."""
         return self._distance([call(self._model, inputs) for inputs in self._inputs])

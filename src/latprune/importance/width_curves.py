@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from latprune.graph.types import ChannelGroup
 from latprune.importance.core import Blocks, GroupedModel, Scores
+from latprune.importance.measured_values import MeasuredValues
 from latprune.importance.ranking import layer_importance, rank_units
 from latprune.importance.reference import Reference
 from latprune.importance.silenced import silenced_units
@@ -52,9 +55,20 @@ def width_curve(columns: int, measured: Mapping[int, float], nothing: float | No
 
 
 def group_curve(
-    model: nn.Module, group: ChannelGroup, ranking: Scores, removed: tuple[float, ...], reference: Reference, nothing: float | None
+    model: nn.Module,
+    group: ChannelGroup,
+    ranking: Scores,
+    removed: tuple[float, ...],
+    reference: Reference,
+    nothing: float | None,
+    known: MeasuredValues,
 ) -> Scores:
     """``(columns + 1,)`` divergence by width, measured with each share of ``removed`` taken away in the order of ``ranking``."""
+
+    def without(gone: npt.NDArray[np.bool_]) -> float:
+        with silenced_units(model, group, gone):
+            return reference.distance()
+
     order = rank_units(group, ranking)  # (rows, columns), units that are gone last
     present = present_units(group)
     alive = _alive(group)
@@ -65,8 +79,7 @@ def group_curve(
             continue
         gone = np.zeros(group.units, dtype=np.bool_)
         gone[order[:, width:]] = True
-        with silenced_units(model, group, gone & present):
-            measured[width] = reference.distance()
+        measured[width] = known.get(f"{group.name} at {width}", partial(without, gone & present))
     if any(not np.isfinite(value) for value in measured.values()):
         worst = max([value for value in measured.values() if np.isfinite(value)], default=1.0)
         measured = {width: value if np.isfinite(value) else 2.0 * worst for width, value in measured.items()}

@@ -13,7 +13,7 @@ from latprune.errors import BudgetInfeasibleError, LatpruneError
 from latprune.methods import Proposal, ProposalsInterrupted, Proposer, StageContext
 from latprune.progress import counted
 
-__all__ = ["FrontierNetwork", "FrontierStopped", "concave_slopes", "networks_along", "spaced_limits"]
+__all__ = ["FrontierNetwork", "concave_slopes", "networks_along", "spaced_limits"]
 
 _JUST_ABOVE = 1e-9
 _ROUNDS = 6
@@ -39,17 +39,9 @@ class FrontierNetwork:
     proven: bool
 
 
-class FrontierStopped(KeyboardInterrupt):
-    """Ctrl-C while the frontier was solved for; ``networks`` are those found so far, at least one."""
-
-    def __init__(self, networks: Sequence[FrontierNetwork]) -> None:
-        super().__init__("interrupted")
-        self.networks = list(networks)
-
-
 def networks_along(
     proposer: Proposer, context: StageContext, *, points: int, time_limit: float | None, say: Callable[[str], None]
-) -> list[FrontierNetwork]:
+) -> tuple[list[FrontierNetwork], KeyboardInterrupt | None]:
     """Networks from the lowest value that can be reached to the dense one.
 
     Args:
@@ -60,11 +52,11 @@ def networks_along(
         say: Takes a line of text as the work goes on.
 
     Returns:
-        By rising value, limit and gain; none is worth less than one that uses no more.
+        By rising value, limit and gain; none is worth less than one that uses no more. With them the Ctrl-C that ended the search early, to
+        be raised once they are kept; where there are none yet it is raised at once.
 
     Raises:
         LatpruneError: Nothing was found in the time.
-        FrontierStopped: Ctrl-C, once there are networks.
     """
     deadline = math.inf if time_limit is None else time.monotonic() + time_limit
     limits = spaced_limits(proposer, context, points)
@@ -83,7 +75,7 @@ def networks_along(
             found = _merged([*found, *(_network(proposal, context) for proposal in more)])
             if not found:
                 raise
-            raise FrontierStopped(found) from None
+            return found, stopped
         found = _merged([*found, *(_network(proposal, context) for proposal in more)])
         say(f"frontier: {len(found)} networks at {len(tried)} budgets")
         missing = points - len(found)
@@ -92,7 +84,7 @@ def networks_along(
             break
     if not found:
         raise LatpruneError(f"no network was found in {time_limit:g} s; raise time_limit, or offer fewer widths (widths=, --multiple-of)")
-    return found
+    return found, None
 
 
 def spaced_limits(proposer: Proposer, context: StageContext, count: int) -> list[float]:

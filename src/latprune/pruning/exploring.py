@@ -19,7 +19,7 @@ from latprune.pruning.budget import Budget
 from latprune.pruning.exploration import Exploration
 from latprune.pruning.explored_layers import blocks_of, groups_of, layers_of
 from latprune.pruning.explored_measurements import measured_networks
-from latprune.pruning.explored_points import FrontierNetwork, FrontierStopped, concave_slopes, networks_along
+from latprune.pruning.explored_points import FrontierNetwork, concave_slopes, networks_along
 from latprune.pruning.explored_stage import WIDTHS, explored_stage
 from latprune.pruning.fitting import Evaluate, evaluation_of
 from latprune.pruning.options import SharedOptions, with_options
@@ -147,12 +147,8 @@ def explore_with(
         raise InvalidArgumentError("evaluate is asked for each network that is measured, and measure (=0) measures none; set measure=")
     stage = explored_stage(pruner, points=points, data=data, loss=loss, batches=batches)
     context = stage.context
-    stopped: FrontierStopped | None = None
     with pruner.clock.timed("solve"):
-        try:
-            found = networks_along(stage.proposer, context, points=points, time_limit=time_limit, say=pruner._progress)
-        except FrontierStopped as stop:
-            found, stopped = stop.networks, stop
+        found, stopped = networks_along(stage.proposer, context, points=points, time_limit=time_limit, say=pruner._progress)
     resource = context.resource
     interval = _interval(resource)
     slopes = concave_slopes([network.value for network in found], [network.gain for network in found])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,10 @@ _COMPARED, _PASSES = 7, 2
 """Networks that the default's readings lead to, and networks that run in a recovery: the dense one and the cut one."""
 
 
+class _NotRecoveredError(Exception):
+    """The batches at hand are nothing that a network can be recovered from."""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class ProposalSearch:
     """Proposes networks from scores.
@@ -85,6 +89,8 @@ class ProposalSearch:
     seed: int
     slack: float
     _judged_by: Readings | None = None
+    _recoverable: bool = True
+    """Whether the batches of these readings can be recovered from, as far as it was tried."""
     _judged: dict[str, Scores] = field(default_factory=dict)
     """Networks that were compared by the last readings: a step after an exploration meets some of them again."""
 
@@ -154,15 +160,11 @@ class ProposalSearch:
         # What earlier stages cut was trained since, and a recovered network is cut of the dense one.
         recovers = self.strategy is not None and not since.kept and not since.removed_blocks
         if self._judged_by is not readings:
-            self._judged_by, self._judged = readings, {}
-        found = self._judged
-        values: dict[str, Scores] = {}
-        for name, importance in readings.importances.items():
-            selection = network(importance)
-            key = json.dumps([recovers, selection_to_dict(selection)])
-            if key not in found:
-                found[key] = readings.divergences(selection, self._recovered(readings, selection) if recovers else None)
-            values[name] = found[key]
+            self._judged_by, self._judged, self._recoverable = readings, {}, True
+        selections = {name: network(importance) for name, importance in readings.importances.items()}
+        values = self._compared(readings, selections) if recovers and self._recoverable else None
+        if values is None:
+            values = {name: self._judgement(readings, selection) for name, selection in selections.items()}
         taken = least_of(values, readings.caution)
         for name, reason in readings.left_out.items():
             self.say(f"scores by {name} are left out: {reason}")
@@ -170,8 +172,23 @@ class ProposalSearch:
         self.say(f"divergence of the networks that the readings lead to: {told}; taken: {taken}")
         return taken, readings.importances[taken]
 
-    def _recovered(self, readings: Readings, selection: Selection) -> nn.Module | None:
-        """The network that ``selection`` leaves, recovered on the readings' batches; None where these cannot be recovered from."""
+    def _compared(self, readings: Readings, selections: Mapping[str, Selection]) -> dict[str, Scores] | None:
+        """How far each network is from the dense one after recovery; None, which is said once, where one cannot be recovered."""
+        try:
+            return {name: self._judgement(readings, selection, recovers=True) for name, selection in selections.items()}
+        except _NotRecoveredError as error:
+            self._recoverable = False
+            self.say(f"networks are compared as they are cut, not as they are after recovery: {error}")
+            return None
+
+    def _judgement(self, readings: Readings, selection: Selection, *, recovers: bool = False) -> Scores:
+        key = json.dumps([recovers, selection_to_dict(selection)])
+        if key not in self._judged:
+            self._judged[key] = readings.divergences(selection, self._recovered(readings, selection) if recovers else None)
+        return self._judged[key]
+
+    def _recovered(self, readings: Readings, selection: Selection) -> nn.Module:
+        """The network that ``selection`` leaves, recovered on the readings' batches."""
         assert self.strategy is not None
         network = self.network(selection)
         try:
@@ -187,8 +204,7 @@ class ProposalSearch:
                 progress=lambda text: None,  # its layers say nothing of the network that is delivered
             )
         except InvalidArgumentError as error:
-            self.say(f"networks are compared as they are cut, not as they are after recovery: {error}")
-            return None
+            raise _NotRecoveredError(str(error)) from error
         return network.eval()
 
     def _compared_on(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from latprune.errors import InvalidArgumentError
-from latprune.importance import LossFunction, cross_entropy_loss
+from latprune.importance import LossFunction, cross_entropy_loss, keeping_values
 from latprune.progress import listener_of, listening, speaker
 from latprune.pruning.fitting import Evaluate, Fit, FitContext, evaluation_of
 from latprune.pruning.lock import locked
@@ -88,7 +88,7 @@ def prune(
     options["progress"] = listener = listener_of(options.get("progress"))
     say = speaker(listener)
     home = Path(folder) if folder is not None else None
-    with locked(home) if home is not None else nullcontext(), listening(listener):
+    with locked(home) if home is not None else nullcontext(), listening(listener), keeping_values(home):
         pruner = Pruner(model, example_inputs, **options)
         batches = _again(data, importance_batches)
         run = StagedRun(

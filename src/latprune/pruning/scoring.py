@@ -21,6 +21,7 @@ from latprune.surgery import present
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
+    from latprune.importance import GroupedModel
 
 __all__ = ["Scorer", "only_present"]
 
@@ -136,22 +137,31 @@ class Scorer:
         if self._last is not None and self._last.answers(cut_to, data, loss, batches, values):
             self.readings = self._last.readings
             return self._last.importance
-        importance = self._scored(seen, data, loss, batches)
+        # Some criteria follow the recorded run of the dense network; while nothing is cut, it is what they see.
+        dense = not cut_to.kept and not cut_to.removed_blocks
+        importance = self._scored(self._graph if dense else seen, seen.alive, data, loss, batches)
         self._last = _Scored(
             cut_to=cut_to, data=data, loss=loss, batches=batches, values=values, importance=importance, readings=self.readings
         )
         return importance
 
-    def _scored(self, seen: Any, data: Iterable[Any] | None, loss: LossFunction, batches: int | None) -> Importance:
+    def _scored(
+        self,
+        graph: GroupedModel,
+        alive: Mapping[str, npt.NDArray[np.bool_]],
+        data: Iterable[Any] | None,
+        loss: LossFunction,
+        batches: int | None,
+    ) -> Importance:
         continued = self._continued(data, loss, batches)
         if continued is not None:
-            return continued.over(seen.alive)
+            return continued.over(alive)
         taken = itertools.islice(iter(data), batches) if data is not None else None
-        self.readings = read(self._model, seen, self._config, taken, loss=loss)
+        self.readings = read(self._model, graph, self._config, taken, loss=loss)
         if self.readings is not None:
-            self.readings = _Over(self.readings, seen.alive)
+            self.readings = _Over(self.readings, alive)
             return next(iter(self.readings.importances.values()))
-        return score_importance(self._model, seen, self._config, taken, loss=loss).over(seen.alive)
+        return score_importance(self._model, graph, self._config, taken, loss=loss).over(alive)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

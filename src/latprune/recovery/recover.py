@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.tensors import tensors_in
 from latprune.program.module import ProgramModule
@@ -60,6 +60,7 @@ def recover(
 
     Raises:
         InvalidArgumentError: The networks do not fit the graph and the selection, or there is no data.
+        LatpruneError: A strategy of one's own added a tensor or changed a shape.
 
     Example:
         >>> report = recover(pruned, dense, images, graph=graph, selection=selection)  # doctest: +SKIP
@@ -84,7 +85,7 @@ def recover(
         say=speaker(progress),
     )
     modes = [(m, m.training) for net in (pruned, dense) for m in net.modules()]
-    shapes = {name: tuple(t.shape) for name, t in state_tensors(pruned).items()}
+    shapes = _shapes(pruned)
     saved = {name: value.detach().clone() for name, value in _values(pruned)}
     try:
         pruned.eval()
@@ -92,6 +93,7 @@ def recover(
         watched = held or fitted
         before = output_error(pruned, dense, watched)
         layers = chosen.run(situation)
+        _check_structure(pruned, shapes, chosen.name)
         after = output_error(pruned, dense, watched)
         if before is not None and after is not None and not after <= before:
             # Each layer alone was no worse; where all together are, too few images were fitted to, and the network stays as it was.
@@ -104,7 +106,6 @@ def recover(
     finally:
         for module, training in modes:
             module.training = training
-    assert shapes == {name: tuple(t.shape) for name, t in state_tensors(pruned).items()}
     return RecoveryReport(
         strategy=chosen.name,
         images=sum(count(b) for b in fitted),
@@ -117,6 +118,19 @@ def recover(
     )
 
 
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state_tensors(model).items()}
+
+
+def _check_structure(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], strategy: str) -> None:
+    """Refuse what would make another network of it, whose latency is another: a tensor more or less, or one of another shape."""
+    now = _shapes(model)
+    other = [name for name in {**shapes, **now} if shapes.get(name) != now.get(name)]
+    if other:
+        was, here = (found.get(other[0], "absent") for found in (shapes, now))
+        raise LatpruneError(f"strategy '{strategy}' changed the network's structure, not only values: '{other[0]}' was {was} and is {here}")
+
+
 def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
@@ -125,7 +139,8 @@ def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def _put_back(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
     for name, value in _values(model):
-        value.copy_(saved[name])
+        if name in saved and saved[name].shape == value.shape:
+            value.copy_(saved[name])
 
 
 def outputs_of(value: Any) -> list[Tensor]:
@@ -133,15 +148,40 @@ def outputs_of(value: Any) -> list[Tensor]:
     return [t for t in tensors_in(value) if t.is_floating_point()]
 
 
+class _Variation:
+    """Squared distance of outputs from their mean over all images, of however many batches, and from zero."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor, float, int]] = {}
+        self._size = 0.0
+
+    def add(self, place: int, values: Tensor) -> None:
+        """Take in one batch of the output at ``place``, ``(images, ...)``; images of another shape have a mean of their own."""
+        values = values.double() if values.dim() else values.double().reshape(1)
+        self._size += float(values.square().sum())
+        key = (place, tuple(values.shape[1:]))
+        # Sums are of differences from the first image, so that a large mean costs no digits.
+        first, total, squares, count = self._sums.get(key, (values[0], torch.zeros_like(values[0]), 0.0, 0))
+        apart = values - first
+        self._sums[key] = (first, total + apart.sum(0), squares + float(apart.square().sum()), count + values.shape[0])
+
+    @property
+    def value(self) -> float:
+        """The variation; of images that are all alike, or a single one, the square of the outputs themselves."""
+        found = sum(squares - float(total.square().sum()) / count for _, total, squares, count in self._sums.values())
+        return found if found > 1e-12 * self._size else self._size
+
+
 @torch.no_grad()
 def output_error(pruned: nn.Module, dense: nn.Module, batches: list[Any]) -> float | None:
     """Squared error of the outputs relative to the dense outputs' variation; None where they have other shapes (or there is no batch)."""
-    error = spread = 0.0
+    error, variation = 0.0, _Variation()
     for inputs in batches:
         mine, theirs = outputs_of(forward(pruned, inputs)), outputs_of(forward(dense, inputs))
         if len(mine) != len(theirs) or any(a.shape != b.shape for a, b in zip(mine, theirs, strict=True)):
             return None
-        for a, b in zip(mine, theirs, strict=True):
+        for place, (a, b) in enumerate(zip(mine, theirs, strict=True)):
             error += float((a.double() - b.double()).square().sum())
-            spread += float((b.double() - b.double().mean(0)).square().sum())
-    return error / spread if spread > 0 else None
+            if b.numel():
+                variation.add(place, b)
+    return error / variation.value if variation.value > 0 else None

@@ -177,6 +177,8 @@ def sweep_with(
         if done:
             say(f"{len(done)} of {len(wanted)} runs are done already")
             work.reached(len(done))
+        if not left:  # what ended the last call may have come between the last row and the table
+            _write_table(place, [done[each] for each in wanted], say)
         for cell, row in _rows(job, left, place, ray_address, say):
             path = place / cell.folder / ROW
             path.parent.mkdir(parents=True, exist_ok=True)

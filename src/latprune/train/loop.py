@@ -49,8 +49,8 @@ def finetune(
     With ``checkpoint_dir`` the run can be killed at any moment and called again with the same arguments: it goes on from the last
     checkpoint and ends with the same weights as an uninterrupted run, to the bit (where the device's kernels are deterministic). The
     learning rate is a function of the step, the data's order one of ``recipe.seed`` and the epoch. With several processes a resumed run is
-    exact but for what the model itself draws (dropout) in processes other than the main one, for the scores that these gathered since
-    masks were last solved for, and for the loss that is reported of the epoch it was broken off in: the main process's stands for theirs.
+    exact but for what the model itself draws (dropout) in processes other than the main one, and for the scores that these gathered since
+    masks were last solved for.
 
     Args:
         model: The network; its training mode is put back at the end.

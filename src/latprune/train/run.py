@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from latprune.errors import InvalidArgumentError, TrainingError
+from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
 from latprune.progress import Stretch, say, stretch
 from latprune.train.average import RunningAverage
 from latprune.train.batch_losses import BatchLosses
@@ -32,10 +32,12 @@ from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
 from latprune.train.report import TrainReport
 from latprune.train.schedule import learning_rate
-from latprune.train.state import EpochRecord, Position, load_state, read_record, require_same_run, save_state
+from latprune.train.state import EpochRecord, Position, TrainRecord, load_state, read_record, require_same_run, save_state
 from latprune.train.teaching import Teaching
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from accelerate import Accelerator
 
 __all__ = ["Evaluate", "Hooks", "Loss", "Run", "Saving", "TrainReport"]
@@ -114,6 +116,8 @@ class Run:
             CheckpointError: It is a run of another recipe, data, model or driver.
         """
         record = read_record(self.saving.folder) if self.saving is not None else None
+        if self.saving is not None:
+            self._require_seen_by_all(record, self.saving.folder)
         if record is None or self.saving is None:
             return
         require_same_run(self.saving.folder, record, recipe=self.recipe, steps_per_epoch=self.steps_per_epoch)
@@ -126,8 +130,23 @@ class Run:
         self.resumed_from = self.step
         if self.accelerator.is_main_process:
             random.restore()
-        else:  # the checkpoint is the main process's; the others begin a stream of their own
+        else:  # the main process has the sums of all, and its random state; the others begin with none, and a stream of their own
+            self.position = self.position.model_copy(update={"loss_sum": 0.0, "correct": 0.0, "counted": 0})
             RandomState.seed(self.recipe.seed, MODEL_STREAM, self.accelerator.process_index, self.step)
+
+    def _require_seen_by_all(self, record: TrainRecord | None, folder: Path) -> None:
+        """Refuse to begin where some processes would go on from a checkpoint and others, on another machine, would not find it."""
+        count = self.accelerator.num_processes
+        if count == 1:
+            return
+        batches = 0 if record is None else 1 + record.position.epoch * record.steps_per_epoch + record.position.batch
+        mine = torch.tensor([float(batches), float(batches) ** 2], dtype=torch.float64, device=self.accelerator.device)
+        total, squares = (float(value) for value in self.accelerator.reduce(mine, "sum"))
+        if count * squares != total**2:  # they differ
+            raise CheckpointError(
+                f"the {count} processes find different checkpoints in {folder}: all machines must see checkpoint_dir as one folder; give "
+                "one that they share, or resume=False to start again"
+            )
 
     def _kept_driver(self) -> ResumableDriver | None:
         """The driver, where it has a state that checkpoints keep."""
@@ -186,7 +205,8 @@ class Run:
                 stop = self._agreed(now >= deadline) if deadline < math.inf else False
                 whole = last or self.position.batch % self.recipe.accumulate == 0  # gradients that are half gathered are not kept
                 stop = stop and whole
-                save = self.saving is not None and not last and whole and (now - self.last_save >= self.saving.every or stop)
+                due = self.saving is not None and (now - self.last_save >= self.saving.every or stop)
+                save = self.saving is not None and not last and whole and self._agreed(due)
                 if save or last or self.accelerator.device.type == "cpu" or self.step % _LOOK_EVERY == 0:
                     self._look()
                 if save:
@@ -199,7 +219,7 @@ class Run:
         return True
 
     def _agreed(self, wish: bool) -> bool:
-        """Whether any process wishes to; all processes must stop at the same step."""
+        """Whether any process wishes to; all processes must stop, or save, at the same step."""
         if self.accelerator.num_processes == 1:
             return wish
         return bool(self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device), "sum") > 0)
@@ -312,16 +332,13 @@ class Run:
         rate = learning_rate(self.recipe, self.step - 1, self.steps_per_epoch)
         progress = self._progress(rate)
         accuracy = self._evaluate() if self.hooks.evaluate is not None else None
-        done = self.position
-        loss, correct, counted = done.loss_sum, done.correct, float(done.counted)
-        if self.accelerator.num_processes > 1:
-            sums = torch.tensor([loss, correct, counted], dtype=torch.float32, device=self.accelerator.device)
-            loss, correct, counted = (float(value) for value in self.accelerator.reduce(sums, "sum"))
+        done = self._position_of_all()
+        loss, counted = done.loss_sum, done.counted
         self.history += (
             EpochRecord(
                 epoch=done.epoch,
                 loss=loss / counted,
-                train_accuracy=correct / counted if self.hooks.loss is None and self.losses.judged else None,
+                train_accuracy=done.correct / counted if self.hooks.loss is None and self.losses.judged else None,
                 accuracy=accuracy,
                 learning_rate=rate,
                 seconds=done.epoch_seconds,
@@ -337,6 +354,15 @@ class Run:
             if accuracy is not None and self.hooks.progress is not None:
                 self.hooks.progress(replace(progress, accuracy=accuracy))
 
+    def _position_of_all(self) -> Position:
+        """The position with the sums of all processes; all of them must call this at the same step."""
+        here = self.position
+        if self.accelerator.num_processes == 1:
+            return here
+        sums = torch.tensor([here.loss_sum, here.correct, here.counted], dtype=self.sums.dtype, device=self.accelerator.device)
+        loss, correct, counted = (float(value) for value in self.accelerator.reduce(sums, "sum"))
+        return here.model_copy(update={"loss_sum": loss, "correct": correct, "counted": round(counted)})
+
     def _judged_last(self) -> dict[str, float]:
         """The accuracy of the last epoch that was evaluated, by its name."""
         last = self.history[-1].accuracy if self.history else None
@@ -344,6 +370,7 @@ class Run:
 
     def _save(self) -> None:
         assert self.saving is not None
+        position = self._position_of_all()
         if self.accelerator.is_main_process:
             save_state(
                 self.saving.folder,
@@ -351,7 +378,7 @@ class Run:
                 optimizer=self.optimizer,
                 recipe=self.recipe.to_dict(),
                 steps_per_epoch=self.steps_per_epoch,
-                position=self.position,
+                position=position,
                 history=self.history,
                 driver=self._kept_driver(),
                 average=self.average,
