@@ -157,10 +157,11 @@ TARGET = Target(engine="torch")
 FINGERPRINT = build.network_fingerprint(list(KERNELS.values()), np.zeros(1), TARGET)
 
 
-def built(path: Path) -> LatencyTables:
+def built(path: Path, time_limit: float | None = None) -> LatencyTables:
     InterruptedSampler.taken = []
+    options: dict[str, Any] = {"max_networks": 64, "extend": True, "time_limit": time_limit}
     with Store(path) as store:
-        return build.build_tables(None, GRAPH, np.zeros(1), TARGET, store=store, max_networks=64, extend=True)  # type: ignore[arg-type]
+        return build.build_tables(None, GRAPH, np.zeros(1), TARGET, store=store, **options)  # type: ignore[arg-type]
 
 
 def error(tables: LatencyTables) -> float:
@@ -195,3 +196,10 @@ def test_a_build_measures_outliers_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert again.predict({"a": 48}, ["b"]) == pytest.approx(repeated.predict({"a": 48}, ["b"]), rel=1e-9)
     with Store(tmp_path / "repeated.sqlite") as store:
         assert len(store.networks()) == taken
+
+
+def test_nothing_is_measured_again_once_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine all is far off, and repetitions would take several times what was asked for."""
+    monkeypatch.setattr(build, "NetworkSampler", InterruptedSampler)
+    tables = built(tmp_path / "hurried.sqlite", time_limit=0.0)
+    assert len(InterruptedSampler.taken) == tables.stats.networks == table_builder.fewest_networks()

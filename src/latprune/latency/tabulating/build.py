@@ -73,7 +73,7 @@ def build_tables(
         store: Where samples are read and written; None keeps nothing.
         progress: Called after each network.
         seed: Seed of the design; the same seed gives the same networks.
-        time_limit: Seconds for measuring; at least two batches are always measured.
+        time_limit: Seconds for measuring, after which nothing is measured again; as many networks as a fit and its check take always are.
         max_networks: Networks at most.
         extend: Measure up to ``max_networks`` even where the residual is good.
 
@@ -114,6 +114,9 @@ def build_tables(
             written += store.add(context, [sample])
         return sample
 
+    def late() -> bool:
+        return time_limit is not None and time.perf_counter() - start > time_limit
+
     builder = TableBuilder(graph, context, samples, extend=extend)
     told = ExitStack()
     try:
@@ -122,9 +125,11 @@ def build_tables(
             next(points)
         work = told.enter_context(stretch("latency tables", unit=f"networks of at most {max_networks}", timed=True))
         while not builder.done(max_networks):
-            if time_limit is not None and len(builder.samples) >= fewest_networks() and time.perf_counter() - start > time_limit:
+            if late() and len(builder.samples) >= fewest_networks():
                 break
-            builder.add(take(next(points)), again=lambda first: take(DesignPoint(widths=first.widths, removed=first.removed), first))
+            builder.add(
+                take(next(points)), again=lambda first: take(DesignPoint(widths=first.widths, removed=first.removed), first), late=late
+            )
             work.reached(len(builder.samples), **({"mean_error": builder.residual.mean_absolute} if builder.residual is not None else {}))
             if progress is not None:
                 progress(

@@ -46,18 +46,20 @@ class TableBuilder:
         self.residual: Residual | None = None
         self._advance()
 
-    def add(self, sample: NetworkSample, *, again: Callable[[NetworkSample], NetworkSample]) -> None:
-        """Take one more network; ``again`` measures it, or one before it, another time."""
+    def add(
+        self, sample: NetworkSample, *, again: Callable[[NetworkSample], NetworkSample], late: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Take one more network; ``again`` measures it, or one before it, another time, as long as it is not ``late``."""
         self.samples.append(sample)
-        self._advance(again)
+        self._advance(again, late)
 
-    def _advance(self, again: Callable[[NetworkSample], NetworkSample] | None = None) -> None:
+    def _advance(self, again: Callable[[NetworkSample], NetworkSample] | None = None, late: Callable[[], bool] = lambda: False) -> None:
         """Do the fits and checks that the samples allow. Stored samples go through the same steps as new ones, but for the repetitions:
         theirs are in the store.
         """
         while len(self.samples) >= self._next:
             if again is not None:
-                self._repeat(again)
+                self._repeat(again, late)
             known = self.samples[: self._next]
             if self._pending is not None:
                 fresh = known[-_BATCH:]
@@ -72,17 +74,21 @@ class TableBuilder:
             if len(self.samples) >= self._next or not self.settled or self._extend:
                 self._pending = self._fit(known, TableStats())
 
-    def _repeat(self, again: Callable[[NetworkSample], NetworkSample]) -> None:
+    def _repeat(self, again: Callable[[NetworkSample], NetworkSample], late: Callable[[], bool]) -> None:
         """Measure again what is far off among the networks that are about to be believed."""
         start = self._next - _BATCH if self._pending is not None else 0
         repeated: set[int] = set()
         # The first tables are bent by the very samples that they judge, so once some are mended they are asked again.
         for _ in range(1 if self._pending is not None else _LOOKS):
+            if late():
+                break
             tables = self._pending or self._fit(self.samples[: self._next], TableStats())
             suspects = [index for index in far_off(tables, self.samples[start : self._next]) if index not in repeated][:_SUSPECTS]
             if not suspects:
                 break
             for index in suspects:
+                if late():
+                    break
                 suspect = self.samples[start + index]
                 tries = [suspect]
                 for _ in range(REPEATS):
