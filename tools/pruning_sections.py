@@ -86,7 +86,7 @@ def recovery_imagenet() -> str | None:
         ]
         for row in found["rows"]
     ]
-    head = ["network", "budget", "method", "strategy", "top-1 / top-5", "images", "CPU time", "peak of the process"]
+    head = ["network", "budget", "method", "strategy", "top-1 / top-5", "images at most", "CPU time", "peak of the process"]
     text = (
         "## Accuracy without training on ImageNet\n\nOn 1,000 evaluation images, fitted to at most 1,000 training images; [the table of "
         f"defaults](#methods-and-criteria-without-any-training) has the dense networks' accuracies. {_machines(found)}\n\n"

@@ -137,6 +137,7 @@ def recovered_row(cut: Cut, strategy: str | Recovery | None, data: Iterable[Any]
             "seconds": time.perf_counter() - wall,
             "cpu_seconds": time.process_time() - cpu,
             "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "used": report.images + report.held_out,
             "layers_changed": report.changed,
             "layers_left": {layer.layer: layer.reason for layer in report.left},
             "output_before": report.output_before,

@@ -108,8 +108,8 @@ def recover(
             module.training = training
     return RecoveryReport(
         strategy=chosen.name,
-        images=sum(count(b) for b in fitted),
-        held_out=sum(count(b) for b in held),
+        images=sum(count(b) for b in situation.fitted),
+        held_out=sum(count(b) for b in situation.held_out),
         seconds=time.perf_counter() - start,
         layers=tuple(layers),
         settings=chosen.settings(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ def walk(
     dense_run = record_operations(situation.dense, situation.fitted[0], situation.within)
     pruned_run = record_operations(situation.pruned, situation.fitted[0], situation.within)
     needed = 4 * (held_values(dense_run) + held_values(pruned_run)) / count(situation.fitted[0])
-    situation = _within(situation, needed, activations)
+    _narrow(situation, needed, activations)
     batches = [*situation.fitted, *situation.held_out]
     fitted = len(situation.fitted)
     pairing = Pairing(situation.graph, situation.selection, dense_run, pruned_run, situation.dense, situation.pruned)
@@ -220,18 +220,18 @@ def _same_field(a: object, b: object) -> bool:
     return (a is None and b is None) or (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b))
 
 
-def _within(situation: Situation, needed: float, activations: float) -> Situation:
-    """The situation with as many images as fit into ``activations`` bytes, at ``needed`` bytes an image."""
+def _narrow(situation: Situation, needed: float, activations: float) -> None:
+    """Leave as many images as fit into ``activations`` bytes, at ``needed`` bytes an image."""
     images = sum(count(batch) for batch in (*situation.fitted, *situation.held_out))
     share = activations / max(needed * images, 1.0)
     if share >= 1.0:
-        return situation
+        return
     fitted, held_out = (part[: max(1, int(share * len(part)))] for part in (situation.fitted, situation.held_out))
     situation.say(
         f"recovery: {sum(map(count, [*fitted, *held_out]))} of {images} images are used: what later layers read takes "
         f"{needed / 1e6:.1f} MB an image, and activations (={activations:.3g} bytes) may be held"
     )
-    return replace(situation, fitted=fitted, held_out=held_out)
+    situation.fitted, situation.held_out = fitted, held_out
 
 
 def _share(site: Site, x: Tensor, batches: int, rows: tuple[int, int], memory: float) -> float:
