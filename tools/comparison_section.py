@@ -134,7 +134,8 @@ def _bars(rows: Sequence[Row], values: Mapping[Cell, float], ratios: Mapping[Cel
                 if rivals:
                     rival = max(rivals, key=lambda m: values[budget, m])
                     bar = None if recovered else _MARGINS.get(budget)
-                    said.append(_margin(own, (budget, rival), f"Torch-Pruning's best {label} (`{rival}`)", values, ratios, bar))
+                    name = f"the best of Torch-Pruning's variants in the table {label} (`{rival}`)"
+                    said.append(_margin(own, (budget, rival), name, values, ratios, bar))
             for ours in [m for b, m in values if b == budget and m.startswith("best=")]:
                 rival = ours.partition("=")[2]
                 for other, label, bar in ((rival, "", _MARGINS.get(budget)), (f"{rival}+recover", " with our recovery", None)):

@@ -73,5 +73,6 @@ def test_values_are_written_while_they_are_made(tmp_path: Path, monkeypatch: pyt
     second = MeasuredValues(path, "question")
     assert second.get("a", never) == 0.1 + 0.2 and second.get("b", never) == float("inf")
     assert MeasuredValues(path, "another").get("a", lambda: 1.0) == 1.0
-    path.write_text('{"format": "latprune/divergences"}')
-    assert MeasuredValues(path, "question").get("a", lambda: 2.0) == 2.0
+    for altered in ('{"format": "latprune/divergences"}', '{"format": "latprune/divergences", "version": 1, "values": {"a": 1.0}}'):
+        path.write_text(altered)
+        assert MeasuredValues(path, "question").get("a", lambda: 2.0) == 2.0

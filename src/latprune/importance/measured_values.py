@@ -85,10 +85,11 @@ class MeasuredValues:
             if (data["format"], data["version"]) != (_FORMAT, _VERSION):
                 raise ValueError(f"it is {data['format']!r}, version {data['version']!r}")
             values = {str(name): math.inf if value is None else float(value) for name, value in data["values"].items()}
+            same = data["key"] == self._key
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             say(f"{self._path} cannot be read ({error}): divergences are measured anew")
             return {}
-        if data["key"] != self._key:
+        if not same:
             return {}
         say(f"{len(values)} measured divergences are taken from {self._path}")
         return values

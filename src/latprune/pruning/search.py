@@ -23,6 +23,8 @@ MAX_NEARBY = 8
 PATIENCE = 60.0
 """Seconds of a search after which the best network so far may lie further under the budget, by the slack once more for each of them: on a
 busy machine every candidate takes half a minute, and what it is measured at scatters by more than the slack."""
+_FIRST = 2
+"""Candidates that any search measures before it is content with less: a large network takes that long on a quiet machine too."""
 
 
 @dataclass(slots=True)
@@ -209,9 +211,9 @@ class CandidateSearch:
         return False
 
     def _enough(self) -> Candidate | None:
-        """The closest candidate under the budget, once the search has taken so long that it lies close enough."""
-        further = int((self._now() - self._began) / PATIENCE)
-        if not further:
+        """The closest candidate under the budget, once the search has taken so long, and so many candidates, that it lies close enough."""
+        further = min(int((self._now() - self._began) / PATIENCE), len(self._tries) - _FIRST)
+        if further <= 0:
             return None
         lowest = self.limits.budget * (1.0 - (1 + further) * self.limits.slack)
         return self._closest_as("under", [entry for entry in self._sided(under=True) if entry.trial.value >= lowest])

@@ -227,9 +227,11 @@ def _narrow(situation: Situation, needed: float, activations: float) -> None:
     if share >= 1.0:
         return
     fitted, held_out = (part[: max(1, int(share * len(part)))] for part in (situation.fitted, situation.held_out))
+    used = sum(map(count, [*fitted, *held_out]))
+    remedy = "" if used < images else "; only whole batches can be left out: give smaller ones"
     situation.say(
-        f"recovery: {sum(map(count, [*fitted, *held_out]))} of {images} images are used: what later layers read takes "
-        f"{needed / 1e6:.1f} MB an image, and activations (={activations:.3g} bytes) may be held"
+        f"recovery: {used} of {images} images are used: what later layers read takes {needed / 1e6:.1f} MB an image, and activations "
+        f"(={activations:.3g} bytes) may be held{remedy}"
     )
     situation.fitted, situation.held_out = fitted, held_out
 
