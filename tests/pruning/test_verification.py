@@ -38,6 +38,7 @@ def test_a_later_measurement_is_judged_as_the_first_one_was(unit: str, ratio: fl
         ([{**ELSEWHERE, "share": 0.97}], True),
         ([{**ELSEWHERE, "share": 1.01}], True),
         ([COUNTED, {**ELSEWHERE, "share": 1.03}], False),
+        ([ELSEWHERE], False),
     ],
 )
 def test_every_budget_of_several_counts(further: list[dict[str, Any]], met: bool) -> None:

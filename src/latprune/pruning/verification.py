@@ -40,7 +40,7 @@ def verify(
 
     Returns:
         What was measured, and whether all budgets are met; one on another engine's latency counts as it was measured when the network was
-        pruned.
+        pruned, and is not met where it was not measured.
 
     Raises:
         CheckpointError: The result is damaged, or ``model`` builds another architecture.
@@ -80,7 +80,7 @@ def _meets(budget: BudgetRecord, record: ResultRecord, found: Measurement, toler
         value = record.pruned.macs if budget.resource == "flops" else record.pruned.parameters
         return verdict(float(value), 0.0, budget.limit) != "over"
     if budget.engine not in (None, record.target.engine):
-        return budget.share is None or verdict(budget.share, budget.uncertainty or 0.0, 1.0, close=tolerance) != "over"
+        return budget.share is not None and verdict(budget.share, budget.uncertainty or 0.0, 1.0, close=tolerance) != "over"
     if budget.unit == "%" and found.ratio is not None and found.ratio_low is not None and found.ratio_high is not None:
         return verdict(found.ratio, (found.ratio_high - found.ratio_low) / 2, budget.value / 100.0, close=tolerance) != "over"
     if budget.limit is None:
