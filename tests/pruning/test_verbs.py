@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import latprune
-from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError
+from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError
 from latprune.importance import DivergenceConfig, MagnitudeConfig, TaylorConfig, best_units
 from latprune.methods import HALP, MDP, SMCP, SPLAMP, SoftMasks
 from latprune.pruning import FitContext
@@ -174,6 +174,20 @@ def test_soft_masks_move_return_and_end_in_a_cut():
     assert pruner.done and report.equality is not None
     assert pruner.graph.macs(pruner.widths, pruner.selection.removed_blocks) <= pruner.limit
     assert model(X).shape == before.shape
+
+
+def test_a_limit_that_soft_masks_cannot_reach_is_told_before_anything_is_masked():
+    """The ramp passes many limits on its way down; the last is tried as soon as there are scores."""
+    model = network()
+    pruner = pruner_of(model, SMCP(masks=SoftMasks(every=2, warmup=0.1)), budget="flops=0.001%")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    training = pruner.masked_training(steps=1000, optimizers=optimizer)
+    with pytest.raises(BudgetInfeasibleError, match="must be at least") as refused:
+        for images, labels in batches(3):
+            training.before_forward()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            training.after_backward()
+    assert refused.value.limit["flops"] == pytest.approx(pruner.limit) and training.step == 1 and pruner.masks is None
 
 
 def test_recovery_changes_values_alone_and_is_checked():

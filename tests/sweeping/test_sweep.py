@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,45 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path):
     assert len(sweep_with(job, more, folder=tmp_path).rows) == 5 and len(ran) == 6
     with pytest.raises(CheckpointError, match="other runs"):
         sweep_with(job, cells, folder=tmp_path)
+
+
+def test_sweeps_on_one_machine_take_turns(tmp_path, monkeypatch):
+    """A second sweep's run begins when the first one's has ended, and its listener hears why it waits."""
+    monkeypatch.setenv("LATPRUNE_CACHE", str(tmp_path / "cache"))
+    events: list[str] = []
+    inside, waits = threading.Event(), threading.Event()
+
+    def job(name: str):
+        def run(cell: Cell, folder: Path):
+            events.append(f"{name} begins")
+            if name == "first":
+                inside.set()
+                assert waits.wait(60)
+            events.append(f"{name} ends")
+            return latprune.prune(build(), X, budget=cell.budgets, method=cell.method, folder=folder, measure_latency=False)
+
+        return run
+
+    def hear(line: str) -> None:
+        if "another sweep" in line:
+            waits.set()
+
+    cells = grid(budgets=["flops=70%"], methods=["uniform"], engines=["openvino"], seeds=[0])
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(sweep_with, job("first"), cells, folder=tmp_path / "first")
+        assert inside.wait(60)
+        second = pool.submit(sweep_with, job("second"), cells, folder=tmp_path / "second", progress=hear)
+        found = [first.result(), second.result()]
+    assert events == ["first begins", "first ends", "second begins", "second ends"]
+    assert [len(sweep.rows) for sweep in found] == [1, 1] and not any(sweep.failed for sweep in found)
+
+
+def test_sweeps_run_without_turns_where_the_cache_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LATPRUNE_CACHE", str(tmp_path / "file" / "cache"))
+    said: list[str] = []
+    found = counted(tmp_path / "sweep", methods=["uniform"], budgets=["flops=70%"], progress=said.append)
+    assert not found.failed and any("cannot wait for each other" in line for line in said)
 
 
 def test_rows_of_other_settings_are_not_mixed(tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,17 +13,22 @@ from latprune.errors import CheckpointError, InvalidArgumentError
 __all__ = ["locked"]
 
 LOCK = "run.lock"
+_AGAIN = 0.2  # seconds between two tries of one that waits
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold ``folder`` for this process; made where it does not exist.
 
     The operating system lets go of the lock when the process ends, however it ends.
 
+    Args:
+        folder: What is held.
+        waiting: Called once where another process holds it, whose end is then waited for; None does not wait.
+
     Raises:
         InvalidArgumentError: The folder cannot be made or written.
-        CheckpointError: Another process holds it.
+        CheckpointError: Another process holds it, and ``waiting`` is None.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -30,19 +36,26 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InvalidArgumentError(f"folder (='{folder}') cannot be written ({error.strerror or error}); choose another one") from error
     with handle:
-        try:
-            _lock(handle.fileno())
-        except OSError as error:
-            raise CheckpointError(f"folder '{folder}' is in use by another run; wait for it, or choose another folder") from error
+        if not _lock(handle.fileno()):
+            if waiting is None:
+                raise CheckpointError(f"folder '{folder}' is in use by another run; wait for it, or choose another folder")
+            waiting()
+            while not _lock(handle.fileno()):
+                time.sleep(_AGAIN)
         yield
 
 
-def _lock(descriptor: int) -> None:
-    if os.name == "nt":
-        import msvcrt
+def _lock(descriptor: int) -> bool:
+    """Whether the lock is this process's now."""
+    try:
+        if os.name == "nt":
+            import msvcrt
 
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        import fcntl
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

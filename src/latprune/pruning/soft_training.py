@@ -108,12 +108,22 @@ class MaskedTraining(_UnderMasks):
         self._optimizers = optimizers if isinstance(optimizers, tuple) else (optimizers,)
         self._memory = memory
         self.step = 0
+        self._reachable = False
         self.changes: list[MaskChange] = []
 
     def before_forward(self) -> None:
-        """Solve for the masks again where they are due."""
+        """Solve for the masks again where they are due.
+
+        Raises:
+            BudgetInfeasibleError: The limit at the end cannot be met; said as soon as there are scores, before anything is masked.
+        """
         pruner, schedule = self._pruner, self._schedule
-        if not schedule.due(self.step) or (pruner.needs_gradients and not pruner.scorer.gathered):
+        if pruner.needs_gradients and not pruner.scorer.gathered:
+            return
+        if not self._reachable:
+            pruner.propose(pruner.limit, measure=False)
+            self._reachable = True
+        if not schedule.due(self.step):
             return
         limit = schedule.limit_at(step=self.step, steps=self._steps, dense=pruner.limits.dense, limit=pruner.limit)
         if limit is None:
@@ -200,7 +210,7 @@ class MaskedTraining(_UnderMasks):
             pruner.scorer.load_state_dict(pruner.cut_to, state.tensors)
         except InvalidArgumentError as error:
             raise CheckpointError(f"the checkpoint's scores are of another criterion or network: {error}") from error
-        self.step = record.step
+        self.step, self._reachable = record.step, True
         self.changes = [MaskChange(**change.model_dump()) for change in record.changes]
 
 

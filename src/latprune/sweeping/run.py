@@ -28,6 +28,7 @@ from latprune.storage import write_atomic
 from latprune.sweeping.cells import Cell, grid
 from latprune.sweeping.rows import SweepRow, write_parquet
 from latprune.sweeping.summary import summarise
+from latprune.sweeping.turns import machine_turn
 
 if TYPE_CHECKING:
     from torch import nn
@@ -200,8 +201,10 @@ def _rows(
         yield from rows_on_cluster(partial(run_cell, job), cells, folder, address=ray_address)
         return
     for cell in cells:
-        say(f"running {cell}")
-        yield cell, run_cell(job, cell, folder)
+        with machine_turn(say):
+            say(f"running {cell}")
+            row = run_cell(job, cell, folder)
+        yield cell, row
 
 
 def run_cell(job: Job, cell: Cell, folder: Path) -> SweepRow:
