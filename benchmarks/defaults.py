@@ -57,7 +57,7 @@ class Network:
 
 NETWORKS = {
     "resnet20": Network(build=lambda: cifar_resnet(20), weights="cifar10_resnet20", size=32, calibration=1024, evaluation=10000),
-    "resnet56": Network(build=lambda: cifar_resnet(56), weights="cifar10_resnet56", size=32, calibration=1024, evaluation=5000),
+    "resnet56": Network(build=lambda: cifar_resnet(56), weights="cifar10_resnet56", size=32, calibration=1024, evaluation=10000),
     "cifar_vit": Network(build=lambda: cifar_vit(width=WIDTH), weights="", size=32, calibration=1024, evaluation=10000),
     "mobilenet_v2": Network(build=mobilenet_v2, weights="imagenet_mobilenet_v2_fp16", size=224, calibration=200, evaluation=1000),
     "resnet50": Network(
