@@ -17,6 +17,7 @@ from latprune.program.module import ProgramModule
 from latprune.progress import speaker
 from latprune.recovery.batches import calibration_batches, count
 from latprune.recovery.contract import Progress, Recovery, Situation, get_strategy
+from latprune.recovery.norm_basis import norms_on_own_statistics
 from latprune.recovery.report import RecoveryReport
 from latprune.states import state_tensors
 from latprune.train.batches import forward
@@ -41,6 +42,7 @@ def recover(
     """Bring a pruned network back towards what the dense one computes, from unlabelled images, without training.
 
     Only values of weights and biases change, in place; no parameter is added and no shape changes, so tables and measured latency hold.
+    Batch norms then have the recovered network's own statistics, so that training goes on from it, whether they move or are fixed.
     Where the outputs' error would grow, or the call does not come to its end (an error, an interruption), the values are as they were.
 
     Args:
@@ -94,6 +96,8 @@ def recover(
         before = output_error(pruned, dense, watched)
         layers = chosen.run(situation)
         _check_structure(pruned, shapes, chosen.name)
+        if any(layer.action for layer in layers):
+            norms_on_own_statistics(pruned, situation.fitted)
         after = output_error(pruned, dense, watched)
         if before is not None and after is not None and not after <= before:
             # Each layer alone was no worse; where all together are, too few images were fitted to, and the network stays as it was.
