@@ -1,6 +1,7 @@
 """Which peak learning rate is right after a recovery: short fine-tuning on CIFAR-10 from the cut and from what recovery made of it.
 
     python benchmarks/recovery/finetuning.py --data DATA -o benchmarks/results/recovery-finetuning.json
+    python benchmarks/recovery/finetuning.py --data DATA --networks resnet56 --budgets 50% --blocks --epochs 3 --norms moving --teacher no -o ...
 
 Every start (the cut, norms measured again, the refit) is trained on the same images, once per rate, with batch-norm statistics that move
 and with fixed ones, without and with the dense network teaching. Each row has the share of the outputs' error that the start left, so that
@@ -21,6 +22,7 @@ from structures import ResultFile, cut_network, print_rows, top
 from latprune.errors import TrainingError
 from latprune.recovery import recover
 from latprune.train import SGD, Distillation, Recipe, finetune
+from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train
 
 STARTS = {"cut": None, "norms": "norms", "refit": "refit"}
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["resnet20"])
     parser.add_argument("--budgets", nargs="+", default=["flops=50%"])
     parser.add_argument("--method", default="mdp")
+    parser.add_argument("--blocks", action="store_true", help="blocks may be removed")
     parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=list(STARTS))
     parser.add_argument("--rates", nargs="+", type=float, default=[0.001, 0.003, 0.01, 0.03])
     parser.add_argument("--teacher", nargs="+", default=["no", "yes"], choices=["no", "yes"])
@@ -45,11 +48,11 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    columns = ("network", "budget", "method", "start", "norms", "teacher", "epochs", "train_images", "images", "rate", "seed")
+    columns = ("network", "budget", "method", "blocks", "start", "norms", "teacher", "epochs", "train_images", "images", "rate", "seed")
     file = ResultFile(args.output, "recovery-finetuning", key=columns, script="benchmarks/recovery/finetuning.py")
     test = list(cifar10_test(str(args.data)))
     for network, budget, start, seed in product(args.networks, args.budgets, args.starts, range(args.seeds)):
-        fixed = dict(network=network, budget=budget, method=args.method, start=start, epochs=args.epochs)
+        fixed = dict(network=network, budget=budget, method=args.method, blocks=args.blocks, start=start, epochs=args.epochs)
         fixed |= dict(train_images=args.train_images, images=args.images, seed=seed)
         heads = [
             {**fixed, "norms": norms, "teacher": teacher, "rate": rate}
@@ -59,7 +62,7 @@ def main() -> None:
         if not heads:
             continue
         labelled = list(islice(cifar10_train(str(args.data)), 32))
-        cut = cut_network(network, args.data, method=args.method, budget=budget, blocks=False, labelled=labelled, folder=args.work)
+        cut = cut_network(network, args.data, method=args.method, budget=budget, blocks=args.blocks, labelled=labelled, folder=args.work)
         begun, share, strategy = copy.deepcopy(cut.pruned), 1.0, STARTS[start]
         if strategy is not None:
             images = [batch for batch, _ in islice(cifar10_train(str(args.data), seed=seed, augment=False), -(-args.images // 128))]
@@ -80,6 +83,7 @@ def main() -> None:
                 distillation=Distillation() if taught else None,
                 fixed_norms=head["norms"] == "fixed",
                 channels_last=True,
+                precision=native_precision(),
                 seed=seed,
             )
             try:
