@@ -1,7 +1,8 @@
-"""Which peak learning rate is right after a recovery: short fine-tuning on CIFAR-10 from the cut and from what recovery made of it.
+r"""Which peak learning rate is right after a recovery: short fine-tuning on CIFAR-10 from the cut and from what recovery made of it.
 
     python benchmarks/recovery/finetuning.py --data DATA -o benchmarks/results/recovery-finetuning.json
-    python benchmarks/recovery/finetuning.py --data DATA --networks resnet56 --budgets 50% --blocks --epochs 3 --norms moving --teacher no -o ...
+    python benchmarks/recovery/finetuning.py --data DATA --networks resnet56 --budgets 50% --blocks --epochs 3 \
+        --norms moving --teacher no -o ...
 
 Every start (the cut, norms measured again, the refit) is trained on the same images, once per rate, with batch-norm statistics that move
 and with fixed ones, without and with the dense network teaching. Each row has the share of the outputs' error that the start left, so that
