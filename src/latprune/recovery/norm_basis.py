@@ -23,7 +23,7 @@ _ARGUMENTS = {
 
 
 @torch.no_grad()
-def norms_on_own_statistics(model: nn.Module, batches: Iterable[Any]) -> int:
+def norms_on_own_statistics(model: nn.Module, batches: Iterable[Any], *, within: str = "") -> int:
     r"""Give every batch norm the statistics that it meets, and its weight and bias the values with which it computes what it did.
 
     A strategy fits layers to the dense network's results with the norms' statistics :math:`\mu, \sigma^2` as they are. What the norms then
@@ -42,6 +42,7 @@ def norms_on_own_statistics(model: nn.Module, batches: Iterable[Any]) -> int:
     Args:
         model: The network, in evaluation mode; parameters and buffers are changed in place.
         batches: Inputs of batches; what a norm meets is their average, by elements per channel.
+        within: Path of the part of the model whose norms are changed; all of it by default.
 
     Returns:
         The number of norms that were changed.
@@ -51,7 +52,8 @@ def norms_on_own_statistics(model: nn.Module, batches: Iterable[Any]) -> int:
         >>> norms_on_own_statistics(model, [torch.randn(4, 1, 8, 8)])
         1
     """
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    part = model.get_submodule(within)
+    own = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
     with _Watched() as watched:
         for inputs in batches:
             forward(model, inputs)

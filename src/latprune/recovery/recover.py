@@ -97,7 +97,7 @@ def recover(
         layers = chosen.run(situation)
         _check_structure(pruned, shapes, chosen.name)
         if any(layer.action for layer in layers):
-            norms_on_own_statistics(pruned, situation.fitted)
+            norms_on_own_statistics(pruned, situation.fitted, within=situation.within)
         after = output_error(pruned, dense, watched)
         if before is not None and after is not None and not after <= before:
             # Each layer alone was no worse; where all together are, too few images were fitted to, and the network stays as it was.
