@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 from page_parts import machine, percent, read, table
@@ -13,7 +13,6 @@ __all__ = [
     "defaults",
     "explorer",
     "methods",
-    "prune_time",
     "recovery",
     "recovery_comparing",
     "recovery_imagenet",
@@ -428,19 +427,3 @@ def _channels(row: Any, entry: Any, prefix: str) -> str:
     """Channels kept in the groups whose name begins so, of the dense ones."""
     dense = sum(group["dense"] for name, group in row["groups"].items() if name.startswith(prefix))
     return f"{sum(width for name, width in entry['widths'].items() if name.startswith(prefix))} of {dense}"
-
-
-def prune_time() -> str | None:
-    """Pruning from a filled store, beside an earlier version."""
-    found = read("prune-time")
-    if found is None:
-        return None
-    lines = []
-    for row in found["rows"]:
-        before, now = (median(row["seconds"][name]) for name in ("before", "now"))
-        lines.append([row["job"], f"{before:.1f} s", f"{now:.1f} s", f"{row['ratio']:.2f}", str(len(row["seconds"]["now"]))])
-    text = (
-        "## Pruning from a filled store\n\nResNet-56 to half of its measured latency: whole processes of `latprune prune`, in turns with "
-        f"the version before the pruning room was rebuilt, medians and the median ratio of pairs. {machine(found)}\n\n"
-    )
-    return text + table(["method", "before", "now", "ratio", "pairs"], lines) + "\n\n`benchmarks/prune_time.py`"
