@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 
 from latprune.cli import build_parser
-from latprune.cli.progress import JsonLines, Lines, add_progress_arguments, shown
-from latprune.cli.progress_display import Display
+from latprune.cli.progress import add_progress_arguments, shown
 from latprune.errors import InvalidArgumentError
 from latprune.progress import Event, say, stretch
+from latprune.showing import JsonLines, Lines
+from latprune.showing.terminal import Display
 
 
 class Clock:
