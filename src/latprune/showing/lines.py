@@ -14,6 +14,8 @@ from latprune.showing.hearing import Hearing
 
 __all__ = ["JsonLines", "Lines", "Several"]
 
+_WAITED_SECONDS = QUIET_SECONDS - 1.5
+"""Silence after which a tick writes: the next tick, a second later and late on a busy machine, would be past the limit."""
 _MOMENT_SECONDS = 1.0
 _JSON_SECONDS = 0.5
 """Steps of one stretch of work that come closer together are left out, and so are stretches that took less altogether."""
@@ -28,7 +30,7 @@ class _Writing(Hearing):
         self._last = self._start
 
     def _waited(self, now: float) -> None:
-        if self._open and now - self._last >= QUIET_SECONDS:
+        if self._open and now - self._last >= _WAITED_SECONDS:
             self._going_on(_innermost(self._open, now), now)
 
     @abstractmethod
