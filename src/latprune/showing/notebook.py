@@ -89,7 +89,7 @@ def _row(event: Event) -> str:
         count = f"{event.done:g}{of} {event.unit}".rstrip()
     left = f"{clock_text(event.remaining)} left" if event.remaining is not None else ""
     cells = (escape(event.stretch), bar, escape(count), clock_text(event.seconds), left, escape(", ".join(figure_texts(event.figures))))
-    return "<tr>" + "".join(f'<td style="text-align:left">{cell}</td>' for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f'<td style="text-align:left;padding-right:12px">{cell}</td>' for cell in cells) + "</tr>"
 
 
 def _displayed(html: str) -> Callable[[str], Any]:
