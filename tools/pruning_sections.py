@@ -332,7 +332,8 @@ def explorer() -> str | None:
 
     text = (
         "## Every budget at once\n\nRandom weights scored by magnitude. Networks: different ones along the frontier, and those of them "
-        "that are proven best; budgets: problems solved to find them. A move is one step of the page's slider in headless Chromium.\n\n"
+        "that are proven best; budgets: problems solved to find them. A move is one step of the page's slider in headless Chromium, "
+        "timed beside other work where no solving time stands.\n\n"
     )
     head = ["network", "resource", "groups", "networks", "proven", "budgets", "page", "solving", "a move"]
     return text + table(head, cells()) + "\n\n`benchmarks/explorer.py`"
