@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import shlex
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,37 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
+def test_the_readme_is_one_screen() -> None:
+    """A picture wider than high, two commands, the lines of Python and the table, without scrolling for long."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 75
+    (picture,) = re.findall(r"!\[[^]]*\]\(([^)]+)\)", readme)
+    width, height = struct.unpack(">II", (ROOT / picture).read_bytes()[16:24])
+    assert height <= 0.75 * width
+    assert len(blocks(ROOT / "README.md", "console")[0].splitlines()) == 2
+    assert len(blocks(ROOT / "README.md", "python")[0].splitlines()) <= 12
+
+
+def anchors(path: Path) -> set[str]:
+    """What can stand behind ``#`` in a link to a page: its headings, as mkdocs names them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        words = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", words, flags=re.ASCII).strip().lower())
+        # The same heading again has a number behind it.
+        found.add(next(name for name in (slug, *(f"{slug}_{number}" for number in range(1, 99))) if name not in found))
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=IDS)
+def test_links_to_headings_lead_somewhere(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", path.read_text(encoding="utf-8")):
+        page = path.parent / target if target else path
+        if page.suffix == ".md" and not page.is_relative_to(ROOT / "docs" / "api"):
+            assert anchor in anchors(page), f"{target}#{anchor}"
+
+
 def test_the_custom_operation_example_runs() -> None:
     code = "\n".join(blocks(ROOT / "docs" / "how-to" / "custom-operations.md", "python"))
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -86,7 +118,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert [page for page in pages if f": {page}" not in navigation and page != "comparison-table.md"] == []
 
 
-def test_the_benchmark_page_is_what_the_results_say() -> None:
-    command = [sys.executable, str(ROOT / "tools" / "benchmark_page.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("tool", ["benchmark_page", "gallery_page"])
+def test_pages_of_figures_are_what_the_results_say(tool: str) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from typing import Any
 import comparison_section
 import detection_sections
 import pruning_sections
+import time_sections
 from page_parts import ROOT, machine, measured_table, percent, read, table, write_or_check
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -474,7 +475,8 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     pruning_sections.counted,
     pruning_sections.explorer,
     pruning_sections.soft_masks,
-    pruning_sections.prune_time,
+    time_sections.first_network,
+    time_sections.filled_store,
     resnet56,
     budgets,
     tables,

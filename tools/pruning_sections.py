@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 from page_parts import machine, percent, read, table
@@ -13,7 +13,6 @@ __all__ = [
     "defaults",
     "explorer",
     "methods",
-    "prune_time",
     "recovery",
     "recovery_comparing",
     "recovery_imagenet",
@@ -333,7 +332,8 @@ def explorer() -> str | None:
 
     text = (
         "## Every budget at once\n\nRandom weights scored by magnitude. Networks: different ones along the frontier, and those of them "
-        "that are proven best; budgets: problems solved to find them. A move is one step of the page's slider in headless Chromium.\n\n"
+        "that are proven best; budgets: problems solved to find them. A move is one step of the page's slider in headless Chromium, "
+        "timed beside other work where no solving time stands.\n\n"
     )
     head = ["network", "resource", "groups", "networks", "proven", "budgets", "page", "solving", "a move"]
     return text + table(head, cells()) + "\n\n`benchmarks/explorer.py`"
@@ -428,19 +428,3 @@ def _channels(row: Any, entry: Any, prefix: str) -> str:
     """Channels kept in the groups whose name begins so, of the dense ones."""
     dense = sum(group["dense"] for name, group in row["groups"].items() if name.startswith(prefix))
     return f"{sum(width for name, width in entry['widths'].items() if name.startswith(prefix))} of {dense}"
-
-
-def prune_time() -> str | None:
-    """Pruning from a filled store, beside an earlier version."""
-    found = read("prune-time")
-    if found is None:
-        return None
-    lines = []
-    for row in found["rows"]:
-        before, now = (median(row["seconds"][name]) for name in ("before", "now"))
-        lines.append([row["job"], f"{before:.1f} s", f"{now:.1f} s", f"{row['ratio']:.2f}", str(len(row["seconds"]["now"]))])
-    text = (
-        "## Pruning from a filled store\n\nResNet-56 to half of its measured latency: whole processes of `latprune prune`, in turns with "
-        f"the version before the pruning room was rebuilt, medians and the median ratio of pairs. {machine(found)}\n\n"
-    )
-    return text + table(["method", "before", "now", "ratio", "pairs"], lines) + "\n\n`benchmarks/prune_time.py`"

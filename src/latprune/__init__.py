@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from latprune.pruning.result import Result
     from latprune.pruning.run import FitContext, prune
     from latprune.pruning.verification import verify
+    from latprune.showing import progress_bars
     from latprune.sweeping import read_sweep, sweep
     from latprune.train import Recipe, evaluate, finetune
 
@@ -66,6 +67,7 @@ __all__ = [
     "load_program",
     "load_result",
     "measure",
+    "progress_bars",
     "prune",
     "read_sweep",
     "restore",
@@ -92,6 +94,7 @@ _HOMES = {
     "latprune.pruning.result": ("Result",),
     "latprune.pruning.run": ("FitContext", "prune"),
     "latprune.pruning.verification": ("verify",),
+    "latprune.showing": ("progress_bars",),
     "latprune.sweeping": ("read_sweep", "sweep"),
     "latprune.train": ("Recipe", "evaluate", "finetune"),
 }

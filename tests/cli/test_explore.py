@@ -35,9 +35,10 @@ def test_explore_then_prune_as_the_page_says(folder, capsys):
     record = ExplorationRecord.read("run/see.json")
     assert (folder / "run" / "see.html").stat().st_size < 500_000
     assert list(record.command) == [*MODEL[:4], *MODEL[6:], *MODEL[4:6], "--keep", "layer1.1.*"]
-    # What the page copies: the recorded arguments, the file and a budget.
-    words = shlex.split(shlex.join(record.command)) + ["--explore", "run/see.json", "--pick", "50%", "-o", "pruned"]
-    assert main(["prune", *words, "--predict-only", "--quiet"]) == 0
+    # What is printed, and what the page copies: the recorded arguments, the file and a budget.
+    words = shlex.split(said.partition("take one with: ")[2])
+    assert words == ["latprune", "prune", *record.command, "--explore", "run/see.json", "--pick", "50%", "-o", "pruned"]
+    assert main([*words[1:], "--predict-only", "--quiet"]) == 0
     result = ResultRecord.read("pruned/result/result.json")
     point = [point for point in record.points if point.value <= 0.5 * record.dense.value][-1]
     assert result.pruned.macs == point.macs and result.pruned.parameters == point.parameters

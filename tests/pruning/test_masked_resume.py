@@ -102,8 +102,8 @@ def with_other(path: Path, change: Any) -> None:
     ("options", "words"),
     [
         ({"budget": "flops=55%"}, "budget"),
-        ({"method": SMCP(masks=SoftMasks(every=3, warmup=0.1, cooldown=0.4))}, "options"),
-        ({"method": SMCP(masks=FEW, score=TaylorConfig())}, "options"),
+        ({"method": SMCP(masks=SoftMasks(every=3, warmup=0.1, cooldown=0.4))}, "method option masks"),
+        ({"method": SMCP(masks=FEW, score=TaylorConfig())}, "criterion"),
         ({"method": MDP(soft_masks=FEW)}, "method"),
         ({"keep": ["conv1"]}, "keep"),
         ({"solver": "exact"}, "solver"),

@@ -231,8 +231,8 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"recover": "fold"}, "recover"),
-        ({"importance_batches": 3}, "importance_batches"),
+        ({"recover": "fold"}, r"recovery .*this one 'fold' \(--recover\)"),
+        ({"importance_batches": 3}, "importance batches 16, this one 3"),
         ({"fit": lambda model, context: None}, "trained by"),
         ({"schedule": latprune.Stages(stages=2, ramp="exponential")}, "schedule"),
         ({"solver": latprune.solve.GroupKnapsack(units=1000)}, "solver"),

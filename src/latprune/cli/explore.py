@@ -83,6 +83,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int:
     """Run the command; ``shared`` are the options that ``latprune prune`` has too."""
+    import math
+    import shlex
     from pathlib import Path
 
     from latprune.cli.loading import output_file, parse_arguments
@@ -138,7 +140,11 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     print(repr(found))
     for note in found.record.notes:
         print(f"note: {note}")
-    print(f"wrote {page} ({page.stat().st_size / 1e3:.0f} kB) and {saved}; take one with: latprune prune ... --explore {saved} --pick 50%")
+    print(f"wrote {page} ({page.stat().st_size / 1e3:.0f} kB) and {saved}")
+    smallest = min(point.value for point in found.record.points) / found.record.dense.value
+    share = max(0.5, math.ceil(100.0 * smallest) / 100.0)
+    taken = ["latprune", "prune", *command, "--explore", str(saved), "--pick", f"{share:.0%}", "-o", "pruned"]
+    print(f"take one with: {shlex.join(taken)}")
     return 0
 
 

@@ -167,8 +167,8 @@ def runner(ort: Any, session: Any, plan: dict[str, Any], feed: dict[str, Any]) -
 
 
 def settling(expected: float) -> int:
-    """Runs that a network needs to have the caches back after another one's turn: six, fewer where they would take more than 25 ms."""
-    return max(1, min(6, round(25.0 / max(expected, 1e-3))))
+    """Runs that a network needs to have the caches back after another one's turn: six, or as many as fit into 25 ms."""
+    return min(6, int(25.0 / max(expected, 1e-3)))
 
 
 def times(run: Callable[[], Any], count: int, before: int = 1) -> list[float]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from latprune.errors import CheckpointError
 from latprune.graph.types import Selection
+from latprune.pruning.differences import first_difference
 from latprune.pruning.stage import StageReport
 from latprune.surgery import ArchitectureEdits
 
@@ -118,12 +119,9 @@ def require_same_settings(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> 
     Raises:
         CheckpointError: They differ; it names the first that does.
     """
-    for key in mine:
-        if saved.get(key) != mine[key]:
-            raise CheckpointError(
-                f"the saved run has {_words(key)} {_shown(saved.get(key))}, this one {_shown(mine[key])}; use the same settings, or "
-                "another output folder"
-            )
+    differs = first_difference(saved, mine)
+    if differs is not None:
+        raise CheckpointError(f"the saved run has {differs}; use the same settings, or another output folder")
 
 
 def selection_to_dict(selection: Selection) -> dict[str, Any]:
@@ -140,13 +138,3 @@ def selection_from_dict(data: Mapping[str, Any]) -> Selection:
         kept={name: np.asarray(kept, dtype=np.int64) for name, kept in data["kept"].items()},
         removed_blocks=frozenset(data["removed_blocks"]),
     )
-
-
-def _words(key: str) -> str:
-    return {"options": "method options", "measure_latency": "measure_latency"}.get(key, key)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list) and value and all(isinstance(entry, dict) and "text" in entry for entry in value):
-        return " and ".join(repr(entry["text"]) for entry in value)
-    return repr(value)

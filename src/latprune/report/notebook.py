@@ -78,7 +78,8 @@ def _shown(
     whole = ""
     if reasons:
         items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
-        whole = f"<details><summary>{len(reasons)} stay whole, and why</summary><ul>{items}</ul></details>"
+        verb = "stays" if len(reasons) == 1 else "stay"
+        whole = f"<details><summary>{len(reasons)} {verb} whole, and why</summary><ul>{items}</ul></details>"
     lines = "".join(f"<div>{escape(fact)}</div>" for fact in facts if fact)
     return (
         f'<div><strong>{escape(title)}</strong>{lines}<div style="max-height:420px;overflow:auto;margin-top:6px">'

@@ -38,7 +38,11 @@ class Drawn(CompiledNetwork):
 def test_six_rounds_are_enough_on_a_quiet_machine() -> None:
     found = sampling.time_beside(Drawn(lambda: 10.0), 10.0, Drawn(lambda: 4.0))
     assert (found.ms, found.reference_ms, found.ratio_error, found.spread) == (4.0, 10.0, 0.0, 0.0)
-    assert found.runs == 6 * (2 + 2 + 6 + 2)
+    assert found.runs == 6 * (2 + 1 + 6 + 2)
+
+
+def test_a_slow_network_runs_once_a_turn_when_it_has_settled() -> None:
+    assert sampling.time_beside(Drawn(lambda: 40.0), 40.0, Drawn(lambda: 20.0)).runs == 6 * (0 + 1 + 1 + 1)
 
 
 def test_a_disturbed_machine_is_timed_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +50,7 @@ def test_a_disturbed_machine_is_timed_for_longer(monkeypatch: pytest.MonkeyPatch
     quiet, busy = Drawn(lambda: 10.0), Drawn(lambda: 4.0 * float(np.exp(random.normal(0.0, 0.2))))
     found = sampling.time_beside(quiet, 10.0, busy)
     assert found.ratio_error <= 0.015 and found.ms == pytest.approx(4.0, rel=0.06)
-    assert found.runs > 3 * 6 * (2 + 2 + 6 + 2)
+    assert found.runs > 3 * 6 * (2 + 1 + 6 + 2)
     monkeypatch.setattr(sampling, "_PATIENCE", 0.0)
     short = sampling.time_beside(quiet, 10.0, busy)
     assert short.ratio_error > 0.015, "what time did not allow is said"

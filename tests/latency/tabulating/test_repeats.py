@@ -203,3 +203,39 @@ def test_nothing_is_measured_again_once_the_time_is_over(tmp_path: Path, monkeyp
     monkeypatch.setattr(build, "NetworkSampler", InterruptedSampler)
     tables = built(tmp_path / "hurried.sqlite", time_limit=0.0)
     assert len(InterruptedSampler.taken) == tables.stats.networks == table_builder.fewest_networks()
+
+
+class StubbornSampler(InterruptedSampler):
+    """Every sixth network is really slower than anything that tables could know of: repetitions say so again."""
+
+    def sample(self, point: DesignPoint) -> NetworkSample:
+        self.taken.append(point)
+        sample = dataclasses.replace(self.machine.sample(point), fingerprint=FINGERPRINT)
+        return interrupted(sample, None, 1.4) if sum(sample.widths.values()) % 6 == 0 else sample
+
+
+def test_where_the_farthest_stand_the_rest_is_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "NetworkSampler", StubbornSampler)
+    found = built(tmp_path / "stubborn.sqlite")
+    repetitions = len(InterruptedSampler.taken) - found.stats.networks
+    # Three times something is about to be believed: the first 32 networks, and two batches.
+    assert 2 <= repetitions <= 3 * table_builder._STOOD
+
+
+def test_a_small_kernel_that_the_network_does_not_feel_is_not_far_off(tables: LatencyTables) -> None:
+    quiet = samples(MadeUpMachine(5, interrupted=0.0), 16, seed=9)
+    place, kernel = min(
+        ((index, item) for index, sample in enumerate(quiet) for item in sample.kernels if item.ms > 0.006),
+        key=lambda found: found[1].ms / (quiet[found[0]].ms or 1.0),
+    )
+    share = kernel.ms / sum(item.ms for item in quiet[place].kernels)
+
+    def slowed(felt: float) -> list[NetworkSample]:
+        """The samples, of which one kernel takes longer by this share of its network."""
+        changed = list(quiet)
+        changed[place] = interrupted(quiet[place], kernel.kernel, 1.0 + felt / share)
+        return changed
+
+    assert np.log1p(0.008 / share) > 0.15 and np.log1p(0.016 / share) > 0.3, "the kernel by itself is off"
+    assert agree(quiet[place], slowed(0.008)[place]) and not agree(quiet[place], slowed(0.05)[place])
+    assert far_off(tables, slowed(0.016)) == [] and far_off(tables, slowed(0.05)) == [place]

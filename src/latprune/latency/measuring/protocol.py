@@ -298,13 +298,14 @@ def measure(
 
 
 def settle(network: CompiledNetwork, expected_ms: float) -> int:
-    """Run a network whose turn it is until it has the caches to itself: six runs, fewer where they would take more than 25 ms.
+    """Run a network whose turn it is until it has the caches to itself: six runs, or as many as fit into 25 ms; none of a slower network.
 
     After another network's turn the first run takes much longer, and a network of a few milliseconds needs several more to come down to its
-    own time (``benchmarks/latency/settling.py``). Counted in, they make small networks look slower than they are in service.
+    own time (``benchmarks/latency/settling.py``). Counted in, they make small networks look slower than they are in service. One that takes
+    longer than that is at its own time from the first run on.
     Returns how many runs it made.
     """
-    runs = int(np.clip(round(_SETTLE_MS / max(expected_ms, 1e-6)), 1, _SETTLE_RUNS))
+    runs = int(min(_SETTLE_MS // max(expected_ms, 1e-6), _SETTLE_RUNS))
     for _ in range(runs):
         network.run()
     return runs

@@ -67,7 +67,7 @@ def time_beside(reference: CompiledNetwork, reference_ms: float, network: Compil
     """Medians over short rounds that alternate between the two: six, and on a machine that others disturb more, until the ratio is known to
     1.5 % or two seconds have passed.
     """
-    turns = ((reference, reference_ms), (network, max(warm_up(network, max_seconds=1.0), 1e-3)))
+    turns = ((reference, reference_ms), (network, max(warm_up(network, block=3, max_seconds=1.0), 1e-3)))
     medians: tuple[list[float], list[float]] = ([], [])
     runs, error = 0, float("inf")
     end = time.perf_counter() + _PATIENCE
@@ -85,8 +85,11 @@ def time_beside(reference: CompiledNetwork, reference_ms: float, network: Compil
 
 
 def _block(ms: float) -> int:
-    """Runs of one block: 8 ms' worth, 2 to 30."""
-    return int(np.clip(round(8.0 / ms), 2, 30))
+    """Runs of one block: 8 ms' worth, at most 30.
+
+    One run is enough of a slow network: once it has settled, runs of one block differ less than blocks do.
+    """
+    return int(np.clip(round(8.0 / ms), 1, 30))
 
 
 def profile_runs(ms: float) -> int:

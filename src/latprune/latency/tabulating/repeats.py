@@ -31,30 +31,35 @@ _KERNEL, _WHOLE = 0.3, 0.08
 """Logarithms of measured over predicted beyond which a kernel or a network may be far off."""
 _SPREADS = 6.0
 _SHARE, _LEAST_MS = 0.005, 0.005
-_SAME_KERNEL, _SAME_WHOLE = 0.15, 0.04
+_FELT = 0.02
+"""Share of a network's latency by which a kernel must be off: small kernels differ from one compilation to the next, by their memory."""
+_SAME_KERNEL, _SAME_WHOLE, _SAME_FELT = 0.15, 0.04, 0.01
 
 
 def far_off(tables: LatencyTables, samples: Sequence[NetworkSample]) -> list[int]:
     """Indices of the samples that ``tables`` cannot explain, the farthest first.
 
-    A sample is far off if the network, or a kernel that is more than noise in it, took over 8 % (a kernel: 35 %) and six times the usual
-    spread more or less than predicted. Early tables predict badly, and then the usual spread is large.
+    A sample is far off if the network, or a kernel by which the network feels it (2 % of its latency), took over 8 % (a kernel: 35 %) and
+    six times the usual spread more or less than predicted. Early tables predict badly, and then the usual spread is large.
     """
     wholes: list[float] = []
     parts: list[dict[str, float]] = []
+    weights: list[dict[str, float]] = []
     for sample in samples:
         speed = tables.dense_ms / sample.reference_ms
         predicted = tables.predict(sample.widths, sample.removed)
         inside = tables.at(tables.share_of(sample.widths, sample.removed))
         wholes.append(float(np.log(sample.ms * speed / predicted)) if sample.ms is not None else 0.0)
-        found = {}
+        found, weight = {}, {}
         for kernel in sample.kernels:
             entry = tables.entries.get(kernel.kernel)
             if entry is not None:
                 cost = inside.cost(kernel.kernel, kernel.sizes, sample.removed)
                 if cost > max(_SHARE * predicted, _LEAST_MS):
                     found[kernel.kernel] = float(np.log(max(kernel.ms * speed, 1e-6) / cost))
+                    weight[kernel.kernel] = cost / predicted
         parts.append(found)
+        weights.append(weight)
     # The profile's own scale is not the tables': each kernel is judged against its own usual ratio.
     usual = {name: float(np.median([found[name] for found in parts if name in found])) for name in {n for found in parts for n in found}}
     deviations = [{name: abs(value - usual[name]) for name, value in found.items()} for found in parts]
@@ -62,15 +67,18 @@ def far_off(tables: LatencyTables, samples: Sequence[NetworkSample]) -> list[int
     kernel_limit = max(_KERNEL, _SPREADS * 1.4826 * float(np.median(together)) if together else 0.0)
     centre = float(np.median(wholes))
     whole_limit = max(_WHOLE, _SPREADS * 1.4826 * float(np.median(np.abs(np.asarray(wholes) - centre))))
+    felt = [
+        [found[name] for name, value in part.items() if weight[name] * abs(np.exp(value) - np.exp(usual[name])) > _FELT]
+        for part, found, weight in zip(parts, deviations, weights, strict=True)
+    ]
     badness = [
-        max(abs(whole - centre) / whole_limit, max(found.values(), default=0.0) / kernel_limit)
-        for whole, found in zip(wholes, deviations, strict=True)
+        max(abs(whole - centre) / whole_limit, max(found, default=0.0) / kernel_limit) for whole, found in zip(wholes, felt, strict=True)
     ]
     return sorted((index for index, bad in enumerate(badness) if bad > 1.0), key=lambda index: -badness[index])
 
 
 def agree(first: NetworkSample, second: NetworkSample) -> bool:
-    """Whether two measurements of one network tell the same: within 4 %, and each kernel that is more than noise within 15 %."""
+    """Whether two measurements of one network tell the same: within 4 %, and each kernel within 15 % or 1 % of all of them."""
     speed = first.reference_ms / second.reference_ms
     if first.ms is not None and second.ms is not None and abs(np.log(first.ms / (second.ms * speed))) > _SAME_WHOLE:
         return False
@@ -79,7 +87,7 @@ def agree(first: NetworkSample, second: NetworkSample) -> bool:
     return all(
         abs(np.log(kernel.ms / max(others[kernel.kernel], 1e-9))) <= _SAME_KERNEL
         for kernel in first.kernels
-        if kernel.kernel in others and kernel.ms > max(_SHARE * total, _LEAST_MS)
+        if kernel.kernel in others and abs(kernel.ms - others[kernel.kernel]) > max(_SAME_FELT * total, _LEAST_MS)
     )
 
 

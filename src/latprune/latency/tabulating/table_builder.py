@@ -21,6 +21,8 @@ _ENOUGH = 0.015
 _NO_BETTER = 0.93
 _SUSPECTS = 4
 """Networks of one batch that are measured again at most: where more are far off, the tables are, not the samples."""
+_STOOD = 2
+"""Suspects in a row that come out as they were before, after which the tables are taken to be off: the next ones are nearer to them."""
 _LOOKS = 3
 """Times that the first tables are asked what is far off."""
 
@@ -78,16 +80,14 @@ class TableBuilder:
         """Measure again what is far off among the networks that are about to be believed."""
         start = self._next - _BATCH if self._pending is not None else 0
         repeated: set[int] = set()
-        # The first tables are bent by the very samples that they judge, so once some are mended they are asked again.
         for _ in range(1 if self._pending is not None else _LOOKS):
             if late():
                 break
             tables = self._pending or self._fit(self.samples[: self._next], TableStats())
             suspects = [index for index in far_off(tables, self.samples[start : self._next]) if index not in repeated][:_SUSPECTS]
-            if not suspects:
-                break
+            stood = 0
             for index in suspects:
-                if late():
+                if late() or stood == _STOOD:
                     break
                 suspect = self.samples[start + index]
                 tries = [suspect]
@@ -96,7 +96,11 @@ class TableBuilder:
                     if any(agree(other, tries[-1]) for other in tries[:-1]):
                         break
                 self.samples[start + index] = median_sample(tries)
-            repeated.update(suspects)
+                repeated.add(index)
+                stood = stood + 1 if agree(suspect, tries[1]) else 0
+            # The first tables are bent by the very samples that they judge, so once some are mended they are asked again.
+            if stood == len(suspects) or stood == _STOOD:
+                break
 
     def _fit(self, samples: list[NetworkSample], stats: TableStats) -> LatencyTables:
         residual = self.residual if self.residual is not None else Residual.of([], [])

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from latprune.progress import Event
 
-__all__ = ["Hearing"]
+__all__ = ["Hearing", "ticking"]
+
+HearingT = TypeVar("HearingT", bound="Hearing")
 
 
 class Hearing(ABC):
@@ -49,3 +52,21 @@ class Hearing(ABC):
     @abstractmethod
     def _waited(self, now: float) -> None:
         """Some time went by."""
+
+
+@contextmanager
+def ticking(listener: HearingT, *, seconds: float = 1.0) -> Iterator[HearingT]:
+    """Call ``listener.tick`` from a thread of its own, for work that is one long call. A look each second takes some microseconds."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(seconds):
+            listener.tick()
+
+    thread = threading.Thread(target=tick, name="latprune-progress", daemon=True)
+    thread.start()
+    try:
+        yield listener
+    finally:
+        ended.set()
+        thread.join()

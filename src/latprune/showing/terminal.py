@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from latprune.cli.hearing import Hearing
 from latprune.progress import Event, clock_text, figure_texts
+from latprune.showing.hearing import Hearing
 
 __all__ = ["Display"]
 

@@ -1,0 +1,93 @@
+"""What differs between the settings of a saved run and those of this one, in the words and options that the user gave them by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from latprune.importance import criterion_type, registered_criteria
+
+__all__ = ["first_difference"]
+
+_NAMES = {
+    "recover": ("recovery", "recover"),
+    "budget": ("budget", "budget"),
+    "keep": ("modules kept whole", "keep"),
+    "blocks_keep": ("blocks that must stay", "blocks-keep"),
+    "min_widths": ("smallest widths", "min-width"),
+    "widths": ("rules for widths", "multiple-of, --max-width, --min-share, --max-share"),
+    "within": ("part that is pruned", "within"),
+    "measure_latency": ("latency measured", "predict-only"),
+    "pick": ("network picked", "pick"),
+    "score": ("criterion", "criterion"),
+    "trained by": ("trained by", "epochs, --recipe, --fit"),
+}
+"""Setting -> what it is called in a sentence, and its option of the command line."""
+_PARTS = {
+    "options": "method",
+    "score": "criterion",
+    "recover": "recover",
+    "schedule": "schedule",
+    "solver": "solver",
+    "trained by": "recipe",
+}
+"""Setting that holds others -> the option whose ``--...-arg`` they are given by."""
+_WHOLE = frozenset({"pick", "min_widths"})
+"""Settings whose entries are told together."""
+_KINDS = ("type", "strategy", "name")
+"""Entries that say which of several things a setting is; the others are options of that thing."""
+
+
+def first_difference(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str | None:
+    """The first setting that differs, as ``criterion 'magnitude', this one 'taylor' (--criterion)``; None where all are the same.
+
+    Args:
+        saved: Settings of the saved run, by name; what it lacks was not given.
+        mine: Those of this one.
+    """
+    key = next((key for key in mine if saved.get(key) != mine[key]), None)
+    return None if key is None else _difference((key,), saved.get(key), mine[key], None)
+
+
+def _difference(path: tuple[str, ...], saved: Any, mine: Any, part: str | None) -> str:
+    """The innermost difference of two values that lie at ``path`` in the settings, in options of ``part`` where there is one."""
+    key = path[-1]
+    part = _PARTS.get(key, part)
+    if isinstance(saved, Mapping) and isinstance(mine, Mapping) and _kind(saved) == _kind(mine) and key not in _WHOLE:
+        inner = next(name for name in {**saved, **mine} if saved.get(name) != mine.get(name))
+        below = (inner,) if key in _PARTS or key == "target" else (*path, inner)
+        return _difference(below, saved.get(inner), mine.get(inner), part)
+    shown = f"{_shown(saved)}, this one {_shown(mine)}"
+    if part is not None and key not in _PARTS:
+        return f"{part} option {'.'.join(path)}={shown} (--{part}-arg)"
+    words, option = _NAMES.get(key, (key.replace("_", " "), key.replace("_", "-")))
+    return f"{words} {shown} (--{option})"
+
+
+def _kind(value: Mapping[str, Any]) -> list[Any]:
+    return [value.get(name) for name in _KINDS]
+
+
+def _shown(value: Any) -> str:
+    """A setting as the user would write it."""
+    if value is None or value in ([], {}):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        if "text" in value:
+            return repr(value["text"])
+        kind = next((str(value[name]) for name in _KINDS if value.get(name)), None)
+        if kind is not None:
+            return repr(_criterion_name(kind))
+        if "epochs" in value:
+            return f"{value['epochs']} epochs of a recipe"
+        return ", ".join(f"{name}={_shown(entry)}" for name, entry in value.items())
+    if isinstance(value, list):
+        return " and ".join(_shown(entry) for entry in value)
+    return repr(value)
+
+
+def _criterion_name(kind: str) -> str:
+    """The name of the criterion whose configuration is of the type called ``kind``; other kinds are names themselves."""
+    return next((name for name in registered_criteria() if criterion_type(name).__name__ == kind), kind)
