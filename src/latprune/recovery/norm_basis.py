@@ -118,8 +118,13 @@ class _Watched(TorchFunctionMode):
         names = _ARGUMENTS.get(func)
         if names is not None:
             found = {"training": False, "weight": None, "bias": None, "eps": 1e-5, **dict(zip(names, args, strict=False)), **given}
-            tensors = [found.get(name) for name in ("running_mean", "running_var", "weight", "bias")]
-            if not found["training"] and all(isinstance(t, Tensor) and t.dtype in _WIDE for t in tensors):
-                norm = self.norms.setdefault(id(tensors[0]), _Norm(*tensors, float(found["eps"])))  # type: ignore[arg-type]
+            mean, variance, weight, bias = (_wide(found.get(name)) for name in ("running_mean", "running_var", "weight", "bias"))
+            if not found["training"] and mean is not None and variance is not None and weight is not None and bias is not None:
+                norm = self.norms.setdefault(id(mean), _Norm(mean, variance, weight, bias, float(found["eps"])))
                 norm.meet(found["input"])
         return func(*args, **given)
+
+
+def _wide(value: Any) -> Tensor | None:
+    """A tensor of at least 32 bits; None for anything else."""
+    return value if isinstance(value, Tensor) and value.dtype in _WIDE else None
