@@ -42,16 +42,16 @@ def recovery() -> str | None:
         return None
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for row in found["rows"]:
-        key = (row["network"], row["budget"], row["blocks_removed"], row["channels"], row["strategy"])
+        key = (row["network"], row["budget"], row["blocks"], row["blocks_removed"], row["channels"], row["strategy"])
         groups.setdefault(key, []).append(row)
     lines = []
-    for (network, budget, blocks, channels, strategy), rows in groups.items():
+    for (network, budget, removable, blocks, channels, strategy), rows in sorted(groups.items(), key=lambda item: item[0][:4]):
         top1 = [row["top1"] for row in rows]
         spread = f" ± {(max(top1) - min(top1)) / 2:.2f}" if len(top1) > 1 else ""
         lines.append(
             [
                 _name(network),
-                f"{budget}, {blocks} blocks removed" if blocks else str(budget),
+                f"{budget}, {blocks} blocks removed" if removable else str(budget),
                 str(channels),
                 str(strategy),
                 f"{mean(top1):.2f} %{spread}",
