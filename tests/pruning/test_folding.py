@@ -194,6 +194,20 @@ def test_a_model_is_pruned_in_place_through_its_weight_norms(kind: str, tmp_path
     assert torch.equal(latprune.restore(lambda: _network(kind), tmp_path / "result")(X), wanted)
 
 
+@pytest.mark.parametrize("kind", ["weight_norm", "WeightNorm"])
+def test_norms_that_are_taken_off_the_result_stay_off(kind: str, tmp_path: Path) -> None:
+    result = latprune.prune(_network(kind), X, budget="params=60%", method="uniform", measure_latency=False)
+    wanted = result.model(X)
+    fold_in_place(result.model, [fold for fold in folds_of(result.model) if fold.module == "0"])
+    result.save(tmp_path / "result")
+    restored = latprune.restore(lambda: _network(kind), tmp_path / "result")
+    assert [fold.module for fold in folds_of(restored)] == ["2"] and torch.allclose(restored(X), wanted, atol=1e-6)
+    fold_in_place(result.model, folds_of(result.model))
+    result.save(tmp_path / "result")
+    restored = latprune.restore(lambda: _network(kind), tmp_path / "result")
+    assert folds_of(restored) == () and torch.allclose(restored(X), wanted, atol=1e-6)
+
+
 def test_a_refusal_leaves_weight_norms_as_they_were() -> None:
     model = _network("WeightNorm")
     before = {name: value.clone() for name, value in model.state_dict().items()}
