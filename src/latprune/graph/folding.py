@@ -126,7 +126,7 @@ def returning_norms(model: nn.Module, folds: Iterable[Fold]) -> tuple[Fold, ...]
 
 def norms_in_place(model: nn.Module, folds: Iterable[Fold]) -> None:
     """Put weight norms onto plain weights of ``model``, which they compute: their directions are the weights that are there, and their
-    lengths those weights' norms.
+    lengths those weights' norms. Folds of other kinds are passed over.
 
     Example:
         >>> net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
@@ -136,6 +136,8 @@ def norms_in_place(model: nn.Module, folds: Iterable[Fold]) -> None:
         ['0.bias', '0.parametrizations.weight.original0', '0.parametrizations.weight.original1']
     """
     for fold in folds:
+        if fold.kind not in WEIGHT_NORMS or fold.dim is None:
+            continue
         module = model.get_submodule(fold.module)
         trained = module.get_parameter(fold.tensor).requires_grad
         put = weight_norm if fold.kind == "weight_norm" else parametrizations.weight_norm
