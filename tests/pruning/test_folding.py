@@ -16,6 +16,9 @@ import latprune
 from latprune.errors import BudgetInfeasibleError, CheckpointError, FileFormatError, InvalidArgumentError, SurgeryError, UnwrappedWarning
 from latprune.graph import Selection, folded, trace
 from latprune.graph.folding import fold_in_place, folds_of, norms_in_place, returning_norms
+from latprune.latency.engines.base import CompiledNetwork
+from latprune.latency.engines.torch_eager import TorchEngine
+from latprune.pruning import verification
 from latprune.surgery import ArchitectureEdits, EditStep, FoldEdit, NormEdit, prune, replay
 
 X = torch.randn(2, 3, 10, 10, generator=torch.Generator().manual_seed(0))
@@ -228,3 +231,21 @@ def test_norms_beside_other_derived_weights_are_told_as_before() -> None:
     nn.utils.parametrizations.spectral_norm(model[6])
     with pytest.raises(InvalidArgumentError, match=r"fold=True \(--fold\)"):
         latprune.prune(model, X, budget="params=60%", method="uniform", measure_latency=False)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_result_is_verified_with_the_plain_weights_that_were_measured(
+    fold: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"budget": "params=60%", "method": "uniform", "measure_latency": False, "target": "torch", "fold": fold}
+    latprune.prune(_network("weight_norm"), X, **options).save(tmp_path / "result")
+    compiled: list[nn.Module] = []
+
+    class Watched(TorchEngine):
+        def compile(self, model: nn.Module, *args: object, **kwargs: object) -> CompiledNetwork:
+            compiled.append(model)
+            return super().compile(model, *args, **kwargs)
+
+    monkeypatch.setattr(verification, "get_engine", lambda name: Watched())
+    outcome = verification.verify(tmp_path / "result", lambda: _network("weight_norm"), save=False)
+    assert outcome.met and len(compiled) == 2 and all(folds_of(network) == () for network in compiled)

@@ -159,8 +159,8 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
                 except LatpruneError:
                     raise
                 except Exception as error:
-                    module = failing_module(model, error)
-                    where = f" (in module '{module}')" if module else ""
+                    failed = failing_module(model, error)
+                    where = f" (in module '{failed}')" if failed else ""
                     raise CaptureError(f"the model does not run on the example inputs: {type(error).__name__}: {error}{where}") from error
                 runs.append([tensor.detach().clone() for tensor in flatten_tensors(output, opaque=False)])
     finally:
