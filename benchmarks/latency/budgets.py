@@ -4,7 +4,7 @@ r"""Networks solved for a share of the dense latency: what the tables predicted,
         --output benchmarks/results/latency-budgets.json
 
 YOLO at both of its usual image sides: ``--models yolov8n-320 yolov8n-640 yolo11n-320 yolo11n-640 yolo26n-320 yolo26n-640 --engines openvino
---budgets 60%``.
+--budgets 60%``. Every family of networks on every engine: ``--models vit deit_tiny bert llama t5 yolov8n-320 --budgets 60%``.
 
 For each budget one row: the tables' prediction for the first network that the solver returned and what that one measured at, then what was
 delivered after measure-and-correct, in a fresh measurement. Weights are random: only latency is looked at. Rows in the output file that are
@@ -25,6 +25,7 @@ import latprune
 from latprune.errors import LatpruneError
 from latprune.importance import MagnitudeConfig
 from latprune.latency import LatencyTables, Store, Target, available_engines, build_tables
+from latprune.latency.tabulating.table_builder import fewest_networks
 
 Row = dict[str, Any]
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["openvino", "onnxruntime", "torch"], choices=sorted(available_engines()))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--budgets", default="80%,70%,60%,50%,40%,30%,20%")
+    parser.add_argument("--max-networks", type=int, default=128, help=f"networks that tables are measured on, at least {fewest_networks()}")
     parser.add_argument("--store", type=Path, default=Path("runs/latency.sqlite"))
     parser.add_argument("--records", type=Path, default=Path("runs/budgets"), help="folder for the record of each result")
     parser.add_argument("--output", type=Path, required=True)
@@ -48,7 +50,7 @@ def main() -> None:
             for engine in args.engines:
                 target = Target(engine=engine, device=args.device, threads=1, batch=1)
                 model, x = build(name)
-                tables = build_tables(model, latprune.trace(model, x), x, target, store=store)
+                tables = build_tables(model, latprune.trace(model, x), x, target, store=store, max_networks=args.max_networks)
                 for budget in args.budgets.split(","):
                     row = deliver(name, target, budget, tables, args.records)
                     show(row)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import MODELS
+from models import MODELS, build
 from result_file import ResultFile
 
 from latprune.errors import TableError
@@ -130,8 +130,7 @@ def main() -> None:
             context = target_context(target)
             graphs, networks = {}, {}
             for name in args.models:
-                build, shape = MODELS[name]
-                model, x = build().eval(), torch.randn(*shape)
+                model, x = build(name)
                 graphs[name] = trace(model, x)
                 build_tables(model, graphs[name], x, target, store=store)
                 networks[name] = store.networks(context, network_fingerprint(list(graphs[name].kernels.values()), x, target))

@@ -128,16 +128,20 @@ def test_the_fewest_networks_that_help_texts_name_are_those_that_tables_need() -
     assert measure._LEAST == fewest_networks() < measure._IN_KIT < measure._MOST
 
 
-def test_inspect_folds_weights_that_are_computed_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["spectral_norm", "weight_norm"])
+def test_inspect_folds_weights_that_are_computed_of_others(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "normed.py").write_text(
         "from torch import nn\n"
-        "from torch.nn.utils.parametrizations import weight_norm\n"
+        f"from torch.nn.utils.parametrizations import {kind}\n"
         "def net():\n"
-        "    return nn.Sequential(weight_norm(nn.Linear(4, 12)), nn.ReLU(), nn.Linear(12, 2))\n"
+        f"    return nn.Sequential({kind}(nn.Linear(4, 12)), nn.ReLU(), nn.Linear(12, 2))\n"
     )
     arguments = ["inspect", "--model", f"{tmp_path / 'normed.py'}:net", "--input", "1x4"]
     assert main(arguments) == 0
-    assert "0  [12, channels]" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    # A weight norm is pruned through, unasked.
+    assert ("0  [12, channels]" in shown) == ("pruned through their weight norms\n  0 (WeightNorm)" in shown) == (kind == "weight_norm")
     assert main([*arguments, "--fold"]) == 0
     shown = capsys.readouterr().out
-    assert "0  [12, channels]" in shown and "0 (WeightNorm)" in shown.split("folded into plain weights")[1]
+    name = "WeightNorm" if kind == "weight_norm" else "SpectralNorm"
+    assert "0  [12, channels]" in shown and f"0 ({name})" in shown.split("folded into plain weights")[1]

@@ -121,7 +121,7 @@ def _prune(model: nn.Module, **options: Any) -> Any:
         (lambda: _net(middle=Failing()), {}),
         (lambda: _net(middle=Infinite()), {}),
         (lambda: _net(middle=Stateful(8, 8, 1)), {}),
-        (lambda: _net(middle=_normed()), {}),
+        (lambda: _net(middle=_normed()), {"budget": "params=0.001%"}),
         (lambda: _net(middle=parametrizations.spectral_norm(nn.Conv2d(8, 8, 9, padding=4))), {}),
         (lambda: _net(middle=torch.compile(nn.Conv2d(8, 8, 1), backend="eager")), {}),
         (lambda: _net(middle=nn.DataParallel(nn.Conv2d(8, 8, 1))), {}),

@@ -146,27 +146,31 @@ def test_what_carries_no_channels_may_differ_and_what_carries_some_may_not(start
 class StatedMask(nn.Module):
     """Attention whose mask is made of the stated number of heads, as cross-attention of some encoder-decoders does."""
 
-    def __init__(self, stated: bool) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.heads, self.stated = 2, stated
+        self.heads, self.kind = 2, kind
         self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, _ = x.shape
         q, k, v = (layer(x).view(batch, length, self.heads, -1).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        mask = torch.zeros(1, self.heads if self.stated else 1, length, length)
+        if self.kind == "values":
+            mask = torch.from_numpy(np.zeros((1, 2, length, length), dtype=np.float32)).to(x.dtype)
+        else:
+            mask = torch.zeros(1, self.heads if self.kind == "stated" else 1, length, length)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return x + self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
 
 
-@pytest.mark.parametrize("stated", [False, True])
-def test_a_mask_of_a_stated_number_of_heads_keeps_them(stated: bool) -> None:
+@pytest.mark.parametrize("kind", ["shared", "stated", "values"])
+def test_a_mask_of_one_value_follows_the_heads_and_one_of_values_keeps_them(kind: str) -> None:
     x = torch.randn(2, 5, 16)
-    model = StatedMask(stated).eval()
+    model = StatedMask(kind).eval()
     graph = trace(model, x)
-    assert any(name.endswith(":heads") for name in graph.groups) is not stated
+    assert any(name.endswith(":heads") for name in graph.groups) is (kind != "values")
     pruned = copied(model)
     prune(pruned, graph, halves(graph))
+    assert pruned.heads == (2 if kind == "values" else 1)
     assert check_equal(pruned, masked(model, graph, halves(graph)), x).equal
 
 

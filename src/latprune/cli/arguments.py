@@ -55,13 +55,21 @@ def add_form_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_fold_argument(parser: argparse._ActionsContainer) -> None:
-    """Add ``--fold``."""
+def add_fold_argument(parser: argparse._ActionsContainer, *, temporary: bool = False) -> None:
+    """Add ``--fold``, and ``--fold-temporarily`` where there is a result that could have its weight norms back."""
     parser.add_argument(
         "--fold",
         action="store_true",
         help="make weights that are computed of others (weight norm, spectral norm, masks) plain ones first, in a copy; changes no output",
     )
+    if temporary:
+        parser.add_argument(
+            "--fold-temporarily",
+            dest="fold",
+            action="store_const",
+            const="temporary",
+            help="as --fold, and the result has weight norms where the model had them, which compute the weights that were cut",
+        )
 
 
 def add_image_arguments(parser: argparse._ActionsContainer) -> None:

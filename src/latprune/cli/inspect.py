@@ -43,11 +43,13 @@ def run(args: argparse.Namespace) -> int:
     from latprune.graph import trace
     from latprune.graph.conditions import check_repeatable
     from latprune.graph.folding import folds_of
+    from latprune.pruning.through_norms import through_norms
 
     settle_inputs(args)
     model = build_model(args)
     inputs = example_inputs(args.input)
     check_repeatable(model, inputs)
+    through = through_norms(model, {"form": args.form, "fold": args.fold})
     graph = trace(
         model,
         inputs,
@@ -56,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
         min_widths=dict(glob_numbers(args.min_width, "--min-width", int)) or None,
         within=args.within,
         form=args.form,
-        fold=args.fold,
+        fold=args.fold or through,
     )
     print(graph.to_json() if args.json else graph.describe())
     if graph.folded is not None and not args.json:
         named = ", ".join(f"{fold.module} ({fold.kind})" for fold in folds_of(model))
-        print(f"\nfolded into plain weights, in a copy\n  {named}")
+        print(f"\n{'pruned through their weight norms' if through else 'folded into plain weights, in a copy'}\n  {named}")
     return 0

@@ -58,7 +58,7 @@ def add_method_arguments(group: argparse._ActionsContainer, *, solver: bool = Tr
     group.add_argument("--multiple-of", action="append", default=[], metavar="[GROUP=]N", help="widths are multiples of N; may be repeated")
     group.add_argument("--within", metavar="PATH", help="prune inside of this sub-module only")
     add_form_argument(group)
-    add_fold_argument(group)
+    add_fold_argument(group, temporary=True)
     if solver:
         group.add_argument("--solver", help="solver of the pruning problem (default: the method's own)")
         add_solver_argument(group)

@@ -78,6 +78,7 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
     weights = encode_tensors(stored)
     if program is None:
         _require_known(stored_shapes(stored), record)
+        record = _with_norms_that_are_there(record, stored)
     provenance = record.provenance.model_copy(update={"weights_sha256": sha256_hex(weights)})
     record = record.model_copy(update={"provenance": provenance, "program": program})
     text = record.to_json().encode("utf-8")
@@ -109,6 +110,17 @@ def _further(stored: Mapping[str, tuple[int, ...]], record: ResultRecord) -> lis
         for step in edits.get("steps", ()):
             known |= {f"{fold['module']}.{fold['tensor']}".lstrip(".") for fold in step.get("folds", ())}
     return [name for name in stored if name not in known] if known else []
+
+
+def _with_norms_that_are_there(record: ResultRecord, stored: Mapping[str, torch.Tensor]) -> ResultRecord:
+    """The record without the weight norms that were taken off the network since it was pruned: their weights are plain tensors now."""
+
+    def left(step: Mapping[str, Any]) -> dict[str, Any]:
+        norms = [norm for norm in step["norms"] if f"{norm['module']}.{norm['tensor']}".lstrip(".") not in stored]
+        return {key: value for key, value in step.items() if key != "norms"} | ({"norms": norms} if norms else {})
+
+    edits = tuple({**entry, "steps": [left(s) if s.get("norms") else s for s in entry.get("steps", ())]} for entry in record.edits)
+    return record.model_copy(update={"edits": edits}) if edits != tuple(record.edits) else record
 
 
 def _require_known(stored: Mapping[str, tuple[int, ...]], record: ResultRecord) -> None:

@@ -2,9 +2,14 @@
 
 At each sum of two activations the fork is the nearest common dominator of the operands. One side (the branch) holds a contraction with
 weights and a nonlinearity or an attention; the other (the shortcut) at most one contraction and no nonlinearity; they share nothing.
+
+A branch may read more than the fork: an attention over another sequence, a convolution that a time embedding is added to. Then the branch
+is what serves the sum alone, and the fork is where it meets the shortcut.
 """
 
 from __future__ import annotations
+
+from heapq import heappop, heappush
 
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.realise import Branch, nonnegative, realise, short_name
@@ -89,6 +94,8 @@ def find_branches(recording: Recording, program: CapturedNetwork | None = None) 
             continue
         branch = _branch_at(node, a, b, nodes, flow)
         if branch is None:
+            branch = _branch_with_entries(node, flow, alive, consumers, whole=program is not None)
+        if branch is None:
             continue
         if any(c in alive and c not in branch.nodes and c != node.index for n in branch.nodes for c in consumers.get(n, ())):
             continue  # something inside the branch is read elsewhere
@@ -162,21 +169,71 @@ def _branch_at(node: Node, a: Info, b: Info, nodes: list[Node], flow: _Flow) -> 
     sides = [flow.between(fork, a.node), flow.between(fork, b.node)]
     if sides[0] & sides[1]:
         return None
-    able = [_weighted(nodes, s) >= 1 and _nonlinear(nodes, s) for s in sides]
-    plain = [_weighted(nodes, s) <= 1 and not _nonlinear(nodes, s) for s in sides]
+    able = [_able(nodes, s) for s in sides]
+    plain = [_plain(nodes, s) for s in sides]
     if able[0] and plain[1]:
         operand = 0
     elif able[1] and plain[0]:
         operand = 1
     else:
         return None
-    short = sides[1 - operand]
-    if not short:
-        kind = "identity"
-    elif _weighted(nodes, short):
+    return _found(node, operand, fork, sides[operand], sides[1 - operand], nodes)
+
+
+def _able(nodes: list[Node], at: frozenset[int]) -> bool:
+    """Whether nodes can be a branch."""
+    return _weighted(nodes, at) >= 1 and _nonlinear(nodes, at)
+
+
+def _plain(nodes: list[Node], at: frozenset[int]) -> bool:
+    """Whether nodes can be a shortcut."""
+    return _weighted(nodes, at) <= 1 and not _nonlinear(nodes, at)
+
+
+def _found(node: Node, operand: int, fork: int, branch: frozenset[int], short: frozenset[int], nodes: list[Node]) -> Branch:
+    if _weighted(nodes, short):
         kind = "projection"
     elif any(short_name(nodes[n]) == "constant_pad_nd" for n in short):
         kind = "pad"
     else:
         kind = "identity"
-    return Branch(name="", join=node.index, operand=operand, fork=fork, nodes=sides[operand], shortcut_nodes=short, shortcut=kind)
+    return Branch(name="", join=node.index, operand=operand, fork=fork, nodes=branch, shortcut_nodes=short, shortcut=kind)
+
+
+def _branch_with_entries(join: Node, flow: _Flow, alive: set[int], consumers: dict[int, list[int]], *, whole: bool) -> Branch | None:
+    """A branch that reads the fork and other values beside.
+
+    With ``whole`` it takes all that serves it alone (an encoder that nothing else reads); else what ran after the fork, which is what the
+    modules around the sum compute.
+    """
+    for operand in (0, 1):
+        side = _serving_alone(join, operand, flow, alive, consumers)
+        entries = {p for n in side for p in flow.pred[n]} - side
+        short: set[int] = set()
+        fork = join.inputs[1 - operand].node
+        while fork >= 0 and fork not in entries and len(flow.pred[fork]) == 1:
+            short.add(fork)
+            fork = flow.pred[fork][0]
+        if fork < 0 or fork not in entries or not _plain(flow.nodes, frozenset(short)):
+            continue
+        branch = frozenset(n for n in side if whole or n > fork)
+        if _able(flow.nodes, branch):
+            return _found(join, operand, fork, branch, frozenset(short), flow.nodes)
+    return None
+
+
+def _serving_alone(join: Node, operand: int, flow: _Flow, alive: set[int], consumers: dict[int, list[int]]) -> frozenset[int]:
+    """Nodes that outputs depend on by one operand of a sum alone."""
+    end = join.inputs[operand].node
+    if end == join.inputs[1 - operand].node:
+        return frozenset()
+    found: set[int] = set()
+    todo = [-end]
+    while todo:
+        n = -heappop(todo)  # from the last to the first: what reads a node has been looked at before it
+        if n < 0 or n in found or not all(c in found or (n == end and c == join.index) for c in consumers.get(n, ()) if c in alive):
+            continue
+        found.add(n)
+        for p in flow.pred[n]:
+            heappush(todo, -p)
+    return frozenset(found)

@@ -22,6 +22,7 @@ __all__ = [
     "check_repeatable",
     "cut_unfolded",
     "during_calls",
+    "failing_module",
     "folds_weights",
     "forget_cached",
     "preserved_buffers",
@@ -118,6 +119,23 @@ def preserved_modes(model: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
+def failing_module(model: nn.Module, error: BaseException, *, own: bool = False) -> str:
+    """Path of the innermost module that an error passed through; empty where it is none but the model.
+
+    Args:
+        model: The model that ran.
+        error: What it raised.
+        own: PyTorch's own modules are left out.
+    """
+    paths = {id(m): path for path, m in model.named_modules() if path and not (own and type(m).__module__.startswith("torch."))}
+    found = ""
+    trace = error.__traceback__
+    while trace is not None:
+        found = paths.get(id(trace.tb_frame.f_locals.get("self")), found)
+        trace = trace.tb_next
+    return found
+
+
 def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     """Run ``model`` twice in evaluation mode on the same inputs; nothing stays of the runs, random generators included.
 
@@ -141,7 +159,9 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
                 except LatpruneError:
                     raise
                 except Exception as error:
-                    raise CaptureError(f"the model does not run on the example inputs: {type(error).__name__}: {error}") from error
+                    failed = failing_module(model, error)
+                    where = f" (in module '{failed}')" if failed else ""
+                    raise CaptureError(f"the model does not run on the example inputs: {type(error).__name__}: {error}{where}") from error
                 runs.append([tensor.detach().clone() for tensor in flatten_tensors(output, opaque=False)])
     finally:
         random.setstate(numbers[0])

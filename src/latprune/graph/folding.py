@@ -1,14 +1,17 @@
-"""Weights that are computed of others (weight norm, spectral norm, masks) made plain parameters of the values that they have."""
+"""Weights that are computed of others (weight norm, spectral norm, masks) made plain parameters of the values that they have, and weight
+norms put back onto plain weights.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import parametrizations, parametrize, remove_spectral_norm, remove_weight_norm, weight_norm
 from torch.nn.utils.prune import BasePruningMethod
 
 from latprune.copying import copied
@@ -17,7 +20,10 @@ from latprune.graph.conditions import preserved_modes
 from latprune.graph.example_inputs import ExampleInputs, call_with
 from latprune.graph.tensors import flatten_tensors
 
-__all__ = ["Fold", "fold_in_place", "folded", "folds_of"]
+__all__ = ["WEIGHT_NORMS", "Fold", "fold_in_place", "folded", "folds_of", "norms_in_place", "returning_norms"]
+
+WEIGHT_NORMS = ("weight_norm", "WeightNorm")
+"""Kinds of a fold that are weight norms: ``torch.nn.utils.weight_norm``, and that of ``torch.nn.utils.parametrizations``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +34,13 @@ class Fold:
         module: Path of the module.
         tensor: Name of the tensor in it.
         kind: By what: ``weight_norm``, ``spectral_norm``, ``pruning mask``, or the classes of its parametrisations.
+        dim: Of a weight norm: the dimension whose places have a norm each; -1: one norm for all.
     """
 
     module: str
     tensor: str
     kind: str
+    dim: int | None = None
 
 
 def folds_of(model: nn.Module) -> tuple[Fold, ...]:
@@ -46,12 +54,14 @@ def _of_module(path: str, module: nn.Module) -> Iterator[Fold]:
     if parametrize.is_parametrized(module):
         parametrizations: Any = module.parametrizations
         for name, entries in parametrizations.items():
-            yield Fold(module=path, tensor=name, kind=", ".join(sorted({type(entry).__name__.lstrip("_") for entry in entries})))
+            kind = ", ".join(sorted({type(entry).__name__.lstrip("_") for entry in entries}))
+            yield Fold(module=path, tensor=name, kind=kind, dim=int(entries[0].dim) if kind == "WeightNorm" else None)
     for hook in module._forward_pre_hooks.values():
         home: str = type(hook).__module__
         entry: Any = hook
         if home in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
-            yield Fold(module=path, tensor=entry.name, kind=home.rpartition(".")[2])
+            kind = home.rpartition(".")[2]
+            yield Fold(module=path, tensor=entry.name, kind=kind, dim=int(entry.dim) if kind == "weight_norm" else None)
         elif isinstance(entry, BasePruningMethod):
             yield Fold(module=path, tensor=str(entry._tensor_name), kind="pruning mask")
 
@@ -96,6 +106,47 @@ def fold_in_place(model: nn.Module, folds: Iterable[Fold]) -> None:
             with preserved_modes(module), torch.no_grad():
                 module.eval()  # a spectral norm moves on where it is read in training
                 _fold(module, fold.tensor, kind)
+
+
+def returning_norms(model: nn.Module, folds: Iterable[Fold]) -> tuple[Fold, ...]:
+    """The weight norms among ``folds`` that can go back onto the plain weights of ``model``, whatever was cut of them.
+
+    Left out are other kinds, layers that are gone, weights that have a norm, and weights with a filter of zeros alone, which has no
+    direction.
+    """
+    modules = dict(model.named_modules())
+    found = []
+    for fold in folds:
+        weight = modules[fold.module]._parameters.get(fold.tensor) if fold.module in modules else None
+        if fold.kind in WEIGHT_NORMS and fold.dim is not None and weight is not None:
+            if bool(torch.norm_except_dim(weight.detach(), 2, fold.dim).all()):
+                found.append(fold)
+    return tuple(found)
+
+
+def norms_in_place(model: nn.Module, folds: Iterable[Fold]) -> None:
+    """Put weight norms onto plain weights of ``model``, which they compute: their directions are the weights that are there, and their
+    lengths those weights' norms. Folds of other kinds are passed over.
+
+    Example:
+        >>> net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+        >>> plain, folds = folded(net)
+        >>> norms_in_place(plain, returning_norms(plain, folds))
+        >>> sorted(plain.state_dict())
+        ['0.bias', '0.parametrizations.weight.original0', '0.parametrizations.weight.original1']
+    """
+    for fold in folds:
+        if fold.kind not in WEIGHT_NORMS or fold.dim is None:
+            continue
+        module = model.get_submodule(fold.module)
+        trained = module.get_parameter(fold.tensor).requires_grad
+        put = weight_norm if fold.kind == "weight_norm" else parametrizations.weight_norm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the older one is what the model was built with
+            put(module, fold.tensor, dim=fold.dim)
+        for name, parameter in module.named_parameters():
+            if fold.tensor in name.split(".") or name in (f"{fold.tensor}_g", f"{fold.tensor}_v"):
+                parameter.requires_grad_(trained)
 
 
 def _fold(module: nn.Module, tensor: str, kind: str) -> None:

@@ -20,6 +20,7 @@ from latprune.graph.provenance import CallWatcher, Expression
 from latprune.graph.recording import Equation, Fields, Info, Node, PaddingDraft, Recording
 from latprune.graph.rules import Step, find_rule
 from latprune.graph.rules_compute import ELEMENTWISE_OPERATIONS
+from latprune.graph.rules_contract import ATTENTION
 from latprune.graph.rules_creating import FROM_NOTHING, FROM_SHAPES, pass_sizes, settle_sizes
 from latprune.graph.size_facts import SizeFacts
 from latprune.graph.tensors import flatten_tensors, operands
@@ -105,10 +106,10 @@ class Recorder(SizeFacts, ModuleFacts, TorchDispatchMode):  # type: ignore[no-un
             step = Step(self, func, args, kwargs, out)
             if pass_sizes(step):
                 carried = step.sized
-            elif func._schema.name.rstrip("_") in ELEMENTWISE_OPERATIONS:
+            elif func._schema.name.rstrip("_") in ELEMENTWISE_OPERATIONS or func._schema.name in ATTENTION:
                 rule = find_rule(func)
             else:
-                settle_sizes(step)
+                settle_sizes(step, (*args, *kwargs.values()))
         if labelled or rule is not None:
             step = Step(self, func, args, kwargs, out)
             self._step_roles = []

@@ -9,10 +9,11 @@ import torch
 
 from latprune.graph.combine import meet, reduce
 from latprune.graph.fields import varying
+from latprune.graph.provenance import Expression
 from latprune.graph.recording import Equation, Fields, KernelDraft
 from latprune.graph.rules import Step, register_rule
 
-__all__ = ["ELEMENTWISE_OPERATIONS"]
+__all__ = ["ELEMENTWISE_OPERATIONS", "met_extents", "state_size_met"]
 
 ELEMENTWISE = (
     "add sub mul div rsub pow maximum minimum where masked_fill lerp addcmul addcdiv atan2 fmod remainder floor_divide hypot logaddexp "
@@ -64,7 +65,7 @@ def elementwise(step: Step) -> Fields:
     out = _first(step.out)
     rank = out.dim()
     operands = _operands(step)
-    result = meet(step.space, [(step.fields(t), _met_extents(step, t)) for t in operands], rank, step.place)
+    result = meet(step.space, [(step.fields(t), met_extents(step, t)) for t in operands], rank, step.place)
     _state_repeats(step, operands)
     _state_sizes(step, operands, result)
     name = step.func._schema.name.split("::")[1].rstrip("_")
@@ -74,7 +75,7 @@ def elementwise(step: Step) -> Fields:
     return result
 
 
-def _met_extents(step: Step, tensor: torch.Tensor) -> tuple[int, ...]:
+def met_extents(step: Step, tensor: torch.Tensor) -> tuple[int, ...]:
     """The shape with size 1 where the tensor holds one value: expanded, or made in a size that the code states."""
     sized = {dim for dim, _ in step.info(tensor).sized}
     return tuple(1 if d in sized else n for d, n in enumerate(extents(tensor, fixed=step.recorder.program is not None)))
@@ -88,16 +89,32 @@ def _state_sizes(step: Step, operands: list[torch.Tensor], result: Fields) -> No
         left = []
         for dim, expr in info.sized:
             at = dim - t.dim()
-            along = [f for f in result if f.dim() >= -at and f.shape[at] > 1]
-            others = [o for o in operands if o is not t and o.dim() >= -at and o.shape[at] > 1]
-            for f in along:
-                step.recorder.state_expression(expr, f.reshape(math.prod(f.shape[:at]), f.shape[at], -1), step.place)
-            if not along and not others:
+            others = any(o is not t and o.dim() >= -at and o.shape[at] > 1 for o in operands)
+            if others or _along(result, at):
+                state_size_met(step, t, (dim, expr), result)
+            else:
                 step.sized += ((rank + at, expr),)
-                left.append((dim, expr))
-            elif not along:
-                step.recorder.equations.append(Equation(left=expr, right=("const", t.shape[dim]), place=step.place))
+            if not others or _along(result, at):
+                left.append((dim, expr))  # it may meet more channels, whose size it is as well
         info.sized = tuple(left)
+
+
+def _along(fields: Fields, at: int) -> list[torch.Tensor]:
+    """The fields that vary along the dimension ``at``, counted from the end."""
+    return [f for f in fields if f.dim() >= -at and f.shape[at] > 1]
+
+
+def state_size_met(step: Step, tensor: torch.Tensor, sized: tuple[int, Expression], fields: Fields) -> None:
+    """A dimension of a tensor of one value, and the expression that says its size, met ``fields``: it is as large as what they vary along
+    there, and stays as it is where none does.
+    """
+    dim, expr = sized
+    at = dim - tensor.dim()
+    along = _along(fields, at)
+    for f in along:
+        step.recorder.state_expression(expr, f.reshape(math.prod(f.shape[:at]), f.shape[at], -1), step.place)
+    if not along:
+        step.recorder.equations.append(Equation(left=expr, right=("const", tensor.shape[dim]), place=step.place))
 
 
 def _state_repeats(step: Step, operands: list[torch.Tensor]) -> None:

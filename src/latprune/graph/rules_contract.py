@@ -11,8 +11,18 @@ from latprune.graph.combine import meet, reduce
 from latprune.graph.fields import varying
 from latprune.graph.recording import Fields, Info, KernelDraft
 from latprune.graph.rules import Step, register_rule
+from latprune.graph.rules_compute import met_extents, state_size_met
+from latprune.graph.rules_creating import settle_sizes
 
-__all__: list[str] = []
+__all__ = ["ATTENTION"]
+
+ATTENTION = frozenset(
+    f"aten::{name}"
+    for name in (
+        "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
+        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable"
+    ).split()
+)
 
 
 def _one(fields: Fields, dim: int) -> torch.Tensor | None:
@@ -299,14 +309,11 @@ def _product_kernel(
     return KernelDraft(kind, weight.name if weight is not None else None, axes, macs / max(dense, 1), attributes)
 
 
-@register_rule(
-    "aten::_scaled_dot_product_flash_attention_for_cpu", "aten::_scaled_dot_product_flash_attention", "aten::scaled_dot_product_attention",
-    "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention",
-    "aten::_scaled_dot_product_fused_attention_overrideable",
-)  # fmt: skip
+@register_rule(*ATTENTION)
 def attention(step: Step) -> Any:
     """Scaled dot-product attention, ``(batch, heads, tokens, head_dim)`` each."""
     q, key, value = step.args[:3]
+    settle_sizes(step, (q, key, value))
     rank = q.dim()
     place = step.place
     fields = []
@@ -330,8 +337,10 @@ def attention(step: Step) -> Any:
     result = meet(step.space, [(scores, (*shapes[0][:-1], 1)), (fields[2], shapes[2])], rank, place)
     mask = step.kwargs.get("attn_mask", step.args[3] if len(step.args) > 3 else None)
     if isinstance(mask, torch.Tensor):
-        # A mask with one layer per head that carries no heads of its own (zeros of a stated size) holds their number.
-        meet(step.space, [(scores, (*shapes[0][:-1], 1)), (step.fields(mask), tuple(mask.shape))], rank, place)
+        # A mask with one layer per head that carries no heads of its own holds their number, but for zeros of a size that the code states.
+        met = meet(step.space, [(scores, (*shapes[0][:-1], 1)), (step.fields(mask), met_extents(step, mask))], rank, place)
+        for sized in step.info(mask).sized:
+            state_size_met(step, mask, sized, met)
     inner = _axis(fields[0], rank - 1, q.shape[-1])
     outer = _axis(fields[2], rank - 1, value.shape[-1])
     parts = [n if isinstance(n, int) else n.numel() for n in (inner, outer)]

@@ -53,9 +53,9 @@ def one_value(step: Step) -> Fields:
     return tuple(fields)
 
 
-def settle_sizes(step: Step) -> None:
-    """Sizes of the operands that are known by an expression alone, where an operation does not let them pass: they stay as they are."""
-    for tensor in _tensors(step.args):
+def settle_sizes(step: Step, operands: Iterable[Any]) -> None:
+    """Sizes of ``operands`` that are known by an expression alone, where an operation does not let them pass: they stay as they are."""
+    for tensor in _tensors(operands):
         info = step.info(tensor)
         for dim, expr in info.sized:
             step.recorder.equations.append(Equation(left=expr, right=("const", info.shape[dim]), place=step.place))

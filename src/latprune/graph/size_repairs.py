@@ -1,9 +1,10 @@
-"""Repairs of sizes that not every choice of widths can meet: heads that stay, equal counts, groups that stay whole."""
+"""Repairs of sizes that not every choice of widths can meet: heads that go together or stay, equal counts, groups that stay whole."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -21,6 +22,7 @@ class Repairs:
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
+        self.alike: list[tuple[list[int], str]] = []
         self.heads: dict[int, str] = {}
         self.grids: list[Grid] = []
         self.whole: dict[int, str] = {}
@@ -29,7 +31,7 @@ class Repairs:
     @property
     def wanted(self) -> bool:
         """Whether anything has to be repaired."""
-        return bool(self.heads or self.grids or self.whole or self.still)
+        return bool(self.alike or self.heads or self.grids or self.whole or self.still)
 
     def freeze(self, groups: set[int], why: str) -> None:
         """Keep groups whole."""
@@ -37,7 +39,7 @@ class Repairs:
             self.whole.setdefault(g, CodeReason(why))
 
     def tie(self, equations: list[Equation], why: str, *, one_attribute: bool = False) -> None:
-        """Repair equations: first keep whole heads, then equal counts between single widths, else keep all groups whole.
+        """Repair equations: first heads that go together, or stay; then equal counts between single widths, else keep all groups whole.
 
         ``one_attribute``: the left sides follow from one attribute, which will be what the right ones need once these agree.
         """
@@ -58,6 +60,9 @@ class Repairs:
         coarse = {g for g in groups if grouping.groups[g].level > 0}
         if parts and groups - coarse:
             groups, coarse = groups - coarse, set()  # parts of one dimension: whole heads may go whatever their insides do
+        if coarse and one_attribute and (alike := self._alike([single(p) for p, _ in sides])):
+            self.alike.append((alike, why))
+            return
         if coarse:
             for g in coarse:
                 self.heads.setdefault(g, why)
@@ -76,6 +81,14 @@ class Repairs:
         else:
             self.freeze(groups, why)
 
+    def _alike(self, sides: list[tuple[int, Fraction] | None]) -> list[int]:
+        """Groups of heads that one number counts, where each side is that number times the same: none unless all have as many heads."""
+        groups = self.evaluator.grouping.groups
+        counted = [side for side in sides if side is not None]
+        found = sorted({g for g, _ in counted})
+        heads = all(groups[g].level > 0 for g in found) and len({groups[g].cells.shape for g in found}) == 1
+        return found if heads and len(found) > 1 and len(counted) == len(sides) and len({factor for _, factor in counted}) == 1 else []
+
     def make(self, recording: Recording, kept: dict[int, str], made: set[bytes], hurry: bool) -> None:
         """Carry out the mildest kind of repair that was asked for.
 
@@ -86,7 +99,18 @@ class Repairs:
             hurry: Every tie is the last resort.
         """
         groups = self.evaluator.grouping.groups
-        if self.heads:
+        together = []
+        for numbers, why in self.alike:
+            cells = [groups[g].cells.reshape(-1) for g in numbers]
+            key = np.concatenate(cells).tobytes()
+            if key in made or hurry:
+                self.heads.update((g, why) for g in numbers if g not in self.heads)
+            else:
+                made.add(key)
+                together += [(cells[0], other) for other in cells[1:]]
+        if together:
+            recording.space.pairs.extend(together)
+        elif self.heads:
             for g, why in self.heads.items():
                 kept.update({c: why for c in groups[g].cells.reshape(-1).tolist()})
         elif self.grids:

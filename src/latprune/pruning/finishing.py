@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from latprune.errors import LatpruneError
 from latprune.export.provenance import current_provenance
 from latprune.export.verdict import verdict
+from latprune.graph.folding import norms_in_place, returning_norms
+from latprune.pruning.options import TEMPORARY
 from latprune.pruning.record import build_record
 from latprune.pruning.result import Result
 from latprune.pruning.trials import Trial, Trials
@@ -53,6 +55,11 @@ def result_of(
         raise LatpruneError(f"{pruner.stage} of {pruner.stages} stages are through: call step() until done, then result()")
     if measured is None and pruner.measure_latency:
         measured = pruner.final_measurement()
+    elsewhere = measured_elsewhere(pruner)
+    # What is measured has plain weights, as exported files have.
+    if pruner.options.fold == TEMPORARY and not pruner.norms:
+        pruner.norms = returning_norms(pruner.model, pruner.folds)
+        norms_in_place(pruner.model, pruner.norms)
     record = build_record(
         pruner,
         measured=measured,
@@ -65,7 +72,7 @@ def result_of(
         arguments=dict(arguments or {}),
     )
     shares = {}
-    for budget, trial in measured_elsewhere(pruner):
+    for budget, trial in elsewhere:
         share, uncertainty = _share(budget, trial, batch=pruner.target.batch)
         shares[budget.text] = {"share": share, "uncertainty": uncertainty}
         note = f"on {budget.engine}: measured at {share:.1%} of {budget.text}: {verdict(share, uncertainty, 1.0)}"

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from latprune.recovery.contract import Recovery
     from latprune.solve import Solver
 
-__all__ = ["Options", "PruningOptions", "SharedOptions", "check_together", "with_options"]
+__all__ = ["TEMPORARY", "Options", "PruningOptions", "SharedOptions", "check_together", "with_options"]
+
+TEMPORARY = "temporary"
+"""Value of ``fold`` with which weight norms come back at the end."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,7 +48,7 @@ class SharedOptions(TypedDict, total=False):
     measure_latency: bool
     progress: Progress | None
     form: str
-    fold: bool
+    fold: bool | str
 
 
 class PruningOptions(SharedOptions, total=False):
@@ -93,7 +96,8 @@ class Options:
         form: ``"class"``: the pruned model is the user's own class. ``"program"``: it is a captured program, in which sizes that the
             class's code holds can shrink too and which reloads without the class; the model itself stays as it is.
         fold: Weights that are computed of others (weight norm, spectral norm, masks of ``torch.nn.utils.prune``) are made plain ones, which
-            changes no output, in a copy that is pruned; the model itself stays as it is.
+            changes no output, in a copy that is pruned; the model itself stays as it is. With ``"temporary"`` the result has weight norms
+            where the model had them: they compute the weights that were cut, trained and measured as plain ones.
     """
 
     budget: str | float | Budget | Sequence[str | Budget] | None = None
@@ -117,7 +121,7 @@ class Options:
     measure_latency: bool = True
     progress: Progress | None = None
     form: str = "class"
-    fold: bool = False
+    fold: bool | str = False
 
     def __post_init__(self) -> None:
         for name in ("keep", "blocks_keep"):
@@ -127,6 +131,10 @@ class Options:
             object.__setattr__(self, name, tuple(given))
         if self.form not in FORMS:
             raise InvalidArgumentError(f"form (={self.form!r}) must be one of {', '.join(FORMS)}")
+        if self.fold not in (False, True, TEMPORARY):
+            raise InvalidArgumentError(f"fold (={self.fold!r}) must be True, False or {TEMPORARY!r}")
+        if self.fold == TEMPORARY and self.form == "program":
+            raise InvalidArgumentError(f"fold (={self.fold!r}) needs form='class': a program holds plain weights; set fold=True")
         if self.time_limit is not None and not self.time_limit > 0:
             raise InvalidArgumentError(f"time_limit (={self.time_limit}) must be a positive number of seconds, or None")
         if not 0.0 < self.slack < 1.0:
@@ -202,7 +210,7 @@ class Options:
             "form": self.form,
         }
         if folded:
-            found["fold"] = True
+            found["fold"] = self.fold
         if self.pick is not None:
             found["pick"] = self.pick.to_dict()
         if self.schedule is not None:

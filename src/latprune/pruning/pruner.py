@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from latprune.graph import ModelGraph
+    from latprune.graph.folding import Fold
     from latprune.pruning.exploration import Exploration
     from latprune.pruning.result import Result
     from latprune.pruning.soft_training import MaskedTraining
@@ -91,6 +92,8 @@ class Pruner:
         self.model, self.graph, self.dense_model = subject.model, subject.graph, subject.dense
         self.folds = subject.folds
         """Weights that were made plain ones."""
+        self.norms: tuple[Fold, ...] = ()
+        """Weight norms that the result has back."""
         self.wrappers = subject.wrappers
         """What was taken off the model, in words."""
         self.dense_tensors = subject.tensors

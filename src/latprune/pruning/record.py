@@ -30,10 +30,11 @@ from latprune.export.record import (
     TargetRecord,
     TrainingRecord,
 )
-from latprune.surgery.edits import ArchitectureEdits, EditStep, FoldEdit
+from latprune.surgery.edits import ArchitectureEdits, EditStep, FoldEdit, NormEdit
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
+    from latprune.graph.folding import Fold
     from latprune.latency import LatencyTables, Measurement
     from latprune.pruning.pruner import Pruner
 
@@ -77,10 +78,15 @@ def build_record(
     tables = pruner.tables_used if latency else None
     notes = tuple(report.note for report in pruner.reports if report.note)
     notes += tuple(f"the model {word}" for word in pruner.wrappers)
-    if pruner.folds:
-        kinds = ", ".join(sorted({fold.kind for fold in pruner.folds}))
-        named = ", ".join(f"'{fold.module}'" for fold in pruner.folds[:4]) + (", ..." if pruner.folds[4:] else "")
-        notes += (f"{len(pruner.folds)} weights that were computed of others ({kinds}: {named}) are plain weights of the same values now",)
+    plain = [fold for fold in pruner.folds if fold not in pruner.norms]
+    if plain:
+        kinds = ", ".join(sorted({fold.kind for fold in plain}))
+        notes += (f"{len(plain)} weights that were computed of others ({kinds}: {_named(plain)}) are plain weights of the same values now",)
+    if pruner.norms:
+        notes += (
+            f"{len(pruner.norms)} weight norms ({_named(pruner.norms)}) compute the weights that were cut; latencies are those of plain "
+            "weights, which exported files hold: remove the norms before the module itself is deployed",
+        )
     stale = pruner.edits[-1].stale if pruner.edits else ()
     if stale:
         notes += (
@@ -119,7 +125,7 @@ def build_record(
         groups=groups,
         blocks=tuple(block.name for block in dense.blocks.values() if block.removable),
         blocks_removed=removed,
-        edits=tuple(edits.to_dict() for edits in (*_folds(pruner), *pruner.edits)),
+        edits=tuple(edits.to_dict() for edits in (*_folds(pruner), *pruner.edits, *_norms(pruner))),
         problem=dict(last.problem) if last and last.problem else None,
         solution=dict(last.solution) if last and last.solution else None,
         tables=_tables(tables, {group.name: group.kept for group in groups}, removed) if tables is not None else None,
@@ -150,6 +156,16 @@ def _folds(pruner: Pruner) -> list[ArchitectureEdits]:
     """The folding, as the first of the edits."""
     folds = tuple(FoldEdit(module=fold.module, tensor=fold.tensor) for fold in pruner.folds)
     return [ArchitectureEdits(steps=(EditStep(folds=folds),))] if folds else []
+
+
+def _named(folds: Sequence[Fold]) -> str:
+    return ", ".join(f"'{fold.module}'" for fold in folds[:4]) + (", ..." if folds[4:] else "")
+
+
+def _norms(pruner: Pruner) -> list[ArchitectureEdits]:
+    """The norms that are back, as the last of the edits."""
+    edits = tuple(NormEdit(module=n.module, tensor=n.tensor, kind=n.kind, dim=n.dim) for n in pruner.norms if n.dim is not None)
+    return [ArchitectureEdits(steps=(EditStep(norms=edits),))] if edits else []
 
 
 def _network(

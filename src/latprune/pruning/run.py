@@ -13,11 +13,12 @@ from latprune.importance import LossFunction, cross_entropy_loss, keeping_values
 from latprune.progress import listener_of, listening, speaker
 from latprune.pruning.fitting import Evaluate, Fit, FitContext, evaluation_of
 from latprune.pruning.lock import locked
-from latprune.pruning.options import Options, PruningOptions, with_options
+from latprune.pruning.options import TEMPORARY, Options, PruningOptions, with_options
 from latprune.pruning.preflight import check_run
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
 from latprune.pruning.staged_run import StagedRun
+from latprune.pruning.through_norms import brought_back, through_norms
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,6 +87,9 @@ def prune(
         CheckpointError: ``folder`` holds the progress of another run, or is in use by one.
     """
     options["progress"] = listener = listener_of(options.get("progress"))
+    through = through_norms(model, options)
+    if through:
+        options["fold"] = TEMPORARY
     say = speaker(listener)
     home = Path(folder) if folder is not None else None
     with locked(home) if home is not None else nullcontext(), listening(listener), keeping_values(home):
@@ -123,6 +127,8 @@ def prune(
             )
         finally:
             pruner.close()
+        if through:
+            result = brought_back(model, result)
         if result.verdict == "over":
             missed = [text for text, found in result.record.verdicts.items() if found == "over"]
             say(f"measured over the budget {' and '.join(missed)}; see the notes of the result")

@@ -14,6 +14,7 @@ from latprune.export import load_result, update_record
 from latprune.export.inputs import example_inputs_of
 from latprune.export.record import BudgetRecord, LatencyRecord, ResultRecord, VerificationRecord
 from latprune.export.verdict import CLOSE, verdict
+from latprune.graph.folding import fold_in_place, folds_of
 from latprune.latency import Measurement, Target, get_engine, measure
 
 __all__ = ["example_inputs_of", "verify"]
@@ -50,10 +51,10 @@ def verify(
     saved = load_result(path)
     record = saved.record
     inputs = example_inputs if example_inputs is not None else example_inputs_of(record)
-    pruned = saved.restore(model).eval()
+    pruned, dense = _as_measured(saved.restore(model).eval(), record), _as_measured(model().eval(), record)
     target = Target(**record.target.model_dump())
     engine = get_engine(target.engine)
-    with engine.compile(model().eval(), inputs, target) as dense_network, engine.compile(pruned, inputs, target) as pruned_network:
+    with engine.compile(dense, inputs, target) as dense_network, engine.compile(pruned, inputs, target) as pruned_network:
         found = measure({"dense": dense_network, "pruned": pruned_network}, reference="dense", max_seconds=40.0)
     outcome = VerificationRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -66,6 +67,13 @@ def verify(
     if save:
         update_record(path, record.model_copy(update={"verifications": (*record.verifications, outcome)}))
     return outcome
+
+
+def _as_measured(network: nn.Module, record: ResultRecord) -> nn.Module:
+    """The network with plain weights, where it was measured with them: both sides, as weight norms that are back cost time of their own."""
+    if any(step.get("folds") for edits in record.edits for step in edits.get("steps", ())):
+        fold_in_place(network, folds_of(network))
+    return network
 
 
 def _met(record: ResultRecord, found: Measurement, tolerance: float) -> bool:

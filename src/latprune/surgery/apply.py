@@ -15,7 +15,7 @@ from latprune.graph import ModelGraph, Selection
 from latprune.graph.attribute_paths import own_configurations, read_attribute, write_attribute
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.conditions import cut_unfolded
-from latprune.graph.folding import Fold, fold_in_place
+from latprune.graph.folding import Fold, fold_in_place, norms_in_place
 from latprune.graph.wrappers import unwrapped
 from latprune.surgery.edits import ArchitectureEdits, EditStep, ScaleEdit, TensorEdit
 from latprune.surgery.optimizers import ParameterChange, carry_over, check_optimizers, optimizers_of
@@ -120,9 +120,9 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _check(model: nn.Module, step: EditStep) -> None:
-    for f in step.folds:
-        if f.module not in dict(model.named_modules()):
-            raise CheckpointError(f"the edits are of another architecture: this model has no module '{f.module}'")
+    for path in [f.module for f in step.folds] + [n.module for n in step.norms]:
+        if path not in dict(model.named_modules()):
+            raise CheckpointError(f"the edits are of another architecture: this model has no module '{path}'")
     tensors = _tensors(model)
     for name in [s.name for s in step.scales] + [t.name for t in step.tensors]:
         if name not in tensors:
@@ -152,7 +152,9 @@ def _apply(model: nn.Module, step: EditStep) -> list[ParameterChange]:
     """Carry the step out; returns what became of the parameters that it touched."""
     fold_in_place(model, [Fold(module=f.module, tensor=f.tensor, kind="") for f in step.folds])
     with cut_unfolded(model):
-        return _carry_out(model, step)
+        changes = _carry_out(model, step)
+    norms_in_place(model, [Fold(module=n.module, tensor=n.tensor, kind=n.kind, dim=n.dim) for n in step.norms])
+    return changes
 
 
 def _carry_out(model: nn.Module, step: EditStep) -> list[ParameterChange]:

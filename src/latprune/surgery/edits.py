@@ -131,9 +131,21 @@ class FoldEdit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NormEdit:
+    """A weight norm that goes onto a plain weight, which it computes as it is: of ``torch.nn.utils`` (kind ``weight_norm``) or
+    ``torch.nn.utils.parametrizations`` (``WeightNorm``), with a norm for each place of ``dim`` (-1: one for all).
+    """
+
+    module: str
+    tensor: str
+    kind: str
+    dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EditStep:
     """The edits of one call of :func:`latprune.surgery.prune`, in the order folds, scales, tensors, attributes, blocks,
-    branches.
+    branches, norms.
 
     ``stale`` names attributes that may say a size which is no more: no recorded run read them, and what they mean is not certain.
     """
@@ -146,11 +158,19 @@ class EditStep:
     branches: tuple[BranchEdit, ...] = ()
     stale: tuple[str, ...] = ()
     folds: tuple[FoldEdit, ...] = ()
+    norms: tuple[NormEdit, ...] = ()
 
 
 class _FoldModel(StrictFileModel):
     module: str
     tensor: str
+
+
+class _NormModel(StrictFileModel):
+    module: str
+    tensor: str
+    kind: Literal["weight_norm", "WeightNorm"]
+    dim: int = Field(ge=-1)
 
 
 class _TensorModel(StrictFileModel):
@@ -215,6 +235,7 @@ class _StepModel(StrictFileModel):
     branches: list[_BranchModel] = Field(default_factory=list)
     stale: list[str] = Field(default_factory=list)
     folds: list[_FoldModel] = Field(default_factory=list)
+    norms: list[_NormModel] = Field(default_factory=list)
 
 
 class _EditsModel(StrictFileModel):
@@ -298,6 +319,8 @@ def _step_to_dict(step: EditStep) -> dict[str, Any]:
         found["stale"] = list(step.stale)
     if step.folds:
         found["folds"] = [{"module": f.module, "tensor": f.tensor} for f in step.folds]
+    if step.norms:
+        found["norms"] = [{"module": n.module, "tensor": n.tensor, "kind": n.kind, "dim": n.dim} for n in step.norms]
     return found
 
 
@@ -400,4 +423,5 @@ def _step_from_model(step: _StepModel, path: str) -> EditStep:
         branches=branches,
         stale=tuple(step.stale),
         folds=tuple(FoldEdit(module=f.module, tensor=f.tensor) for f in step.folds),
+        norms=tuple(NormEdit(module=n.module, tensor=n.tensor, kind=n.kind, dim=n.dim) for n in step.norms),
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from latprune.copying import copied
 from latprune.errors import CaptureError, LatpruneError, SurgeryError
-from latprune.graph.conditions import folds_weights, preserved_modes
+from latprune.graph.conditions import failing_module, folds_weights, preserved_modes
 from latprune.graph.example_inputs import as_call, random_inputs
 from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import MaskedModel
@@ -203,12 +203,7 @@ def check_equal(
 
 def _at_fault(model: nn.Module, error: BaseException) -> str:
     """The innermost module whose own code the error passed through, and what to do; empty where it is none but PyTorch's."""
-    paths = {id(module): path for path, module in model.named_modules() if path and not type(module).__module__.startswith("torch.")}
-    found = ""
-    trace = error.__traceback__
-    while trace is not None:
-        found = paths.get(id(trace.tb_frame.f_locals.get("self")), found)
-        trace = trace.tb_next
+    found = failing_module(model, error, own=True)
     if not found:
         return ""
     kind = type(model.get_submodule(found)).__name__

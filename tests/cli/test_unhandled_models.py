@@ -1,0 +1,101 @@
+"""A model that cannot be handled: an exit code, one message with what to do, no traceback, and no file written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from latprune.cli import main
+
+SOURCE = """
+import torch
+from torch import nn
+
+
+class Restless(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 12), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.last(torch.dropout(self.first(x), 0.5, True))
+
+
+class Bessel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 12), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return torch.special.bessel_j0(self.last(self.first(x)))
+
+
+def chain(middle):
+    return nn.Sequential(nn.Linear(4, 12), middle, nn.Linear(12, 2))
+
+
+def wrapped():
+    return chain(torch.compile(nn.Linear(12, 12), backend="eager"))
+
+
+def spectral():
+    return chain(nn.utils.parametrizations.spectral_norm(nn.Linear(12, 12)))
+
+
+def failing():
+    return chain(nn.Linear(9, 12))
+
+
+def whole():
+    return nn.Sequential(nn.Linear(4, 2))
+"""
+JOB = ["--budget", "params=60%", "--method", "uniform", "--predict-only", "--quiet"]
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> str:
+    (tmp_path / "odd.py").write_text(SOURCE)
+    return f"{tmp_path / 'odd.py'}:"
+
+
+def _told(capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    shown = capsys.readouterr()
+    (message,) = [line for line in shown.err.splitlines() if line.startswith("latprune: ")]
+    assert message.startswith("latprune: error: ") and "Traceback" not in shown.err and "internal error" not in shown.err
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Restless", ("each run",)),
+        ("wrapped", ("'1'", "unwrapped")),
+        ("failing", ("'1'", "shapes cannot be multiplied")),
+    ],
+)
+def test_inspect_and_prune(name: str, words: tuple[str, ...], models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["inspect"], ["prune", *JOB, "-o", str(tmp_path / "out")]):
+        assert main([*command, "--model", models + name, "--input", "2x4"]) in (1, 2)
+        _told(capsys, *words)
+    assert not (tmp_path / "out" / "result").exists()
+
+
+@pytest.mark.parametrize(("name", "words"), [("spectral", ("--fold",)), ("whole", ("nothing in this model can be pruned", "inspect"))])
+def test_prune_where_inspect_shows_why(
+    name: str, words: tuple[str, ...], models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", "--model", models + name, "--input", "2x4"]) == 0
+    assert "kept whole" in capsys.readouterr().out
+    assert main(["prune", *JOB, "-o", str(tmp_path / "out"), "--model", models + name, "--input", "2x4"]) == 2
+    _told(capsys, *words)
+    assert not (tmp_path / "out" / "result").exists()
+
+
+def test_export(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["prune", *JOB, "-o", str(out), "--model", f"{models}Bessel", "--input", "2x4"]) == 0
+    capsys.readouterr()
+    assert main(["export", str(out / "result"), "--model", f"{models}Bessel", "-o", str(tmp_path / "net.onnx")]) in (1, 2)
+    _told(capsys, "bessel_j0")
+    assert not (tmp_path / "net.onnx").exists()
