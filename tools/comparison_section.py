@@ -55,7 +55,8 @@ def equal_latency() -> str | None:
         "is `mdp` with its channels chosen by reconstruction; ours are recovered without training first, as the library does by default. "
         "Torch-Pruning 1.6.1 (`tp_...`) searches its ratio until the measured latency is within 1.5 % of the budget (or just below, where "
         "its widths leave nothing nearer); `+recover` is its network with our recovery. Networks whose latencies lie more than 3 % apart "
-        "are not compared, unless one is faster and more accurate. `tp_best` is the variant, of ten, that is best on training images once recovered. "
+        "are not compared, unless one is faster and more accurate. `tp_best` is the variant, of ten, that is best on training images once "
+        "recovered. "
         f"{machine(found)}.\n\n"
     )
     source = "`benchmarks/cifar10/equal_latency.py`; with `--gpu` the whole comparison by full recipes, on a GPU"
