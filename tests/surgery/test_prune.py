@@ -201,6 +201,51 @@ def test_an_unknown_activation_is_refused() -> None:
         RemovedBranch(nn.Sequential(), argument=0, shortcut=("nowhere",), tail=())
 
 
+class _Listed(nn.Module):
+    """A layer that says where its input comes from, as the layers of a configuration file do."""
+
+    def __init__(self, layer: nn.Module, source: int | list[int], add: bool) -> None:
+        super().__init__()
+        self.layer, self.source, self.add = layer, source, add
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x) if self.add else self.layer(x)
+
+
+class _ByList(nn.Module):
+    """Its forward goes by what the layers say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        branch = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1))
+        layers = [nn.Conv2d(3, 8, 3, padding=1), branch, nn.Conv2d(8, 8, 1)]
+        sources: list[int | list[int]] = [-1, [0], -1]
+        self.layers = nn.ModuleList(_Listed(layer, source, layer is layers[1]) for layer, source in zip(layers, sources, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        for layer in self.layers:
+            x = layer(x if layer.source == -1 else kept[layer.source[0]])
+            kept.append(x)
+        return x.mean((2, 3))
+
+
+def test_a_removed_block_has_the_attributes_that_the_forward_around_it_reads() -> None:
+    torch.manual_seed(0)
+    model, x = _ByList().eval(), torch.randn(1, 3, 8, 8)
+    graph = trace(model, x)
+    assert list(graph.blocks) == ["layers.1"]
+    pruned = copy.deepcopy(model)
+    edits = prune(pruned, graph, Selection(kept={}, removed_blocks=frozenset({"layers.1"})))
+    assert isinstance(pruned.layers[1], RemovedBranch) and pruned.layers[1].source == [0] and pruned.layers[1].add
+    plain = copy.deepcopy(model)
+    for value in plain.layers[1].layer[2].parameters():
+        nn.init.zeros_(value)
+    assert torch.allclose(pruned(x), plain(x)) and torch.equal(replay(copy.deepcopy(model), edits)(x), pruned(x))
+    with pytest.raises(AttributeError, match="layer"):
+        _ = pruned.layers[1].layer
+
+
 class State(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,12 +29,26 @@ ACTIVATIONS: Mapping[str, Callable[..., torch.Tensor]] = {
     "softplus": lambda x, beta=1.0, threshold=20.0: F.softplus(x, beta, threshold),
 }
 """Activations that may follow a sum, by operator name."""
+_OF_MODULES = frozenset(vars(nn.Module()))
+"""What every module has."""
 
 
-class RemovedBranch(nn.Module):
+class _StandIn(nn.Module):
+    """A module in another one's place, which the code around it may ask for attributes of the one that was there."""
+
+    was: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        """What the original had under a name that this module has nothing under."""
+        was = self.__dict__.get("was", {})
+        return was[name] if name in was and name not in self.__dict__["_modules"] else super().__getattr__(name)
+
+
+class RemovedBranch(_StandIn):
     """The shortcut of a residual block, and what follows the sum, without the branch.
 
-    The modules that stay keep the names that they had, so that the keys of a state dict stay the user's own.
+    The modules that stay keep the names that they had, so that the keys of a state dict stay the user's own. Plain attributes read as they
+    were (a model's forward may go by where a layer stands in its list).
 
     Args:
         original: The module whose branch goes.
@@ -56,6 +71,7 @@ class RemovedBranch(nn.Module):
         output: tuple[bool, ...] | None = None,
     ) -> None:
         super().__init__()
+        self.was = original.was if isinstance(original, _StandIn) else _plain_attributes(original)
         self.argument = argument
         self.output = output
         self.steps: list[tuple[str, str, tuple[Any, ...]]] = []
@@ -97,7 +113,7 @@ class RemovedBranch(nn.Module):
         return " -> ".join(["input", *(name for _, name, _ in self.steps)])
 
 
-class RemovedPart(nn.Module):
+class RemovedPart(_StandIn):
     """Stands in for a module of a removed branch: hands its argument on, or a zero in its place.
 
     The forward around it may read more of the module than its result. Plain attributes read as they were, tensors and sub-modules as None.
@@ -124,18 +140,11 @@ class RemovedPart(nn.Module):
         self.output = output
         self.passed = passed
         self.zero = zero
-        if isinstance(original, RemovedPart):  # an inner block went before the one around it
-            self.was: dict[str, Any] = dict(original.was)
-        else:
-            self.was = _plain_attributes(original)
+        # An inner block may have gone before the one around it.
+        self.was = original.was if isinstance(original, _StandIn) else {**_plain_attributes(original), **_without_values(original)}
         # Fused fast paths of PyTorch's own layers pass by the modules and read their weights; a hook tells them not to.
         self.register_forward_hook(_no_change)
         self.train(original.training)
-
-    def __getattr__(self, name: str) -> Any:
-        """What the original had under a name that this module has nothing under."""
-        was = self.__dict__.get("was", {})
-        return was[name] if name in was else super().__getattr__(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The argument, or a zero."""
@@ -156,9 +165,19 @@ class RemovedPart(nn.Module):
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """Numbers, flags and names as they are; None under the names of tensors and sub-modules."""
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str)) and name != "training"}
-    return {**plain, **dict.fromkeys((*module._parameters, *module._buffers, *module._modules))}
+    """Numbers, flags, names, and lists of them."""
+    return {name: copy.copy(value) for name, value in vars(module).items() if name not in _OF_MODULES and _is_plain(value)}
+
+
+def _without_values(module: nn.Module) -> dict[str, None]:
+    """None under the names of tensors and sub-modules."""
+    return dict.fromkeys((*module._parameters, *module._buffers, *module._modules))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _no_change(module: nn.Module, args: Any, output: Any) -> None:
