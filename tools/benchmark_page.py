@@ -466,6 +466,7 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     comparison_section.equal_latency,
     pruning_sections.recovery,
     pruning_sections.recovery_imagenet,
+    pruning_sections.recovery_made,
     pruning_sections.recovery_curves,
     pruning_sections.recovery_comparing,
     pruning_sections.recovery_finetuning,

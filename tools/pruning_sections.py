@@ -16,6 +16,7 @@ __all__ = [
     "recovery",
     "recovery_comparing",
     "recovery_imagenet",
+    "recovery_made",
     "recovery_finetuning",
     "soft_masks",
     "trajectories",
@@ -26,6 +27,9 @@ _NAMES = {
     "resnet56": "ResNet-56",
     "resnet50": "ResNet-50",
     "mobilenet_v2": "MobileNetV2",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "unet": "U-Net",
+    "yolov8n": "YOLOv8n",
     "vit": "small ViT",
     "vit_b_16": "ViT-B/16",
 }
@@ -91,6 +95,27 @@ def recovery_imagenet() -> str | None:
         f"defaults](#methods-and-criteria-without-any-training) has the dense networks' accuracies. {_machines(found)}\n\n"
     )
     return text + table(head, lines) + "\n\n`benchmarks/recovery/imagenet.py`"
+
+
+def recovery_made() -> str | None:
+    """The same on networks of other kinds."""
+    found = read("recovery-made")
+    if found is None:
+        return None
+    strategies = list(dict.fromkeys(row["strategy"] for row in found["rows"]))
+    lines = []
+    for network, budget, method in dict.fromkeys((row["network"], row["budget"], row["method"]) for row in found["rows"]):
+        rows = {
+            row["strategy"]: row for row in found["rows"] if (row["network"], row["budget"], row["method"]) == (network, budget, method)
+        }
+        one = next(iter(rows.values()))
+        scores = [f"{rows[name]['score']:.2f} %" if name in rows else "–" for name in strategies]
+        lines.append([_name(network), str(budget), str(method), str(one["score_name"]), f"{one['dense']:.2f} %", *scores])
+    text = (
+        "## Recovery on other kinds of networks\n\nA U-Net and a detector, trained by the benchmark on made images of squares and discs, "
+        f"recovered from {found['rows'][0]['images']} unlabelled images. {_machines(found)}\n\n"
+    )
+    return text + table(["network", "budget", "method", "score", "dense", *strategies], lines) + "\n\n`benchmarks/recovery/made.py`"
 
 
 def recovery_curves() -> str | None:
