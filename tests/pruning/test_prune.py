@@ -15,6 +15,7 @@ from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgum
 from latprune.importance import MagnitudeConfig, TaylorConfig
 from latprune.latency import LatencyTables, Residual, Store, Target, build_tables
 from latprune.zoo import digits_resnet
+from support.made_up_engine import MadeUpNetwork
 
 TARGET = Target(engine="made-up")
 pytestmark = pytest.mark.usefixtures("made_up_engine")
@@ -49,6 +50,27 @@ def tables(made_up_engine, tmp_path_factory) -> LatencyTables:
 
 def prune(model, budget, **options):
     return latprune.prune(model, X, budget=budget, target=TARGET, **{"method": BY_MAGNITUDE, **options})
+
+
+class SecondHead(torch.nn.Module):
+    """A head whose scores are dropped, as in detectors with two assignments; engines drop it as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Conv2d(1, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3), torch.nn.ReLU())
+        self.head, self.other = torch.nn.Linear(64, 10), torch.nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.body(x).mean((2, 3))
+        return (self.head(x), self.other(x))[0]
+
+
+def test_layers_that_no_output_reads_are_free(monkeypatch):
+    note = MadeUpNetwork._note
+    monkeypatch.setattr(MadeUpNetwork, "_note", lambda self, path, *rest: None if path == "other" else note(self, path, *rest))
+    torch.manual_seed(0)
+    result = prune(SecondHead().eval(), "60%")
+    assert 0.5 < result.latency_ratio <= 0.6 and result.model.other.in_features == result.model.head.in_features
 
 
 def test_half_the_latency(tables, tmp_path):

@@ -42,7 +42,7 @@ class TabulatedLatency(Resource):
         self.name = name
         self.tables = tables
         priced = set(tables.kernels)
-        holes = [kernel.name for kernel in graph.kernels.values() if kernel.kind in LAYERS and kernel.name not in priced]
+        holes = [kernel.name for kernel in graph.kernels.values() if kernel.kind in LAYERS and kernel.read and kernel.name not in priced]
         if holes:
             named = ", ".join(holes[:4]) + (", ..." if holes[4:] else "")
             raise TableError(
