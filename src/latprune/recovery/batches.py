@@ -132,7 +132,9 @@ def calibration_batches(
         device: Where they are brought.
         size: Images of a piece; None: a tenth of ``images``, at least 1 and at most 256.
         every: One piece in so many is held out.
-        whole: Leave out pieces of fewer images than ``size``, for a network that runs at one batch size alone.
+        whole: Leave out pieces of fewer images than ``size``, for a network that runs at one batch size alone. What is left over of
+            batches of one form, less than a piece, is left out anyway: some networks take another course at another batch size (anchors
+            that are computed again).
 
     Raises:
         InvalidArgumentError: ``images`` is below 1 or the data is empty.
@@ -157,6 +159,8 @@ def calibration_batches(
     if len(taken) > 1 and alike(taken):
         taken = [joined(taken)]
     pieces = [piece for inputs in taken for piece in _pieces(inputs, size)]
+    if len(taken) == 1 and len(pieces) > 2 and count(pieces[-1]) < size:
+        pieces.pop()
     if whole:
         pieces = [piece for piece in pieces if count(piece) == size]
         if not pieces:
