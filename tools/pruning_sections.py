@@ -84,8 +84,8 @@ def recovery_imagenet() -> str | None:
             str(row["strategy"]),
             f"{row['top1']:.1f} % / {row['top5']:.1f} %",
             str(row["images"]),
-            f"{row['cpu_seconds']:.0f} s",
-            f"{row['peak_memory_gb']:.1f} GB",
+            f"{row['cpu_seconds']:.0f} s" if "cpu_seconds" in row else "–",
+            f"{row['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in row else "–",
         ]
         for row in found["rows"]
     ]

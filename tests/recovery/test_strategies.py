@@ -28,6 +28,7 @@ from latprune.recovery import (
     selection_of_edits,
     strategies,
 )
+from latprune.recovery.batches import calibration_batches
 from latprune.recovery.recover import output_error
 from latprune.recovery.stepper import held_values, record_operations
 from latprune.surgery import prune
@@ -144,7 +145,15 @@ def test_no_more_images_are_taken_than_asked_for() -> None:
     graph = trace(model, x[:2])
     selection = half(graph)
     report = recover(cut(model, graph, selection), model, x.split(10), graph=graph, selection=selection, images=25)
-    assert report.images + report.held_out == 25
+    assert report.images + report.held_out == 24  # pieces of two
+
+
+def test_all_pieces_have_one_size() -> None:
+    """A network that computes anchors anew for another batch size takes one course on all of them; a batch of fewer stays whole."""
+    fitted, held = calibration_batches(torch.arange(256.0).reshape(256, 1).split(24), 512, torch.device("cpu"))
+    assert {len(piece) for piece in (*fitted, *held)} == {25} and len(fitted) == 9 and len(held) == 1
+    fitted, held = calibration_batches([torch.zeros(3, 1)], 3, torch.device("cpu"), size=2)
+    assert [len(piece) for piece in (*fitted, *held)] == [2, 1]
 
 
 def test_errors_say_what_to_give() -> None:
