@@ -4,7 +4,7 @@
 
 Squares and discs on noise are segmented (score: mean intersection over union of background, square and disc) or detected (score: mAP50 of
 Ultralytics' own validation; needs ``ultralytics``). Each network is cut to shares of its multiply-adds and recovered by every strategy from
-unlabelled training images. Rows are written as they end; a row that is there is not computed again.
+unlabelled training images; ``training`` is steps of the U-Net's training and epochs of the detector's. Rows are written as they end; a row that is there is not computed again.
 """
 
 from __future__ import annotations
@@ -162,17 +162,17 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    columns = ("network", "budget", "method", "strategy", "images")
+    columns = ("network", "training", "budget", "method", "strategy", "images")
     file = ResultFile(args.output, "recovery-made", key=columns, script="benchmarks/recovery/made.py")
     for network in args.networks:
+        training = args.steps if network == "unet" else args.epochs
         task: Task = Shapes(args.steps) if network == "unet" else Detector(network, args.epochs)
         dense = task.score(task.dense)
         print(f"{network}: {task.score_name} {dense:.2f} %", flush=True)
         images = list(islice(task.images(), -(-args.images // 8)))
         for method, budget in ((m, b) for m in args.methods for b in args.budgets):
-            rest = [
-                s for s in args.strategies if not file.has(network=network, budget=budget, method=method, strategy=s, images=args.images)
-            ]
+            head = {"network": network, "training": training, "budget": budget, "method": method, "images": args.images}
+            rest = [strategy for strategy in args.strategies if not file.has(**head, strategy=strategy)]
             if not rest:
                 continue
             pruned = copy.deepcopy(task.dense)
@@ -185,10 +185,7 @@ def main() -> None:
                 pruner.close()
             for strategy in rest:
                 row = outcome(task, pruned, pruner, strategy, images, args.images)
-                file.add(
-                    {"network": network, "budget": budget, "method": method, "strategy": strategy, "images": args.images}
-                    | {"score_name": task.score_name, "dense": dense, "threads": args.threads, **row}
-                )
+                file.add({**head, "strategy": strategy, "score_name": task.score_name, "dense": dense, "threads": args.threads, **row})
                 print(f"{network} {budget} {method} {strategy}: {task.score_name} {row['score']:.2f} %", flush=True)
     print_rows(file.rows, ("network", "budget", "method", "strategy"), accuracy="score")
 
