@@ -4,7 +4,8 @@
 
 Squares and discs on noise are segmented (score: mean intersection over union of background, square and disc) or detected (score: mAP50 of
 Ultralytics' own validation; needs ``ultralytics``). Each network is cut to shares of its multiply-adds and recovered by every strategy from
-unlabelled training images; ``training`` is steps of the U-Net's training and epochs of the detector's. Rows are written as they end; a row that is there is not computed again.
+unlabelled training images; ``training`` is steps of the U-Net's training and epochs of the detector's. Rows are written as they end; a row
+that is there is not computed again.
 """
 
 from __future__ import annotations
