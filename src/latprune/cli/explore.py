@@ -159,8 +159,8 @@ def given_arguments(args: argparse.Namespace, actions: tuple[argparse.Action, ..
             words.append(str(value))
             continue
         option = action.option_strings[0]
-        if value is True:
-            words.append(option)
+        if action.nargs == 0:  # a flag; several may set one value
+            words += [option] if value == action.const else []
         else:
             words += [word for entry in (value if isinstance(value, list) else [value]) for word in (option, str(entry))]
     return words
