@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import latprune
 from latprune.cli import main
 from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError
 from latprune.methods import Uniform
+from latprune.pruning import lock
 from latprune.report.trade_off import TradeOff, plot_trade_offs, trade_off_text
 from latprune.sweeping import Cell, SweepRow, grid, read_sweep, summarise, sweep_with, write_parquet
 from latprune.zoo import digits_resnet
@@ -114,6 +116,19 @@ def test_sweeps_run_without_turns_where_the_cache_cannot_be_written(tmp_path, mo
     said: list[str] = []
     found = counted(tmp_path / "sweep", methods=["uniform"], budgets=["flops=70%"], progress=said.append)
     assert not found.failed and any("cannot wait for each other" in line for line in said)
+
+
+def test_a_folder_that_cannot_be_locked_is_not_waited_for(tmp_path, monkeypatch):
+    """A file system without locks: every try fails, and none of them because another process has the lock."""
+
+    def none(descriptor: int) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock, "_lock", none)
+    waits: list[str] = []
+    with pytest.raises(InvalidArgumentError, match="cannot be locked"), lock.locked(tmp_path, waiting=lambda: waits.append("")):
+        pass
+    assert not waits
 
 
 def test_rows_of_other_settings_are_not_mixed(tmp_path):

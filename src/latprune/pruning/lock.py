@@ -27,7 +27,7 @@ def locked(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterat
         waiting: Called once where another process holds it, whose end is then waited for; None does not wait.
 
     Raises:
-        InvalidArgumentError: The folder cannot be made or written.
+        InvalidArgumentError: The folder cannot be made, written or locked.
         CheckpointError: Another process holds it, and ``waiting`` is None.
     """
     try:
@@ -36,17 +36,21 @@ def locked(folder: Path, *, waiting: Callable[[], None] | None = None) -> Iterat
     except OSError as error:
         raise InvalidArgumentError(f"folder (='{folder}') cannot be written ({error.strerror or error}); choose another one") from error
     with handle:
-        if not _lock(handle.fileno()):
-            if waiting is None:
+        try:
+            held = _lock(handle.fileno())
+            if not held and waiting is None:
                 raise CheckpointError(f"folder '{folder}' is in use by another run; wait for it, or choose another folder")
-            waiting()
-            while not _lock(handle.fileno()):
-                time.sleep(_AGAIN)
+            if not held and waiting is not None:
+                waiting()
+                while not _lock(handle.fileno()):
+                    time.sleep(_AGAIN)
+        except OSError as error:  # a file system without locks: nobody's end would ever come
+            raise InvalidArgumentError(f"folder (='{folder}') cannot be locked ({error.strerror or error}); choose another one") from error
         yield
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether the lock is this process's now."""
+    """Whether the lock is this process's now; False where another one has it."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -56,6 +60,6 @@ def _lock(descriptor: int) -> bool:
             import fcntl
 
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):  # as Unix and as Windows say it
         return False
     return True
