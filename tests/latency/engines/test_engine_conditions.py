@@ -389,6 +389,19 @@ def test_a_layer_shorter_than_openvinos_clock_is_in_the_profile() -> None:
     assert {"0", "4"} <= set(entries) and all(0.0 < entries[path] < 0.1 for path in ("0", "4"))
 
 
+def test_a_step_whose_mean_fell_by_a_tick_keeps_the_mean_since_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin floors its mean over all runs: when that falls, the sum since compilation stands still, though the step still runs."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    with get_engine("openvino").compile(model, torch.randn(1, 3, 6, 6), Target(), profile=True) as network:
+        network.profile(10)
+        (name, (kind, _)) = next(
+            (name, value) for name, value in network._totals().items() if value[0] in ("Convolution", "FullyConnected")
+        )
+        monkeypatch.setattr(network, "_totals", lambda: {name: (kind, 90.0)})
+        (entry,) = network.profile(10)
+        assert entry.ms == pytest.approx(90.0 / network._done * 1e-3)
+
+
 def test_a_sampler_that_cannot_start_leaves_no_network_open(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, opened, closed = get_engine("torch"), [], []
     compile_as_ever = engine.compile
