@@ -1,5 +1,6 @@
 """Schedules: ramps, what happens between stages, and options that break their rules."""
 
+import dataclasses
 import json
 import math
 
@@ -53,7 +54,11 @@ def test_soft_masks_warm_up_ramp_and_cool_down():
     ramp = limits[20:70]
     assert all(a > b for a, b in zip(ramp, ramp[1:], strict=False))
     assert math.log(ramp[25]) == pytest.approx((math.log(8.0) + math.log(2.0)) / 2)
-    assert [s for s in range(20) if soft.due(s)] == [0, 5, 10, 15]
+    assert [s for s in range(100) if soft.due(s, 100)] == list(range(0, 90, 5)), "the last tenth trains under the last mask"
+    for share, last in ((0.0, 95), (0.3, 65), (1.0, 65)):
+        held = dataclasses.replace(soft, held=share)
+        assert held.last_solution(100) == last and held.due(last, 100) and not held.due(last + 5, 100)
+        assert held.limit_at(step=last, steps=100, dense=8.0, limit=2.0) == 2.0
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,7 @@ def test_soft_masks_warm_up_ramp_and_cool_down():
         (lambda: Stages(ramp="cubic"), r"ramp \(='cubic'\) must be one of linear, exponential"),
         (lambda: Stages(between="sleep"), "between"),
         (lambda: SoftMasks(warmup=0.7, cooldown=0.5), "together at most 1"),
+        (lambda: SoftMasks(held=1.5), "from 0 to 1"),
         (lambda: SoftMasks(every=0), r"every \(=0\)"),
         (lambda: MDP(channels=False, blocks=False), "nothing is left to prune"),
         (lambda: MDP(stages=3, soft_masks=SoftMasks()), "soft_masks"),
@@ -83,7 +89,7 @@ def test_options_that_break_their_rules_are_told(make, words):
 def test_plain_values_make_options():
     method = get_method("mdp", score="sp_lamp", soft_masks=True)
     assert isinstance(method.schedule, SoftMasks) and type(method.importance).__name__ == "SpLampConfig"
-    assert get_method("smcp", masks={"every": 3}).schedule.due(3)
+    assert get_method("smcp", masks={"every": 3}).schedule.due(3, 100)
     assert get_method("mdp", soft_masks=False).schedule == SinglePass()
 
 
@@ -141,7 +147,7 @@ def test_masks_move_by_a_schedule_of_any_method_whose_scores_training_gives() ->
     x = torch.zeros(1, 1, 16, 16)
     with pytest.raises(InvalidArgumentError, match="data of its own"):
         latprune.Pruner(model, x, budget="flops=50%", method="mdp", schedule="soft_masks", measure_latency=False)
-    schedule = SoftMasks(warmup=0.0, every=1)
+    schedule = SoftMasks(warmup=0.0, every=1, held=0.0)
     pruner = latprune.Pruner(model, x, budget="flops=50%", method=Uniform(), schedule=schedule, measure_latency=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     training = pruner.masked_training(steps=3, optimizers=optimizer)

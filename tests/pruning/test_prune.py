@@ -14,6 +14,7 @@ from latprune.cli import main
 from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError, TableError
 from latprune.importance import MagnitudeConfig, TaylorConfig
 from latprune.latency import LatencyTables, Residual, Store, Target, build_tables
+from latprune.pruning.state import selection_to_dict
 from latprune.zoo import digits_resnet
 from support.made_up_engine import MadeUpNetwork
 
@@ -71,6 +72,27 @@ def test_layers_that_no_output_reads_are_free(monkeypatch):
     torch.manual_seed(0)
     result = prune(SecondHead().eval(), "60%")
     assert 0.5 < result.latency_ratio <= 0.6 and result.model.other.in_features == result.model.head.in_features
+
+
+def test_what_trained_under_soft_masks_is_what_the_clock_lets_through(tables):
+    """These tables know nothing of what a kernel costs beside its size, so that networks at their limit are over the budget."""
+    model = network()
+    lower = dataclasses.replace(tables, entries={n: dataclasses.replace(e, overhead_ms=-0.003) for n, e in tables.entries.items()})
+    pruner = latprune.Pruner(model, X, budget="50%", target=TARGET, tables=lower, method=latprune.SMCP(masks=latprune.SoftMasks(every=2)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    training = pruner.masked_training(steps=24, optimizers=optimizer)
+    for images, labels in batches(24):
+        training.before_forward()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
+        training.after_backward()
+        optimizer.step()
+    before, mask = model.eval()(X), selection_to_dict(pruner.selection)
+    assert training.state().data["delivers"] is not None
+    report = pruner.step(optimizers=optimizer)
+    assert report.measured is not None and report.measured.ratio <= 0.5
+    assert selection_to_dict(pruner.selection) == mask
+    torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
 
 
 def test_half_the_latency(tables, tmp_path):

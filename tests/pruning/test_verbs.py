@@ -13,6 +13,7 @@ from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgum
 from latprune.importance import DivergenceConfig, MagnitudeConfig, TaylorConfig, best_units
 from latprune.methods import HALP, MDP, SMCP, SPLAMP, SoftMasks
 from latprune.pruning import FitContext
+from latprune.pruning.state import selection_to_dict
 from latprune.recovery import ReconstructionConfig, reconstruction_ranking
 from latprune.zoo import digits_resnet
 
@@ -169,11 +170,33 @@ def test_soft_masks_move_return_and_end_in_a_cut():
     assert limits == sorted(limits, reverse=True) and limits[-1] == pytest.approx(pruner.limit)
     assert training.changes[-1].masked > training.changes[0].masked
     assert sum(change.returned for change in training.changes) > 0
-    before = model(X)
+    before, mask = model(X), pruner.selection
     report = pruner.step(optimizers=optimizer)
     assert pruner.done and report.equality is not None
     assert pruner.graph.macs(pruner.widths, pruner.selection.removed_blocks) <= pruner.limit
-    assert model(X).shape == before.shape
+    assert selection_to_dict(pruner.selection) == selection_to_dict(mask), "what trained under the mask is what is cut"
+    torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
+    assert report.solution is not None and report.problem is not None
+
+
+def test_a_mask_that_is_not_at_the_budget_yet_is_narrowed_by_the_cut():
+    model = network()
+    pruner = pruner_of(model, SMCP(masks=SoftMasks(every=2, warmup=0.1, cooldown=0.4)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    training = pruner.masked_training(steps=40, optimizers=optimizer)
+    for images, labels in batches(14, seed=7):
+        training.before_forward()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
+        training.after_backward()
+        optimizer.step()
+    mask = pruner.selection
+    assert mask.kept and pruner.graph.macs(pruner.widths, mask.removed_blocks) > pruner.limit
+    pruner.step(optimizers=optimizer)
+    assert pruner.graph.macs(pruner.widths, pruner.selection.removed_blocks) <= pruner.limit
+    assert mask.removed_blocks <= pruner.selection.removed_blocks
+    for name, kept in mask.kept.items():
+        assert name not in pruner.selection.kept or set(pruner.selection.kept[name].tolist()) <= set(kept.tolist())
 
 
 def test_a_limit_that_soft_masks_cannot_reach_is_told_before_anything_is_masked():

@@ -196,11 +196,13 @@ class SoftMasks(Schedule):
     """Masks that are solved for again every few batches while the network trains; channels may come back (SMCP, MDP appendix E, SFP).
 
     Training has four phases: ``warmup`` without masks, a ramp of the limit, ``cooldown`` at the budget itself with masks that still move,
-    and, after the last batch, the cut. Forward and backward see the masked network; gradients reach the masked weights straight through.
+    but for ``held`` at its end, and, after the last batch, the cut of what trained under the last mask. Forward and backward see the masked
+    network; gradients reach the masked weights straight through.
 
     Attributes:
         warmup: Share of the training without masks.
         cooldown: Share of the training at the budget.
+        held: Share of the training, at the end of the cool-down, under the last mask: what is cut has then learnt to work without the rest.
         every: Batches between two solutions.
         ramp: Shape of the limit between warm-up and cool-down.
         straight_through: Whether masked weights go on learning; False holds them at zero (they come back with the values that they had).
@@ -210,6 +212,7 @@ class SoftMasks(Schedule):
     name: ClassVar[str] = "soft_masks"
     warmup: float = 0.1
     cooldown: float = 0.3
+    held: float = 0.1
     every: int = 10
     ramp: Ramp = "exponential"
     straight_through: bool = True
@@ -220,6 +223,8 @@ class SoftMasks(Schedule):
             raise InvalidArgumentError(
                 f"warmup (={self.warmup}) and cooldown (={self.cooldown}) are shares of the training: both at least 0, together at most 1"
             )
+        if not 0.0 <= self.held <= 1.0:
+            raise InvalidArgumentError(f"held (={self.held}) is a share of the training, from 0 to 1")
         if self.every < 1:
             raise InvalidArgumentError(f"every (={self.every}) must be at least 1 batch")
         _one_of("ramp", self.ramp, RAMPS)
@@ -245,12 +250,19 @@ class SoftMasks(Schedule):
         done = step / max(steps, 1)
         if done < self.warmup:
             return None
+        if step >= self.last_solution(steps):
+            return limit
         ramp = 1.0 - self.warmup - self.cooldown
         return _ramped(self.ramp, 1.0 if ramp <= 0 else min((done - self.warmup) / ramp, 1.0), dense, limit)
 
-    def due(self, step: int) -> bool:
-        """Whether masks are solved for again before optimizer step ``step`` (0-based)."""
-        return step % self.every == 0
+    def due(self, step: int, steps: int) -> bool:
+        """Whether masks are solved for again before optimizer step ``step`` (0-based) of ``steps``."""
+        return step % self.every == 0 and step <= self.last_solution(steps)
+
+    def last_solution(self, steps: int) -> int:
+        """The optimizer step of ``steps`` before which masks are solved for the last time."""
+        moving = math.floor((1.0 - min(self.held, self.cooldown)) * max(steps - 1, 0))
+        return moving - moving % self.every
 
 
 def _one_of(argument: str, value: str, known: tuple[str, ...]) -> None:

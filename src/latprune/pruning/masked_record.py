@@ -66,6 +66,7 @@ class MaskedTrainingRecord(FileModel):
         dense_value: The dense network's value of the first budget's resource.
         limits: Limits of all budgets, each in its unit.
         step: Steps that are done.
+        delivers: Predicted value of a network that was measured within the budget; None where none was yet.
         selection: The mask at work; None before the first.
         value: Predicted value of the masked network, which tells whether the costs are still the same.
         changes: Solutions so far.
@@ -81,6 +82,7 @@ class MaskedTrainingRecord(FileModel):
     dense_value: float
     limits: tuple[float, ...]
     step: int = Field(ge=0)
+    delivers: float | None = None
     selection: SelectionRecord | None
     value: float | None
     changes: tuple[ChangeRecord, ...]

@@ -11,6 +11,7 @@ from torch import nn
 
 from latprune.copying import copied
 from latprune.errors import InvalidArgumentError
+from latprune.export.verdict import verdict
 from latprune.graph.narrowing import without_blocks
 from latprune.graph.types import Selection
 from latprune.methods import Method, Proposal, StageContext, selection_of
@@ -212,6 +213,46 @@ class ProposalSearch:
         fewest, most = _COMPARED_ON
         each = _COMPARING / (_COMPARED * _PASSES * max(self.graph.macs(self.graph.dense_widths()), 1.0))
         return int(min(max(each, fewest), most))
+
+    def held(
+        self, importance: Importance | None, mask: Selection, *, limit: float, measure: bool, measure_alone: MeasureAlone
+    ) -> StageProposal | None:
+        """The network that trained under ``mask``, as it is; None where it is over ``limit``.
+
+        Its weights have learnt to do without what is masked, and without nothing else: another network under the limit is one that nobody
+        trained.
+        """
+        context = self.context(importance, mask, measure_alone)
+        measured = measure and self.limits.measured
+        if not measured and context.current > limit * (1.0 + _ALMOST_NOTHING):
+            return None
+        kept = Proposal(widths=dict(context.widths), removed_blocks=context.removed_blocks, predicted=context.current)
+        proposer, _ = self.prepared(context, mask)
+        with self.clock.timed("solve"):
+            solved = proposer.propose(context.current * (1.0 + _ALMOST_NOTHING))
+        # The problem whose answer it is goes into the record; a unit that scores nothing may be missing in that answer.
+        kept = replace(solved, predicted=context.current) if solved.key == kept.key else kept
+        found = StageProposal(proposal=kept, selection=mask, limit=limit, predicted=context.current, context=context)
+        return self._held_by_the_clock(found) if measured else found
+
+    def _held_by_the_clock(self, held: StageProposal) -> StageProposal | None:
+        """``held`` with its measurements; None where one of them is over the limit."""
+        limit, network = held.limit, self.network(held.selection)
+        window = (limit * (1.0 - self.slack), limit)
+        trials: list[Trial] = []
+        for anew in (False, True):
+            trials.append(self.trial(network, fresh=anew, window=window))
+            self.say(f"the network under the mask: measured {trials[-1].value:.3f} ms, limit {limit:.3f} ms")
+            if verdict(trials[-1].value, trials[-1].uncertainty, limit) != "under":
+                return None
+        trial, fresh = trials
+        share = fresh.value / limit
+        note = (
+            "" if share >= 1.0 - self.slack else f"the delivered network lies at {share:.1%} of the budget, as it was trained"
+        )
+        speed = self.limits.dense / held.context.resource.value(self.graph.dense_widths()) if held.context is not None else 1.0
+        rounds = ((limit, held.predicted * speed, trial.value),)
+        return replace(held, predicted=held.predicted * speed, trial=trial, fresh=fresh, rounds=rounds, note=note)
 
     def picked(self, importance: Importance | None, picked: PickedNetwork, *, limit: float) -> StageProposal:
         """The network that was picked from an exploration, as it was shown; nothing is solved, and no tables are built.

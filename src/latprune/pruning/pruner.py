@@ -254,7 +254,10 @@ class Pruner:
         stage = min(self._stages_done + 1, self.schedule.count)
         dense = self.limits.dense
         wanted = limit if limit is not None else self.schedule.limit(stage=stage, dense=dense, limit=self.limit)
-        since = self.cut_to if isinstance(self.schedule, SoftMasks) else self.selection
+        soft = isinstance(self.schedule, SoftMasks)
+        # What is masked comes back while it trains; at the end the network is the one that trained under the mask, or less of it.
+        trained = soft and limit is None and self._masks is not None
+        since = self.cut_to if soft and not trained else self.selection
         self._progress(f"stage {stage} of {self.schedule.count}: scoring")
         with self._scoring():
             importance = self.scorer.importance(self.cut_to, data, loss, batches)
@@ -265,13 +268,16 @@ class Pruner:
                 chosen = self._search.reading_of(importance, self.scorer.readings, since, limit=wanted, picked=picked)
             if picked is not None:
                 return self._search.picked(chosen, picked, limit=wanted)
-            return self._search.find(
+            by_clock = self.schedule.measured(stage) if measure is None else measure
+            alone = partial(self._latency.own.alone, since)
+            held = self._search.held(chosen, since, limit=wanted, measure=by_clock, measure_alone=alone) if trained else None
+            return held or self._search.find(
                 chosen,
                 since,
                 limit=wanted,
-                measure=self.schedule.measured(stage) if measure is None else measure,
+                measure=by_clock,
                 last=stage == self.schedule.count or limit is not None,
-                measure_alone=partial(self._latency.own.alone, since),
+                measure_alone=alone,
             )
 
         return agreed(find)

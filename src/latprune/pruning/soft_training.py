@@ -26,9 +26,12 @@ from latprune.train.driver import DriverState
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from latprune.pruning.proposal import StageProposal
     from latprune.pruning.pruner import Pruner
 
 __all__ = ["HeldMasks", "MaskChange", "MaskedTraining"]
+
+_ALMOST_NOTHING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +112,8 @@ class MaskedTraining(_UnderMasks):
         self._memory = memory
         self.step = 0
         self._reachable = False
+        self._delivers: float | None = None
+        """Predicted value of a network that was measured within the budget; None before the cool-down, and where nothing is measured."""
         self.changes: list[MaskChange] = []
 
     def before_forward(self) -> None:
@@ -123,14 +128,14 @@ class MaskedTraining(_UnderMasks):
         if not self._reachable:
             pruner.propose(pruner.limit, measure=False)
             self._reachable = True
-        if not schedule.due(self.step):
+        if not schedule.due(self.step, self._steps):
             return
         limit = schedule.limit_at(step=self.step, steps=self._steps, dense=pruner.limits.dense, limit=pruner.limit)
         if limit is None:
             return
         before = pruner.selection
         with pruner.clock.timed("solve masks"):
-            proposal = pruner.propose(limit, measure=False)
+            proposal = self._proposed(limit)
             first = pruner.masks is None
             pruner.mask(proposal)
         assert pruner.masks is not None
@@ -147,6 +152,19 @@ class MaskedTraining(_UnderMasks):
                 removed_blocks=tuple(sorted(proposal.selection.removed_blocks)),
             )
         )
+
+    def _proposed(self, limit: float) -> StageProposal:
+        """The network to mask to. Where the clock decides, the first one at the budget itself and the last one are searched for by it, and
+        those between are solved for under what the first was predicted at: what trains under the last mask can then be cut as it is.
+        """
+        pruner = self._pruner
+        if not pruner.limits.measured or limit > pruner.limit * (1.0 + _ALMOST_NOTHING):
+            return pruner.propose(limit, measure=False)
+        if self._delivers is not None and self.step < self._schedule.last_solution(self._steps):
+            return pruner.propose(self._delivers, measure=False)
+        found = pruner.propose(limit, measure=True)
+        self._delivers = found.predicted
+        return found
 
     def after_backward(self) -> None:
         """Gather the gradients of the batch."""
@@ -170,6 +188,7 @@ class MaskedTraining(_UnderMasks):
             dense_value=limits.dense,
             limits=(pruner.limit, *(other.value for other in limits.others())),
             step=self.step,
+            delivers=self._delivers,
             selection=SelectionRecord.model_validate(selection_to_dict(pruner.selection)) if masked else None,
             value=limits.resource.value(pruner.widths, pruner.selection.removed_blocks) if masked else None,
             changes=tuple(ChangeRecord.model_validate(asdict(change)) for change in self.changes),
@@ -210,7 +229,7 @@ class MaskedTraining(_UnderMasks):
             pruner.scorer.load_state_dict(pruner.cut_to, state.tensors)
         except InvalidArgumentError as error:
             raise CheckpointError(f"the checkpoint's scores are of another criterion or network: {error}") from error
-        self.step, self._reachable = record.step, True
+        self.step, self._reachable, self._delivers = record.step, True, record.delivers
         self.changes = [MaskChange(**change.model_dump()) for change in record.changes]
 
 

@@ -19,6 +19,9 @@ _BATCH = 16
 _FIRST_FIT = 32
 _ENOUGH = 0.015
 _NO_BETTER = 0.93
+_NO_BETTER_THAN_BEFORE = 0.95
+"""Error of the tables over that of the tables before them on the same networks, from which on a batch more is taken to teach nothing. There
+the two differ by what was learnt alone; errors of different batches also by which networks are in them."""
 _SUSPECTS = 4
 """Networks of one batch that are measured again at most: where more are far off, the tables are, not the samples."""
 _STOOD = 2
@@ -43,6 +46,7 @@ class TableBuilder:
         self._checked: list[tuple[float, float]] = []
         self._history: list[float] = []
         self._next = _FIRST_FIT
+        self._before: LatencyTables | None = None
         self._pending: LatencyTables | None = None
         self.settled = False
         self.residual: Residual | None = None
@@ -71,10 +75,16 @@ class TableBuilder:
                 self.residual = Residual.of([pair[0] for pair in self._checked], [pair[1] for pair in self._checked])
                 self._history.append(latest.mean_absolute)
                 stalled = len(self._history) >= 3 and min(self._history[-2:]) > _NO_BETTER * min(self._history[:-2])
-                self.settled = latest.mean_absolute <= _ENOUGH or stalled
+                self.settled = latest.mean_absolute <= _ENOUGH or stalled or self._learnt_nothing(fresh, latest)
             self._next += _BATCH
             if len(self.samples) >= self._next or not self.settled or self._extend:
-                self._pending = self._fit(known, TableStats())
+                self._before, self._pending = self._pending, self._fit(known, TableStats())
+
+    def _learnt_nothing(self, fresh: list[NetworkSample], latest: Residual) -> bool:
+        """Whether the tables before the pending ones, which know a batch less, predict the new networks about as well."""
+        if self._before is None:
+            return False
+        return latest.mean_absolute > _NO_BETTER_THAN_BEFORE * Residual.of(*predicted_and_measured(self._before, fresh)).mean_absolute
 
     def _repeat(self, again: Callable[[NetworkSample], NetworkSample], late: Callable[[], bool]) -> None:
         """Measure again what is far off among the networks that are about to be believed."""
