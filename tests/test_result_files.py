@@ -36,7 +36,7 @@ def test_a_new_row_replaces_its_own_and_leaves_those_of_other_machines(tmp_path:
 
 
 def test_a_page_names_the_machine_of_each_row_where_there_are_several() -> None:
-    page = load("tools/benchmark_page.py")
+    page = load("tools/page_parts.py")
     rows = [{"engine": "torch", "machine": "board"}, {"engine": "openvino", "machine": "server"}]
     alone, both = {"rows": rows[:1]}, {"rows": rows}
     assert page.machine(alone) == "board"

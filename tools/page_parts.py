@@ -11,6 +11,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "torch": "PyTorch, eager", "executorch": "ExecuTorch"}
+ENGINES |= {f"{name}-modules": f"{label}, profile hidden" for name, label in ENGINES.items()}
+_NAMES = {
+    "resnet20": "ResNet-20",
+    "resnet56": "ResNet-56",
+    "resnet50": "ResNet-50",
+    "mobilenet_v2": "MobileNetV2",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "unet": "U-Net",
+    "yolov8n": "YOLOv8n",
+    "vit": "small ViT",
+    "vit_b_16": "ViT-B/16",
+}
 
 
 def read(name: str) -> Any:
@@ -62,3 +75,19 @@ def write_or_check(path: Path, page: Callable[[], str], description: str | None)
         path.write_text(text, encoding="utf-8")
     elif not path.exists() or path.read_text(encoding="utf-8") != text:
         sys.exit(f"{path.relative_to(ROOT)} is not what the results say; run python {Path(sys.argv[0]).as_posix()}")
+
+
+def network_name(network: str) -> str:
+    """A network as the pages write it."""
+    return _NAMES.get(network, network)
+
+
+def machines(found: Any) -> str:
+    """The machines of a result's rows, as a sentence."""
+    names = dict.fromkeys(str(row["machine"]) for row in found["rows"] if row.get("machine"))
+    return "; ".join(names) + "." if names else ""
+
+
+def budget_words(text: str) -> str:
+    """A budget as the head of a column."""
+    return f"{text.removeprefix('flops=')} of multiply-adds" if text.startswith("flops=") else f"{text} of measured latency"

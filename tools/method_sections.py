@@ -1,0 +1,78 @@
+"""Sections of docs/benchmarks.md on methods and criteria; ``benchmark_page.py`` puts them on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from page_parts import budget_words, machines, network_name, percent, read, table
+
+__all__ = [
+    "defaults",
+    "methods",
+]
+
+
+def defaults() -> str | None:
+    """Criteria and methods without any training."""
+    found = read("defaults")
+    if found is None:
+        return None
+    parts = []
+    for network, dense in found["dense"].items():
+        rows = [row for row in found["rows"] if row["network"] == network]
+        budgets = list(dict.fromkeys(row["budget"] for row in rows))
+        values = {(row["method"], row["budget"]): row for row in rows}
+        lines = [
+            [method, *(percent(values.get((method, budget), {}).get("top1"), 2) for budget in budgets)]
+            for method in dict.fromkeys(row["method"] for row in rows)
+        ]
+        head = [f"{network_name(network)} (dense {percent(dense['top1'], 2)}, {dense['images']:,} images)", *map(budget_words, budgets)]
+        parts.append(table(head, lines))
+    text = (
+        "## Methods and criteria without any training\n\nTop-1 after the cut with norms measured again on "
+        f"{_said_calibration(found)} training images, by budget; `mdp` is the default. {machines(found)}\n\n"
+    )
+    return text + "\n\n".join(parts) + "\n\n`benchmarks/defaults.py`"
+
+
+def _said_calibration(found: Any) -> str:
+    counts = sorted({dense["calibration_images"] for dense in found["dense"].values()})
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+
+
+def methods() -> str | None:
+    """Every method at the same budgets."""
+    parts = []
+    for network in ("resnet20", "vit"):
+        found = read(f"methods-{network}")
+        if found is None:
+            continue
+        head = ["method", "budget", "delivered", "cut", "norms again", "recovered", "trained"]
+        head += ["blocks gone", "stages", "status", "CPU time"]
+        parts.append(
+            f"### {network_name(network)}, {found['test_images']:,} test images\n\n" + table(head, [_method(row) for row in found["rows"]])
+        )
+    if not parts:
+        return None
+    text = (
+        "## Every method at the same budget\n\nAccuracy on CIFAR-10: as cut, with norms measured again, recovered from 2,048 unlabelled "
+        "images, and, where it was run, after training; `delivered` is the share of the budget that the network uses.\n\n"
+    )
+    return text + "\n\n".join(parts) + "\n\n`benchmarks/methods.py`"
+
+
+def _method(row: Any) -> Sequence[str]:
+    if "refused" in row:
+        return [row["method"], row["budget"], f"refused: {row['refused']}", *[""] * 8]
+    shares = [percent(row.get(key), 2) for key in ("cut", "norms", "recovered", "trained")]
+    return [
+        row["method"],
+        row["budget"],
+        percent(row.get("share_of_budget")),
+        *shares,
+        str(row["blocks_removed"]),
+        str(row["stages"]),
+        str(row["status"]),
+        f"{row.get('cpu_seconds', row.get('seconds', 0)):.0f} s",
+    ]
