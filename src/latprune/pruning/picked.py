@@ -52,7 +52,10 @@ class PickedNetwork:
         Raises:
             InvalidArgumentError: It is another one, or was traced under other settings; the message names the first difference.
         """
-        remedy = "give the model and options (keep, blocks_keep, min_widths, within, form) that were explored, or explore again"
+        remedy = (
+            "give the model and the options that were explored (keep, blocks_keep, min_widths, within, form; on the command line --keep, "
+            "--blocks-keep, --min-width, --within, --form), or explore again"
+        )
         for name, shape in self.tensors.items():
             found = tensors.get(name)
             if found != tuple(shape):
