@@ -5,7 +5,8 @@
 
 Budgets by default: half of the multiply-adds, counted, and 50 and 25 % of the latency measured on ONNX Runtime (one thread, batch 1). Each
 row is written as it ends, and a row that is there, trained on as many images, is not run again. ``--train-images`` trains for that many
-images (an epoch has 50,000) after the cut and its recovery; methods that train under masks do so for as many images before the cut.
+images (an epoch has 50,000) after the cut and its recovery; methods that train under masks do so for as many images before the cut, and
+are recovered after it.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def run(args: argparse.Namespace, name: str, budget: str, store: latprune.Store)
                 "ratio": result.latency_ratio,
                 "blocks_removed": len(result.record.blocks_removed),
             }
-            if method.keeps_weights and not soft:
+            if method.keeps_weights:
                 norms = recalibrated(args, model, train, test)
                 row["norms"] = norms
                 report = pruner.recover(train, images=2048)

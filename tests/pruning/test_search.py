@@ -157,6 +157,13 @@ def test_a_budget_below_the_smallest_network_names_its_latency():
     assert caught.value.floor == {"latency": pytest.approx(2.5)}
 
 
+@pytest.mark.parametrize("budget", [1.9, 1.62, 1.33])
+def test_costs_that_promise_too_little_do_not_end_the_search_at_their_smallest_network(budget):
+    """A network of half of what is predicted: limits under the costs' own floor are met by networks at limits above it."""
+    found = search(Machine(lambda width: 0.05 * width), budget).run()
+    assert 0.97 * budget <= found.fresh.value <= budget and found.note == ""
+
+
 class Capped(Steps):
     """Another limit allows no width above 30."""
 

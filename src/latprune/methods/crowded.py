@@ -15,6 +15,9 @@ from latprune.solve import Solver
 __all__ = ["CrowdedProposer"]
 
 _SMALLEST = 1e-3
+_NEXT = 1e-6
+"""A floor is met by a limit that lies this much above it, as a share."""
+_ROUNDS = 20
 
 
 class CrowdedProposer(Proposer):
@@ -43,13 +46,27 @@ class CrowdedProposer(Proposer):
             floor = error.floor.get(self._context.resource.name)
             if floor is None:
                 raise
-            smallest = self._at_fixed_point(solved.propose(floor + 1e-6 * abs(floor)))
+            lowest = self._at_fixed_point(solved.propose(floor * (1.0 + _NEXT))).predicted
+            if lowest <= limit:
+                # The problem's costs are a linearisation: what counts is the least limit that it takes.
+                lowest = self._least_limit(floor)
             raise BudgetInfeasibleError(
-                f"no choice of widths and blocks meets the limits: latency (={limit:g} ms) must be at least {smallest.predicted:g} ms, the "
-                "lowest that any choice reaches",
+                f"no choice of widths and blocks meets the limits: latency (={limit:g} ms) must be at least {lowest:g} ms, the lowest that "
+                "any choice reaches",
                 limit=dict(error.limit),
-                floor={**error.floor, self._context.resource.name: smallest.predicted},
+                floor={**error.floor, self._context.resource.name: lowest},
             ) from error
+
+    def _least_limit(self, floor: float) -> float:
+        """The least limit at which the costs inside a network of just that latency allow one, from ``floor`` on."""
+        for _ in range(_ROUNDS):
+            try:
+                self._inside(floor).propose(floor * (1.0 + _NEXT))
+            except BudgetInfeasibleError as error:
+                floor = max(error.floor.get(self._context.resource.name, floor), floor * (1.0 + _NEXT))
+            else:
+                break
+        return floor
 
     def widened(self, found: Proposal, limit: float) -> Proposal | None:
         """Solve for ``limit`` among the networks that are nowhere narrower; see the base class."""

@@ -247,9 +247,7 @@ class ProposalSearch:
                 return None
         trial, fresh = trials
         share = fresh.value / limit
-        note = (
-            "" if share >= 1.0 - self.slack else f"the delivered network lies at {share:.1%} of the budget, as it was trained"
-        )
+        note = "" if share >= 1.0 - self.slack else f"the delivered network lies at {share:.1%} of the budget, as it was trained"
         speed = self.limits.dense / held.context.resource.value(self.graph.dense_widths()) if held.context is not None else 1.0
         rounds = ((limit, held.predicted * speed, trial.value),)
         return replace(held, predicted=held.predicted * speed, trial=trial, fresh=fresh, rounds=rounds, note=note)

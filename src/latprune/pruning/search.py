@@ -117,11 +117,17 @@ class CandidateSearch:
             try:
                 proposal = self.proposer.propose(limit)
             except BudgetInfeasibleError as error:
-                if not self._sided(under=True):
-                    smallest = self._smallest(error)
+                if self._sided(under=True):
+                    break
+                # Costs that are a linearisation, or tables that are off, know no network under a limit that one is measured under.
+                smallest = self._smallest(error)
+                if not self._lies_below(smallest.trial):
                     if self._confirmed(smallest):
                         return smallest
-                break
+                    break
+                if self.limits.next_limit() <= self.limits.rounds[-1].limit:
+                    break
+                continue
             if proposal.key in self._tries:
                 # The same network again: no choice lies between the limits tried so far.
                 self.limits.record(limit, proposal.predicted, self._tries[proposal.key].trial.value)
@@ -193,6 +199,10 @@ class CandidateSearch:
             f"limit {self.limits.budget:.3f} ms"
         )
         return Candidate(proposal=proposal, network=network, trial=trial)
+
+    def _lies_below(self, trial: Trial) -> bool:
+        """Whether a measurement lies further under the budget than the slack, so that a larger network is to be looked for."""
+        return self._is_under(trial) and trial.value < self.limits.window[0]
 
     def _accepted(self, candidate: Candidate) -> bool:
         """Whether a candidate lies within the slack, in its first measurement and in a fresh one."""

@@ -10,7 +10,13 @@ from latprune.pruning.correction import LimitSearch
 
 __all__ = ["search_counted"]
 
-MAX_SOLVED = 12
+MAX_SOLVED = 24
+_SLOW = 8
+"""Limits after which one that no proposal came under is approached by steps that double: linearisations creep towards it."""
+_STEP = 0.002
+"""The first of those steps, as a share of the value that the search starts from."""
+_NEXT = 1e-6
+"""A floor is met by a limit that lies this much above it, as a share."""
 
 
 def search_counted(proposer: Proposer, search: LimitSearch, context: StageContext) -> Proposal:
@@ -23,12 +29,16 @@ def search_counted(proposer: Proposer, search: LimitSearch, context: StageContex
     seen: set[Any] = set()
     for number in range(1, MAX_SOLVED + 1):
         limit = search.next_limit()
+        if best is None and len(search.rounds) >= _SLOW:
+            limit = min(entry.limit for entry in search.rounds) - _STEP * 2 ** (len(search.rounds) - _SLOW) * search.start
         try:
             proposal = proposer.propose(limit)
-        except BudgetInfeasibleError:
+        except BudgetInfeasibleError as error:
             if best is not None:
                 break
-            raise
+            if search.rounds:
+                raise
+            limit, proposal = _least(proposer, search, context, error)
         value = context.predict(proposal.widths, proposal.removed_blocks)
         search.record(limit, proposal.predicted, value)
         if value <= search.budget and (best is None or value > best[0]):
@@ -45,3 +55,26 @@ def search_counted(proposer: Proposer, search: LimitSearch, context: StageContex
             floor={context.resource.name: lowest},
         )
     return best[1]
+
+
+def _least(proposer: Proposer, search: LimitSearch, context: StageContext, error: BudgetInfeasibleError) -> tuple[float, Proposal]:
+    """The least limit that the proposer takes, and its network, where that is under the budget all the same: costs that are a linearisation
+    know no network under a limit that the count of one is under. Else the ``error``, with that count.
+    """
+    name = context.resource.name
+    floor = error.floor.get(name)
+    if floor is None:
+        raise error
+    limit = floor * (1.0 + _NEXT)
+    proposal = proposer.propose(limit)
+    value = context.predict(proposal.widths, proposal.removed_blocks)
+    if value <= search.budget:
+        return limit, proposal
+    if value >= floor:
+        raise error
+    raise BudgetInfeasibleError(
+        f"no network of this method meets the limit: {name} (={search.budget:.6g}) must be at least {value:.6g}, what the smallest has; "
+        "mdp, which costs layers exactly, may reach lower",
+        limit=dict(error.limit),
+        floor={**error.floor, name: value},
+    ) from error

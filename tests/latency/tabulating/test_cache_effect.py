@@ -304,3 +304,16 @@ def test_the_floor_can_be_proposed(context: StageContext) -> None:
 
 def test_without_an_effect_one_problem_does(context: StageContext) -> None:
     assert not isinstance(MDP().prepare(dataclasses.replace(context, resource=MultiplyAdds(context.graph))), CrowdedProposer)
+
+
+def test_the_floor_of_linear_costs_can_be_proposed_where_its_network_lies_below_the_limit(context: StageContext) -> None:
+    """Every layer at its dense input: the smallest network costs less than the least limit that such a problem takes."""
+    linear = dataclasses.replace(context, choices={name: (1, context.widths[name]) for name in context.choices})
+    proposer = MDP(blocks=False, bilayer=False).prepare(linear)
+    assert isinstance(proposer, CrowdedProposer)
+    smallest = linear.predict(dict.fromkeys(linear.choices, 1))
+    with pytest.raises(BudgetInfeasibleError) as caught:
+        proposer.propose(1.01 * smallest)
+    floor = caught.value.floor["latency"]
+    assert floor > 1.01 * smallest and f"{floor:g}" in str(caught.value)
+    assert proposer.propose(floor * (1 + 1e-6)).predicted == pytest.approx(smallest)

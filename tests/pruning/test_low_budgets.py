@@ -1,0 +1,42 @@
+"""Budgets so low that costs which are a linearisation put every network above them: what counts is the network's own count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import latprune
+from latprune.errors import BudgetInfeasibleError
+from latprune.importance import MagnitudeConfig
+from latprune.methods import HALP, MDP, SPLAMP, Method
+from latprune.zoo import cifar_resnet
+
+X = torch.zeros(1, 3, 16, 16)
+METHODS: dict[str, Method] = {
+    "halp": HALP(stages=1, score=MagnitudeConfig()),
+    "mdp, linear": MDP(bilayer=False, blocks=False, score=MagnitudeConfig()),
+    "sp_lamp": SPLAMP(stages=1),
+}
+
+
+def pruner_of(method: Method, budget: str) -> latprune.Pruner:
+    torch.manual_seed(0)
+    return latprune.Pruner(cifar_resnet(20), X, budget=budget, method=method, measure_latency=False)
+
+
+@pytest.mark.parametrize("budget", [20, 8, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_linearisation_reaches_low_budgets(method: str, budget: int) -> None:
+    pruner = pruner_of(METHODS[method], f"flops={budget}%")
+    pruner.step()
+    share = pruner.graph.macs(pruner.widths) / pruner.graph.macs(pruner.graph.dense_widths())
+    assert 0.85 * budget <= 100 * share <= budget
+
+
+@pytest.mark.parametrize("method", ["halp", "mdp, linear"])
+def test_what_is_below_the_smallest_network_names_that_networks_count(method: str) -> None:
+    pruner = pruner_of(METHODS[method], "flops=0.1%")
+    with pytest.raises(BudgetInfeasibleError, match="mdp, which costs layers exactly") as refused:
+        pruner.step()
+    smallest = pruner.graph.macs({name: group.min_width for name, group in pruner.graph.groups.items()})
+    assert refused.value.floor["flops"] == smallest > pruner.limit
