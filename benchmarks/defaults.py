@@ -6,7 +6,7 @@
 DATA holds the image sets and the pretrained weights; CACHE keeps decoded images and measured latencies. Budgets are shares of the
 multiply-adds, counted, or (``80%``) of the latency measured on one thread of the engine, which wants a quiet machine. Rows that the output
 file has already are not run again; every row is written as it is done. The vision transformer's weights are those of
-``benchmarks/train_vit.py`` (``--vit``); without them it is left out.
+``benchmarks/train_vit.py`` (``--vit``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from latprune.storage import decode_tensors
 from latprune.train import evaluate, recalibrate_batch_norm
 from latprune.zoo import IMAGENET_NORMALISATION, ImageLoader, cifar_resnet, cifar_vit, mobilenet_v2, resnet50
 from latprune.zoo.images import load_image_set
-from train_vit import WIDTH
+from train_vit import WEIGHTS, WIDTH
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--vit", type=Path, help="weights that benchmarks/train_vit.py wrote")
+    parser.add_argument("--vit", type=Path, default=WEIGHTS, help="weights that benchmarks/train_vit.py wrote")
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, help="all by default")
     parser.add_argument("--methods", nargs="*", choices=METHODS, help="all by default")
     parser.add_argument("--budgets", nargs="*", default=BUDGETS)
@@ -118,7 +118,7 @@ def main() -> None:
         args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
     with latprune.Store(args.cache / "defaults.sqlite") as store:
-        for name in args.networks or [name for name in NETWORKS if name != "cifar_vit" or args.vit]:
+        for name in args.networks or NETWORKS:
             run = Runner(args, name, store)
             for method in args.methods or METHODS:
                 for budget in args.budgets:

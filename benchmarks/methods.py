@@ -1,7 +1,7 @@
 """Every method and ablation at the same budgets: delivered value, accuracy cut, recovered and trained; CPU seconds and status.
 
     python benchmarks/methods.py --network resnet20 --data DATA --output benchmarks/results/methods-resnet20.json
-    python benchmarks/methods.py --network vit --weights runs/cifar_vit.safetensors --data DATA --output ...
+    python benchmarks/methods.py --network vit --data DATA --output benchmarks/results/methods-vit.json
 
 Budgets by default: half of the multiply-adds, counted, and 50 and 25 % of the latency measured on ONNX Runtime (one thread, batch 1). Each
 row is written as it ends, and a row that is there, trained on as many images, is not run again. ``--train-images`` trains for that many
@@ -33,7 +33,7 @@ from latprune.train import AdamW, Recipe, evaluate, recalibrate_batch_norm
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train, cifar_resnet, cifar_vit
-from train_vit import WIDTH
+from train_vit import WEIGHTS, WIDTH
 
 METHODS: dict[str, Callable[[], Method]] = {
     "mdp": MDP,
@@ -70,7 +70,7 @@ BUDGETS = ("flops=50%", "50%", "25%")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=["resnet20", "vit"], default="resnet20")
-    parser.add_argument("--weights", help="weights of the vision transformer, from benchmarks/train_vit.py")
+    parser.add_argument("--weights", default=WEIGHTS, help="weights of the vision transformer, from benchmarks/train_vit.py")
     parser.add_argument("--data", required=True, help="folder with cifar10_train.npz, cifar10_test.npz and weights/")
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--budget", action="append", help="budgets (default: flops=50%%, 50%%, 25%%); may be repeated")
@@ -109,7 +109,7 @@ def network(args: argparse.Namespace) -> nn.Module:
         model: nn.Module = cifar_resnet(20)
         weights = Path(args.data) / "weights" / "cifar10_resnet20.safetensors"
     else:
-        model, weights = cifar_vit(width=WIDTH), Path(args.weights or "runs/cifar_vit.safetensors")
+        model, weights = cifar_vit(width=WIDTH), Path(args.weights)
     model.load_state_dict(decode_tensors(weights.read_bytes(), source=str(weights)))
     return model.eval()
 

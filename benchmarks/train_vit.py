@@ -1,8 +1,9 @@
 """Train the small vision transformer of the benchmarks on CIFAR-10, and write its weights.
 
-    python benchmarks/train_vit.py --data DATA --output runs/cifar_vit.safetensors
+    python benchmarks/train_vit.py --data DATA --output benchmarks/weights/cifar_vit.safetensors
 
-Interrupted, it goes on from its last checkpoint. Prints the accuracy after each epoch. 0.3 M parameters, so that a processor trains it.
+Interrupted, it goes on from its last checkpoint. Prints the accuracy after each epoch. 0.3 M parameters, so that a processor trains it. The
+weights are written in half precision; those that the committed results are of lie in benchmarks/weights.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from latprune.zoo import cifar10_test, cifar10_train, cifar_vit
 
 WIDTH = 64
 """Width of the embedding of the benchmarks' transformer."""
+WEIGHTS = Path(__file__).parent / "weights" / "cifar_vit.safetensors"
+"""Its weights, trained by this script."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with cifar10_train.npz and cifar10_test.npz")
-    parser.add_argument("--output", default="runs/cifar_vit.safetensors")
+    parser.add_argument("--output", default="runs/cifar_vit.safetensors", help="(default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -51,7 +54,9 @@ def main() -> None:
         checkpoint_dir=output.parent / f"{output.stem}-training",
         progress=ProgressPrinter(),
     )
-    write_atomic(output, encode_tensors(model.state_dict()))
+    half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
+    model.load_state_dict(half)
+    write_atomic(output, encode_tensors(half))
     print(f"accuracy {evaluate(model, test):.2%}, weights in {output}")
 
 
