@@ -67,7 +67,7 @@ def rows(args: argparse.Namespace, network: str, budget: str) -> list[dict[str, 
                 judged[selections[key]]["readings"].append(name)
                 continue
             selections[key] = name
-            short = readings.divergences(selection, self._recovered(readings, selection))
+            short = readings.divergences(selection, self.judge.recovered(readings, selection))
             judged[name] = {
                 "readings": [name],
                 "selection": selection,
@@ -75,7 +75,7 @@ def rows(args: argparse.Namespace, network: str, budget: str) -> list[dict[str, 
                 "recovered": float(short.mean()),
             }
         taken, importance = plain(self, readings, leads_to, since)
-        self.strategy = None
+        self.judge.strategy = None
         judged_cut, _ = plain(self, readings, leads_to, since)
         for name, row in judged.items():
             row |= {"taken": taken in row["readings"], "taken_as_cut": judged_cut in row["readings"], "name": name}

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
 from latprune.importance import DivergenceConfig, MagnitudeConfig, SpLampConfig, TaylorConfig, best_units, read, score, width_curve
+from latprune.importance.core import cross_entropy_loss
+from latprune.importance.divergence import Divergences
 from latprune.importance.divergence_config import example_count
 from latprune.importance.outputs import output_error, output_js, output_kl
 from latprune.importance.reference import moved_images, parts_of
@@ -218,7 +220,7 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     graph = trace(model, IMAGES[0])
     found = read(model, graph, DivergenceConfig(examples=24, prior=0.5, priors=(0.0, 0.5, 1.0)), iter(IMAGES))
-    assert list(found.importances) == ["prior 0.5", "prior 0", "prior 1", "SpLamp"]  # no labels: no Taylor scores
+    assert list(found.importances) == ["prior 0.5", "prior 0", "prior 1", "narrowing x2", "SpLamp"]  # no labels: no Taylor scores
     assert list(found.left_out) == ["Taylor"] and "label" in found.left_out["Taylor"]
 
     def broken(model: nn.Module, batch: object) -> Tensor:
@@ -227,7 +229,7 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
     with pytest.raises(InvalidArgumentError, match="mine"):  # the caller's own loss is not passed over
         _ = read(model, graph, DivergenceConfig(examples=24), IMAGES, loss=broken).importances
     labelled = [(x, torch.arange(len(x)) % 5) for x in IMAGES]
-    with_labels = read(model, graph, DivergenceConfig(examples=24, priors=()), labelled)
+    with_labels = read(model, graph, DivergenceConfig(examples=24, priors=(), narrowings=()), labelled)
     assert list(with_labels.importances) == ["prior 0.5", "SpLamp", "Taylor"]
     expected = score(model, graph, TaylorConfig(), labelled).units
     assert all(np.array_equal(values, expected[name]) for name, values in with_labels.importances["Taylor"].units.items())
@@ -248,6 +250,25 @@ def test_readings_are_judged_by_the_whole_networks_divergence():
     assert read(model, graph, SpLampConfig()) is None
 
 
+def test_a_dearer_narrowing_leaves_what_blocks_cost():
+    model = network()
+    graph = trace(model, IMAGES[0])
+    measured = Divergences(model, graph, DivergenceConfig(examples=24), IMAGES, cross_entropy_loss)
+    plain, dearer = measured.importance(0.5), measured.importance(0.5, 3.0)
+    for name in graph.groups:
+        height = [
+            sum(float(curve[-1] - curve[1]) for (group, _), curve in found.curves.items() if group == name) for found in (plain, dearer)
+        ]
+        assert height[1] == pytest.approx(3.0 * height[0], rel=1e-6)
+    blocks = {gates[-1] for _, gates in plain.curves if gates}
+    assert blocks
+    for block in blocks:
+        whole = [sum(float(curve[-1]) for (_, gates), curve in found.curves.items() if block in gates) for found in (plain, dearer)]
+        assert whole[0] == pytest.approx(whole[1], rel=1e-6)
+    with pytest.raises(InvalidArgumentError, match="narrowings"):
+        DivergenceConfig(narrowings=(0.0,))
+
+
 def test_outputs_are_judged_by_parts_of_a_batch():
     logits = torch.arange(80.0).view(40, 2)
     parts = parts_of({"logits": logits, "hidden": (logits, None)})
@@ -260,7 +281,7 @@ def test_outputs_are_judged_by_parts_of_a_batch():
 def test_the_most_cautious_of_equal_readings_is_taken():
     model = network()
     found = read(model, trace(model, IMAGES[0]), DivergenceConfig(examples=24, prior=0.5, priors=(0.0, 1.0)), iter(IMAGES))
-    assert found.caution == {"prior 0.5": 0.5, "prior 0": 0.0, "prior 1": 1.0, "SpLamp": 1.0, "Taylor": -1.0}
+    assert found.caution == {"prior 0.5": 0.5, "prior 0": 0.0, "prior 1": 1.0, "narrowing x2": 0.5, "SpLamp": 1.0, "Taylor": -1.0}
     noise = np.random.default_rng(0).normal(size=50)
     noise -= noise.mean()
     values = {"prior 0": 1.0 + 0.0 * noise, "prior 0.5": 1.1 + noise, "prior 1": 1.5 + 0.1 * noise, "SpLamp": np.full(50, np.inf)}

@@ -102,17 +102,28 @@ class Divergences:
 
     @property
     def importances(self) -> dict[str, Importance]:
-        """The scores with the configuration's prior, then with each of its others, then those of its rivals."""
+        """The scores with the configuration's prior, with each of its others, with narrowing made dearer, then those of its rivals."""
         priors = dict.fromkeys((self._config.prior, *self._config.priors))
-        return {f"prior {prior:g}": self.importance(prior) for prior in priors} | dict(self._scored_rivals())
+        dearer = {_narrowed(factor): self.importance(self._config.prior, factor) for factor in self._narrowings}
+        return {f"prior {prior:g}": self.importance(prior) for prior in priors} | dearer | dict(self._scored_rivals())
 
-    def importance(self, prior: float) -> Importance:
+    @property
+    def _narrowings(self) -> tuple[float, ...]:
+        """Without blocks a common factor changes nothing."""
+        return self._config.narrowings if self._blocks else ()
+
+    def importance(self, prior: float, narrowing: float = 1.0) -> Importance:
         """Curves: what each width of a group is worth, as the divergence that it avoids; units: the ranking, scaled to the curve's height.
 
         A group whose layers all lie in one block hangs on it: with the block gone the groups inside lose, together, the block's own
         measured divergence, however much each alone would.
+
+        Args:
+            prior: How far the curves are drawn to SP-LAMP's.
+            narrowing: Factor on the curves, not on what blocks cost.
         """
         lost, blocks = drawn_to_prior(self._ratios, self._graph, self._config.removed, prior, self._lost, self._home, self._blocks)
+        lost = {name: narrowing * curve for name, curve in lost.items()}
         curves: dict[tuple[str, Blocks], Scores] = {}
         for name, curve in lost.items():
             inside = [other for other in self._home if self._home[other] == self._home[name]]
@@ -131,6 +142,7 @@ class Divergences:
     def caution(self) -> dict[str, float]:
         """The strength of a reading's prior; SP-LAMP's scores are the prior itself, and other criteria come last."""
         priors = {f"prior {prior:g}": prior for prior in (self._config.prior, *self._config.priors)}
+        priors |= {_narrowed(factor): self._config.prior for factor in self._narrowings}
         return priors | {_name(rival): 1.0 if isinstance(rival, SpLampConfig) else -1.0 for rival in self._config.rivals}
 
     def divergences(self, selection: Selection, network: nn.Module | None = None) -> Scores:
@@ -169,6 +181,11 @@ def score_divergence(
 ) -> Importance:
     """Scores with the configuration's own prior; see :meth:`Divergences.importance`."""
     return Divergences(model, graph, config, data, loss).importance(config.prior)
+
+
+def _narrowed(factor: float) -> str:
+    """What a reading with dearer narrowing is called."""
+    return f"narrowing x{factor:g}"
 
 
 def _name(criterion: object) -> str:

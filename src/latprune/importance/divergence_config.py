@@ -34,6 +34,8 @@ class DivergenceConfig:
             are cut together from being cut deeply where each alone is cheap. 0 takes the measured curves as they are.
         priors: Further priors to read the same measurement with: a pruner solves with each, measures the divergence of the whole networks
             that come out, and takes the least. None of them is right for every network, because single effects do not add up.
+        narrowings: Factors on what narrower groups cost, beside what missing blocks cost, in further readings with ``prior``: many groups
+            that are narrowed together cost more than the sum of what each costs alone, and a block costs what it costs.
         rivals: Other criteria whose networks are compared along. One whose loss the batches cannot feed (they have no labels, say) is left
             out, and the run says so; a loss of the caller's own that fails is an error.
         measure: ``kl``: mean Kullback-Leibler divergence of the class probabilities. ``error``: squared error of all outputs relative to
@@ -45,6 +47,7 @@ class DivergenceConfig:
     examples: int | None = None
     prior: float = 0.5
     priors: tuple[float, ...] = (0.0, 0.25, 0.75, 1.0)
+    narrowings: tuple[float, ...] = (2.0,)
     rivals: tuple[object, ...] = (SpLampConfig(), TaylorConfig())
     measure: str = "auto"
 
@@ -57,6 +60,9 @@ class DivergenceConfig:
         for prior in (self.prior, *self.priors):
             if not 0 <= prior <= 1:
                 raise InvalidArgumentError(f"prior (={prior}) must be between 0 and 1")
+        for factor in self.narrowings:
+            if not 0 < factor < math.inf:
+                raise InvalidArgumentError(f"narrowings (={self.narrowings}) must be factors above 0")
         if self.measure not in MEASURES:
             raise InvalidArgumentError(f"measure (={self.measure!r}) must be one of {', '.join(MEASURES)}")
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
 
 from latprune.copying import copied
-from latprune.errors import InvalidArgumentError
 from latprune.export.verdict import verdict
 from latprune.graph.narrowing import without_blocks
 from latprune.graph.types import Selection
 from latprune.methods import Method, Proposal, StageContext, selection_of
 from latprune.methods.width_rules import WidthRules
 from latprune.pruning.clock import Clock, TimedProposer
+from latprune.pruning.clocked_readings import Promises
 from latprune.pruning.correction import LimitSearch
+from latprune.pruning.judging import NetworkJudge
 from latprune.pruning.latency_source import LatencySource
 from latprune.pruning.least import least_of
 from latprune.pruning.limits import Limits
@@ -25,15 +25,12 @@ from latprune.pruning.proposal import StageProposal
 from latprune.pruning.scoring import only_present
 from latprune.pruning.search import CandidateSearch
 from latprune.pruning.search_counted import search_counted
-from latprune.pruning.state import selection_to_dict
 from latprune.pruning.trials import Trial
-from latprune.recovery import recover
 from latprune.surgery import prune as cut_model
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
     from latprune.importance import Importance, Readings
-    from latprune.importance.core import Scores
     from latprune.methods.base import MeasureAlone, Proposer
     from latprune.pruning.picked import PickedNetwork
     from latprune.recovery.contract import Recovery
@@ -42,16 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["ProposalSearch"]
 
 _ALMOST_NOTHING = 1e-9
-_COMPARED_ON = (64, 512)
-"""Examples to recover a network on that is only compared with others, at least and at most."""
-_COMPARING = 5e11
-"""Multiply-adds of all forward passes of such recoveries together, as far as the fewest examples allow: a minute or less."""
-_COMPARED, _PASSES = 7, 2
-"""Networks that the default's readings lead to, and networks that run in a recovery: the dense one and the cut one."""
-
-
-class _NotRecoveredError(Exception):
-    """The batches at hand are nothing that a network can be recovered from."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -89,11 +76,20 @@ class ProposalSearch:
     strategy: Recovery | None
     seed: int
     slack: float
-    _judged_by: Readings | None = None
-    _recoverable: bool = True
-    """Whether the batches of these readings can be recovered from, as far as it was tried."""
-    _judged: dict[str, Scores] = field(default_factory=dict)
-    """Networks that were compared by the last readings: a step after an exploration meets some of them again."""
+    judge: NetworkJudge = field(init=False)
+    """Compares networks as a whole."""
+    promises: Promises | None = field(init=False, default=None)
+    """What the last comparison of readings was made by."""
+
+    def __post_init__(self) -> None:
+        self.judge = NetworkJudge(
+            graph=self.graph,
+            dense_model=self.dense_model,
+            network=self.network,
+            strategy=self.strategy,
+            seed=self.seed,
+            say=self.say,
+        )
 
     def find(
         self,
@@ -132,6 +128,7 @@ class ProposalSearch:
         picked: PickedNetwork | None = None,
     ) -> Importance | None:
         """The scores to go by: ``importance`` itself, or, of several readings, the picked network's or the one that diverges least."""
+        self.promises = None
         if readings is None:
             return importance
         if picked is not None:
@@ -153,66 +150,16 @@ class ProposalSearch:
         return self.least_divergent(readings, network, since)[1]
 
     def least_divergent(self, readings: Readings, network: Callable[[Importance], Selection], since: Selection) -> tuple[str, Importance]:
-        """The reading, and its scores, whose ``network`` diverges least as a whole; see :func:`least_of` for what counts as equal.
-
-        Networks are compared as they are after recovery where one follows and nothing was cut yet: right after a deep cut all of them are
-        wrecks, and which of those is nearest says little of what comes of them.
-        """
-        # What earlier stages cut was trained since, and a recovered network is cut of the dense one.
-        recovers = self.strategy is not None and not since.kept and not since.removed_blocks
-        if self._judged_by is not readings:
-            self._judged_by, self._judged, self._recoverable = readings, {}, True
+        """The reading, and its scores, whose ``network`` diverges least as a whole; see :func:`least_of` for what counts as equal."""
         selections = {name: network(importance) for name, importance in readings.importances.items()}
-        values = self._compared(readings, selections) if recovers and self._recoverable else None
-        if values is None:
-            values = {name: self._judgement(readings, selection) for name, selection in selections.items()}
+        values = self.judge.values(readings, selections, since)
         taken = least_of(values, readings.caution)
         for name, reason in readings.left_out.items():
             self.say(f"scores by {name} are left out: {reason}")
         told = ", ".join(f"{name}: {float(value.mean()):.4g}" for name, value in values.items())
         self.say(f"divergence of the networks that the readings lead to: {told}; taken: {taken}")
+        self.promises = Promises(readings=readings, values=values, networks=selections, taken=taken)
         return taken, readings.importances[taken]
-
-    def _compared(self, readings: Readings, selections: Mapping[str, Selection]) -> dict[str, Scores] | None:
-        """How far each network is from the dense one after recovery; None, which is said once, where one cannot be recovered."""
-        try:
-            return {name: self._judgement(readings, selection, recovers=True) for name, selection in selections.items()}
-        except _NotRecoveredError as error:
-            self._recoverable = False
-            self.say(f"networks are compared as they are cut, not as they are after recovery: {error}")
-            return None
-
-    def _judgement(self, readings: Readings, selection: Selection, *, recovers: bool = False) -> Scores:
-        key = json.dumps([recovers, selection_to_dict(selection)])
-        if key not in self._judged:
-            self._judged[key] = readings.divergences(selection, self._recovered(readings, selection) if recovers else None)
-        return self._judged[key]
-
-    def _recovered(self, readings: Readings, selection: Selection) -> nn.Module:
-        """The network that ``selection`` leaves, recovered on the readings' batches."""
-        assert self.strategy is not None
-        network = self.network(selection)
-        try:
-            recover(
-                network,
-                self.dense_model,
-                readings.batches,
-                graph=self.graph,
-                selection=selection,
-                strategy=self.strategy,
-                images=min(readings.examples, self._compared_on()),
-                seed=self.seed,
-                progress=lambda text: None,  # its layers say nothing of the network that is delivered
-            )
-        except InvalidArgumentError as error:
-            raise _NotRecoveredError(str(error)) from error
-        return network.eval()
-
-    def _compared_on(self) -> int:
-        """Examples to recover a network on that is only compared: fewer for a large network."""
-        fewest, most = _COMPARED_ON
-        each = _COMPARING / (_COMPARED * _PASSES * max(self.graph.macs(self.graph.dense_widths()), 1.0))
-        return int(min(max(each, fewest), most))
 
     def held(
         self, importance: Importance | None, mask: Selection, *, limit: float, measure: bool, measure_alone: MeasureAlone

@@ -21,6 +21,7 @@ from latprune.pruning.agreement import agreed
 from latprune.pruning.budget import Budget
 from latprune.pruning.checking import check_cut, check_present, in_evaluation
 from latprune.pruning.clock import Clock
+from latprune.pruning.clocked_readings import best_by_the_clock
 from latprune.pruning.latency_source import LatencySources, MeasuredNetwork
 from latprune.pruning.limits import Limits
 from latprune.pruning.options import Options, PruningOptions, check_together, with_options
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
     from latprune.graph import ModelGraph
     from latprune.graph.folding import Fold
+    from latprune.importance import Importance
+    from latprune.importance.core import Scores
     from latprune.pruning.exploration import Exploration
     from latprune.pruning.result import Result
     from latprune.pruning.soft_training import MaskedTraining
@@ -271,14 +274,23 @@ class Pruner:
             by_clock = self.schedule.measured(stage) if measure is None else measure
             alone = partial(self._latency.own.alone, since)
             held = self._search.held(chosen, since, limit=wanted, measure=by_clock, measure_alone=alone) if trained else None
-            return held or self._search.find(
-                chosen,
-                since,
-                limit=wanted,
-                measure=by_clock,
-                last=stage == self.schedule.count or limit is not None,
-                measure_alone=alone,
-            )
+            if held is not None:
+                return held
+            last = stage == self.schedule.count or limit is not None
+
+            def by(scores: Importance | None) -> StageProposal:
+                return self._search.find(scores, since, limit=wanted, measure=by_clock, last=last, measure_alone=alone)
+
+            found = by(chosen)
+            promises = self._search.promises
+            if promises is None or not (by_clock and last and self.limits.measured):
+                return found
+
+            def judged(selections: Mapping[str, Selection]) -> dict[str, Scores]:
+                with self._scoring():
+                    return self._search.judge.values(promises.readings, selections, since)
+
+            return best_by_the_clock(promises, found, find=by, judge=judged, say=self._progress)
 
         return agreed(find)
 
