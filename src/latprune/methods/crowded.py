@@ -46,10 +46,7 @@ class CrowdedProposer(Proposer):
             floor = error.floor.get(self._context.resource.name)
             if floor is None:
                 raise
-            lowest = self._at_fixed_point(solved.propose(floor * (1.0 + _NEXT))).predicted
-            if lowest <= limit:
-                # The problem's costs are a linearisation: what counts is the least limit that it takes.
-                lowest = self._least_limit(floor)
+            lowest = self._least_limit(self._at_fixed_point(solved.propose(floor * (1.0 + _NEXT))).predicted)
             raise BudgetInfeasibleError(
                 f"no choice of widths and blocks meets the limits: latency (={limit:g} ms) must be at least {lowest:g} ms, the lowest that "
                 "any choice reaches",
@@ -58,7 +55,10 @@ class CrowdedProposer(Proposer):
             ) from error
 
     def _least_limit(self, floor: float) -> float:
-        """The least limit at which the costs inside a network of just that latency allow one, from ``floor`` on."""
+        """The least limit from ``floor`` on at which the costs inside a network of just that latency allow one.
+
+        That is the smallest network's latency, ``floor``, unless the problem's costs are a linearisation, which puts it higher.
+        """
         for _ in range(_ROUNDS):
             try:
                 self._inside(floor).propose(floor * (1.0 + _NEXT))

@@ -312,8 +312,9 @@ def test_the_floor_of_linear_costs_can_be_proposed_where_its_network_lies_below_
     proposer = MDP(blocks=False, bilayer=False).prepare(linear)
     assert isinstance(proposer, CrowdedProposer)
     smallest = linear.predict(dict.fromkeys(linear.choices, 1))
-    with pytest.raises(BudgetInfeasibleError) as caught:
-        proposer.propose(1.01 * smallest)
-    floor = caught.value.floor["latency"]
-    assert floor > 1.01 * smallest and f"{floor:g}" in str(caught.value)
-    assert proposer.propose(floor * (1 + 1e-6)).predicted == pytest.approx(smallest)
+    for share in (1.01, 0.5):
+        with pytest.raises(BudgetInfeasibleError) as caught:
+            proposer.propose(share * smallest)
+        floor = caught.value.floor["latency"]
+        assert floor > 1.01 * smallest and f"{floor:g}" in str(caught.value)
+        assert proposer.propose(floor * (1 + 1e-6)).predicted == pytest.approx(smallest)
