@@ -55,6 +55,12 @@ def test_soft_masks_warm_up_ramp_and_cool_down():
     assert all(a > b for a, b in zip(ramp, ramp[1:], strict=False))
     assert math.log(ramp[25]) == pytest.approx((math.log(8.0) + math.log(2.0)) / 2)
     assert [s for s in range(100) if soft.due(s, 100)] == list(range(0, 90, 5)), "the last tenth trains under the last mask"
+    for warmup, cooldown in ((0.5, 0.5), (0.9, 0.1), (0.85, 0.15), (0.1, 0.3)):
+        for steps in (12, 50, 100, 1000):
+            few = SoftMasks(warmup=warmup, cooldown=cooldown, held=1.0)
+            due = [s for s in range(1, steps) if few.due(s, steps) and few.limit_at(step=s, steps=steps, dense=8.0, limit=2.0) is not None]
+            assert (due != []) == (few.every * max(1, math.ceil(warmup * steps / few.every)) < steps), (warmup, steps)
+            assert not due or few.limit_at(step=due[-1], steps=steps, dense=8.0, limit=2.0) == 2.0
     for share, last in ((0.0, 95), (0.3, 65), (1.0, 65)):
         held = dataclasses.replace(soft, held=share)
         assert held.last_solution(100) == last and held.due(last, 100) and not held.due(last + 5, 100)

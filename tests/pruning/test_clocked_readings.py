@@ -14,20 +14,26 @@ from latprune.graph.types import Selection
 from latprune.pruning.clocked_readings import SEARCHES, Promises, best_by_the_clock
 
 PARTS = np.array([0.99, 1.0, 1.01, 1.0])
+NOISE = np.array([0.002, -0.002, 0.002, -0.002])
 
 
 def network(width: int) -> Selection:
     return Selection(kept={"g": np.arange(width)})
 
 
-def run(promised: Mapping[str, tuple[int, float]], delivered: Mapping[str, tuple[int, float] | None], taken: str) -> tuple[Any, list[str]]:
+def run(
+    promised: Mapping[str, tuple[int, float]],
+    delivered: Mapping[str, tuple[int, float] | None],
+    taken: str,
+    caution: Mapping[str, float] | None = None,
+) -> tuple[Any, list[str]]:
     """``promised`` and ``delivered``: reading -> width and divergence of its network; None is no network within the limit."""
     searched: list[str] = []
-    of_width = {width: value for value in delivered.values() if value is not None for width, value in [value]}
-    readings = SimpleNamespace(importances={name: name for name in promised}, caution=dict.fromkeys(promised, 0.0))
+    of_width = dict(value for value in delivered.values() if value is not None)
+    readings = SimpleNamespace(importances={name: name for name in promised}, caution=caution or dict.fromkeys(promised, 0.0))
     promises = Promises(
         readings=readings,  # type: ignore[arg-type]
-        values={name: value * PARTS for name, (_, value) in promised.items()},
+        values={name: value * PARTS + number * NOISE for number, (name, (_, value)) in enumerate(promised.items())},
         networks={name: network(width) for name, (width, _) in promised.items()},
         taken=taken,
     )
@@ -48,6 +54,12 @@ def run(promised: Mapping[str, tuple[int, float]], delivered: Mapping[str, tuple
 
 def test_a_network_that_keeps_its_promise_is_the_only_one_searched_for() -> None:
     assert run({"a": (8, 0.10), "b": (7, 0.12)}, {"a": (8, 0.10), "b": (7, 0.12)}, "a") == ("a", ["a"])
+
+
+def test_a_promise_within_the_standard_error_is_none() -> None:
+    """The more cautious of two that the data cannot tell apart was taken, and its network came out as promised."""
+    values = {"wary": (8, 0.1005), "bold": (7, 0.1)}
+    assert run(values, values, "wary", caution={"wary": 1.0, "bold": 0.0}) == ("wary", ["wary"])
 
 
 def test_where_the_clock_takes_more_away_the_next_reading_is_searched_for() -> None:
@@ -71,3 +83,5 @@ def test_no_more_than_a_few_are_searched_for(readings: int) -> None:
     promised = {str(number): (20 - number, 0.1 + 0.01 * number) for number in range(readings)}
     delivered = {name: (width - 10, 0.5) for name, (width, _) in promised.items()}
     assert len(run(promised, delivered, "0")[1]) == SEARCHES
+    none = dict.fromkeys(promised) | {"0": delivered["0"]}
+    assert len(run(promised, none, "0")[1]) == SEARCHES, "a search that finds nothing is one too"

@@ -33,10 +33,26 @@ def test_a_linearisation_reaches_low_budgets(method: str, budget: int) -> None:
     assert 0.85 * budget <= 100 * share <= budget
 
 
-@pytest.mark.parametrize("method", ["halp", "mdp, linear"])
+@pytest.mark.parametrize("budget", [0.6, 0.4])
+def test_the_steps_of_a_slow_search_do_not_jump_past_the_smallest_network(budget: float) -> None:
+    pruner = pruner_of(SPLAMP(stages=1), f"flops={budget}%")
+    pruner.step()
+    assert pruner.graph.macs(pruner.widths) <= pruner.limit
+
+
+@pytest.mark.parametrize("method", ["halp", "mdp, linear", "sp_lamp"])
 def test_what_is_below_the_smallest_network_names_that_networks_count(method: str) -> None:
     pruner = pruner_of(METHODS[method], "flops=0.1%")
-    with pytest.raises(BudgetInfeasibleError, match="mdp, which costs layers exactly") as refused:
+    with pytest.raises(BudgetInfeasibleError, match="mdp costs layers exactly") as refused:
         pruner.step()
     smallest = pruner.graph.macs({name: group.min_width for name, group in pruner.graph.groups.items()})
-    assert refused.value.floor["flops"] == smallest > pruner.limit
+    assert refused.value.floor["flops"] >= smallest > pruner.limit == pytest.approx(refused.value.limit["flops"])
+    assert method == "sp_lamp" or refused.value.floor["flops"] == smallest
+
+
+def test_two_limits_of_which_neither_can_be_met_are_both_named() -> None:
+    with pytest.raises(BudgetInfeasibleError, match=r"flops .* params ") as refused:
+        latprune.Pruner(
+            cifar_resnet(20), X, budget=["flops=0.01%", "params=0.01%"], method=MDP(score=MagnitudeConfig()), measure_latency=False
+        ).step()
+    assert set(refused.value.floor) == {"flops", "params"}

@@ -85,6 +85,11 @@ WRONG_LABELS = [(images, labels + 99) for images, labels in BATCHES]
         ({"method": "uniform", "solver": 3}, InvalidArgumentError, "solver's name"),
         ({"method": "uniform", "recovery_images": 0, "data": BATCHES}, InvalidArgumentError, "recovery_images"),
         ({"schedule": latprune.SoftMasks(), "data": BATCHES, "fit": RECIPE}, InvalidArgumentError, "data of its own"),
+        (
+            {"method": "smcp", "data": BATCHES, "fit": RECIPE, "candidates": 2, "evaluate": BATCHES},
+            InvalidArgumentError,
+            "trained under masks",
+        ),
         ({"method": "uniform", "evaluate": lambda model: 93.4}, InvalidArgumentError, "93.4"),
         ({"method": "uniform", "evaluate": lambda model: None}, InvalidArgumentError, "evaluate"),
         ({"method": "uniform", "evaluate": lambda model: 1 / 0}, InvalidArgumentError, "evaluate"),

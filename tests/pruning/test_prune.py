@@ -87,8 +87,10 @@ def test_what_trained_under_soft_masks_is_what_the_clock_lets_through(tables):
         torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
         training.after_backward()
         optimizer.step()
+        if training.changes and training.changes[-1].limit <= pruner.limit * (1 + 1e-9):
+            assert pruner.limits.resource.value(pruner.widths, ()) <= 1.01 * training.state().data["delivers"], "its own sum is no measure"
     before, mask = model.eval()(X), selection_to_dict(pruner.selection)
-    assert training.state().data["delivers"] is not None
+    assert pruner.limits.resource.value(pruner.widths, ()) < pruner.limit
     report = pruner.step(optimizers=optimizer)
     assert report.measured is not None and report.measured.ratio <= 0.5
     assert selection_to_dict(pruner.selection) == mask

@@ -196,7 +196,7 @@ def test_a_mask_that_is_not_at_the_budget_yet_is_narrowed_by_the_cut():
     assert pruner.graph.macs(pruner.widths, pruner.selection.removed_blocks) <= pruner.limit
     assert mask.removed_blocks <= pruner.selection.removed_blocks
     for name, kept in mask.kept.items():
-        assert name not in pruner.selection.kept or set(pruner.selection.kept[name].tolist()) <= set(kept.tolist())
+        assert set(pruner.selection.kept[name].tolist()) <= set(kept.tolist())
 
 
 def test_a_limit_that_soft_masks_cannot_reach_is_told_before_anything_is_masked():
@@ -391,3 +391,50 @@ def test_reconstruction_ranks_for_any_method(method):
     assert inside
     for name in inside:
         np.testing.assert_array_equal(found.kept[name], best_units(pruner.graph.groups[name], ranking[name], found.kept[name].size))
+
+
+def trained_under_masks(pruner, steps=24):
+    optimizer = torch.optim.SGD(pruner.model.parameters(), lr=0.05, momentum=0.9)
+    training = pruner.masked_training(steps=steps, optimizers=optimizer)
+    for images, labels in batches(steps, seed=7):
+        training.before_forward()
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(pruner.model.train()(images), labels).backward()
+        training.after_backward()
+        optimizer.step()
+    pruner.model.eval()
+    return training
+
+
+def test_a_mask_with_blocks_keeps_its_problem():
+    pruner = pruner_of(network(), MDP(channels=False, soft_masks=SoftMasks(every=2)), budget="flops=70%")
+    trained_under_masks(pruner)
+    blocks = pruner.selection.removed_blocks
+    report = pruner.step()
+    assert blocks and pruner.selection.removed_blocks == blocks == set(report.removed_blocks)
+    assert report.problem is not None and report.solution is not None
+
+
+def test_under_soft_masks_a_proposal_is_searched_for_and_only_the_cut_takes_the_mask():
+    pruner = pruner_of(network(), SMCP(masks=SoftMasks(every=2)))
+    trained_under_masks(pruner)
+    pruner.mask(pruner.propose(0.8 * pruner.limits.dense))
+    wider = pruner.propose()
+    assert selection_to_dict(wider.selection) != selection_to_dict(pruner.selection)
+    assert pruner.graph.macs(wider.proposal.widths, ()) <= pruner.limit
+
+
+def test_a_mask_over_another_limit_is_narrowed_by_the_cut():
+    model = network()
+    pruner = latprune.Pruner(model, X, budget=["flops=60%", "params=20%"], method=SMCP(masks=SoftMasks(every=2)), measure_latency=False)
+    one = latprune.Pruner(network(), X, budget="flops=60%", method=SMCP(masks=SoftMasks(every=2)), measure_latency=False)
+    for images, labels in batches(2):
+        for each in (pruner, one):
+            each.model.zero_grad()
+            torch.nn.functional.cross_entropy(each.model(images), labels).backward()
+            each.accumulate()
+    pruner.mask(one.propose().selection)
+    parameters = sum(p.numel() for p in network().parameters())
+    assert pruner.graph.parameters(pruner.widths, ()) > 0.2 * parameters
+    pruner.step()
+    assert sum(p.numel() for p in model.parameters()) <= 0.2 * parameters

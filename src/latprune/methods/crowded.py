@@ -55,15 +55,16 @@ class CrowdedProposer(Proposer):
             ) from error
 
     def _least_limit(self, floor: float) -> float:
-        """The least limit from ``floor`` on at which the costs inside a network of just that latency allow one.
+        """The least limit from ``floor`` on right above which the costs inside a network of just that latency allow one.
 
         That is the smallest network's latency, ``floor``, unless the problem's costs are a linearisation, which puts it higher.
         """
         for _ in range(_ROUNDS):
+            at = floor * (1.0 + _NEXT)
             try:
-                self._inside(floor).propose(floor * (1.0 + _NEXT))
+                self._inside(at).propose(at)
             except BudgetInfeasibleError as error:
-                floor = max(error.floor.get(self._context.resource.name, floor), floor * (1.0 + _NEXT))
+                floor = max(error.floor.get(self._context.resource.name, floor), at)
             else:
                 break
         return floor

@@ -260,9 +260,14 @@ class SoftMasks(Schedule):
         return step % self.every == 0 and step <= self.last_solution(steps)
 
     def last_solution(self, steps: int) -> int:
-        """The optimizer step of ``steps`` before which masks are solved for the last time."""
-        moving = math.floor((1.0 - min(self.held, self.cooldown)) * max(steps - 1, 0))
-        return moving - moving % self.every
+        """The optimizer step of ``steps`` before which masks are solved for the last time; at least one is, after the warm-up.
+
+        At step 0 there are no gradients to score by, so that it is not the last where another one follows.
+        """
+        moving = math.floor((1.0 - min(self.held, self.cooldown)) * max(steps - 1, 0)) // self.every
+        first = max(math.ceil(self.warmup * steps / self.every), 1)
+        last = self.every * max(moving, first)
+        return last if last < steps else self.every * moving
 
 
 def _one_of(argument: str, value: str, known: tuple[str, ...]) -> None:

@@ -50,8 +50,8 @@ def best_by_the_clock(
 
     Readings are compared by networks that are predicted to meet the limit. A solver finds the network whose latency the tables flatter most
     sooner than others, so the one that is measured within the limit may be a smaller, worse one, while another reading's network is
-    measured as predicted. So as long as another reading promises less than the best network so far diverges by, that one is searched
-    for too.
+    measured as predicted. So as long as another reading promises less than the best network so far diverges by, by the rule that the
+    reading was taken by, that one is searched for too.
 
     Args:
         promises: What the readings led to by prediction.
@@ -63,24 +63,30 @@ def best_by_the_clock(
     found = {promises.taken: first}
     values = judge({promises.taken: first.selection})
     met = {_key(promises.networks[promises.taken])}
-    promised = {name: float(value.mean()) for name, value in promises.values.items()}
-    while len(found) < SEARCHES:
-        best = min(float(value.mean()) for value in values.values())
-        left = {name: value for name, value in promised.items() if name not in found and _key(promises.networks[name]) not in met}
-        name = min(left, key=lambda reading: left[reading], default=None)
-        if name is None or left[name] >= best:
+    caution = promises.readings.caution
+    means = {name: float(value.mean()) for name, value in promises.values.items()}
+    promised = dict(sorted(means.items(), key=lambda item: item[1]))
+    for _ in range(SEARCHES - 1):
+        best = least_of(values, caution)
+        left = [name for name in promised if name not in found and _key(promises.networks[name]) not in met]
+        # By the same rule: a promise that differs by less than the data can tell is none.
+        better = (name for name in left if least_of({best: values[best], name: promises.values[name]}, caution) == name)
+        name = next(better, None)
+        if name is None:
             break
-        say(f"the network within the limit diverges by {best:.4g}; {name} promises {left[name]:.4g} and is searched for too")
+        say(
+            f"the network within the limit diverges by {float(values[best].mean()):.4g}; {name} promises {promised[name]:.4g} and is "
+            "searched for too"
+        )
         met.add(_key(promises.networks[name]))
         try:
             other = find(promises.readings.importances[name])
         except BudgetInfeasibleError as error:
             say(f"{name} leads to no network within the limit: {error}")
-            promised.pop(name)
             continue
         found[name] = other
         values |= judge({name: other.selection})
-    taken = least_of(values, promises.readings.caution)
+    taken = least_of(values, caution)
     if len(found) > 1:
         told = ", ".join(f"{name}: {float(value.mean()):.4g}" for name, value in values.items())
         say(f"divergence of the networks that were measured within the limit: {told}; taken: {taken}")

@@ -73,7 +73,7 @@ class MaskedTrainingRecord(FileModel):
     """
 
     format: Literal["latprune/masked-training"] = "latprune/masked-training"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     settings: dict[str, Any]
     dense: str
     steps: int = Field(ge=1)
@@ -82,7 +82,7 @@ class MaskedTrainingRecord(FileModel):
     dense_value: float
     limits: tuple[float, ...]
     step: int = Field(ge=0)
-    delivers: float | None = None
+    delivers: float | None
     selection: SelectionRecord | None
     value: float | None
     changes: tuple[ChangeRecord, ...]
@@ -107,6 +107,12 @@ def read_as(kind: type[Record], data: Mapping[str, Any]) -> Record:
     expected = kind.model_fields["format"].default
     if data.get("format") != expected:
         raise CheckpointError(f"the checkpoint's masks are {data.get('format')!r}, and this training's {expected!r}; {_START_AGAIN}")
+    version = kind.model_fields["version"].default
+    if data.get("version") != version:
+        raise CheckpointError(
+            f"the checkpoint's masks are of version {data.get('version')}, and this release has version {version}: finish the run with the "
+            f"release that began it, or {_START_AGAIN}"
+        )
     try:
         return kind.model_validate(data)
     except ValidationError as error:

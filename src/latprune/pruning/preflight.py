@@ -81,6 +81,11 @@ def _check_together(run: StagedRun) -> None:
         raise InvalidArgumentError(
             f"method {pruner.method.name!r} solves for masks while the network trains: give fit= (a Recipe or a function)"
         )
+    if isinstance(pruner.schedule, SoftMasks) and (run.candidates > 1 or run.units == "reconstruction"):
+        raise InvalidArgumentError(
+            f"candidates (={run.candidates}) and units (={run.units!r}) choose another network than the one that trained under masks: "
+            "leave them at 1 and 'score'"
+        )
     if run.candidates > 1 and (run.data is None or run.evaluate is None):
         raise InvalidArgumentError(f"candidates (={run.candidates}) picks by accuracy: it needs data= and evaluate=")
     if run.candidates > 1 and pruner.picked is not None:

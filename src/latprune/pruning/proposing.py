@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from latprune.copying import copied
-from latprune.export.verdict import verdict
+from latprune.errors import BudgetInfeasibleError, SolverLimitError
+from latprune.export.verdict import Verdict, verdict
 from latprune.graph.narrowing import without_blocks
 from latprune.graph.types import Selection
 from latprune.methods import Method, Proposal, StageContext, selection_of
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["ProposalSearch"]
 
 _ALMOST_NOTHING = 1e-9
+_ROUNDED = 1.0 + _ALMOST_NOTHING
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -170,34 +172,54 @@ class ProposalSearch:
         trained.
         """
         context = self.context(importance, mask, measure_alone)
-        measured = measure and self.limits.measured
-        if not measured and context.current > limit * (1.0 + _ALMOST_NOTHING):
+        if any(other.resource.value(context.widths, mask.removed_blocks) > other.value * _ROUNDED for other in self.limits.others()):
             return None
-        kept = Proposal(widths=dict(context.widths), removed_blocks=context.removed_blocks, predicted=context.current)
-        proposer, _ = self.prepared(context, mask)
-        with self.clock.timed("solve"):
-            solved = proposer.propose(context.current * (1.0 + _ALMOST_NOTHING))
-        # The problem whose answer it is goes into the record; a unit that scores nothing may be missing in that answer.
-        kept = replace(solved, predicted=context.current) if solved.key == kept.key else kept
-        found = StageProposal(proposal=kept, selection=mask, limit=limit, predicted=context.current, context=context)
+        predicted = context.current * self._speed(context)
+        measured = measure and self.limits.measured
+        if not measured and predicted * (self.latency.room() if self.limits.predicted else 1.0) > limit * _ROUNDED:
+            return None
+        found = StageProposal(
+            proposal=replace(self._as_solved(context, mask), predicted=context.current),
+            selection=mask,
+            limit=limit,
+            predicted=predicted,
+            note=self._only_predicted(context.current, limit),
+            context=context,
+        )
         return self._held_by_the_clock(found) if measured else found
+
+    def _as_solved(self, context: StageContext, mask: Selection) -> Proposal:
+        """The network that ``context`` starts from, with the problem whose answer it is where the solver finds it."""
+        kept = Proposal(widths=dict(context.widths), removed_blocks=tuple(sorted(mask.removed_blocks)), predicted=context.current)
+        try:
+            proposer, _ = self.prepared(context, mask)
+            with self.clock.timed("solve"):
+                solved = proposer.propose(context.current * _ROUNDED)
+        except (BudgetInfeasibleError, SolverLimitError):  # it is for the record alone
+            return kept
+        same = not solved.removed_blocks and all(solved.widths[name] == kept.widths[name] for name in context.graph.groups)
+        return replace(kept, problem=solved.problem, solution=solved.solution) if same else kept
 
     def _held_by_the_clock(self, held: StageProposal) -> StageProposal | None:
         """``held`` with its measurements; None where one of them is over the limit."""
         limit, network = held.limit, self.network(held.selection)
         window = (limit * (1.0 - self.slack), limit)
         trials: list[Trial] = []
+        found: Verdict = "under"
         for anew in (False, True):
             trials.append(self.trial(network, fresh=anew, window=window))
             self.say(f"the network under the mask: measured {trials[-1].value:.3f} ms, limit {limit:.3f} ms")
-            if verdict(trials[-1].value, trials[-1].uncertainty, limit) != "under":
+            found = verdict(trials[-1].value, trials[-1].uncertainty, limit)
+            if found == "over":
                 return None
         trial, fresh = trials
         share = fresh.value / limit
-        note = "" if share >= 1.0 - self.slack else f"the delivered network lies at {share:.1%} of the budget, as it was trained"
-        speed = self.limits.dense / held.context.resource.value(self.graph.dense_widths()) if held.context is not None else 1.0
-        rounds = ((limit, held.predicted * speed, trial.value),)
-        return replace(held, predicted=held.predicted * speed, trial=trial, fresh=fresh, rounds=rounds, note=note)
+        note = ""
+        if found == "close":
+            note = f"the delivered network lies at {share:.1%} of the budget: within what two measurements differ by, and as it was trained"
+        elif share < 1.0 - self.slack:
+            note = f"the delivered network lies at {share:.1%} of the budget, as it was trained"
+        return replace(held, trial=trial, fresh=fresh, rounds=((limit, held.predicted, trial.value),), note=note)
 
     def picked(self, importance: Importance | None, picked: PickedNetwork, *, limit: float) -> StageProposal:
         """The network that was picked from an exploration, as it was shown; nothing is solved, and no tables are built.
@@ -284,7 +306,7 @@ class ProposalSearch:
             proposal=found.proposal,
             selection=chosen(found.proposal),
             limit=limit,
-            predicted=found.proposal.predicted * search.speed,
+            predicted=self._predicted(context, found.proposal) * search.speed,
             trial=found.trial,
             fresh=found.fresh,
             rounds=tuple((r.limit * search.speed, r.predicted * search.speed, r.measured) for r in search.rounds),
@@ -296,8 +318,7 @@ class ProposalSearch:
         proposer, chosen = self.prepared(context, since)
         # What is counted needs no margin for a later measurement; what is only predicted needs room for the tables' error.
         room = self.latency.room() if self.limits.predicted else 1.0
-        # Tables that were made when the machine ran at another speed are brought to the present one by the dense network.
-        speed = self.limits.dense / context.resource.value(self.graph.dense_widths()) if self.limits.measured else 1.0
+        speed = self._speed(context)
         search = LimitSearch(
             budget=limit / speed / room,
             start=context.current,
@@ -307,22 +328,34 @@ class ProposalSearch:
         )
         with self.clock.timed("solve"):
             proposal = search_counted(proposer, search, context)
-        note = ""
         if self.limits.predicted:
             # A method's own sum may be a linearisation; the tables' word counts.
             proposal = replace(proposal, predicted=context.predict(proposal.widths, proposal.removed_blocks))
-            note = (
-                f"predicted, not measured: {proposal.predicted:.4g} ms; solved {1.0 - 1.0 / room:.1%} below the limit of {limit:.4g} "
-                "ms, because one in twenty of the networks that the tables were checked on took that much longer than predicted"
-            )
         return StageProposal(
             proposal=proposal,
             selection=chosen(proposal),
             limit=limit,
             predicted=proposal.predicted * speed,
             rounds=() if context.resource.name == "latency" else tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
-            note=note,
+            note=self._only_predicted(proposal.predicted, limit),
             context=context,
+        )
+
+    def _predicted(self, context: StageContext, proposal: Proposal) -> float:
+        """What the tables say of a network; a method's own sum may be a linearisation."""
+        return context.predict(proposal.widths, proposal.removed_blocks) if self.method.needs_tables else proposal.predicted
+
+    def _speed(self, context: StageContext) -> float:
+        """What brings tables that were made when the machine ran at another speed to the present one, by the dense network."""
+        return self.limits.dense / context.resource.value(self.graph.dense_widths()) if self.limits.measured else 1.0
+
+    def _only_predicted(self, value: float, limit: float) -> str:
+        """The note of a latency that nothing here can measure; empty for others."""
+        if not self.limits.predicted:
+            return ""
+        return (
+            f"predicted, not measured: {value:.4g} ms; solved {1.0 - 1.0 / self.latency.room():.1%} below the limit of {limit:.4g} "
+            "ms, because one in twenty of the networks that the tables were checked on took that much longer than predicted"
         )
 
     def network(self, selection: Selection) -> nn.Module:

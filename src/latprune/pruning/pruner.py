@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -17,11 +16,9 @@ from latprune.latency import LatencyTables, Measurement, Target
 from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import SoftMasks, get_method, get_schedule
 from latprune.progress import listener_of, speaker
-from latprune.pruning.agreement import agreed
 from latprune.pruning.budget import Budget
 from latprune.pruning.checking import check_cut, check_present, in_evaluation
 from latprune.pruning.clock import Clock
-from latprune.pruning.clocked_readings import best_by_the_clock
 from latprune.pruning.latency_source import LatencySources, MeasuredNetwork
 from latprune.pruning.limits import Limits
 from latprune.pruning.options import Options, PruningOptions, check_together, with_options
@@ -29,6 +26,7 @@ from latprune.pruning.proposal import StageProposal
 from latprune.pruning.proposing import ProposalSearch
 from latprune.pruning.scoring import Scorer
 from latprune.pruning.stage import StageReport
+from latprune.pruning.stage_search import propose_stage
 from latprune.pruning.state import PrunerState
 from latprune.pruning.subject import admitted
 from latprune.pruning.trials import Trial, Trials
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 
     from latprune.graph import ModelGraph
     from latprune.graph.folding import Fold
-    from latprune.importance import Importance
-    from latprune.importance.core import Scores
     from latprune.pruning.exploration import Exploration
     from latprune.pruning.result import Result
     from latprune.pruning.soft_training import MaskedTraining
@@ -254,48 +250,10 @@ class Pruner:
         Raises:
             BudgetInfeasibleError: The limit cannot be met; the error carries the lowest value.
         """
-        stage = min(self._stages_done + 1, self.schedule.count)
-        dense = self.limits.dense
-        wanted = limit if limit is not None else self.schedule.limit(stage=stage, dense=dense, limit=self.limit)
-        soft = isinstance(self.schedule, SoftMasks)
-        # What is masked comes back while it trains; at the end the network is the one that trained under the mask, or less of it.
-        trained = soft and limit is None and self._masks is not None
-        since = self.cut_to if soft and not trained else self.selection
-        self._progress(f"stage {stage} of {self.schedule.count}: scoring")
-        with self._scoring():
-            importance = self.scorer.importance(self.cut_to, data, loss, batches)
-
-        def find() -> StageProposal:
-            picked = self.picked if not self.edits else None
-            with self._scoring():
-                chosen = self._search.reading_of(importance, self.scorer.readings, since, limit=wanted, picked=picked)
-            if picked is not None:
-                return self._search.picked(chosen, picked, limit=wanted)
-            by_clock = self.schedule.measured(stage) if measure is None else measure
-            alone = partial(self._latency.own.alone, since)
-            held = self._search.held(chosen, since, limit=wanted, measure=by_clock, measure_alone=alone) if trained else None
-            if held is not None:
-                return held
-            last = stage == self.schedule.count or limit is not None
-
-            def by(scores: Importance | None) -> StageProposal:
-                return self._search.find(scores, since, limit=wanted, measure=by_clock, last=last, measure_alone=alone)
-
-            found = by(chosen)
-            promises = self._search.promises
-            if promises is None or not (by_clock and last and self.limits.measured):
-                return found
-
-            def judged(selections: Mapping[str, Selection]) -> dict[str, Scores]:
-                with self._scoring():
-                    return self._search.judge.values(promises.readings, selections, since)
-
-            return best_by_the_clock(promises, found, find=by, judge=judged, say=self._progress)
-
-        return agreed(find)
+        return propose_stage(self, limit=limit, data=data, loss=loss, batches=batches, measure=measure)
 
     @contextmanager
-    def _scoring(self) -> Iterator[None]:
+    def scoring(self) -> Iterator[None]:
         """What may come back is scored with its own weights; under masks that stay, what is masked counts as gone."""
         returns = isinstance(self.schedule, SoftMasks)
         shown = self._masks.dense_values() if returns and self._masks is not None else nullcontext()
@@ -398,7 +356,8 @@ class Pruner:
         """
         if self.done:
             raise LatpruneError(f"all {self.schedule.count} stages are through; make a new Pruner to prune further")
-        proposal = self.propose(data=data, loss=loss, batches=batches)
+        # What is masked comes back while it trains; at the end the network is the one that trained under the mask, or less of it.
+        proposal = propose_stage(self, data=data, loss=loss, batches=batches, trained=True)
         last = self._stages_done + 1 == self.schedule.count
         if last and choose is not None:
             proposal = choose(proposal)

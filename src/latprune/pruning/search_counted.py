@@ -36,8 +36,6 @@ def search_counted(proposer: Proposer, search: LimitSearch, context: StageContex
         except BudgetInfeasibleError as error:
             if best is not None:
                 break
-            if search.rounds:
-                raise
             limit, proposal = _least(proposer, search, context, error)
         value = context.predict(proposal.widths, proposal.removed_blocks)
         search.record(limit, proposal.predicted, value)
@@ -59,22 +57,28 @@ def search_counted(proposer: Proposer, search: LimitSearch, context: StageContex
 
 def _least(proposer: Proposer, search: LimitSearch, context: StageContext, error: BudgetInfeasibleError) -> tuple[float, Proposal]:
     """The least limit that the proposer takes, and its network, where that is under the budget all the same: costs that are a linearisation
-    know no network under a limit that the count of one is under. Else the ``error``, with that count.
+    know no network under a limit that the count of one is under.
+
+    Raises:
+        BudgetInfeasibleError: It is not, or other limits allow no network: the proposer's own error, or one with that network's count.
     """
-    name = context.resource.name
+    name, unit = context.resource.name, context.resource.unit
     floor = error.floor.get(name)
     if floor is None:
         raise error
-    limit = floor * (1.0 + _NEXT)
-    proposal = proposer.propose(limit)
+    limit = floor + _NEXT * abs(floor)
+    try:
+        proposal = proposer.propose(limit)
+    except BudgetInfeasibleError:
+        raise error from None
     value = context.predict(proposal.widths, proposal.removed_blocks)
     if value <= search.budget:
         return limit, proposal
-    if value >= floor:
+    if not search.rounds and value >= floor - 2 * _NEXT * abs(floor):
         raise error
     raise BudgetInfeasibleError(
-        f"no network of this method meets the limit: {name} (={search.budget:.6g}) must be at least {value:.6g}, what the smallest has; "
-        "mdp, which costs layers exactly, may reach lower",
-        limit=dict(error.limit),
+        f"no network that this method's costs lead to meets the limit: {name} (={search.budget:.6g} {unit}) must be at least {value:.6g} "
+        f"{unit}, what the smallest one has; mdp costs layers exactly",
+        limit={**error.limit, name: search.budget},
         floor={**error.floor, name: value},
     ) from error

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from latprune.errors import CheckpointError, InvalidArgumentError
+from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError
 from latprune.graph.types import Selection
 from latprune.methods import SoftMasks
 from latprune.pruning.masked_record import (
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["HeldMasks", "MaskChange", "MaskedTraining"]
 
 _ALMOST_NOTHING = 1e-9
+_ROUNDING = 1e-6
+"""What a network's prediction may exceed its own limit by, as a share: the smallest network must stay within reach."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,9 +162,15 @@ class MaskedTraining(_UnderMasks):
         pruner = self._pruner
         if not pruner.limits.measured or limit > pruner.limit * (1.0 + _ALMOST_NOTHING):
             return pruner.propose(limit, measure=False)
-        if self._delivers is not None and self.step < self._schedule.last_solution(self._steps):
-            return pruner.propose(self._delivers, measure=False)
-        found = pruner.propose(limit, measure=True)
+        known = self._delivers * (1.0 + _ROUNDING) if self._delivers is not None else None
+        if known is not None and self.step < self._schedule.last_solution(self._steps):
+            return pruner.propose(known, measure=False)
+        try:
+            found = pruner.propose(limit, measure=True)
+        except BudgetInfeasibleError:
+            if known is None:
+                raise
+            return pruner.propose(known, measure=False)  # one was measured within the budget before; the cut has the last word
         self._delivers = found.predicted
         return found
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PrunerState", "plain_settings", "require_same_settings", "selection_from_dict", "selection_to_dict"]
 
-_VERSION = 2
+_VERSION = 3
 
 
 class PrunerState:

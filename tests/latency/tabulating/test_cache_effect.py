@@ -306,9 +306,17 @@ def test_without_an_effect_one_problem_does(context: StageContext) -> None:
     assert not isinstance(MDP().prepare(dataclasses.replace(context, resource=MultiplyAdds(context.graph))), CrowdedProposer)
 
 
-def test_the_floor_of_linear_costs_can_be_proposed_where_its_network_lies_below_the_limit(context: StageContext) -> None:
+@pytest.mark.parametrize("exponent", [0.1, 0.3, 0.4, 0.45])
+def test_the_floor_of_linear_costs_can_be_proposed_where_its_network_lies_below_the_limit(
+    crowded: Crowded, context: StageContext, exponent: float
+) -> None:
     """Every layer at its dense input: the smallest network costs less than the least limit that such a problem takes."""
-    linear = dataclasses.replace(context, choices={name: (1, context.widths[name]) for name in context.choices})
+    tables = dataclasses.replace(_tables(context), cache_effect=CacheEffect(all=exponent))
+    linear = dataclasses.replace(
+        context,
+        resource=TabulatedLatency(crowded.graph, tables),
+        choices={name: (1, context.widths[name]) for name in context.choices},
+    )
     proposer = MDP(blocks=False, bilayer=False).prepare(linear)
     assert isinstance(proposer, CrowdedProposer)
     smallest = linear.predict(dict.fromkeys(linear.choices, 1))

@@ -1,0 +1,86 @@
+"""The search of one stage, from the pruner's scores to the network that it proposes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from latprune.importance import LossFunction
+from latprune.methods import SoftMasks
+from latprune.pruning.agreement import agreed
+from latprune.pruning.clocked_readings import best_by_the_clock
+from latprune.pruning.proposal import StageProposal
+
+if TYPE_CHECKING:
+    from latprune.graph.types import Selection
+    from latprune.importance import Importance
+    from latprune.importance.core import Scores
+    from latprune.pruning.pruner import Pruner
+
+__all__ = ["propose_stage"]
+
+
+def propose_stage(
+    pruner: Pruner,
+    *,
+    limit: float | None = None,
+    data: Iterable[Any] | None,
+    loss: LossFunction,
+    batches: int | None,
+    measure: bool | None = None,
+    trained: bool = False,
+) -> StageProposal:
+    """The best network under a limit; nothing is changed. In several processes the first one searches, and the others take its network.
+
+    Args:
+        pruner: The pruner.
+        limit: Limit in the resource's unit; the next stage's by default.
+        data: Batches for a criterion that needs them, unless gradients were accumulated.
+        loss: Scalar loss of ``(model, batch)``.
+        batches: Score so many batches of ``data``; None takes all.
+        measure: Whether to measure candidates; by default what the schedule says of the next stage.
+        trained: Whether, under soft masks, the network that trained under the present mask is to be taken where it meets the limit.
+
+    Raises:
+        BudgetInfeasibleError: The limit cannot be met; the error carries the lowest value.
+    """
+    search, schedule = pruner._search, pruner.schedule
+    stage = min(pruner.stage + 1, schedule.count)
+    dense = pruner.limits.dense
+    wanted = limit if limit is not None else schedule.limit(stage=stage, dense=dense, limit=pruner.limit)
+    by_clock = schedule.measured(stage) if measure is None else measure
+    soft = isinstance(schedule, SoftMasks)
+    trained = trained and soft and pruner.masks is not None
+    since = pruner.cut_to if soft and not trained else pruner.selection
+    pruner._progress(f"stage {stage} of {schedule.count}: scoring")
+    with pruner.scoring():
+        importance = pruner.scorer.importance(pruner.cut_to, data, loss, batches)
+
+    def find() -> StageProposal:
+        picked = pruner.picked if not pruner.edits else None
+        with pruner.scoring():
+            chosen = search.reading_of(importance, pruner.scorer.readings, since, limit=wanted, picked=picked)
+        if picked is not None:
+            return search.picked(chosen, picked, limit=wanted)
+        alone = partial(pruner._latency.own.alone, since)
+        held = search.held(chosen, since, limit=wanted, measure=by_clock, measure_alone=alone) if trained else None
+        if held is not None:
+            return held
+        last = stage == schedule.count or limit is not None
+
+        def by(scores: Importance | None) -> StageProposal:
+            return search.find(scores, since, limit=wanted, measure=by_clock, last=last, measure_alone=alone)
+
+        found = by(chosen)
+        promises = search.promises
+        if promises is None or not (by_clock and last and pruner.limits.measured):
+            return found
+
+        def judged(selections: Mapping[str, Selection]) -> dict[str, Scores]:
+            with pruner.scoring():
+                return search.judge.values(promises.readings, selections, since)
+
+        return best_by_the_clock(promises, found, find=by, judge=judged, say=pruner._progress)
+
+    return agreed(find)
