@@ -185,7 +185,7 @@ class Runner:
                     "delivered": report.measured.ratio if report.measured else self.share(pruner, report.widths),
                     "removed_blocks": sorted(pruner.cut_to.removed_blocks),
                     "status": report.solution["status"] if report.solution else "",
-                    "readings": [text for text in said if text.startswith("divergence of")],
+                    "readings": [text for text in said if text.startswith("divergence of the networks")],
                     "cpu_seconds": time.process_time() - start,
                     "widths": dict(report.widths),
                 }
