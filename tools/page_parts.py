@@ -22,6 +22,7 @@ _NAMES = {
     "unet": "U-Net",
     "yolov8n": "YOLOv8n",
     "vit": "small ViT",
+    "cifar_vit": "small ViT",
     "vit_b_16": "ViT-B/16",
 }
 
