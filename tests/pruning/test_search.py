@@ -164,6 +164,23 @@ def test_costs_that_promise_too_little_do_not_end_the_search_at_their_smallest_n
     assert 0.97 * budget <= found.fresh.value <= budget and found.note == ""
 
 
+class Frozen(Steps):
+    """Solves by a sum that freezes half of what a width costs: limits from 5 ms on, which the networks are far under."""
+
+    def propose(self, limit: float) -> Proposal:
+        if limit < 5.0:
+            raise BudgetInfeasibleError("too low", limit={"latency": limit}, floor={"latency": 5.0})
+        width = int((limit - 4.0) / 0.05 + 1e-6)
+        return Proposal(widths={"g": width}, removed_blocks=(), predicted=0.1 * width)
+
+
+@pytest.mark.parametrize("budget", [2.6, 4.02, 6.02])
+@pytest.mark.parametrize("slope", [0.1, 0.09])
+def test_limits_that_are_no_predictions_are_searched_upwards_too(budget, slope):
+    found = search(Machine(lambda width: slope * width), budget, Frozen()).run()
+    assert 0.94 * budget <= found.fresh.value <= budget
+
+
 class Capped(Steps):
     """Another limit allows no width above 30."""
 

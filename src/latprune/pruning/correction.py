@@ -72,7 +72,17 @@ class LimitSearch:
         if low is not None and high is not None and low < high and high - low > 2 * self._step:
             inset = 0.05 * (high - low)
             return min(max(limit, low + inset), high - inset) if low < limit < high else (low + high) / 2
+        if low is not None and high is None and limit <= low < self.start_predicted:
+            return self._above(low)
         return self._untried(limit)
+
+    def _above(self, low: float) -> float:
+        """A limit above ``low``, the highest that led under the aim, where the scale leads below it: limits need not be predictions (a
+        linearisation's own sums are higher). In proportion between ``low`` and the network before.
+        """
+        reached = max(r.measured for r in self.rounds if r.limit == low)
+        share = (self.aim - reached) / (self.start - reached) if self.start > reached else 0.5
+        return low + min(max(share, 0.02), 0.98) * (self.start_predicted - low)
 
     @property
     def _step(self) -> float:
