@@ -25,7 +25,7 @@ from latprune.latency import (
     target_context,
 )
 from latprune.latency.measuring import sampling
-from latprune.latency.tabulating import table_builder
+from latprune.latency.tabulating import build, table_builder
 from latprune.latency.tabulating.repeats import with_repeats
 from support.one_block import X, network
 
@@ -212,3 +212,19 @@ def test_a_network_is_measured_again_where_the_machines_speed_changed_before_its
     sampler.close()
     assert (sample.ms, sample.reference_ms) == (0.5 * expected, expected)
     assert next(coming, None) is None
+
+
+def test_after_a_long_wait_good_tables_are_enough_and_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    graph, target = trace(model, X), Target(engine="made-up")
+    monkeypatch.setattr(table_builder, "_ENOUGH", 0.0)
+    monkeypatch.setattr(table_builder, "_NO_BETTER", 9.0)
+    monkeypatch.setattr(table_builder, "_NO_BETTER_THAN_BEFORE", 9.0)
+    monkeypatch.setattr(build, "_GOOD", 9.0)
+    with Store(tmp_path / "s.sqlite") as store:
+        assert build_tables(model, graph, X, target, max_networks=32).stats.networks == 32
+        monkeypatch.setattr(build, "_LONG", 0.0)
+        assert build_tables(model, graph, X, target, store=store, max_networks=32).stats.networks == 12
+        again = build_tables(model, graph, X, target, store=store, max_networks=32)
+        assert again.stats.networks == 12 and again.stats.measured_networks == 0
+        assert build_tables(model, graph, X, target, store=store, max_networks=20, extend=True).stats.networks == 20

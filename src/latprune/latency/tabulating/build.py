@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["TableProgress", "build_tables", "require_same_network", "stored_tables"]
 
 
+_LONG, _GOOD = 100.0, 0.03
+"""Seconds of measuring after which a mean error up to this ends it, though more networks would still lower it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableProgress:
     """Where a build stands: networks measured (stored ones included) of at most ``limit``, seconds, and the last check's residual."""
@@ -58,7 +62,8 @@ def build_tables(
     """Latency tables of ``model`` on ``target``, from in-place profiles of width-varied networks.
 
     Networks are measured in batches. Each batch is first predicted from the tables fitted to all before it, which gives an honest residual,
-    and then joins the fit; batches go on until the mean error is at most 1.5 %, no longer falls, or a limit is reached. Every
+    and then joins the fit; batches go on until the mean error is at most 1.5 % (3 % after 100 seconds of measuring), no longer falls, or a
+    limit is reached. Every
     network is written to the store when it has been measured, so an interrupted build goes on where it stopped, and a store that holds
     enough networks of this structure (same engine version, device, threads, batch, precision, machine) answers without running the engine.
 
@@ -114,6 +119,11 @@ def build_tables(
             written += store.add(context, [sample])
         return sample
 
+    def content() -> bool:
+        """Whether the wait has been long and the tables are good: a search measures what it delivers, and corrects the rest."""
+        good = builder.residual is not None and builder.residual.mean_absolute <= _GOOD
+        return good and not extend and sampler is not None and time.perf_counter() - start > _LONG
+
     def late() -> bool:
         return time_limit is not None and time.perf_counter() - start > time_limit
 
@@ -124,7 +134,7 @@ def build_tables(
         for _ in samples:
             next(points)
         work = told.enter_context(stretch("latency tables", unit=f"networks of at most {max_networks}", timed=True))
-        while not builder.done(max_networks):
+        while not builder.done(max_networks) and not content():
             if late() and len(builder.samples) >= fewest_networks():
                 break
             builder.add(
@@ -144,7 +154,7 @@ def build_tables(
     measured = len(builder.samples) - len(samples)
     tables = builder.tables(measured=measured, runs=sampler.runs if sampler is not None else 0)
     if store is not None:
-        keep_fit(store, context, fingerprint, graph, KeptFit(tables=tables, settled=builder.settled), measured=written)
+        keep_fit(store, context, fingerprint, graph, KeptFit(tables=tables, settled=builder.settled or content()), measured=written)
     return dataclasses.replace(tables, stats=dataclasses.replace(tables.stats, seconds=time.perf_counter() - start))
 
 
