@@ -61,7 +61,7 @@ NETWORKS = {
     "cifar_vit": Network(build=lambda: cifar_vit(width=WIDTH), weights="", size=32, calibration=1024, evaluation=10000),
     "mobilenet_v2": Network(build=mobilenet_v2, weights="imagenet_mobilenet_v2_fp16", size=224, calibration=200, evaluation=1000),
     "resnet50": Network(
-        build=lambda: resnet50(stride_on_first=True), weights="imagenet_resnet50_v1_fp16", size=224, calibration=100, evaluation=500
+        build=lambda: resnet50(stride_on_first=True), weights="imagenet_resnet50_v1_fp16", size=224, calibration=100, evaluation=1000
     ),
 }
 METHODS: dict[str, Callable[[], Method]] = {
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=METHODS, help="all by default")
     parser.add_argument("--budgets", nargs="*", default=BUDGETS)
     parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--recover", type=int, default=0, metavar="IMAGES", help="recover on so many images too (0: norms alone)")
     parser.add_argument("--threads", type=int, default=1, help="threads of scoring and evaluation")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
@@ -129,7 +130,8 @@ def main() -> None:
                     results["rows"].append(row)
                     write()
                     said = f"{100 * row['top1']:.2f}" if "top1" in row else f"refused: {row['refused'][:120]}"
-                    print(f"{name} {budget} {method}: {said}", flush=True)
+                    recovered = f", recovered {100 * row['recovered']:.2f}" if "recovered" in row else ""
+                    print(f"{name} {budget} {method}: {said}{recovered}", flush=True)
     table(results)
 
 
@@ -176,17 +178,22 @@ class Runner:
                 try:
                     while not pruner.done:
                         pruner.step(self.calibration)
+                    seconds = time.process_time() - start
+                    recalibrate_batch_norm(model, self.calibration, batches=len(self.calibration))
+                    kept = {"top1": evaluate(model, self.test)}
+                    if self.args.recover and pruner.method.keeps_weights:
+                        pruner.recover(self.calibration, images=self.args.recover)
+                        kept |= {"recovered": evaluate(model, self.test), "recovery_images": self.args.recover}
                 finally:
                     pruner.close()
-                recalibrate_batch_norm(model, self.calibration, batches=len(self.calibration))
                 report = pruner.reports[-1]
                 return {
-                    "top1": evaluate(model, self.test),
+                    **kept,
                     "delivered": report.measured.ratio if report.measured else self.share(pruner, report.widths),
                     "removed_blocks": sorted(pruner.cut_to.removed_blocks),
                     "status": report.solution["status"] if report.solution else "",
                     "readings": [text for text in said if text.startswith("divergence of the networks")],
-                    "cpu_seconds": time.process_time() - start,
+                    "cpu_seconds": seconds,
                     "widths": dict(report.widths),
                 }
         except LatpruneError as error:

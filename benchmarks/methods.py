@@ -65,6 +65,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "from_scratch": FromScratch,
 }
 BUDGETS = ("flops=50%", "50%", "25%")
+ESCAPED = "; ".join(METHODS).replace("%", "%%")
 
 
 def main() -> None:
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with cifar10_train.npz, cifar10_test.npz and weights/")
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--budget", action="append", help="budgets (default: flops=50%%, 50%%, 25%%); may be repeated")
-    parser.add_argument("--method", action="append", help=f"methods (default: all): {'; '.join(METHODS)}")
+    parser.add_argument("--method", action="append", help=f"methods (default: all): {ESCAPED}")
     parser.add_argument("--train-images", type=int, default=0, help="images to train on after the cut; 0 trains none")
     parser.add_argument("--test-images", type=int, default=10000, help="of the test images, so many of the first")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of training and evaluation")
