@@ -161,6 +161,11 @@ class ProposalsInterrupted(KeyboardInterrupt):
 class Proposer(ABC):
     """Finds the best network under a limit; called again with a corrected limit when the measurement disagrees with the prediction."""
 
+    @staticmethod
+    def just_above(floor: float) -> float:
+        """A limit that the network at ``floor`` meets whatever rounding its value goes through on the way."""
+        return floor + 1e-6 * abs(floor)
+
     @abstractmethod
     def propose(self, limit: float) -> Proposal:
         """The best network whose predicted value is at most ``limit``.

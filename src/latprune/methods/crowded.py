@@ -15,8 +15,6 @@ from latprune.solve import Solver
 __all__ = ["CrowdedProposer"]
 
 _SMALLEST = 1e-3
-_NEXT = 1e-6
-"""A floor is met by a limit that lies this much above it, as a share."""
 _ROUNDS = 20
 
 
@@ -46,7 +44,7 @@ class CrowdedProposer(Proposer):
             floor = error.floor.get(self._context.resource.name)
             if floor is None:
                 raise
-            lowest = self._least_limit(self._at_fixed_point(solved.propose(floor * (1.0 + _NEXT))).predicted)
+            lowest = self._least_limit(self._at_fixed_point(solved.propose(self.just_above(floor))).predicted)
             raise BudgetInfeasibleError(
                 f"no choice of widths and blocks meets the limits: latency (={limit:g} ms) must be at least {lowest:g} ms, the lowest that "
                 "any choice reaches",
@@ -60,7 +58,7 @@ class CrowdedProposer(Proposer):
         That is the smallest network's latency, ``floor``, unless the problem's costs are a linearisation, which puts it higher.
         """
         for _ in range(_ROUNDS):
-            at = floor * (1.0 + _NEXT)
+            at = self.just_above(floor)
             try:
                 self._inside(at).propose(at)
             except BudgetInfeasibleError as error:

@@ -267,7 +267,7 @@ class CandidateSearch:
         floor = error.floor.get("latency")
         if floor is None:
             raise error
-        proposal = self.proposer.propose(floor + 1e-6 * abs(floor))
+        proposal = self.proposer.propose(self.proposer.just_above(floor))
         candidate = self._tried(floor, proposal)
         value, found = candidate.trial.value, self._verdict(candidate.trial)
         if found != "over":

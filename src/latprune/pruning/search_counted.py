@@ -15,8 +15,6 @@ _SLOW = 8
 """Limits after which one that no proposal came under is approached by steps that double: linearisations creep towards it."""
 _STEP = 0.002
 """The first of those steps, as a share of the value that the search starts from."""
-_NEXT = 1e-6
-"""A floor is met by a limit that lies this much above it, as a share."""
 
 
 def search_counted(proposer: Proposer, search: LimitSearch, context: StageContext) -> Proposal:
@@ -66,7 +64,7 @@ def _least(proposer: Proposer, search: LimitSearch, context: StageContext, error
     floor = error.floor.get(name)
     if floor is None:
         raise error
-    limit = floor + _NEXT * abs(floor)
+    limit = proposer.just_above(floor)
     try:
         proposal = proposer.propose(limit)
     except BudgetInfeasibleError:
@@ -74,7 +72,7 @@ def _least(proposer: Proposer, search: LimitSearch, context: StageContext, error
     value = context.predict(proposal.widths, proposal.removed_blocks)
     if value <= search.budget:
         return limit, proposal
-    if not search.rounds and value >= floor - 2 * _NEXT * abs(floor):
+    if not search.rounds and proposer.just_above(value) >= floor:
         raise error
     raise BudgetInfeasibleError(
         f"no network that this method's costs lead to meets the limit: {name} (={search.budget:.6g} {unit}) must be at least {value:.6g} "
