@@ -17,10 +17,16 @@ from pathlib import Path
 import torch
 from structures import ResultFile, cut_network, print_rows, recovered_row
 
-from latprune.recovery import OnePassMap, Recovery, Refit
+from latprune.recovery import Distil, OnePassMap, Recovery, Refit
 from latprune.zoo import IMAGENET_NORMALISATION, Normalisation, load_image_set
 
-STRATEGIES: dict[str, str | Recovery | None] = {"cut": None, "norms": "norms", "map": OnePassMap(), "refit": Refit()}
+STRATEGIES: dict[str, str | Recovery | None] = {
+    "cut": None,
+    "norms": "norms",
+    "map": OnePassMap(),
+    "refit": Refit(),
+    "distil, 4 epochs": Distil(epochs=4),
+}
 NORMALISATIONS = {"efficientnet_lite0": Normalisation(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)}
 """Of the images that a network was trained on, where it is not the usual one."""
 
@@ -43,7 +49,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", default=["flops=57.8%"], help="such as flops=57.8%% (1.73 times fewer) or 80%% (latency)")
     parser.add_argument("--methods", nargs="+", default=["mdp", "uniform", "sp_lamp"])
     parser.add_argument("--blocks", action="store_true", help="blocks may be removed")
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=list(STRATEGIES))
+    parser.add_argument("--strategies", nargs="+", default=["cut", "norms", "map", "refit"], choices=list(STRATEGIES))
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--test-images", type=int, default=1000)
     parser.add_argument(
