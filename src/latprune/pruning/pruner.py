@@ -297,7 +297,7 @@ class Pruner:
         proposal: StageProposal | None = None,
         *,
         optimizers: Optimizer | Sequence[Optimizer] = (),
-        averages: Sequence[nn.Module] = (),
+        averages: nn.Module | Sequence[nn.Module] = (),
         check: bool = True,
     ) -> EqualityReport | None:
         """Remove what ``proposal`` (or the present mask) leaves out, in place; masks are taken off.
@@ -305,7 +305,7 @@ class Pruner:
         Args:
             proposal: The network to cut to; None takes the present mask.
             optimizers: Optimizers of the model; their state is cut along, and they train the smaller parameters afterwards.
-            averages: Running averages of the model (EMA copies), cut alike.
+            averages: A running average of the model (an EMA copy) or several, cut alike.
             check: Compare the cut network with the masked one first. False leaves it to a later cut: where no weight changes in between,
                 that one's comparison with the masked dense network covers this cut as well.
 
@@ -331,7 +331,7 @@ class Pruner:
         loss: LossFunction = cross_entropy_loss,
         batches: int | None = None,
         optimizers: Optimizer | Sequence[Optimizer] = (),
-        averages: Sequence[nn.Module] = (),
+        averages: nn.Module | Sequence[nn.Module] = (),
         choose: Callable[[StageProposal], StageProposal] | None = None,
         check: bool = True,
     ) -> StageReport:
@@ -342,7 +342,7 @@ class Pruner:
             loss: Scalar loss of ``(model, batch)``.
             batches: Score so many batches of ``data``; None takes all.
             optimizers: Optimizers of the model: their state is cut along.
-            averages: Running averages of the model, cut alike.
+            averages: A running average of the model or several, cut alike.
             choose: Called with the proposal of the last stage; what it returns is cut instead (:func:`latprune.pruning.picking.pick`).
             check: Compare what is cut with the masked network. False, where no weight changes before the next stage, leaves it to that
                 one; the last stage always compares.
