@@ -281,7 +281,10 @@ def test_several_budgets_hold_together():
     result = latprune.prune(model, X, budget=["params=40%", "flops=60%"], method=MDP(score=MagnitudeConfig()), measure_latency=False)
     assert result.record.pruned.macs <= 0.6 * result.record.dense.macs
     assert sum(p.numel() for p in model.parameters()) <= 0.4 * dense
-    assert [entry.resource for entry in result.record.further_budgets] == ["flops"] or result.record.budget.resource == "flops"
+    record, (further,) = result.record, result.record.further_budgets
+    assert (record.budget.resource, further.resource) == ("params", "flops")
+    assert record.verdicts == {"params=40%": "under", "flops=60%": "under"} and result.verdict == "under"
+    assert further.share == record.pruned.macs / further.limit <= 1.0 and further.uncertainty is None
 
 
 @pytest.mark.parametrize("method", ["uniform", "lamp", "greedy", "sp_lamp"])

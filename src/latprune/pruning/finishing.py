@@ -17,7 +17,7 @@ from latprune.pruning.result import Result
 from latprune.pruning.trials import Trial, Trials
 
 if TYPE_CHECKING:
-    from latprune.export.record import AccuracyRecord, TrainingRecord
+    from latprune.export.record import AccuracyRecord, BudgetRecord, TrainingRecord
     from latprune.latency import Measurement
     from latprune.pruning.budget import Budget
     from latprune.pruning.pruner import Pruner
@@ -71,15 +71,21 @@ def result_of(
         constructor=constructor,
         arguments=dict(arguments or {}),
     )
-    shares = {}
+    known = {entry.text: record.share_of(entry) for entry in record.further_budgets}
     for budget, trial in elsewhere:
-        share, uncertainty = _share(budget, trial, batch=pruner.target.batch)
-        shares[budget.text] = {"share": share, "uncertainty": uncertainty}
+        known[budget.text] = share, uncertainty = _share(budget, trial, batch=pruner.target.batch)
         note = f"on {budget.engine}: measured at {share:.1%} of {budget.text}: {verdict(share, uncertainty, 1.0)}"
         record = record.model_copy(update={"notes": (*record.notes, note)})
-    further = tuple(entry.model_copy(update=shares.get(entry.text, {})) for entry in record.further_budgets)
-    record = record.model_copy(update={"further_budgets": further})
+    record = record.model_copy(update={"further_budgets": tuple(_with_share(entry, known[entry.text]) for entry in record.further_budgets)})
     return Result(model=pruner.model, record=record, example_inputs=pruner.example_inputs)
+
+
+def _with_share(budget: BudgetRecord, known: tuple[float, float] | None) -> BudgetRecord:
+    """``budget`` with the delivered network's share of it and the half-width of its interval, where they are known."""
+    if known is None:
+        return budget
+    share, uncertainty = known
+    return budget.model_copy(update={"share": share, "uncertainty": uncertainty or None})
 
 
 def measured_elsewhere(pruner: Pruner) -> list[tuple[Budget, Trial]]:
