@@ -89,7 +89,9 @@ def test_a_budget_on_another_engine_counts_as_it_was_measured_there() -> None:
     assert shown.text.startswith("Over budget: 49.1 % of the dense latency") and "on onnxruntime 4.0 % above 60%@onnxruntime" in shown.text
     assert "below params=500K" in shown.text
     counted_over = sample_record(further_budgets=[counted | {"limit": 1000.0}])
-    assert counted_over.verdicts["params=500K"] == "over" == counted_over.verdict and "above params=500K" in compute_verdict(counted_over).text
+    assert (
+        counted_over.verdicts["params=500K"] == "over" == counted_over.verdict and "above params=500K" in compute_verdict(counted_over).text
+    )
     first_elsewhere = sample_record(budget=other)
     assert first_elsewhere.verdict is None and not first_elsewhere.verdicts, "what runs on the target says nothing of another engine"
     close = sample_record(further_budgets=[other | {"share": 1.015, "uncertainty": 0.006}])

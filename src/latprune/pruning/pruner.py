@@ -12,7 +12,7 @@ from torch import nn
 from latprune.errors import LatpruneError
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
-from latprune.latency import LatencyTables, Measurement, Target
+from latprune.latency import LatencyTables, Measurement
 from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import SoftMasks, get_method, get_schedule
 from latprune.progress import listener_of, speaker
@@ -77,14 +77,13 @@ class Pruner:
     def __init__(self, model: nn.Module, example_inputs: Any, **options: Unpack[PruningOptions]) -> None:
         self.options = given = Options(**options)
         """What was asked for."""
-        budgets = given.budgets
-        tables = given.tables
-        self.target = Target.of(given.target) if given.target is not None else tables.target if tables is not None else Target()
+        placed = given.placed()
+        self.target, budgets, tables = placed.target, placed.budgets, given.tables
         self.method = get_method(given.method)
         self.schedule = get_schedule(given.schedule) if given.schedule is not None else self.method.schedule
         self.picked = given.pick
         """The network of an exploration that is proposed; None searches for one."""
-        check_together(given, method=self.method, schedule=self.schedule, target=self.target)
+        check_together(given, method=self.method, schedule=self.schedule, placed=placed)
         listener = listener_of(given.progress)
         self.clock = Clock(listener)
         subject = admitted(model, example_inputs, given, self.clock)
@@ -109,6 +108,8 @@ class Pruner:
         self.fresh: Trial | None = None
         """Fresh measurement of the network that was cut last, where the search made one."""
         self._progress = speaker(listener)
+        if placed.said:
+            self._progress(placed.said)
         self._stages_done = 0
         self._masks: TrainingMask | None = None
         if tables is not None:
@@ -130,7 +131,7 @@ class Pruner:
         self._latency = LatencySources(network, given=tables, predictor=given.predictor)
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
         self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
-        self.settings = given.settings(method=self.method, target=self.target, folded=bool(self.folds))
+        self.settings = given.settings(method=self.method, placed=placed, folded=bool(self.folds))
         """All that decides which network comes out; a saved state is resumed only under the same."""
         self._search = ProposalSearch(
             graph=self.graph,
