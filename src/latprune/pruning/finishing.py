@@ -43,7 +43,7 @@ def result_of(
         measured: Final ``(dense, pruned)`` measurement; None makes one, where the pruner measures.
         accuracies: In order of time; the first is the dense network's, the last the delivered one's.
         training: Epochs that were trained, by stage.
-        recovery: What recovery did, as a JSON object.
+        recovery: What recovery did, as a JSON object; by default what the pruner's own did since the last cut.
         name: The model's name for people; its class by default.
         constructor: How to build the dense model, where known.
         arguments: Its keyword arguments.
@@ -52,7 +52,10 @@ def result_of(
         LatpruneError: Stages are left.
     """
     if not pruner.done:
-        raise LatpruneError(f"{pruner.stage} of {pruner.stages} stages are through: call step() until done, then result()")
+        raise LatpruneError(
+            f"{pruner.stage} of {pruner.stages} stages are through: call step(), or propose() and cut(), until done, then result(); what "
+            "is only proposed or masked counts for no stage, nor does a cut to units of one's own or under a limit above the next stage's"
+        )
     if measured is None and pruner.measure_latency:
         measured = pruner.final_measurement()
     elsewhere = measured_elsewhere(pruner)
@@ -65,7 +68,7 @@ def result_of(
         measured=measured,
         accuracies=accuracies,
         training=training,
-        recovery=recovery,
+        recovery=recovery if recovery is not None or pruner.recovery is None else pruner.recovery.to_dict(),
         provenance=current_provenance(seed=pruner.seed),
         name=name or type(pruner.model).__name__,
         constructor=constructor,
