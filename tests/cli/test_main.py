@@ -145,3 +145,28 @@ def test_inspect_folds_weights_that_are_computed_of_others(kind: str, tmp_path: 
     shown = capsys.readouterr().out
     name = "WeightNorm" if kind == "weight_norm" else "SpectralNorm"
     assert "0  [12, channels]" in shown and f"0 ({name})" in shown.split("folded into plain weights")[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--budget", "60%@torch"], ["engine: torch", "'torch' on 'nowhere'"]),
+        (
+            ["--budget", "60%@torch", "--engine", "openvino"],
+            ["is on torch, and the target on openvino: give target='torch' (--engine torch)"],
+        ),
+        (["--budget", "60%@torch", "--budget", "70%"], ["'openvino' on 'nowhere'"]),
+    ],
+)
+def test_the_engine_that_a_budget_names_is_the_target_unless_another_is_given(given, words, tmp_path, monkeypatch, capsys) -> None:
+    from latprune.errors import InvalidArgumentError
+    from latprune.pruning import pruner
+
+    def refuse(options, *, placed, **_):
+        raise InvalidArgumentError(f"{placed.target.engine!r} on {placed.target.device!r}")
+
+    monkeypatch.setattr(pruner, "check_together", refuse)
+    model = ["--model", "latprune.zoo:digits_resnet", "--input", "1x1x32x32", "--device", "nowhere"]
+    assert main(["prune", *model, *given, "-o", str(tmp_path / "pruned")]) == 2
+    told = "".join(capsys.readouterr())
+    assert all(word in told for word in words) and ("engine: torch" in told) == ("engine: torch" in words)

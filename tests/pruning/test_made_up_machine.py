@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 import latprune
+from latprune.errors import InvalidArgumentError
 from latprune.importance import MagnitudeConfig
 from latprune.latency import Measurement, Target, train_predictor
 from latprune.methods import HALP, MDP, SPLAMP, Method
 from latprune.pruning import latency_source, trials
+from latprune.pruning.verification import _met
 from support.explored import CONTEXT, TARGET, X, made_up_latency, made_up_samples, made_up_tables, network
 
 BY_MAGNITUDE = MDP(score=MagnitudeConfig())
@@ -41,6 +43,7 @@ class Clock:
     def __init__(self) -> None:
         self.slower = 0.0
         self.speeds = {"onnxruntime": 1.0, "torch": 2.5}
+        self.ran: set[str] = set()
         self.known: dict[tuple[torch.Size, ...], float] = {}
         self.dense = self.latency(network())
 
@@ -49,6 +52,7 @@ class Clock:
 
         class Engine:
             def compile(self, model: nn.Module, example_inputs: Any, target: Target) -> Compiled:
+                clock.ran.add(name)
                 return Compiled(clock.speeds[name] * clock.latency(model))
 
         return Engine()
@@ -93,7 +97,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def prune(budget: Any, **options: Any) -> latprune.Result:
-    return latprune.prune(network(), X, budget=budget, target=TARGET, **{"method": BY_MAGNITUDE, **options})
+    return latprune.prune(network(), X, budget=budget, **{"target": TARGET, "method": BY_MAGNITUDE, **options})
 
 
 @pytest.mark.parametrize("method", [BY_MAGNITUDE, SPLAMP(stages=2), "uniform"])
@@ -105,6 +109,42 @@ def test_latency_on_two_engines_at_once(clock: Clock, method: Method | str) -> N
     assert result.verdict == "under" and result.record.verdicts == {"70%": "under", "50%@torch": "under"}
     assert 0.85 < result.record.further_budgets[0].share <= 1.0
     assert any(note.startswith("on torch: measured at") for note in result.record.notes)
+
+
+@pytest.mark.parametrize("budget", ["60%@torch", ["flops=90%", "60%@torch"]])
+def test_a_budget_that_names_its_engine_is_measured_there(clock: Clock, budget: Any) -> None:
+    said: list[str] = []
+    result = prune(budget, target=None, progress=said.append)
+    assert clock.ran == {"torch"} and result.record.target.engine == "torch" and result.record.budget.engine is None
+    assert result.verdict == "under" and result.record.verdicts["60%@torch"] == "under" and 0.5 < result.latency_ratio <= 0.6
+    assert sum("target: torch" in line and "'60%@torch'" in line for line in said) == 1
+    clock.ran.clear()
+    named = prune("60%@onnxruntime")
+    assert clock.ran == {"onnxruntime"} and named.record.pruned == prune("60%").record.pruned
+
+
+@pytest.mark.parametrize("method", [BY_MAGNITUDE, SPLAMP(stages=2), "uniform"])
+def test_a_budget_on_another_engine_beside_counted_ones_is_held_and_measured_there(clock: Clock, method: Method | str) -> None:
+    result = prune(["60%@torch", "flops=90%"], method=method)
+    record = result.record
+    assert clock.ran == {"onnxruntime", "torch"} and record.target.engine == "onnxruntime"
+    assert record.budget.text == "flops=90%" and record.pruned.macs < 0.75 * record.dense.macs
+    assert record.verdicts == {"flops=90%": "under", "60%@torch": "under"}
+    assert 0.8 < record.further_budgets[0].share <= 1.0 and record.further_budgets[0].engine == "torch"
+    assert _met(record, measurement("pruned", 99.0, 9.9), 0.01), "verify goes by what was measured there"
+
+
+def test_what_the_engine_of_a_budget_contradicts_is_refused_before_anything_runs(clock: Clock) -> None:
+    for options, words in (
+        ({"budget": "60%@torch"}, r"budget \(='60%@torch'\) is on torch, and the target on onnxruntime: give target='torch'"),
+        ({"budget": ["60%@torch", "70%@openvino"]}, "is on torch, and the target on onnxruntime"),
+        ({"budget": ["70%", "60%@onnxruntime"]}, r"limits the latency on onnxruntime, the target's engine, twice \('70%' and"),
+        ({"budget": ["flops=90%", "60%@torch"], "measure_latency": False}, "measure_latency=False measures nothing"),
+        ({"budget": "60%@torch", "target": None, "tables": made_up_tables()}, "the target on onnxruntime"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            prune(**options)
+    assert not clock.ran
 
 
 @pytest.mark.parametrize("method", [BY_MAGNITUDE, SPLAMP(stages=2), HALP(stages=2, score=MagnitudeConfig())])

@@ -158,5 +158,5 @@ def test_a_proposal_is_the_same_on_the_other_side(monkeypatch: pytest.MonkeyPatc
     data = json.loads(json.dumps(agreement._proposal_to_dict(found)))
     other = agreement._proposal_from_dict(data)
     assert agreement._proposal_to_dict(other) == data
-    mine, theirs = (StageReport.of(each, stage=1, gone=frozenset(), equality=None).to_dict() for each in (found, other))
+    mine, theirs = (StageReport.of(each, gone=frozenset()).to_dict() for each in (found, other))
     assert mine == theirs

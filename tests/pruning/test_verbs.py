@@ -15,6 +15,7 @@ from latprune.methods import HALP, MDP, SMCP, SPLAMP, SoftMasks
 from latprune.pruning import FitContext
 from latprune.pruning.state import selection_to_dict
 from latprune.recovery import ReconstructionConfig, reconstruction_ranking
+from latprune.report.accuracies import compute_recovery
 from latprune.zoo import digits_resnet
 
 X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -253,6 +254,118 @@ def test_result_saves_exports_and_reports_like_prunes(tmp_path):
     assert len(repr(pruner.reports[0])) < 200
 
 
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    for images, labels in batches(2, seed=5):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
+        optimizer.step()
+    model.eval()
+
+
+def delivered(result: latprune.Result) -> dict:
+    """What a record has of the network and of how it was found; seconds and moments are left out."""
+    record = result.record.to_dict()
+    found = {name: record[name] for name in ("budget", "pruned", "groups", "blocks_removed", "problem", "edits", "equality", "steps")}
+    return found | {"verdicts": result.record.verdicts}
+
+
+def test_a_cut_of_a_proposal_gives_the_result_that_prune_gives(tmp_path):
+    model = network()
+    pruner = pruner_of(model, MDP(score=MagnitudeConfig()))
+    pruner.propose()
+    proposal = pruner.propose()
+    assert pruner.stage == 0 and not pruner.reports, "what is proposed counts for nothing"
+    average = torch.optim.swa_utils.AveragedModel(model)
+    assert pruner.cut(proposal, averages=average).equal
+    assert pruner.done and [report.stage for report in pruner.reports] == [1]
+    torch.testing.assert_close(average.module(X), model(X), rtol=0, atol=0)
+    result = pruner.result()
+    by_prune = latprune.prune(network(), X, budget="flops=50%", method=MDP(score=MagnitudeConfig()), measure_latency=False)
+    assert delivered(result) == delivered(by_prune) and result.verdict == "under" and same(model, by_prune.model.state_dict())
+    result.save(tmp_path / "saved")
+    result.report(tmp_path / "report.html")
+    torch.testing.assert_close(latprune.restore(network, tmp_path / "saved")(X), model(X), rtol=0, atol=0)
+    with pytest.raises(LatpruneError, match="all 1 stages are through"):
+        pruner.step()
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_proposal_that_trains_under_its_mask_and_is_cut_ends_its_stage(tmp_path, resumed):
+    model = network()
+    pruner = pruner_of(model, MDP(score=MagnitudeConfig()))
+    pruner.mask(pruner.propose())
+    if resumed:
+        state, weights = json.loads(json.dumps(pruner.state_dict())), model.state_dict()
+        model = network()
+        pruner = pruner_of(model, MDP(score=MagnitudeConfig()))
+        pruner.load_state_dict(state)
+        model.load_state_dict(weights)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    pruner.masks.attach(optimizer)
+    trained(model, optimizer)
+    with pytest.raises(LatpruneError, match=r"0 of 1 stages .* propose\(\) and cut\(\)"):
+        pruner.result()
+    masked = model(X)
+    pruner.cut(optimizers=optimizer)
+    torch.testing.assert_close(model(X), masked, rtol=1e-4, atol=1e-5)
+    result = pruner.result()
+    assert result.verdict == "under" and result.record.problem is not None and result.record.equality is not None
+    result.save(tmp_path / "saved")
+    torch.testing.assert_close(latprune.restore(network, tmp_path / "saved")(X), model(X), rtol=0, atol=0)
+    again = pruner_of(network(), MDP(score=MagnitudeConfig()))
+    again.load_state_dict(json.loads(json.dumps(pruner.state_dict())))
+    assert again.done and again.result().record.groups == result.record.groups
+
+
+def test_a_resumed_mask_that_leaves_nothing_out_ends_its_stage_too():
+    first, second = (pruner_of(network(), MDP(score=MagnitudeConfig()), budget="flops=100%") for _ in range(2))
+    first.mask(first.propose())
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.cut()
+    assert second.done and second.result().record.pruned.macs == second.result().record.dense.macs
+
+
+def test_stages_by_the_verbs_are_the_stages_of_step():
+    by_verbs, by_steps = pruner_of(network(), SPLAMP(stages=3)), pruner_of(network(), SPLAMP(stages=3))
+    for stage in (1, 2, 3):
+        by_steps.step()
+        by_verbs.cut(by_verbs.propose())
+        mine, theirs = ({**pruner.reports[-1].to_dict(), "solution": None} for pruner in (by_verbs, by_steps))  # it has seconds
+        assert by_verbs.stage == stage and mine == theirs
+    assert delivered(by_verbs.result()) == delivered(by_steps.result())
+
+
+def test_a_cut_counts_the_stages_whose_limits_it_was_proposed_under():
+    pruner = pruner_of(network(), SPLAMP(stages=2))  # limits of 75 % and 50 %
+    dense = pruner.limits.dense
+    for share, stages in ((0.9, 0), (0.7, 1), (0.6, 1), (0.5, 2), (0.4, 2)):
+        pruner.cut(pruner.propose(share * dense))
+        assert pruner.stage == stages and pruner.done == (stages == 2)
+    assert [(report.stage, report.limit / dense) for report in pruner.reports] == [(1, pytest.approx(0.6)), (2, pytest.approx(0.4))]
+    mask = pruner_of(network(), SPLAMP(stages=2))
+    mask.mask(pruner.selection)
+    mask.cut()
+    with pytest.raises(LatpruneError, match="nor does a cut to units of one's own"):
+        mask.result()
+    mask.cut(mask.propose(mask.limit))
+    assert mask.done and mask.result().record.groups == pruner.result().record.groups
+
+
+def test_a_result_has_the_recovery_since_the_last_cut_alone():
+    pruner = pruner_of(network(), MDP(score=MagnitudeConfig()))
+    pruner.step()
+    assert pruner.result().record.recovery is None
+    report = pruner.recover(batches())
+    result = pruner.result()
+    assert result.record.recovery == report.to_dict() and compute_recovery(result.record) is not None
+    assert pruner.result(recovery={"strategy": "mine"}).record.recovery == {"strategy": "mine"}
+    again = pruner_of(network(), MDP(score=MagnitudeConfig()))
+    again.load_state_dict(json.loads(json.dumps(pruner.state_dict())))
+    assert again.result().record.recovery == result.record.recovery
+    pruner.cut(pruner.propose(0.4 * pruner.limits.dense))
+    assert pruner.recovery is None and pruner.result().record.recovery is None
+
+
 @pytest.mark.parametrize("between", ["cut", "mask"])
 def test_a_saved_state_is_resumed_under_the_same_settings_only(between):
     method = SPLAMP(stages=3, between=between)
@@ -281,7 +394,10 @@ def test_several_budgets_hold_together():
     result = latprune.prune(model, X, budget=["params=40%", "flops=60%"], method=MDP(score=MagnitudeConfig()), measure_latency=False)
     assert result.record.pruned.macs <= 0.6 * result.record.dense.macs
     assert sum(p.numel() for p in model.parameters()) <= 0.4 * dense
-    assert [entry.resource for entry in result.record.further_budgets] == ["flops"] or result.record.budget.resource == "flops"
+    record, (further,) = result.record, result.record.further_budgets
+    assert (record.budget.resource, further.resource) == ("params", "flops")
+    assert record.verdicts == {"params=40%": "under", "flops=60%": "under"} and result.verdict == "under"
+    assert further.share == record.pruned.macs / further.limit <= 1.0 and further.uncertainty is None
 
 
 @pytest.mark.parametrize("method", ["uniform", "lamp", "greedy", "sp_lamp"])

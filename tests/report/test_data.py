@@ -81,12 +81,19 @@ def test_a_budget_on_another_engine_counts_as_it_was_measured_there() -> None:
     other = {"text": "60%@onnxruntime", "resource": "latency", "value": 60.0, "unit": "%", "engine": "onnxruntime", "limit": 2.0}
     counted = {"text": "params=500K", "resource": "params", "value": 500000.0, "unit": "count", "limit": 500000.0}
     unknown = sample_record(further_budgets=[counted, other])
-    assert unknown.verdict == "under" and set(unknown.verdicts) == {"50%"}
+    assert unknown.verdict == "under" and set(unknown.verdicts) == {"50%", "params=500K"}
     missed = sample_record(further_budgets=[counted, other | {"share": 1.04, "uncertainty": 0.01}])
-    assert missed.verdicts == {"50%": "under", "60%@onnxruntime": "over"} and missed.verdict == "over"
+    assert missed.verdicts == {"50%": "under", "params=500K": "under", "60%@onnxruntime": "over"} and missed.verdict == "over"
     shown = compute_verdict(missed)
     assert shown.outcome == "over"
     assert shown.text.startswith("Over budget: 49.1 % of the dense latency") and "on onnxruntime 4.0 % above 60%@onnxruntime" in shown.text
+    assert "below params=500K" in shown.text
+    counted_over = sample_record(further_budgets=[counted | {"limit": 1000.0}])
+    assert (
+        counted_over.verdicts["params=500K"] == "over" == counted_over.verdict and "above params=500K" in compute_verdict(counted_over).text
+    )
+    first_elsewhere = sample_record(budget=other)
+    assert first_elsewhere.verdict is None and not first_elsewhere.verdicts, "what runs on the target says nothing of another engine"
     close = sample_record(further_budgets=[other | {"share": 1.015, "uncertainty": 0.006}])
     assert close.verdict == "close" and compute_verdict(close).outcome == "met"
     assert type(close).from_json(close.to_json()) == close

@@ -222,11 +222,13 @@ def test_averages_are_cut_alike_and_go_on(name: str) -> None:
     assert_same_network(plain, apart)
     _train(model, optimizer, scheduler, shape, seed=1, average=average)
     second = narrower(graph, first, rng, low=0.3)
-    prune(model, graph, second, since=first, optimizers=optimizer, averages=[average])
+    prune(model, graph, second, since=first, optimizers=optimizer, averages=average)
     _train(model, optimizer, scheduler, shape, seed=2, average=average)
     smallest = Selection(kept={n: np.sort(np.arange(g.rows) * g.columns + _first(second, n, g)) for n, g in graph.groups.items()})
     with pytest.raises(InvalidArgumentError, match=r"averages\[0\] is not of the model's architecture"):
         prune(model, graph, replace(smallest, removed_blocks=second.removed_blocks), since=second, averages=[build()])
+    with pytest.raises(InvalidArgumentError, match=r"averages\[0\] \(=OrderedDict\) must be a module"):
+        prune(model, graph, second, since=second, averages=[average.state_dict()])
 
 
 def _first(selection: Selection, name: str, group: ChannelGroup) -> np.ndarray:

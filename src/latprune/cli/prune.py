@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latprune.cli.arguments import add_image_arguments, add_model_arguments, add_target_arguments
+from latprune.cli.loading import note_given
 from latprune.cli.progress import add_progress_arguments
 from latprune.cli.pruning_arguments import (
     add_data_arguments,
@@ -49,6 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    note_given(parser)
     add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -186,6 +188,8 @@ def run(args: argparse.Namespace) -> int:
     from latprune.cli.model_files import shown_model
     from latprune.errors import OverBudgetError
 
+    if "engine" not in args.given:
+        args.engine = _engine_of_budgets(args)
     outcome = prune_as_told(args)
     result, output = outcome.result, outcome.folder
     print(result)
@@ -202,6 +206,20 @@ def run(args: argparse.Namespace) -> int:
             measured_ms=(record.budget_share or 0.0) * (record.budget.limit or 0.0),
         )
     return 0
+
+
+def _engine_of_budgets(args: argparse.Namespace) -> str:
+    """The engine without ``--engine``: the one that a budget names, where none is on the target's own latency, else the default."""
+    from latprune.progress import say
+    from latprune.pruning.budget import Budget
+    from latprune.pruning.placing import placed
+
+    if args.budget is None or args.tables:  # tables have an engine of their own
+        return str(args.engine)
+    found = placed(Budget.parse_all(args.budget), target=None)
+    if found.said:
+        say(f"engine: {found.target.engine}, which a budget names; --engine was not given")
+    return found.target.engine
 
 
 def _check_data(args: argparse.Namespace) -> None:

@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"accuracy {outcome.accuracy:.2%}")
     budgets = " and ".join(budget.text for budget in (record.budget, *record.further_budgets))
     print(f"budget   {budgets}: {'met' if outcome.met else 'NOT met'} (tolerance {args.tolerance:.0%})")
-    elsewhere = [b for b in record.further_budgets if b.on_latency and b.engine not in (None, record.target.engine) and b.share is None]
-    for budget in elsewhere:
+    for budget in (record.budget, *record.further_budgets):
+        if budget.engine in (None, record.target.engine) or budget.share is not None:
+            continue
         print(f"         {budget.text} was not measured when the network was pruned: latprune compare --engine {budget.engine} measures it")
     if not outcome.met:
         raise OverBudgetError(

@@ -8,7 +8,6 @@ target's batch, accuracies are fractions in ``[0, 1]``, ``macs`` are multiply-ad
 from __future__ import annotations
 
 import json
-import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
@@ -107,8 +106,8 @@ class BudgetRecord(FileModel):
     """The budget as written and the limit it came to, in the resource's own unit (ms, multiply-adds, parameters).
 
     Attributes:
-        share: Of a latency on another engine than the target's: the delivered network's, as it was measured there, over the limit.
-        uncertainty: Half-width of the 95 % interval of ``share``.
+        share: Of a further budget: the delivered network's value over the limit; a latency on another engine as it was measured there.
+        uncertainty: Half-width of the 95 % interval of ``share``; None for what is counted.
     """
 
     text: str
@@ -344,7 +343,7 @@ class ResultRecord(DocumentModel):
     """Everything a pruning run found out.
 
     Attributes:
-        further_budgets: Further limits, on what is counted, that the network meets beside ``budget``.
+        further_budgets: Further limits beside ``budget``, on what is counted and on other engines' latencies.
         dense: The dense network; its latency is the one measured in turns with the pruned network's at the end.
         pruned: The delivered network; its latency is a fresh measurement that was not used for choosing.
         groups: Width of every channel group, in the order of the network.
@@ -424,36 +423,33 @@ class ResultRecord(DocumentModel):
         A percentage of the dense latency is judged by the ratio measured in turns, so that the machine's drift since the dense network was
         first measured does not count.
         """
-        limit = self.budget.limit
-        if limit is None:
+        known = self.share_of(self.budget)
+        return known[0] if known is not None else None
+
+    def share_of(self, budget: BudgetRecord) -> tuple[float, float] | None:
+        """The delivered network's value over the limit of one of the budgets, and the half-width of its 95 % interval; None where unknown.
+
+        A latency on another engine counts as it was measured there, and what is counted is known to 0.
+        """
+        if not budget.on_latency:
+            value = self.pruned.macs if budget.resource == "flops" else float(self.pruned.parameters)
+            return (value / budget.limit, 0.0) if budget.limit is not None else None
+        if budget.engine not in (None, self.target.engine):
+            return (budget.share, budget.uncertainty or 0.0) if budget.share is not None else None
+        latency = self.pruned.latency
+        if budget.limit is None or latency is None:
             return None
-        if self.budget.on_latency:
-            latency = self.pruned.latency
-            if latency is not None and latency.ratio is not None and self.budget.unit == "%":
-                return latency.ratio * 100.0 / self.budget.value
-            value = latency.ms if latency is not None else math.nan
-        else:
-            value = self.pruned.macs if self.budget.resource == "flops" else float(self.pruned.parameters)
-        return None if math.isnan(value) else value / limit
+        by_the_clock = (latency.high - latency.low) / 2 / budget.limit
+        if budget.unit == "%" and latency.ratio is not None:
+            asked, low, high = budget.value / 100.0, latency.ratio_low, latency.ratio_high
+            return latency.ratio / asked, (high - low) / 2 / asked if low is not None and high is not None else by_the_clock
+        return latency.ms / budget.limit, by_the_clock
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
         """Budget as it was written -> whether the delivered network meets it (:func:`~latprune.export.verdict.verdict`), where known."""
-        share, latency = self.budget_share, self.pruned.latency
-        found: dict[str, Verdict] = {}
-        if share is not None:
-            uncertainty = 0.0
-            if self.budget.on_latency and latency is not None:
-                low, high = latency.ratio_low, latency.ratio_high
-                if self.budget.unit == "%" and low is not None and high is not None:
-                    uncertainty = (high - low) / 2 * 100.0 / self.budget.value
-                elif self.budget.limit is not None:
-                    uncertainty = (latency.high - latency.low) / 2 / self.budget.limit
-            found[self.budget.text] = verdict(share, uncertainty, 1.0)
-        for other in self.further_budgets:
-            if other.share is not None:
-                found[other.text] = verdict(other.share, other.uncertainty or 0.0, 1.0)
-        return found
+        known = {budget.text: self.share_of(budget) for budget in (self.budget, *self.further_budgets)}
+        return {text: verdict(*share, 1.0) for text, share in known.items() if share is not None}
 
     @property
     def verdict(self) -> Verdict | None:

@@ -85,6 +85,7 @@ def _proposal_to_dict(found: StageProposal) -> dict[str, Any]:
         "fresh": _trial_to_dict(found.fresh),
         "rounds": [list(entry) for entry in found.rounds],
         "note": found.note,
+        "stage": found.stage,
     }
 
 
@@ -98,6 +99,7 @@ def _proposal_from_dict(data: dict[str, Any]) -> StageProposal:
         fresh=_trial_from_dict(data["fresh"]),
         rounds=tuple((limit, predicted, measured) for limit, predicted, measured in data["rounds"]),
         note=data["note"],
+        stage=data["stage"],
     )
 
 

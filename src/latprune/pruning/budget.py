@@ -29,11 +29,11 @@ class Budget:
     """An upper limit on one resource.
 
     Attributes:
-        resource: ``latency`` (measured on the target), ``flops`` (multiply-adds per inference) or ``params``.
+        resource: ``latency`` (measured on its engine), ``flops`` (multiply-adds per inference) or ``params``.
         value: The number.
         unit: ``%`` of the dense network, ``ms``, ``/s`` (inferences a second at the target's batch size) or ``count``.
         text: The budget as it was written.
-        engine: For a latency, the engine that it is on where that is not the target's own (``"60%@onnxruntime"``).
+        engine: For a latency, the engine that it names (``"60%@onnxruntime"``); None is the target's own.
 
     Example:
         >>> Budget.parse("50%").limit(dense=8.0, batch=1)
@@ -85,7 +85,7 @@ class Budget:
 
     @classmethod
     def parse_all(cls, budget: str | float | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
-        """Read one budget or several; the one on latency first.
+        """Read one budget or several; those on latency first.
 
         Args:
             budget: A text, a :class:`Budget`, a number between 0 and 1 (a share of the dense latency), or a list of texts and budgets.

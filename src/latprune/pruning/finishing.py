@@ -17,7 +17,7 @@ from latprune.pruning.result import Result
 from latprune.pruning.trials import Trial, Trials
 
 if TYPE_CHECKING:
-    from latprune.export.record import AccuracyRecord, TrainingRecord
+    from latprune.export.record import AccuracyRecord, BudgetRecord, TrainingRecord
     from latprune.latency import Measurement
     from latprune.pruning.budget import Budget
     from latprune.pruning.pruner import Pruner
@@ -43,7 +43,7 @@ def result_of(
         measured: Final ``(dense, pruned)`` measurement; None makes one, where the pruner measures.
         accuracies: In order of time; the first is the dense network's, the last the delivered one's.
         training: Epochs that were trained, by stage.
-        recovery: What recovery did, as a JSON object.
+        recovery: What recovery did, as a JSON object; by default what the pruner's own did since the last cut.
         name: The model's name for people; its class by default.
         constructor: How to build the dense model, where known.
         arguments: Its keyword arguments.
@@ -52,7 +52,10 @@ def result_of(
         LatpruneError: Stages are left.
     """
     if not pruner.done:
-        raise LatpruneError(f"{pruner.stage} of {pruner.stages} stages are through: call step() until done, then result()")
+        raise LatpruneError(
+            f"{pruner.stage} of {pruner.stages} stages are through: call step(), or propose() and cut(), until done, then result(); what "
+            "is only proposed or masked counts for no stage, nor does a cut to units of one's own or under a limit above the next stage's"
+        )
     if measured is None and pruner.measure_latency:
         measured = pruner.final_measurement()
     elsewhere = measured_elsewhere(pruner)
@@ -65,21 +68,27 @@ def result_of(
         measured=measured,
         accuracies=accuracies,
         training=training,
-        recovery=recovery,
+        recovery=recovery if recovery is not None or pruner.recovery is None else pruner.recovery.to_dict(),
         provenance=current_provenance(seed=pruner.seed),
         name=name or type(pruner.model).__name__,
         constructor=constructor,
         arguments=dict(arguments or {}),
     )
-    shares = {}
+    known = {entry.text: record.share_of(entry) for entry in record.further_budgets}
     for budget, trial in elsewhere:
-        share, uncertainty = _share(budget, trial, batch=pruner.target.batch)
-        shares[budget.text] = {"share": share, "uncertainty": uncertainty}
+        known[budget.text] = share, uncertainty = _share(budget, trial, batch=pruner.target.batch)
         note = f"on {budget.engine}: measured at {share:.1%} of {budget.text}: {verdict(share, uncertainty, 1.0)}"
         record = record.model_copy(update={"notes": (*record.notes, note)})
-    further = tuple(entry.model_copy(update=shares.get(entry.text, {})) for entry in record.further_budgets)
-    record = record.model_copy(update={"further_budgets": further})
+    record = record.model_copy(update={"further_budgets": tuple(_with_share(entry, known[entry.text]) for entry in record.further_budgets)})
     return Result(model=pruner.model, record=record, example_inputs=pruner.example_inputs)
+
+
+def _with_share(budget: BudgetRecord, known: tuple[float, float] | None) -> BudgetRecord:
+    """``budget`` with the delivered network's share of it and the half-width of its interval, where they are known."""
+    if known is None:
+        return budget
+    share, uncertainty = known
+    return budget.model_copy(update={"share": share, "uncertainty": uncertainty or None})
 
 
 def measured_elsewhere(pruner: Pruner) -> list[tuple[Budget, Trial]]:

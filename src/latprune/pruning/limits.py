@@ -23,10 +23,11 @@ _COUNTED: dict[str, type[Resource]] = {"flops": MultiplyAdds, "params": Paramete
 
 
 class Limits:
-    """What must hold at the end. The first budget is the one that candidates are searched for; the others are counted.
+    """What must hold at the end. The first budget is the one that candidates are searched for; the others are counted, or predicted by
+    the tables of another engine than the target's.
 
     Args:
-        budgets: The budgets; at most one on latency, which is put first.
+        budgets: The budgets; first the one on the target's latency, where there is one.
         graph: The dense network.
         target: Engine and conditions.
         latency: Where tables come from, of the target and of other engines.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from latprune.methods.width_rules import WidthRules
     from latprune.progress import Progress
     from latprune.pruning.picked import PickedNetwork
+    from latprune.pruning.placing import Placed
     from latprune.recovery.contract import Recovery
     from latprune.solve import Solver
 
@@ -66,12 +67,12 @@ class Options:
 
     Attributes:
         budget: ``"50%"`` of the dense latency (or ``0.5``), ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``; or a list of
-            several, all of which are met. With ``pick``, what the network that was picked is judged by; that which it was picked by, by
-            default.
+            several, all of which are met. One on latency may name its engine (``"60%@onnxruntime"``). With ``pick``, what the network that
+            was picked is judged by; that which it was picked by, by default.
         pick: A network of an exploration (:meth:`latprune.Exploration.pick`), cut with the widths and blocks that were shown; nothing is
             searched. Its method must go to its budget in one pass.
-        target: Engine, device, threads, batch size and precision, or an engine's name; those of ``tables``, else OpenVINO on one CPU
-            thread, by default.
+        target: Engine, device, threads, batch size and precision, or an engine's name; by default those of ``tables``, else one CPU thread
+            of the engine that a budget names, where none is on the target's own latency, else of OpenVINO.
         method: A registered method's name, or a method object with its options.
         schedule: A schedule in place of the method's own, by name or as an object (``latprune.Stages(stages=5)``).
         keep: Modules or globs to leave whole.
@@ -167,24 +168,27 @@ class Options:
 
         return None if self.recover is False else get_strategy("refit" if self.recover is True else self.recover)
 
-    @property
-    def budgets(self) -> tuple[Budget, ...]:
-        """The budgets, that on the target's latency first.
+    def placed(self) -> Placed:
+        """The target, and the budgets as they stand to it: the one that candidates are searched for first.
 
         Raises:
-            InvalidArgumentError: There is none, or a text is no budget.
+            InvalidArgumentError: There is no budget, a text is none, or they and the target contradict each other.
         """
+        from latprune.latency import Target
+        from latprune.pruning.placing import placed
+
         asked = self.budget if self.budget is not None else self.pick.budget if self.pick is not None else None
         if asked is None:
             raise InvalidArgumentError("budget (=None) must be given, for instance '50%', or a network to take as pick=")
-        return Budget.parse_all(asked)
+        given = Target.of(self.target) if self.target is not None else self.tables.target if self.tables is not None else None
+        return placed(Budget.parse_all(asked), target=given)
 
-    def settings(self, *, method: Method, target: Target, folded: bool) -> dict[str, Any]:
+    def settings(self, *, method: Method, placed: Placed, folded: bool) -> dict[str, Any]:
         """All that decides which network comes out, as a JSON object; a saved state is resumed only under the same.
 
         Args:
             method: The method.
-            target: The target.
+            placed: The target and the budgets.
             folded: Whether weights were folded.
         """
         from latprune.methods import get_schedule
@@ -194,8 +198,8 @@ class Options:
         found = {
             "method": method.name,
             "options": method.options(),
-            "budget": [entry.to_dict() for entry in self.budgets],
-            "target": target.to_dict(),
+            "budget": [entry.to_dict() for entry in placed.budgets],
+            "target": placed.target.to_dict(),
             "keep": sorted(self.keep),
             "blocks_keep": sorted(self.blocks_keep),
             "min_widths": dict(sorted((self.min_widths or {}).items())),
@@ -218,7 +222,7 @@ class Options:
         return found
 
 
-def check_together(given: Options, *, method: Method, schedule: Schedule, target: Target) -> None:
+def check_together(given: Options, *, method: Method, schedule: Schedule, placed: Placed) -> None:
     """What the options say together with what they name, before anything is computed.
 
     Raises:
@@ -229,7 +233,7 @@ def check_together(given: Options, *, method: Method, schedule: Schedule, target
     from latprune.latency import get_engine
     from latprune.methods import SoftMasks
 
-    budgets, criterion = given.budgets, method.importance
+    budgets, criterion = placed.budgets, method.importance
     if given.pick is not None and (schedule.count != 1 or isinstance(schedule, SoftMasks)):
         raise InvalidArgumentError(
             f"pick is cut in one pass, and method {method.name!r} has {schedule.count} stages or masks; use stages=1, or mdp"
@@ -247,9 +251,14 @@ def check_together(given: Options, *, method: Method, schedule: Schedule, target
         )
     for entry in budgets[1:]:
         if entry.engine is not None:
+            if not given.measure_latency:
+                raise InvalidArgumentError(
+                    f"budget (={entry.text!r}) is on another engine than the target's, whose tables are measured here, and "
+                    "measure_latency=False measures nothing: leave one of them out"
+                )
             get_engine(entry.engine)
     if given.measure_latency or not by_latency:
-        get_engine(target.engine)
+        get_engine(placed.target.engine)
 
 
 def with_options(given: type[SharedOptions]) -> Callable[[F], F]:

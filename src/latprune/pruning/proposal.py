@@ -27,6 +27,7 @@ class StageProposal:
         fresh: A later measurement with both networks compiled anew; None where none was made.
         rounds: Candidates that were measured: ``(predicted limit, predicted, measured)``.
         note: Remark for people; empty where all went as usual.
+        stage: The last stage whose limit it was proposed under: once it is cut, so many are through; 0 for a limit above the first one's.
         context: The stage that it was found in.
     """
 
@@ -38,6 +39,7 @@ class StageProposal:
     fresh: Trial | None = None
     rounds: tuple[tuple[float, float, float], ...] = field(default_factory=tuple)
     note: str = ""
+    stage: int = 0
     context: StageContext | None = None
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from latprune.errors import LatpruneError
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
-from latprune.latency import LatencyTables, Measurement, Target
+from latprune.latency import LatencyTables, Measurement
 from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import SoftMasks, get_method, get_schedule
 from latprune.progress import listener_of, speaker
@@ -55,6 +56,9 @@ class Pruner:
     changes nothing, :meth:`mask` makes the model train and run as if the rest were gone, :meth:`cut` removes it. :meth:`step` proposes and
     then cuts or masks, as the method's schedule has it; :meth:`result` gives what :func:`latprune.prune` returns.
 
+    A stage is through once the network was cut to a proposal under its limit, by :meth:`step` or by :meth:`cut`; what :meth:`step` masks
+    counts as well, and what is proposed or masked to be looked at does not.
+
     Everything is said of the dense network: units, widths, blocks and tables keep their names from the first step to the last, and nothing
     is traced again.
 
@@ -77,14 +81,13 @@ class Pruner:
     def __init__(self, model: nn.Module, example_inputs: Any, **options: Unpack[PruningOptions]) -> None:
         self.options = given = Options(**options)
         """What was asked for."""
-        budgets = given.budgets
-        tables = given.tables
-        self.target = Target.of(given.target) if given.target is not None else tables.target if tables is not None else Target()
+        placed = given.placed()
+        self.target, budgets, tables = placed.target, placed.budgets, given.tables
         self.method = get_method(given.method)
         self.schedule = get_schedule(given.schedule) if given.schedule is not None else self.method.schedule
         self.picked = given.pick
         """The network of an exploration that is proposed; None searches for one."""
-        check_together(given, method=self.method, schedule=self.schedule, target=self.target)
+        check_together(given, method=self.method, schedule=self.schedule, placed=placed)
         listener = listener_of(given.progress)
         self.clock = Clock(listener)
         subject = admitted(model, example_inputs, given, self.clock)
@@ -105,12 +108,15 @@ class Pruner:
         self.cut_to = Selection(kept={})
         """What the model was cut to, of the dense network."""
         self.recovery: RecoveryReport | None = None
-        """What the last recovery did."""
+        """What recovery did to the network as it was cut last; None where there was none since."""
         self.fresh: Trial | None = None
         """Fresh measurement of the network that was cut last, where the search made one."""
         self._progress = speaker(listener)
+        if placed.said:
+            self._progress(placed.said)
         self._stages_done = 0
         self._masks: TrainingMask | None = None
+        self._masked: StageProposal | StageReport | None = None
         if tables is not None:
             require_same_network(tables, self.graph, example_inputs, self.target, kept=bool(given.keep))
             TabulatedLatency(self.graph, tables)  # a layer without an entry is told before anything is measured
@@ -130,7 +136,7 @@ class Pruner:
         self._latency = LatencySources(network, given=tables, predictor=given.predictor)
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
         self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
-        self.settings = given.settings(method=self.method, target=self.target, folded=bool(self.folds))
+        self.settings = given.settings(method=self.method, placed=placed, folded=bool(self.folds))
         """All that decides which network comes out; a saved state is resumed only under the same."""
         self._search = ProposalSearch(
             graph=self.graph,
@@ -272,7 +278,7 @@ class Pruner:
         if proposal is None:
             if self._masks is not None:
                 self._masks.set(None)
-            self.selection = self.cut_to
+            self.selection, self._masked = self.cut_to, None
             return
         if self._masks is None:
             soft = self.schedule if isinstance(self.schedule, SoftMasks) else None
@@ -286,6 +292,7 @@ class Pruner:
         selection = proposal if isinstance(proposal, Selection) else proposal.selection
         self._masks.set(selection)
         self.selection = selection
+        self._masked = proposal if isinstance(proposal, StageProposal) else None
 
     @property
     def masks(self) -> TrainingMask | None:
@@ -297,15 +304,18 @@ class Pruner:
         proposal: StageProposal | None = None,
         *,
         optimizers: Optimizer | Sequence[Optimizer] = (),
-        averages: Sequence[nn.Module] = (),
+        averages: nn.Module | Sequence[nn.Module] = (),
         check: bool = True,
     ) -> EqualityReport | None:
         """Remove what ``proposal`` (or the present mask) leaves out, in place; masks are taken off.
 
+        The stages whose limits it was proposed under are through then. Units and blocks that were masked by themselves, and a proposal
+        under a limit of one's own above the next stage's, count for none.
+
         Args:
             proposal: The network to cut to; None takes the present mask.
             optimizers: Optimizers of the model; their state is cut along, and they train the smaller parameters afterwards.
-            averages: Running averages of the model (EMA copies), cut alike.
+            averages: A running average of the model (an EMA copy) or several, cut alike.
             check: Compare the cut network with the masked one first. False leaves it to a later cut: where no weight changes in between,
                 that one's comparison with the masked dense network covers this cut as well.
 
@@ -313,6 +323,7 @@ class Pruner:
             How closely the cut network equals the masked one; the model is changed only if it does. None where nothing was compared.
         """
         selection = proposal.selection if proposal is not None else self.selection
+        report = self._report_of(proposal if proposal is not None else self._masked)
         with self.evaluating():
             if self._masks is not None:
                 self._masks.close()
@@ -321,8 +332,29 @@ class Pruner:
             with self.clock.timed("surgery"):
                 self.edits.append(cut_model(self.model, self.graph, selection, since=self.cut_to, optimizers=optimizers, averages=averages))
         self.selection = self.cut_to = selection
+        self._masked = None
         self.scorer.reset()
+        self.recovery, self.fresh = None, proposal.fresh if proposal is not None else None
+        if report is not None:
+            self._count(replace(report, equality=(equality.max_abs, equality.max_rel) if equality is not None else None))
         return equality
+
+    def _report_of(self, masked: StageProposal | StageReport | None) -> StageReport | None:
+        """What is said of a network once it counts for a stage; None for one that counts for none."""
+        if masked is None or masked.stage < max(1, self._stages_done):
+            return None
+        if isinstance(masked, StageReport):
+            return masked
+        gone = frozenset(block for earlier in self.reports if earlier.stage < masked.stage for block in earlier.removed_blocks)
+        return StageReport.of(masked, gone=gone)
+
+    def _count(self, report: StageReport) -> None:
+        """The stages up to the report's are through; a report of the same stage before, of a network that is no more, gives way."""
+        left = not self.done
+        self.reports = [*(earlier for earlier in self.reports if earlier.stage < report.stage), report]
+        self._stages_done = report.stage
+        if left and self.done:
+            self.method.finish(self.model, seed=self.seed)
 
     def step(
         self,
@@ -331,7 +363,7 @@ class Pruner:
         loss: LossFunction = cross_entropy_loss,
         batches: int | None = None,
         optimizers: Optimizer | Sequence[Optimizer] = (),
-        averages: Sequence[nn.Module] = (),
+        averages: nn.Module | Sequence[nn.Module] = (),
         choose: Callable[[StageProposal], StageProposal] | None = None,
         check: bool = True,
     ) -> StageReport:
@@ -342,7 +374,7 @@ class Pruner:
             loss: Scalar loss of ``(model, batch)``.
             batches: Score so many batches of ``data``; None takes all.
             optimizers: Optimizers of the model: their state is cut along.
-            averages: Running averages of the model, cut alike.
+            averages: A running average of the model or several, cut alike.
             choose: Called with the proposal of the last stage; what it returns is cut instead (:func:`latprune.pruning.picking.pick`).
             check: Compare what is cut with the masked network. False, where no weight changes before the next stage, leaves it to that
                 one; the last stage always compares.
@@ -360,23 +392,18 @@ class Pruner:
         proposal = propose_stage(self, data=data, loss=loss, batches=batches, trained=True)
         last = self._stages_done + 1 == self.schedule.count
         if last and choose is not None:
-            proposal = choose(proposal)
-        equality: EqualityReport | None = None
+            proposal = replace(choose(proposal), stage=proposal.stage)
         if last or self.schedule.after_stage == "cut":
-            equality = self.cut(proposal, optimizers=optimizers, averages=averages, check=check or last)
+            self.cut(proposal, optimizers=optimizers, averages=averages, check=check or last)
         else:
             self.mask(proposal)
             assert self._masks is not None
             self._masks.attach(*([optimizers] if isinstance(optimizers, torch.optim.Optimizer) else optimizers))
             self.scorer.reset()
-        if last:
-            self.method.finish(self.model, seed=self.seed)
-        self.fresh = proposal.fresh
-        self._stages_done += 1
-        gone = frozenset(block for earlier in self.reports for block in earlier.removed_blocks)
-        report = StageReport.of(proposal, stage=self._stages_done, gone=gone, equality=equality)
-        self.reports.append(report)
-        return report
+            report = self._report_of(proposal)
+            assert report is not None
+            self._count(report)
+        return self.reports[-1]
 
     def recover(self, data: Iterable[Any] | None, *, strategy: str | Recovery | None = None, images: int = 2048) -> RecoveryReport:
         """Bring the network that was cut back towards what the dense one computes, from unlabelled inputs, without training.
@@ -441,11 +468,13 @@ class Pruner:
         """What :func:`latprune.prune` returns, of the network as it is: saves, exports and reports itself.
 
         Args:
-            **options: ``accuracies``, ``training``, ``name``, ``constructor``, ``arguments`` of the record; ``measured`` to take a final
-                measurement that was made already.
+            **options: What the record has of the run beside: ``accuracies`` (:class:`~latprune.export.record.AccuracyRecord`, in order of
+                time) and ``training`` (``TrainingRecord``); ``recovery``, a report's ``to_dict()``, where another one counts than what
+                :meth:`recover` did since the last cut; ``name``, ``constructor`` and ``arguments`` of the model, as for
+                :func:`latprune.prune`; ``measured``, ``(dense, pruned)``, in place of a final measurement of both.
 
         Raises:
-            LatpruneError: Stages are left, or masks are at work: nothing final can be said.
+            LatpruneError: Stages are left, the last of which cuts: nothing final can be said.
         """
         from latprune.pruning.finishing import result_of
 
@@ -478,7 +507,9 @@ class Pruner:
 
         Accumulated gradients of a stage that is not through are not part of it.
         """
-        return PrunerState.of(self, dense_ms=self._trials.dense_ms).data
+        # A masked network whose stage is through has its report among the others.
+        masked = self._report_of(self._masked) if self._masked is not None and self._masked.stage > self._stages_done else None
+        return PrunerState.of(self, dense_ms=self._trials.dense_ms, masked=masked).data
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Bring a freshly built pruner (and its dense model) to a saved state; then load the model's weights.
@@ -494,11 +525,13 @@ class Pruner:
         self.selection, self.cut_to = saved.selection, saved.cut_to
         self.reports = saved.reports
         self._stages_done = saved.stages_done
+        self.recovery = saved.recovery
         self._trials.dense_ms = saved.dense_ms
         self.clock.seconds = saved.seconds
         self.scorer.reset()
         if saved.masked:
             self.mask(self.selection)
+            self._masked = saved.masked_report
 
 
 def widths_of(graph: ModelGraph, selection: Selection) -> dict[str, int]:

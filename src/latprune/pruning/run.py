@@ -120,7 +120,6 @@ def prune(
                 measured=run.measured(),
                 accuracies=run.state.accuracies,
                 training=run.state.training,
-                recovery=pruner.recovery.to_dict() if pruner.recovery is not None else None,
                 name=name or type(model).__name__,
                 constructor=constructor,
                 arguments=arguments,

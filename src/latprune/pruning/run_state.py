@@ -59,7 +59,6 @@ class RunState:
             "settings": dict(self.settings),
             "accuracies": [entry.model_dump(mode="json") for entry in self.accuracies],
             "training": [entry.model_dump(mode="json") for entry in self.training],
-            "recovery": pruner.recovery.to_dict() if pruner.recovery is not None else None,
             "pruner": pruner.state_dict(),
             "saved": time.time(),
         }
@@ -92,7 +91,8 @@ class RunState:
             pruner.load_state_dict(state["pruner"])
             weights = folder / state["weights"]
             load_stored(pruner.model, decode_tensors(weights.read_bytes(), source=str(weights)))
-            pruner.recovery = RecoveryReport.from_dict(state["recovery"]) if state["recovery"] is not None else None
+            if state.get("recovery") is not None:  # where releases before kept it
+                pruner.recovery = RecoveryReport.from_dict(state["recovery"])
             return cls(
                 accuracies=tuple(AccuracyRecord.model_validate(entry) for entry in state["accuracies"]),
                 training=tuple(TrainingRecord.model_validate(entry) for entry in state.get("training", ())),

@@ -10,7 +10,6 @@ from latprune.latency import Measurement
 
 if TYPE_CHECKING:
     from latprune.pruning.proposal import StageProposal
-    from latprune.surgery import EqualityReport
 
 __all__ = ["StageReport"]
 
@@ -47,18 +46,18 @@ class StageReport:
     note: str = ""
 
     @classmethod
-    def of(cls, proposal: StageProposal, *, stage: int, gone: frozenset[str], equality: EqualityReport | None) -> StageReport:
-        """The report of a stage that went to ``proposal``; ``gone`` are the blocks that earlier stages removed."""
+    def of(cls, proposal: StageProposal, *, gone: frozenset[str]) -> StageReport:
+        """The report of the stage that goes to ``proposal``, not compared yet; ``gone`` are the blocks that earlier stages removed."""
         found = proposal.proposal
         return cls(
-            stage=stage,
+            stage=proposal.stage,
             limit=proposal.limit,
             widths=dict(found.widths),
             removed_blocks=tuple(sorted(proposal.selection.removed_blocks - gone)),
             predicted=proposal.predicted,
             measured=proposal.trial.pruned if proposal.trial is not None else None,
             rounds=proposal.rounds,
-            equality=(equality.max_abs, equality.max_rel) if equality is not None else None,
+            equality=None,
             problem=found.problem.to_dict() if found.problem is not None else None,
             solution=found.solution.to_dict() if found.solution is not None else None,
             note=proposal.note,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
 
 __all__ = ["propose_stage"]
+
+_ROUNDED = 1.0 + 1e-9
 
 
 def propose_stage(
@@ -83,4 +86,12 @@ def propose_stage(
 
         return best_by_the_clock(promises, found, find=by, judge=judged, say=pruner._progress)
 
-    return agreed(find)
+    reached = stage if limit is None else _reached(pruner, limit)
+    return agreed(lambda: replace(find(), stage=reached))
+
+
+def _reached(pruner: Pruner, limit: float) -> int:
+    """The last stage whose limit a network under ``limit`` meets; 0 for none."""
+    schedule, dense = pruner.schedule, pruner.limits.dense
+    limits = (schedule.limit(stage=stage, dense=dense, limit=pruner.limit) for stage in range(1, schedule.count + 1))
+    return max((stage for stage, own in enumerate(limits, start=1) if limit <= own * _ROUNDED), default=0)

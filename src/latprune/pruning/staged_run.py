@@ -118,7 +118,9 @@ class StagedRun:
         except LatpruneError as error:
             self.say(f"not narrowed, the network stays as it is: {error}")
             return
+        recovered = pruner.recovery
         pruner.cut(proposal)
+        pruner.recovery = recovered  # what trained came from it, and is cut as it trained
         self.state.narrowed = True
         self._evaluate("narrowed")
         self._save()

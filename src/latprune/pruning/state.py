@@ -12,6 +12,7 @@ from latprune.errors import CheckpointError
 from latprune.graph.types import Selection
 from latprune.pruning.differences import first_difference
 from latprune.pruning.stage import StageReport
+from latprune.recovery import RecoveryReport
 from latprune.surgery import ArchitectureEdits
 
 if TYPE_CHECKING:
@@ -33,8 +34,14 @@ class PrunerState:
         self.data = dict(data)
 
     @classmethod
-    def of(cls, pruner: Pruner, *, dense_ms: float | None) -> PrunerState:
-        """The state of ``pruner``, whose dense network was measured at ``dense_ms`` milliseconds."""
+    def of(cls, pruner: Pruner, *, dense_ms: float | None, masked: StageReport | None) -> PrunerState:
+        """The state of ``pruner``.
+
+        Args:
+            pruner: The pruner.
+            dense_ms: Measured latency of its dense network, milliseconds.
+            masked: What will be said of the masked network once it is cut, where that ends a stage.
+        """
         return cls(
             {
                 "version": _VERSION,
@@ -46,6 +53,8 @@ class PrunerState:
                 "cut_to": selection_to_dict(pruner.cut_to),
                 "edits": [edits.to_dict() for edits in pruner.edits],
                 "reports": [report.to_dict() for report in pruner.reports],
+                "masked_report": masked.to_dict() if masked is not None else None,
+                "recovery": pruner.recovery.to_dict() if pruner.recovery is not None else None,
             }
         )
 
@@ -77,8 +86,8 @@ class PrunerState:
 
     @property
     def masked(self) -> bool:
-        """Whether the network was masked beyond what it was cut to."""
-        return bool(self.data["selection"] != self.data["cut_to"])
+        """Whether the network was masked, to a proposal or beyond what it was cut to."""
+        return bool(self.data["selection"] != self.data["cut_to"]) or self.masked_report is not None
 
     @property
     def edits(self) -> list[ArchitectureEdits]:
@@ -89,6 +98,18 @@ class PrunerState:
     def reports(self) -> list[StageReport]:
         """What was done, stage by stage."""
         return [StageReport.from_dict(entry) for entry in self.data["reports"]]
+
+    @property
+    def masked_report(self) -> StageReport | None:
+        """What will be said of the masked network once it is cut; None where that ends no stage, and in states of releases before."""
+        found = self.data.get("masked_report")
+        return StageReport.from_dict(found) if found is not None else None
+
+    @property
+    def recovery(self) -> RecoveryReport | None:
+        """What recovery did since the last cut; None in states of releases before."""
+        found = self.data.get("recovery")
+        return RecoveryReport.from_dict(found) if found is not None else None
 
     @property
     def stages_done(self) -> int:

@@ -51,8 +51,9 @@ def compute_verdict(record: ResultRecord) -> Verdict:
     if share > 1.0 and record.verdicts[record.budget.text] == "close":
         text += " (within what two measurements of one network differ by)"
     for other in record.further_budgets:
-        if other.share is not None:
-            text += f"; on {other.engine} {_beside(other.share)} {other.text}"
+        known = record.share_of(other)
+        if known is not None:
+            text += f"; {f'on {other.engine} ' if other.engine is not None else ''}{_beside(known[0])} {other.text}"
     return Verdict(outcome=outcome, share=share, text=text)
 
 

@@ -34,7 +34,7 @@ def prune(
     *,
     since: Selection | None = None,
     optimizers: Optimizer | Sequence[Optimizer] = (),
-    averages: Sequence[nn.Module] = (),
+    averages: nn.Module | Sequence[nn.Module] = (),
 ) -> ArchitectureEdits:
     """Remove channels and blocks from ``model``, in place and physically.
 
@@ -50,7 +50,8 @@ def prune(
         optimizers: Optimizers of the model, changed in place: moments and momentum are cut with their parameter, groups keep their order,
             options and schedulers, and the parameters of removed blocks leave their group. Where a cut multiplies weights to keep a scale,
             what PyTorch's optimizers remember of their gradients follows.
-        averages: Running averages of the model (:class:`torch.optim.swa_utils.AveragedModel`, or modules of the same class), cut alike.
+        averages: A running average of the model (:class:`torch.optim.swa_utils.AveragedModel`, or a module of the same class) or several,
+            cut alike.
 
     Returns:
         The edits from the model as it was to what it is now, for :func:`replay` and for saving. Those of several cuts follow each other
@@ -78,7 +79,8 @@ def prune(
     step = plan_step(model, graph, selection, since)
     handed = optimizers_of(optimizers)
     check_optimizers(model, handed, step)
-    copies = [_averaged(model, average, number, step) for number, average in enumerate(averages)]
+    several = [averages] if isinstance(averages, nn.Module) else averages
+    copies = [_averaged(model, average, number, step) for number, average in enumerate(several)]
     changes = _apply(model, step)
     for copy in copies:
         _apply(copy, step)
@@ -103,6 +105,8 @@ def replay(model: nn.Module, edits: ArchitectureEdits) -> nn.Module:
 
 def _averaged(model: nn.Module, average: nn.Module, number: int, step: EditStep) -> nn.Module:
     """The module of a running average, which must have the model's architecture of now."""
+    if not isinstance(average, nn.Module):
+        raise InvalidArgumentError(f"averages[{number}] (={type(average).__name__}) must be a module, a running average of the model")
     inner: nn.Module = average
     while isinstance(inner, AveragedModel):
         inner = inner.module
