@@ -371,6 +371,8 @@ class Pruner:
             self.scorer.reset()
         if last:
             self.method.finish(self.model, seed=self.seed)
+            if not self.method.keeps_weights:  # what an earlier stage recovered is not there any more
+                self.recovery = None
         self.fresh = proposal.fresh
         self._stages_done += 1
         gone = frozenset(block for earlier in self.reports for block in earlier.removed_blocks)
