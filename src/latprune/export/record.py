@@ -189,6 +189,10 @@ class NetworkRecord(FileModel):
     latency: Annotated[LatencyRecord | None, BeforeValidator(_mapping)] = None
     accuracy: Fraction | None = None
 
+    def counted(self, resource: str) -> float:
+        """What the network has of a resource that is counted: ``flops`` or ``params``."""
+        return {"flops": self.macs, "params": float(self.parameters)}[resource]
+
 
 class AccuracyRecord(FileModel):
     """Accuracy at one moment of the run: ``stage`` names it (``dense``, ``pruned``, ``fine-tuned``), ``epoch`` where there is one."""
@@ -433,7 +437,7 @@ class ResultRecord(DocumentModel):
                 return latency.ratio * 100.0 / self.budget.value
             value = latency.ms if latency is not None else math.nan
         else:
-            value = self.pruned.macs if self.budget.resource == "flops" else float(self.pruned.parameters)
+            value = self.pruned.counted(self.budget.resource)
         return None if math.isnan(value) else value / limit
 
     @property
