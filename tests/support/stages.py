@@ -42,6 +42,4 @@ def stage_of(model: nn.Module, x: torch.Tensor = X, *, criterion: object = None,
     widths: Mapping[str, int] = changes.pop("widths", graph.dense_widths())
     choices: Mapping[str, Sequence[int]] = {name: tuple(range(group.min_width, widths[name] + 1)) for name, group in graph.groups.items()}
     given = {"choices": choices, "widths": widths, **changes}
-    return StageContext(
-        graph=graph, importance=score(model, graph, criterion or MagnitudeConfig()), resource=MultiplyAdds(graph), **given
-    )
+    return StageContext(graph=graph, importance=score(model, graph, criterion or MagnitudeConfig()), resource=MultiplyAdds(graph), **given)
