@@ -250,6 +250,8 @@ def said(row: dict[str, Any]) -> str:
     parts += [f"solve {row['solve_seconds']:.2f} s" if row.get("solve_seconds") else "", f"{row['seconds']:.1f} s CPU"]
     parts += [f"at most {row['most_seconds']:.1f} s, {row['proven']} proven"] if "proven" in row else []
     parts += [f"delivered {row['delivered']:.2%}" if "delivered" in row else ""]
+    phases = row.get("phases", {})
+    parts += [", ".join(f"{name} {seconds / sum(phases.values()):.0%}" for name, seconds in phases.items())]
     parts += [", ".join(f"{k} {v:.4%}" for k, v in row.get("used", {}).items())]
     return ", ".join(p for p in parts if p)
 
