@@ -2,9 +2,9 @@
 
 Each row is one call of ``latprune.prune`` on random weights with half of the multiply-adds or parameters, one problem with two or three
 limits, or one problem at 24 limits from 4 to 96 %. CPU seconds of this process on one thread; rows that are in the results file already are
-not run again.
+not run again. A method that solves while it trains solves once, at the budget, with the gradients of the same batch.
 
-Run: ``python benchmarks/counted.py [--only resnet50 ...] [--methods mdp ...]``
+Run: ``python benchmarks/counted.py [--only resnet50 ...] [--methods mdp ...]``; ``--methods`` without a name solves alone.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from latprune.latency import machine_name
 from latprune.methods import (
     HALP,
     MDP,
+    SMCP,
     SPLAMP,
     FromScratch,
     GlobalThreshold,
@@ -40,6 +41,8 @@ from latprune.methods import (
     Limit,
     Method,
     RandomChoice,
+    SinglePass,
+    SoftMasks,
     StageContext,
     Uniform,
     assemble,
@@ -54,13 +57,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from support.vision import torchvision  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "counted.json"
+PRUNED = ("resnet50", "mobilenet_v2", "vit_b_16", "densenet121")
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet152", "mobilenet_v2", "vit_b_16", "densenet121")
 METHODS: dict[str, Callable[[], Method]] = {
     "mdp": lambda: MDP(score=TaylorConfig()),
+    "mdp, measured": MDP,
     "mdp, channels only": lambda: MDP(score=TaylorConfig(), blocks=False),
     "mdp, linear": lambda: MDP(score=TaylorConfig(), bilayer=False),
     "sp_lamp": SPLAMP,
     "halp, 3 steps": lambda: HALP(stages=3),
+    "smcp": SMCP,
     "lamp": Lamp,
     "global": GlobalThreshold,
     "greedy": Greedy,
@@ -89,19 +95,27 @@ def pruned(network: str, method: str, resource: str) -> dict[str, Any]:
     """One call of ``prune`` at half of the resource."""
     model, inputs = model_of(network), torch.randn(1, 3, 224, 224)
     data = [(torch.randn(2, 3, 224, 224), torch.tensor([1, 2]))]
+    chosen = METHODS[method]()
     started = time.process_time()
     solving: list[float] = []
     with timed_solves(solving):
         try:
-            budget = f"{resource}=50%"
-            result = prune(model, inputs, budget=budget, method=METHODS[method](), data=data, recover=False, measure_latency=False)
+            result = prune(
+                model,
+                inputs,
+                budget=f"{resource}=50%",
+                method=chosen,
+                schedule=SinglePass() if isinstance(chosen.schedule, SoftMasks) else None,
+                data=data,
+                recover=False,
+                measure_latency=False,
+            )
         except LatpruneError as error:
             seconds = time.process_time() - started
             return {"answer": f"{type(error).__name__}: {error}", "seconds": seconds, "solve_seconds": sum(solving)}
     seconds = time.process_time() - started
     solution = result.record.solution or {}
     dense, now = result.record.dense, result.record.pruned
-    delivered = now.macs / dense.macs if resource == "flops" else now.parameters / dense.parameters
     return {
         "answer": "pruned",
         "status": solution.get("status"),
@@ -110,7 +124,8 @@ def pruned(network: str, method: str, resource: str) -> dict[str, Any]:
         "solves": len(solving),
         "solve_seconds": sum(solving),
         "seconds": seconds,
-        "delivered": delivered,
+        "delivered": now.counted(resource) / dense.counted(resource),
+        "phases": {phase.name: phase.seconds for phase in result.record.stages},
         "blocks_removed": len(result.record.blocks_removed),
     }
 
@@ -205,25 +220,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=NETWORKS, choices=NETWORKS)
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), help=f"by default all, on {', '.join(PRUNED)}")
     parser.add_argument("--again", action="store_true", help="run rows again that the file has")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="file of the rows (default: %(default)s)")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows: dict[str, dict[str, Any]] = json.loads(options.output.read_text()) if options.output.exists() else {}
     wanted: dict[str, Callable[[], dict[str, Any]]] = {}
     if "resnet50" in options.only:
         wanted |= {f"resnet50 | {limits}": partial(several, "resnet50", limits) for limits in LIMITS}
     for network in options.only:
         wanted |= {f"{network} | every limit | {resource}": partial(every_limit, network, resource) for resource in RESOURCES}
-    for method in options.methods:
-        for network in options.only:
+    networks = [network for network in options.only if network in PRUNED or options.methods is not None]
+    for method in METHODS if options.methods is None else options.methods:
+        for network in networks:
             for resource in RESOURCES:
                 wanted[f"{network} | {method} | {resource}"] = partial(pruned, network, method, resource)
     for name, work in wanted.items():
         if name not in rows or options.again:
             rows[name] = work() | {"machine": machine_name()}
-            RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+            options.output.write_text(json.dumps(rows, indent=1) + "\n")
         print(f"{name}: {said(rows[name])}", flush=True)
 
 
@@ -233,6 +250,8 @@ def said(row: dict[str, Any]) -> str:
     parts += [f"solve {row['solve_seconds']:.2f} s" if row.get("solve_seconds") else "", f"{row['seconds']:.1f} s CPU"]
     parts += [f"at most {row['most_seconds']:.1f} s, {row['proven']} proven"] if "proven" in row else []
     parts += [f"delivered {row['delivered']:.2%}" if "delivered" in row else ""]
+    phases = row.get("phases", {})
+    parts += [", ".join(f"{name} {seconds / sum(phases.values()):.0%}" for name, seconds in phases.items())]
     parts += [", ".join(f"{k} {v:.4%}" for k, v in row.get("used", {}).items())]
     return ", ".join(p for p in parts if p)
 

@@ -4,9 +4,10 @@
     python benchmarks/methods.py --network vit --data DATA --output benchmarks/results/methods-vit.json
 
 Budgets by default: half of the multiply-adds, counted, and 50 and 25 % of the latency measured on ONNX Runtime (one thread, batch 1). Each
-row is written as it ends, and a row that is there, trained on as many images, is not run again. ``--train-images`` trains for that many
-images (an epoch has 50,000) after the cut and its recovery; methods that train under masks do so for as many images before the cut, and
-are recovered after it.
+row is written as it ends, and a row that is there, trained on as many images, is not run again. Two rows of SP-LAMP have latency budgets
+alone: whole networks timed width by width, and a predictor in place of tables, trained on a minute of random networks.
+``--train-images`` trains for that many images (an epoch has 50,000) after the cut and its recovery; methods that train under masks do so
+for as many images before the cut, and are recovered after it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from torch import nn
 import latprune
 from latprune.errors import BudgetInfeasibleError, LatpruneError
 from latprune.importance import MagnitudeConfig, SpLampConfig, TaylorConfig, get_criterion
-from latprune.latency import machine_name
+from latprune.latency import KernelPredictor, machine_name, sweep_kernels, target_context, train_predictor
 from latprune.methods import HALP, MDP, SMCP, SPLAMP, FromScratch, GlobalThreshold, Greedy, Lamp, Method, RandomChoice, SoftMasks, Uniform
 from latprune.pruning import driver_of, training_threads
 from latprune.storage import decode_tensors
@@ -38,6 +40,8 @@ from train_vit import WEIGHTS, WIDTH
 METHODS: dict[str, Callable[[], Method]] = {
     "mdp": MDP,
     "mdp, by Taylor per layer": lambda: MDP(score=TaylorConfig()),
+    "mdp, by Taylor split over layers": lambda: MDP(score=TaylorConfig(reduction="split")),
+    "mdp, by Taylor per group": lambda: MDP(score=TaylorConfig(reduction="per_group")),
     "mdp, by SP-LAMP's score": lambda: MDP(score=SpLampConfig()),
     "mdp, channels only": lambda: MDP(blocks=False),
     "mdp, blocks only": lambda: MDP(channels=False),
@@ -48,6 +52,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "sp_lamp, 1 stage": lambda: SPLAMP(stages=1),
     "sp_lamp, 3 stages": lambda: SPLAMP(stages=3),
     "sp_lamp, 10 stages, masked": lambda: SPLAMP(stages=10, between="mask"),
+    "sp_lamp, 1 stage, whole networks timed": lambda: SPLAMP(stages=1, contributions="whole-network"),
+    "sp_lamp, 3 stages, by a predictor": lambda: SPLAMP(stages=3),
     "halp": HALP,
     "halp, stem whole, floor 10 %": lambda: HALP(protect_stem=True, floor=0.1),
     "smcp": SMCP,
@@ -64,6 +70,11 @@ METHODS: dict[str, Callable[[], Method]] = {
     "random": RandomChoice,
     "from_scratch": FromScratch,
 }
+BY_PREDICTOR = ("sp_lamp, 3 stages, by a predictor",)
+ON_LATENCY = ("sp_lamp, 1 stage, whole networks timed", *BY_PREDICTOR)
+"""Rows that differ from others in where latency comes from."""
+SWEEP, SWEEP_SECONDS = 200, 60.0
+"""Random networks of a predictor, as many as are measured within so many seconds."""
 BUDGETS = ("flops=50%", "50%", "25%")
 ESCAPED = "; ".join(METHODS).replace("%", "%%")
 
@@ -89,7 +100,8 @@ def main() -> None:
     with latprune.Store(args.store) as store:
         for budget in args.budget or BUDGETS:
             for name in args.method or METHODS:
-                if any(is_done(row, args, name, budget) for row in done):
+                unlike = name in ON_LATENCY and not latprune.Budget.parse(budget).on_latency
+                if unlike or any(is_done(row, args, name, budget) for row in done):
                     continue
                 row = {"method": name, "budget": budget, **run(args, name, budget, store)}
                 done = [other for other in done if (other["method"], other["budget"]) != (name, budget)] + [row]
@@ -129,7 +141,10 @@ def run(args: argparse.Namespace, name: str, budget: str, store: latprune.Store)
     start = time.process_time()
     row: dict[str, Any] = {"network": args.network, "machine": machine_name(), "engine": args.engine}
     try:
-        pruner = latprune.Pruner(model, torch.randn(1, 3, 32, 32), budget=budget, target=args.engine, method=method, store=store, seed=0)
+        predictor = swept_predictor(args.engine, args.store) if name in BY_PREDICTOR else None
+        pruner = latprune.Pruner(
+            model, torch.randn(1, 3, 32, 32), budget=budget, target=args.engine, method=method, predictor=predictor, store=store, seed=0
+        )
         try:
             if soft:
                 row["train_images"] = images
@@ -164,6 +179,16 @@ def run(args: argparse.Namespace, name: str, budget: str, store: latprune.Store)
     except LatpruneError as error:
         row |= {"refused": str(error)}
     return row
+
+
+@cache
+def swept_predictor(engine: str, beside: str) -> KernelPredictor:
+    """A predictor that knows random networks alone, from a store of their own."""
+    target = latprune.Target(engine=engine)
+    with latprune.Store(Path(beside).with_suffix(".sweep.sqlite")) as store:
+        sweep_kernels(target, store, SWEEP, time_limit=SWEEP_SECONDS)
+        context = target_context(target)
+        return train_predictor(context, store.networks(context))
 
 
 def status(pruner: latprune.Pruner) -> str:

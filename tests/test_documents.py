@@ -122,3 +122,14 @@ def test_every_page_is_in_the_navigation() -> None:
 def test_pages_of_figures_are_what_the_results_say(tool: str) -> None:
     done = subprocess.run([sys.executable, str(ROOT / "tools" / f"{tool}.py"), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_changelog_says_nothing_twice() -> None:
+    entries = re.findall(r"^- (.{60})", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted({entry for entry in entries if entries.count(entry) > 1}) == []
+
+
+def test_asking_a_tool_for_help_writes_no_file(tmp_path: Path) -> None:
+    tool = ROOT / "tools" / "freeze_constraints.py"
+    done = subprocess.run([sys.executable, str(tool), "--help"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "usage:" in done.stdout and list(tmp_path.iterdir()) == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from dataclasses import fields
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -96,6 +98,22 @@ def test_a_method_is_one_file_and_a_line_of_registration(method: str) -> None:
     assert {str(path): lines for path, lines in places.items() if lines and path not in (own, register)} == {}
     assert len(places[register]) == 2  # its import and its place in __all__
     assert getattr(latprune, cls.__name__) is cls and cls.__name__ in dir(latprune)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_its_page_and_its_test(method: str) -> None:
+    """The table of methods links to the page, which says what is open, names each option, and runs; the test has its name."""
+    root = Path(__file__).parents[1]
+    pages = root / "docs" / "methods"
+    page = dict(re.findall(r"^\| \[`(\w+)`\]\((\w+)\.md\) \|", (pages / "index.md").read_text(encoding="utf-8"), re.MULTILINE))[method]
+    test = (root / "tests" / "methods" / f"test_{page}.py").read_text(encoding="utf-8")
+    assert METHODS[method].__name__ in test or f'"{method}"' in test
+    text = (pages / f"{page}.md").read_text(encoding="utf-8")
+    parts = {title: body for title, body in re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)}
+    assert any(re.match(r"What the papers? leaves? open", title) for title in parts)
+    told = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|.*", parts["Options"], re.MULTILINE))))
+    assert {entry.name for entry in fields(METHODS[method])} <= told
+    assert re.search(rf"--method {method}\s", parts["A run"])
 
 
 def test_no_code_asks_which_method_it_is() -> None:

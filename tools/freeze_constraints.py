@@ -7,8 +7,10 @@ as the documentation's, are kept from the old file.
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
+from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -37,9 +39,11 @@ def installed() -> dict[str, str]:
     return found
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Command line: the path of the file to write."""
-    path = Path(argv[1] if len(argv) > 1 else "constraints.txt")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", nargs="?", type=Path, default=Path("constraints.txt"), help="file to write (default: %(default)s)")
+    path: Path = parser.parse_args(argv).path
     versions = read(path) | installed()
     path.write_text(HEADER + "".join(f"{name}=={version}\n" for name, version in sorted(versions.items())), encoding="utf-8")
     print(f"{path}: {len(versions)} packages")
@@ -47,4 +51,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

@@ -110,6 +110,8 @@ def test_the_share_of_the_budget() -> None:
     assert sample_record(budget=in_ms).budget_share == pytest.approx(1.57 / 1.6)
     flops = {"text": "flops=50%", "resource": "flops", "value": 50.0, "unit": "%", "limit": 6.0e7}
     assert sample_record(budget=flops).budget_share == pytest.approx(60112233.0 / 6.0e7)
+    params = {"text": "params=50%", "resource": "params", "value": 50.0, "unit": "%", "limit": 8.0e5}
+    assert sample_record(budget=params).budget_share == sample_record().pruned.parameters / 8.0e5
     assert sample_record(budget=in_ms | {"limit": None}).budget_share is None
 
 

@@ -59,6 +59,7 @@ def test_whole_network_times_are_kept_even_where_fewer_channels_are_slower(conte
     assert all(np.array_equal(table, [0.25, -0.5, 0.0]) for table in contributions(timed, whole_network=True).values())
     with pytest.raises(InvalidArgumentError, match="needs a latency budget"):
         contributions(replace(context, choices=few, measure_alone=measure), whole_network=True)
+    assert UntabulatedLatency(context.graph, 8.0).on_latency and not MultiplyAdds(context.graph).on_latency
     with pytest.raises(InvalidArgumentError, match="to measure"):
         contributions(replace(context, resource=UntabulatedLatency(context.graph, 8.0), choices=few), whole_network=True)
 

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 import latprune
 from latprune.cli import build_parser
+from latprune.cli.prune import _fit
 from latprune.cli.pruning_arguments import options_of
 from latprune.errors import InvalidArgumentError
-from latprune.methods import get_schedule
+from latprune.importance import DivergenceConfig, L1Config, MagnitudeConfig
+from latprune.methods import HALP, FromScratch, Method, get_schedule
+from latprune.pruning.finetuning import RecipeFit
 from latprune.pruning.options import Options, PruningOptions, SharedOptions
 from latprune.solve import GroupKnapsack, solver_named, solver_options
+from latprune.train import RECIPES, Recipe, recipe
 
 NAMES = {entry.name for entry in fields(Options)}
+WORDS = ["prune", "--model", "latprune.zoo:digits_resnet", "--input", "1x1x32x32", "--budget", "flops=50%", "-o", "out"]
+
+
+def method_told(*words: str) -> Method:
+    """The method that a command line with these words has."""
+    method = options_of(build_parser().parse_args([*WORDS, *words]))["method"]
+    assert isinstance(method, Method)
+    return method
+
+
+def recipe_told(*words: str) -> Recipe:
+    """The recipe that a command line with these words trains by."""
+    fit = _fit(build_parser().parse_args([*WORDS, *words]), [torch.zeros(1)], None)
+    assert isinstance(fit, RecipeFit)
+    return fit.recipe
 
 
 def test_types_and_defaults_name_the_same_options() -> None:
@@ -63,3 +82,34 @@ def test_solvers_and_schedules_are_made_by_name_with_options() -> None:
             make()
     with pytest.raises(InvalidArgumentError, match="set them on"):
         get_schedule(latprune.SinglePass(), stages=2)
+
+
+def test_criteria_inside_a_criterion_have_names_on_the_command_line() -> None:
+    ranked = method_told("--criterion", "divergence", "--criterion-arg", "rank=magnitude", "--criterion-arg", "rivals=l1, magnitude")
+    assert ranked.importance == DivergenceConfig(rank=MagnitudeConfig(), rivals=(L1Config(), MagnitudeConfig()))
+    told = ["rivals=", "priors=0,0.5", "narrowings=2", "removed=[0.25,0.5]"]
+    alone = method_told("--criterion", "divergence", *(word for entry in told for word in ("--criterion-arg", entry)))
+    assert alone.importance == DivergenceConfig(rivals=(), priors=(0.0, 0.5), narrowings=(2.0,), removed=(0.25, 0.5))
+    for wrong, message in (("rank=best", "criterion .='best'. must be one of"), ("priors=few", "priors .='few'. must be numbers")):
+        with pytest.raises(InvalidArgumentError, match=message):
+            method_told("--criterion", "divergence", "--criterion-arg", wrong)
+
+
+def test_the_method_behind_fresh_weights_has_its_options_on_the_command_line() -> None:
+    words = ["--method", "from_scratch", "--method-arg", "structure=halp", "--criterion", "taylor", "--criterion-arg", "reduction=split"]
+    assert method_told(*words).importance == method_told("--method", "halp", *words[4:]).importance
+    whole = method_told("--method", "from_scratch", "--method-arg", 'structure={"name": "halp", "stages": 1, "score": "l1"}')
+    assert whole == FromScratch(structure=HALP(stages=1, score=L1Config()))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_command_line_leaves_a_named_recipe_as_it_is(name: str) -> None:
+    assert recipe_told("--recipe", name) == recipe(name)
+
+
+def test_the_command_line_changes_of_a_named_recipe_what_it_is_told_and_no_more() -> None:
+    own = recipe("sp-lamp-cifar10")
+    words = ["--learning-rate", "0.3", "--train-precision", "bf16", "--channels-last", "--recipe-arg", "weight_decay=0.25"]
+    changed = replace(own, learning_rate=0.3, precision="bf16", channels_last=True, weight_decay=0.25)
+    assert recipe_told("--recipe", "sp-lamp-cifar10", *words) == changed
+    assert (own.precision, own.channels_last) == ("fp32", False) and own.weight_decay not in (0.0, 0.25)

@@ -155,51 +155,6 @@ def test_training_between_masked_stages_keeps_what_is_gone_at_zero_and_the_optim
     assert all(optimizer.state[p]["momentum_buffer"].shape == p.shape for p in model.parameters() if p in optimizer.state)
 
 
-def test_soft_masks_move_return_and_end_in_a_cut():
-    model = network()
-    pruner = pruner_of(model, SMCP(masks=SoftMasks(every=2, warmup=0.1, cooldown=0.4)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    training = pruner.masked_training(steps=24, optimizers=optimizer)
-    for images, labels in batches(24, seed=7):
-        training.before_forward()
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
-        training.after_backward()
-        optimizer.step()
-    model.eval()
-    limits = [change.limit for change in training.changes]
-    assert limits == sorted(limits, reverse=True) and limits[-1] == pytest.approx(pruner.limit)
-    assert training.changes[-1].masked > training.changes[0].masked
-    assert sum(change.returned for change in training.changes) > 0
-    before, mask = model(X), pruner.selection
-    report = pruner.step(optimizers=optimizer)
-    assert pruner.done and report.equality is not None
-    assert pruner.graph.macs(pruner.widths, pruner.selection.removed_blocks) <= pruner.limit
-    assert selection_to_dict(pruner.selection) == selection_to_dict(mask), "what trained under the mask is what is cut"
-    torch.testing.assert_close(model(X), before, rtol=1e-4, atol=1e-5)
-    assert report.solution is not None and report.problem is not None
-
-
-def test_a_mask_that_is_not_at_the_budget_yet_is_narrowed_by_the_cut():
-    model = network()
-    pruner = pruner_of(model, SMCP(masks=SoftMasks(every=2, warmup=0.1, cooldown=0.4)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    training = pruner.masked_training(steps=40, optimizers=optimizer)
-    for images, labels in batches(14, seed=7):
-        training.before_forward()
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
-        training.after_backward()
-        optimizer.step()
-    mask = pruner.selection
-    assert mask.kept and pruner.graph.macs(pruner.widths, mask.removed_blocks) > pruner.limit
-    pruner.step(optimizers=optimizer)
-    assert pruner.graph.macs(pruner.widths, pruner.selection.removed_blocks) <= pruner.limit
-    assert mask.removed_blocks <= pruner.selection.removed_blocks
-    for name, kept in mask.kept.items():
-        assert set(pruner.selection.kept[name].tolist()) <= set(kept.tolist())
-
-
 def test_a_limit_that_soft_masks_cannot_reach_is_told_before_anything_is_masked():
     """The ramp passes many limits on its way down; the last is tried as soon as there are scores."""
     model = network()

@@ -209,6 +209,11 @@ class ExplorationRecord(DocumentModel):
     notes: tuple[str, ...] = ()
     provenance: ProvenanceRecord
 
+    @property
+    def on_latency(self) -> bool:
+        """Whether the budget would limit a latency; what else can be limited is counted."""
+        return self.resource == "latency"
+
     def __repr__(self) -> str:
         """One line; :meth:`to_json` shows all of it."""
         return f"ExplorationRecord({self.model.name}, {self.resource}, {len(self.points)} networks)"

@@ -188,6 +188,10 @@ class NetworkRecord(FileModel):
     latency: Annotated[LatencyRecord | None, BeforeValidator(_mapping)] = None
     accuracy: Fraction | None = None
 
+    def counted(self, resource: str) -> float:
+        """What the network has of a resource that is counted: ``flops`` or ``params``."""
+        return {"flops": self.macs, "params": float(self.parameters)}[resource]
+
 
 class AccuracyRecord(FileModel):
     """Accuracy at one moment of the run: ``stage`` names it (``dense``, ``pruned``, ``fine-tuned``), ``epoch`` where there is one."""
@@ -432,7 +436,7 @@ class ResultRecord(DocumentModel):
         A latency on another engine counts as it was measured there, and what is counted is known to 0.
         """
         if not budget.on_latency:
-            value = self.pruned.macs if budget.resource == "flops" else float(self.pruned.parameters)
+            value = self.pruned.counted(budget.resource)
             return (value / budget.limit, 0.0) if budget.limit is not None else None
         if budget.engine not in (None, self.target.engine):
             return (budget.share, budget.uncertainty or 0.0) if budget.share is not None else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from latprune.errors import InvalidArgumentError
-from latprune.importance.core import GroupedModel
+from latprune.importance.core import GroupedModel, get_criterion
 from latprune.importance.outputs import MEASURES
 from latprune.importance.sp_lamp import SpLampConfig
 from latprune.importance.taylor import TaylorConfig
@@ -23,6 +24,8 @@ _FEWEST, _MOST = 32, 256
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DivergenceConfig:
     """Output divergence of each group's widths, measured; units are ranked by another criterion.
+
+    Values may be plain ones, as a command line has them: a criterion by its name, and a list as text with commas.
 
     Attributes:
         rank: Criterion that orders the units of a group (it gets the same data and loss).
@@ -52,6 +55,10 @@ class DivergenceConfig:
     measure: str = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("removed", "priors", "narrowings"):
+            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        object.__setattr__(self, "rank", _criterion(self.rank))
+        object.__setattr__(self, "rivals", tuple(_criterion(rival) for rival in _entries(self.rivals)))
         rising = all(a < b for a, b in pairwise(self.removed))
         if not self.removed or not rising or not 0 < self.removed[0] or not self.removed[-1] < 1:
             raise InvalidArgumentError(f"removed (={self.removed}) must be rising shares between 0 and 1, at least one")
@@ -65,6 +72,24 @@ class DivergenceConfig:
                 raise InvalidArgumentError(f"narrowings (={self.narrowings}) must be factors above 0")
         if self.measure not in MEASURES:
             raise InvalidArgumentError(f"measure (={self.measure!r}) must be one of {', '.join(MEASURES)}")
+
+
+def _entries(value: object) -> tuple[object, ...]:
+    """The entries of a list, of text with commas, or one value by itself."""
+    if isinstance(value, str):
+        return tuple(entry.strip() for entry in value.split(",") if entry.strip())
+    return tuple(value) if isinstance(value, Iterable) else (value,)
+
+
+def _numbers(name: str, value: object) -> tuple[float, ...]:
+    try:
+        return tuple(float(entry) for entry in _entries(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"{name} (={value!r}) must be numbers, such as 0.25,0.5") from error
+
+
+def _criterion(value: object) -> object:
+    return get_criterion(value) if isinstance(value, str) else value
 
 
 def example_count(graph: GroupedModel, config: DivergenceConfig) -> int:

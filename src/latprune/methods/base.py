@@ -304,8 +304,8 @@ def method_type(name: str) -> type[Method]:
 def get_method(method: str | Method, **options: Any) -> Method:
     """The method called ``method`` with ``options``, or ``method`` itself if it is one.
 
-    Options may be plain values, as a command line has them: a criterion's name for ``score``, and for a schedule of soft masks ``True`` or
-    a mapping of its own options.
+    Options may be plain values, as a command line has them: a criterion's name for ``score``, for a schedule of soft masks ``True`` or a
+    mapping of its own options, and for another method (``structure``) its name or a mapping of ``name`` and its options.
 
     Raises:
         InvalidArgumentError: No such method, or an option that it does not have.
@@ -323,6 +323,9 @@ def _option(name: str, value: Any) -> Any:
         from latprune.importance import get_criterion
 
         return get_criterion(value)
+    if name == "structure" and isinstance(value, Mapping):
+        given = {key: _option(key, entry) for key, entry in value.items()}
+        return METHODS.make(given.pop("name", None), given)
     if name in ("soft_masks", "masks") and (value is True or isinstance(value, Mapping)):
         return SoftMasks(**(value if isinstance(value, Mapping) else {}))
     return None if name == "soft_masks" and value is False else value

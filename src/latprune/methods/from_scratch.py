@@ -13,7 +13,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.methods.base import Method, Proposer, StageContext, get_method, register_method
-from latprune.methods.schedule import Schedule, SinglePass
+from latprune.methods.schedule import Schedule, SoftMasks
 
 __all__ = ["FromScratch", "reinitialise"]
 
@@ -23,26 +23,44 @@ __all__ = ["FromScratch", "reinitialise"]
 class FromScratch(Method):
     """Another method's network, initialised anew: the training that follows starts from nothing.
 
+    Where that method goes to its budget in stages, so does this one, and what the last stage leaves is initialised.
+
     Attributes:
-        structure: Name of the method, or the method, that chooses widths and blocks; in one pass.
+        structure: Name of the method, or the method, that chooses widths and blocks; not one that chooses while the network trains.
+        score: Criterion of a method that is named; None leaves its own.
+
+    Example:
+        >>> FromScratch(structure="sp_lamp").schedule.count
+        3
     """
 
     name: ClassVar[str] = "from_scratch"
     structure: str | Method = "mdp"
+    score: object = None
 
     def __post_init__(self) -> None:
-        if self.chooser.name == self.name or not isinstance(self.chooser.schedule, SinglePass):
-            raise InvalidArgumentError(f"structure (={self.structure!r}) must be a method that cuts in one pass, such as 'mdp'")
+        if isinstance(self.chooser, FromScratch):
+            raise InvalidArgumentError(f"structure (={self.structure!r}) must be another method, such as 'mdp'")
+        if isinstance(self.schedule, SoftMasks):
+            raise InvalidArgumentError(
+                f"structure (={self.structure!r}) chooses while the network trains, and fresh weights after that never train: it must "
+                "be a method that cuts before the training, such as 'mdp'"
+            )
 
     @property
     def chooser(self) -> Method:
         """The method that chooses."""
-        return get_method(self.structure)
+        return get_method(self.structure, **({} if self.score is None else {"score": self.score}))
 
     @property
     def importance(self) -> object | None:
         """The other method's."""
         return self.chooser.importance
+
+    @property
+    def needs_tables(self) -> bool:
+        """Where the other method does."""
+        return self.chooser.needs_tables
 
     @property
     def keeps_weights(self) -> bool:
@@ -51,8 +69,8 @@ class FromScratch(Method):
 
     @property
     def schedule(self) -> Schedule:
-        """A single pass."""
-        return SinglePass()
+        """The other method's."""
+        return self.chooser.schedule
 
     def prepare(self, context: StageContext) -> Proposer:
         """The other method's proposer."""

@@ -124,6 +124,6 @@ def contributions(
     choices = {name: context.choices[name] for name in context.graph.groups}
     if not whole_network:
         return context.resource.changes_alone(choices, context.widths, context.removed_blocks)
-    if context.measure_alone is None or context.resource.name != "latency":
+    if context.measure_alone is None or not context.resource.on_latency:
         raise InvalidArgumentError("contributions='whole-network' times networks: it needs a latency budget, and to measure")
     return dict(context.measure_alone(choices) if fixed_runs is None else context.measure_alone(choices, fixed_runs))

@@ -179,7 +179,7 @@ def explore_with(
         dense=_dense(pruner, context, found),
         points=tuple(shown),
         seconds=_seconds(pruner),
-        notes=_notes(context, pruner.budget.resource, found, points, stopped=stopped is not None),
+        notes=_notes(context, found, points, stopped=stopped is not None),
         provenance=current_provenance(seed=pruner.seed),
     )
     keep = save or (lambda exploration: None)
@@ -250,9 +250,9 @@ def _dense(pruner: Pruner, context: StageContext, found: Sequence[FrontierNetwor
     return _point(pruner, network, 0.0, lambda proposal, value: (None, None))
 
 
-def _notes(context: StageContext, resource: str, found: Sequence[FrontierNetwork], points: int, *, stopped: bool) -> tuple[str, ...]:
+def _notes(context: StageContext, found: Sequence[FrontierNetwork], points: int, *, stopped: bool) -> tuple[str, ...]:
     notes = []
-    if resource != "latency" and not context.walk_on_choices:
+    if not context.resource.on_latency and not context.walk_on_choices:
         notes.append(f"widths on offer: at most {WIDTHS} per group, evenly spaced; rules for widths (multiples of 8, say) offer others")
     open_ones = sum(not network.proven for network in found)
     if open_ones:

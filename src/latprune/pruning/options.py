@@ -244,6 +244,11 @@ def check_together(given: Options, *, method: Method, schedule: Schedule, placed
             f"of method {method.name!r} ({type(criterion).__name__}) measures on data of its own; take another one, such as TaylorConfig() "
             "(--criterion taylor)"
         )
+    if isinstance(schedule, SoftMasks) and not method.keeps_weights:
+        raise InvalidArgumentError(
+            f"schedule {schedule.name!r} trains before it cuts, and method {method.name!r} draws the weights anew after the cut, which "
+            "would then never train; take a schedule that cuts first, such as single_pass"
+        )
     by_latency = budgets[0].on_latency
     if given.tables is None and not given.measure_latency and by_latency:
         raise InvalidArgumentError(

@@ -108,7 +108,7 @@ def pick_point(record: ExplorationRecord, text: str) -> PickedNetwork:
         InvalidArgumentError: The text is no budget, is on another resource, or lies below the smallest network shown.
     """
     share = text.strip().endswith("%") and "=" not in text
-    budget = Budget.parse(f"{record.resource}={text.strip()}" if share and record.resource != "latency" else text)
+    budget = Budget.parse(f"{record.resource}={text.strip()}" if share and not record.on_latency else text)
     if budget.resource != record.resource or budget.engine is not None:
         raise InvalidArgumentError(
             f"pick (={text!r}) is on {budget.name}, and what was explored is {record.resource}; write for instance '63%'"

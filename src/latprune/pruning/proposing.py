@@ -336,7 +336,7 @@ class ProposalSearch:
             selection=chosen(proposal),
             limit=limit,
             predicted=proposal.predicted * speed,
-            rounds=() if context.resource.name == "latency" else tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
+            rounds=() if context.resource.on_latency else tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
             note=self._only_predicted(proposal.predicted, limit),
             context=context,
         )

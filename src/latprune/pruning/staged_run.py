@@ -154,9 +154,9 @@ class StagedRun:
         return chosen
 
     def _recover(self) -> None:
-        """Recover what the stage cut; a stage that only masked has nothing to recover."""
+        """Recover what the stage cut; a stage that only masked has nothing to recover, nor have fresh weights at the end."""
         pruner = self.pruner
-        if self.strategy is None or pruner.masks is not None or not pruner.method.keeps_weights:
+        if self.strategy is None or pruner.masks is not None or (pruner.done and not pruner.method.keeps_weights):
             return
         self.say(f"stage {pruner.stage} of {pruner.stages}: recovering without training ({self.strategy.name})")
         report = pruner.recover(self.data, strategy=self.strategy, images=self.recovery_images)

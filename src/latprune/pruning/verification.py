@@ -85,8 +85,7 @@ def _meets(budget: BudgetRecord, record: ResultRecord, found: Measurement, toler
     if not budget.on_latency:
         if budget.limit is None:
             return False
-        value = record.pruned.macs if budget.resource == "flops" else record.pruned.parameters
-        return verdict(float(value), 0.0, budget.limit) != "over"
+        return verdict(record.pruned.counted(budget.resource), 0.0, budget.limit) != "over"
     if budget.engine not in (None, record.target.engine):
         return budget.share is not None and verdict(budget.share, budget.uncertainty or 0.0, 1.0, close=tolerance) != "over"
     if budget.unit == "%" and found.ratio is not None and found.ratio_low is not None and found.ratio_high is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,11 +49,13 @@ class Resource(ABC):
     Attributes:
         name: Its name in problems, records and errors.
         unit: Its unit in words.
+        on_latency: Whether it is a latency, which a clock can decide; what else can be limited is counted.
         graph: The dense network.
     """
 
     name: str
     unit: str
+    on_latency: ClassVar[bool] = False
 
     def __init__(self, graph: ModelGraph) -> None:
         self.graph = graph

@@ -36,6 +36,7 @@ class TabulatedLatency(Resource):
 
     name = "latency"
     unit = "ms"
+    on_latency = True
 
     def __init__(self, graph: ModelGraph, tables: LatencyTables, *, name: str = "latency") -> None:
         super().__init__(graph)
@@ -99,6 +100,7 @@ class PredictedLatency(Resource):
 
     name = "latency"
     unit = "ms"
+    on_latency = True
 
     def __init__(self, graph: ModelGraph, predictor: KernelPredictor) -> None:
         super().__init__(graph)
@@ -139,6 +141,7 @@ class UntabulatedLatency(Resource):
 
     name = "latency"
     unit = "ms"
+    on_latency = True
 
     def __init__(self, graph: ModelGraph, dense_ms: float) -> None:
         super().__init__(graph)
