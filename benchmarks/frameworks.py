@@ -44,7 +44,11 @@ JOBS: dict[str, tuple[str, str, tuple[tuple[str, ...], ...]]] = {
         ),
     ),
     "lightning": ("lightning_loop", "lightning", (("--budget", "flops=50%", "--epochs", "8", "--predict-only"),)),
-    "transformers": ("huggingface_trainer", "transformers", (("--budget", "flops=60%", "--examples", "8192", "--epochs", "8", "--predict-only"),)),
+    "transformers": (
+        "huggingface_trainer",
+        "transformers",
+        (("--budget", "flops=60%", "--examples", "8192", "--epochs", "8", "--predict-only"),),
+    ),
 }
 """Name -> (program, package, its runs)."""
 
