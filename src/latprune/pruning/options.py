@@ -182,6 +182,9 @@ class Options:
     def settings(self, *, method: Method, target: Target, folded: bool) -> dict[str, Any]:
         """All that decides which network comes out, as a JSON object; a saved state is resumed only under the same.
 
+        The dense network itself is compared apart. ``time_limit`` is left out: what a solve comes to within it depends on the machine's
+        speed of the moment, so the same limit promises no same network, and a run that stopped at it is told to go on with a higher one.
+
         Args:
             method: The method.
             target: The target.

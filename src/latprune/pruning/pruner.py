@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -27,7 +28,7 @@ from latprune.pruning.proposing import ProposalSearch
 from latprune.pruning.scoring import Scorer
 from latprune.pruning.stage import StageReport
 from latprune.pruning.stage_search import propose_stage
-from latprune.pruning.state import PrunerState
+from latprune.pruning.state import PrunerState, dense_digest
 from latprune.pruning.subject import admitted
 from latprune.pruning.trials import Trial, Trials
 from latprune.resources import TabulatedLatency
@@ -213,6 +214,11 @@ class Pruner:
     def tables_used(self) -> LatencyTables | None:
         """The latency tables as far as they were needed so far."""
         return self._latency.own.known
+
+    @cached_property
+    def dense_digest(self) -> str:
+        """What identifies the dense network's weights: a saved state is resumed, and masks in training go on, only of the same."""
+        return dense_digest(self.dense_model)
 
     # -- the verbs -----------------------------------------------------------------------------------------------------------------------
 
@@ -484,7 +490,7 @@ class Pruner:
         """Bring a freshly built pruner (and its dense model) to a saved state; then load the model's weights.
 
         Raises:
-            CheckpointError: The state is of other settings, or of another version.
+            CheckpointError: The state is of other settings, other dense weights, inputs of other shapes, or another version.
         """
         saved = PrunerState(state)
         saved.require_fits(PrunerState(self.state_dict()))
