@@ -54,6 +54,10 @@ class FromScratch(Method):
         """A single pass."""
         return SinglePass()
 
+    def check_budget(self, *, on_latency: bool, measures: bool) -> None:
+        """What the other method refuses."""
+        self.chooser.check_budget(on_latency=on_latency, measures=measures)
+
     def prepare(self, context: StageContext) -> Proposer:
         """The other method's proposer."""
         return self.chooser.prepare(context)

@@ -14,6 +14,7 @@ from latprune.export.exploration import ExplorationRecord, ExploredPoint
 from latprune.export.provenance import current_provenance
 from latprune.export.record import BudgetRecord, MethodRecord, ModelRecord, StageRecord, TargetRecord
 from latprune.importance import LossFunction, cross_entropy_loss
+from latprune.latency import get_engine
 from latprune.methods import Proposal, StageContext
 from latprune.pruning.budget import Budget
 from latprune.pruning.exploration import Exploration
@@ -138,11 +139,15 @@ def explore_with(
 
     Raises:
         InvalidArgumentError: The pruner has begun, its method does not go to its budget in one pass, or an argument breaks its rule.
+        EngineError: Networks are to be measured, and the engine cannot meet the target here.
+        MissingExtraError: Networks are to be measured, and the engine is not installed.
     """
     if measure < 0:
         raise InvalidArgumentError(f"measure (={measure}) must be a number of networks, at least 0")
     if measure and not pruner.measure_latency:
         raise InvalidArgumentError(f"measure (={measure}) needs the target at hand, and measure_latency=False measures nothing")
+    if measure:
+        get_engine(pruner.target.engine).check(pruner.target)
     if evaluate is not None and not measure:
         raise InvalidArgumentError("evaluate is asked for each network that is measured, and measure (=0) measures none; set measure=")
     stage = explored_stage(pruner, points=points, data=data, loss=loss, batches=batches)

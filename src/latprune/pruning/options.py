@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from latprune.errors import InvalidArgumentError
@@ -226,7 +226,8 @@ def check_together(given: Options, *, method: Method, schedule: Schedule, target
 
     Raises:
         InvalidArgumentError: They contradict each other.
-        MissingExtraError: An engine that is needed is not installed.
+        EngineError: An engine that a budget is on does not have the target's device here, or does not compute in its precision.
+        MissingExtraError: Such an engine is not installed.
     """
     from latprune.importance import needs_data, needs_gradients
     from latprune.latency import get_engine
@@ -248,10 +249,13 @@ def check_together(given: Options, *, method: Method, schedule: Schedule, target
         raise InvalidArgumentError(
             f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
         )
+    method.check_budget(on_latency=by_latency, measures=given.measure_latency)
     for entry in budgets[1:]:
         if entry.engine is not None:
-            get_engine(entry.engine)
-    if given.measure_latency or not by_latency:
+            get_engine(entry.engine).check(replace(target, engine=entry.engine))
+    if by_latency and given.measure_latency and given.tables is None and given.predictor is None:
+        get_engine(target.engine).check(target)
+    elif given.measure_latency or not by_latency:  # networks may be measured at the end, or never
         get_engine(target.engine)
 
 
