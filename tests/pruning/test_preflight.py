@@ -197,6 +197,13 @@ def test_a_network_needs_its_engine_for_as_much_as_is_measured_on_it(no_executor
         latprune.explore(network(), X, resource="flops", measure=2, target="executorch", data=failing_data())
 
 
+def test_an_exploration_lets_one_batch_of_the_test_set_go_first():
+    test_set = Counted([*WRONG_LABELS, *BATCHES])
+    with pytest.raises(InvalidArgumentError, match="hold the class 1"):
+        latprune.explore(network(), X, resource="flops", measure=1, target="torch", evaluate=test_set, data=failing_data())
+    assert test_set.read == 1
+
+
 def test_a_recipe_goes_with_masks_that_nothing_trains_under():
     cut = {**MASKED, "method": SPLAMP(stages=2), "recover": False}
     assert latprune.prune(network(), X, fit=replace(RECIPE, ema=0.9), **cut).verdict == "under"
