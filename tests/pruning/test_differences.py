@@ -44,6 +44,8 @@ SAVED: dict[str, Any] = {
         ({"trained by": {"epochs": 3, "momentum": 0.9}}, "trained by none, this one 3 epochs of a recipe (--epochs, --recipe, --fit)"),
         ({"measure_latency": False}, "latency measured yes, this one no (--predict-only)"),
         ({"fold": True}, "fold none, this one yes (--fold)"),
+        ({"weights": "0" * 64}, "dense weights of digest none, this one 000000000000... (--model, --weights)"),
+        ({"inputs": ["x: 1x8 int64", "1x8 float32"]}, "example inputs none, this one 'x: 1x8 int64' and '1x8 float32' (--input)"),
     ],
 )
 def test_the_first_difference_is_told_as_it_was_given(changed: dict[str, Any], says: str | None) -> None:

@@ -2,16 +2,27 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import latprune
-from latprune.errors import CheckpointError, InvalidArgumentError, LatpruneError, SolverLimitError, SolverNotApplicableError
+from latprune.errors import (
+    BudgetInfeasibleError,
+    CheckpointError,
+    EngineError,
+    InvalidArgumentError,
+    LatpruneError,
+    MissingExtraError,
+    SolverLimitError,
+    SolverNotApplicableError,
+)
 from latprune.export.verdict import verdict
-from latprune.importance import MagnitudeConfig, TaylorConfig
-from latprune.methods import MDP, SMCP, SPLAMP
+from latprune.importance import BNScaleConfig, CHIPConfig, DivergenceConfig, HRankConfig, MagnitudeConfig, TaylorConfig
+from latprune.latency import Target
+from latprune.methods import MDP, SMCP, SPLAMP, GlobalThreshold
 from latprune.problem import Solution
 from latprune.pruning import preflight
 from latprune.pruning.lock import locked
@@ -101,6 +112,132 @@ def test_what_cannot_work_is_told_first(options, error, words):
     with pytest.raises(error, match=words):
         latprune.prune(model, X, **{"budget": "50%", "target": "onnxruntime", **options})
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Counted:
+    """Test batches that count how many of them were read."""
+
+    def __init__(self, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.batches, self.read = batches, 0
+
+    def __iter__(self):
+        for batch in self.batches:
+            self.read += 1
+            yield batch
+
+
+class WithoutNorms(torch.nn.Sequential):
+    def __init__(self) -> None:
+        layers = torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+        super().__init__(*layers, torch.nn.Linear(8, 10))
+
+
+@pytest.fixture
+def no_executorch(monkeypatch):
+    for module in ("executorch", "executorch.version"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+BY_MAGNITUDE = MDP(score=MagnitudeConfig())
+COUNTED = {"budget": "flops=50%", "measure_latency": False}
+MASKED = {**COUNTED, "method": SPLAMP(stages=2, between="mask"), "data": BATCHES}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"budget": ["50%", "60%@executorch"]}, MissingExtraError, "executorch"),
+        ({"target": "executorch"}, MissingExtraError, "executorch"),
+        ({"budget": "flops=50%", "target": "executorch"}, MissingExtraError, "executorch"),
+        ({"target": Target(engine="torch", device="cuda:99")}, EngineError, "cuda:99"),
+        ({"budget": "flops=50%", "target": Target(engine="torch", device="cuda:99")}, EngineError, "cuda:99"),
+        ({"target": Target(engine="onnxruntime", precision="bf16")}, EngineError, "bf16"),
+        ({"budget": ["50%", "flops=10G"]}, InvalidArgumentError, "'flops=10G'.*above the dense network's"),
+        ({**COUNTED, "budget": "flops=10G"}, InvalidArgumentError, "'flops=10G'.*above the dense network's"),
+        ({"budget": ["50%", "params=10"]}, BudgetInfeasibleError, r"params \(=10 parameters\) must be at least [0-9]+ parameters"),
+        ({**COUNTED, "budget": ["flops=90%", "params=0.1%"]}, BudgetInfeasibleError, "params .* must be at least"),
+        ({"method": "uniform", "candidates": 3, "data": BATCHES}, InvalidArgumentError, "solves no problem"),
+        ({"method": "greedy", "candidates": 3, "data": BATCHES}, InvalidArgumentError, "solves no problem"),
+        ({**MASKED, "fit": replace(RECIPE, ema=0.9)}, InvalidArgumentError, "recipe.ema"),
+        ({**MASKED, "fit": replace(RECIPE, precision="fp16")}, InvalidArgumentError, "recipe.precision"),
+        ({**COUNTED, "method": "smcp", "data": BATCHES, "fit": replace(RECIPE, ema=0.9)}, InvalidArgumentError, "recipe.ema"),
+        ({"budget": "flops=50%", "method": SPLAMP(contributions="whole-network")}, InvalidArgumentError, "needs a latency budget"),
+        (
+            {**COUNTED, "method": GlobalThreshold(score=HRankConfig()), "data": BATCHES, "form": "program"},
+            InvalidArgumentError,
+            "captured program",
+        ),
+        (
+            {**COUNTED, "method": GlobalThreshold(score=CHIPConfig()), "data": BATCHES, "form": "program"},
+            InvalidArgumentError,
+            "captured program",
+        ),
+    ],
+)
+def test_what_cannot_work_is_told_before_the_dense_network_is_evaluated(no_executorch, options, error, words):
+    evaluated = []
+    with pytest.raises(error, match=words):
+        latprune.prune(
+            network(), X, **{"budget": "50%", "target": "onnxruntime", "method": BY_MAGNITUDE, "evaluate": evaluated.append, **options}
+        )
+    assert not evaluated
+
+
+@pytest.mark.parametrize("score", [BNScaleConfig(), DivergenceConfig(rank=BNScaleConfig())])
+def test_a_criterion_that_cannot_score_the_network_is_told_before_it_is_evaluated(score):
+    evaluated = []
+    with pytest.raises(InvalidArgumentError, match="no norm with a scale"):
+        latprune.prune(WithoutNorms(), X, method=MDP(score=score), data=BATCHES, evaluate=evaluated.append, **COUNTED)
+    assert not evaluated
+
+
+def test_a_network_needs_its_engine_for_as_much_as_is_measured_on_it(no_executorch):
+    latprune.Pruner(network(), X, budget="flops=50%", target="executorch", method="uniform").step()
+    with pytest.raises(MissingExtraError, match="executorch"):
+        latprune.explore(network(), X, resource="flops", measure=2, target="executorch", data=failing_data())
+
+
+def test_an_exploration_lets_one_batch_of_the_test_set_go_first():
+    test_set = Counted([*WRONG_LABELS, *BATCHES])
+    with pytest.raises(InvalidArgumentError, match="hold the class 1"):
+        latprune.explore(network(), X, resource="flops", measure=1, target="torch", evaluate=test_set, data=failing_data())
+    assert test_set.read == 1
+
+
+def test_a_recipe_goes_with_masks_that_nothing_trains_under():
+    cut = {**MASKED, "method": SPLAMP(stages=2), "recover": False}
+    assert latprune.prune(network(), X, fit=replace(RECIPE, ema=0.9), **cut).verdict == "under"
+
+
+def test_one_batch_of_the_test_set_goes_first():
+    test_set = Counted([*WRONG_LABELS, *BATCHES])
+    with pytest.raises(InvalidArgumentError, match="hold the class 1"):
+        latprune.prune(network(), X, method="uniform", evaluate=test_set, **COUNTED)
+    assert test_set.read == 1
+    with pytest.raises(InvalidArgumentError, match="no example"):
+        latprune.prune(network(), X, method="uniform", evaluate=[], **COUNTED)
+    unlabelled = (BATCHES[0][0], torch.full((4,), -1))  # a first batch without a target is no reason to refuse
+    assert latprune.prune(network(), X, method="uniform", evaluate=[unlabelled, *BATCHES], **COUNTED).record.accuracies
+
+
+def test_a_test_set_that_can_be_read_once_is_refused():
+    with pytest.raises(InvalidArgumentError, match="can be read once"):
+        latprune.prune(network(), X, method="uniform", evaluate=iter(BATCHES), **COUNTED)
+
+
+def test_a_limit_that_the_smallest_network_meets_is_not_refused():
+    graph = latprune.trace(network(), X)
+    smallest = {name: group.min_width for name, group in graph.groups.items()}
+    removed = [block.name for block in graph.blocks.values() if block.removable]
+    least = int(graph.parameters(smallest, removed))
+    latprune.Pruner(network(), X, budget=f"params={least}", measure_latency=False)
+    with pytest.raises(BudgetInfeasibleError) as refused:
+        latprune.Pruner(network(), X, budget=f"params={least - 1}", measure_latency=False)
+    assert refused.value.floor == {"params": least} and refused.value.limit == {"params": least - 1}
+    with pytest.raises(BudgetInfeasibleError) as refused:
+        rules = latprune.WidthRules(min_share=0.5)
+        latprune.Pruner(network(), X, budget=f"params={least}", widths=rules, measure_latency=False)
+    assert refused.value.floor["params"] > least
 
 
 def test_a_model_that_is_not_repeatable_is_refused():

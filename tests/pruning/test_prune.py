@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -289,6 +290,27 @@ def test_a_run_goes_on_only_under_all_that_decides_its_outcome(finished, changed
     with pytest.raises(CheckpointError, match=f"{words}.*another output folder"):
         prune(network(), "flops=50%", **{**finished, **changed})
     assert {path: path.read_bytes() for path in finished["folder"].rglob("*") if path.is_file()} == before
+
+
+def test_a_run_goes_on_only_with_the_network_and_the_inputs_that_it_began_with(finished, tmp_path):
+    options = {**finished, "folder": tmp_path / "run"}
+    shutil.copytree(finished["folder"], options["folder"])
+    other = network()
+    with torch.no_grad():
+        other.get_parameter("conv1.weight").add_(1.0)
+    with pytest.raises(
+        CheckpointError, match=r"dense weights of digest [0-9a-f]{12}\.\.\., this one [0-9a-f]{12}\.\.\.* .*another output folder"
+    ):
+        prune(other, "flops=50%", **options)
+    larger = torch.randn(1, 1, 64, 64)
+    with pytest.raises(CheckpointError, match=r"example inputs '1x1x32x32 float32', this one '1x1x64x64 float32' \(--input\)"):
+        latprune.prune(network(), larger, budget="flops=50%", target=TARGET, **options)
+    # Seconds of a solve and values of example inputs decide nothing that a state holds; a state of a release before tells no weights.
+    latprune.prune(network(), torch.randn(X.shape), budget="flops=50%", target=TARGET, time_limit=90.0, **options)
+    state = json.loads((options["folder"] / "state.json").read_text())
+    del state["pruner"]["dense"]
+    (options["folder"] / "state.json").write_text(json.dumps(state))
+    prune(network(), "flops=50%", **options)
 
 
 def test_kept_whole_model_is_refused():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.types import Role
+from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.tensors import check_finite, combine, named_tensors, sum_per_unit, tensor_of
 
@@ -23,7 +23,27 @@ class BNScaleConfig:
     """Absolute scale ``|gamma|`` of each unit's norms."""
 
 
-@register(BNScaleConfig, name="bn_scale")
+def _scales(group: ChannelGroup) -> list[Member]:
+    """The group's norms that have a scale, at least one.
+
+    Raises:
+        InvalidArgumentError: There is none.
+    """
+    found = [member for member in group.members if member.role is Role.NORM and member.tensor.rpartition(".")[2] == "weight"]
+    if not found:
+        raise InvalidArgumentError(
+            f"group '{group.name}' has no norm with a scale, so criterion 'bn_scale' cannot score it; keep it whole (keep=), or choose "
+            "another criterion"
+        )
+    return found
+
+
+def _check(model: nn.Module, graph: GroupedModel, config: BNScaleConfig, batch: Any) -> None:
+    for group in graph.groups.values():
+        _scales(group)
+
+
+@register(BNScaleConfig, name="bn_scale", check=_check)
 @torch.no_grad()
 def score_bn_scale(
     model: nn.Module, graph: GroupedModel, config: BNScaleConfig, data: Iterable[Any] | None, loss: LossFunction
@@ -38,15 +58,9 @@ def score_bn_scale(
     parts: dict[str, list[tuple[Blocks, Scores]]] = {}
     for name, group in graph.groups.items():
         parts[name] = []
-        for member in group.members:
-            if member.role is Role.NORM and member.tensor.rpartition(".")[2] == "weight":
-                scale = tensor_of(tensors, member).detach()
-                check_finite(scale, member.tensor)
-                parts[name].append((member.blocks, sum_per_unit(scale.double().abs(), member, group.units)))
-        if not parts[name]:
-            raise InvalidArgumentError(
-                f"group '{name}' has no norm with a scale, so criterion 'bn_scale' cannot score it; keep it whole (keep=), or choose "
-                "another criterion"
-            )
+        for member in _scales(group):
+            scale = tensor_of(tensors, member).detach()
+            check_finite(scale, member.tensor)
+            parts[name].append((member.blocks, sum_per_unit(scale.double().abs(), member, group.units)))
         units[name] = np.sum([scales for _, scales in parts[name]], axis=0)
     return combine(units, parts)

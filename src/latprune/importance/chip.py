@@ -63,7 +63,11 @@ def channel_independence(maps: Tensor, *, exact: bool = False) -> Scores:
     return np.array(found, dtype=np.float64)
 
 
-@register(CHIPConfig, name="chip", needs_data=True)
+def _check(model: nn.Module, graph: GroupedModel, config: CHIPConfig, batch: Any) -> None:
+    read_activations(model, graph, [batch], lambda place, maps: None)
+
+
+@register(CHIPConfig, name="chip", needs_data=True, check=_check)
 def score_chip(model: nn.Module, graph: GroupedModel, config: CHIPConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
     """Mean channel independence over the batches and over the places where the group is seen."""
     found = PlaceScores(graph)

@@ -25,6 +25,7 @@ __all__ = [
     "Readings",
     "Scores",
     "accumulator_for",
+    "check_scorable",
     "criterion_type",
     "cross_entropy_loss",
     "get_criterion",
@@ -181,6 +182,7 @@ class Readings(Protocol):
 ConfigT = TypeVar("ConfigT")
 Reader = Callable[[nn.Module, GroupedModel, ConfigT, Iterable[Any] | None, LossFunction], Readings]
 Criterion = Callable[[nn.Module, GroupedModel, ConfigT, Iterable[Any] | None, LossFunction], Importance]
+Check = Callable[[nn.Module, GroupedModel, ConfigT, Any], None]
 AccumulatorFactory = Callable[[nn.Module, GroupedModel, ConfigT], "GradientAccumulator"]
 
 
@@ -190,6 +192,7 @@ class _Entry:
     accumulator: AccumulatorFactory[Any] | None
     needs_data: bool
     reader: Reader[Any] | None
+    check: Check[Any] | None
 
 
 _CRITERIA: Registry[_Entry] = Registry("criterion", group="latprune.criteria", hint="register one with latprune.importance.register")
@@ -202,6 +205,7 @@ def register(
     accumulator: AccumulatorFactory[ConfigT] | None = None,
     needs_data: bool | None = None,
     reader: Reader[ConfigT] | None = None,
+    check: Check[ConfigT] | None = None,
 ) -> Callable[[Criterion[ConfigT]], Criterion[ConfigT]]:
     """Make a function the criterion of a configuration type.
 
@@ -215,6 +219,8 @@ def register(
         accumulator: Builds ``(model, graph, config) -> GradientAccumulator`` where the criterion can be fed by a caller's backward passes.
         needs_data: Whether the criterion needs batches; None: when it has an accumulator.
         reader: Gives several scores instead of one, among which the networks that they lead to are compared (:class:`Readings`).
+        check: Takes ``(model, graph, config, batch)`` and raises InvalidArgumentError for a model that cannot be scored, as far as that is
+            seen at once; ``batch`` is the first one, None for a criterion that needs none.
 
     Raises:
         InvalidArgumentError: The name or the type is taken.
@@ -231,7 +237,7 @@ def register(
 
     def decorate(criterion: Criterion[ConfigT]) -> Criterion[ConfigT]:
         needed = accumulator is not None if needs_data is None else needs_data
-        entry = _Entry(criterion=criterion, accumulator=accumulator, needs_data=needed, reader=reader)
+        entry = _Entry(criterion=criterion, accumulator=accumulator, needs_data=needed, reader=reader, check=check)
         _CRITERIA.register(name, entry, config_type=config_type, definition=criterion)
         return criterion
 
@@ -280,6 +286,23 @@ def needs_data(config: object) -> bool:
 def needs_gradients(config: object) -> bool:
     """Whether the criterion of ``config`` is made of gradients of the loss, its own or those of a caller's backward passes."""
     return _entry(config).accumulator is not None
+
+
+def check_scorable(model: nn.Module, graph: GroupedModel, config: object, batch: Any = None) -> None:
+    """Refuse a model that the criterion of ``config`` cannot score, as far as that is known before all data is looked at.
+
+    Args:
+        model: The traced model; left as it was found.
+        graph: Its graph.
+        config: Configuration of a registered criterion.
+        batch: The first batch, for a criterion that needs data.
+
+    Raises:
+        InvalidArgumentError: It cannot; the criterion says why.
+    """
+    check = _entry(config).check
+    if check is not None:
+        check(model, graph, config, batch)
 
 
 def accumulator_for(model: nn.Module, graph: GroupedModel, config: object) -> GradientAccumulator:

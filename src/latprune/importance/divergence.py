@@ -17,7 +17,18 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Selection
-from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, cross_entropy_loss, needs_data, register, score
+from latprune.importance.core import (
+    Blocks,
+    GroupedModel,
+    Importance,
+    LossFunction,
+    Scores,
+    check_scorable,
+    cross_entropy_loss,
+    needs_data,
+    register,
+    score,
+)
 from latprune.importance.divergence_config import DivergenceConfig, example_count
 from latprune.importance.measured_values import MeasuredValues, digest_of, measured_values
 from latprune.importance.outputs import JUDGES, MEASURES
@@ -175,7 +186,11 @@ class Divergences:
             return self._judge.distances()
 
 
-@register(DivergenceConfig, name="divergence", needs_data=True, reader=Divergences)
+def _check(model: nn.Module, graph: GroupedModel, config: DivergenceConfig, batch: Any) -> None:
+    check_scorable(model, graph, config.rank, batch)
+
+
+@register(DivergenceConfig, name="divergence", needs_data=True, reader=Divergences, check=_check)
 def score_divergence(
     model: nn.Module, graph: GroupedModel, config: DivergenceConfig, data: Iterable[Any] | None, loss: LossFunction
 ) -> Importance:

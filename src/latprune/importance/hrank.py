@@ -33,7 +33,19 @@ class HRankConfig:
             raise InvalidArgumentError(f"batches (={self.batches}) must be at least 1")
 
 
-@register(HRankConfig, name="hrank", needs_data=True)
+def _require_maps(place: ActivationPlace, maps: Tensor) -> None:
+    if maps.ndim != 4:
+        raise InvalidArgumentError(
+            f"the activations of group '{place.group}' have shape {tuple(maps.shape)}, and a rank needs maps (batch, channels, rows, "
+            "columns); choose 'chip', or a criterion of weights or gradients"
+        )
+
+
+def _check(model: nn.Module, graph: GroupedModel, config: HRankConfig, batch: Any) -> None:
+    read_activations(model, graph, [batch], _require_maps)
+
+
+@register(HRankConfig, name="hrank", needs_data=True, check=_check)
 def score_hrank(model: nn.Module, graph: GroupedModel, config: HRankConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
     """Mean over the images, and over the places where the group is seen, of the rank of the map of each channel.
 
@@ -43,11 +55,7 @@ def score_hrank(model: nn.Module, graph: GroupedModel, config: HRankConfig, data
     found = PlaceScores(graph)
 
     def visit(place: ActivationPlace, maps: Tensor) -> None:
-        if maps.ndim != 4:
-            raise InvalidArgumentError(
-                f"the activations of group '{place.group}' have shape {tuple(maps.shape)}, and a rank needs maps (batch, channels, rows, "
-                "columns); choose 'chip', or a criterion of weights or gradients"
-            )
+        _require_maps(place, maps)
         found.add(place, torch.linalg.matrix_rank(maps.float()).double().mean(dim=0).cpu().numpy().astype(np.float64))
 
     read_activations(model, graph, data, visit, batches=config.batches)

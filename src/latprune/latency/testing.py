@@ -83,6 +83,10 @@ class EngineContract:
         assert stated["name"] == self.engine_name
         assert stated["version"] and stated["fuses"] and stated["pins"]
 
+    def test_takes_its_own_target(self) -> None:
+        """What ``compile`` runs, ``check`` does not refuse."""
+        self.engine.check(self.target())
+
     def test_outputs_equal_the_module(self) -> None:
         """All outputs are PyTorch's, at the batch asked for, and the module stays as it was."""
         network, inputs = contract_network()

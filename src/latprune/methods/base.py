@@ -244,6 +244,17 @@ class Method(ABC):
         """How the method goes to its budget; in a single pass unless it says otherwise."""
         return SinglePass()
 
+    def check_budget(self, *, on_latency: bool, measures: bool) -> None:  # noqa: B027
+        """Refuse a budget that the method cannot work to, before anything is computed; nothing unless it says otherwise.
+
+        Args:
+            on_latency: Whether the first budget is on latency; else it is counted.
+            measures: Whether networks may be timed.
+
+        Raises:
+            InvalidArgumentError: It cannot.
+        """
+
     @abstractmethod
     def prepare(self, context: StageContext) -> Proposer:
         """Fill the tables of one stage and return its proposer."""

@@ -72,6 +72,10 @@ class FromScratch(Method):
         """The other method's."""
         return self.chooser.schedule
 
+    def check_budget(self, *, on_latency: bool, measures: bool) -> None:
+        """What the other method refuses."""
+        self.chooser.check_budget(on_latency=on_latency, measures=measures)
+
     def prepare(self, context: StageContext) -> Proposer:
         """The other method's proposer."""
         return self.chooser.prepare(context)

@@ -22,6 +22,7 @@ __all__ = ["SPLAMP", "contributions"]
 
 CONTRIBUTIONS = ("in-place", "whole-network")
 PROTOCOLS = ("interleaved", "fixed-runs")
+_TIMES = "contributions='whole-network' times whole networks: it needs a latency budget, and to measure"
 
 
 @register_method
@@ -94,6 +95,11 @@ class SPLAMP(Method):
         """Stages, each of which is measured: the next one starts from what it gave."""
         return Stages(stages=self.stages, ramp=self.ramp, between=self.between, measure="each")
 
+    def check_budget(self, *, on_latency: bool, measures: bool) -> None:
+        """Whole networks are timed for a budget on latency, where that is measured."""
+        if self.contributions == "whole-network" and not (on_latency and measures):
+            raise InvalidArgumentError(_TIMES)
+
     def prepare(self, context: StageContext) -> Proposer:
         """The unary problem of one stage."""
         fixed_runs = FixedRuns(runs=self.runs, keep=self.keep) if self.protocol == "fixed-runs" else None
@@ -125,5 +131,5 @@ def contributions(
     if not whole_network:
         return context.resource.changes_alone(choices, context.widths, context.removed_blocks)
     if context.measure_alone is None or not context.resource.on_latency:
-        raise InvalidArgumentError("contributions='whole-network' times networks: it needs a latency budget, and to measure")
+        raise InvalidArgumentError(_TIMES)
     return dict(context.measure_alone(choices) if fixed_runs is None else context.measure_alone(choices, fixed_runs))

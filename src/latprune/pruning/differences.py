@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from latprune.importance import criterion_type, registered_criteria
 
 __all__ = ["first_difference"]
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 _NAMES = {
     "recover": ("recovery", "recover"),
     "budget": ("budget", "budget"),
@@ -21,6 +23,8 @@ _NAMES = {
     "pick": ("network picked", "pick"),
     "score": ("criterion", "criterion"),
     "trained by": ("trained by", "epochs, --recipe, --fit"),
+    "weights": ("dense weights of digest", "model, --weights"),
+    "inputs": ("example inputs", "input"),
 }
 """Setting -> what it is called in a sentence, and its option of the command line."""
 _PARTS = {
@@ -83,6 +87,8 @@ def _shown(value: Any) -> str:
         if "epochs" in value:
             return f"{value['epochs']} epochs of a recipe"
         return ", ".join(f"{name}={_shown(entry)}" for name, entry in value.items())
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return f"{value[:12]}..."
     if isinstance(value, list):
         return " and ".join(_shown(entry) for entry in value)
     return repr(value)

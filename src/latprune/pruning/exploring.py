@@ -14,6 +14,7 @@ from latprune.export.exploration import ExplorationRecord, ExploredPoint
 from latprune.export.provenance import current_provenance
 from latprune.export.record import BudgetRecord, MethodRecord, ModelRecord, StageRecord, TargetRecord
 from latprune.importance import LossFunction, cross_entropy_loss
+from latprune.latency import get_engine
 from latprune.methods import Proposal, StageContext
 from latprune.pruning.budget import Budget
 from latprune.pruning.exploration import Exploration
@@ -21,7 +22,7 @@ from latprune.pruning.explored_layers import blocks_of, groups_of, layers_of
 from latprune.pruning.explored_measurements import measured_networks
 from latprune.pruning.explored_points import FrontierNetwork, concave_slopes, networks_along
 from latprune.pruning.explored_stage import WIDTHS, explored_stage
-from latprune.pruning.fitting import Evaluate, evaluation_of
+from latprune.pruning.fitting import Evaluate, LoaderAccuracy, evaluation_of
 from latprune.pruning.options import SharedOptions, with_options
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.record import input_records
@@ -138,13 +139,20 @@ def explore_with(
 
     Raises:
         InvalidArgumentError: The pruner has begun, its method does not go to its budget in one pass, or an argument breaks its rule.
+        EngineError: Networks are to be measured, and the engine cannot meet the target here.
+        MissingExtraError: Networks are to be measured, and the engine is not installed.
     """
     if measure < 0:
         raise InvalidArgumentError(f"measure (={measure}) must be a number of networks, at least 0")
     if measure and not pruner.measure_latency:
         raise InvalidArgumentError(f"measure (={measure}) needs the target at hand, and measure_latency=False measures nothing")
+    if measure:
+        get_engine(pruner.target.engine).check(pruner.target)
     if evaluate is not None and not measure:
         raise InvalidArgumentError("evaluate is asked for each network that is measured, and measure (=0) measures none; set measure=")
+    accuracy = evaluation_of(evaluate)
+    if isinstance(accuracy, LoaderAccuracy):
+        accuracy.check(pruner.model)
     stage = explored_stage(pruner, points=points, data=data, loss=loss, batches=batches)
     context = stage.context
     with pruner.clock.timed("solve"):
@@ -186,7 +194,7 @@ def explore_with(
     keep(Exploration(record))
     if stopped is not None:
         raise stopped
-    for networks in measured_networks(pruner, context, found, count=measure, evaluate=evaluation_of(evaluate), data=data):
+    for networks in measured_networks(pruner, context, found, count=measure, evaluate=accuracy, data=data):
         record = record.model_copy(
             update={
                 "dense": record.dense.model_copy(update=networks[-1]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from latprune.errors import CheckpointError
+from latprune.errors import CheckpointError, InvalidArgumentError
 from latprune.train.driver import DriverState, ResumableDriver
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from latprune.train.state import EpochRecord
     from latprune.train.teaching import KeptChannels
 
-__all__ = ["Evaluate", "Fit", "FitContext", "TrainingDriver", "driver_of", "evaluation_of"]
+__all__ = ["Evaluate", "Fit", "FitContext", "LoaderAccuracy", "TrainingDriver", "driver_of", "evaluation_of"]
 
 
 TrainingDriver = ResumableDriver
@@ -92,13 +92,47 @@ Evaluate = Callable[[nn.Module], float]
 """Accuracy of a model, a fraction between 0 and 1."""
 
 
+@dataclass(frozen=True, slots=True)
+class LoaderAccuracy:
+    """Accuracy of a model on test batches.
+
+    Attributes:
+        batches: Batches ``(inputs, labels)``, read at each call.
+    """
+
+    batches: Iterable[Any]
+
+    def __call__(self, model: nn.Module) -> float:
+        """The accuracy on all batches."""
+        from latprune.train import evaluate
+
+        return evaluate(model, self.batches)
+
+    def check(self, model: nn.Module) -> None:
+        """Let one batch through, whatever its accuracy.
+
+        Raises:
+            InvalidArgumentError: There is none, the model fails on it, or its labels do not fit the model's scores.
+        """
+        from latprune.train.evaluation import check_test_batches
+
+        check_test_batches(model, self.batches)
+
+
 def evaluation_of(evaluate: Evaluate | Iterable[Any] | None) -> Evaluate | None:
-    """A function that gives a model's accuracy, from one or from test batches."""
+    """A function that gives a model's accuracy, from one or from test batches.
+
+    Raises:
+        InvalidArgumentError: The batches can be read only once.
+    """
     if evaluate is None or callable(evaluate):
         return evaluate
-    from latprune.train import evaluate as accuracy
-
-    return lambda model: accuracy(model, evaluate)
+    if isinstance(evaluate, Iterator):
+        raise InvalidArgumentError(
+            f"evaluate (a {type(evaluate).__name__}) can be read once, and more than one network is evaluated; give a DataLoader, a list "
+            "of batches or a function of the model"
+        )
+    return LoaderAccuracy(evaluate)
 
 
 def driver_of(pruner: Pruner, optimizer: Optimizer, steps: int) -> TrainingDriver:

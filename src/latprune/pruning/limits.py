@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from latprune.errors import BudgetInfeasibleError
 from latprune.methods import Limit
 from latprune.pruning.agreement import of_first
 from latprune.resources import MultiplyAdds, Parameters, Resource, TabulatedLatency, UntabulatedLatency
@@ -12,6 +13,7 @@ from latprune.resources import MultiplyAdds, Parameters, Resource, TabulatedLate
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
     from latprune.latency import Target
+    from latprune.methods.width_rules import WidthRules
     from latprune.pruning.budget import Budget
     from latprune.pruning.clock import Clock
     from latprune.pruning.latency_source import LatencySources
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits"]
 
+_ALMOST_NOTHING = 1e-9
 _COUNTED: dict[str, type[Resource]] = {"flops": MultiplyAdds, "params": Parameters}
 
 
@@ -93,6 +96,40 @@ class Limits:
             else:
                 self._resources[name] = TabulatedLatency(self._graph, self._latency.on(budget.engine).tables(), name=name)
         return self._resources[name]
+
+    def check_counted(self, rules: WidthRules | None, *, floor: bool) -> None:
+        """Judge the limits on what is counted, which takes neither tables nor scores.
+
+        Args:
+            rules: The user's rules for widths.
+            floor: Whether a limit below the count of the smallest network is refused too.
+
+        Raises:
+            InvalidArgumentError: A limit lies above the dense network, or the rules fit no group.
+            BudgetInfeasibleError: A limit lies below the smallest widths on offer with all removable blocks gone.
+        """
+        counted = [budget for budget in self.budgets if not budget.on_latency]
+        limits = [Limit(resource=self._resource(budget), value=budget.limit(dense=self._resource_dense(budget))) for budget in counted]
+        if not limits or not floor:
+            return
+        graph = self._graph
+        choices = {name: tuple(range(group.min_width, group.columns + 1)) for name, group in graph.groups.items()}
+        choices = rules.apply(choices, graph.groups) if rules is not None else choices
+        smallest = {name: options[0] for name, options in choices.items()}
+        removed = [block.name for block in graph.blocks.values() if block.removable]
+        least = {limit.resource.name: limit.resource.value(smallest, removed) for limit in limits}
+        missed = [limit for limit in limits if limit.value < least[limit.resource.name] * (1.0 - _ALMOST_NOTHING)]
+        if missed:
+            words = (
+                f"{limit.resource.name} (={limit.value:g} {limit.resource.unit}) must be at least {least[limit.resource.name]:g} "
+                f"{limit.resource.unit}, what the smallest network has"
+                for limit in missed
+            )
+            raise BudgetInfeasibleError(
+                f"no choice of widths and blocks meets the limits: {'; '.join(words)}",
+                limit={limit.resource.name: limit.value for limit in limits},
+                floor=least,
+            )
 
     @property
     def dense(self) -> float:

@@ -11,13 +11,11 @@ from latprune.errors import CheckpointError
 from latprune.file_model import FileModel
 from latprune.graph.types import Selection
 from latprune.pruning.state import plain_settings, require_same_settings, selection_from_dict
-from latprune.states import stored_state
-from latprune.storage import encode_tensors, sha256_hex
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
 
-__all__ = ["ChangeRecord", "HeldMasksRecord", "MaskedTrainingRecord", "SelectionRecord", "dense_digest", "read_as", "require_same"]
+__all__ = ["ChangeRecord", "HeldMasksRecord", "MaskedTrainingRecord", "SelectionRecord", "read_as", "require_same"]
 
 _START_AGAIN = "use another folder, or start again"
 
@@ -91,11 +89,6 @@ class MaskedTrainingRecord(FileModel):
 Record = TypeVar("Record", HeldMasksRecord, MaskedTrainingRecord)
 
 
-def dense_digest(pruner: Pruner) -> str:
-    """What identifies the network that the run began with: it teaches, and shares are taken of it."""
-    return sha256_hex(encode_tensors(stored_state(pruner.dense_model)))
-
-
 def read_as(kind: type[Record], data: Mapping[str, Any]) -> Record:
     """The record in a checkpoint.
 
@@ -120,12 +113,12 @@ def read_as(kind: type[Record], data: Mapping[str, Any]) -> Record:
         raise CheckpointError(f"the checkpoint's masks break their format at {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def require_same(pruner: Pruner, dense: str, record: HeldMasksRecord | MaskedTrainingRecord) -> None:
-    """Refuse a checkpoint of other settings, or of another network to begin with than the one whose digest is ``dense``.
+def require_same(pruner: Pruner, record: HeldMasksRecord | MaskedTrainingRecord) -> None:
+    """Refuse a checkpoint of other settings, or of another network to begin with.
 
     Raises:
         CheckpointError: It is one; it says which.
     """
     require_same_settings(record.settings, plain_settings(pruner))
-    if record.dense != dense:
+    if record.dense != pruner.dense_digest:
         raise CheckpointError(f"the checkpoint is of a run that began with other weights; begin with those, or {_START_AGAIN}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from latprune.errors import InvalidArgumentError
@@ -186,6 +186,9 @@ class Options:
     def settings(self, *, method: Method, placed: Placed, folded: bool) -> dict[str, Any]:
         """All that decides which network comes out, as a JSON object; a saved state is resumed only under the same.
 
+        The dense network itself is compared apart. ``time_limit`` is left out: what a solve comes to within it depends on the machine's
+        speed of the moment, so the same limit promises no same network, and a run that stopped at it is told to go on with a higher one.
+
         Args:
             method: The method.
             placed: The target and the budgets.
@@ -227,13 +230,14 @@ def check_together(given: Options, *, method: Method, schedule: Schedule, placed
 
     Raises:
         InvalidArgumentError: They contradict each other.
-        MissingExtraError: An engine that is needed is not installed.
+        EngineError: An engine that a budget is on does not have the target's device here, or does not compute in its precision.
+        MissingExtraError: Such an engine is not installed.
     """
     from latprune.importance import needs_data, needs_gradients
     from latprune.latency import get_engine
     from latprune.methods import SoftMasks
 
-    budgets, criterion = placed.budgets, method.importance
+    budgets, target, criterion = placed.budgets, placed.target, method.importance
     if given.pick is not None and (schedule.count != 1 or isinstance(schedule, SoftMasks)):
         raise InvalidArgumentError(
             f"pick is cut in one pass, and method {method.name!r} has {schedule.count} stages or masks; use stages=1, or mdp"
@@ -254,6 +258,7 @@ def check_together(given: Options, *, method: Method, schedule: Schedule, placed
         raise InvalidArgumentError(
             f"budget (={budgets[0].text!r}) is on latency, and measure_latency=False measures nothing: give the tables of the device"
         )
+    method.check_budget(on_latency=by_latency, measures=given.measure_latency)
     for entry in budgets[1:]:
         if entry.engine is not None:
             if not given.measure_latency:
@@ -261,9 +266,11 @@ def check_together(given: Options, *, method: Method, schedule: Schedule, placed
                     f"budget (={entry.text!r}) is on another engine than the target's, whose tables are measured here, and "
                     "measure_latency=False measures nothing: leave one of them out"
                 )
-            get_engine(entry.engine)
-    if given.measure_latency or not by_latency:
-        get_engine(placed.target.engine)
+            get_engine(entry.engine).check(replace(target, engine=entry.engine))
+    if by_latency and given.measure_latency and given.tables is None and given.predictor is None:
+        get_engine(target.engine).check(target)
+    elif given.measure_latency or not by_latency:  # networks may be measured at the end, or never
+        get_engine(target.engine)
 
 
 def with_options(given: type[SharedOptions]) -> Callable[[F], F]:

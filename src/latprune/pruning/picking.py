@@ -10,7 +10,7 @@ from torch import nn
 
 from latprune.copying import copied
 from latprune.errors import InvalidArgumentError
-from latprune.methods import selection_of
+from latprune.methods import Method, selection_of
 from latprune.methods.assemble import proposal_of
 from latprune.pruning.proposal import StageProposal
 from latprune.solve import near_optimal
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
 
 __all__ = ["Candidate", "pick"]
+
+
+def no_problem(method: Method) -> InvalidArgumentError:
+    """What to raise where candidates are asked of a method that solves no problem."""
+    return InvalidArgumentError(
+        f"method {method.name!r} solves no problem, so it has no near-optimal answers to pick from; use candidates=1"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +74,7 @@ def pick(
     """
     problem, context = proposal.proposal.problem, proposal.context
     if problem is None or context is None:
-        raise InvalidArgumentError(
-            f"method {pruner.method.name!r} solves no problem, so it has no near-optimal answers to pick from; use candidates=1"
-        )
+        raise no_problem(pruner.method)
     best: tuple[float, StageProposal] | None = None
     seen: list[Candidate] = []
     for solution in near_optimal(problem, count, slack, seed=pruner.seed, solver=context.solver or "exact", time_limit=context.time_limit):

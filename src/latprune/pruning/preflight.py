@@ -12,8 +12,11 @@ from torch import nn
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, SolverLimitError
 from latprune.graph.conditions import preserved_modes
 from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_data
+from latprune.latency import get_engine
 from latprune.methods import Limit, SoftMasks, StageContext
 from latprune.pruning.finetuning import RecipeFit, check_training_data
+from latprune.pruning.fitting import LoaderAccuracy
+from latprune.pruning.picking import no_problem
 from latprune.recovery.batches import inputs_of, sliceable, sliced
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.train.batches import forward
@@ -59,7 +62,7 @@ def check_run(run: StagedRun) -> None:
     pruner = run.pruner
     with pruner.clock.timed("preflight"):
         _check_together(run)
-        check_solver(pruner)
+        check_solver(pruner, candidates=run.candidates)
         check_repeatable(pruner.model, pruner.example_inputs)
         check_batches(pruner, run.data, run.loss)
         if run.strategy is not None and run.data is not None:
@@ -72,11 +75,17 @@ def check_run(run: StagedRun) -> None:
                 check_inputs(pruner.model, _first(run.fit.data))
             elif not seen:
                 check_loss(pruner.model, _first(run.fit.data), run.fit.loss or cross_entropy_loss)
+        if isinstance(run.evaluate, LoaderAccuracy):
+            run.evaluate.check(pruner.model)
 
 
 def _check_together(run: StagedRun) -> None:
     """What arguments say together."""
     pruner = run.pruner
+    if pruner.measure_latency:  # at the end, whatever the budget is on
+        get_engine(pruner.target.engine).check(pruner.target)
+    if isinstance(run.fit, RecipeFit) and _trains_masked(pruner):
+        run.fit.recipe.check_under_masks()
     if isinstance(pruner.schedule, SoftMasks) and run.fit is None:
         raise InvalidArgumentError(
             f"method {pruner.method.name!r} solves for masks while the network trains: give fit= (a Recipe or a function)"
@@ -104,6 +113,11 @@ def _check_together(run: StagedRun) -> None:
             raise InvalidArgumentError(f"{name} (={value}) must be at least 1")
 
 
+def _trains_masked(pruner: Pruner) -> bool:
+    """Whether the network trains under masks at some time of the schedule."""
+    return isinstance(pruner.schedule, SoftMasks) or (pruner.stages > 1 and pruner.schedule.after_stage == "mask")
+
+
 def _first(data: Iterable[Any]) -> Any:
     """The first batch.
 
@@ -116,7 +130,8 @@ def _first(data: Iterable[Any]) -> Any:
 
 
 def check_batches(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction) -> None:
-    """What the method's criterion needs of ``data`` and ``loss`` is there: one batch goes through the loss and backward.
+    """The method's criterion can score the model, and what it needs of ``data`` and ``loss`` is there: one batch goes through the loss and
+    backward, or through the model where the criterion looks at activations.
 
     Where the scores are made of gradients, that batch is scored for good: scoring goes on with the second one.
 
@@ -129,6 +144,7 @@ def check_batches(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction
         InvalidArgumentError: It is not; or see :func:`check_loss`.
     """
     if not needs_batches(pruner):
+        pruner.scorer.check(pruner.cut_to, None)
         return
     if data is None:
         raise InvalidArgumentError(
@@ -136,6 +152,8 @@ def check_batches(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction
             f"({type(pruner.method.importance).__name__}) needs them"
         )
     first = _first(data)
+    with calling("the criterion on the first batch of data"):
+        pruner.scorer.check(pruner.cut_to, first)
     if not pruner.needs_gradients:
         return
     if isinstance(pruner.schedule, SoftMasks):  # their gradients are those of the training
@@ -192,11 +210,16 @@ def check_evaluation(value: Any) -> float:
     return check_accuracy(value)
 
 
-def check_solver(pruner: Pruner) -> None:
+def check_solver(pruner: Pruner, *, candidates: int = 1) -> None:
     """Let the method fill a small stand-in of its problem, and its solver take it: the same structure over few widths, counted.
 
+    Args:
+        pruner: The pruner.
+        candidates: Near-optimal answers that are asked for.
+
     Raises:
-        SolverNotApplicableError, MissingExtraError, InvalidArgumentError: As the solver has it, now rather than after the tables.
+        SolverNotApplicableError, MissingExtraError, InvalidArgumentError: As the solver has it, now rather than after the tables; or a
+            solver or candidates are asked of a method that solves no problem.
     """
     search, graph = pruner._search, pruner.graph
     choices = {}
@@ -230,6 +253,8 @@ def check_solver(pruner: Pruner) -> None:
             f"solver (={search.solver!r}) has nothing to solve: method {pruner.method.name!r} makes no problem; leave solver out, or take "
             "another method"
         )
+    if candidates > 1 and found.problem is None:
+        raise no_problem(pruner.method)
 
 
 def needs_batches(pruner: Pruner) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -28,7 +29,7 @@ from latprune.pruning.proposing import ProposalSearch
 from latprune.pruning.scoring import Scorer
 from latprune.pruning.stage import StageReport
 from latprune.pruning.stage_search import propose_stage
-from latprune.pruning.state import PrunerState
+from latprune.pruning.state import PrunerState, dense_digest
 from latprune.pruning.subject import admitted
 from latprune.pruning.trials import Trial, Trials
 from latprune.resources import TabulatedLatency
@@ -136,6 +137,7 @@ class Pruner:
         self._latency = LatencySources(network, given=tables, predictor=given.predictor)
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
         self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
+        self.limits.check_counted(given.widths, floor=given.pick is None)  # a network that was picked is judged by its budget at the end
         self.settings = given.settings(method=self.method, placed=placed, folded=bool(self.folds))
         """All that decides which network comes out; a saved state is resumed only under the same."""
         self._search = ProposalSearch(
@@ -219,6 +221,11 @@ class Pruner:
     def tables_used(self) -> LatencyTables | None:
         """The latency tables as far as they were needed so far."""
         return self._latency.own.known
+
+    @cached_property
+    def dense_digest(self) -> str:
+        """What identifies the dense network's weights: a saved state is resumed, and masks in training go on, only of the same."""
+        return dense_digest(self.dense_model)
 
     # -- the verbs -----------------------------------------------------------------------------------------------------------------------
 
@@ -515,7 +522,7 @@ class Pruner:
         """Bring a freshly built pruner (and its dense model) to a saved state; then load the model's weights.
 
         Raises:
-            CheckpointError: The state is of other settings, or of another version.
+            CheckpointError: The state is of other settings, other dense weights, inputs of other shapes, or another version.
         """
         saved = PrunerState(state)
         saved.require_fits(PrunerState(self.state_dict()))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.graph.types import Selection
-from latprune.importance import GradientAccumulator, Importance, LossFunction, Readings, accumulator_for, read
+from latprune.importance import GradientAccumulator, Importance, LossFunction, Readings, accumulator_for, check_scorable, read
 from latprune.importance import score as score_importance
 from latprune.importance.gradients import accumulate
 from latprune.surgery import present
@@ -54,6 +54,15 @@ class Scorer:
         self.readings: Readings | None = None
         """Where the last scores are one of several readings: all of them, with their judge."""
         self._last: _Scored | None = None
+
+    def check(self, cut_to: Selection, batch: Any) -> None:
+        """Refuse a model that the criterion cannot score, as far as its first batch tells; None for a criterion that needs none.
+
+        Raises:
+            InvalidArgumentError: It cannot; the criterion says why.
+        """
+        if self._config is not None:
+            check_scorable(self._model, present(self._graph, cut_to), self._config, batch)
 
     def accumulate(self, cut_to: Selection) -> None:
         """Add the gradients that the parameters hold now."""

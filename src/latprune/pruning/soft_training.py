@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError
@@ -16,7 +15,6 @@ from latprune.pruning.masked_record import (
     HeldMasksRecord,
     MaskedTrainingRecord,
     SelectionRecord,
-    dense_digest,
     read_as,
     require_same,
 )
@@ -61,10 +59,6 @@ class _UnderMasks:
     """Training while a pruner's masks are at work: a checkpoint holds the values beneath them."""
 
     _pruner: Pruner
-
-    @cached_property
-    def _dense(self) -> str:
-        return dense_digest(self._pruner)
 
     def dense_values(self) -> AbstractContextManager[None]:
         """For a while the parameters hold their dense values: those to keep in a checkpoint."""
@@ -189,7 +183,7 @@ class MaskedTraining(_UnderMasks):
         masked = pruner.masks is not None and pruner.masks.selection is not None
         record = MaskedTrainingRecord(
             settings=plain_settings(pruner),
-            dense=self._dense,
+            dense=pruner.dense_digest,
             steps=self._steps,
             memory=self._memory,
             dense_ms=pruner.dense_ms,
@@ -211,7 +205,7 @@ class MaskedTraining(_UnderMasks):
                 limit, a cost.
         """
         pruner, record = self._pruner, read_as(MaskedTrainingRecord, state.data)
-        require_same(pruner, self._dense, record)
+        require_same(pruner, record)
         for name, then, now in (("steps", record.steps, self._steps), ("memory", record.memory, self._memory)):
             if then != now:
                 raise CheckpointError(f"the checkpoint is of a training with {name} (={then}), and this one has {now}")
@@ -261,7 +255,7 @@ class HeldMasks(_UnderMasks):
         """Settings and mask."""
         pruner = self._pruner
         selection = SelectionRecord.model_validate(selection_to_dict(pruner.selection))
-        record = HeldMasksRecord(settings=plain_settings(pruner), dense=self._dense, selection=selection)
+        record = HeldMasksRecord(settings=plain_settings(pruner), dense=pruner.dense_digest, selection=selection)
         return DriverState(data=record.model_dump(mode="json"), tensors={})
 
     def load_state(self, state: DriverState) -> None:
@@ -271,7 +265,7 @@ class HeldMasks(_UnderMasks):
             CheckpointError: It was another mask, or another run.
         """
         record = read_as(HeldMasksRecord, state.data)
-        require_same(self._pruner, self._dense, record)
+        require_same(self._pruner, record)
         if record.selection != SelectionRecord.model_validate(selection_to_dict(self._pruner.selection)):
             raise CheckpointError("the checkpoint is of a training under another mask; use another folder, or start again")
 

@@ -9,16 +9,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latprune.errors import CheckpointError
+from latprune.graph.example_inputs import ExampleInputs, as_call
+from latprune.graph.tensors import tensors_in
 from latprune.graph.types import Selection
 from latprune.pruning.differences import first_difference
 from latprune.pruning.stage import StageReport
 from latprune.recovery import RecoveryReport
+from latprune.states import stored_state
+from latprune.storage import encode_tensors, sha256_hex
 from latprune.surgery import ArchitectureEdits
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from latprune.pruning.pruner import Pruner
 
-__all__ = ["PrunerState", "plain_settings", "require_same_settings", "selection_from_dict", "selection_to_dict"]
+__all__ = [
+    "PrunerState",
+    "dense_digest",
+    "described_inputs",
+    "plain_settings",
+    "require_same_settings",
+    "selection_from_dict",
+    "selection_to_dict",
+]
 
 _VERSION = 3
 
@@ -46,6 +60,7 @@ class PrunerState:
             {
                 "version": _VERSION,
                 "settings": plain_settings(pruner),
+                "dense": {"weights": pruner.dense_digest, "inputs": described_inputs(pruner.example_inputs)},
                 "stages_done": pruner.stage,
                 "dense_ms": dense_ms,
                 "seconds": dict(pruner.stages_seconds),
@@ -62,7 +77,8 @@ class PrunerState:
         """Refuse a state that does not belong to the pruner whose own, fresh state is ``other``.
 
         Raises:
-            CheckpointError: It was made under other settings, or by another version, or the pruner has begun already.
+            CheckpointError: It was made under other settings, of a network of other weights or inputs, or by another version, or the
+                pruner has begun already.
         """
         own = other.data
         if self.data.get("version") != _VERSION:
@@ -71,6 +87,8 @@ class PrunerState:
                 "the release that began it, or use another output folder"
             )
         require_same_settings(self.data["settings"], own["settings"])
+        if "dense" in self.data:  # releases before wrote none
+            require_same_settings(self.data["dense"], own["dense"])
         if own["stages_done"]:
             raise CheckpointError(f"this pruner is at stage {own['stages_done']}; load a state into a new one")
 
@@ -132,6 +150,24 @@ def plain_settings(pruner: Pruner) -> dict[str, Any]:
     """All that decides which network comes out, as a file has it, so that lists and tuples compare."""
     found: dict[str, Any] = json.loads(json.dumps(pruner.settings))
     return found
+
+
+def dense_digest(model: nn.Module) -> str:
+    """What identifies the network that a run begins with: SHA-256 of its tensors."""
+    return sha256_hex(encode_tensors(stored_state(model)))
+
+
+def described_inputs(example_inputs: ExampleInputs) -> list[str]:
+    """Shapes and types of example inputs, as ``1x3x32x32 float32``, with the names of keyword inputs; values are not looked at."""
+    positional, named = as_call(example_inputs)
+
+    def described(value: Any) -> str:
+        tensors = [
+            f"{'x'.join(map(str, found.shape)) or 'scalar'} {str(found.dtype).removeprefix('torch.')}" for found in tensors_in(value)
+        ]
+        return ", ".join(tensors) or type(value).__name__
+
+    return [*map(described, positional), *(f"{name}: {described(value)}" for name, value in sorted(named.items()))]
 
 
 def require_same_settings(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sized
+from itertools import islice
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from latprune.train.batches import forward, logits_of, move, split_batch
 from latprune.train.contracts import calling, check_targets, numbered, takes_labels
 from latprune.train.precision import autocast_type
 
-__all__ = ["evaluate"]
+__all__ = ["check_test_batches", "evaluate"]
 
 
 def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") -> float:
@@ -37,6 +38,26 @@ def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") 
         >>> evaluate(nn.Identity(), [(torch.eye(3), torch.tensor([0, 1, 1]))])
         0.6666666666666666
     """
+    correct, total = _counts(model, data, precision)
+    if total == 0:
+        raise InvalidArgumentError("data holds no example to evaluate")
+    return correct / total
+
+
+def check_test_batches(model: nn.Module, data: Iterable[Any]) -> None:
+    """Let the first batch of ``data`` through the model, as :func:`evaluate` would.
+
+    Raises:
+        InvalidArgumentError: There is no batch, the model fails on it, or its labels do not fit the model's scores.
+    """
+    first = [batch for _, batch in islice(numbered(data), 1)]
+    if not first:
+        raise InvalidArgumentError("data holds no example to evaluate")
+    _counts(model, first, "fp32")
+
+
+def _counts(model: nn.Module, data: Iterable[Any], precision: str) -> tuple[int, int]:
+    """Examples whose highest logit is the target's class, and examples that have a target."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     correct, total, turn = 0, 0, not takes_labels(model)
     with preserved_modes(model), torch.no_grad(), torch.autocast(device.type, autocast_type(precision), enabled=precision != "fp32"):
@@ -51,6 +72,4 @@ def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") 
             known = targets >= 0
             correct += int(((logits.argmax(dim=1) == targets) & known).sum())
             total += int(known.sum())
-    if total == 0:
-        raise InvalidArgumentError("data holds no example to evaluate")
-    return correct / total
+    return correct, total

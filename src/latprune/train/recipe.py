@@ -237,6 +237,20 @@ class Recipe:
         if self.batch_size is not None and self.batch_size < 1:
             raise InvalidArgumentError(f"batch_size (={self.batch_size}) must be at least 1, or None")
 
+    def check_under_masks(self) -> None:
+        """Refuse what does not go with masks that the network trains under.
+
+        Raises:
+            InvalidArgumentError: The recipe keeps a running average, or trains in fp16.
+        """
+        for name, given, instead in (
+            ("ema", self.ema is not None, "average in the fine-tuning after the last stage"),
+            ("precision", self.precision == "fp16", "use bf16: a step that fp16 skips would still be scored"),
+        ):
+            if given:
+                value = getattr(self, name)
+                raise InvalidArgumentError(f"recipe.{name} (={value!r}) does not go with masks that the network trains under; {instead}")
+
     def with_epochs(self, epochs: int) -> Recipe:
         """The same recipe squeezed or stretched to ``epochs``: warm-up and milestones keep their share of the run."""
         share = epochs / self.epochs

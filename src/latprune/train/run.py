@@ -81,7 +81,8 @@ class Run:
         self._plain = getattr(self.optimizer, "optimizer", self.optimizer)
         updates = recipe.epochs * self.updates_per_epoch
         self.driver = hooks.driver(self._plain, updates) if hooks.driver is not None else None
-        self._check_masks()
+        if self._kept_driver() is not None:
+            recipe.check_under_masks()
         self.average = RunningAverage(model, recipe.ema) if recipe.ema is not None else None
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=recipe.precision == "fp16")
         chosen, teacher = recipe.distillation, hooks.teacher
@@ -151,18 +152,6 @@ class Run:
     def _kept_driver(self) -> ResumableDriver | None:
         """The driver, where it has a state that checkpoints keep."""
         return self.driver if isinstance(self.driver, ResumableDriver) else None
-
-    def _check_masks(self) -> None:
-        """Refuse what masks that training works under do not go with."""
-        if self._kept_driver() is None:
-            return
-        for name, given, instead in (
-            ("ema", self.recipe.ema is not None, "average in the fine-tuning after the last stage"),
-            ("precision", self.recipe.precision == "fp16", "use bf16: a step that fp16 skips would still be scored"),
-        ):
-            if given:
-                value = getattr(self.recipe, name)
-                raise InvalidArgumentError(f"recipe.{name} (={value!r}) does not go with masks that the network trains under; {instead}")
 
     def train(self, time_limit: float | None) -> TrainReport:
         """Train to the end of the recipe or to the time limit (seconds)."""

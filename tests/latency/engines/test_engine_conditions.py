@@ -92,6 +92,25 @@ def test_openvino_takes_names_in_small_letters() -> None:
     assert [openvino_engine._device(Target(device=name)) for name in ("cpu", "gpu.0", "GPU.1", "npu")] == ["CPU", "GPU.0", "GPU.1", "NPU"]
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (Target(engine="openvino", device="no-such-device"), "no-such-device"),
+        (Target(engine="openvino", device="AUTO"), "AUTO"),
+        (Target(engine="openvino", precision="tf32"), "tf32"),
+        (Target(engine="onnxruntime", device="NoSuchProvider"), "NoSuchProvider"),
+        (Target(engine="onnxruntime", device="cuda:x"), "cuda:x"),
+        (Target(engine="onnxruntime", precision="bf16"), "bf16"),
+        (Target(engine="torch", device="cuda:99"), "cuda:99"),
+        (Target(engine="torch", precision="tf32"), "tf32"),
+        (Target(engine="torch_compile", device="mps"), "mps"),
+    ],
+)
+def test_what_no_network_could_run_under_is_refused_without_one(target: Target, words: str) -> None:
+    with pytest.raises(EngineError, match=words):
+        get_engine(target.engine).check(target)
+
+
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("device", ["cpu:0", "CPU:7"])
 def test_the_processor_has_no_number(engine: str, device: str) -> None:

@@ -145,6 +145,17 @@ class Engine(ABC):
             MissingExtraError: The engine is not installed.
         """
 
+    def check(self, target: Target) -> None:
+        """Refuse what ``compile`` would refuse of ``target`` on any network: known at once, before hours of work rest on it.
+
+        What only a compiled network shows is left to ``compile``. By default the package alone is asked for.
+
+        Raises:
+            EngineError: The engine does not have the device here, or does not compute in the precision.
+            MissingExtraError: The engine is not installed.
+        """
+        self.version()
+
     def machine(self, target: Target) -> str:
         """What identifies the hardware that ``target`` runs on: the processor, and before it the accelerator where there is one."""
         return machine_name()

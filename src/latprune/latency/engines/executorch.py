@@ -81,6 +81,14 @@ class ExecuTorchEngine(Engine):
             raise _missing() from None
         return str(__version__)
 
+    def check(self, target: Target) -> None:
+        """See ``Engine.check``."""
+        self.version()
+        if target.device.lower() != "cpu":
+            raise EngineError(f"device (={target.device!r}) must be 'cpu': XNNPACK runs nowhere else")
+        if target.precision != "fp32":
+            raise EngineError(f"precision (={target.precision!r}) must be 'fp32' on executorch")
+
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``. Takes seconds: the network is exported, decomposed and lowered in Python.
 
@@ -88,11 +96,7 @@ class ExecuTorchEngine(Engine):
             EngineError: Also where a network that is still open was compiled for another number of threads: XNNPACK's networks share one
                 thread pool per process, which cannot be replaced under them.
         """
-        self.version()
-        if target.device.lower() != "cpu":
-            raise EngineError(f"device (={target.device!r}) must be 'cpu': XNNPACK runs nowhere else")
-        if target.precision != "fp32":
-            raise EngineError(f"precision (={target.precision!r}) must be 'fp32' on executorch")
+        self.check(target)
         start = time.perf_counter()
         inputs = prepare_inputs(example_inputs, target, cast=True)
         held = evaluation_copy(model, target, cast=True)

@@ -55,6 +55,12 @@ class OnnxRuntimeEngine(Engine):
         """Version of the onnxruntime package."""
         return str(_module().__version__)
 
+    def check(self, target: Target) -> None:
+        """See ``Engine.check``."""
+        runtime = _module()
+        check_target(target)
+        _provider(runtime, target)
+
     def machine(self, target: Target) -> str:
         """See ``Engine.machine``."""
         if _provider_name(target.device) not in _ON_CUDA:
@@ -65,8 +71,8 @@ class OnnxRuntimeEngine(Engine):
 
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``."""
+        self.check(target)
         runtime = _module()
-        check_target(target)
         start = time.perf_counter()
         inputs = prepare_inputs(example_inputs, target, cast=True)
         exported = export_onnx(evaluation_copy(model, target, cast=True), inputs)

@@ -52,6 +52,10 @@ class OpenVinoEngine(Engine):
         """Version and build of the openvino package."""
         return str(_module().get_version())
 
+    def check(self, target: Target) -> None:
+        """See ``Engine.check``."""
+        _usable(target)
+
     def machine(self, target: Target) -> str:
         """See ``Engine.machine``."""
         device = _device(target)
@@ -61,12 +65,7 @@ class OpenVinoEngine(Engine):
 
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``."""
-        openvino = _module()
-        if target.precision not in _HINTS:
-            raise EngineError(f"precision (={target.precision!r}) must be one of {', '.join(_HINTS)} on openvino")
-        core = openvino.Core()
-        device = _device(target)
-        _full_name(core, device, target)
+        core, device = _usable(target)
         start = time.perf_counter()
         # The network stays fp32; the hint makes the plugin compute in the target's precision, as it would in deployment.
         inputs = prepare_inputs(example_inputs, target, cast=False)
@@ -82,6 +81,16 @@ class OpenVinoEngine(Engine):
         except Exception as error:
             raise EngineError(f"openvino could not compile the network for {device}: {_reason(error)}") from error
         return _OpenVinoNetwork(compiled, exported, exported.feed(inputs), target, profile, start)
+
+
+def _usable(target: Target) -> tuple[Any, str]:
+    """The core, and openvino's name of the device; raises EngineError where it does not have that, or does not know the precision."""
+    core = _module().Core()
+    if target.precision not in _HINTS:
+        raise EngineError(f"precision (={target.precision!r}) must be one of {', '.join(_HINTS)} on openvino")
+    device = _device(target)
+    _full_name(core, device, target)
+    return core, device
 
 
 def _device(target: Target) -> str:

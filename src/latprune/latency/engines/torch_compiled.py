@@ -50,6 +50,10 @@ class TorchCompileEngine(Engine):
         """See ``torch_version``; samples whose modules' times were brought to each network's own latency are another version's."""
         return f"{torch_version()}, modules on one scale"
 
+    def check(self, target: Target) -> None:
+        """See ``Engine.check``."""
+        torch_device(target)
+
     def machine(self, target: Target) -> str:
         """See ``Engine.machine``."""
         return torch_machine(target)

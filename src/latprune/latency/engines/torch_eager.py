@@ -37,6 +37,10 @@ class TorchEngine(Engine):
         """See ``torch_version``."""
         return torch_version()
 
+    def check(self, target: Target) -> None:
+        """See ``Engine.check``."""
+        torch_device(target)
+
     def machine(self, target: Target) -> str:
         """See ``Engine.machine``."""
         return torch_machine(target)
