@@ -14,7 +14,7 @@ from torch import nn
 import latprune
 from latprune.importance import MagnitudeConfig
 from latprune.latency import Measurement, Target, train_predictor
-from latprune.methods import HALP, MDP, SPLAMP, Method
+from latprune.methods import HALP, MDP, SPLAMP, Method, Stages
 from latprune.pruning import latency_source, trials
 from support.explored import CONTEXT, TARGET, X, made_up_latency, made_up_samples, made_up_tables, network
 
@@ -105,6 +105,17 @@ def test_latency_on_two_engines_at_once(clock: Clock, method: Method | str) -> N
     assert result.verdict == "under" and result.record.verdicts == {"70%": "under", "50%@torch": "under"}
     assert 0.85 < result.record.further_budgets[0].share <= 1.0
     assert any(note.startswith("on torch: measured at") for note in result.record.notes)
+
+
+def test_a_second_engine_goes_its_way_along_the_ramp(clock: Clock) -> None:
+    schedule = Stages(stages=3, ramp="linear")
+    pruner = latprune.Pruner(network(), X, budget=["90%", "50%@torch"], target=TARGET, method=BY_MAGNITUDE, schedule=schedule)
+    dense, (end,) = pruner.tables().dense_ms * clock.speeds["torch"], pruner.limits.others()
+    for stage in (1, 2, 3):
+        (now,) = pruner.propose().context.limits
+        assert now.value == pytest.approx(schedule.limit(stage=stage, dense=dense, limit=end.value))
+        pruner.step()
+        assert 0.9 * now.value <= now.resource.value(pruner.widths, pruner.selection.removed_blocks) <= now.value
 
 
 @pytest.mark.parametrize("method", [BY_MAGNITUDE, SPLAMP(stages=2), HALP(stages=2, score=MagnitudeConfig())])

@@ -42,6 +42,8 @@ __all__ = [
     "selection_of",
 ]
 
+_ROUNDED = 1.0 + 1e-9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Limit:
@@ -119,6 +121,11 @@ class StageContext:
     def predict(self, widths: Mapping[str, int], removed_blocks: Sequence[str] = ()) -> float:
         """The resource's predicted value at ``widths`` (group name -> width) with ``removed_blocks`` gone, earlier ones always."""
         return self.resource.value(widths, (*self.removed_blocks, *removed_blocks))
+
+    def exceeds(self, widths: Mapping[str, int], removed_blocks: Sequence[str] = ()) -> bool:
+        """Whether the network's own value of a further resource is over its limit, by more than rounding."""
+        gone = (*self.removed_blocks, *removed_blocks)
+        return any(other.resource.value(widths, gone) > other.value * _ROUNDED for other in self.limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,7 +13,7 @@ from latprune.errors import BudgetInfeasibleError, SolverLimitError
 from latprune.export.verdict import Verdict, verdict
 from latprune.graph.narrowing import without_blocks
 from latprune.graph.types import Selection
-from latprune.methods import Method, Proposal, StageContext, selection_of
+from latprune.methods import Limit, Method, Proposal, StageContext, selection_of
 from latprune.methods.width_rules import WidthRules
 from latprune.pruning.clock import Clock, TimedProposer
 from latprune.pruning.clocked_readings import Promises
@@ -99,6 +99,7 @@ class ProposalSearch:
         since: Selection,
         *,
         limit: float,
+        others: tuple[Limit, ...],
         measure: bool,
         last: bool,
         measure_alone: MeasureAlone,
@@ -109,11 +110,12 @@ class ProposalSearch:
             importance: Scores of the dense network's units.
             since: What is left of the network; nothing that is gone comes back.
             limit: Limit in the resource's unit.
+            others: Limits of the further budgets.
             measure: Whether candidates are measured.
             last: Whether the limit must be met by the clock; a stage after which others follow takes its first candidate.
             measure_alone: Times the whole network with each group's width changed alone.
         """
-        context = self.context(importance, since, measure_alone)
+        context = self.context(importance, since, measure_alone, others)
         if measure and self.limits.measured:
             context = replace(context, measured=self._measured(since))
         if self.limits.measured and measure:
@@ -127,6 +129,7 @@ class ProposalSearch:
         since: Selection,
         *,
         limit: float,
+        others: tuple[Limit, ...],
         picked: PickedNetwork | None = None,
     ) -> Importance | None:
         """The scores to go by: ``importance`` itself, or, of several readings, the picked network's or the one that diverges least."""
@@ -135,9 +138,9 @@ class ProposalSearch:
             return importance
         if picked is not None:
             return readings.importances.get(picked.reading or "", importance) if importance is not None else None
-        return self.best_reading(readings, since, limit=limit)
+        return self.best_reading(readings, since, limit=limit, others=others)
 
-    def best_reading(self, readings: Readings, since: Selection, *, limit: float) -> Importance:
+    def best_reading(self, readings: Readings, since: Selection, *, limit: float, others: tuple[Limit, ...]) -> Importance:
         """The scores whose network diverges least as a whole, among several readings of one measurement.
 
         Each reading's network is the one that is predicted to meet ``limit``; nothing is timed. The model must be as it was when it was
@@ -147,7 +150,7 @@ class ProposalSearch:
             return next(iter(readings.importances.values()))
 
         def network(found: Importance) -> Selection:
-            return self._counted(self.context(found, since, None), since, limit=limit).selection
+            return self._counted(self.context(found, since, None, others), since, limit=limit).selection
 
         return self.least_divergent(readings, network, since)[1]
 
@@ -164,15 +167,22 @@ class ProposalSearch:
         return taken, readings.importances[taken]
 
     def held(
-        self, importance: Importance | None, mask: Selection, *, limit: float, measure: bool, measure_alone: MeasureAlone
+        self,
+        importance: Importance | None,
+        mask: Selection,
+        *,
+        limit: float,
+        others: tuple[Limit, ...],
+        measure: bool,
+        measure_alone: MeasureAlone,
     ) -> StageProposal | None:
         """The network that trained under ``mask``, as it is; None where it is over ``limit``.
 
         Its weights have learnt to do without what is masked, and without nothing else: another network under the limit is one that nobody
         trained.
         """
-        context = self.context(importance, mask, measure_alone)
-        if any(other.resource.value(context.widths, mask.removed_blocks) > other.value * _ROUNDED for other in self.limits.others()):
+        context = self.context(importance, mask, measure_alone, others)
+        if context.exceeds(context.widths):
             return None
         predicted = context.current * self._speed(context)
         measured = measure and self.limits.measured
@@ -247,8 +257,14 @@ class ProposalSearch:
             context=context,
         )
 
-    def context(self, importance: Importance | None, since: Selection, measure_alone: MeasureAlone | None) -> StageContext:
-        """All that the method may look at, from what is left of the network on."""
+    def context(
+        self,
+        importance: Importance | None,
+        since: Selection,
+        measure_alone: MeasureAlone | None,
+        others: tuple[Limit, ...] | None = None,
+    ) -> StageContext:
+        """All that the method may look at, from what is left of the network on; ``others``: the further limits (None: those at the end)."""
         dense = self.graph.dense_widths()
         widths = {**dense, **{name: kept.size // self.graph.groups[name].rows for name, kept in since.kept.items()}}
         graph = without_blocks(self.graph, since.removed_blocks)
@@ -264,7 +280,7 @@ class ProposalSearch:
             choices=self.rules.apply(choices, graph.groups) if self.rules is not None else choices,
             widths=widths,
             removed_blocks=tuple(sorted(since.removed_blocks)),
-            limits=self.limits.others(),
+            limits=self.limits.others() if others is None else others,
             walk_on_choices=self.rules is not None,
             solver=self.solver,
             time_limit=self.time_limit,
@@ -317,10 +333,9 @@ class ProposalSearch:
     def _counted(self, context: StageContext, since: Selection, *, limit: float) -> StageProposal:
         proposer, chosen = self.prepared(context, since)
         # What is counted needs no margin for a later measurement; what is only predicted needs room for the tables' error.
-        room = self.latency.room() if self.limits.predicted else 1.0
         speed = self._speed(context)
         search = LimitSearch(
-            budget=limit / speed / room,
+            budget=limit / speed / (self.latency.room() if self.limits.predicted else 1.0),
             start=context.current,
             start_predicted=context.current,
             slack=self.slack,
