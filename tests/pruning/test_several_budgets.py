@@ -10,7 +10,7 @@ import torch
 
 import latprune
 from latprune.importance import MagnitudeConfig
-from latprune.methods import HALP, MDP, SMCP, SoftMasks, Stages
+from latprune.methods import HALP, MDP, SMCP, SPLAMP, Method, SoftMasks, Stages
 from pruning.test_verbs import X, batches, network, pruner_of
 
 BY_SIZE = MagnitudeConfig()
@@ -66,3 +66,29 @@ def test_soft_masks_start_every_budget_at_the_dense_network() -> None:
         optimizer.step()
     assert training.changes[0].masked == 0 and shares[0] == 1.0
     assert all(later < earlier for earlier, later in pairwise(shares[:5])) and shares[-1] <= 0.5
+
+
+@pytest.mark.parametrize("budget", ["flops=50%", "params=50%", ["flops=60%", "params=60%"]])
+@pytest.mark.parametrize("method", [SPLAMP(stages=1), HALP(stages=2, score=BY_SIZE)])
+def test_what_is_picked_by_accuracy_holds_every_budget(method: Method, budget: str | list[str]) -> None:
+    def accuracy(net: torch.nn.Module) -> float:
+        return min(0.999, sum(p.numel() for p in net.parameters()) / 2e5)  # stands in for a test set: the more parameters, the better
+
+    result = latprune.prune(
+        network(),
+        X,
+        budget=budget,
+        data=batches(),
+        method=method,
+        candidates=6,
+        evaluate=accuracy,
+        recover=False,
+        measure_latency=False,
+    )
+    shares = {
+        "flops": result.record.pruned.macs / result.record.dense.macs,
+        "params": result.record.pruned.parameters / result.record.dense.parameters,
+    }
+    for text in [budget] if isinstance(budget, str) else budget:
+        name, share = text.split("=")
+        assert shares[name] <= float(share[:-1]) / 100

@@ -186,14 +186,14 @@ class ProposalSearch:
             return None
         predicted = context.current * self._speed(context)
         measured = measure and self.limits.measured
-        if not measured and predicted * (self.latency.room() if self.limits.predicted else 1.0) > limit * _ROUNDED:
+        if not measured and predicted * self.room > limit * _ROUNDED:
             return None
         found = StageProposal(
             proposal=replace(self._as_solved(context, mask), predicted=context.current),
             selection=mask,
             limit=limit,
             predicted=predicted,
-            note=self._only_predicted(context.current, limit),
+            note=self.only_predicted(context.current, limit),
             context=context,
         )
         return self._held_by_the_clock(found) if measured else found
@@ -322,7 +322,7 @@ class ProposalSearch:
             proposal=found.proposal,
             selection=chosen(found.proposal),
             limit=limit,
-            predicted=self._predicted(context, found.proposal) * search.speed,
+            predicted=self.predicted(context, found.proposal),
             trial=found.trial,
             fresh=found.fresh,
             rounds=tuple((r.limit * search.speed, r.predicted * search.speed, r.measured) for r in search.rounds),
@@ -335,7 +335,7 @@ class ProposalSearch:
         # What is counted needs no margin for a later measurement; what is only predicted needs room for the tables' error.
         speed = self._speed(context)
         search = LimitSearch(
-            budget=limit / speed / (self.latency.room() if self.limits.predicted else 1.0),
+            budget=limit / speed / self.room,
             start=context.current,
             start_predicted=context.current,
             slack=self.slack,
@@ -352,9 +352,19 @@ class ProposalSearch:
             limit=limit,
             predicted=proposal.predicted * speed,
             rounds=() if context.resource.name == "latency" else tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
-            note=self._only_predicted(proposal.predicted, limit),
+            note=self.only_predicted(proposal.predicted, limit),
             context=context,
         )
+
+    def predicted(self, context: StageContext, proposal: Proposal) -> float:
+        """Predicted value of a network of the stage; where the stage measures, at the machine's present speed."""
+        speed = context.measured / context.current if context.measured is not None else 1.0
+        return self._predicted(context, proposal) * speed
+
+    @property
+    def room(self) -> float:
+        """What a predicted value may be wrong by, as a factor: 1 for what is counted, or measured in the end."""
+        return self.latency.room() if self.limits.predicted else 1.0
 
     def _predicted(self, context: StageContext, proposal: Proposal) -> float:
         """What the tables say of a network; a method's own sum may be a linearisation."""
@@ -364,7 +374,7 @@ class ProposalSearch:
         """What brings tables that were made when the machine ran at another speed to the present one, by the dense network."""
         return self.limits.dense / context.resource.value(self.graph.dense_widths()) if self.limits.measured else 1.0
 
-    def _only_predicted(self, value: float, limit: float) -> str:
+    def only_predicted(self, value: float, limit: float) -> str:
         """The note of a latency that nothing here can measure; empty for others."""
         if not self.limits.predicted:
             return ""
