@@ -118,6 +118,17 @@ def test_a_second_engine_goes_its_way_along_the_ramp(clock: Clock) -> None:
         assert 0.9 * now.value <= now.resource.value(pruner.widths, pruner.selection.removed_blocks) <= now.value
 
 
+@pytest.mark.parametrize("budgets", [("90%", "params=50%"), ("95%", "75%@torch")])
+def test_linear_costs_come_close_under_a_further_budget_by_the_clock(clock: Clock, budgets: tuple[str, str]) -> None:
+    pruner = latprune.Pruner(network(), X, budget=budgets, target=TARGET, method=HALP(stages=1, score=MagnitudeConfig()))
+    (further,) = pruner.limits.others()
+    pruner.step()
+    # The machine's widths come in coarse steps.
+    assert 0.85 * further.value <= further.resource.value(pruner.widths) <= further.value
+    ratio = pruner.final_measurement()[1].ratio
+    assert ratio is not None and ratio <= float(budgets[0][:-1]) / 100
+
+
 @pytest.mark.parametrize("method", [BY_MAGNITUDE, SPLAMP(stages=2), HALP(stages=2, score=MagnitudeConfig())])
 def test_a_predictor_stands_in_for_tables(clock: Clock, method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **options: Any) -> None:

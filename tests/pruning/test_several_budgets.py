@@ -9,11 +9,20 @@ import pytest
 import torch
 
 import latprune
+from latprune.errors import BudgetInfeasibleError
 from latprune.importance import MagnitudeConfig
-from latprune.methods import HALP, MDP, SMCP, SPLAMP, Method, SoftMasks, Stages
+from latprune.methods import HALP, MDP, SMCP, SPLAMP, Method, Proposal, Proposer, SoftMasks, Stages
+from latprune.pruning import proposing
+from latprune.pruning.further_limits import MAX_CORRECTIONS
+from latprune.pruning.search_counted import MAX_SOLVED
 from pruning.test_verbs import X, batches, network, pruner_of
 
 BY_SIZE = MagnitudeConfig()
+LINEAR: dict[str, Method] = {
+    "halp": HALP(stages=1, score=BY_SIZE),
+    "halp in stages": HALP(stages=4, score=BY_SIZE),
+    "mdp, linear": MDP(bilayer=False, score=BY_SIZE),
+}
 
 
 def counts(pruner: latprune.Pruner) -> dict[str, float]:
@@ -65,7 +74,61 @@ def test_soft_masks_start_every_budget_at_the_dense_network() -> None:
         training.after_backward()
         optimizer.step()
     assert training.changes[0].masked == 0 and shares[0] == 1.0
-    assert all(later < earlier for earlier, later in pairwise(shares[:5])) and shares[-1] <= 0.5
+    assert all(later < earlier for earlier, later in pairwise(shares[:5])) and 0.45 <= shares[-1] <= 0.5
+
+
+@pytest.mark.parametrize("budgets", [("flops=90%", "params=50%"), ("params=90%", "flops=50%"), ("flops=60%", "params=55%")])
+@pytest.mark.parametrize("method", LINEAR)
+def test_linear_costs_come_close_under_the_budget_that_holds_them_back(method: str, budgets: tuple[str, str]) -> None:
+    pruner = pruner_of(network(), LINEAR[method], list(budgets))
+    while not pruner.done:
+        pruner.step(batches())
+    used = [counts(pruner)[name] / (float(share[:-1]) / 100) for name, share in (budget.split("=") for budget in budgets)]
+    assert max(used) <= 1.0 and max(used) >= 0.95
+
+
+def test_a_further_budget_below_what_linear_costs_can_be_is_met() -> None:
+    pruner = pruner_of(network(), LINEAR["halp"], ["flops=90%", "params=5%"])
+    pruner.step(batches())
+    assert 0.03 <= counts(pruner)["params"] <= 0.05
+
+
+@pytest.mark.parametrize("method", [LINEAR["halp"], MDP(score=BY_SIZE)])
+def test_a_further_budget_that_nothing_meets_is_named_with_what_can_be(method: Method) -> None:
+    pruner = pruner_of(network(), method, ["flops=90%", "params=0.1%"])
+    with pytest.raises(BudgetInfeasibleError, match="params") as refused:
+        pruner.step(batches())
+    limit = 0.001 * pruner.graph.parameters(pruner.graph.dense_widths())
+    smallest = pruner.graph.parameters({name: group.min_width for name, group in pruner.graph.groups.items()})
+    assert refused.value.limit["params"] == pytest.approx(limit) and limit < refused.value.floor["params"] <= smallest
+
+
+class Counting(Proposer):
+    """A proposer that counts what it solves, under whatever further limits."""
+
+    def __init__(self, proposer: Proposer, solved: list[float]) -> None:
+        self.proposer, self.solved = proposer, solved
+
+    def with_limits(self, limits: dict[str, float]) -> Proposer:
+        return Counting(self.proposer.with_limits(limits), self.solved)
+
+    def propose(self, limit: float) -> Proposal:
+        self.solved.append(limit)
+        return self.proposer.propose(limit)
+
+
+@pytest.mark.parametrize(("method", "most"), [(LINEAR["halp"], 30), (MDP(score=BY_SIZE), 2), (SPLAMP(stages=1), MAX_SOLVED)])
+def test_the_number_of_solves_is_bounded(method: Method, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    solved: list[float] = []
+    plain = proposing.ProposalSearch.prepared
+
+    def prepared(*arguments, **options):
+        proposer, chosen = plain(*arguments, **options)
+        return Counting(proposer, solved), chosen
+
+    monkeypatch.setattr(proposing.ProposalSearch, "prepared", prepared)
+    pruner_of(network(), method, ["flops=90%", "params=50%"]).step(batches())
+    assert 0 < len(solved) <= most < MAX_SOLVED + MAX_CORRECTIONS
 
 
 @pytest.mark.parametrize("budget", ["flops=50%", "params=50%", ["flops=60%", "params=60%"]])

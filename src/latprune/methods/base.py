@@ -173,6 +173,12 @@ class Proposer(ABC):
         """A limit that the network at ``floor`` meets whatever rounding its value goes through on the way."""
         return floor + 1e-6 * abs(floor)
 
+    def with_limits(self, limits: Mapping[str, float]) -> Proposer:
+        """This proposer under other limits of further resources (name -> value): where its costs of them are a linearisation, the limits to
+        solve for are others than the networks must hold. One that holds them by the networks' own values stays as it is.
+        """
+        return self
+
     @abstractmethod
     def propose(self, limit: float) -> Proposal:
         """The best network whose predicted value is at most ``limit``.

@@ -18,6 +18,7 @@ from latprune.methods.width_rules import WidthRules
 from latprune.pruning.clock import Clock, TimedProposer
 from latprune.pruning.clocked_readings import Promises
 from latprune.pruning.correction import LimitSearch
+from latprune.pruning.further_limits import FurtherLimits
 from latprune.pruning.judging import NetworkJudge
 from latprune.pruning.latency_source import LatencySource
 from latprune.pruning.least import least_of
@@ -306,10 +307,10 @@ class ProposalSearch:
 
     def _by_the_clock(self, context: StageContext, since: Selection, *, limit: float, last: bool) -> StageProposal:
         assert context.measured is not None
-        proposer, chosen = self.prepared(context, since)
+        prepared, chosen = self.prepared(context, since)
         search = LimitSearch(budget=limit, start=context.measured, start_predicted=context.current, slack=self.slack)
         candidates = CandidateSearch(
-            TimedProposer(proposer, self.clock),
+            self._within_further(TimedProposer(prepared, self.clock), context),
             search,
             cut=lambda proposal: self.network(chosen(proposal)),
             measure=self.trial,
@@ -342,7 +343,7 @@ class ProposalSearch:
             margin=_ALMOST_NOTHING,
         )
         with self.clock.timed("solve"):
-            proposal = search_counted(proposer, search, context)
+            proposal = search_counted(self._within_further(proposer, context), search, context)
         if self.limits.predicted:
             # A method's own sum may be a linearisation; the tables' word counts.
             proposal = replace(proposal, predicted=context.predict(proposal.widths, proposal.removed_blocks))
@@ -365,6 +366,10 @@ class ProposalSearch:
     def room(self) -> float:
         """What a predicted value may be wrong by, as a factor: 1 for what is counted, or measured in the end."""
         return self.latency.room() if self.limits.predicted else 1.0
+
+    def _within_further(self, proposer: Proposer, context: StageContext) -> Proposer:
+        """A proposer of networks that hold the stage's further limits by their own values."""
+        return FurtherLimits(proposer, context, slack=self.slack) if context.limits else proposer
 
     def _predicted(self, context: StageContext, proposal: Proposal) -> float:
         """What the tables say of a network; a method's own sum may be a linearisation."""
