@@ -23,6 +23,11 @@ def test_a_quantum_brings_its_widths_in_where_the_staircase_had_others():
     assert found["layer1.conv"] == (8, 16, 24, 32, 40, 48, 56, 64)
 
 
+def test_a_quantum_holds_below_a_largest_width_unless_no_multiple_is_left():
+    below = WidthRules(multiple_of=8, max_widths={"conv1": 19, "layer1.*": 7}).apply(CHOICES, GROUPS)
+    assert (below["conv1"], below["layer1.conv"]) == ((8, 16), (7,))
+
+
 def test_shares_and_largest_widths_by_glob():
     found = WidthRules(min_share=0.5, max_share={"layer2.*": 0.75}, max_widths={"layer1.*": 40}).apply(CHOICES, GROUPS)
     assert found["conv1"] == tuple(range(10, 21))

@@ -15,7 +15,7 @@ import latprune
 from latprune.errors import InvalidArgumentError
 from latprune.importance import MagnitudeConfig
 from latprune.latency import Measurement, Target, train_predictor
-from latprune.methods import HALP, MDP, SPLAMP, Method
+from latprune.methods import HALP, MDP, SPLAMP, Method, Stages
 from latprune.pruning import latency_source, trials
 from latprune.pruning.verification import _met
 from support.explored import CONTEXT, TARGET, X, made_up_latency, made_up_samples, made_up_tables, network
@@ -145,6 +145,28 @@ def test_what_the_engine_of_a_budget_contradicts_is_refused_before_anything_runs
         with pytest.raises(InvalidArgumentError, match=words):
             prune(**options)
     assert not clock.ran
+
+
+def test_a_second_engine_goes_its_way_along_the_ramp(clock: Clock) -> None:
+    schedule = Stages(stages=3, ramp="linear")
+    pruner = latprune.Pruner(network(), X, budget=["90%", "50%@torch"], target=TARGET, method=BY_MAGNITUDE, schedule=schedule)
+    dense, (end,) = pruner.tables().dense_ms * clock.speeds["torch"], pruner.limits.others()
+    for stage in (1, 2, 3):
+        (now,) = pruner.propose().context.limits
+        assert now.value == pytest.approx(schedule.limit(stage=stage, dense=dense, limit=end.value))
+        pruner.step()
+        assert 0.9 * now.value <= now.resource.value(pruner.widths, pruner.selection.removed_blocks) <= now.value
+
+
+@pytest.mark.parametrize("budgets", [("90%", "params=50%"), ("95%", "75%@torch")])
+def test_linear_costs_come_close_under_a_further_budget_by_the_clock(clock: Clock, budgets: tuple[str, str]) -> None:
+    pruner = latprune.Pruner(network(), X, budget=budgets, target=TARGET, method=HALP(stages=1, score=MagnitudeConfig()))
+    (further,) = pruner.limits.others()
+    pruner.step()
+    # The machine's widths come in coarse steps.
+    assert 0.85 * further.value <= further.resource.value(pruner.widths) <= further.value
+    ratio = pruner.final_measurement()[1].ratio
+    assert ratio is not None and ratio <= float(budgets[0][:-1]) / 100
 
 
 @pytest.mark.parametrize("method", [BY_MAGNITUDE, SPLAMP(stages=2), HALP(stages=2, score=MagnitudeConfig())])

@@ -399,3 +399,11 @@ def test_near_optimal_lists_distinct_networks_in_order() -> None:
     assert gains == sorted(gains, reverse=True) and gains[-1] >= 0.99 * gains[0]
     assert all(problem.evaluate(s.assignment or {}).satisfied for s in answers)
     assert [s.assignment for s in answers] == [s.assignment for s in near_optimal(wide_problem(200), count=6, slack=0.01)]
+
+
+def test_near_optimal_ends_where_the_limit_allows_one_network_alone() -> None:
+    """The noise is raised at each repetition; it stays one that numbers can hold."""
+    variable = Variable(name="a", choices=(4, 8))
+    terms = (Term(name="a", over=("a",), table=[4.0, 8.0]),)
+    problem = Problem(variables=(variable,), gains=terms, costs=(Resource(name="params", limit=5.0, terms=terms),))
+    assert [found.assignment for found in near_optimal(problem, count=20)] == [{"a": 4}]

@@ -42,6 +42,8 @@ __all__ = [
     "selection_of",
 ]
 
+_ROUNDED = 1.0 + 1e-9
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Limit:
@@ -120,6 +122,11 @@ class StageContext:
         """The resource's predicted value at ``widths`` (group name -> width) with ``removed_blocks`` gone, earlier ones always."""
         return self.resource.value(widths, (*self.removed_blocks, *removed_blocks))
 
+    def exceeds(self, widths: Mapping[str, int], removed_blocks: Sequence[str] = ()) -> bool:
+        """Whether the network's own value of a further resource is over its limit, by more than rounding."""
+        gone = (*self.removed_blocks, *removed_blocks)
+        return any(other.resource.value(widths, gone) > other.value * _ROUNDED for other in self.limits)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Proposal:
@@ -165,6 +172,12 @@ class Proposer(ABC):
     def just_above(floor: float) -> float:
         """A limit that the network at ``floor`` meets whatever rounding its value goes through on the way."""
         return floor + 1e-6 * abs(floor)
+
+    def with_limits(self, limits: Mapping[str, float]) -> Proposer:
+        """This proposer under other limits of further resources (name -> value): where its costs of them are a linearisation, the limits to
+        solve for are others than the networks must hold. One that holds them by the networks' own values stays as it is.
+        """
+        return self
 
     @abstractmethod
     def propose(self, limit: float) -> Proposal:

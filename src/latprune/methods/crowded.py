@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from latprune.errors import BudgetInfeasibleError
@@ -34,6 +34,11 @@ class CrowdedProposer(Proposer):
         self._dense = self._tables.predict()
         self._problem_of = problem_of
         self._solver = solver
+
+    def with_limits(self, limits: Mapping[str, float]) -> CrowdedProposer:
+        """The same problems under other further limits; see the base class."""
+        others = tuple(replace(other, value=limits.get(other.resource.name, other.value)) for other in self._context.limits)
+        return CrowdedProposer(replace(self._context, limits=others), self._problem_of, self._solver)
 
     def propose(self, limit: float) -> Proposal:
         """Solve for ``limit``; see the base class."""

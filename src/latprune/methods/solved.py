@@ -22,6 +22,10 @@ class SolvedProposer(Proposer):
         self._problem = problem
         self._solver = solver
 
+    def with_limits(self, limits: Mapping[str, float]) -> SolvedProposer:
+        """The same problem under other further limits; see the base class."""
+        return SolvedProposer(self._context, self._problem.replace_limits(limits), self._solver)
+
     def propose(self, limit: float) -> Proposal:
         """Solve for ``limit``; see the base class."""
         return self._solved(self._problem, limit)

@@ -21,8 +21,9 @@ class WidthRules:
     """Restrictions of the widths that any method may choose; smallest widths are the graph's own (``min_widths`` of ``trace``).
 
     Attributes:
-        multiple_of: Widths are multiples of this (the papers' quantum, for instance 8), or of what the first matching glob says. The widest
-            width that the other rules allow always stays on offer.
+        multiple_of: Widths are multiples of this (the papers' quantum, for instance 8), or of what the first matching glob says. The width
+            that a group has stays on offer too, multiple or not, unless a largest width or share excludes it; where no multiple lies within
+            the other rules, the widest width that they allow does.
         max_widths: Group name or glob -> largest width.
         min_share: Smallest share of a group's channels, or by glob.
         max_share: Largest share, or by glob.

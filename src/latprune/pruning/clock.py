@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from latprune.methods import Proposal, Proposer
@@ -47,6 +47,10 @@ class TimedProposer(Proposer):
     def __init__(self, proposer: Proposer, clock: Clock) -> None:
         self._proposer = proposer
         self._clock = clock
+
+    def with_limits(self, limits: Mapping[str, float]) -> TimedProposer:
+        """See ``Proposer.with_limits``."""
+        return TimedProposer(self._proposer.with_limits(limits), self._clock)
 
     def propose(self, limit: float) -> Proposal:
         """See ``Proposer.propose``."""

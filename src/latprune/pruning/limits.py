@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from latprune.errors import BudgetInfeasibleError
@@ -151,12 +151,18 @@ class Limits:
         """The first budget's limit in its resource's unit."""
         return self.budget.limit(dense=self.dense, batch=self._target.batch)
 
-    def others(self) -> tuple[Limit, ...]:
-        """The limits of the other budgets; one on another engine's latency leaves room for the error of its tables."""
+    def others(self, on_the_way: Callable[[float, float], float] | None = None) -> tuple[Limit, ...]:
+        """The limits of the other budgets; one on another engine's latency leaves room for the error of its tables.
+
+        Args:
+            on_the_way: The schedule's rule: from the dense network's value and the limit at the end to the limit that holds now; None: the
+                limits at the end.
+        """
         found = []
         for budget in self.budgets[1:]:
-            value = budget.limit(dense=self._resource_dense(budget), batch=self._target.batch)
+            dense = self._resource_dense(budget)
+            value = budget.limit(dense=dense, batch=self._target.batch)
             if budget.engine is not None:
                 value /= self._latency.on(budget.engine).room()
-            found.append(Limit(resource=self._resource(budget), value=value))
+            found.append(Limit(resource=self._resource(budget), value=value if on_the_way is None else on_the_way(dense, value)))
         return tuple(found)

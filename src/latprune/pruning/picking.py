@@ -36,8 +36,8 @@ class Candidate:
 
     Attributes:
         gain: What it keeps by the method's own objective.
-        value: Its predicted, or where the pruner measures its measured, value of the budget's resource.
-        accuracy: Its accuracy with norms measured again; None where it was over the limit.
+        value: Its counted or predicted, or where the pruner measures its measured, value of the budget's resource.
+        accuracy: Its accuracy with norms measured again; None where it was over a limit.
     """
 
     gain: float
@@ -55,7 +55,8 @@ def pick(
     slack: float = 0.02,
     batches: int = 8,
 ) -> tuple[StageProposal, list[Candidate]]:
-    """The most accurate of networks whose gain is within ``slack`` of the proposal's.
+    """The most accurate of networks whose gain is within ``slack`` of the proposal's, and which hold every limit by their own values: the
+    problem's costs may be a linearisation, so that its answers are over a limit.
 
     Args:
         pruner: The pruner that proposed; its model is left as it is.
@@ -72,7 +73,7 @@ def pick(
     Raises:
         InvalidArgumentError: The method of the proposal solves no problem.
     """
-    problem, context = proposal.proposal.problem, proposal.context
+    problem, context, search = proposal.proposal.problem, proposal.context, pruner._search
     if problem is None or context is None:
         raise no_problem(pruner.method)
     best: tuple[float, StageProposal] | None = None
@@ -82,12 +83,14 @@ def pick(
         selection = selection_of(pruner.graph, pruner.method.rank(context, found.removed_blocks), found, pruner.selection)
         network = copied(pruner.model)
         cut_model(network, pruner.graph, selection, since=pruner.cut_to)
-        candidate = replace(proposal, proposal=found, selection=selection, fresh=None)
-        value, gain = found.predicted, float(solution.gain or 0.0)
-        if pruner.limits.measured:
+        value, gain = search.predicted(context, found), float(solution.gain or 0.0)
+        note = proposal.note if found.key == proposal.proposal.key else search.only_predicted(value, proposal.limit)
+        candidate = replace(proposal, proposal=found, selection=selection, predicted=value, note=note, fresh=None)
+        over = context.exceeds(found.widths, found.removed_blocks)
+        if pruner.limits.measured and not over:
             trial = pruner.trial(network)
             candidate, value = replace(candidate, trial=trial), trial.value
-        if value > proposal.limit * (1.0 + 1e-9):
+        if over or value * search.room > proposal.limit * (1.0 + 1e-9):
             seen.append(Candidate(gain=gain, value=value, accuracy=None))
             continue
         recalibrate_batch_norm(network, data, batches=batches)

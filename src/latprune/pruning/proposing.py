@@ -13,11 +13,12 @@ from latprune.errors import BudgetInfeasibleError, SolverLimitError
 from latprune.export.verdict import Verdict, verdict
 from latprune.graph.narrowing import without_blocks
 from latprune.graph.types import Selection
-from latprune.methods import Method, Proposal, StageContext, selection_of
+from latprune.methods import Limit, Method, Proposal, StageContext, selection_of
 from latprune.methods.width_rules import WidthRules
 from latprune.pruning.clock import Clock, TimedProposer
 from latprune.pruning.clocked_readings import Promises
 from latprune.pruning.correction import LimitSearch
+from latprune.pruning.further_limits import FurtherLimits
 from latprune.pruning.judging import NetworkJudge
 from latprune.pruning.latency_source import LatencySource
 from latprune.pruning.least import least_of
@@ -99,6 +100,7 @@ class ProposalSearch:
         since: Selection,
         *,
         limit: float,
+        others: tuple[Limit, ...],
         measure: bool,
         last: bool,
         measure_alone: MeasureAlone,
@@ -109,11 +111,12 @@ class ProposalSearch:
             importance: Scores of the dense network's units.
             since: What is left of the network; nothing that is gone comes back.
             limit: Limit in the resource's unit.
+            others: Limits of the further budgets.
             measure: Whether candidates are measured.
             last: Whether the limit must be met by the clock; a stage after which others follow takes its first candidate.
             measure_alone: Times the whole network with each group's width changed alone.
         """
-        context = self.context(importance, since, measure_alone)
+        context = self.context(importance, since, measure_alone, others)
         if measure and self.limits.measured:
             context = replace(context, measured=self._measured(since))
         if self.limits.measured and measure:
@@ -127,6 +130,7 @@ class ProposalSearch:
         since: Selection,
         *,
         limit: float,
+        others: tuple[Limit, ...],
         picked: PickedNetwork | None = None,
     ) -> Importance | None:
         """The scores to go by: ``importance`` itself, or, of several readings, the picked network's or the one that diverges least."""
@@ -135,9 +139,9 @@ class ProposalSearch:
             return importance
         if picked is not None:
             return readings.importances.get(picked.reading or "", importance) if importance is not None else None
-        return self.best_reading(readings, since, limit=limit)
+        return self.best_reading(readings, since, limit=limit, others=others)
 
-    def best_reading(self, readings: Readings, since: Selection, *, limit: float) -> Importance:
+    def best_reading(self, readings: Readings, since: Selection, *, limit: float, others: tuple[Limit, ...]) -> Importance:
         """The scores whose network diverges least as a whole, among several readings of one measurement.
 
         Each reading's network is the one that is predicted to meet ``limit``; nothing is timed. The model must be as it was when it was
@@ -147,7 +151,7 @@ class ProposalSearch:
             return next(iter(readings.importances.values()))
 
         def network(found: Importance) -> Selection:
-            return self._counted(self.context(found, since, None), since, limit=limit).selection
+            return self._counted(self.context(found, since, None, others), since, limit=limit).selection
 
         return self.least_divergent(readings, network, since)[1]
 
@@ -164,26 +168,33 @@ class ProposalSearch:
         return taken, readings.importances[taken]
 
     def held(
-        self, importance: Importance | None, mask: Selection, *, limit: float, measure: bool, measure_alone: MeasureAlone
+        self,
+        importance: Importance | None,
+        mask: Selection,
+        *,
+        limit: float,
+        others: tuple[Limit, ...],
+        measure: bool,
+        measure_alone: MeasureAlone,
     ) -> StageProposal | None:
         """The network that trained under ``mask``, as it is; None where it is over ``limit``.
 
         Its weights have learnt to do without what is masked, and without nothing else: another network under the limit is one that nobody
         trained.
         """
-        context = self.context(importance, mask, measure_alone)
-        if any(other.resource.value(context.widths, mask.removed_blocks) > other.value * _ROUNDED for other in self.limits.others()):
+        context = self.context(importance, mask, measure_alone, others)
+        if context.exceeds(context.widths):
             return None
         predicted = context.current * self._speed(context)
         measured = measure and self.limits.measured
-        if not measured and predicted * (self.latency.room() if self.limits.predicted else 1.0) > limit * _ROUNDED:
+        if not measured and predicted * self.room > limit * _ROUNDED:
             return None
         found = StageProposal(
             proposal=replace(self._as_solved(context, mask), predicted=context.current),
             selection=mask,
             limit=limit,
             predicted=predicted,
-            note=self._only_predicted(context.current, limit),
+            note=self.only_predicted(context.current, limit),
             context=context,
         )
         return self._held_by_the_clock(found) if measured else found
@@ -247,8 +258,14 @@ class ProposalSearch:
             context=context,
         )
 
-    def context(self, importance: Importance | None, since: Selection, measure_alone: MeasureAlone | None) -> StageContext:
-        """All that the method may look at, from what is left of the network on."""
+    def context(
+        self,
+        importance: Importance | None,
+        since: Selection,
+        measure_alone: MeasureAlone | None,
+        others: tuple[Limit, ...] | None = None,
+    ) -> StageContext:
+        """All that the method may look at, from what is left of the network on; ``others``: the further limits (None: those at the end)."""
         dense = self.graph.dense_widths()
         widths = {**dense, **{name: kept.size // self.graph.groups[name].rows for name, kept in since.kept.items()}}
         graph = without_blocks(self.graph, since.removed_blocks)
@@ -264,7 +281,7 @@ class ProposalSearch:
             choices=self.rules.apply(choices, graph.groups) if self.rules is not None else choices,
             widths=widths,
             removed_blocks=tuple(sorted(since.removed_blocks)),
-            limits=self.limits.others(),
+            limits=self.limits.others() if others is None else others,
             walk_on_choices=self.rules is not None,
             solver=self.solver,
             time_limit=self.time_limit,
@@ -290,10 +307,10 @@ class ProposalSearch:
 
     def _by_the_clock(self, context: StageContext, since: Selection, *, limit: float, last: bool) -> StageProposal:
         assert context.measured is not None
-        proposer, chosen = self.prepared(context, since)
+        prepared, chosen = self.prepared(context, since)
         search = LimitSearch(budget=limit, start=context.measured, start_predicted=context.current, slack=self.slack)
         candidates = CandidateSearch(
-            TimedProposer(proposer, self.clock),
+            self._within_further(TimedProposer(prepared, self.clock), context),
             search,
             cut=lambda proposal: self.network(chosen(proposal)),
             measure=self.trial,
@@ -306,7 +323,7 @@ class ProposalSearch:
             proposal=found.proposal,
             selection=chosen(found.proposal),
             limit=limit,
-            predicted=self._predicted(context, found.proposal) * search.speed,
+            predicted=self.predicted(context, found.proposal),
             trial=found.trial,
             fresh=found.fresh,
             rounds=tuple((r.limit * search.speed, r.predicted * search.speed, r.measured) for r in search.rounds),
@@ -317,17 +334,16 @@ class ProposalSearch:
     def _counted(self, context: StageContext, since: Selection, *, limit: float) -> StageProposal:
         proposer, chosen = self.prepared(context, since)
         # What is counted needs no margin for a later measurement; what is only predicted needs room for the tables' error.
-        room = self.latency.room() if self.limits.predicted else 1.0
         speed = self._speed(context)
         search = LimitSearch(
-            budget=limit / speed / room,
+            budget=limit / speed / self.room,
             start=context.current,
             start_predicted=context.current,
             slack=self.slack,
             margin=_ALMOST_NOTHING,
         )
         with self.clock.timed("solve"):
-            proposal = search_counted(proposer, search, context)
+            proposal = search_counted(self._within_further(proposer, context), search, context)
         if self.limits.predicted:
             # A method's own sum may be a linearisation; the tables' word counts.
             proposal = replace(proposal, predicted=context.predict(proposal.widths, proposal.removed_blocks))
@@ -337,9 +353,23 @@ class ProposalSearch:
             limit=limit,
             predicted=proposal.predicted * speed,
             rounds=() if context.resource.on_latency else tuple((r.limit, r.predicted, r.measured) for r in search.rounds),
-            note=self._only_predicted(proposal.predicted, limit),
+            note=self.only_predicted(proposal.predicted, limit),
             context=context,
         )
+
+    def predicted(self, context: StageContext, proposal: Proposal) -> float:
+        """Predicted value of a network of the stage; where the stage measures, at the machine's present speed."""
+        speed = context.measured / context.current if context.measured is not None else 1.0
+        return self._predicted(context, proposal) * speed
+
+    @property
+    def room(self) -> float:
+        """What a predicted value may be wrong by, as a factor: 1 for what is counted, or measured in the end."""
+        return self.latency.room() if self.limits.predicted else 1.0
+
+    def _within_further(self, proposer: Proposer, context: StageContext) -> Proposer:
+        """A proposer of networks that hold the stage's further limits by their own values."""
+        return FurtherLimits(proposer, context, slack=self.slack) if context.limits else proposer
 
     def _predicted(self, context: StageContext, proposal: Proposal) -> float:
         """What the tables say of a network; a method's own sum may be a linearisation."""
@@ -349,7 +379,7 @@ class ProposalSearch:
         """What brings tables that were made when the machine ran at another speed to the present one, by the dense network."""
         return self.limits.dense / context.resource.value(self.graph.dense_widths()) if self.limits.measured else 1.0
 
-    def _only_predicted(self, value: float, limit: float) -> str:
+    def only_predicted(self, value: float, limit: float) -> str:
         """The note of a latency that nothing here can measure; empty for others."""
         if not self.limits.predicted:
             return ""

@@ -254,7 +254,8 @@ class Pruner:
         """Find the best network under a limit; nothing is changed.
 
         Args:
-            limit: Limit in the resource's unit; the next stage's by default.
+            limit: Limit in the resource's unit, beside which further budgets are at their final limits; by default the next stage's, for
+                each budget.
             data: Batches for a criterion that needs them, unless gradients were accumulated.
             loss: Scalar loss of ``(model, batch)``.
             batches: Score so many batches of ``data``; None takes all.

@@ -27,6 +27,8 @@ def search_counted(proposer: Proposer, search: LimitSearch, context: StageContex
     seen: set[Any] = set()
     for number in range(1, MAX_SOLVED + 1):
         limit = search.next_limit()
+        if context.limits and number == 2 and best is not None:
+            limit = search.start_predicted  # does the first budget hold the network back at all?
         if best is None and len(search.rounds) >= _SLOW:
             limit = min(entry.limit for entry in search.rounds) - _STEP * 2 ** (len(search.rounds) - _SLOW) * search.start
         try:
@@ -37,10 +39,13 @@ def search_counted(proposer: Proposer, search: LimitSearch, context: StageContex
             limit, proposal = _least(proposer, search, context, error)
         value = context.predict(proposal.widths, proposal.removed_blocks)
         search.record(limit, proposal.predicted, value)
-        if value <= search.budget and (best is None or value > best[0]):
-            best = (value, proposal)
+        worth = _worth(proposal, value, context)
+        if value <= search.budget and (best is None or worth > best[0]):
+            best = (worth, proposal)
         if search.accepts(value) or (best is not None and proposal.key in seen and number > 3):
             break
+        if context.limits and limit >= search.start_predicted and value <= search.budget:
+            break  # the further ones alone do
         seen.add(proposal.key)
     if best is None:
         lowest = min(entry.measured for entry in search.rounds)
@@ -51,6 +56,12 @@ def search_counted(proposer: Proposer, search: LimitSearch, context: StageContex
             floor={context.resource.name: lowest},
         )
     return best[1]
+
+
+def _worth(proposal: Proposal, value: float, context: StageContext) -> float:
+    """What the best of several proposals has most of: the budget's resource, or, where others are limited too, the method's objective."""
+    gain = proposal.solution.gain if proposal.solution is not None else None
+    return gain if context.limits and gain is not None else value
 
 
 def _least(proposer: Proposer, search: LimitSearch, context: StageContext, error: BudgetInfeasibleError) -> tuple[float, Proposal]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError
 from latprune.graph.types import Selection
+from latprune.importance import cross_entropy_loss
 from latprune.methods import SoftMasks
 from latprune.pruning.masked_record import (
     ChangeRecord,
@@ -18,6 +19,7 @@ from latprune.pruning.masked_record import (
     read_as,
     require_same,
 )
+from latprune.pruning.stage_search import propose_stage
 from latprune.pruning.state import plain_settings, selection_to_dict
 from latprune.train.driver import DriverState
 
@@ -126,7 +128,7 @@ class MaskedTraining(_UnderMasks):
             self._reachable = True
         if not schedule.due(self.step, self._steps):
             return
-        limit = schedule.limit_at(step=self.step, steps=self._steps, dense=pruner.limits.dense, limit=pruner.limit)
+        limit = self._limit_now(pruner.limits.dense, pruner.limit)
         if limit is None:
             return
         before = pruner.selection
@@ -149,24 +151,39 @@ class MaskedTraining(_UnderMasks):
             )
         )
 
+    def _limit_now(self, dense: float, limit: float) -> float | None:
+        """Where a resource is limited at this step on the way from ``dense`` to ``limit``; None during the warm-up."""
+        return self._schedule.limit_at(step=self.step, steps=self._steps, dense=dense, limit=limit)
+
     def _proposed(self, limit: float) -> StageProposal:
         """The network to mask to. Where the clock decides, the first one at the budget itself and the last one are searched for by it, and
         those between are solved for under what the first was predicted at: what trains under the last mask can then be cut as it is.
         """
         pruner = self._pruner
         if not pruner.limits.measured or limit > pruner.limit * (1.0 + _ALMOST_NOTHING):
-            return pruner.propose(limit, measure=False)
+            return self._under(limit, measure=False)
         known = self._delivers * (1.0 + _ROUNDING) if self._delivers is not None else None
         if known is not None and self.step < self._schedule.last_solution(self._steps):
-            return pruner.propose(known, measure=False)
+            return self._under(known, measure=False)
         try:
-            found = pruner.propose(limit, measure=True)
+            found = self._under(limit, measure=True)
         except BudgetInfeasibleError:
             if known is None:
                 raise
-            return pruner.propose(known, measure=False)  # one was measured within the budget before; the cut has the last word
+            return self._under(known, measure=False)  # one was measured within the budget before; the cut has the last word
         self._delivers = found.predicted
         return found
+
+    def _under(self, limit: float, *, measure: bool) -> StageProposal:
+        """The best network under a limit by the scores gathered so far; further budgets are as far on their way as the first."""
+
+        def further(dense: float, end: float) -> float:
+            now = self._limit_now(dense, end)
+            return end if now is None else now
+
+        return propose_stage(
+            self._pruner, limit=limit, on_the_way=further, data=None, loss=cross_entropy_loss, batches=None, measure=measure
+        )
 
     def after_backward(self) -> None:
         """Gather the gradients of the batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ def propose_stage(
     pruner: Pruner,
     *,
     limit: float | None = None,
+    on_the_way: Callable[[float, float], float] | None = None,
     data: Iterable[Any] | None,
     loss: LossFunction,
     batches: int | None,
@@ -39,6 +40,8 @@ def propose_stage(
     Args:
         pruner: The pruner.
         limit: Limit in the resource's unit; the next stage's by default.
+        on_the_way: Where further budgets are limited now, each by the dense network's value and its limit at the end; by default the next
+            stage's too, or, where ``limit`` is given, those at the end.
         data: Batches for a criterion that needs them, unless gradients were accumulated.
         loss: Scalar loss of ``(model, batch)``.
         batches: Score so many batches of ``data``; None takes all.
@@ -51,7 +54,12 @@ def propose_stage(
     search, schedule = pruner._search, pruner.schedule
     stage = min(pruner.stage + 1, schedule.count)
     dense = pruner.limits.dense
-    wanted = limit if limit is not None else schedule.limit(stage=stage, dense=dense, limit=pruner.limit)
+
+    def of_stage(whole: float, end: float) -> float:
+        return schedule.limit(stage=stage, dense=whole, limit=end)
+
+    wanted = limit if limit is not None else of_stage(dense, pruner.limit)
+    rule = of_stage if limit is None else on_the_way
     by_clock = schedule.measured(stage) if measure is None else measure
     soft = isinstance(schedule, SoftMasks)
     trained = trained and soft and pruner.masks is not None
@@ -62,18 +70,19 @@ def propose_stage(
 
     def find() -> StageProposal:
         picked = pruner.picked if not pruner.edits else None
+        others = pruner.limits.others(rule) if picked is None else ()
         with pruner.scoring():
-            chosen = search.reading_of(importance, pruner.scorer.readings, since, limit=wanted, picked=picked)
+            chosen = search.reading_of(importance, pruner.scorer.readings, since, limit=wanted, others=others, picked=picked)
         if picked is not None:
             return search.picked(chosen, picked, limit=wanted)
         alone = partial(pruner._latency.own.alone, since)
-        held = search.held(chosen, since, limit=wanted, measure=by_clock, measure_alone=alone) if trained else None
+        held = search.held(chosen, since, limit=wanted, others=others, measure=by_clock, measure_alone=alone) if trained else None
         if held is not None:
             return held
         last = stage == schedule.count or limit is not None
 
         def by(scores: Importance | None) -> StageProposal:
-            return search.find(scores, since, limit=wanted, measure=by_clock, last=last, measure_alone=alone)
+            return search.find(scores, since, limit=wanted, others=others, measure=by_clock, last=last, measure_alone=alone)
 
         found = by(chosen)
         promises = search.promises

@@ -19,6 +19,8 @@ TRIES = 6
 """Problems solved per answer asked for, at most."""
 NOISE = 0.3
 """Standard deviation of the logarithm by which gains are first changed."""
+MOST_NOISE = 3.0
+"""The largest such deviation: gains then change by factors of thousands, and a network that no such problem leads to is not there."""
 
 
 def near_optimal(
@@ -35,7 +37,7 @@ def near_optimal(
     The answers next to the best differ from it in a channel or two (:func:`~latprune.solve.second_best` lists those); a choice by accuracy
     needs networks that differ in earnest (EagleEye, arXiv 2007.02491, draws them at random). So the gains of each variable are multiplied
     by ``exp(noise)``, the problem is solved again, and its answer counts if its true gain is within the slack; where it is not, the noise
-    is lowered, and where nothing new is found it is raised.
+    is lowered, and where nothing new is found it is raised, up to a bound.
 
     Args:
         problem: The problem.
@@ -81,7 +83,7 @@ def near_optimal(
             continue
         key = _key(problem, checked)
         if key in found:
-            noise *= 1.2
+            noise = min(1.2 * noise, MOST_NOISE)
             continue
         found[key] = checked
     first, *others = found.values()
