@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from latprune.importance import LossFunction
 from latprune.methods import SoftMasks
+from latprune.pruning.advice import with_advice
 from latprune.pruning.agreement import agreed
 from latprune.pruning.clocked_readings import best_by_the_clock
 from latprune.pruning.proposal import StageProposal
@@ -83,4 +84,5 @@ def propose_stage(
 
         return best_by_the_clock(promises, found, find=by, judge=judged, say=pruner._progress)
 
-    return agreed(find)
+    with with_advice():
+        return agreed(find)
