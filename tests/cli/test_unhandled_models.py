@@ -47,6 +47,14 @@ def failing():
     return chain(nn.Linear(9, 12))
 
 
+def plain():
+    return chain(nn.ReLU())
+
+
+def halved():
+    return plain().bfloat16()
+
+
 def whole():
     return nn.Sequential(nn.Linear(4, 2))
 """
@@ -97,5 +105,28 @@ def test_export(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["prune", *JOB, "-o", str(out), "--model", f"{models}Bessel", "--input", "2x4"]) == 0
     capsys.readouterr()
     assert main(["export", str(out / "result"), "--model", f"{models}Bessel", "-o", str(tmp_path / "net.onnx")]) in (1, 2)
-    _told(capsys, "bessel_j0")
+    _told(capsys, "bessel_j0", "replace that operation", "--opset", ".pt2")
     assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_that_lacks_an_operation(engine: str, models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["time", "--model", f"{models}Bessel", "--input", "2x4", "--engine", engine]) == 2
+    _told(capsys, "bessel_j0", "choose another engine (torch", "replace that operation")
+
+
+def test_a_budget_that_cannot_be_met(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = ["--budget", "params=1%", "--method", "uniform", "--predict-only", "--quiet", "-o", str(tmp_path / "out")]
+    assert main(["prune", *job, "--model", f"{models}plain", "--input", "2x4"]) == 3
+    _told(capsys, "Raise the budget", "keep=")
+
+
+def test_a_model_that_no_onnx_runtime_takes_as_it_is(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, net = tmp_path / "out", tmp_path / "net.onnx"
+    assert main(["prune", *JOB, "-o", str(out), "--model", f"{models}halved", "--input", "2x4"]) == 0
+    capsys.readouterr()
+    export = ["export", str(out / "result"), "--model", f"{models}halved", "-o", str(net)]
+    assert main(export) == 2
+    _told(capsys, "bfloat16", "--float32")
+    assert not net.exists()
+    assert main([*export, "--float32"]) == 0 and net.exists()

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     settle_inputs(args)
     model = build_model(args)
-    inputs = example_inputs(args.input)
+    inputs = example_inputs(args.input, model=model)
     check_repeatable(model, inputs)
     through = through_norms(model, {"form": args.form, "fold": args.fold})
     graph = trace(

@@ -13,6 +13,7 @@ from latprune.errors import LatpruneError
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
 from latprune.latency import LatencyTables, Measurement, Target
+from latprune.latency.measuring.held_types import settled_target, type_note
 from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import SoftMasks, get_method, get_schedule
 from latprune.progress import listener_of, speaker
@@ -96,6 +97,10 @@ class Pruner:
         self.wrappers = subject.wrappers
         """What was taken off the model, in words."""
         self.dense_tensors = subject.tensors
+        asked = self.target
+        self.target = settled_target(self.dense_model, asked)
+        self.type_note = type_note(self.dense_model, asked) if given.measure_latency else ""
+        """What people are told where the model is held in another type than float32."""
         self.example_inputs = example_inputs
         self.seed = given.seed
         self.reports: list[StageReport] = []
@@ -109,6 +114,8 @@ class Pruner:
         self.fresh: Trial | None = None
         """Fresh measurement of the network that was cut last, where the search made one."""
         self._progress = speaker(listener)
+        if self.type_note:
+            self._progress(self.type_note)
         self._stages_done = 0
         self._masks: TrainingMask | None = None
         if tables is not None:
@@ -127,7 +134,7 @@ class Pruner:
             say=self._progress,
             clock=self.clock,
         )
-        self._latency = LatencySources(network, given=tables, predictor=given.predictor)
+        self._latency = LatencySources(network, given=tables, predictor=given.predictor, asked=asked)
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
         self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
         self.settings = given.settings(method=self.method, target=self.target, folded=bool(self.folds))
