@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.prune import l1_unstructured
 
 import latprune
-from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.errors import CaptureError, EngineError, InvalidArgumentError
 from latprune.graph import trace
 from latprune.graph.admission import check_derived_weights, check_kind, check_state, derived_weights
 from latprune.importance import MagnitudeConfig
@@ -212,26 +213,61 @@ def test_quantised_parts_are_traced_around_and_refused_where_a_result_must_hold_
         latprune.prune(model, x, budget="params=80%", method="uniform", measure_latency=False)
 
 
+def test_masked_and_spectral_weights_stay_whole_with_what_they_are_tied_to() -> None:
+    for put in (lambda layer: l1_unstructured(layer, "weight", 0.3), nn.utils.spectral_norm, parametrizations.spectral_norm):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), put(nn.Conv2d(8, 8, 3)), nn.ReLU(), nn.Conv2d(8, 64, 3), nn.Conv2d(64, 4, 1))
+        model.train()(X)
+        graph = trace(model, X)
+        assert set(graph.groups) == {"4"}
+        reasons = {kept.reason for kept in graph.kept_whole} - {"the network's output", "reads the network's input"}
+        assert len(reasons) == 1 and "the weight of '2' is computed of others" in next(iter(reasons)) and "--fold" in next(iter(reasons))
+        result = latprune.prune(model, X, budget="params=60%", method="uniform", measure_latency=False)
+        assert result.model[2].out_channels == 8 and result.model[2](torch.randn(1, 8, 6, 6)).shape[1] == 8
+
+
 def test_where_nothing_can_be_pruned_the_reasons_are_told() -> None:
     with pytest.raises(InvalidArgumentError, match=r"nothing in this model can be pruned \(.*the network's output"):
         latprune.prune(nn.Sequential(nn.Linear(4, 3)), torch.randn(1, 4), budget="params=60%", method="uniform", measure_latency=False)
 
 
+def _smooth(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(x)
+
+
+_scripted = cache(lambda: torch.jit.script(_smooth))
+
+
+class _Smooth(nn.Module):
+    """An activation that is a scripted function, as many networks have theirs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _scripted()(x)  # type: ignore[no-any-return]
+
+
+SCRIPTED = {
+    "layer": lambda: (torch.jit.script(nn.Conv2d(8, 8, 3)), nn.ReLU()),
+    "traced layer": lambda: (torch.jit.trace(nn.Conv2d(8, 8, 3), torch.randn(1, 8, 6, 6)), nn.ReLU()),
+    "chain": lambda: (torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()), nn.Identity()),
+    "activation": lambda: (nn.Conv2d(8, 8, 3), torch.jit.script(nn.ReLU())),
+    "function": lambda: (nn.Conv2d(8, 8, 3), _Smooth()),
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-def test_a_scripted_layer_is_cut_with_what_is_around_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", SCRIPTED)
+def test_scripted_parts_are_cut_with_what_is_around_them(kind: str, tmp_path: Path) -> None:
     def make() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(3, 8, 3),
-            nn.ReLU(),
-            torch.jit.script(nn.Conv2d(8, 8, 3)),
-            nn.ReLU(),
-            nn.Conv2d(8, 12, 3),
-            nn.ReLU(),
-            nn.Conv2d(12, 4, 1),
-        ).eval()
+        rest = (nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 4, 1))
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *SCRIPTED[kind](), *rest).eval()
 
-    result = latprune.prune(make(), X, budget="params=80%", method="uniform", measure_latency=False)
-    assert result.model[2].weight.shape[:2] == (result.model[4].in_channels, result.model[0].out_channels) < (8, 8)
+    model = make()
+    assert [kept.reason for kept in trace(model, X).kept_whole] == ["the network's output"]
+    result = latprune.prune(model, X, budget="params=60%", method="uniform", measure_latency=False)
+    weights = [tensor.shape for tensor in result.model.state_dict().values() if tensor.ndim == 4]
+    assert all(later[1] == earlier[0] < full for earlier, later, full in zip(weights, weights[1:], (8, 8, 12), strict=False))
     result.save(tmp_path / "result")
     assert torch.equal(latprune.restore(make, tmp_path / "result")(X), result.model.eval()(X))
+    if kind != "function":  # which the exporters do follow
+        with pytest.raises(EngineError, match=r"module '\d' is TorchScript.*form='program'"):
+            result.export_onnx(tmp_path / "net.onnx")

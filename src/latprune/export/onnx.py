@@ -23,6 +23,7 @@ from latprune.export.signature import FlatCall, Inputs, call, inputs_as_numpy, i
 from latprune.graph.computed_types import computed_types
 from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
 from latprune.graph.example_inputs import as_call
+from latprune.graph.wrappers import scripted_parts
 from latprune.latency.engines.inputs import held_type
 from latprune.program.steps import FileNames
 from latprune.quiet import in_a_line, quiet_exporters
@@ -143,6 +144,8 @@ def _what_to_do(model: nn.Module, types: Collection[torch.dtype]) -> str:
     others = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in types if kind != torch.float32))
     if held_type(model) not in (None, torch.float32):
         return f"the model is held in {others}: bring it and the example inputs to float32 first (model.float(); latprune export --float32)"
+    if parts := scripted_parts(model):
+        return parts
     if others:
         return f"the model computes in {others} in places (autocast in its forward, or a cast of its own): take that out to export it"
     return (

@@ -72,6 +72,11 @@ class Recorder(SizeFacts, ModuleFacts, TorchDispatchMode):  # type: ignore[no-un
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
+        with self.watcher.aside():
+            return self._recorded(func, args, kwargs)
+
+    def _recorded(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operation's result, with its record."""
         tensors = operands(args, kwargs)
         infos = [self.info(t) for t in tensors]
         mutable = func._schema.is_mutable

@@ -10,6 +10,7 @@ from torch import nn
 
 from latprune.errors import EngineError
 from latprune.graph.computed_types import computed_types
+from latprune.graph.wrappers import scripted_parts
 from latprune.latency.engines.inputs import ModelInputs, held_type
 
 __all__ = ["NetworkRefusedError", "with_remedy"]
@@ -33,6 +34,8 @@ def with_remedy(model: nn.Module, inputs: ModelInputs) -> Iterator[None]:
 
 
 def _what_to_do(model: nn.Module, inputs: ModelInputs) -> str:
+    if parts := scripted_parts(model):
+        return f"{parts}; the engine torch runs it as it is"
     others = computed_types(model, inputs.args, inputs.kwargs) - {torch.float32, held_type(model)}
     if others:
         names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in others))
