@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def wrapped():
 
 def spectral():
     return chain(nn.utils.parametrizations.spectral_norm(nn.Linear(12, 12)))
+
+
+def masked():
+    model = chain(nn.Linear(12, 12))
+    for layer in model:
+        torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.3)
+    return model
 
 
 def failing():
@@ -89,15 +97,34 @@ def test_inspect_and_prune(name: str, words: tuple[str, ...], models: str, tmp_p
     assert not (tmp_path / "out" / "result").exists()
 
 
-@pytest.mark.parametrize(("name", "words"), [("spectral", ("--fold",)), ("whole", ("nothing in this model can be pruned", "inspect"))])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("spectral", ("SpectralNorm", "--fold")),
+        ("masked", ("pruning mask", "--fold")),
+        ("whole", ("nothing in this model can be pruned", "inspect")),
+    ],
+)
 def test_prune_where_inspect_shows_why(
     name: str, words: tuple[str, ...], models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", "--model", models + name, "--input", "2x4"]) == 0
-    assert "kept whole" in capsys.readouterr().out
+    inspect = ["inspect", "--model", models + name, "--input", "2x4"]
+    assert main(inspect) == 0
+    shown = capsys.readouterr().out
+    assert "kept whole" in shown and "register_rule" not in shown and "form='program'" not in shown
     assert main(["prune", *JOB, "-o", str(tmp_path / "out"), "--model", models + name, "--input", "2x4"]) == 2
     _told(capsys, *words)
     assert not (tmp_path / "out" / "result").exists()
+    if name == "whole":
+        assert "would refuse" not in shown
+        return
+    # inspect says what prune does, and with what prune advises the layers can be pruned.
+    assert shown.startswith("0 channel groups") and all(word in shown.partition("prune would refuse this model: ")[2] for word in words)
+    assert main([*inspect, "--json"]) == 0
+    shown_apart = capsys.readouterr()
+    assert json.loads(shown_apart.out)["groups"] == [] and "prune would refuse" in shown_apart.err
+    assert main([*inspect, "--fold"]) == 0
+    assert "would refuse" not in capsys.readouterr().out
 
 
 def test_export(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
