@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import latprune
 from latprune.cli import main
 from latprune.errors import EngineError
 from latprune.latency import Target, get_engine, time_network
@@ -136,3 +137,23 @@ def test_the_timing_of_a_half_model_says_what_was_run(capsys: pytest.CaptureFixt
     assert main(command) == 0  # the random input takes the model's type
     shown = capsys.readouterr().out
     assert "batch 1, bf16" in shown and "note        the model is held in bf16" in shown
+
+
+def test_a_pruner_measures_in_the_models_type_and_says_so() -> None:
+    lines: list[str] = []
+    job: dict[str, Any] = {"method": "uniform", "progress": lines.append}
+    pruner = latprune.Pruner(cnn().half(), X.half(), budget="50%", target="torch", **job)
+    assert pruner.target.precision == "fp16" and pruner._latency.target_on("openvino").precision == "fp32"
+    assert any("measured in fp16 on torch" in line for line in lines)
+    lines.clear()
+    latprune.Pruner(cnn().half(), X.half(), budget="flops=50%", target="torch", measure_latency=False, **job)
+    assert not any("held in" in line for line in lines)
+
+
+@pytest.mark.usefixtures("made_up_engine")
+def test_a_result_notes_what_was_measured() -> None:
+    model, target = cnn().bfloat16(), Target(engine="made-up")
+    result = latprune.prune(model, X.bfloat16(), budget="flops=60%", method="uniform", target=target)
+    (note,) = [note for note in result.record.notes if "held in bf16" in note]
+    assert "float32 copy" in note and result.record.target.precision == "fp32"
+    assert all(parameter.dtype == torch.bfloat16 for parameter in result.model.parameters())
