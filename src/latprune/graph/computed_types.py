@@ -36,7 +36,8 @@ def computed_types(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
         >>> computed_types(nn.Linear(4, 2).bfloat16(), (torch.zeros(1, 4, dtype=torch.bfloat16),), {})
         {torch.bfloat16}
     """
-    with _Types() as mode, torch.no_grad():
+    mode = _Types()
+    with mode, torch.no_grad():
         try:
             model(*args, **kwargs)
         except Exception:  # whatever the model's code raises; what was found until then stands
