@@ -54,7 +54,7 @@ def main() -> None:
     }
     for name, (build, shape) in models.items():
         model, x = build().eval(), torch.randn(*shape)
-        inputs = prepare_inputs(x, Target(), cast=False)
+        inputs = prepare_inputs(x, Target(), dtype=None)
         data = export_onnx(model, inputs).data
         read = core.read_model(io.BytesIO(data))
         row = {

@@ -115,12 +115,16 @@ class SolverLimitError(LatpruneError):
 
 
 class BudgetInfeasibleError(LatpruneError):
-    """No choice of widths and blocks meets the limits. ``floor`` maps each resource to the lowest value it can reach."""
+    """No choice of widths and blocks meets the limits.
+
+    ``floor`` maps each resource to the lowest value it can reach; ``advice``, the end of the message, says what to do.
+    """
 
     exit_code = 3
 
-    def __init__(self, message: str, *, limit: Mapping[str, float], floor: Mapping[str, float]) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, limit: Mapping[str, float], floor: Mapping[str, float], advice: str = "") -> None:
+        super().__init__(f"{message}. {advice}" if advice else message)
+        self.advice = advice
         self.limit = dict(limit)
         self.floor = dict(floor)
 

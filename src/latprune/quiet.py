@@ -1,18 +1,40 @@
-"""Exporters that print whole graphs where they fail, kept from the terminal."""
+"""Exporters that print whole graphs where they fail, kept from the terminal; and their errors in a line."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-__all__ = ["quiet_exporters"]
+__all__ = ["in_a_line", "quiet_exporters"]
 
 _LOGGERS = ("torch.onnx", "torch._dynamo", "torch.export", "onnxscript", "torch.fx.experimental.symbolic_shapes")
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST = 300
+
+
+def in_a_line(error: BaseException, *, kind: bool = True) -> str:
+    """The first line of what was raised first, at most 300 characters: exporters wrap it in pages of advice, in colours.
+
+    Args:
+        error: What was raised last.
+        kind: Begin with the class of the error.
+    """
+    seen: set[int] = set()
+    while (inner := error.__cause__) is not None and id(inner) not in seen:
+        seen.add(id(inner))
+        error = inner
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:_LONGEST]}" if kind else lines[0][:_LONGEST]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A model's state as tensors for safetensors: what ``get_extra_state`` gives beside them is written as JSON, never pickled."""
+"""A model's state as tensors for safetensors: what ``get_extra_state`` gives beside them, and int8 weights, with JSON, never pickled."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from latprune.errors import CheckpointError, InvalidArgumentError
+from latprune.quantised_state import apart, together
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +18,8 @@ __all__ = ["is_carried", "load_stored", "state_shapes", "state_tensors", "stored
 
 _JSON = ":json"
 """Behind the name of an entry whose tensor is a text: the bytes of a JSON value."""
+_INT8 = ":int8"
+"""Behind the name of an entry whose tensor is a text: JSON that describes an int8 module's value; its tensors are NAME:int8.0 and so on."""
 _EXTRA = "_extra_state"
 """The last part of an extra state's name in a state dict."""
 
@@ -43,6 +46,8 @@ def state_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def stored_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """All of ``model.state_dict()`` as tensors; extra states that are none as the bytes of their JSON, under the name with ``:json``.
 
+    What int8 modules hold (:mod:`latprune.quantised_state`) is stored as JSON under the name with ``:int8``, and its tensors behind that.
+
     Raises:
         InvalidArgumentError: An extra state is neither a tensor nor a JSON value.
     """
@@ -50,16 +55,25 @@ def stored_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
     stored: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict().items():
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and not value.is_quantized:
             stored[name] = value
-        elif is_carried(value):
-            text = json.dumps(value, allow_nan=False).encode("utf-8")
-            stored[name + _JSON] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        elif not isinstance(value, torch.Tensor) and is_carried(value):
+            stored[name + _JSON] = _text(value)
+        elif (found := apart(value)) is not None:
+            stored[name + _INT8] = _text(found[0])
+            stored |= {f"{name}{_INT8}.{index}": tensor for index, tensor in enumerate(found[1])}
         else:
             raise InvalidArgumentError(
                 f"'{name}' is a {type(value).__name__} that is neither a tensor nor a JSON value; only these can be stored without pickle"
             )
     return stored
+
+
+def _text(value: Any) -> torch.Tensor:
+    """A JSON value as the bytes of its text."""
+    import torch
+
+    return torch.frombuffer(bytearray(json.dumps(value, allow_nan=False).encode("utf-8")), dtype=torch.uint8)
 
 
 def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -70,7 +84,7 @@ def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def stored_shapes(stored: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     """As :func:`state_shapes`, of what :func:`stored_state` gave."""
     names = {name: name.removesuffix(_JSON) for name in stored}
-    return {names[name]: () if names[name].endswith(_EXTRA) else tuple(value.shape) for name, value in stored.items()}
+    return {names[name]: () if names[name].endswith((_EXTRA, _INT8)) else tuple(value.shape) for name, value in stored.items()}
 
 
 def load_stored(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
@@ -82,12 +96,23 @@ def load_stored(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
     state: OrderedDict[str, Any] = OrderedDict()
     for name, value in stored.items():
         if name.endswith(_JSON):
+            state[name.removesuffix(_JSON)] = _value(name, value)
+        elif name.endswith(_INT8):
+            count = sum(other.startswith(f"{name}.") for other in stored)
             try:
-                state[name.removesuffix(_JSON)] = json.loads(value.cpu().numpy().tobytes())
-            except ValueError as error:
-                raise CheckpointError(f"'{name}' is no JSON: {error}") from error
-        else:
+                state[name.removesuffix(_INT8)] = together(_value(name, value), [stored[f"{name}.{index}"] for index in range(count)])
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                raise CheckpointError(f"'{name}' describes no int8 value: {type(error).__name__}: {error}") from error
+        elif f"{_INT8}." not in name:
             state[name] = value
     # Some modules (MNASNet) read the version of their state; without it they take the weights for those of an old release.
     state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
     model.load_state_dict(state, strict=True)
+
+
+def _value(name: str, text: torch.Tensor) -> Any:
+    """The JSON value of a text."""
+    try:
+        return json.loads(text.cpu().numpy().tobytes())
+    except ValueError as error:
+        raise CheckpointError(f"'{name}' is no JSON: {error}") from error

@@ -136,3 +136,12 @@ def test_a_latency_budget_is_measured_and_verified(tmp_path: Path, capsys: pytes
     assert record.model.constructor == "latprune:load_onnx" and record.pruned.latency is not None
     assert main(["verify", str(tmp_path / "small" / "result")]) in (0, 6)
     assert "ratio" in capsys.readouterr().out
+
+
+def test_images_take_the_type_of_the_graphs_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, inputs = make("mobilenet")
+    path = write(model.half(), tuple(x.half() for x in inputs), tmp_path / "net.onnx", "torchscript", open_batch=True)
+    images, out = _folder(tmp_path / "photos"), tmp_path / "small.onnx"
+    assert main(["prune", str(path), "--budget", "flops=70%", "--images", str(images), "--predict-only", "-o", str(out)]) == 0
+    assert f"wrote {out}" in capsys.readouterr().out
+    assert onnx.load(out).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,23 @@ def spectral():
     return chain(nn.utils.parametrizations.spectral_norm(nn.Linear(12, 12)))
 
 
+def masked():
+    model = chain(nn.Linear(12, 12))
+    for layer in model:
+        torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.3)
+    return model
+
+
 def failing():
     return chain(nn.Linear(9, 12))
+
+
+def plain():
+    return chain(nn.ReLU())
+
+
+def halved():
+    return plain().bfloat16()
 
 
 def whole():
@@ -81,15 +97,34 @@ def test_inspect_and_prune(name: str, words: tuple[str, ...], models: str, tmp_p
     assert not (tmp_path / "out" / "result").exists()
 
 
-@pytest.mark.parametrize(("name", "words"), [("spectral", ("--fold",)), ("whole", ("nothing in this model can be pruned", "inspect"))])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("spectral", ("SpectralNorm", "--fold")),
+        ("masked", ("pruning mask", "--fold")),
+        ("whole", ("nothing in this model can be pruned", "inspect")),
+    ],
+)
 def test_prune_where_inspect_shows_why(
     name: str, words: tuple[str, ...], models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["inspect", "--model", models + name, "--input", "2x4"]) == 0
-    assert "kept whole" in capsys.readouterr().out
+    inspect = ["inspect", "--model", models + name, "--input", "2x4"]
+    assert main(inspect) == 0
+    shown = capsys.readouterr().out
+    assert "kept whole" in shown and "register_rule" not in shown and "form='program'" not in shown
     assert main(["prune", *JOB, "-o", str(tmp_path / "out"), "--model", models + name, "--input", "2x4"]) == 2
     _told(capsys, *words)
     assert not (tmp_path / "out" / "result").exists()
+    if name == "whole":
+        assert "would refuse" not in shown
+        return
+    # inspect says what prune does, and with what prune advises the layers can be pruned.
+    assert shown.startswith("0 channel groups") and all(word in shown.partition("prune would refuse this model: ")[2] for word in words)
+    assert main([*inspect, "--json"]) == 0
+    shown_apart = capsys.readouterr()
+    assert json.loads(shown_apart.out)["groups"] == [] and "prune would refuse" in shown_apart.err
+    assert main([*inspect, "--fold"]) == 0
+    assert "would refuse" not in capsys.readouterr().out
 
 
 def test_export(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,5 +132,28 @@ def test_export(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["prune", *JOB, "-o", str(out), "--model", f"{models}Bessel", "--input", "2x4"]) == 0
     capsys.readouterr()
     assert main(["export", str(out / "result"), "--model", f"{models}Bessel", "-o", str(tmp_path / "net.onnx")]) in (1, 2)
-    _told(capsys, "bessel_j0")
+    _told(capsys, "bessel_j0", "replace that operation", "--opset", ".pt2")
     assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_that_lacks_an_operation(engine: str, models: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["time", "--model", f"{models}Bessel", "--input", "2x4", "--engine", engine]) == 2
+    _told(capsys, "bessel_j0", "choose another engine (torch", "replace that operation")
+
+
+def test_a_budget_that_cannot_be_met(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = ["--budget", "params=1%", "--method", "uniform", "--predict-only", "--quiet", "-o", str(tmp_path / "out")]
+    assert main(["prune", *job, "--model", f"{models}plain", "--input", "2x4"]) == 3
+    _told(capsys, "Raise the budget", "keep=")
+
+
+def test_a_model_that_no_onnx_runtime_takes_as_it_is(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, net = tmp_path / "out", tmp_path / "net.onnx"
+    assert main(["prune", *JOB, "-o", str(out), "--model", f"{models}halved", "--input", "2x4"]) == 0
+    capsys.readouterr()
+    export = ["export", str(out / "result"), "--model", f"{models}halved", "-o", str(net)]
+    assert main(export) == 2
+    _told(capsys, "bfloat16", "--float32")
+    assert not net.exists()
+    assert main([*export, "--float32"]) == 0 and net.exists()

@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 
 from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError
 from latprune.export import checkpoint, load_result, read_record, restore, save_result, tensor_shapes, update_record
+from latprune.states import load_stored
 from latprune.storage import encode_tensors
 from latprune.zoo import cifar_resnet, vgg16
 from support.pruned import INPUT, dense_network, pruned_network
@@ -286,3 +288,11 @@ def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path: Path) -> None
     again = restore(Tied, tmp_path)
     assert torch.equal(again.head.weight, model.embed.weight)  # type: ignore[union-attr, arg-type]
     assert again.head.weight is again.embed.weight  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("damage", [{"int8": 5, "dtype": "qint8", "scale": 1.0, "zero_point": 0}, {"type": "save"}, {"tuple": 3}, [1]])
+def test_a_damaged_description_of_int8_weights_is_told(damage: Any) -> None:
+    text = torch.frombuffer(bytearray(json.dumps(damage).encode()), dtype=torch.uint8)
+    stored = {"weight:int8": text, "weight:int8.0": torch.zeros(2, 2, dtype=torch.int8), "bias": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match="'weight:int8' describes no int8 value"):
+        load_stored(nn.Linear(2, 2), stored)

@@ -144,3 +144,51 @@ def test_tensors_are_found_in_any_output() -> None:
     assert output_tensors({"a": one, "b": [two, None]}) == [one, two]
     assert output_tensors((one, Other(1))) == [one]
     assert output_tensors(one) == [one]
+
+
+class Half(nn.Module):
+    """Convolutions in fp16 around a norm in float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm, self.last = nn.Conv2d(3, 64, 3).half(), nn.BatchNorm2d(64), nn.Conv2d(64, 4, 3).half()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.first(x).float()).half())
+
+
+class Autocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layer(x).float()
+
+
+def test_the_tolerance_follows_from_the_type_that_is_computed_in(tmp_path: Path) -> None:
+    x = 8 * torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    written = export_onnx(Half(), x, tmp_path / "net.onnx")
+    assert 1e-4 < max(written.errors.values()) < 1e-2 and check_onnx(written.path, Half(), x)
+    with pytest.raises(EngineError, match="allowed 1e-04"):
+        export_onnx(Half(), x, tmp_path / "net.onnx", tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "words"),
+    [
+        (nn.Conv2d(3, 4, 3), torch.bfloat16, ("held in bfloat16", "float32 first", "model.float()")),
+        (nn.Conv2d(3, 4, 3), torch.float64, ("held in float64", "float32 first", "model.float()")),
+        (Autocast(), torch.float32, ("computes in bfloat16 in places", "autocast")),
+    ],
+    ids=["bfloat16", "float64", "autocast"],
+)
+def test_types_that_runtimes_do_not_take_are_refused_with_what_to_do(
+    tmp_path: Path, model: nn.Module, dtype: torch.dtype, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(EngineError) as refused:
+        export_onnx(model.to(dtype), torch.randn(1, 3, 8, 8, dtype=dtype), tmp_path / "net.onnx")
+    assert all(word in str(refused.value) for word in words) and "\x1b" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []

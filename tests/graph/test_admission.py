@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.prune import l1_unstructured
 
 import latprune
-from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.errors import CaptureError, EngineError, InvalidArgumentError
 from latprune.graph import trace
 from latprune.graph.admission import check_derived_weights, check_kind, check_state, derived_weights
 from latprune.importance import MagnitudeConfig
@@ -198,18 +199,76 @@ def test_inputs_of_a_tensor_type_of_their_own_are_refused() -> None:
         trace(net(), X.as_subclass(OwnTensor))
 
 
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:UserWarning")
-def test_quantised_parts_are_traced_around_and_refused_where_a_result_must_hold_them() -> None:
-    from torch.ao.quantization import quantize_dynamic
+class _Within(nn.Module):
+    """Convolutions in int8 between convolutions in floating point."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.leave = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.first = nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 8, 3))
+        self.inside = nn.Conv2d(8, 8, 3)
+        self.last = nn.Sequential(nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.leave(self.inside(self.enter(self.first(x)))))
+
+
+def _dynamic() -> nn.Module:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 2))
-    model = quantize_dynamic(model, {"6"}, dtype=torch.qint8)
-    x = torch.randn(2, 6)
+    return torch.ao.quantization.quantize_dynamic(model.eval(), {"6"}, dtype=torch.qint8)
+
+
+def _static() -> nn.Module:
+    torch.manual_seed(0)
+    model = _Within().eval()
+    model.inside.qconfig = model.enter.qconfig = model.leave.qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")
+    torch.ao.quantization.prepare(model, inplace=True)
+    model(X)
+    return torch.ao.quantization.convert(model, inplace=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "x", "groups", "whole"),
+    [(_dynamic, torch.randn(2, 6), {"0", "2"}, "4"), (_static, X, {"first.0", "last.0"}, "first.2")],
+    ids=["dynamic", "static"],
+)
+def test_quantised_parts_stay_whole_with_what_they_touch(
+    make: Callable[[], nn.Module], x: torch.Tensor, groups: set[str], whole: str, tmp_path: Path
+) -> None:
+    model = make()
     graph = trace(model, x)
-    assert {"0", "2"} <= set(graph.groups) and "4" not in graph.groups
-    assert any("quantized.linear_dynamic" in kept.reason for kept in graph.kept_whole)
-    with pytest.raises(InvalidArgumentError, match=r"module '6' \(Linear of torch.ao.nn.quantized.*Prune the float model"):
-        latprune.prune(model, x, budget="params=80%", method="uniform", measure_latency=False)
+    assert set(graph.groups) == groups
+    assert "a quantised part reads them" in {kept.what: kept.reason for kept in graph.kept_whole}[whole]
+    result = latprune.prune(model, x, budget="params=80%", method="uniform", measure_latency=False)
+    result.save(tmp_path / "result")
+    assert torch.equal(latprune.restore(make, tmp_path / "result")(x), result.model.eval()(x))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_parts_that_no_file_holds_and_prepared_ones_are_refused() -> None:
+    recurrent = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.LSTM(8, 4, batch_first=True))
+    recurrent = torch.ao.quantization.quantize_dynamic(recurrent.eval(), {nn.LSTM}, dtype=torch.qint8)
+    with pytest.raises(InvalidArgumentError, match=r"module '3' \(LSTM of torch.ao.nn.quantized.*no file.*Prune the float model"):
+        latprune.prune(recurrent, torch.randn(2, 3, 6), budget="params=80%", method="uniform", measure_latency=False)
+    model = _Within().train()
+    model.inside.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    torch.ao.quantization.prepare_qat(model, inplace=True)
+    with pytest.raises(InvalidArgumentError, match=r"module 'inside' \(Conv2d of torch.ao.nn.qat.*prepare the pruned one"):
+        latprune.prune(model.eval(), X, budget="params=80%", method="uniform", measure_latency=False)
+
+
+def test_masked_and_spectral_weights_stay_whole_with_what_they_are_tied_to() -> None:
+    for put in (lambda layer: l1_unstructured(layer, "weight", 0.3), nn.utils.spectral_norm, parametrizations.spectral_norm):
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), put(nn.Conv2d(8, 8, 3)), nn.ReLU(), nn.Conv2d(8, 64, 3), nn.Conv2d(64, 4, 1))
+        model.train()(X)
+        graph = trace(model, X)
+        assert set(graph.groups) == {"4"}
+        reasons = {kept.reason for kept in graph.kept_whole} - {"the network's output", "reads the network's input"}
+        assert len(reasons) == 1 and "the weight of '2' is computed of others" in next(iter(reasons)) and "--fold" in next(iter(reasons))
+        result = latprune.prune(model, X, budget="params=60%", method="uniform", measure_latency=False)
+        assert result.model[2].out_channels == 8 and result.model[2](torch.randn(1, 8, 6, 6)).shape[1] == 8
 
 
 def test_where_nothing_can_be_pruned_the_reasons_are_told() -> None:
@@ -217,21 +276,44 @@ def test_where_nothing_can_be_pruned_the_reasons_are_told() -> None:
         latprune.prune(nn.Sequential(nn.Linear(4, 3)), torch.randn(1, 4), budget="params=60%", method="uniform", measure_latency=False)
 
 
+def _smooth(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(x)
+
+
+_scripted = cache(lambda: torch.jit.script(_smooth))
+
+
+class _Smooth(nn.Module):
+    """An activation that is a scripted function, as many networks have theirs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _scripted()(x)  # type: ignore[no-any-return]
+
+
+SCRIPTED = {
+    "layer": lambda: (torch.jit.script(nn.Conv2d(8, 8, 3)), nn.ReLU()),
+    "traced layer": lambda: (torch.jit.trace(nn.Conv2d(8, 8, 3), torch.randn(1, 8, 6, 6)), nn.ReLU()),
+    "chain": lambda: (torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()), nn.Identity()),
+    "activation": lambda: (nn.Conv2d(8, 8, 3), torch.jit.script(nn.ReLU())),
+    "function": lambda: (nn.Conv2d(8, 8, 3), _Smooth()),
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-def test_a_scripted_layer_is_cut_with_what_is_around_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", SCRIPTED)
+def test_scripted_parts_are_cut_with_what_is_around_them(kind: str, tmp_path: Path) -> None:
     def make() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(3, 8, 3),
-            nn.ReLU(),
-            torch.jit.script(nn.Conv2d(8, 8, 3)),
-            nn.ReLU(),
-            nn.Conv2d(8, 12, 3),
-            nn.ReLU(),
-            nn.Conv2d(12, 4, 1),
-        ).eval()
+        rest = (nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 4, 1))
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *SCRIPTED[kind](), *rest).eval()
 
-    result = latprune.prune(make(), X, budget="params=80%", method="uniform", measure_latency=False)
-    assert result.model[2].weight.shape[:2] == (result.model[4].in_channels, result.model[0].out_channels) < (8, 8)
+    model = make()
+    assert [kept.reason for kept in trace(model, X).kept_whole] == ["the network's output"]
+    result = latprune.prune(model, X, budget="params=60%", method="uniform", measure_latency=False)
+    weights = [tensor.shape for tensor in result.model.state_dict().values() if tensor.ndim == 4]
+    assert all(later[1] == earlier[0] < full for earlier, later, full in zip(weights, weights[1:], (8, 8, 12), strict=False))
     result.save(tmp_path / "result")
     assert torch.equal(latprune.restore(make, tmp_path / "result")(X), result.model.eval()(X))
+    if kind != "function":  # which the exporters do follow
+        with pytest.raises(EngineError, match=r"module '\d' is TorchScript.*form='program'"):
+            result.export_onnx(tmp_path / "net.onnx")

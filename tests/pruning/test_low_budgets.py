@@ -56,3 +56,12 @@ def test_two_limits_of_which_neither_can_be_met_are_both_named() -> None:
             cifar_resnet(20), X, budget=["flops=0.01%", "params=0.01%"], method=MDP(score=MagnitudeConfig()), measure_latency=False
         ).step()
     assert set(refused.value.floor) == {"flops", "params"}
+    assert str(refused.value).endswith(refused.value.advice) and "Raise the budget" in refused.value.advice
+
+
+@pytest.mark.parametrize("method", ["mdp", "uniform", "greedy"])
+def test_what_to_do_is_said_whichever_solver_or_method_found_none(method: str) -> None:
+    pruner = pruner_of(latprune.methods.get_method(method), "flops=0.01%")
+    with pytest.raises(BudgetInfeasibleError, match=r"\. Raise the budget, or allow more \(fewer keep=") as refused:
+        pruner.step(data=[(X, torch.zeros(1, dtype=torch.long))] * 2)
+    assert refused.value.floor["flops"] > refused.value.limit["flops"]

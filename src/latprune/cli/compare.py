@@ -80,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
             networks[name] = saved[name].restore(build).eval()
         else:
             networks[name] = load_model(name, []).eval()
-    inputs = example_inputs(args.input) if first is None else recorded_inputs(first, args.input)
+    held = networks[args.networks[0]]
+    inputs = example_inputs(args.input, model=held) if first is None else recorded_inputs(first, args.input, model=held)
     evaluate = None
     if args.test_data:
         from latprune.train import evaluate as accuracy

@@ -49,6 +49,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open (ONNX)")
     parser.add_argument("--dynamic-size", action="store_true", help="leave height and width of images open, where the model does (ONNX)")
     parser.add_argument(
+        "--float32", action="store_true", help="bring a model of another type (bf16, fp16) to float32 first, which every ONNX runtime takes"
+    )
+    parser.add_argument(
         "--overlay",
         action="store_true",
         help="with .onnx: measure each kernel on the result's target, and write the times and the outputs kept for Model Explorer "
@@ -62,9 +65,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from pathlib import Path
 
+    import torch
+
     from latprune.cli.loading import recorded_constructor, recorded_inputs
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx, export_program, load_result
+    from latprune.graph.containers import rebuilt
+    from latprune.latency.engines.inputs import evaluation_copy
 
     output = Path(args.output)
     if output.suffix not in (".onnx", ".pt2"):
@@ -76,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
         model = saved.restore()  # a captured program needs no class
     else:
         model = saved.restore(recorded_constructor(saved.record, args.model, args.model_arg, trust=args.trust_recorded_model))
-    inputs = recorded_inputs(saved.record, args.input)
+    inputs = recorded_inputs(saved.record, args.input, model=model)
+    if args.float32:
+        model = evaluation_copy(model, dtype=torch.float32)
+        inputs = rebuilt(inputs, lambda leaf: leaf.float() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf)
     if output.suffix == ".pt2":
         print(f"wrote {export_program(model, inputs, output)}")
         return 0

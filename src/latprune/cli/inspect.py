@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_fold_argument, add_form_argument, add_model_arguments
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["add_parser", "run"]
 
@@ -38,6 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    import sys
+
     from latprune.cli.loading import example_inputs, glob_numbers
     from latprune.cli.model_files import build_model, settle_inputs
     from latprune.graph import trace
@@ -47,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     settle_inputs(args)
     model = build_model(args)
-    inputs = example_inputs(args.input)
+    inputs = example_inputs(args.input, model=model)
     check_repeatable(model, inputs)
     through = through_norms(model, {"form": args.form, "fold": args.fold})
     graph = trace(
@@ -61,7 +68,22 @@ def run(args: argparse.Namespace) -> int:
         fold=args.fold or through,
     )
     print(graph.to_json() if args.json else graph.describe())
+    if not (args.fold or through) and (refusal := _refusal(model, args.keep)):
+        print(f"\nprune would refuse this model: {refusal}", file=sys.stderr if args.json else None)
     if graph.folded is not None and not args.json:
         named = ", ".join(f"{fold.module} ({fold.kind})" for fold in folds_of(model))
         print(f"\n{'pruned through their weight norms' if through else 'folded into plain weights, in a copy'}\n  {named}")
     return 0
+
+
+def _refusal(model: nn.Module, keep: Sequence[str]) -> str:
+    """What ``prune`` says before it traces a model that can be traced; empty where it takes it."""
+    from latprune.errors import InvalidArgumentError
+    from latprune.graph.admission import check_derived_weights, check_state
+
+    try:
+        check_state(model)
+        check_derived_weights(model, tuple(keep))
+    except InvalidArgumentError as error:
+        return str(error)
+    return ""

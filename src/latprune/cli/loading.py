@@ -121,10 +121,10 @@ def parse_arguments(pairs: Sequence[str], *, argument: str = "--model-arg") -> d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """One example input: ``shape``, ``dtype`` (torch's name), ``high`` (integers are drawn below it), ``name`` where it is a keyword."""
+    """One example input: ``shape``, ``dtype`` (torch's name; None: the model's), ``high`` (bound of integers), ``name`` of a keyword."""
 
     shape: tuple[int, ...]
-    dtype: str = "float32"
+    dtype: str | None = None
     high: int = 2
     name: str | None = None
 
@@ -157,23 +157,24 @@ def parse_input(text: str) -> InputSpec:
     if match is None:
         raise InvalidArgumentError(f"--input (={text!r}) must have the form [NAME=]SHAPE[:DTYPE[:HIGH]], for instance 1x3x224x224")
     shape = tuple(int(size) for size in match["shape"].split("x"))
-    dtype, high = match["dtype"] or "float32", int(match["high"] or 2)
+    dtype, high = match["dtype"], int(match["high"] or 2)
     if 0 in shape:
         raise InvalidArgumentError(f"--input (={text!r}): every size must be at least 1")
-    if dtype not in _DTYPES:
+    if dtype is not None and dtype not in _DTYPES:
         raise InvalidArgumentError(f"--input (={text!r}): dtype {dtype!r} must be one of {', '.join(_DTYPES)}")
     if high < 1:
         raise InvalidArgumentError(f"--input (={text!r}): integers are drawn below {high}, which must be at least 1")
     return InputSpec(shape=shape, dtype=dtype, high=high, name=match["name"])
 
 
-def example_inputs(specs: Sequence[str], *, batch: int | None = None, seed: int = 0) -> ExampleInputs:
+def example_inputs(specs: Sequence[str], *, batch: int | None = None, seed: int = 0, model: nn.Module | None = None) -> ExampleInputs:
     """Random inputs for ``specs`` (texts of :func:`parse_input`): standard normal floats, integers in ``[0, high)``.
 
     Args:
         specs: One text per input; all named (keyword inputs) or none.
         batch: Brings the first dimension of every input to it; None leaves the shapes as given.
         seed: Seed of the values.
+        model: Inputs without a type take the one that its parameters are held in, float32 where they are held in several.
 
     Returns:
         The tensor for one unnamed input, a tuple for several, a dict for named ones.
@@ -188,11 +189,12 @@ def example_inputs(specs: Sequence[str], *, batch: int | None = None, seed: int 
         raise InvalidArgumentError("--input: name all inputs (NAME=SHAPE) or none")
     if len(set(named)) != len(named):
         raise InvalidArgumentError(f"--input: a name was given twice among {', '.join(named)}")
+    own = _held_type(model)
     generator = torch.Generator().manual_seed(seed)
     tensors = []
     for spec in parsed:
         shape = spec.shape if batch is None else (batch, *spec.shape[1:])
-        dtype = getattr(torch, spec.dtype)
+        dtype = own if spec.dtype is None else getattr(torch, spec.dtype)
         if dtype.is_floating_point:
             tensors.append(torch.randn(shape, generator=generator).to(dtype))
         else:
@@ -200,6 +202,15 @@ def example_inputs(specs: Sequence[str], *, batch: int | None = None, seed: int 
     if named:
         return dict(zip(named, tensors, strict=True))
     return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
+def _held_type(model: nn.Module | None) -> torch.dtype:
+    """The floating-point type that the model's parameters are held in; float32 without a model, or where there are several."""
+    import torch
+
+    from latprune.latency.engines.inputs import held_type
+
+    return (held_type(model) if model is not None else None) or torch.float32
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -328,11 +339,11 @@ def _is_reference_model(spec: str) -> bool:
     return isinstance(built, type) and issubclass(built, nn.Module)
 
 
-def recorded_inputs(record: ResultRecord, specs: Sequence[str]) -> ExampleInputs:
-    """Example inputs for a saved result: those of ``specs`` (``--input``) where given, else random ones of the recorded shapes."""
+def recorded_inputs(record: ResultRecord, specs: Sequence[str], *, model: nn.Module | None = None) -> ExampleInputs:
+    """Example inputs for a saved result: those of ``specs`` (``--input``) where given, else random ones of recorded shapes and types."""
     from latprune.export.inputs import example_inputs_of
 
-    return example_inputs(specs) if specs else example_inputs_of(record)
+    return example_inputs(specs, model=model) if specs else example_inputs_of(record)
 
 
 def target_from(args: argparse.Namespace) -> Target:

@@ -96,13 +96,17 @@ def run(args: argparse.Namespace) -> int:
     from latprune.cli.loading import example_inputs, load_model, target_from
     from latprune.graph import trace
     from latprune.latency import Store, build_tables
+    from latprune.latency.measuring.held_types import settled_target, type_note
 
     _check(args)
     if args.context is not None:
         return _stored(args)
     target = target_from(args)
     model = load_model(args.model, args.model_arg, args.weights)
-    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
+    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed, model=model)
+    if note := type_note(model, target):
+        print(f"note: {note}")
+    target = settled_target(model, target)
     if args.plan or args.results or args.again:
         return _kit(args, model, inputs, target)
     if args.ray:
@@ -179,7 +183,7 @@ def _stored(args: argparse.Namespace) -> int:
     with Store(existing_store(args.store), reading=True) as store:
         context = conditions(store, args.context)
         model = load_model(args.model, args.model_arg, args.weights)
-        inputs = example_inputs(args.input, batch=context.target.batch, seed=args.seed)
+        inputs = example_inputs(args.input, batch=context.target.batch, seed=args.seed, model=model)
         tables = stored_tables(trace(model, inputs), inputs, context, store)
     _show(tables)
     _write(tables, args.output)

@@ -77,7 +77,7 @@ def build_model(args: argparse.Namespace) -> nn.Module:
 def model_and_batches(args: argparse.Namespace) -> tuple[nn.Module, Any, Any]:
     """The model, example inputs, and the batches of ``--data`` or ``--images`` (None without either), after :func:`settle_inputs`."""
     model = build_model(args)
-    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed)
+    inputs = example_inputs(args.input, batch=args.batch, seed=args.seed, model=model)
     if args.images:
         return model, inputs, image_batches(args, model, inputs)
     keywords = parse_arguments(args.data_arg, argument="--data-arg")
@@ -101,7 +101,7 @@ def shown_model(args: argparse.Namespace) -> list[str]:
 
 
 def image_batches(args: argparse.Namespace, model: nn.Module, inputs: Any) -> ImageFolder:
-    """The batches of ``--images``, in the size of the model's input; at the model's batch size where it runs at no other.
+    """The batches of ``--images``, in the size and type of the model's input; at the model's batch size where it runs at no other.
 
     Raises:
         InvalidArgumentError: The model takes something other than one image.
@@ -126,4 +126,5 @@ def image_batches(args: argparse.Namespace, model: nn.Module, inputs: Any) -> Im
         crop=args.crop,
         whole=fixed,
         seed=args.seed,
+        dtype=inputs.dtype,
     )

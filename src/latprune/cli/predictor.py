@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if parse_input(args.input[0]).shape[0] != batch:
         raise InvalidArgumentError(f"--input (={args.input[0]!r}) must begin with {batch}, the batch that {args.predictor} predicts for")
     model = load_model(args.model, args.model_arg, args.weights)
-    graph = trace(model, example_inputs(args.input, batch=batch))
+    graph = trace(model, example_inputs(args.input, batch=batch, model=model))
     found = predictor.network(graph.kernels.values(), graph.dense_widths())
     print(f"{found.ms:.3f} ms  [{found.low:.3f}, {found.high:.3f}]  on {predictor.context.target} ({predictor.context.machine})")
     return 0

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     settle_inputs(args)
     scenario, target = _scenario(args), target_from(args)
     model = build_model(args)
-    found = time_network(model, example_inputs(args.input, batch=args.batch), target, scenario)
+    found = time_network(model, example_inputs(args.input, batch=args.batch, model=model), target, scenario)
     print(json.dumps(found.to_dict(), indent=2) if args.json else "\n".join(_lines(found)))
     return 0
 
@@ -107,4 +107,5 @@ def _lines(found: Timing) -> list[str]:
         f"            {latency.runs} runs in {latency.rounds} rounds, spread {latency.spread:.1%}, drift {latency.drift:+.1%}, "
         f"{latency.interrupted:.1%} interrupted",
     ]
+    lines += [f"note        {found.note}"] if found.note else []
     return lines + [f"doubt       {doubt}" for doubt in found.doubts]

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import io
-import re
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,20 @@ from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError, InvalidArgumentError, MissingExtraError
 from latprune.export.signature import FlatCall, Inputs, call, inputs_as_numpy, is_plain, named_inputs
+from latprune.graph.computed_types import computed_types
 from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.example_inputs import as_call
+from latprune.graph.wrappers import scripted_parts
+from latprune.latency.engines.inputs import held_type
 from latprune.program.steps import FileNames
-from latprune.quiet import quiet_exporters
+from latprune.quiet import in_a_line, quiet_exporters
 from latprune.storage import write_atomic
+from latprune.surgery.verify import TOLERANCES
 
 __all__ = ["OnnxExport", "check_onnx", "export_onnx"]
 
 OPSET = 18
 _IMAGE = 4
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 Arrays = Sequence[npt.NDArray[Any]]
 Runtime = Callable[[bytes, Mapping[str, npt.NDArray[Any]]], Arrays]
@@ -65,7 +68,7 @@ def export_onnx(
     opset: int = OPSET,
     dynamic_batch: bool = False,
     dynamic_size: bool = False,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
 ) -> OnnxExport:
     """Write ``model`` as ONNX and check it in the installed runtimes.
 
@@ -80,12 +83,13 @@ def export_onnx(
         dynamic_batch: Leave the first dimension of inputs and outputs open; the check then also runs twice the batch.
         dynamic_size: Leave height and width of the images among the inputs ``(batch, channels, height, width)`` open; the check then also
             runs twice the height and width, which the model itself must take.
-        tolerance: Largest difference allowed, relative to the larger of 1 and the largest output.
+        tolerance: Largest difference allowed, relative to the larger of 1 and the largest output; None takes the one of the least exact
+            type that the model computes in (float32: 1e-4, float16: 1e-2).
 
     Raises:
         MissingExtraError: ``onnx`` is not installed.
-        EngineError: No exporter gives a file whose outputs are the model's; says what each did. Or the model does not run at the sizes
-            that are to be open.
+        EngineError: No exporter gives a file whose outputs are the model's; says what each did, and what to do. Or the model is held in
+            bfloat16, which runtimes do not take, or does not run at the sizes that are to be open.
         InvalidArgumentError: ``dynamic_size`` is asked for and no input is an image.
 
     Example:
@@ -93,21 +97,29 @@ def export_onnx(
         {'onnxruntime': 2.4e-06, 'openvino': 3.1e-06}
     """
     require_onnx()
+    if held_type(model) == torch.bfloat16:
+        raise EngineError(
+            f"the model ({type(model).__name__}) is held in bfloat16, which ONNX runtimes do not take: bring it and the example inputs to "
+            "float32 first (model.float(); latprune export --float32)"
+        )
     started = time.perf_counter()
     failures: list[str] = []
     dynamic = _Open(batch=dynamic_batch, size=dynamic_size)
     with preserved_modes(model), preserved_state(model), preserved_buffers(model):
         model.eval()
+        named_inputs(model, example_inputs)
+        types = computed_types(model, *as_call(example_inputs))
+        allowed = _allowed(types) if tolerance is None else tolerance
         for case, inputs in dynamic.cases(example_inputs):
             _require_runs(model, inputs, case)
         for exporter, convert in (("torchscript", _torchscript), ("dynamo", _dynamo)):
             try:
                 data = _with_file_names(convert(model, example_inputs, opset, dynamic), model)
-                errors = _check(data, model, example_inputs, dynamic, tolerance)
+                errors = _check(data, model, example_inputs, dynamic, allowed)
             except MissingExtraError:
                 raise
             except Exception as error:  # exporters raise whatever the model's code and their own raise
-                failures.append(f"{exporter}: {_in_a_line(error)}")
+                failures.append(f"{exporter}: {in_a_line(error)}")
                 continue
             path = Path(path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +132,26 @@ def export_onnx(
                 errors=errors,
                 seconds=time.perf_counter() - started,
             )
-    raise EngineError(f"the model cannot be exported to ONNX ({'; '.join(failures)})")
+    raise EngineError(f"the model cannot be exported to ONNX ({'; '.join(failures)}); {_what_to_do(model, types)}")
+
+
+def _allowed(types: Collection[torch.dtype]) -> float:
+    """The tolerance of the least exact type that is computed in; runtimes compute what is in float64 in float32 too."""
+    return max((TOLERANCES.get(kind, 0.0) for kind in types), default=0.0) or TOLERANCES[torch.float32]
+
+
+def _what_to_do(model: nn.Module, types: Collection[torch.dtype]) -> str:
+    others = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in types if kind != torch.float32))
+    if held_type(model) not in (None, torch.float32):
+        return f"the model is held in {others}: bring it and the example inputs to float32 first (model.float(); latprune export --float32)"
+    if parts := scripted_parts(model):
+        return parts
+    if others:
+        return f"the model computes in {others} in places (autocast in its forward, or a cast of its own): take that out to export it"
+    return (
+        "replace that operation in the model, try another opset (opset=; --opset), or write a torch.export program instead "
+        "(export_program; a file that ends in .pt2)"
+    )
 
 
 def require_onnx() -> None:
@@ -134,7 +165,7 @@ def check_onnx(
     model: nn.Module,
     example_inputs: Inputs,
     *,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     dynamic_batch: bool = False,
     dynamic_size: bool = False,
 ) -> dict[str, float]:
@@ -144,11 +175,12 @@ def check_onnx(
         Runtime -> largest difference, relative to the larger of 1 and the largest output. Empty where no runtime is installed.
 
     Raises:
-        EngineError: A runtime cannot run the file, or an output differs by more than ``tolerance``.
+        EngineError: A runtime cannot run the file, or an output differs by more than ``tolerance`` (None: as for :func:`export_onnx`).
     """
     with preserved_modes(model):
         dynamic = _Open(batch=dynamic_batch, size=dynamic_size)
-        return _check(Path(path).read_bytes(), model.eval(), example_inputs, dynamic, tolerance)
+        allowed = _allowed(computed_types(model.eval(), *as_call(example_inputs))) if tolerance is None else tolerance
+        return _check(Path(path).read_bytes(), model, example_inputs, dynamic, allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +211,7 @@ def _require_runs(model: nn.Module, inputs: Inputs, case: str) -> None:
     try:
         call(model, inputs)
     except Exception as error:  # whatever the model's code raises
-        raise EngineError(f"the model itself does not run{case}, so that dimension cannot be left open: {_in_a_line(error)}") from error
+        raise EngineError(f"the model itself does not run{case}, so that dimension cannot be left open: {in_a_line(error)}") from error
 
 
 def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic: _Open, tolerance: float) -> dict[str, float]:
@@ -195,7 +227,7 @@ def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic: _Open
             try:
                 found = run(data, arrays)
             except Exception as failure:  # each runtime has its own exceptions
-                raise EngineError(f"{name} cannot run the file{case}: {_in_a_line(failure)}") from failure
+                raise EngineError(f"{name} cannot run the file{case}: {in_a_line(failure)}") from failure
             if len(found) != len(expected):
                 raise EngineError(f"{name} gives {len(found)} outputs{case}, PyTorch {len(expected)}")
             error = max((_difference(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
@@ -349,13 +381,3 @@ def _run_openvino(data: bytes, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays
     taken = {name for port in compiled.inputs for name in port.get_names()}
     result = compiled({name: value for name, value in inputs.items() if name in taken})
     return [np.asarray(result[port]) for port in compiled.outputs]
-
-
-def _in_a_line(error: BaseException) -> str:
-    """The first line of what was raised first: exporters wrap it in pages of advice."""
-    seen: set[int] = set()
-    while (inner := error.__cause__) is not None and id(inner) not in seen:
-        seen.add(id(inner))
-        error = inner
-    text = [line for line in _COLOURS.sub("", str(error)).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {text[0].strip()[:300]}" if text else type(error).__name__

@@ -40,7 +40,9 @@ def named_inputs(model: nn.Module, example_inputs: Inputs) -> dict[str, torch.Te
                     raise InvalidArgumentError(f"two tensors of the example inputs would be called '{full}'; rename a key of the inputs")
                 named[full] = leaf
     if not named:
-        raise InvalidArgumentError("example inputs hold no tensor; there is nothing to export a network for")
+        raise InvalidArgumentError(
+            "example inputs hold no tensor in tuples, lists or mappings (exporters see none in a dataclass): nothing to export for"
+        )
     return named
 
 

@@ -14,7 +14,7 @@ from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.graph.folding import folds_of
 from latprune.graph.tensors import flatten_tensors
 from latprune.graph.wrappers import check_modes
-from latprune.states import is_carried
+from latprune.states import is_carried, stored_state
 
 __all__ = ["check_derived_weights", "check_inputs", "check_kind", "check_state", "derived_weights"]
 
@@ -118,13 +118,20 @@ def check_state(model: nn.Module) -> None:
     """Refuse states that a checkpoint of tensors cannot hold.
 
     Raises:
-        InvalidArgumentError: A module's ``get_extra_state`` gives something other than a tensor or a JSON value, or a module is quantised.
+        InvalidArgumentError: A module's ``get_extra_state`` gives something other than a tensor or a JSON value, a module is prepared for
+            quantisation, or it is quantised in a form that no file without pickle holds.
     """
     for path, module in model.named_modules():
-        if _is_quantised(module):
+        kind = f"({type(module).__name__} of {type(module).__module__})"
+        if _is_prepared(module):
             raise InvalidArgumentError(
-                f"module '{path}' ({type(module).__name__} of {type(module).__module__}) is quantised, or prepared for it: its scales and "
-                "packed weights cannot be cut. Prune the float model, and quantise (or prepare) the pruned one"
+                f"module '{path}' {kind} is prepared to be quantised: its scales cannot be cut. Prune the float model, and prepare the "
+                "pruned one"
+            )
+        if type(module).__module__.startswith("torch.ao.nn.quantized") and not _can_be_stored(module):
+            raise InvalidArgumentError(
+                f"module '{path}' {kind} is quantised, and keeps packed weights that no file without pickle holds. Prune the float model, "
+                "and quantise the pruned one"
             )
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             state: Any = module.get_extra_state()
@@ -137,10 +144,18 @@ def check_state(model: nn.Module) -> None:
                 )
 
 
-def _is_quantised(module: nn.Module) -> bool:
+def _can_be_stored(module: nn.Module) -> bool:
+    try:
+        stored_state(module)
+    except InvalidArgumentError:
+        return False
+    return True
+
+
+def _is_prepared(module: nn.Module) -> bool:
     home = type(module).__module__
-    if home.startswith(("torch.ao.nn.", "torch.nn.quantized", "torch.nn.qat", "torch.nn.intrinsic")):
-        return "quantized" in home or "qat" in home
+    if home.startswith(("torch.ao.nn.", "torch.nn.qat", "torch.nn.intrinsic")):
+        return "qat" in home
     # What rounds or observes with one scale for a whole tensor holds nothing that could be cut.
     return home.startswith("torch.ao.quantization") and any(buffer.numel() > 1 for buffer in module.buffers())
 

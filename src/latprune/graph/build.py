@@ -314,11 +314,13 @@ class _Builder(Axes):
         carried: dict[int, bool] = {}
         parameters = self.recording.parameters
         for k, r in enumerate(self.recording.space.ranges):
-            if r.kind != "tensor" or r.tensor not in parameters or (r.dim == 1 and r.tensor in self.recording.grouped):
+            if r.kind != "tensor" or (r.dim == 1 and r.tensor in self.recording.grouped):
                 continue
+            # A weight that is computed of others is read through one of them, which may be a buffer (a mask).
             relevant = any(role in ("producer", "consumer", "depthwise") for role, _ in self.recording.roles.get((r.tensor, r.dim), ()))
+            size = parameters[r.tensor].numel() if r.tensor in parameters else 0
             for g, count in self.along_whole[0].counts(k):
-                shares[g] = shares.get(g, 0.0) + parameters[r.tensor].numel() * count / (r.stop - r.start)
+                shares[g] = shares.get(g, 0.0) + size * count / (r.stop - r.start)
                 carried[g] = carried.get(g, False) or relevant
         result = []
         for g, name in self.group_names.items():

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latprune.graph.containers import rebuilt
+
 __all__ = ["ExampleInputs", "as_call", "call_with", "random_inputs"]
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
@@ -32,18 +34,14 @@ def random_inputs(inputs: Any, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if value.is_complex():
-                return torch.view_as_complex(drawn(torch.view_as_real(value.resolve_conj())))
-            if not value.is_floating_point() or value.numel() < 2:
-                return value
-            spread = value.float().std().item() or 1.0
-            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            return (noise * spread + value.double().mean().item()).to(value)
-        if isinstance(value, Mapping):
-            return {name: drawn(item) for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(drawn(item) for item in value)
-        return value
+        if not isinstance(value, Tensor):
+            return value
+        if value.is_complex():
+            return torch.view_as_complex(drawn(torch.view_as_real(value.resolve_conj())))
+        if not value.is_floating_point() or value.numel() < 2:
+            return value
+        spread = value.float().std().item() or 1.0
+        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return (noise * spread + value.double().mean().item()).to(value)
 
-    return drawn(inputs)
+    return rebuilt(inputs, drawn)

@@ -301,10 +301,25 @@ class CallWatcher(TorchFunctionMode):
         self.on_normalise: Callable[[str, tuple[Any, ...], dict[str, Any]], None] = lambda name, args, kwargs: None
         self.trace_sizes: Callable[[torch.Tensor], tuple[int, ...] | None] = lambda tensor: None
         self.on_values: Callable[[torch.Tensor], None] = lambda tensor: None
+        self.is_aside = False
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What the recorder reads of tensors is no part of the forward.
+
+        PyTorch keeps it from this mode inside of the model's own calls; the operations of a TorchScript function have none around them.
+        """
+        before, self.is_aside = self.is_aside, True
+        try:
+            yield
+        finally:
+            self.is_aside = before
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         """Run a call with its arguments remembered."""
         kwargs = kwargs or {}
+        if self.is_aside:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__get__":
             out = func(*args, **kwargs)

@@ -72,6 +72,11 @@ class Recorder(SizeFacts, ModuleFacts, TorchDispatchMode):  # type: ignore[no-un
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
+        with self.watcher.aside():
+            return self._recorded(func, args, kwargs)
+
+    def _recorded(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operation's result, with its record."""
         tensors = operands(args, kwargs)
         infos = [self.info(t) for t in tensors]
         mutable = func._schema.is_mutable
@@ -114,7 +119,7 @@ class Recorder(SizeFacts, ModuleFacts, TorchDispatchMode):  # type: ignore[no-un
             step = Step(self, func, args, kwargs, out)
             self._step_roles = []
             if rule is None:
-                reason = f"no rule for {step.place}; register one with latprune.graph.register_rule"
+                reason = _without_rule(func, step.place)
                 for i in infos:
                     step.freeze(i.fields, reason)
             else:
@@ -258,6 +263,13 @@ class Recorder(SizeFacts, ModuleFacts, TorchDispatchMode):  # type: ignore[no-un
             scales=self.scales,
             call_counts=Counter(c.path for c in self.module_calls),
         )
+
+
+def _without_rule(func: Any, place: str) -> str:
+    """Why what an operation reads stays whole where no rule says what becomes of its channels."""
+    if "quantize" in func._schema.name:
+        return f"a quantised part reads them ({place}), whose scales and packed weights stay whole; to cut it, prune before quantising"
+    return f"no rule for {place}; register one with latprune.graph.register_rule"
 
 
 def _drops_nothing(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -42,7 +42,7 @@ class SizeFacts(TensorFacts):
         self._keep_alive: list[torch.Tensor] = []
         self._size_cache: dict[tuple[int, int], int] = {}
         self.watcher.trace_sizes = self.trace_sizes
-        self.watcher.used.place = lambda: None if self._paused or self.watcher.stack else self.module_path
+        self.watcher.used.place = lambda: None if self._paused or self.watcher.stack or self.watcher.is_aside else self.module_path
         self.watcher.on_scale = self.on_scale
         self.watcher.on_attention = self.on_attention
         self.watcher.on_normalise = self.on_normalise

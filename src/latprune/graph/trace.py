@@ -36,7 +36,7 @@ from latprune.graph.conditions import (
     unfolded,
 )
 from latprune.graph.example_inputs import ExampleInputs, call_with
-from latprune.graph.folding import folded
+from latprune.graph.folding import folded, folds_of
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.provenance import CallWatcher, planted
@@ -134,7 +134,7 @@ def _trace(
     recording = record(model, example_inputs, within)
     if within is not None and not recording.call_counts.get(within):
         raise CaptureError(f"within (='{within}') is not called in a run on the example inputs")
-    frozen = _recurrent(recording) | _kept(recording, keep, within)
+    frozen = _recurrent(recording) | _derived(recording, model) | _kept(recording, keep, within)
     if within is None and not isinstance(model, CapturedNetwork):
         frozen |= kept_for_training(model, example_inputs, recording)
     before = None if within is not None or isinstance(model, CapturedNetwork) else snapshot(recording)
@@ -257,6 +257,25 @@ def _recurrent(recording: Recording) -> dict[int, str]:
         if r.kind == "tensor" and owner in layers and not (r.dim == 1 and leaf in INPUT_WEIGHTS):
             why = f"part of the state of the recurrent layer '{owner}' ({layers[owner]}), whose width stays"
             frozen |= dict.fromkeys(range(r.start, r.stop), why)
+    return frozen
+
+
+_WHOLE = frozenset({"pruning mask", "spectral_norm", "SpectralNorm"})
+"""Kinds of weights that are computed of others and cannot be cut with them: their own tools know the size they had."""
+
+
+def _derived(recording: Recording, model: nn.Module) -> dict[int, str]:
+    """Labels of what such weights are computed of."""
+    frozen: dict[int, str] = {}
+    for fold in folds_of(model):
+        if fold.kind not in _WHOLE:
+            continue
+        place = f"{fold.module}." if fold.module else ""
+        starts = (f"{place}{fold.tensor}_", f"{place}parametrizations.{fold.tensor}.")
+        why = f"the weight of '{fold.module}' is computed of others ({fold.kind}); fold=True (--fold) prunes a copy in which it is plain"
+        for r in recording.space.ranges:
+            if r.kind == "tensor" and r.tensor.startswith(starts):
+                frozen |= dict.fromkeys(range(r.start, r.stop), why)
     return frozen
 
 

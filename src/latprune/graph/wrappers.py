@@ -11,7 +11,7 @@ from torch import nn
 
 from latprune.errors import CaptureError, UnwrappedWarning
 
-__all__ = ["check_modes", "unwrapped", "without_wrapper"]
+__all__ = ["check_modes", "scripted_parts", "unwrapped", "without_wrapper"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -70,6 +70,17 @@ def _inside(model: nn.Module) -> tuple[nn.Module, str] | None:
     if isinstance(model, nn.parallel.DistributedDataParallel) and torch.distributed.get_world_size(model.process_group) == 1:
         return inner, "is a DistributedDataParallel of one process: the module in it is taken; wrap it again before it is trained"
     return None
+
+
+def scripted_parts(model: nn.Module) -> str:
+    """Why exporters do not take a model with TorchScript parts, and what to do; empty where it has none."""
+    parts = [path for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if not parts:
+        return ""
+    return (
+        f"module '{parts[0]}' is TorchScript, which exporters cannot follow: put the nn.Module there that it was made of, or prune with "
+        "form='program' (--form program), whose result is exported"
+    )
 
 
 def check_modes(model: nn.Module) -> None:

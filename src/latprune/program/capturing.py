@@ -20,7 +20,7 @@ from latprune.program.canonical import canonical, renumbered
 from latprune.program.module import ProgramModule
 from latprune.program.recorder import record_program
 from latprune.program.steps import Held, HeldTensor, InputTensor, Program, Step, Training
-from latprune.program.structure import build_structure, describe_outputs
+from latprune.program.structure import build_structure, describe_outputs, in_containers_of
 
 __all__ = ["capture"]
 
@@ -57,12 +57,29 @@ def capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
         return _capture(model, example_inputs)
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The example inputs as ``(args, kwargs)``, and their structure."""
+
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    structure: Any
+
+    def with_tensors(self, tensors: list[torch.Tensor]) -> Any:
+        """The same ``(args, kwargs)`` with other tensors, in the containers that the model was handed."""
+        return in_containers_of(self.arguments, build_structure(self.structure, tensors))
+
+    def call_of(self, model: nn.Module, tensors: list[torch.Tensor]) -> Callable[[], Any]:
+        """Calls the model on these tensors."""
+        args, kwargs = self.with_tensors(tensors)
+        return lambda: model(*args, **kwargs)
+
+
 class _Recorded:
     """One recording in the form in which two can be compared."""
 
-    def __init__(self, model: nn.Module, structure: Any, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module, given: _Given, tensors: list[torch.Tensor]) -> None:
         self.inputs = [t.clone() for t in tensors]
-        self.raw = record_program(model, tensors, _call_of(model, structure, tensors))
+        self.raw = record_program(model, tensors, given.call_of(model, tensors))
         steps, returned = canonical(self.raw)
         self.steps, self.returned, self.constants = renumbered(steps, returned, len(tensors), self.raw.constants)
 
@@ -78,9 +95,9 @@ class _Found:
     proofs: list[_Recorded]
 
 
-def _find(model: nn.Module, structure: Any, tensors: list[torch.Tensor]) -> _Found:
+def _find(model: nn.Module, given: _Given, tensors: list[torch.Tensor]) -> _Found:
     """Record at the batch size of the inputs and at one more; where a single entry takes a course of its own, at two and three."""
-    one = _Recorded(model, structure, [t.clone() for t in tensors])
+    one = _Recorded(model, given, [t.clone() for t in tensors])
     alone = _Found(base=one, steps=one.steps, batched=[False] * len(tensors), reason="no input has a batch dimension", proofs=[one])
     larger = larger_batch(tensors)
     if larger is None:
@@ -88,14 +105,14 @@ def _find(model: nn.Module, structure: Any, tensors: list[torch.Tensor]) -> _Fou
     inputs, batched = larger
     batch = next(t for t in tensors if t.dim()).shape[0]
     try:
-        other = _Recorded(model, structure, inputs)
+        other = _Recorded(model, given, inputs)
         try:
             return _Found(base=one, steps=_joined(one, other, batch), batched=batched, reason="", proofs=[one, other])
         except DiffersError:
             more = larger_batch(inputs)
             if batch != 1 or more is None:
                 raise
-            third = _Recorded(model, structure, more[0])
+            third = _Recorded(model, given, more[0])
             return _Found(base=other, steps=_joined(other, third, 2), batched=batched, reason="", proofs=[one, other, third])
     except (CaptureError, DiffersError) as error:
         alone.reason = f"it follows the batch size in a way that cannot be written down: {error}"
@@ -112,8 +129,10 @@ def _joined(one: _Recorded, other: _Recorded, batch: int) -> list[Step]:
 
 def _capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
     tensors: list[torch.Tensor] = []
-    structure = describe_outputs(as_call(example_inputs), tensors)
-    found = _find(model, structure, tensors)
+    arguments = as_call(example_inputs)
+    structure = describe_outputs(arguments, tensors)
+    given = _Given(arguments, structure)
+    found = _find(model, given, tensors)
     one, batched, reason = found.base, found.batched, found.reason
     steps = _counted(model, found.steps)
     steps, sizes = place_sizes(steps)
@@ -135,7 +154,7 @@ def _capture(model: nn.Module, example_inputs: Any) -> ProgramModule:
     )
     state = {**dict(model.named_buffers(remove_duplicate=False)), **dict(model.named_parameters(remove_duplicate=False)), **held}
     made = ProgramModule(program, state)
-    _prove(made, model, structure, [(r.inputs, r.raw.tensors) for r in found.proofs])
+    _prove(made, model, given, [(r.inputs, r.raw.tensors) for r in found.proofs])
     modes = dict(model.named_modules())
     for path, scope in made.named_modules():
         if path in modes:
@@ -207,26 +226,21 @@ def _tensors(model: nn.Module, constants: Mapping[str, torch.Tensor]) -> dict[st
     return found | {name: HeldTensor(kind="constant") for name in constants}
 
 
-def _prove(program: ProgramModule, model: nn.Module, structure: Any, cases: list[tuple[list[torch.Tensor], list[torch.Tensor]]]) -> None:
+def _prove(program: ProgramModule, model: nn.Module, given: _Given, cases: list[tuple[list[torch.Tensor], list[torch.Tensor]]]) -> None:
     """Compare the program with what the model computed in ``cases`` (inputs and outputs), and on other values where there is one case: a
     course that the values decide shows there.
     """
     if len(cases) == 1:
         drawn = random_inputs(cases[0][0], 7)
-        cases = [*cases, (drawn, record_program(model, drawn, _call_of(model, structure, drawn)).tensors)]
+        cases = [*cases, (drawn, record_program(model, drawn, given.call_of(model, drawn)).tensors)]
     program.eval()
     for inputs, expected in cases:
-        args, kwargs = build_structure(structure, [t.clone() for t in inputs])
+        args, kwargs = given.with_tensors([t.clone() for t in inputs])
         found: list[torch.Tensor] = []
         with torch.no_grad():
             describe_outputs(program(*args, **kwargs), found)
         for k, (a, b) in enumerate(zip(expected, found, strict=True)):
             _require_equal(k, a, b)
-
-
-def _call_of(model: nn.Module, structure: Any, tensors: list[torch.Tensor]) -> Callable[[], Any]:
-    args, kwargs = build_structure(structure, tensors)
-    return lambda: model(*args, **kwargs)
 
 
 def _require_equal(index: int, expected: torch.Tensor, found: torch.Tensor) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from latprune.graph.containers import like
+
 __all__ = [
     "BatchMultiple",
     "Device",
@@ -190,5 +192,5 @@ def references(argument: Argument) -> Iterator[Any]:
 def mapped(argument: Argument, change: Callable[[Any], Any]) -> Argument:
     """An argument with ``change`` applied to every literal and reference in it."""
     if isinstance(argument, (list, tuple)):
-        return type(argument)(mapped(item, change) for item in argument)
+        return like(argument, (mapped(item, change) for item in argument))
     return change(argument)

@@ -6,6 +6,7 @@ A structure is ``{"tensor": k}`` (the k-th tensor), ``{"tuple": [...]}``, ``{"li
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 
 from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.graph.containers import like
 
-__all__ = ["build_structure", "collect", "describe_outputs"]
+__all__ = ["build_structure", "collect", "describe_outputs", "in_containers_of"]
 
 Structure = Any
 
@@ -63,6 +65,21 @@ def build_structure(structure: Structure, tensors: Sequence[Any]) -> Any:
     return content
 
 
+def in_containers_of(given: Any, built: Any) -> Any:
+    """What :func:`build_structure` built of the description of ``given``, in named tuples and dataclasses where ``given`` has them."""
+    if dataclasses.is_dataclass(given) and not isinstance(given, Mapping) and isinstance(built, dict):
+        result = copy.copy(given)
+        for name, item in built.items():
+            object.__setattr__(result, name, in_containers_of(getattr(given, name), item))
+        return result
+    if isinstance(given, Mapping) and isinstance(built, dict):
+        return {name: in_containers_of(given.get(name), item) for name, item in built.items()}
+    if isinstance(given, (list, tuple)) and isinstance(built, (list, tuple)) and len(given) == len(built):
+        items = [in_containers_of(mine, item) for mine, item in zip(given, built, strict=True)]
+        return like(given if hasattr(type(given), "_make") else built, items)
+    return built
+
+
 def collect(structure: Structure, value: Any, found: dict[int, torch.Tensor], place: str = "inputs") -> None:
     """The tensors of ``value`` by their numbers in ``structure``.
 
@@ -80,6 +97,8 @@ def collect(structure: Structure, value: Any, found: dict[int, torch.Tensor], pl
         for k, item in enumerate(content):
             collect(item, value[k], found, f"{place}[{k}]")
     elif kind == "dict":
+        if dataclasses.is_dataclass(value) and not isinstance(value, Mapping):
+            value = {name: getattr(value, name) for name in content if hasattr(value, name)}
         if not isinstance(value, Mapping) or set(value) != set(content):
             names = sorted(value) if isinstance(value, Mapping) else type(value).__name__
             raise InvalidArgumentError(f"{place} must be {sorted(content)}, as in the captured run; given {names}")

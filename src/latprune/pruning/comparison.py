@@ -12,6 +12,7 @@ from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph.conditions import preserved_modes
 from latprune.graph.trace import trace
 from latprune.latency import Measurement, Target, get_engine, measure
+from latprune.latency.measuring.held_types import settled_target
 
 __all__ = ["Compared", "compare"]
 
@@ -51,7 +52,7 @@ def compare(
     Args:
         networks: Name -> network; ratios are to the first.
         example_inputs: What all of them run on.
-        target: Engine and conditions.
+        target: Engine and conditions; each network runs in its own type where that is fp16 or bf16 and the engine takes it (torch).
         evaluate: Accuracy of a network.
         max_seconds: Seconds of measuring at most.
         seed: Seed of the order within rounds.
@@ -70,7 +71,7 @@ def compare(
     try:
         for name, network in networks.items():
             with preserved_modes(network):
-                compiled[name] = engine.compile(network.eval(), example_inputs, target)
+                compiled[name] = engine.compile(network.eval(), example_inputs, settled_target(network, target))
         found = measure(compiled, reference=next(iter(networks)), tolerance=0.005, max_seconds=max_seconds, seed=seed)
     finally:
         for each in compiled.values():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from latprune.errors import LatpruneError
@@ -96,7 +95,7 @@ def measured_elsewhere(pruner: Pruner) -> list[tuple[Budget, Trial]]:
     found = []
     for budget in pruner.limits.budgets[1:]:
         if budget.engine is not None and pruner.measure_latency:
-            target = replace(pruner.target, engine=budget.engine)
+            target = pruner._latency.target_on(budget.engine)
             trials = Trials(pruner.dense_model, pruner.example_inputs, target=target, budget=budget, seed=pruner.seed)
             with pruner.clock.timed("final measurement"):
                 found.append((budget, trials.final(pruner.model, limit=_limit(budget, trials.dense_latency(), target.batch))))

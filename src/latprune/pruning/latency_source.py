@@ -24,6 +24,7 @@ from latprune.latency import (
     build_tables,
     measure_unary_contributions,
 )
+from latprune.latency.measuring.held_types import settled_target, type_note
 from latprune.pruning.clock import Clock
 from latprune.resources import PredictedLatency, Resource, TabulatedLatency
 from latprune.surgery import prune as cut
@@ -170,10 +171,11 @@ class LatencySources:
 
     Args:
         network, given, predictor: See :class:`LatencySource`; tables and predictor are the target's.
+        asked: The target as it was asked for, whose precision further engines start from.
     """
 
-    def __init__(self, network: MeasuredNetwork, *, given: LatencyTables | None, predictor: KernelPredictor | None) -> None:
-        self._network = network
+    def __init__(self, network: MeasuredNetwork, *, given: LatencyTables | None, predictor: KernelPredictor | None, asked: Target) -> None:
+        self._network, self._asked = network, asked
         self.own = LatencySource(network, given=given, predictor=predictor)
         """The target's."""
         self._others: dict[str, LatencySource] = {}
@@ -183,8 +185,14 @@ class LatencySources:
         if engine is None:
             return self.own
         if engine not in self._others:
-            self._others[engine] = LatencySource(replace(self._network, target=replace(self._network.target, engine=engine)))
+            if note := type_note(self._network.model, replace(self._asked, engine=engine)):
+                self._network.say(note)
+            self._others[engine] = LatencySource(replace(self._network, target=self.target_on(engine)))
         return self._others[engine]
+
+    def target_on(self, engine: str) -> Target:
+        """The target's conditions on another engine, in the precision that the model runs in there."""
+        return settled_target(self._network.model, replace(self._asked, engine=engine))
 
     def close(self) -> None:
         """Close the stores that were opened here."""

@@ -15,6 +15,7 @@ from latprune.errors import LatpruneError
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
 from latprune.latency import LatencyTables, Measurement
+from latprune.latency.measuring.held_types import settled_target, type_note
 from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import SoftMasks, get_method, get_schedule
 from latprune.progress import listener_of, speaker
@@ -100,6 +101,10 @@ class Pruner:
         self.wrappers = subject.wrappers
         """What was taken off the model, in words."""
         self.dense_tensors = subject.tensors
+        asked = self.target
+        self.target = settled_target(self.dense_model, asked)
+        self.type_note = type_note(self.dense_model, asked) if given.measure_latency else ""
+        """What people are told where the model is held in another type than float32."""
         self.example_inputs = example_inputs
         self.seed = given.seed
         self.reports: list[StageReport] = []
@@ -115,6 +120,8 @@ class Pruner:
         self._progress = speaker(listener)
         if placed.said:
             self._progress(placed.said)
+        if self.type_note:
+            self._progress(self.type_note)
         self._stages_done = 0
         self._masks: TrainingMask | None = None
         self._masked: StageProposal | StageReport | None = None
@@ -134,7 +141,7 @@ class Pruner:
             say=self._progress,
             clock=self.clock,
         )
-        self._latency = LatencySources(network, given=tables, predictor=given.predictor)
+        self._latency = LatencySources(network, given=tables, predictor=given.predictor, asked=asked)
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
         self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
         self.limits.check_counted(given.widths, floor=given.pick is None)  # a network that was picked is judged by its budget at the end

@@ -12,6 +12,7 @@ from torch import nn
 from latprune.errors import BudgetInfeasibleError
 from latprune.export.verdict import Verdict, verdict
 from latprune.methods import Proposal, Proposer
+from latprune.pruning.advice import ALLOW_MORE
 from latprune.pruning.correction import LimitSearch
 from latprune.pruning.trials import Trial
 
@@ -237,9 +238,10 @@ class CandidateSearch:
         lowest = min(r.measured for r in self.limits.rounds)
         raise BudgetInfeasibleError(
             f"no candidate of {len(self._tries)} was measured under the limit of {self.limits.budget:.4g} ms; the lowest was "
-            f"{lowest:.4g} ms. Raise the budget, or measure on a quieter machine",
+            f"{lowest:.4g} ms",
             limit={"latency": self.limits.budget},
             floor={"latency": lowest},
+            advice="Raise the budget, or measure on a quieter machine",
         )
 
     def _closest_as(self, wanted: Verdict, entries: list[_Try]) -> Candidate | None:
@@ -275,8 +277,8 @@ class CandidateSearch:
             return candidate
         raise BudgetInfeasibleError(
             f"budget {self._asked!r} ({self.limits.budget:.4g} ms) cannot be met: the smallest network that the constraints allow was "
-            f"measured at {value:.4g} ms ({value / self.limits.start:.1%} of the network before). Raise the budget, or allow more "
-            "(fewer keep=, blocks_keep= and min_widths=, more widths on offer)",
+            f"measured at {value:.4g} ms ({value / self.limits.start:.1%} of the network before)",
             limit={"latency": self.limits.budget},
             floor={"latency": value},
+            advice=ALLOW_MORE,
         ) from error

@@ -6,6 +6,7 @@ from typing import Any
 
 from latprune.errors import BudgetInfeasibleError
 from latprune.methods import Proposal, Proposer, StageContext
+from latprune.pruning.advice import ALLOW_MORE
 from latprune.pruning.correction import LimitSearch
 
 __all__ = ["search_counted"]
@@ -51,9 +52,10 @@ def search_counted(proposer: Proposer, search: LimitSearch, context: StageContex
         lowest = min(entry.measured for entry in search.rounds)
         raise BudgetInfeasibleError(
             f"none of {len(search.rounds)} proposals came under the limit of {search.budget:.4g} {context.resource.unit}; the lowest "
-            f"had {lowest:.4g}. Raise the budget, or use a method that counts exactly (mdp)",
+            f"had {lowest:.4g}",
             limit={context.resource.name: search.budget},
             floor={context.resource.name: lowest},
+            advice="Raise the budget, or use a method that counts exactly (mdp)",
         )
     return best[1]
 
@@ -87,7 +89,8 @@ def _least(proposer: Proposer, search: LimitSearch, context: StageContext, error
         raise error
     raise BudgetInfeasibleError(
         f"no network that this method's costs lead to meets the limit: {name} (={search.budget:.6g} {unit}) must be at least {value:.6g} "
-        f"{unit}, what the smallest one has; mdp costs layers exactly",
+        f"{unit}, what the smallest one has",
         limit={**error.limit, name: search.budget},
         floor={**error.floor, name: value},
+        advice=f"{ALLOW_MORE}; mdp costs layers exactly",
     ) from error

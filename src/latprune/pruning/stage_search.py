@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from latprune.importance import LossFunction
 from latprune.methods import SoftMasks
+from latprune.pruning.advice import with_advice
 from latprune.pruning.agreement import agreed
 from latprune.pruning.clocked_readings import best_by_the_clock
 from latprune.pruning.proposal import StageProposal
@@ -96,7 +97,8 @@ def propose_stage(
         return best_by_the_clock(promises, found, find=by, judge=judged, say=pruner._progress)
 
     reached = stage if limit is None else _reached(pruner, limit)
-    return agreed(lambda: replace(find(), stage=reached))
+    with with_advice():
+        return agreed(lambda: replace(find(), stage=reached))
 
 
 def _reached(pruner: Pruner, limit: float) -> int:

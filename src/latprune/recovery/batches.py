@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.containers import like, rebuilt
 from latprune.train.batches import move
 from latprune.train.contracts import as_tensors
 
@@ -54,29 +55,12 @@ def count(inputs: Any) -> int:
 
 def sliced(value: Any, start: int, stop: int) -> Any:
     """Images ``start`` to ``stop`` of a batch."""
-    if isinstance(value, Tensor):
-        return value[start:stop]
-    if isinstance(value, Mapping):
-        return {name: sliced(item, start, stop) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return _sequence(value, [sliced(item, start, stop) for item in value])
-    return value
+    return rebuilt(value, lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) else leaf)
 
 
 def reordered(value: Any, order: Tensor) -> Any:
     """The images of a batch at the places ``order``, ``(images,)`` int64."""
-    if isinstance(value, Tensor):
-        return value[order.to(value.device)]
-    if isinstance(value, Mapping):
-        return {name: reordered(item, order) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return _sequence(value, [reordered(item, order) for item in value])
-    return value
-
-
-def _sequence(value: Any, items: list[Any]) -> Any:
-    """The items in a sequence of the same type; a named tuple takes them one by one."""
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return rebuilt(value, lambda leaf: leaf[order.to(leaf.device)] if isinstance(leaf, Tensor) else leaf)
 
 
 def sliceable(inputs: Any) -> bool:
@@ -109,7 +93,7 @@ def joined(values: list[Any]) -> Any:
     if isinstance(first, Mapping):
         return {name: joined([v[name] for v in values]) for name in first}
     if isinstance(first, (list, tuple)):
-        return _sequence(first, [joined([v[k] for v in values]) for k in range(len(first))])
+        return like(first, (joined([v[k] for v in values]) for k in range(len(first))))
     return first
 
 

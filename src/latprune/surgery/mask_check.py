@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from latprune.errors import CaptureError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
+from latprune.graph.containers import rebuilt
 from latprune.graph.example_inputs import as_call
 from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import masked
@@ -41,7 +42,7 @@ def check_masked(
         inputs: As they were traced.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    inputs = _on(inputs, device)
+    inputs = rebuilt(inputs, lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf)
     with dense_values():
         executor = masked(model, graph, selection)
         wanted = executor.run(*_copied(inputs))
@@ -61,16 +62,6 @@ def check_masked(
 def _copied(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args, kwargs = as_call(inputs)
     return copy.deepcopy(args), copy.deepcopy(kwargs)
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {name: _on(item, device) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_on(item, device) for item in value)
-    return value
 
 
 def _run(model: nn.Module, inputs: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError
+from latprune.graph.containers import like
 from latprune.graph.tensors import operands, tensors_in
 from latprune.graph.types import Call
 from latprune.surgery.masked_rules import find_masked_rule
@@ -183,7 +184,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(output, Tensor):
             return results.get(id(output), output)
         if isinstance(output, (tuple, list)):
-            return type(output)(results.get(id(item), item) for item in output)
+            return like(output, (results.get(id(item), item) for item in output))
         return output
 
     def _note(self, call: Call, output: Any) -> Any:
@@ -203,7 +204,7 @@ def _replace(args: tuple[Any, ...], options: Mapping[str, Any], tensors: Iterato
         if isinstance(value, Tensor):
             return next(tensors)
         if isinstance(value, (list, tuple)):
-            return type(value)(next(tensors) if isinstance(item, Tensor) else item for item in value)
+            return like(value, (next(tensors) if isinstance(item, Tensor) else item for item in value))
         return value
 
     replaced = tuple(exchanged(value) for value in args)
@@ -243,7 +244,7 @@ def _in_layout_of(plain: Any, result: Any) -> Any:
     if isinstance(plain, Tensor):
         return plain.copy_(result)
     if isinstance(plain, (tuple, list)):
-        return type(plain)(_in_layout_of(mine, theirs) for mine, theirs in zip(plain, result, strict=True))
+        return like(plain, (_in_layout_of(mine, theirs) for mine, theirs in zip(plain, result, strict=True)))
     return plain
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from latprune.copying import copied
 from latprune.errors import CaptureError, LatpruneError, SurgeryError
 from latprune.graph.conditions import failing_module, folds_weights, preserved_modes
+from latprune.graph.containers import rebuilt
 from latprune.graph.example_inputs import as_call, random_inputs
 from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import MaskedModel
@@ -75,13 +76,12 @@ def doubled(model: nn.Module) -> nn.Module:
 
 def in_double(value: Any) -> Any:
     """The same inputs with their floating-point tensors in float64, complex ones in complex128."""
-    if isinstance(value, Tensor):
-        return value.to(_WIDE[value.is_complex()]) if value.is_floating_point() or value.is_complex() else value
-    if isinstance(value, Mapping):
-        return {name: in_double(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(in_double(item) for item in value)
-    return value
+
+    def wide(leaf: Any) -> Any:
+        inexact = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+        return leaf.to(_WIDE[leaf.is_complex()]) if inexact else leaf
+
+    return rebuilt(value, wide)
 
 
 def _kept(tensor: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor | None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.containers import rebuilt
 from latprune.train.random_state import RandomState
 
 __all__ = [
@@ -111,27 +112,15 @@ def split_batch(batch: Any) -> tuple[Any, torch.Tensor]:
 
 
 def move(value: Any, device: torch.device) -> Any:
-    """Tensors in nested tuples, lists and mappings brought to ``device``."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {name: move(item, device) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(move(item, device) for item in value)
-    return value
+    """Tensors in nested containers (see :func:`latprune.graph.containers.rebuilt`) brought to ``device``."""
+    return rebuilt(value, lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf)
 
 
 def shard(value: Any, rank: int, processes: int) -> Any:
     """The share of one process in a batch: every ``processes``-th example along the first dimension."""
     if processes == 1:
         return value
-    if isinstance(value, torch.Tensor):
-        return value[rank::processes]
-    if isinstance(value, Mapping):
-        return {name: shard(item, rank, processes) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(shard(item, rank, processes) for item in value)
-    return value
+    return rebuilt(value, lambda leaf: leaf[rank::processes] if isinstance(leaf, torch.Tensor) else leaf)
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError, LatpruneError
+from latprune.graph.containers import rebuilt
 from latprune.train.batches import forward, logits_of, split_batch
 
 __all__ = [
@@ -92,22 +93,17 @@ def numbered(data: Iterable[Any], what: str = "data") -> Generator[tuple[int, An
 
 
 def as_tensors(value: Any) -> Any:
-    """NumPy arrays in nested tuples, lists and mappings as tensors; everything else as it is."""
-    if isinstance(value, Tensor):
-        return value
+    """NumPy arrays in nested containers as tensors; everything else as it is."""
+    return rebuilt(value, _as_tensor)
+
+
+def _as_tensor(value: Any) -> Any:
     if type(value).__module__ == "numpy" and hasattr(value, "dtype"):
         import numpy as np
 
         if value.dtype == object or value.dtype.kind in "USV":
             return value
         return torch.from_numpy(np.ascontiguousarray(value)) if value.ndim else torch.tensor(value.item())
-    if isinstance(value, Mapping):
-        return {name: as_tensors(item) for name, item in value.items()}
-    if isinstance(value, tuple):
-        items = [as_tensors(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [as_tensors(item) for item in value]
     return value
 
 

@@ -35,6 +35,7 @@ class ImageFolder:
         limit: Images at most.
         whole: Leave out a last batch that is not full, for a network that runs at one batch size alone.
         seed: Seed of the order.
+        dtype: Floating-point type of the batches, the network's input's.
 
     Raises:
         MissingExtraError: Pillow is not installed.
@@ -58,6 +59,7 @@ class ImageFolder:
         limit: int | None = None,
         whole: bool = False,
         seed: int = 0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         try:
             import PIL  # noqa: F401
@@ -81,7 +83,7 @@ class ImageFolder:
             raise InvalidArgumentError(f"folder (={str(folder)!r}) holds no image ({', '.join(sorted(IMAGE_ENDINGS))})")
         order = np.random.default_rng(seed).permutation(len(found))
         self.paths = [found[k] for k in order][:limit]
-        self._batch, self._crop = batch, crop
+        self._batch, self._crop, self._dtype = batch, crop, dtype
         self._stop = len(self.paths) // batch * batch if whole else len(self.paths)
         if self._stop == 0:
             raise InvalidArgumentError(f"folder (={str(folder)!r}) holds {len(self.paths)} images; one batch takes {batch}")
@@ -103,7 +105,7 @@ class ImageFolder:
         mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (self.mean, self.std))
         for start in range(0, self._stop, self._batch):
             pixels = np.stack([self._read(path) for path in self.paths[start : min(start + self._batch, self._stop)]])
-            yield (torch.from_numpy(pixels).float() / 255.0 - mean) / std
+            yield ((torch.from_numpy(pixels).float() / 255.0 - mean) / std).to(self._dtype)
 
     def _read(self, path: Path) -> Any:
         """An image's pixels ``(channels, height, width)``, 0 to 255."""

@@ -95,7 +95,7 @@ class Pair(nn.Module):
 
 def eager(log: Log, target: Target = CUDA) -> EagerNetwork:
     """The pair on the CPU, which takes itself for a network on a GPU."""
-    inputs = prepare_inputs(torch.randn(1, 4), target, cast=True)
+    inputs = prepare_inputs(torch.randn(1, 4), target, dtype=torch.float32)
     return EagerNetwork(Pair(log).eval(), inputs, target, torch.device("cuda", 0), True, 0.0)
 
 
@@ -326,13 +326,13 @@ def test_models_and_inputs_are_brought_to_the_device() -> None:
     """The device without storage stands in for another one."""
     other = torch.device("meta")
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-    held = evaluation_copy(model, CUDA, cast=True, device=other)
+    held = evaluation_copy(model, dtype=torch.float32, device=other)
     assert {tensor.device for tensor in (*held.parameters(), *held.buffers())} == {other}
     assert {tensor.device.type for tensor in model.parameters()} == {"cpu"}
-    assert evaluation_copy(model, CUDA, cast=True) is model
+    assert evaluation_copy(model, dtype=torch.float32) is model
     x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
     for keep in (True, False):
-        moved = prepare_inputs(x, Target(batch=3), cast=True, device=other, keep_format=keep).args[0]
+        moved = prepare_inputs(x, Target(batch=3), dtype=None, device=other, keep_format=keep).args[0]
         assert moved.device == other and moved.shape[0] == 3
         assert moved.is_contiguous(memory_format=torch.channels_last) is keep and moved.is_contiguous() is not keep
 

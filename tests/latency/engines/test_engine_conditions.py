@@ -289,7 +289,7 @@ def test_keywords_keep_the_modules_paths(exporter: str) -> None:
         def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
             return self.blocks["one"](self.network(left)) + self.network(right)
 
-    inputs = prepare_inputs(named("right", "left"), Target(batch=2), cast=False)
+    inputs = prepare_inputs(named("right", "left"), Target(batch=2), dtype=None)
     exported = export_onnx(Deep().eval(), inputs, exporter=exporter)
     assert exported.input_names == ("input_0", "input_1")
     paths = sorted(exported.paths[node] for node, op in exported.ops.items() if op == "Gemm")
@@ -352,7 +352,7 @@ def test_steps_read_what_their_branches_read() -> None:
         def forward(self, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> Any:
             return either(self.linear(x), a, b)
 
-    exported = export_onnx(Branches().eval(), prepare_inputs(tuple(tensors(3)), Target(batch=2), cast=False))
+    exported = export_onnx(Branches().eval(), prepare_inputs(tuple(tensors(3)), Target(batch=2), dtype=None))
     read = {name for names in exported.inputs_of.values() for name in names}
     assert set(exported.input_names) == {"input_0", "input_1", "input_2"} <= read
 

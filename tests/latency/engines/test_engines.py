@@ -288,7 +288,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
 def test_exported_nodes_know_their_modules(exporter: str) -> None:
     pytest.importorskip("onnxscript")
-    exported = export_onnx(Twice().eval(), prepare_inputs(torch.randn(1, 8, 8, 8), Target(), cast=False), exporter=exporter)
+    exported = export_onnx(Twice().eval(), prepare_inputs(torch.randn(1, 8, 8, 8), Target(), dtype=None), exporter=exporter)
     convolutions = sorted(exported.paths[node] for node, op in exported.ops.items() if op == "Conv")
     assert convolutions == ["blocks.0.0", "blocks.1.0", "conv", "conv"]
 
@@ -320,14 +320,14 @@ def test_keyword_inputs(name: str) -> None:
 
 def test_prepare_inputs_brings_the_batch() -> None:
     x, mask = torch.arange(6.0).reshape(2, 3), torch.ones(5)
-    inputs = prepare_inputs((x, mask), Target(batch=5), cast=False)
+    inputs = prepare_inputs((x, mask), Target(batch=5), dtype=None)
     assert inputs.args[0].shape == (5, 3)
     assert torch.equal(inputs.args[0][2], x[0])
     assert inputs.args[1].shape == (5,)
     with pytest.raises(InvalidArgumentError, match="at least one tensor"):
-        prepare_inputs((1, 2), Target(), cast=False)
+        prepare_inputs((1, 2), Target(), dtype=None)
     with pytest.raises(InvalidArgumentError, match="must be a tensor"):
-        prepare_inputs("x", Target(), cast=False)
+        prepare_inputs("x", Target(), dtype=None)
 
 
 @pytest.mark.slow

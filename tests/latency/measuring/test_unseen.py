@@ -223,7 +223,7 @@ class OddPool(nn.Module):
 
 def test_the_other_exporter_takes_what_the_first_lacks_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     x = torch.randn(1, 3, 12, 12)
-    exported = export_onnx(OddPool().eval(), prepare_inputs(x, Target(engine="onnxruntime"), cast=True))
+    exported = export_onnx(OddPool().eval(), prepare_inputs(x, Target(engine="onnxruntime"), dtype=None))
     assert exported.conversion == "dynamo -> onnx"
     assert {"first", "second", "head"} <= set(exported.paths.values())
     printed = capfd.readouterr()

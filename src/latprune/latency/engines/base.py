@@ -123,6 +123,9 @@ class Engine(ABC):
     """Whether ``profile`` works. Tables of an engine without one are made from the modules' own times and whole networks."""
     pins: ClassVar[str]
     """What the adapter pins so that two measurements compare, in words."""
+    runs_held: ClassVar[tuple[str, ...]] = ()
+    """Precisions in which a model that is held in that type runs as it is, where none was asked for; a model held in another type is
+    brought to float32 for the precision ``fp32``."""
 
     @abstractmethod
     def version(self) -> str:

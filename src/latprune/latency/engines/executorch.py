@@ -22,10 +22,12 @@ from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
-from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
+from latprune.latency.engines.inputs import ModelInputs, prepare
 from latprune.latency.engines.interruptions import undisturbed
+from latprune.latency.engines.refusals import NetworkRefusedError, with_remedy
 from latprune.latency.engines.torch_network import flatten_outputs
 from latprune.latency.target import Target
+from latprune.quiet import in_a_line
 
 __all__ = ["ExecuTorchEngine"]
 
@@ -98,11 +100,10 @@ class ExecuTorchEngine(Engine):
         """
         self.check(target)
         start = time.perf_counter()
-        inputs = prepare_inputs(example_inputs, target, cast=True)
-        held = evaluation_copy(model, target, cast=True)
+        held, inputs = prepare(model, example_inputs, target, cast=True)
         if not all(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))[0]):
             raise EngineError("example_inputs must hold nothing but tensors: ExecuTorch's programs take no other arguments")
-        with _quiet():
+        with with_remedy(held, inputs), _quiet():
             return _ExecuTorchNetwork(type(model).__name__, _lower(held, inputs), inputs.tensors, target, profile, start)
 
 
@@ -134,7 +135,7 @@ def _lower(model: nn.Module, inputs: ModelInputs) -> _Program:
             settings = EdgeCompileConfig(_check_ir_validity=False)
             lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()], compile_config=settings).to_executorch()
     except Exception as error:
-        raise EngineError(f"{type(model).__name__} could not be lowered to ExecuTorch with XNNPACK: {error}") from error
+        raise NetworkRefusedError(f"{type(model).__name__} could not be lowered to ExecuTorch with XNNPACK: {in_a_line(error)}") from error
     modules = {name for name, _ in model.named_modules()}
     top = lowered.exported_program().graph_module
     delegates = []
@@ -183,7 +184,8 @@ class _ExecuTorchNetwork(CompiledNetwork):
             # Operations without a kernel come to light in the first run only.
             self._module.forward(tensors, clone_outputs=False)
         except Exception as error:
-            raise EngineError(f"executorch has no kernel for a part of {name}, or could not run it: {error}") from error
+            said = in_a_line(error)
+            raise NetworkRefusedError(f"executorch has no kernel for a part of {name}, or could not run it: {said}") from error
         _OPEN.add(self)
         super().__init__(target, "torch.export -> executorch (xnnpack)", time.perf_counter() - start)
 

@@ -16,12 +16,12 @@ from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.inputs import ModelInputs
-from latprune.quiet import quiet_exporters
+from latprune.latency.engines.refusals import NetworkRefusedError, with_remedy
+from latprune.quiet import in_a_line, quiet_exporters
 
 __all__ = ["OnnxNetwork", "export_onnx", "module_paths"]
 
 _CONTRACTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU"})
-_REASON = 400
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _REPEAT = re.compile(r"_\d+$")
 
@@ -112,18 +112,19 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str | None =
     and its pruned copies take the same one; ``conversion`` names it.
 
     Raises:
-        EngineError: The exporter refuses the model; the message carries its own words.
+        EngineError: The exporter refuses the model; the message carries its own words, and what to do.
         MissingExtraError: onnx is not installed.
     """
-    if exporter is not None:
-        return _export(model, inputs, exporter, opset)
-    try:
-        return _export(model, inputs, "torchscript", opset)
-    except EngineError as first:
+    with with_remedy(model, inputs):
+        if exporter is not None:
+            return _export(model, inputs, exporter, opset)
         try:
-            return _export(model, inputs, "dynamo", opset)
-        except EngineError as second:
-            raise EngineError(f"{first}; {second}") from second
+            return _export(model, inputs, "torchscript", opset)
+        except NetworkRefusedError as first:
+            try:
+                return _export(model, inputs, "dynamo", opset)
+            except NetworkRefusedError as second:
+                raise NetworkRefusedError(f"{first}; {second}") from second
 
 
 def _export(model: nn.Module, inputs: ModelInputs, exporter: str, opset: int) -> OnnxNetwork:
@@ -157,13 +158,14 @@ def _export(model: nn.Module, inputs: ModelInputs, exporter: str, opset: int) ->
             else:
                 program = torch.onnx.export(called, tuple(inputs.tensors), input_names=names, dynamo=True, verbose=False)
                 if program is None:
-                    raise EngineError("the dynamo exporter returned no program")
+                    raise NetworkRefusedError("the dynamo exporter returned no program")
                 proto = program.model_proto
                 data = proto.SerializeToString()
     except EngineError:
         raise
-    except Exception as error:
-        raise EngineError(f"{type(model).__name__} could not be exported to ONNX by the {exporter} exporter: {_reason(error)}") from error
+    except Exception as error:  # exporters raise whatever the model's code and their own raise
+        name = type(model).__name__
+        raise NetworkRefusedError(f"{name} could not be exported to ONNX by the {exporter} exporter: {in_a_line(error)}") from error
     nodes = proto.graph.node
     paths: dict[str, str] = {}
     for name, path in module_paths(proto, {name for name, _ in called.named_modules()}, exporter=exporter).items():
@@ -201,12 +203,6 @@ def module_paths(proto: Any, modules: set[str], *, exporter: str | None = None) 
         if path is not None:
             found[node.name] = path
     return found
-
-
-def _reason(error: Exception) -> str:
-    """An exporter's error without its advice and graphs: its first lines, at most 400 characters."""
-    text = " ".join(line.strip() for line in str(error).strip().splitlines() if line.strip())
-    return text if len(text) <= _REASON else text[:_REASON].rstrip() + " ..."
 
 
 class _TensorCall(nn.Module):

@@ -15,11 +15,13 @@ from torch import nn
 
 from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
-from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
+from latprune.latency.engines.inputs import prepare
 from latprune.latency.engines.interruptions import undisturbed
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
+from latprune.latency.engines.refusals import NetworkRefusedError, with_remedy
 from latprune.latency.machine import cuda_name, machine_name
 from latprune.latency.target import Target
+from latprune.quiet import in_a_line
 
 __all__ = ["OnnxRuntimeEngine", "check_target", "step_path"]
 
@@ -74,9 +76,10 @@ class OnnxRuntimeEngine(Engine):
         self.check(target)
         runtime = _module()
         start = time.perf_counter()
-        inputs = prepare_inputs(example_inputs, target, cast=True)
-        exported = export_onnx(evaluation_copy(model, target, cast=True), inputs)
-        return _OnnxRuntimeNetwork(runtime, exported, exported.feed(inputs), target, profile, start)
+        held, inputs = prepare(model, example_inputs, target, cast=True)
+        exported = export_onnx(held, inputs)
+        with with_remedy(held, inputs):
+            return _OnnxRuntimeNetwork(runtime, exported, exported.feed(inputs), target, profile, start)
 
 
 def _provider_name(device: str) -> str:
@@ -158,7 +161,7 @@ class _OnnxRuntimeNetwork(CompiledNetwork):
             session = self._runtime.InferenceSession(self._exported.data, options, providers=[self._provider])
         except Exception as error:
             if not alone:
-                raise EngineError(f"onnxruntime could not load the network: {error}") from error
+                raise NetworkRefusedError(f"onnxruntime could not load the network: {in_a_line(error, kind=False)}") from error
             # Where a provider does not start, the runtime tries the CPU by itself; that fails too, and hides why the provider did not.
             raise EngineError(
                 f"device (={self._device_name!r}) must run the whole network, without the CPU for steps that {self._provider[0]} does not "

@@ -12,9 +12,10 @@ from torch import nn
 
 from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
-from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
+from latprune.latency.engines.inputs import prepare
 from latprune.latency.engines.interruptions import undisturbed
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
+from latprune.latency.engines.refusals import NetworkRefusedError, with_remedy
 from latprune.latency.machine import machine_name
 from latprune.latency.target import Target
 
@@ -26,6 +27,7 @@ _CONTRACTIONS = frozenset({"Convolution", "FullyConnected", "MatMul", "Deconvolu
 _MOVING = frozenset({"Concatenation", "Const", "Convert", "Eltwise", "Input", "Output", "Reorder", "Reshape", "Split", "Transpose"})
 """Steps that bear a product's name because they prepare its operands or add its bias."""
 _VIRTUAL = frozenset({"AUTO", "BATCH", "HETERO", "MULTI"})
+_LONGEST = 400
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -68,8 +70,8 @@ class OpenVinoEngine(Engine):
         core, device = _usable(target)
         start = time.perf_counter()
         # The network stays fp32; the hint makes the plugin compute in the target's precision, as it would in deployment.
-        inputs = prepare_inputs(example_inputs, target, cast=False)
-        exported = export_onnx(evaluation_copy(model, target, cast=False), inputs)
+        held, inputs = prepare(model, example_inputs, target, cast=False)
+        exported = export_onnx(held, inputs)
         config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": _HINTS[target.precision], "PERF_COUNT": profile, "NUM_STREAMS": 1}
         if device == "CPU":
             config |= {"INFERENCE_NUM_THREADS": target.threads, "ENABLE_CPU_PINNING": False}
@@ -79,7 +81,8 @@ class OpenVinoEngine(Engine):
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"openvino could not compile the network for {device}: {_reason(error)}") from error
+            with with_remedy(held, inputs):
+                raise NetworkRefusedError(f"openvino could not compile the network for {device}: {_reason(error)}") from error
         return _OpenVinoNetwork(compiled, exported, exported.feed(inputs), target, profile, start)
 
 
@@ -120,9 +123,10 @@ def _devices(core: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """An error of openvino in one line, without the places in its source."""
+    """An error of openvino in one line of at most 400 characters, without the places in its source."""
     lines = [line.strip() for line in str(error).splitlines()]
-    return "; ".join(line for line in lines if line and not line.startswith("Exception from"))
+    text = "; ".join(line for line in lines if line and not line.startswith(("Exception from", "Check 'false' failed")))
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 def _check_conditions(compiled: Any, device: str, target: Target) -> None:

@@ -14,9 +14,11 @@ from torch import nn
 from latprune.copying import copied
 from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
-from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
+from latprune.latency.engines.inputs import ModelInputs, prepare
+from latprune.latency.engines.refusals import NetworkRefusedError, with_remedy
 from latprune.latency.engines.torch_network import TorchNetwork, torch_device, torch_machine, torch_version
 from latprune.latency.target import Target
+from latprune.quiet import in_a_line
 
 __all__ = ["TorchCompileEngine"]
 
@@ -41,6 +43,7 @@ class TorchCompileEngine(Engine):
     name = "torch_compile"
     fuses = "element-wise chains, norms and reductions into generated kernels; convolutions and matmuls stay library calls on CPU"
     profiles_kernels = False
+    runs_held = ("fp16", "bf16")
     pins = (
         "threads of the process, precision (no TF32 for fp32), batch (static shapes), memory format (channels-last models and inputs stay "
         "so), eval mode, gradients off, freed memory kept on CPU (glibc), cuDNN without autotuning"
@@ -64,12 +67,12 @@ class TorchCompileEngine(Engine):
             raise EngineError(f"profile (=True) must be False on torch_compile: {_NO_PROFILE}")
         start = time.perf_counter()
         device = torch_device(target)
-        inputs = prepare_inputs(example_inputs, target, cast=True, device=device, keep_format=True)
-        held = evaluation_copy(model, target, cast=True, device=device)
+        held, inputs = prepare(model, example_inputs, target, cast=True, device=device, keep_format=True)
         if held is model:
             # Dynamo guards what it compiled by the module's state, which the caller may go on changing.
             held = copied(model)
-        return _TorchCompileNetwork(held, inputs, target, device, start)
+        with with_remedy(held, inputs):
+            return _TorchCompileNetwork(held, inputs, target, device, start)
 
 
 class _TorchCompileNetwork(TorchNetwork):
@@ -92,7 +95,7 @@ class _TorchCompileNetwork(TorchNetwork):
         except EngineError:
             raise
         except Exception as error:
-            raise EngineError(f"torch.compile could not compile {type(model).__name__}: {error}") from error
+            raise NetworkRefusedError(f"torch.compile could not compile {type(model).__name__}: {in_a_line(error)}") from error
         graphs, breaks, given_up, skipped = (now - then for now, then in zip(_counted(), before, strict=True))
         forward = type(model).forward
         if given_up:

@@ -14,7 +14,7 @@ from torch import nn
 
 from latprune.errors import EngineError
 from latprune.latency.engines.base import Engine, KernelTime
-from latprune.latency.engines.inputs import ModelInputs, evaluation_copy, prepare_inputs
+from latprune.latency.engines.inputs import ModelInputs, prepare
 from latprune.latency.engines.torch_network import TorchNetwork, cuda_event, torch_device, torch_machine, torch_version
 from latprune.latency.target import Target
 from latprune.program.module import ProgramScope
@@ -28,6 +28,7 @@ class TorchEngine(Engine):
     name = "torch"
     fuses = "nothing: each operation is a kernel of its own; what runs between two leaf modules counts to the module before it"
     profiles_kernels = True
+    runs_held = ("fp16", "bf16")
     pins = (
         "threads of the process, precision (no TF32 for fp32), batch, memory format (channels-last models and inputs stay so), eval mode, "
         "gradients off, freed memory kept on CPU (glibc), cuDNN without autotuning"
@@ -49,8 +50,7 @@ class TorchEngine(Engine):
         """See ``Engine.compile``."""
         start = time.perf_counter()
         device = torch_device(target)
-        inputs = prepare_inputs(example_inputs, target, cast=True, device=device, keep_format=True)
-        held = evaluation_copy(model, target, cast=True, device=device)
+        held, inputs = prepare(model, example_inputs, target, cast=True, device=device, keep_format=True)
         return EagerNetwork(held, inputs, target, device, profile, start)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.latency.engines import get_engine
+from latprune.latency.measuring.held_types import settled_target, type_note
 from latprune.latency.measuring.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs, require_kept_runs
 from latprune.latency.samples import ContextInfo
 from latprune.latency.target import Target
@@ -98,6 +99,7 @@ def measure_offline(
         max_seconds: Seconds that one batch size may be timed for. Where that is too short to know a latency well, the search still ends
             by what was measured, and says ``saturated=False``.
     """
+    target = settled_target(model, target)
     if max_batch < target.batch:
         raise InvalidArgumentError(f"max_batch (={max_batch}) must be at least the target's batch (={target.batch})")
     if not 0 < tolerance < 1:
@@ -130,6 +132,7 @@ class Timing:
         latency: Latency at that batch.
         search: How the batch was found, where the scenario raises it.
         fixed: The fixed runs, where the scenario makes them.
+        note: What people are told where the model is held in another type than float32; empty where it is not.
     """
 
     scenario: str
@@ -137,6 +140,7 @@ class Timing:
     latency: Measurement
     search: OfflineMeasurement | None = None
     fixed: FixedRunsMeasurement | None = None
+    note: str = ""
 
     @property
     def per_second(self) -> float:
@@ -166,6 +170,7 @@ class Timing:
             "latency": self.latency.to_dict(),
             "search": None if self.search is None else {"tried": self.search.tried, "saturated": self.search.saturated},
             "fixed": None if self.fixed is None else self.fixed.to_dict(),
+            "note": self.note,
             "doubts": self.doubts,
         }
 
@@ -251,7 +256,7 @@ def time_network(model: nn.Module, example_inputs: Any, target: Target, scenario
     Args:
         model: Module to run, as in eval mode; it is left as it is.
         example_inputs: Inputs, repeated along the batch.
-        target: Engine and conditions.
+        target: Engine and conditions; a model that is held in fp16 or bf16 is timed in that on engines that run it as it is (torch).
         scenario: How; single stream by default.
 
     Returns:
@@ -260,7 +265,8 @@ def time_network(model: nn.Module, example_inputs: Any, target: Target, scenario
     Example:
         >>> time_network(model, x, Target(engine="openvino"), Offline(max_batch=64)).per_second  # doctest: +SKIP
     """
-    return (scenario or SingleStream()).time(model, example_inputs, target)
+    found = (scenario or SingleStream()).time(model, example_inputs, settled_target(model, target))
+    return dataclasses.replace(found, note=type_note(model, target))
 
 
 def _conditions(target: Target) -> ContextInfo:

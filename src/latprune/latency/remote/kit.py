@@ -27,7 +27,7 @@ from latprune.copying import copied
 from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.file_model import FileModel
 from latprune.latency.engines import KernelTime
-from latprune.latency.engines.inputs import evaluation_copy, prepare_inputs
+from latprune.latency.engines.inputs import prepare
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
 from latprune.latency.engines.onnxruntime import check_target, step_path
 from latprune.latency.measuring.design import DesignPoint, design_points
@@ -166,7 +166,7 @@ def _write(
 ) -> str:
     from latprune.surgery import prune
 
-    inputs = prepare_inputs(example_inputs, target, cast=True)
+    _, inputs = prepare(model, example_inputs, target, cast=True)
     entries = []
     # Each network goes to the disk as it is made: all of them together can be many gigabytes.
     with replacing(path) as staged, zipfile.ZipFile(staged, "w", zipfile.ZIP_DEFLATED) as kit:
@@ -174,7 +174,7 @@ def _write(
             changed = copied(model)
             if index:
                 prune(changed, graph, selection_for(graph, point))
-            exported = export_onnx(evaluation_copy(changed, target, cast=True), inputs)
+            exported = export_onnx(prepare(changed, example_inputs, target, cast=True)[0], inputs)
             # Weights hardly compress, and trying takes longer than all else here.
             kit.writestr(f"models/{index}.onnx", exported.data, zipfile.ZIP_STORED)
             entries.append({"widths": dict(point.widths), "removed": list(point.removed), "names": _names(exported)})

@@ -15,6 +15,7 @@ from latprune.errors import FileFormatError, InvalidArgumentError, TableError
 from latprune.latency.engines import get_engine
 from latprune.latency.measuring.context import target_context
 from latprune.latency.measuring.design import DesignPoint, design_points
+from latprune.latency.measuring.held_types import settled_target
 from latprune.latency.measuring.sampling import NetworkSampler
 from latprune.latency.measuring.signature import network_fingerprint
 from latprune.latency.samples import ContextInfo, NetworkSample
@@ -74,7 +75,7 @@ def build_tables(
         model: The dense model; it is left as it is.
         graph: Its trace.
         example_inputs: What the network is run on.
-        target: Engine and conditions.
+        target: Engine and conditions; for a model held in fp16 or bf16, in that precision where the engine runs it as it is (torch).
         store: Where samples are read and written; None keeps nothing.
         progress: Called after each network.
         seed: Seed of the design; the same seed gives the same networks.
@@ -97,6 +98,7 @@ def build_tables(
     if max_networks < fewest_networks():
         raise InvalidArgumentError(f"max_networks (={max_networks}) must be at least {fewest_networks()}")
     start = time.perf_counter()
+    target = settled_target(model, target)
     context = target_context(target)
     fingerprint = network_fingerprint(list(graph.kernels.values()), example_inputs, target)
     if store is not None:
