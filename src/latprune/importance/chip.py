@@ -63,7 +63,7 @@ def channel_independence(maps: Tensor, *, exact: bool = False) -> Scores:
     return np.array(found, dtype=np.float64)
 
 
-@register(CHIPConfig, name="chip", needs_data=True)
+@register(CHIPConfig, name="chip", needs_data=True, reads_inputs=True)
 def score_chip(model: nn.Module, graph: GroupedModel, config: CHIPConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
     """Mean channel independence over the batches and over the places where the group is seen."""
     found = PlaceScores(graph)

@@ -31,6 +31,7 @@ __all__ = [
     "needs_data",
     "needs_gradients",
     "read",
+    "reads_inputs",
     "register",
     "registered",
     "registered_criteria",
@@ -190,6 +191,7 @@ class _Entry:
     accumulator: AccumulatorFactory[Any] | None
     needs_data: bool
     reader: Reader[Any] | None
+    reads_inputs: bool
 
 
 _CRITERIA: Registry[_Entry] = Registry("criterion", group="latprune.criteria", hint="register one with latprune.importance.register")
@@ -202,6 +204,7 @@ def register(
     accumulator: AccumulatorFactory[ConfigT] | None = None,
     needs_data: bool | None = None,
     reader: Reader[ConfigT] | None = None,
+    reads_inputs: bool = False,
 ) -> Callable[[Criterion[ConfigT]], Criterion[ConfigT]]:
     """Make a function the criterion of a configuration type.
 
@@ -215,6 +218,7 @@ def register(
         accumulator: Builds ``(model, graph, config) -> GradientAccumulator`` where the criterion can be fed by a caller's backward passes.
         needs_data: Whether the criterion needs batches; None: when it has an accumulator.
         reader: Gives several scores instead of one, among which the networks that they lead to are compared (:class:`Readings`).
+        reads_inputs: Whether the criterion runs the model on the inputs of batches alone; then one batch's are tried before anything else.
 
     Raises:
         InvalidArgumentError: The name or the type is taken.
@@ -231,7 +235,7 @@ def register(
 
     def decorate(criterion: Criterion[ConfigT]) -> Criterion[ConfigT]:
         needed = accumulator is not None if needs_data is None else needs_data
-        entry = _Entry(criterion=criterion, accumulator=accumulator, needs_data=needed, reader=reader)
+        entry = _Entry(criterion=criterion, accumulator=accumulator, needs_data=needed, reader=reader, reads_inputs=reads_inputs)
         _CRITERIA.register(name, entry, config_type=config_type, definition=criterion)
         return criterion
 
@@ -280,6 +284,11 @@ def needs_data(config: object) -> bool:
 def needs_gradients(config: object) -> bool:
     """Whether the criterion of ``config`` is made of gradients of the loss, its own or those of a caller's backward passes."""
     return _entry(config).accumulator is not None
+
+
+def reads_inputs(config: object) -> bool:
+    """Whether the criterion of ``config`` runs the model on the inputs of batches, whatever their labels are."""
+    return _entry(config).reads_inputs
 
 
 def accumulator_for(model: nn.Module, graph: GroupedModel, config: object) -> GradientAccumulator:

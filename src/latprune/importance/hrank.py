@@ -33,7 +33,7 @@ class HRankConfig:
             raise InvalidArgumentError(f"batches (={self.batches}) must be at least 1")
 
 
-@register(HRankConfig, name="hrank", needs_data=True)
+@register(HRankConfig, name="hrank", needs_data=True, reads_inputs=True)
 def score_hrank(model: nn.Module, graph: GroupedModel, config: HRankConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
     """Mean over the images, and over the places where the group is seen, of the rank of the map of each channel.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from latprune.errors import CheckpointError
+from latprune.errors import CheckpointError, InvalidArgumentError
+from latprune.train.contracts import rereadable
 from latprune.train.driver import DriverState, ResumableDriver
 
 if TYPE_CHECKING:
@@ -93,12 +94,19 @@ Evaluate = Callable[[nn.Module], float]
 
 
 def evaluation_of(evaluate: Evaluate | Iterable[Any] | None) -> Evaluate | None:
-    """A function that gives a model's accuracy, from one or from test batches."""
+    """A function that gives a model's accuracy, from one or from test batches.
+
+    Raises:
+        InvalidArgumentError: It is neither.
+    """
     if evaluate is None or callable(evaluate):
         return evaluate
+    if not isinstance(evaluate, Iterable):
+        raise InvalidArgumentError(f"evaluate (={evaluate!r:.80}) must be a function evaluate(model) -> accuracy, or test batches")
     from latprune.train import evaluate as accuracy
 
-    return lambda model: accuracy(model, evaluate)
+    batches = rereadable(evaluate)  # several networks are evaluated
+    return lambda model: accuracy(model, batches)
 
 
 def driver_of(pruner: Pruner, optimizer: Optimizer, steps: int) -> TrainingDriver:
