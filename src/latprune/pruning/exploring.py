@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -23,9 +22,12 @@ from latprune.pruning.explored_points import FrontierNetwork, concave_slopes, ne
 from latprune.pruning.explored_stage import WIDTHS, explored_stage
 from latprune.pruning.fitting import Evaluate, evaluation_of
 from latprune.pruning.options import SharedOptions, with_options
+from latprune.pruning.preflight import check_inputs
+from latprune.pruning.preflight_data import first_batch
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.record import input_records
 from latprune.resources import PredictedLatency, Resource, TabulatedLatency
+from latprune.train.contracts import rereadable
 
 __all__ = ["explore", "explore_with"]
 
@@ -103,7 +105,7 @@ def explore(
             pruner,
             points=points,
             measure=measure,
-            data=list(islice(data, importance_batches)) if isinstance(data, Iterator) else data,
+            data=rereadable(data, importance_batches) if data is not None else None,
             loss=loss,
             batches=importance_batches,
             evaluate=evaluate,
@@ -145,6 +147,9 @@ def explore_with(
         raise InvalidArgumentError(f"measure (={measure}) needs the target at hand, and measure_latency=False measures nothing")
     if evaluate is not None and not measure:
         raise InvalidArgumentError("evaluate is asked for each network that is measured, and measure (=0) measures none; set measure=")
+    judge = evaluation_of(evaluate)
+    if judge is not None and data is not None and pruner.options.strategy is not None and pruner.method.keeps_weights:
+        check_inputs(pruner.model, first_batch(data))
     stage = explored_stage(pruner, points=points, data=data, loss=loss, batches=batches)
     context = stage.context
     with pruner.clock.timed("solve"):
@@ -186,7 +191,7 @@ def explore_with(
     keep(Exploration(record))
     if stopped is not None:
         raise stopped
-    for networks in measured_networks(pruner, context, found, count=measure, evaluate=evaluation_of(evaluate), data=data):
+    for networks in measured_networks(pruner, context, found, count=measure, evaluate=judge, data=data):
         record = record.model_copy(
             update={
                 "dense": record.dense.model_copy(update=networks[-1]),
