@@ -14,7 +14,7 @@ from torch import nn
 import latprune
 from latprune.errors import InvalidArgumentError, UnfinishedRunError
 from latprune.importance import CHIPConfig, DivergenceConfig, TaylorConfig
-from latprune.methods import MDP, SPLAMP
+from latprune.methods import MDP, SMCP, SPLAMP
 from latprune.pruning.exploring import explore
 from latprune.pruning.finetuning import fit_with
 from latprune.train import Recipe
@@ -206,9 +206,11 @@ def test_what_fails_after_the_cut_says_so_and_goes_on_from_the_folder(case: str,
         trained.append(context.stage)
         careful(net, context)
 
-    again = run(**{**GOOD, "fit": fit}, folder=tmp_path / "run")
+    said: list[str] = []
+    again = run(**{**GOOD, "fit": fit}, folder=tmp_path / "run", progress=said.append)
     assert [entry.stage for entry in again.record.accuracies] == ["dense", "pruned", "recovered", "fine-tuned"]
-    # What was trained is not trained again.
+    # What was recovered is not recovered again, and what was trained not trained again.
+    assert any("recovering" in line for line in said) == (case == "the second evaluation")
     assert trained == ([] if case in ("the evaluation after training", "what the training returns", "an accuracy of the training") else [1])
     if case != "an accuracy of the training":
         whole = run(**GOOD)
@@ -227,6 +229,14 @@ def test_a_recipe_whose_second_batch_is_bad_says_that_the_model_is_pruned() -> N
                 return 2
 
         run(data=Sized(1), fit=RECIPE, method="uniform", recover=False)
+
+
+def test_after_soft_masks_the_recovered_network_is_evaluated_and_a_run_goes_on_to_it(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": [(X, LABELS)] * 8, "fit": RECIPE, "method": SMCP(), "folder": tmp_path / "run"}
+    with pytest.raises(UnfinishedRunError, match="KeyError.*pruned by now"):
+        run(**options, evaluate=Judge(3))
+    result = run(**options, evaluate=Judge(0))
+    assert [entry.stage for entry in result.record.accuracies] == ["dense", "pruned", "recovered"]
 
 
 def test_masks_come_off_a_model_whose_training_failed() -> None:

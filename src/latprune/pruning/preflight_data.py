@@ -122,12 +122,13 @@ def _classifies(model: nn.Module, batch: Any, output: Any) -> bool:
     targets = split_batch(batch, model)[1]
     if isinstance(targets, Mapping) or (isinstance(targets, (tuple, list)) and any(not isinstance(t, (int, float, str)) for t in targets)):
         return False  # boxes, several tasks
-    if takes_labels(model):
-        return isinstance(batch, Mapping)  # the model has a loss of its own
+    own = takes_labels(model)
+    if own and isinstance(batch, Mapping):
+        return True  # the model's own loss takes them
     try:
         logits = logits_of(output)
         check_targets(logits, logits.argmax(dim=1) if logits.ndim > 1 else logits)
     except InvalidArgumentError:
         return False
     # Numbers beside a map of scores are boxes or depths as often as mistaken labels.
-    return logits.ndim == 2 or (isinstance(targets, Tensor) and not targets.is_floating_point())
+    return logits.ndim == 2 or (not own and isinstance(targets, Tensor) and not targets.is_floating_point())

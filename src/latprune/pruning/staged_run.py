@@ -105,8 +105,10 @@ class StagedRun:
                 self._evaluate("pruned")
                 self._recover()
                 state.settled = pruner.stage
-                if self.fit is not None:
+                if self.fit is not None or self._owes("recovered"):
                     self._save()
+            if self._recovers and self._owes("recovered") and not (self._trains_after and state.fitted == pruner.stage):
+                self._evaluate("recovered")
             self._fit(pruner.stage)
             self._save()
 
@@ -131,9 +133,14 @@ class StagedRun:
         self._judge_narrowed()
 
     def _judge_narrowed(self) -> None:
-        if self.evaluate is not None and self.state.narrowed and all(entry.stage != "narrowed" for entry in self.state.accuracies):
+        if self.state.narrowed and self._owes("narrowed"):
             self._evaluate("narrowed")
             self._save()
+
+    def _owes(self, moment: str) -> bool:
+        """Whether the network of this moment is still to be evaluated."""
+        label = self._moment(moment)
+        return self.evaluate is not None and all(entry.stage != label for entry in self.state.accuracies)
 
     def measured(self) -> tuple[Measurement, Measurement] | None:
         """The final measurement where one was made already: the network is the one that the search turned in."""
@@ -176,7 +183,6 @@ class StagedRun:
         self.say(f"stage {pruner.stage} of {pruner.stages}: recovering without training ({self.strategy.name})")
         report = pruner.recover(self.data, strategy=self.strategy, images=self.recovery_images)
         self.say(str(report))
-        self._evaluate("recovered")
 
     def _train_masked(self) -> None:
         """The training that soft masks move in; what comes after it is the cut, and no further training."""
@@ -184,10 +190,14 @@ class StagedRun:
         self._train(1, masked=True)
         self.state.fitted = 1
 
+    @property
+    def _trains_after(self) -> bool:
+        """Whether the network is trained after a stage; under soft masks it was before."""
+        return self.fit is not None and not isinstance(self.pruner.schedule, SoftMasks)
+
     def _fit(self, stage: int) -> None:
-        trains = self.fit is not None and not isinstance(self.pruner.schedule, SoftMasks)
         judged = False
-        if trains and self.state.fitted < stage:
+        if self._trains_after and self.state.fitted < stage:
             self.say(f"stage {stage} of {self.pruner.stages}: fine-tuning")
             found = self._train(stage, masked=self.pruner.masks is not None)
             self.state.fitted = stage
@@ -198,7 +208,7 @@ class StagedRun:
             trained = (AccuracyRecord(stage=label, accuracy=accuracy, epoch=epoch) for epoch, accuracy in history)
             self.state.accuracies = (*self.state.accuracies, *trained)
             judged = bool(history)
-        if trains and not judged:
+        if self._trains_after and not judged:
             self._evaluate("fine-tuned")
         self.state.fitted = self.state.judged = stage
 
