@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 __all__ = [
     "BudgetInfeasibleError",
@@ -21,6 +22,7 @@ __all__ = [
     "SurgeryError",
     "TableError",
     "TrainingError",
+    "UnfinishedRunError",
     "UnwrappedWarning",
 ]
 
@@ -100,6 +102,21 @@ class TrainingError(LatpruneError):
         self.epoch = epoch
         self.step = step
         self.learning_rate = learning_rate
+
+
+class UnfinishedRunError(LatpruneError):
+    """What the caller handed over (``fit``, ``evaluate``, a later batch) failed when the model was cut or trained already.
+
+    The model is not put back: what was trained would be lost. What was finished is kept in the run's ``folder`` (None: there was none),
+    from which the same call with a freshly built model goes on; ``stage`` is the last one that was cut. The cause is the error itself.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, folder: Path | None, stage: int) -> None:
+        super().__init__(message)
+        self.folder = folder
+        self.stage = stage
 
 
 class SolverNotApplicableError(LatpruneError):

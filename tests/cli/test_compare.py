@@ -79,6 +79,8 @@ def test_a_network_that_cannot_be_traced_has_no_multiply_adds():
     assert one.macs == 32.0 and one.parameters == 20 and other.parameters == 0
     with pytest.raises(InvalidArgumentError, match="two"):
         compare({"one": nn.Linear(4, 4)}, torch.randn(2, 4), Target(engine="torch"))
+    with pytest.raises(InvalidArgumentError, match="return 0.934 for 93.4 %"):  # before anything is measured
+        compare({"one": Odd(), "other": nn.Identity()}, None, Target(engine="torch"), evaluate=lambda network: 93.4)
 
 
 def test_verify_finds_the_result_in_a_runs_folder(results, capsys):

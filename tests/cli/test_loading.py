@@ -12,6 +12,7 @@ from torch import nn
 from latprune.cli.loading import (
     InputSpec,
     example_inputs,
+    load_batches,
     load_callable,
     load_model,
     load_tables,
@@ -38,9 +39,10 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "value = 3\n"
     )
     (tmp_path / "needs_more.py").write_text("import a_module_that_is_not_there\n")
+    (tmp_path / "fails_itself.py").write_text("{}['key']\n")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in ("my_nets", "needs_more"):
+    for name in ("my_nets", "needs_more", "fails_itself"):
         sys.modules.pop(name, None)
     sys.path[:] = [entry for entry in sys.path if entry != str(tmp_path)]
 
@@ -63,6 +65,8 @@ def test_a_model_is_built_from_a_module_or_a_file(nets: Path, spec: str) -> None
         ("latprune.no_such:net", "there is no module 'latprune.no_such'"),
         ("no_such.py:net", "there is no file 'no_such.py'"),
         ("needs_more:net", "needs the module 'a_module_that_is_not_there'"),
+        ("fails_itself:net", "cannot be imported: KeyError: 'key'"),
+        ("fails_itself.py:net", "cannot be imported: KeyError: 'key'"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(nets: Path, spec: str, message: str) -> None:
@@ -77,6 +81,15 @@ def test_a_constructor_that_refuses_or_builds_something_else_is_named(nets: Path
         load_model("my_nets:no_net")
     with pytest.raises(InvalidArgumentError, match=r"--model \(='my_nets:broken'\) fails: TypeError: from inside"):
         load_model("my_nets:broken")
+
+
+def test_data_that_fails_or_is_none_is_named(nets: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"--data \(='my_nets:broken'\) fails: TypeError: from inside; run it in Python"):
+        load_batches("my_nets:broken", {}, argument="--data")
+    with pytest.raises(InvalidArgumentError, match=r"--test-data \(='my_nets:broken'\) cannot be called with the arguments \{'size': 3\}"):
+        load_batches("my_nets:broken", {"size": 3}, argument="--test-data")
+    with pytest.raises(InvalidArgumentError, match="returned a int; it must return batches"):
+        load_batches("my_nets:no_net", {}, argument="--data")
 
 
 def test_arguments_are_json_or_text() -> None:

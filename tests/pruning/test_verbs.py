@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import latprune
-from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError
+from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError, UnfinishedRunError
 from latprune.importance import DivergenceConfig, MagnitudeConfig, TaylorConfig, best_units
 from latprune.methods import HALP, MDP, SMCP, SPLAMP, SoftMasks
 from latprune.pruning import FitContext
@@ -398,7 +398,7 @@ def test_a_fit_under_masks_must_hand_its_optimizer_over():
     def careless(model: torch.nn.Module, context: FitContext) -> None:
         assert context.masked
 
-    with pytest.raises(InvalidArgumentError, match="context.attach"):
+    with pytest.raises(UnfinishedRunError, match="context.attach"):
         latprune.prune(
             network(), X, budget="flops=50%", method=SPLAMP(stages=2, between="mask"), fit=careless, recover=False, measure_latency=False
         )

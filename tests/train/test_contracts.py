@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -12,8 +12,19 @@ from torch import nn
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import trace
 from latprune.importance import TaylorConfig, cross_entropy_loss, score
-from latprune.train import Recipe, evaluate, finetune
-from latprune.train.contracts import as_tensors, calling, check_accuracy, check_loss_value, check_targets, described, numbered
+from latprune.train import Recipe, evaluate, finetune, recalibrate_batch_norm
+from latprune.train.batches import move, split_batch
+from latprune.train.contracts import (
+    accuracy_of,
+    as_tensors,
+    calling,
+    check_accuracy,
+    check_loss_value,
+    check_targets,
+    described,
+    inputs_of,
+    numbered,
+)
 
 
 @dataclass
@@ -183,3 +194,93 @@ def test_training_tells_the_same() -> None:
         finetune(plain(), [(X, LABELS)], recipe, evaluate=lambda model: 93.4)
     report = finetune(Classifier(), [{"x": X.numpy(), "labels": LABELS.reshape(-1, 1).numpy()}], recipe)
     assert report.finished and report.epochs[0].train_accuracy is not None
+
+
+class Stream:
+    """A loader's view of a stream: it has ``len`` by its class, and does not know it; it fails when ``good`` batches are read."""
+
+    def __init__(self, good: int = 9, length: int | None = None) -> None:
+        self.good, self.length = good, length
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError("object of type 'Lines' has no len()")
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in range(3):
+            if number == self.good:
+                raise OSError("the disk is gone")
+            yield X, LABELS
+
+
+def test_data_that_fails_or_has_no_length_is_told_everywhere() -> None:
+    recipe = Recipe(epochs=1, learning_rate=0.01)
+    model = plain()
+    graph = trace(model, X)
+    with pytest.raises(InvalidArgumentError, match=r"data \(a Stream\) failed on batch 1 of the data: OSError: the disk is gone"):
+        finetune(plain(), Stream(good=1, length=3), recipe)
+    with pytest.raises(InvalidArgumentError, match="must have a length"):
+        finetune(plain(), Stream(), recipe)
+    with pytest.raises(InvalidArgumentError, match=r"data \(a Stream\) failed on batch 1"):
+        score(model, graph, TaylorConfig(), Stream(good=1))
+    assert evaluate(model, Stream()) <= 1.0  # a length is not needed
+    assert score(model, graph, TaylorConfig(), Stream()).units
+
+
+def test_what_a_run_calls_after_each_step_is_told_as_theirs() -> None:
+    def after_step(model: nn.Module) -> None:
+        raise KeyError("ema")
+
+    with pytest.raises(InvalidArgumentError, match=r"after_step\(model\) failed: KeyError"):
+        finetune(plain(), [(X, LABELS)], Recipe(epochs=1, learning_rate=0.01), after_step=after_step)
+
+
+def test_statistics_are_taken_of_inputs_alone_and_put_back_where_a_batch_fails() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
+    before = model[1].running_mean.clone()
+    for data in ([(X, LABELS), (X[:, :3], LABELS)], Stream(good=1)):
+        with pytest.raises(InvalidArgumentError, match="failed on batch 1"):
+            recalibrate_batch_norm(model, data)
+        assert torch.equal(model[1].running_mean, before)
+    assert recalibrate_batch_norm(model, iter([X.numpy(), {"input": X, "target": LABELS}])) == 1
+    assert torch.allclose(model[1].running_mean, model[0](X).mean(0), atol=1e-6)
+
+
+def test_labels_have_one_of_several_names_unless_the_model_needs_it() -> None:
+    for name in ("labels", "label", "targets", "target"):
+        model = Classifier()
+        own = 2.0 * cross_entropy_loss(model, (X, LABELS))  # the model's own loss, whatever the batch calls its labels
+        assert torch.equal(cross_entropy_loss(model, {"x": X, name: LABELS}), own)
+        assert inputs_of({"x": X, name: LABELS}).keys() == {"x"}
+        assert split_batch({"x": X, name: LABELS})[1] is LABELS
+
+    class Conditioned(nn.Module):
+        def forward(self, x: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return x * label[:, None]
+
+    assert inputs_of({"x": X, "label": LABELS}, Conditioned()).keys() == {"x", "label"}
+    assert split_batch({"x": X, "label": LABELS, "target": X}, Conditioned())[1] is X
+
+
+def test_batches_without_arrays_are_handed_on_as_they_are() -> None:
+    class Pair(NamedTuple):
+        x: Any
+        y: Any
+
+    for batch in ((X, LABELS), Pair(X, LABELS), {"x": [X]}):
+        assert as_tensors(batch) is batch
+    changed = as_tensors(Pair(X.numpy(), LABELS))
+    assert isinstance(changed, Pair) and isinstance(changed.x, torch.Tensor)
+    assert isinstance(move(Pair(X, [LABELS]), torch.device("cpu")), Pair)
+
+
+def test_an_evaluation_is_named() -> None:
+    def my_accuracy(model: nn.Module) -> float:
+        raise KeyError("top1")
+
+    with pytest.raises(InvalidArgumentError, match=r"evaluate\(model\), which is .*my_accuracy, failed: KeyError: 'top1'"):
+        accuracy_of(my_accuracy, plain())
+    with pytest.raises(InvalidArgumentError, match=r"evaluate\(model\), which is .*, gave 93.4"):
+        accuracy_of(lambda model: 93.4, plain())

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
     from pathlib import Path
 
-    from latprune.cli.loading import example_inputs, load_callable, load_model, parse_arguments, recorded_constructor, recorded_inputs
+    from latprune.cli.loading import example_inputs, load_batches, load_model, parse_arguments, recorded_constructor, recorded_inputs
     from latprune.errors import InvalidArgumentError
     from latprune.export import load_result
     from latprune.pruning.comparison import compare
@@ -85,8 +85,10 @@ def run(args: argparse.Namespace) -> int:
     evaluate = None
     if args.test_data:
         from latprune.train import evaluate as accuracy
+        from latprune.train.contracts import rereadable
 
-        batches = load_callable(args.test_data, argument="--test-data")(**parse_arguments(args.data_arg, argument="--data-arg"))
+        keywords = parse_arguments(args.data_arg, argument="--data-arg")
+        batches = rereadable(load_batches(args.test_data, keywords, argument="--test-data"))
         evaluate = lambda network: accuracy(network, batches)  # noqa: E731
     target = _target(args, first)
     found = compare(networks, inputs, target, evaluate=evaluate, max_seconds=args.max_seconds)

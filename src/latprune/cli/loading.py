@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -36,6 +36,7 @@ __all__ = [
     "example_inputs",
     "existing_store",
     "glob_numbers",
+    "load_batches",
     "load_callable",
     "load_model",
     "load_tables",
@@ -85,6 +86,10 @@ def _import_module(name: str, spec: str, argument: str) -> Any:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             raise InvalidArgumentError(f"{argument} (={spec!r}): there is no module '{error.name}' here or installed") from error
         raise InvalidArgumentError(f"{argument} (={spec!r}): '{name}' needs the module '{error.name}', which is not installed") from error
+    except LatpruneError:
+        raise
+    except Exception as error:
+        raise _not_imported(spec, argument, error) from error
 
 
 def _import_file(place: str, spec: str, argument: str) -> Any:
@@ -95,8 +100,19 @@ def _import_file(place: str, spec: str, argument: str) -> Any:
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules.setdefault(path.stem, module)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except LatpruneError:
+        raise
+    except Exception as error:
+        if sys.modules.get(path.stem) is module:
+            del sys.modules[path.stem]
+        raise _not_imported(spec, argument, error) from error
     return module
+
+
+def _not_imported(spec: str, argument: str, error: Exception) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{argument} (={spec!r}) cannot be imported: {type(error).__name__}: {error}; import it in Python to see")
 
 
 def parse_arguments(pairs: Sequence[str], *, argument: str = "--model-arg") -> dict[str, Any]:
@@ -260,6 +276,39 @@ def load_tables(path: str) -> LatencyTables:
     return LatencyTables.from_dict(data)
 
 
+def load_batches(spec: str, keywords: Mapping[str, Any], *, argument: str) -> Any:
+    """The batches that the callable of ``--data`` or ``--test-data`` returns.
+
+    Raises:
+        InvalidArgumentError: The callable cannot be found, refuses the arguments, fails, or returns nothing that can be iterated over.
+    """
+    batches = _called(load_callable(spec, argument=argument), spec, keywords, argument)
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise InvalidArgumentError(
+            f"{argument} (={spec!r}) returned a {type(batches).__name__}; it must return batches, as a list or loader"
+        )
+    return batches
+
+
+def _called(function: Callable[..., Any], spec: str, keywords: Mapping[str, Any], argument: str) -> Any:
+    """What the user's callable returns; errors inside are told as its own."""
+    try:
+        inspect.signature(function).bind(**keywords)
+    except TypeError as error:
+        raise InvalidArgumentError(f"{argument} (={spec!r}) cannot be called with the arguments {dict(keywords)}: {error}") from error
+    except ValueError:
+        pass  # a builtin without a signature: its call tells
+    try:
+        return function(**keywords)
+    except LatpruneError:
+        raise
+    except Exception as error:
+        given = f" with the arguments {dict(keywords)}" if keywords else ""
+        raise InvalidArgumentError(
+            f"{argument} (={spec!r}) fails{given}: {type(error).__name__}: {error}; run it in Python to see where"
+        ) from error
+
+
 def load_model(spec: str, arguments: Sequence[str] = (), weights: str | Path | None = None) -> nn.Module:
     """Build the model that ``spec`` names with ``arguments`` (texts ``KEY=VALUE``), load ``weights``, and put it in evaluation mode.
 
@@ -271,19 +320,7 @@ def load_model(spec: str, arguments: Sequence[str] = (), weights: str | Path | N
 
     build = load_callable(spec)
     keywords = parse_arguments(arguments)
-    try:
-        inspect.signature(build).bind(**keywords)
-    except TypeError as error:
-        raise InvalidArgumentError(f"--model (={spec!r}) cannot be called with the arguments {keywords}: {error}") from error
-    try:
-        model = build(**keywords)
-    except LatpruneError:
-        raise
-    except Exception as error:
-        given = f" with the arguments {keywords}" if keywords else ""
-        raise InvalidArgumentError(
-            f"--model (={spec!r}) fails{given}: {type(error).__name__}: {error}; run it in Python to see where"
-        ) from error
+    model = _called(build, spec, keywords, "--model")
     if not isinstance(model, nn.Module):
         raise InvalidArgumentError(f"--model (={spec!r}) returned a {type(model).__name__}; it must return a torch.nn.Module")
     if weights is not None:

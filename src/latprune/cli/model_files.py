@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latprune.cli.loading import example_inputs, load_callable, load_model, parse_arguments, parse_input
+from latprune.cli.loading import example_inputs, load_batches, load_model, parse_arguments, parse_input
 from latprune.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def model_and_batches(args: argparse.Namespace) -> tuple[nn.Module, Any, Any]:
     if args.images:
         return model, inputs, image_batches(args, model, inputs)
     keywords = parse_arguments(args.data_arg, argument="--data-arg")
-    return model, inputs, load_callable(args.data, argument="--data")(**keywords) if args.data else None
+    return model, inputs, load_batches(args.data, keywords, argument="--data") if args.data else None
 
 
 def recorded_as(args: argparse.Namespace, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -232,15 +232,16 @@ def width_rules_of(args: argparse.Namespace) -> WidthRules | None:
 
 def evaluation_of(args: argparse.Namespace, keywords: dict[str, Any]) -> Any:
     """The accuracy of a model as a function; None where nothing says how to evaluate."""
-    from latprune.cli.loading import load_callable
+    from latprune.cli.loading import load_batches, load_callable
 
     if args.evaluate:
         return load_callable(args.evaluate, argument="--evaluate")
     if args.test_data:
         from latprune.pruning.finetuning import training_threads
         from latprune.train import evaluate
+        from latprune.train.contracts import rereadable
 
-        batches = load_callable(args.test_data, argument="--test-data")(**keywords)
+        batches = rereadable(load_batches(args.test_data, keywords, argument="--test-data"))
 
         def accuracy(model: Any) -> float:
             with training_threads(args.train_threads):

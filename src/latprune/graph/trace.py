@@ -219,9 +219,8 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
             except LatpruneError:
                 raise
             except Exception as error:
-                raise CaptureError(
-                    f"the model does not run on the example inputs: {type(error).__name__}: {error} (in module '{recorder.failed_in}')"
-                ) from error
+                where = f" (in module '{recorder.failed_in}')" if recorder.failed_in else ""
+                raise CaptureError(f"the model does not run on the example inputs: {type(error).__name__}: {error}{where}") from error
     finally:
         forget_cached(model)
     # Objects that a model hands back to itself (a cache of keys and values) are its state: they may shrink; the outputs proper may not.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,10 @@ from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel
 from latprune.importance.tensors import check_finite, named_tensors, norm_after
 from latprune.progress import counted
+from latprune.train.batches import length_of
+from latprune.train.contracts import answer, inputs_of, numbered
 
-__all__ = ["ActivationPlace", "Visitor", "evaluating", "inputs_of", "read_activations"]
+__all__ = ["ActivationPlace", "Visitor", "evaluating", "read_activations"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,20 +90,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def inputs_of(batch: Any) -> Any:
-    """The inputs of a batch: the first of a pair ``(inputs, labels)``, all but ``labels`` of a mapping, else the batch itself."""
-    if isinstance(batch, dict):
-        return {key: value for key, value in batch.items() if key != "labels"}
-    return batch[0] if isinstance(batch, (tuple, list)) else batch
-
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's answer to inputs of a batch: a tensor, a mapping of keyword inputs, or a tuple of positional ones."""
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
-
-
 @torch.no_grad()
 def read_activations(
     model: nn.Module, graph: GroupedModel, data: Iterable[Any] | None, visit: Visitor, *, batches: int | None = None
@@ -122,8 +110,8 @@ def read_activations(
         The places, at least one for each group.
 
     Raises:
-        InvalidArgumentError: No data; the model is a captured program, whose operations are no modules to watch; a group is neither read
-            nor made by a linear or convolution module that runs.
+        InvalidArgumentError: No data; the data or the model fails at a batch, which is named; the model is a captured program, whose
+            operations are no modules to watch; a group is neither read nor made by a linear or convolution module that runs.
     """
     if data is None:
         raise InvalidArgumentError("data (=None) must be batches: this criterion looks at activations")
@@ -162,11 +150,11 @@ def read_activations(
             watch(found)
         with evaluating(model):
             count = 0
-            total = batches if batches is not None else len(data) if isinstance(data, Sized) else None
-            for batch in counted(data, "activations", unit="batches", total=total):
+            total = batches if batches is not None else length_of(data)
+            for number, batch in counted(numbered(data), "activations", unit="batches", total=total):
                 if batches is not None and count >= batches:
                     break
-                call(model, inputs_of(batch))
+                answer(model, inputs_of(batch, model), batch=number)
                 count += 1
     finally:
         for handle in handles:

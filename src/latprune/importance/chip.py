@@ -67,7 +67,7 @@ def _check(model: nn.Module, graph: GroupedModel, config: CHIPConfig, batch: Any
     read_activations(model, graph, [batch], lambda place, maps: None)
 
 
-@register(CHIPConfig, name="chip", needs_data=True, check=_check)
+@register(CHIPConfig, name="chip", needs_data=True, check=_check, reads_inputs=True)
 def score_chip(model: nn.Module, graph: GroupedModel, config: CHIPConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
     """Mean channel independence over the batches and over the places where the group is seen."""
     found = PlaceScores(graph)

@@ -32,6 +32,7 @@ __all__ = [
     "needs_data",
     "needs_gradients",
     "read",
+    "reads_inputs",
     "register",
     "registered",
     "registered_criteria",
@@ -193,6 +194,7 @@ class _Entry:
     needs_data: bool
     reader: Reader[Any] | None
     check: Check[Any] | None
+    reads_inputs: bool
 
 
 _CRITERIA: Registry[_Entry] = Registry("criterion", group="latprune.criteria", hint="register one with latprune.importance.register")
@@ -206,6 +208,7 @@ def register(
     needs_data: bool | None = None,
     reader: Reader[ConfigT] | None = None,
     check: Check[ConfigT] | None = None,
+    reads_inputs: bool = False,
 ) -> Callable[[Criterion[ConfigT]], Criterion[ConfigT]]:
     """Make a function the criterion of a configuration type.
 
@@ -221,6 +224,7 @@ def register(
         reader: Gives several scores instead of one, among which the networks that they lead to are compared (:class:`Readings`).
         check: Takes ``(model, graph, config, batch)`` and raises InvalidArgumentError for a model that cannot be scored, as far as that is
             seen at once; ``batch`` is the first one, None for a criterion that needs none.
+        reads_inputs: Whether the criterion runs the model on the inputs of batches alone; then one batch's are tried before anything else.
 
     Raises:
         InvalidArgumentError: The name or the type is taken.
@@ -237,7 +241,9 @@ def register(
 
     def decorate(criterion: Criterion[ConfigT]) -> Criterion[ConfigT]:
         needed = accumulator is not None if needs_data is None else needs_data
-        entry = _Entry(criterion=criterion, accumulator=accumulator, needs_data=needed, reader=reader, check=check)
+        entry = _Entry(
+            criterion=criterion, accumulator=accumulator, needs_data=needed, reader=reader, check=check, reads_inputs=reads_inputs
+        )
         _CRITERIA.register(name, entry, config_type=config_type, definition=criterion)
         return criterion
 
@@ -303,6 +309,11 @@ def check_scorable(model: nn.Module, graph: GroupedModel, config: object, batch:
     check = _entry(config).check
     if check is not None:
         check(model, graph, config, batch)
+
+
+def reads_inputs(config: object) -> bool:
+    """Whether the criterion of ``config`` runs the model on the inputs of batches, whatever their labels are."""
+    return _entry(config).reads_inputs
 
 
 def accumulator_for(model: nn.Module, graph: GroupedModel, config: object) -> GradientAccumulator:

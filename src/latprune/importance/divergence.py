@@ -32,7 +32,7 @@ from latprune.importance.core import (
 from latprune.importance.divergence_config import DivergenceConfig, example_count
 from latprune.importance.measured_values import MeasuredValues, digest_of, measured_values
 from latprune.importance.outputs import JUDGES, MEASURES
-from latprune.importance.reference import KeptBatches, Reference
+from latprune.importance.reference import KeptBatches, Reference, failed_reading
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.importance.sp_lamp import SpLampConfig
 from latprune.importance.tensors import check_finite, named_tensors, present_units
@@ -101,7 +101,7 @@ class Divergences:
                 yield name, score(self._model, self._graph, rival, self.batches, loss=self._loss)
             except InvalidArgumentError as error:
                 # The measurement itself needs no labels, so the default loss need not find any.
-                if not needs_data(rival) or self._loss is not cross_entropy_loss:
+                if not needs_data(rival) or self._loss is not cross_entropy_loss or failed_reading(self.batches, error):
                     raise
                 self.left_out[name] = str(error)
 
@@ -190,7 +190,7 @@ def _check(model: nn.Module, graph: GroupedModel, config: DivergenceConfig, batc
     check_scorable(model, graph, config.rank, batch)
 
 
-@register(DivergenceConfig, name="divergence", needs_data=True, reader=Divergences, check=_check)
+@register(DivergenceConfig, name="divergence", needs_data=True, reader=Divergences, check=_check, reads_inputs=True)
 def score_divergence(
     model: nn.Module, graph: GroupedModel, config: DivergenceConfig, data: Iterable[Any] | None, loss: LossFunction
 ) -> Importance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import preserved_modes
 from latprune.graph.types import ChannelGroup, Member
-from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores
+from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, cross_entropy_loss
 from latprune.importance.processes import mean_over_processes
 from latprune.importance.tensors import along, check_finite, combine, named_tensors
 from latprune.progress import counted
+from latprune.train.batches import length_of
+from latprune.train.contracts import calling, check_loss_value, named, numbered, plain_loss
 
 __all__ = ["GradientAccumulator", "Layer", "accumulate"]
 
@@ -281,6 +283,18 @@ def _evaluation_mode(model: nn.Module, parameters: Iterable[nn.Parameter]) -> It
                 parameter.requires_grad_(False)
 
 
+def loss_of(loss: LossFunction, model: nn.Module, batch: Any, *, number: int) -> Tensor:
+    """The loss of batch ``number`` of the data, a scalar that can be followed back.
+
+    Raises:
+        InvalidArgumentError: The loss fails, or gives something else; the function and the batch are named.
+    """
+    what = named(loss, "(model, batch)")
+    with calling(what, batch=number, given=batch):
+        value = plain_loss(model, batch, number=number) if loss is cross_entropy_loss else loss(model, batch)
+    return check_loss_value(value, what, batch=number)
+
+
 def accumulate(
     accumulator: GradientAccumulator,
     data: Iterable[Any] | None,
@@ -301,12 +315,11 @@ def accumulate(
         progress: Called with the number of batches done.
 
     Raises:
-        InvalidArgumentError: ``data`` is missing or empty; a weight, a buffer or the loss is NaN or infinite.
+        InvalidArgumentError: ``data`` is missing or empty; the data or the loss fails at a batch, which is named; a weight, a buffer or
+            the loss is NaN or infinite.
     """
     if data is None:
         raise InvalidArgumentError("data (=None) must be batches: this criterion needs gradients of the loss")
-    from latprune.train.contracts import calling, check_loss_value, named
-
     what = named(loss, "(model, batch)")
     model = accumulator.model
     tensors = named_tensors(model)
@@ -315,16 +328,15 @@ def accumulate(
         if tensor.is_floating_point():
             check_finite(tensor.detach(), name, "parameter" if isinstance(tensor, nn.Parameter) else "buffer")
     with _evaluation_mode(model, [tensor for _, tensor in parameters if isinstance(tensor, nn.Parameter)]), torch.enable_grad():
-        total = batches if batches is not None else len(data) if isinstance(data, Sized) else None
-        for index, batch in enumerate(counted(data, "gradients", unit="batches", total=total)):
+        total = batches if batches is not None else length_of(data)
+        for index, batch in counted(numbered(data), "gradients", unit="batches", total=total):
             if batches is not None and index >= batches:
                 break
-            with calling(what, batch=index, given=batch):
-                value = loss(model, batch)
-            value = check_loss_value(value, what, batch=index)
+            value = loss_of(loss, model, batch, number=index)
             if not bool(torch.isfinite(value)):
                 raise InvalidArgumentError(f"the loss of batch {index} is {value.item()}; importance needs a finite loss")
-            found = torch.autograd.grad(value, [tensor for _, tensor in parameters], allow_unused=True) if parameters else ()
+            with calling(f"the gradient of {what}", batch=index):
+                found = torch.autograd.grad(value, [tensor for _, tensor in parameters], allow_unused=True) if parameters else ()
             accumulator.update({name: gradient for (name, _), gradient in zip(parameters, found, strict=True)})
             if progress is not None:
                 progress(index + 1)

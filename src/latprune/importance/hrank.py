@@ -45,7 +45,7 @@ def _check(model: nn.Module, graph: GroupedModel, config: HRankConfig, batch: An
     read_activations(model, graph, [batch], _require_maps)
 
 
-@register(HRankConfig, name="hrank", needs_data=True, check=_check)
+@register(HRankConfig, name="hrank", needs_data=True, check=_check, reads_inputs=True)
 def score_hrank(model: nn.Module, graph: GroupedModel, config: HRankConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
     """Mean over the images, and over the places where the group is seen, of the rank of the map of each channel.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.tensors import tensors_in
-from latprune.importance.activations import call, inputs_of
 from latprune.importance.core import Scores
 from latprune.importance.outputs import Measure
+from latprune.train.contracts import answer, batches_of, inputs_of
 
-__all__ = ["KeptBatches", "Reference", "first_examples", "moved_images", "parts_of"]
+__all__ = ["KeptBatches", "Reference", "failed_reading", "first_examples", "moved_images", "parts_of"]
 
 _PART = 16
 """Examples of a part whose divergence counts as one observation."""
@@ -29,8 +29,9 @@ class Reference:
     def __init__(self, model: nn.Module, data: Iterable[Any], measure: Measure, examples: int, *, moved: bool = False) -> None:
         self._model = model
         self._measure = measure
-        self._inputs = [moved_images(inputs) for inputs in first_examples(data, examples)] if moved else first_examples(data, examples)
-        self._outputs = [call(model, inputs) for inputs in self._inputs]
+        found = first_examples(data, examples, model)
+        self._inputs = [moved_images(inputs) for inputs in found] if moved else found
+        self._outputs = [answer(model, inputs, batch=number) for number, inputs in enumerate(self._inputs)]
         if not self._inputs:
             raise InvalidArgumentError("data holds no batch: the divergence is measured on its inputs")
         own = self._distance(self._outputs)
@@ -43,11 +44,11 @@ class Reference:
 
     def distance(self) -> float:
         """Divergence of the model as it is now from the dense one, at least 0."""
-        return self._distance([call(self._model, inputs) for inputs in self._inputs])
+        return self._distance([answer(self._model, inputs) for inputs in self._inputs])
 
     def distances(self, network: nn.Module | None = None) -> Scores:
         """``(parts,)`` the same for every few examples, of the model as it is now or of another network."""
-        now = [call(self._model if network is None else network, inputs) for inputs in self._inputs]
+        now = [answer(self._model if network is None else network, inputs) for inputs in self._inputs]
         pairs = ((dense, mine) for whole in zip(self._outputs, now, strict=True) for dense, mine in zip(*map(parts_of, whole), strict=True))
         values = np.array([self._measure(dense, mine)[0] for dense, mine in pairs])
         return np.where(np.isfinite(values), np.maximum(values, 0.0), np.inf)
@@ -63,24 +64,49 @@ class Reference:
 
 
 class KeptBatches:
-    """Batches that can be read twice, though they come from an iterator: those that were read stay in memory."""
+    """Batches that can be read twice, though they come from an iterator: those that were read stay in memory.
+
+    Attributes:
+        failure: What the data's own code failed with; it is raised again by whoever reads that far.
+    """
 
     def __init__(self, data: Iterable[Any]) -> None:
-        self._source = iter(data)
+        self._source = batches_of(data)
         self._read: list[Any] = []
+        self.failure: InvalidArgumentError | None = None
 
-    def __iter__(self) -> Any:
-        yield from list(self._read)
-        for batch in self._source:
-            self._read.append(batch)
-            yield batch
+    def __iter__(self) -> Iterator[Any]:
+        place = 0
+        while True:
+            if place == len(self._read) and not self._more():
+                return
+            yield self._read[place]
+            place += 1
+
+    def _more(self) -> bool:
+        """Read one more batch; False where there is none."""
+        if self.failure is not None:
+            raise self.failure
+        try:
+            self._read.append(next(self._source))
+        except StopIteration:
+            return False
+        except InvalidArgumentError as error:
+            self.failure = error
+            raise
+        return True
 
 
-def first_examples(data: Iterable[Any], count: int) -> list[Any]:
+def failed_reading(batches: Iterable[Any], error: InvalidArgumentError) -> bool:
+    """Whether ``error`` is that of the data's own code, which nothing goes on without."""
+    return isinstance(batches, KeptBatches) and batches.failure is error
+
+
+def first_examples(data: Iterable[Any], count: int, model: nn.Module | None = None) -> list[Any]:
     """Inputs of the first batches, trimmed to ``count`` examples; a last batch of one example is left out."""
     found: list[Any] = []
-    for batch in data:
-        inputs = inputs_of(batch)
+    for batch in batches_of(data):
+        inputs = inputs_of(batch, model)
         several = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, (tuple, list)) else [inputs]
         tensors = [value for value in several if isinstance(value, Tensor)]
         size = int(tensors[0].shape[0]) if tensors else count

@@ -13,6 +13,7 @@ from latprune.graph.conditions import preserved_modes
 from latprune.graph.trace import trace
 from latprune.latency import Measurement, Target, get_engine, measure
 from latprune.latency.measuring.held_types import settled_target
+from latprune.train.contracts import accuracy_of
 
 __all__ = ["Compared", "compare"]
 
@@ -58,7 +59,7 @@ def compare(
         seed: Seed of the order within rounds.
 
     Raises:
-        InvalidArgumentError: Fewer than two networks.
+        InvalidArgumentError: Fewer than two networks, or ``evaluate`` fails or gives no fraction.
         EngineError: The engine does not run one of them.
 
     Example:
@@ -66,6 +67,7 @@ def compare(
     """
     if len(networks) < 2:
         raise InvalidArgumentError(f"networks (={list(networks)}) must be at least two, to be compared")
+    accuracies = {name: accuracy_of(evaluate, network) for name, network in networks.items()} if evaluate is not None else {}
     engine = get_engine(target.engine)
     compiled = {}
     try:
@@ -82,7 +84,7 @@ def compare(
             latency=found[name],
             parameters=sum(parameter.numel() for parameter in network.parameters()),
             macs=_macs(network, example_inputs),
-            accuracy=evaluate(network) if evaluate is not None else None,
+            accuracy=accuracies.get(name),
         )
         for name, network in networks.items()
     ]

@@ -13,9 +13,8 @@ from latprune.graph.types import Selection
 from latprune.methods import StageContext, selection_of
 from latprune.pruning.explored_points import FrontierNetwork
 from latprune.pruning.fitting import Evaluate
-from latprune.pruning.preflight import check_evaluation
 from latprune.recovery import recover
-from latprune.train.contracts import calling
+from latprune.train.contracts import accuracy_of
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
@@ -52,8 +51,8 @@ def measured_networks(
     def accuracy(network: nn.Module, moment: str = "accuracy") -> dict[str, float]:
         if evaluate is None:
             return {}
-        with pruner.clock.timed("evaluate"), calling("evaluate(model)"):
-            return {moment: check_evaluation(evaluate(network.eval()))}
+        with pruner.clock.timed("evaluate"):
+            return {moment: accuracy_of(evaluate, network.eval())}
 
     strategy = pruner.options.strategy
     recovers = (

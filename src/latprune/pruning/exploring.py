@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -24,9 +23,12 @@ from latprune.pruning.explored_points import FrontierNetwork, concave_slopes, ne
 from latprune.pruning.explored_stage import WIDTHS, explored_stage
 from latprune.pruning.fitting import Evaluate, LoaderAccuracy, evaluation_of
 from latprune.pruning.options import SharedOptions, with_options
+from latprune.pruning.preflight import check_inputs
+from latprune.pruning.preflight_data import first_batch
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.record import input_records
 from latprune.resources import PredictedLatency, Resource, TabulatedLatency
+from latprune.train.contracts import rereadable
 
 __all__ = ["explore", "explore_with"]
 
@@ -104,7 +106,7 @@ def explore(
             pruner,
             points=points,
             measure=measure,
-            data=list(islice(data, importance_batches)) if isinstance(data, Iterator) else data,
+            data=rereadable(data, importance_batches) if data is not None else None,
             loss=loss,
             batches=importance_batches,
             evaluate=evaluate,
@@ -150,9 +152,11 @@ def explore_with(
         get_engine(pruner.target.engine).check(pruner.target)
     if evaluate is not None and not measure:
         raise InvalidArgumentError("evaluate is asked for each network that is measured, and measure (=0) measures none; set measure=")
-    accuracy = evaluation_of(evaluate)
-    if isinstance(accuracy, LoaderAccuracy):
-        accuracy.check(pruner.model)
+    judge = evaluation_of(evaluate)
+    if isinstance(judge, LoaderAccuracy):
+        judge.check(pruner.model)
+    if judge is not None and data is not None and pruner.options.strategy is not None and pruner.method.keeps_weights:
+        check_inputs(pruner.model, first_batch(data))
     stage = explored_stage(pruner, points=points, data=data, loss=loss, batches=batches)
     context = stage.context
     with pruner.clock.timed("solve"):
@@ -194,7 +198,7 @@ def explore_with(
     keep(Exploration(record))
     if stopped is not None:
         raise stopped
-    for networks in measured_networks(pruner, context, found, count=measure, evaluate=accuracy, data=data):
+    for networks in measured_networks(pruner, context, found, count=measure, evaluate=judge, data=data):
         record = record.model_copy(
             update={
                 "dense": record.dense.model_copy(update=networks[-1]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.train.batches import length_of
 
 if TYPE_CHECKING:
     from latprune.importance import LossFunction
@@ -155,9 +156,10 @@ def check_training_data(data: Iterable[Any] | None) -> None:
     """
     if data is None:
         raise InvalidArgumentError("fit is a recipe, and there is no data= to train on; give the training batches")
-    if not isinstance(data, Sized):
+    length = length_of(data)
+    if length is None:
         raise InvalidArgumentError(
             f"data (a {type(data).__name__}) has no len(), which training needs for its schedule; give a DataLoader or a list of batches"
         )
-    if len(data) < 1:
+    if length < 1:
         raise InvalidArgumentError("data holds no batch")

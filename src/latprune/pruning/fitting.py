@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError
+from latprune.train.contracts import rereadable
 from latprune.train.driver import DriverState, ResumableDriver
 
 if TYPE_CHECKING:
@@ -123,16 +124,13 @@ def evaluation_of(evaluate: Evaluate | Iterable[Any] | None) -> Evaluate | None:
     """A function that gives a model's accuracy, from one or from test batches.
 
     Raises:
-        InvalidArgumentError: The batches can be read only once.
+        InvalidArgumentError: It is neither.
     """
     if evaluate is None or callable(evaluate):
         return evaluate
-    if isinstance(evaluate, Iterator):
-        raise InvalidArgumentError(
-            f"evaluate (a {type(evaluate).__name__}) can be read once, and more than one network is evaluated; give a DataLoader, a list "
-            "of batches or a function of the model"
-        )
-    return LoaderAccuracy(evaluate)
+    if not isinstance(evaluate, Iterable):
+        raise InvalidArgumentError(f"evaluate (={evaluate!r:.80}) must be a function evaluate(model) -> accuracy, or test batches")
+    return LoaderAccuracy(rereadable(evaluate))  # several networks are evaluated
 
 
 def driver_of(pruner: Pruner, optimizer: Optimizer, steps: int) -> TrainingDriver:

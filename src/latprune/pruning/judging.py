@@ -11,6 +11,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Selection
+from latprune.importance.reference import failed_reading
 from latprune.pruning.state import selection_to_dict
 from latprune.recovery import recover
 
@@ -104,6 +105,8 @@ class NetworkJudge:
                 progress=lambda text: None,  # its layers say nothing of the network that is delivered
             )
         except InvalidArgumentError as error:
+            if failed_reading(readings.batches, error):
+                raise
             raise _NotRecoveredError(str(error)) from error
         return network.eval()
 

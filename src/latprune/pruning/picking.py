@@ -16,6 +16,7 @@ from latprune.pruning.proposal import StageProposal
 from latprune.solve import near_optimal
 from latprune.surgery import prune as cut_model
 from latprune.train import recalibrate_batch_norm
+from latprune.train.contracts import accuracy_of
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
@@ -94,7 +95,7 @@ def pick(
             seen.append(Candidate(gain=gain, value=value, accuracy=None))
             continue
         recalibrate_batch_norm(network, data, batches=batches)
-        accuracy = float(evaluate(network.eval()))
+        accuracy = accuracy_of(evaluate, network.eval())
         seen.append(Candidate(gain=gain, value=value, accuracy=accuracy))
         if best is None or accuracy > best[0]:
             best = accuracy, candidate

@@ -12,15 +12,17 @@ from torch import nn
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, SolverLimitError
 from latprune.graph.conditions import preserved_modes
 from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_data
+from latprune.importance.gradients import loss_of
 from latprune.latency import get_engine
 from latprune.methods import Limit, SoftMasks, StageContext
 from latprune.pruning.finetuning import RecipeFit, check_training_data
 from latprune.pruning.fitting import LoaderAccuracy
 from latprune.pruning.picking import no_problem
+from latprune.pruning.preflight_data import check_handed_over
 from latprune.recovery.batches import inputs_of, sliceable, sliced
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.train.batches import forward
-from latprune.train.contracts import calling, check_loss_value, named, numbered
+from latprune.train.contracts import calling, named, numbered
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
@@ -64,6 +66,7 @@ def check_run(run: StagedRun) -> None:
         _check_together(run)
         check_solver(pruner, candidates=run.candidates)
         check_repeatable(pruner.model, pruner.example_inputs)
+        check_handed_over(run)
         check_batches(pruner, run.data, run.loss)
         if run.strategy is not None and run.data is not None:
             check_inputs(pruner.model, _first(run.data))
@@ -170,7 +173,7 @@ def check_inputs(model: nn.Module, batch: Any) -> None:
     """
     from latprune.program.module import ProgramModule
 
-    inputs = inputs_of(batch)
+    inputs = inputs_of(batch, model)
     if sliceable(inputs) and not (isinstance(model, ProgramModule) and model.only_batch is not None):
         inputs = sliced(inputs, 0, _IMAGES)
     with preserved_modes(model), torch.no_grad(), calling("the model on the inputs of data (for recovery; recover=False goes without)"):
@@ -189,12 +192,11 @@ def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:
         raise InvalidArgumentError("no parameter of the model requires a gradient, and the method's scores are made of gradients")
     with preserved_modes(model), torch.enable_grad():
         model.eval()
-        with calling(named(loss, "(model, batch)"), batch=0, given=batch):
-            value = loss(model, batch)
-        value = check_loss_value(value, named(loss, "(model, batch)"), batch=0)
+        value = loss_of(loss, model, batch, number=0)
         if not bool(torch.isfinite(value)):
             raise InvalidArgumentError(f"loss(model, batch) is {value.item()} for the first batch of data; it must be finite")
-        found = torch.autograd.grad(value, parameters, allow_unused=True)
+        with calling(f"the gradient of {named(loss, '(model, batch)')}", batch=0):
+            found = torch.autograd.grad(value, parameters, allow_unused=True)
     if all(gradient is None for gradient in found):
         raise InvalidArgumentError("loss(model, batch) depends on no parameter of the model for the first batch of data")
 

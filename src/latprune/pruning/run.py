@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
@@ -19,6 +18,8 @@ from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
 from latprune.pruning.staged_run import StagedRun
 from latprune.pruning.through_norms import brought_back, through_norms
+from latprune.pruning.unfinished import told_as_unfinished
+from latprune.train.contracts import rereadable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,6 +84,8 @@ def prune(
 
     Raises:
         InvalidArgumentError: An argument breaks its rule; nothing was changed.
+        UnfinishedRunError: What was handed over (``fit``, ``evaluate``, a later batch) failed after the first cut, so that the model is
+            pruned by now; says how to go on.
         BudgetInfeasibleError: The budget cannot be met; carries the lowest latency, measured.
         CheckpointError: ``folder`` holds the progress of another run, or is in use by one.
     """
@@ -94,7 +97,7 @@ def prune(
     home = Path(folder) if folder is not None else None
     with locked(home) if home is not None else nullcontext(), listening(listener), keeping_values(home):
         pruner = Pruner(model, example_inputs, **options)
-        batches = _again(data, importance_batches)
+        batches = rereadable(data, importance_batches) if data is not None else None
         run = StagedRun(
             pruner=pruner,
             folder=home,
@@ -110,20 +113,21 @@ def prune(
             say=say,
         )
         try:
-            run.resume()
-            if not pruner.done:
-                check_run(run)
-            run.run()
-            if narrow:
-                run.narrow()
-            result = pruner.result(
-                measured=run.measured(),
-                accuracies=run.state.accuracies,
-                training=run.state.training,
-                name=name or type(model).__name__,
-                constructor=constructor,
-                arguments=arguments,
-            )
+            with told_as_unfinished(run, model):
+                run.resume()
+                if not pruner.done:
+                    check_run(run)
+                run.run()
+                if narrow:
+                    run.narrow()
+                result = pruner.result(
+                    measured=run.measured(),
+                    accuracies=run.state.accuracies,
+                    training=run.state.training,
+                    name=name or type(model).__name__,
+                    constructor=constructor,
+                    arguments=arguments,
+                )
         finally:
             pruner.close()
         if through:
@@ -134,11 +138,6 @@ def prune(
         if run.folder is not None:
             result.save(run.folder / "result")
     return result
-
-
-def _again(data: Iterable[Any] | None, batches: int | None) -> Iterable[Any] | None:
-    """``data`` that can be read again: what is left of an iterator is taken out of it once."""
-    return list(itertools.islice(data, batches)) if isinstance(data, Iterator) else data
 
 
 def _fit_of(

@@ -32,14 +32,18 @@ class RunState:
     Attributes:
         accuracies: In order of time; the first is the dense network's.
         training: Epochs that were trained, by stage.
+        settled: Stages whose cut was evaluated and recovered from.
         fitted: Stages that were trained.
+        judged: Stages whose training was evaluated: they are through.
         narrowed: Whether the final network was narrowed once more.
         settings: What decides the outcome beside the pruner's own settings; a run is resumed only under the same.
     """
 
     accuracies: Sequence[AccuracyRecord] = ()
     training: Sequence[TrainingRecord] = ()
+    settled: int = 0
     fitted: int = 0
+    judged: int = 0
     narrowed: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -48,13 +52,15 @@ class RunState:
 
         Weights first, under a name of their own: the state file that names them is replaced last, so a crash leaves the older pair whole.
         """
-        weights = f"weights-{pruner.stage}-{self.fitted}{'-narrowed' * self.narrowed}.safetensors"
+        weights = f"weights-{pruner.stage}-{self.settled}-{self.fitted}{'-narrowed' * self.narrowed}.safetensors"
         write_atomic(folder / weights, encode_tensors(stored_state(pruner.model)))
         state = {
             "format": _FORMAT,
             "version": _VERSION,
             "weights": weights,
+            "settled": self.settled,
             "fitted": self.fitted,
+            "judged": self.judged,
             "narrowed": self.narrowed,
             "settings": dict(self.settings),
             "accuracies": [entry.model_dump(mode="json") for entry in self.accuracies],
@@ -96,7 +102,10 @@ class RunState:
             return cls(
                 accuracies=tuple(AccuracyRecord.model_validate(entry) for entry in state["accuracies"]),
                 training=tuple(TrainingRecord.model_validate(entry) for entry in state.get("training", ())),
+                # Releases before wrote no state between a cut and its recovery, nor between a training and its evaluation.
+                settled=int(state.get("settled", pruner.stage)),
                 fitted=int(state["fitted"]),
+                judged=int(state.get("judged", state["fitted"])),
                 narrowed=bool(state["narrowed"]),
                 settings=settings,
             )

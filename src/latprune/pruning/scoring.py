@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from latprune.importance import GradientAccumulator, Importance, LossFunction, R
 from latprune.importance import score as score_importance
 from latprune.importance.gradients import accumulate
 from latprune.surgery import present
+from latprune.train.contracts import batches_of
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
@@ -77,7 +77,7 @@ class Scorer:
             InvalidArgumentError: The loss fails on it, is no finite scalar, or reaches no parameter that is scored.
         """
         accumulator = accumulator_for(self._model, present(self._graph, cut_to), self._config)
-        accumulate(accumulator, itertools.islice(data, 1), loss, batches=None)
+        accumulate(accumulator, batches_of(data, 1), loss, batches=None)
         self._begun = _Begun(data=data, loss=loss, accumulator=accumulator, versions=self._versions())
 
     def _versions(self) -> list[int]:
@@ -91,7 +91,7 @@ class Scorer:
             return None
         own = getattr(self._config, "batches", None)
         most = min((count for count in (batches, own) if count is not None), default=None)
-        return accumulate(begun.accumulator, itertools.islice(begun.data, 1, most), loss, batches=None)
+        return accumulate(begun.accumulator, batches_of(begun.data, most, start=1), loss, batches=None)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was gathered so far, as tensors; empty where nothing was."""
@@ -165,7 +165,7 @@ class Scorer:
         continued = self._continued(data, loss, batches)
         if continued is not None:
             return continued.over(alive)
-        taken = itertools.islice(iter(data), batches) if data is not None else None
+        taken = batches_of(data, batches) if data is not None else None
         self.readings = read(self._model, graph, self._config, taken, loss=loss)
         if self.readings is not None:
             self.readings = _Over(self.readings, alive)

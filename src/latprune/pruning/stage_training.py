@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.pruning.fitting import Fit, FitContext, TrainingDriver, driver_of
 from latprune.recovery import kept_channels
-from latprune.train.contracts import calling
+from latprune.train.contracts import calling, check_accuracy
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -17,7 +19,25 @@ if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
     from latprune.train import EpochRecord, KeptChannels
 
-__all__ = ["train_stage"]
+__all__ = ["history_of", "train_stage"]
+
+
+def history_of(found: Any) -> list[tuple[float, float]]:
+    """What ``fit`` returned, as ``(epoch, accuracy)`` pairs.
+
+    Raises:
+        InvalidArgumentError: It is neither None nor such pairs.
+    """
+    if found is None:
+        return []
+    with calling("fit(model, context)"):
+        pairs = list(found) if isinstance(found, Iterable) and not isinstance(found, (nn.Module, Tensor, Mapping, str)) else [found]
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], (int, float)):
+            raise InvalidArgumentError(
+                f"fit(model, context) returned a {type(found).__name__}; it must return None, or (epoch, accuracy) pairs of its evaluations"
+            )
+    return [(float(epoch), check_accuracy(accuracy, "fit(model, context)")) for epoch, accuracy in pairs]
 
 
 def train_stage(
@@ -30,7 +50,7 @@ def train_stage(
     folder: Path | None,
     say: Callable[[str], None],
     trained: Callable[[Iterable[EpochRecord]], None],
-) -> list[tuple[float, float]]:
+) -> Any:
     """Let ``fit`` train the pruner's model.
 
     Args:
@@ -44,7 +64,7 @@ def train_stage(
         trained: Takes the records of the epochs.
 
     Returns:
-        ``(epoch, accuracy)`` pairs that ``fit`` evaluated on the way.
+        What ``fit`` returned; see :func:`history_of`.
 
     Raises:
         InvalidArgumentError: ``fit`` failed, or trained under masks without handing its optimizer over.
@@ -77,10 +97,10 @@ def train_stage(
         kept=kept,
     )
     with pruner.clock.timed("fine-tune"), calling("fit(model, context)"):
-        history = list(fit(pruner.model, context) or ())
+        found = fit(pruner.model, context)
     if masked and not attached:
         raise InvalidArgumentError(
             f"method {pruner.method.name!r} trains under masks, and fit(model, context) did not hand its optimizer to "
             "context.attach(optimizer, steps)"
         )
-    return history
+    return found

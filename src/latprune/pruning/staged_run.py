@@ -14,12 +14,11 @@ from latprune.methods import SoftMasks
 from latprune.pruning.finetuning import RecipeFit
 from latprune.pruning.fitting import Evaluate, Fit
 from latprune.pruning.picking import pick
-from latprune.pruning.preflight import check_evaluation
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.run_state import RunState
-from latprune.pruning.stage_training import train_stage
+from latprune.pruning.stage_training import history_of, train_stage
 from latprune.recovery import reconstruction_ranking, reselected
-from latprune.train.contracts import calling
+from latprune.train.contracts import accuracy_of
 
 if TYPE_CHECKING:
     from latprune.latency import Measurement
@@ -47,6 +46,7 @@ class StagedRun:
         candidates: Near-optimal networks to pick among by accuracy.
         units: What chooses the units of a group of known width: ``score`` or ``reconstruction``.
         say: Takes a line of text as the work goes on.
+        trains: Whether training has begun in this call.
         state: Where the run stands.
     """
 
@@ -62,6 +62,7 @@ class StagedRun:
     candidates: int
     units: str
     say: Callable[[str], None]
+    trains: bool = False
     state: RunState = field(default_factory=RunState)
 
     def resume(self) -> None:
@@ -86,27 +87,35 @@ class StagedRun:
         }
 
     def run(self) -> None:
-        """All stages that are left."""
+        """All stages that are left; what was cut, recovered or trained is kept before the caller's code is asked about it."""
         pruner, state = self.pruner, self.state
         if not state.accuracies:
             self._evaluate("dense")
         if isinstance(pruner.schedule, SoftMasks) and not pruner.done:
             self._train_masked()
-        while not pruner.done or state.fitted < pruner.stage:
-            if state.fitted == pruner.stage:
+        while not pruner.done or state.judged < pruner.stage:
+            if state.judged == pruner.stage:
                 choose = self._choose if self.candidates > 1 or self.units == "reconstruction" else None
                 # Where nothing changes the weights between stages, the comparison of the last one covers them all.
                 changes = self.fit is not None or self.strategy is not None
                 pruner.step(self.data, loss=self.loss, batches=self.importance_batches, choose=choose, check=changes)
+                if self.evaluate is not None or self._recovers:
+                    self._save()
+            if state.settled < pruner.stage:
                 self._evaluate("pruned")
                 self._recover()
-                self._save()
+                state.settled = pruner.stage
+                if self.fit is not None or self._owes("recovered"):
+                    self._save()
+            if self._recovers and self._owes("recovered") and not (self._trains_after and state.fitted == pruner.stage):
+                self._evaluate("recovered")
             self._fit(pruner.stage)
             self._save()
 
     def narrow(self) -> None:
         """Where the final network is measured over the limit, by however little, cut it once more; nothing that was trained is lost."""
         pruner = self.pruner
+        self._judge_narrowed()
         if not pruner.limits.measured or self.fit is None or self.state.narrowed:
             return
         found = pruner._trials.final(pruner.model, limit=pruner.limit)
@@ -122,8 +131,18 @@ class StagedRun:
         pruner.cut(proposal)
         pruner.recovery = recovered  # what trained came from it, and is cut as it trained
         self.state.narrowed = True
-        self._evaluate("narrowed")
         self._save()
+        self._judge_narrowed()
+
+    def _judge_narrowed(self) -> None:
+        if self.state.narrowed and self._owes("narrowed"):
+            self._evaluate("narrowed")
+            self._save()
+
+    def _owes(self, moment: str) -> bool:
+        """Whether the network of this moment is still to be evaluated."""
+        label = self._moment(moment)
+        return self.evaluate is not None and all(entry.stage != label for entry in self.state.accuracies)
 
     def measured(self) -> tuple[Measurement, Measurement] | None:
         """The final measurement where one was made already: the network is the one that the search turned in."""
@@ -153,15 +172,21 @@ class StagedRun:
             self.say(f"{len(compared)} near-optimal networks compared: accuracy {min(compared):.4f} to {max(compared):.4f}")
         return chosen
 
-    def _recover(self) -> None:
-        """Recover what the stage cut; a stage that only masked has nothing to recover, nor have fresh weights at the end."""
+    @property
+    def _recovers(self) -> bool:
+        """Whether the stage is recovered from; one that only masked has nothing to recover, nor have fresh weights at the end."""
         pruner = self.pruner
-        if self.strategy is None or pruner.masks is not None or (pruner.done and not pruner.method.keeps_weights):
+        return self.strategy is not None and pruner.masks is None and (pruner.method.keeps_weights or not pruner.done)
+
+    def _recover(self) -> None:
+        """Recover what the stage cut."""
+        pruner = self.pruner
+        if not self._recovers:
             return
+        assert self.strategy is not None
         self.say(f"stage {pruner.stage} of {pruner.stages}: recovering without training ({self.strategy.name})")
         report = pruner.recover(self.data, strategy=self.strategy, images=self.recovery_images)
         self.say(str(report))
-        self._evaluate("recovered")
 
     def _train_masked(self) -> None:
         """The training that soft masks move in; what comes after it is the cut, and no further training."""
@@ -169,20 +194,31 @@ class StagedRun:
         self._train(1, masked=True)
         self.state.fitted = 1
 
+    @property
+    def _trains_after(self) -> bool:
+        """Whether the network is trained after a stage; under soft masks it was before."""
+        return self.fit is not None and not isinstance(self.pruner.schedule, SoftMasks)
+
     def _fit(self, stage: int) -> None:
-        soft = isinstance(self.pruner.schedule, SoftMasks)
-        if self.fit is not None and not soft:
+        judged = False
+        if self._trains_after and self.state.fitted < stage:
             self.say(f"stage {stage} of {self.pruner.stages}: fine-tuning")
-            history = self._train(stage, masked=self.pruner.masks is not None)
+            found = self._train(stage, masked=self.pruner.masks is not None)
+            self.state.fitted = stage
+            if self.evaluate is not None or found is not None:
+                self._save()
+            history = history_of(found)
             label = self._moment("fine-tuned")
             trained = (AccuracyRecord(stage=label, accuracy=accuracy, epoch=epoch) for epoch, accuracy in history)
             self.state.accuracies = (*self.state.accuracies, *trained)
-            if not history:
-                self._evaluate("fine-tuned")
-        self.state.fitted = stage
+            judged = bool(history)
+        if self._trains_after and not judged:
+            self._evaluate("fine-tuned")
+        self.state.fitted = self.state.judged = stage
 
-    def _train(self, stage: int, *, masked: bool) -> list[tuple[float, float]]:
+    def _train(self, stage: int, *, masked: bool) -> Any:
         assert self.fit is not None
+        self.trains = True
 
         def trained(epochs: Iterable[EpochRecord]) -> None:
             # A diverged loss is an error before it comes here, so these are numbers that JSON has.
@@ -210,9 +246,8 @@ class StagedRun:
             return
         label = self._moment(moment)
         with self.pruner.clock.timed("evaluate"):
-            with self.pruner.evaluating(), calling("evaluate(model)"):
-                found = self.evaluate(self.pruner.model)
-            accuracy = check_evaluation(found)
+            with self.pruner.evaluating():
+                accuracy = accuracy_of(self.evaluate, self.pruner.model)
         self.say(f"accuracy, {label}: {accuracy:.4f}")
         self.state.accuracies = (*self.state.accuracies, AccuracyRecord(stage=label, accuracy=accuracy))
 

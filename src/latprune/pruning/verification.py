@@ -16,6 +16,7 @@ from latprune.export.record import BudgetRecord, LatencyRecord, ResultRecord, Ve
 from latprune.export.verdict import CLOSE, verdict
 from latprune.graph.folding import fold_in_place, folds_of
 from latprune.latency import Measurement, Target, get_engine, measure
+from latprune.train.contracts import accuracy_of
 
 __all__ = ["example_inputs_of", "verify"]
 
@@ -52,6 +53,7 @@ def verify(
     record = saved.record
     inputs = example_inputs if example_inputs is not None else example_inputs_of(record)
     pruned, dense = _as_measured(saved.restore(model).eval(), record), _as_measured(model().eval(), record)
+    accuracy = accuracy_of(evaluate, pruned) if evaluate is not None else None
     target = Target(**record.target.model_dump())
     engine = get_engine(target.engine)
     with engine.compile(dense, inputs, target) as dense_network, engine.compile(pruned, inputs, target) as pruned_network:
@@ -61,7 +63,7 @@ def verify(
         target=record.target,
         dense=LatencyRecord(**found["dense"].to_dict()),
         pruned=LatencyRecord(**found["pruned"].to_dict()),
-        accuracy=evaluate(pruned) if evaluate is not None else None,
+        accuracy=accuracy,
         met=_met(record, found["pruned"], tolerance),
     )
     if save:

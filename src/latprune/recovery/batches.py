@@ -6,34 +6,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.conditions import preserved_modes
 from latprune.graph.containers import like, rebuilt
 from latprune.train.batches import move
-from latprune.train.contracts import as_tensors
+from latprune.train.contracts import answer, inputs_of, numbered
 
-__all__ = ["LABELS", "alike", "calibration_batches", "count", "inputs_of", "joined", "reordered", "sliceable", "sliced", "tensors_of"]
+__all__ = ["alike", "calibration_batches", "count", "inputs_of", "joined", "reordered", "sliceable", "sliced", "tensors_of"]
 
-LABELS = frozenset({"labels", "label", "target", "targets"})
-"""Keys of a mapping that hold no input of the model."""
-
-
-def inputs_of(batch: Any) -> Any:
-    """The model's inputs in a batch; labels are left out.
-
-    A tensor (or array) is the input itself; of a tuple such as ``(inputs, labels)`` the first entry; of a mapping all but its labels.
-    """
-    batch = as_tensors(batch)
-    if isinstance(batch, Tensor):
-        return batch
-    if isinstance(batch, Mapping):
-        return {name: value for name, value in batch.items() if name not in LABELS}
-    if isinstance(batch, (tuple, list)) and batch:
-        return inputs_of(batch[0]) if not isinstance(batch[0], (tuple, list)) else tuple(batch[0])
-    raise InvalidArgumentError(
-        f"a batch of data is a {type(batch).__name__}; it must be a tensor, a tuple or list that begins with the inputs, or a mapping"
-    )
+_TRIED = 2
+"""Images of a batch that are run where only its running is asked."""
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -105,8 +89,22 @@ def _pieces(inputs: Any, size: int) -> list[Any]:
     return [sliced(inputs, k, min(k + size, total)) for k in range(0, total, size)]
 
 
+def _try(model: nn.Module, inputs: Any, number: int) -> None:
+    """Run the model on a few images of batch ``number``."""
+    with preserved_modes(model), torch.no_grad():
+        model.eval()
+        answer(model, sliced(inputs, 0, _TRIED) if sliceable(inputs) else inputs, batch=number)
+
+
 def calibration_batches(
-    data: Iterable[Any], images: int, device: torch.device, *, size: int | None = None, every: int = 10, whole: bool = False
+    data: Iterable[Any],
+    images: int,
+    device: torch.device,
+    *,
+    size: int | None = None,
+    every: int = 10,
+    whole: bool = False,
+    model: nn.Module | None = None,
 ) -> tuple[list[Any], list[Any]]:
     """Inputs to fit to and held-out inputs.
 
@@ -119,21 +117,27 @@ def calibration_batches(
         whole: Leave out pieces of fewer images than ``size``, for a network that runs at one batch size alone. What is left over of
             batches of one form, less than a piece, is left out anyway: some networks take another course at another batch size (anchors
             that are computed again).
+        model: The network that the inputs are for. It runs on a few of the first batch of every form, so that one that it does not take
+            is told by its number; where ``whole`` says that it runs at one batch size alone, on none.
 
     Raises:
-        InvalidArgumentError: ``images`` is below 1 or the data is empty.
+        InvalidArgumentError: ``images`` is below 1, the data is empty or fails, or ``model`` does not run on a batch; the batch is named.
     """
     if images < 1:
         raise InvalidArgumentError(f"images (={images}) must be at least 1")
     taken: list[Any] = []
     seen = 0
-    for batch in data:
-        inputs = inputs_of(batch)
+    forms: list[Any] = []
+    for number, batch in numbered(data):
+        inputs = inputs_of(batch, model)
         here = count(inputs)
         if seen + here > images and sliceable(inputs):
             inputs = sliced(inputs, 0, images - seen)
             here = images - seen
         taken.append(move(inputs, device))
+        if model is not None and not whole and _form(inputs) not in forms:
+            forms.append(_form(inputs))
+            _try(model, taken[-1], number)
         seen += here
         if seen >= images:
             break

@@ -36,7 +36,7 @@ class ReconstructionConfig:
     seed: int = 0
 
 
-@register(ReconstructionConfig, name="reconstruction", needs_data=True)
+@register(ReconstructionConfig, name="reconstruction", needs_data=True, reads_inputs=True)
 def score_reconstruction(
     model: nn.Module, graph: GroupedModel, config: ReconstructionConfig, data: Iterable[Any] | None, loss: LossFunction
 ) -> Importance:

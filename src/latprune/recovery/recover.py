@@ -61,7 +61,8 @@ def recover(
         What was done, layer by layer.
 
     Raises:
-        InvalidArgumentError: The networks do not fit the graph and the selection, or there is no data.
+        InvalidArgumentError: The networks do not fit the graph and the selection, there is no data, the data's own code fails, or the
+            dense network does not run on a batch, which is named.
         LatpruneError: A strategy of one's own added a tensor or changed a shape.
 
     Example:
@@ -75,7 +76,10 @@ def recover(
     parameter = next((p for p in pruned.parameters()), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     only = pruned.only_batch if isinstance(pruned, ProgramModule) else None
-    fitted, held = calibration_batches(data, images, device, size=only, whole=only is not None) if data is not None else ([], [])
+    fitted: list[Any] = []
+    held: list[Any] = []
+    if data is not None:
+        fitted, held = calibration_batches(data, images, device, size=only, whole=only is not None, model=dense)
     situation = Situation(
         pruned=pruned,
         dense=dense,

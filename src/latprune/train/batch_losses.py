@@ -11,9 +11,11 @@ from torch import nn
 from latprune.train.batches import forward, logits_of, split_batch
 from latprune.train.contracts import (
     IGNORED,
+    answer,
     calling,
     check_loss_value,
     check_targets,
+    inputs_of,
     named,
     own_loss,
     takes_labels,
@@ -71,16 +73,13 @@ class BatchLosses:
     def unlabelled(self, batch: Any, *, number: int) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
         """Run the network on the batch's inputs alone: the teacher's loss is all that counts."""
         self.judged = False
-        if isinstance(batch, Mapping):
-            inputs: Any = {name: value for name, value in batch.items() if name != "labels"}
-        else:
-            inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+        inputs = inputs_of(batch, self._model)
         with calling(f"the model ({type(self._model).__name__})", batch=number, given=inputs):
             forward(self._wrapped, inputs)
         return None, None, _first_size(inputs)
 
     def _classify(self, batch: Any, number: int, step: int) -> tuple[torch.Tensor, torch.Tensor | None, int]:
-        inputs, targets = split_batch(batch)
+        inputs, targets = split_batch(batch, self._model)
         mixed = mix(inputs, targets, self._recipe, step=step, rank=self._rank)
         if mixed is not None:
             inputs, targets = mixed.inputs, mixed.targets
@@ -89,7 +88,7 @@ class BatchLosses:
         # A language model shifts its labels itself, so its own loss counts wherever its scores are not of one class per example.
         labelled = isinstance(batch, Mapping) and takes_labels(self._model) and plain
         with calling(f"the model ({type(self._model).__name__})", batch=number, given=inputs):
-            output = self._wrapped(**batch) if labelled else forward(self._wrapped, inputs)
+            output = self._wrapped(**{**inputs, "labels": targets}) if labelled else forward(self._wrapped, inputs)
         if labelled and (own := own_loss(output)) is not None and logits_of(output).ndim > 2:
             self.judged = False
             return own, None, len(targets)
@@ -97,7 +96,7 @@ class BatchLosses:
         taught = None
         if distillation is not None and self._teacher is not None:
             with torch.no_grad():
-                taught = check_targets(logits_of(forward(self._teacher, inputs)), targets)[0]
+                taught = check_targets(logits_of(answer(self._teacher, inputs, batch=number)), targets, batch=number)[0]
         if not targets.is_floating_point():
             targets = torch.where(targets < 0, IGNORED, targets)
 

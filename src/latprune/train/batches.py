@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -12,22 +13,29 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.containers import rebuilt
 from latprune.train.random_state import RandomState
+from latprune.train.user_code import calling
 
 __all__ = [
     "DATA_STREAM",
+    "LABELS",
     "MODEL_STREAM",
     "Batches",
     "FirstBatches",
     "batches_of_epoch",
     "forward",
+    "labels_in",
+    "length_of",
     "logits_of",
     "move",
     "shard",
     "split_batch",
+    "without_labels",
 ]
 
 MODEL_STREAM, DATA_STREAM = 0, 1
 """First number of the random streams that the model and the data draw from."""
+LABELS = ("labels", "label", "targets", "target")
+"""Keys of a mapping that hold the targets; where there are several, the first of these."""
 
 
 @runtime_checkable
@@ -71,20 +79,27 @@ def batches_of_epoch(data: Batches, *, epoch: int, start: int, seed: int) -> Gen
 
     Random generators of the process (torch, numpy, random) are seeded by ``(seed, epoch)`` while the data works and put back while the
     model works, so that order and augmentation do not depend on what the model draws, nor on where a run was interrupted.
+
+    Raises:
+        InvalidArgumentError: The data's own code failed; the batch is named.
     """
-    if hasattr(data, "set_epoch"):
-        data.set_epoch(epoch)
-    elif hasattr(getattr(data, "sampler", None), "set_epoch"):
-        data.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    what = f"data (a {type(data).__name__})"
+    with calling(f"set_epoch of {what}"):
+        if hasattr(data, "set_epoch"):
+            data.set_epoch(epoch)
+        elif hasattr(getattr(data, "sampler", None), "set_epoch"):
+            data.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
     model_state = RandomState.capture()
     RandomState.seed(seed, DATA_STREAM, epoch)
     try:
-        iterator = iter(data.batches(start)) if hasattr(data, "batches") else itertools.islice(iter(data), start, None)
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
+        with calling(f"iterating over {what}"):
+            iterator = iter(data.batches(start)) if hasattr(data, "batches") else itertools.islice(iter(data), start, None)
+        for number in itertools.count(start):
+            with calling(what, batch=number):
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    return
             data_state = RandomState.capture()
             model_state.restore()
             try:
@@ -96,16 +111,60 @@ def batches_of_epoch(data: Batches, *, epoch: int, start: int, seed: int) -> Gen
         model_state.restore()
 
 
-def split_batch(batch: Any) -> tuple[Any, torch.Tensor]:
-    """``(inputs, targets)`` of a batch: a pair, or a mapping whose ``labels`` are the targets.
+def length_of(data: Any) -> int | None:
+    """``len(data)``; None where it has none, or does not know it (a loader of a stream)."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _label_names(model: nn.Module | None) -> tuple[str, ...]:
+    """The names of :data:`LABELS` that are no input of the model: what its forward cannot do without is one."""
+    if model is None:
+        return LABELS
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return LABELS
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty and one.kind in plain}
+    return tuple(name for name in LABELS if name not in needed)
+
+
+def without_labels(batch: Mapping[str, Any], model: nn.Module | None = None) -> dict[str, Any]:
+    """The inputs of a mapping: all but its labels, under whichever of :data:`LABELS` they are.
+
+    Args:
+        batch: The mapping.
+        model: Keeps what its forward needs under such a name (a network that makes images of a ``label``).
+    """
+    names = _label_names(model)
+    return {name: value for name, value in batch.items() if name not in names}
+
+
+def labels_in(batch: Mapping[str, Any], model: nn.Module | None = None) -> str | None:
+    """The key under which a mapping holds its targets; None where it has none."""
+    return next((name for name in (*_label_names(model), *LABELS) if name in batch), None)
+
+
+def split_batch(batch: Any, model: nn.Module | None = None) -> tuple[Any, Any]:
+    """``(inputs, targets)`` of a batch: a pair, or a mapping with its targets under one of :data:`LABELS`.
+
+    Args:
+        batch: The batch.
+        model: Which names are inputs after all; see :func:`without_labels`.
 
     Raises:
         InvalidArgumentError: The batch is neither.
     """
     if isinstance(batch, Mapping):
-        if "labels" not in batch:
-            raise InvalidArgumentError(f"a batch is a mapping with the keys {', '.join(map(str, batch))}; it must hold 'labels'")
-        return {name: value for name, value in batch.items() if name != "labels"}, batch["labels"]
+        name = labels_in(batch, model)
+        if name is None:
+            raise InvalidArgumentError(
+                f"a batch is a mapping with the keys {', '.join(map(str, batch))}; it must hold 'labels' (or {', '.join(LABELS[1:])})"
+            )
+        return without_labels(batch, model), batch[name]
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     raise InvalidArgumentError(f"a batch is a {type(batch).__name__}; it must be a pair (inputs, targets), or a mapping with 'labels'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from latprune.errors import InvalidArgumentError
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.conditions import preserved_modes
-from latprune.train.batches import forward, move, split_batch
+from latprune.train.batches import move
+from latprune.train.contracts import answer, inputs_of, numbered
 
 __all__ = ["recalibrate_batch_norm", "statistics_keepers"]
 
@@ -31,14 +32,15 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
 
     Args:
         model: The network, changed in place; its training modes are left as they were.
-        data: Batches ``(inputs, targets)``; the targets are not looked at.
+        data: Batches of inputs, or of ``(inputs, targets)``, whose targets are not looked at.
         batches: Batches at most.
 
     Returns:
         Number of norms that were recalibrated.
 
     Raises:
-        InvalidArgumentError: ``batches`` is below 1 or the data is empty; the statistics are untouched.
+        InvalidArgumentError: ``batches`` is below 1, the data is empty or fails, or the model fails on a batch; the statistics are as they
+            were.
     """
     if batches < 1:
         raise InvalidArgumentError(f"batches (={batches}) must be at least 1")
@@ -47,9 +49,11 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
     scopes = [scope for program in programs for scope in program.norm_scopes()]
     if not norms and not scopes:
         return 0
-    taken = list(islice(data, 1))
-    if not taken:
+    read = numbered(data)
+    first = next(read, None)
+    if first is None:
         raise InvalidArgumentError("data holds no batch to recalibrate with")
+    kept = [(tensor, tensor.clone()) for norm in (*norms, *scopes) for tensor in norm.buffers(recurse=False)]
     momenta = [norm.momentum for norm in norms]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with preserved_modes(model), torch.no_grad():
@@ -66,10 +70,12 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
         for program in programs:
             program.cumulative_statistics = True
         try:
-            # The first batch was taken from the iterable to see whether there is one; a re-iterable object starts again.
-            for batch in islice(data, batches) if not hasattr(data, "__next__") else [*taken, *islice(data, batches - 1)]:
-                inputs, _ = split_batch(move(batch, device))
-                forward(model, inputs)
+            for number, batch in islice(chain([first], read), batches):
+                answer(model, inputs_of(move(batch, device), model), batch=number)
+        except BaseException:
+            for tensor, value in kept:
+                tensor.copy_(value)
+            raise
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

@@ -4,73 +4,40 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError, LatpruneError
+from latprune.errors import InvalidArgumentError
 from latprune.graph.containers import rebuilt
-from latprune.train.batches import forward, logits_of, split_batch
+from latprune.train.batches import forward, logits_of, split_batch, without_labels
+from latprune.train.user_code import calling, described, function_name, named
 
 __all__ = [
     "IGNORED",
+    "accuracy_of",
+    "answer",
     "as_tensors",
+    "batches_of",
     "calling",
     "check_accuracy",
     "check_loss_value",
     "check_targets",
     "described",
     "function_name",
+    "inputs_of",
     "named",
     "numbered",
     "own_loss",
     "plain_loss",
+    "rereadable",
     "takes_labels",
 ]
 
 IGNORED = -100
 """Class index that PyTorch's cross-entropy leaves out."""
-
-
-def function_name(function: Any) -> str:
-    """``module.name`` of a function or of an object that is called, for messages."""
-    name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    module = getattr(function, "__module__", None) or type(function).__module__
-    return f"{module}.{name}"
-
-
-def described(value: Any) -> str:
-    """Types and shapes of what was handed over, in a line: ``(uint8 [8, 3, 32, 32], int64 [8])``."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return f"{type(value).__module__.partition('.')[0]} {value.dtype} {list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{name}: {described(item)}" for name, item in list(value.items())[:8]) + "}"
-    if isinstance(value, (tuple, list)):
-        return "(" + ", ".join(described(item) for item in value[:8]) + (", ...)" if len(value) > 8 else ")")
-    return type(value).__name__
-
-
-@contextmanager
-def calling(what: str, *, batch: int | None = None, given: Any = None) -> Iterator[None]:
-    """Errors inside are told as those of the user's function ``what``, on its ``batch`` (counted from 0) that is ``given``.
-
-    Raises:
-        InvalidArgumentError: The user's code raised something; the error that it raised is its cause.
-    """
-    try:
-        yield
-    except (LatpruneError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        place = "" if batch is None else f" on batch {batch} of the data"
-        held = "" if given is None else f", which is {described(given)}"
-        lines = str(error).strip().splitlines()
-        says = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        raise InvalidArgumentError(f"{what} failed{place}{held}: {says}") from error
 
 
 def numbered(data: Iterable[Any], what: str = "data") -> Generator[tuple[int, Any], None, None]:
@@ -85,16 +52,25 @@ def numbered(data: Iterable[Any], what: str = "data") -> Generator[tuple[int, An
     while True:
         with calling(f"{what} (a {type(data).__name__})", batch=index):
             try:
-                batch = next(iterator)
+                batch = as_tensors(next(iterator))
             except StopIteration:
                 return
-        yield index, as_tensors(batch)
+        yield index, batch
         index += 1
 
 
 def as_tensors(value: Any) -> Any:
-    """NumPy arrays in nested containers as tensors; everything else as it is."""
-    return rebuilt(value, _as_tensor)
+    """NumPy arrays in nested containers as tensors; what holds none is given back as it is."""
+    changed = False
+
+    def change(leaf: Any) -> Any:
+        nonlocal changed
+        new = _as_tensor(leaf)
+        changed = changed or new is not leaf
+        return new
+
+    found = rebuilt(value, change)
+    return found if changed else value
 
 
 def _as_tensor(value: Any) -> Any:
@@ -105,6 +81,51 @@ def _as_tensor(value: Any) -> Any:
             return value
         return torch.from_numpy(np.ascontiguousarray(value)) if value.ndim else torch.tensor(value.item())
     return value
+
+
+def batches_of(data: Iterable[Any], count: int | None = None, *, start: int = 0) -> Iterator[Any]:
+    """The batches of ``data`` from number ``start`` up to number ``count`` (None: to the end), read as :func:`numbered` does."""
+    return (batch for _, batch in islice(numbered(data), start, count))
+
+
+def rereadable(data: Iterable[Any], count: int | None = None) -> Iterable[Any]:
+    """``data`` that can be read several times: what is left of an iterator (``count`` batches at most) is taken out of it once."""
+    return list(batches_of(data, count)) if isinstance(data, Iterator) else data
+
+
+def inputs_of(batch: Any, model: nn.Module | None = None) -> Any:
+    """The model's inputs in a batch; labels are left out, whatever they are.
+
+    A tensor (or array) is the input itself; of a tuple such as ``(inputs, labels)`` the first entry; of a mapping all but its labels
+    (:func:`~latprune.train.batches.without_labels`).
+
+    Args:
+        batch: The batch.
+        model: The model that the inputs are for.
+
+    Raises:
+        InvalidArgumentError: It is none of these.
+    """
+    batch = as_tensors(batch)
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, Mapping):
+        return without_labels(batch, model)
+    if isinstance(batch, (tuple, list)) and batch:
+        return tuple(batch[0]) if isinstance(batch[0], (tuple, list)) else inputs_of(batch[0], model)
+    raise InvalidArgumentError(
+        f"a batch of data is a {type(batch).__name__}; it must be a tensor, a tuple or list that begins with the inputs, or a mapping"
+    )
+
+
+def answer(model: nn.Module, inputs: Any, *, batch: int | None = None) -> Any:
+    """What the user's model makes of inputs that :func:`inputs_of` gave.
+
+    Raises:
+        InvalidArgumentError: The model fails on them; the batch is named.
+    """
+    with calling(f"the model ({type(model).__name__})", batch=batch, given=inputs):
+        return forward(model, inputs)
 
 
 def check_targets(logits: Tensor, targets: Any, *, batch: int | None = None, turn: bool = True) -> tuple[Tensor, Tensor]:
@@ -165,12 +186,14 @@ def check_targets(logits: Tensor, targets: Any, *, batch: int | None = None, tur
     return logits, targets
 
 
-def plain_loss(model: nn.Module, batch: Any) -> Tensor:
+def plain_loss(model: nn.Module, batch: Any, *, number: int | None = None) -> Tensor:
     """The loss that stands where none is given: the model's own where it returns one for its labels, else mean cross-entropy.
 
     Args:
         model: A classifier, or a model whose output object has a ``loss`` (Hugging Face's) or ``logits``.
-        batch: ``(inputs, targets)``, or a mapping of keyword inputs with ``labels``; NumPy arrays are taken as tensors.
+        batch: ``(inputs, targets)``, or a mapping of keyword inputs with ``labels`` (or ``label``, ``targets``, ``target``); NumPy
+            arrays are taken as tensors.
+        number: Number of the batch in the data, for messages.
 
     Raises:
         InvalidArgumentError: The model fails on the inputs, or labels do not fit its scores.
@@ -180,13 +203,12 @@ def plain_loss(model: nn.Module, batch: Any) -> Tensor:
         tensor(0.)
     """
     batch = as_tensors(batch)
-    inputs, targets = split_batch(batch)
+    inputs, targets = split_batch(batch, model)
     own = isinstance(batch, Mapping) and takes_labels(model)
-    with calling(f"the model ({type(model).__name__})", given=batch if own else inputs):
-        output = model(**batch) if own else forward(model, inputs)
+    output = answer(model, {**inputs, "labels": targets} if own else inputs, batch=number)
     if own and (loss := own_loss(output)) is not None:
         return loss
-    logits, targets = check_targets(logits_of(output), targets, turn=not takes_labels(model))
+    logits, targets = check_targets(logits_of(output), targets, batch=number, turn=not takes_labels(model))
     if not targets.is_floating_point():
         targets = torch.where(targets < 0, IGNORED, targets)
     return torch.nn.functional.cross_entropy(logits, targets)
@@ -246,6 +268,13 @@ def check_accuracy(value: Any, what: str = "evaluate(model)") -> float:
     return number
 
 
-def named(function: Callable[..., Any], arguments: str) -> str:
-    """``module.name(arguments)`` for messages."""
-    return f"{function_name(function)}{arguments}"
+def accuracy_of(evaluate: Callable[[nn.Module], Any], model: nn.Module) -> float:
+    """What the user's function ``evaluate`` says of a model, a fraction between 0 and 1.
+
+    Raises:
+        InvalidArgumentError: It failed, or gave something else; the function is named.
+    """
+    what = f"evaluate(model), which is {function_name(evaluate)},"
+    with calling(what):
+        found = evaluate(model)
+    return check_accuracy(found, what)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import preserved_modes
 from latprune.progress import counted
-from latprune.train.batches import forward, logits_of, move, split_batch
-from latprune.train.contracts import calling, check_targets, numbered, takes_labels
+from latprune.train.batches import length_of, logits_of, move, split_batch
+from latprune.train.contracts import answer, check_targets, numbered, takes_labels
 from latprune.train.precision import autocast_type
 
 __all__ = ["check_test_batches", "evaluate"]
@@ -24,8 +24,9 @@ def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") 
 
     Args:
         model: A classifier; evaluated on the device of its parameters, and left in the mode it came in.
-        data: Batches ``(inputs, targets)`` or mappings with ``labels``; targets are class indices ``(batch, ...)`` or ``(batch, 1)``,
-            of which negative ones are left out, or class probabilities. NumPy arrays are taken as tensors.
+        data: Batches ``(inputs, targets)`` or mappings with ``labels`` (or ``label``, ``targets``, ``target``); targets are class indices
+            ``(batch, ...)`` or ``(batch, 1)``, of which negative ones are left out, or class probabilities. NumPy arrays are taken as
+            tensors.
         precision: ``fp32``, or ``bf16`` or ``fp16`` for automatic mixed precision.
 
     Returns:
@@ -62,10 +63,9 @@ def _counts(model: nn.Module, data: Iterable[Any], precision: str) -> tuple[int,
     correct, total, turn = 0, 0, not takes_labels(model)
     with preserved_modes(model), torch.no_grad(), torch.autocast(device.type, autocast_type(precision), enabled=precision != "fp32"):
         model.eval()
-        for index, batch in counted(numbered(data), "evaluating", unit="batches", total=len(data) if isinstance(data, Sized) else None):
-            inputs, targets = split_batch(move(batch, device))
-            with calling(f"the model ({type(model).__name__})", batch=index, given=inputs):
-                output = forward(model, inputs)
+        for index, batch in counted(numbered(data), "evaluating", unit="batches", total=length_of(data)):
+            inputs, targets = split_batch(move(batch, device), model)
+            output = answer(model, inputs, batch=index)
             logits, targets = check_targets(logits_of(output), targets, batch=index, turn=turn)
             if targets.is_floating_point():
                 targets = targets.argmax(dim=1)

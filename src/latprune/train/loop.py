@@ -11,7 +11,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError, MissingExtraError
 from latprune.graph.conditions import preserved_modes
-from latprune.train.batches import Batches
+from latprune.train.batches import Batches, length_of
 from latprune.train.driver import Driver
 from latprune.train.evaluation import evaluate as evaluate_accuracy
 from latprune.train.progress import TrainProgress
@@ -123,7 +123,7 @@ def finetune(
 def _check_arguments(
     data: Batches, recipe: Recipe, teacher: nn.Module | None, loss: Loss | None, checkpoint_seconds: float, time_limit: float | None
 ) -> None:
-    if not hasattr(data, "__len__") or len(data) < 1:
+    if not length_of(data):
         raise InvalidArgumentError("data must have a length (batches per epoch) of at least 1")
     if recipe.distillation is not None and teacher is None:
         raise InvalidArgumentError("recipe.distillation needs teacher=, the dense network")

@@ -258,7 +258,8 @@ class Run:
         self.scaler.step(self._plain)
         self.scaler.update()
         if self.hooks.after_step is not None:
-            self.hooks.after_step(self.model)
+            with calling(named(self.hooks.after_step, "(model)")):
+                self.hooks.after_step(self.model)
         if self.average is not None:
             self.average.update(self.model)
 

@@ -1,0 +1,134 @@
+"""The first batch of what the caller handed over goes through all that will read it, before anything is measured or changed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from latprune.errors import InvalidArgumentError
+from latprune.graph.conditions import preserved_modes
+from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients, reads_inputs
+from latprune.program import ProgramModule
+from latprune.pruning.finetuning import RecipeFit
+from latprune.recovery.batches import sliceable, sliced
+from latprune.train.batches import labels_in, logits_of, split_batch
+from latprune.train.contracts import answer, batches_of, check_targets, function_name, inputs_of, takes_labels
+
+if TYPE_CHECKING:
+    from latprune.pruning.pruner import Pruner
+    from latprune.pruning.staged_run import StagedRun
+
+__all__ = ["check_criterion_data", "check_handed_over", "first_batch"]
+
+_IMAGES = 2
+"""Images (or texts) that go through the model where only its running is asked."""
+
+
+def first_batch(data: Iterable[Any]) -> Any:
+    """The first batch, arrays made tensors.
+
+    Raises:
+        InvalidArgumentError: There is none, or the data's own code fails.
+    """
+    for batch in batches_of(data, 1):
+        return batch
+    raise InvalidArgumentError("data holds no batch")
+
+
+def check_handed_over(run: StagedRun) -> None:
+    """The caller's functions can be called as they will be; first batches go through the model and the loss.
+
+    Raises:
+        InvalidArgumentError: ``fit`` or ``evaluate`` takes other arguments, the first batch of the recipe's ``evaluate`` fails, or see
+            :func:`check_criterion_data`.
+    """
+    check_criterion_data(run.pruner, run.data, run.loss)
+    if run.fit is not None and not isinstance(run.fit, RecipeFit):
+        _check_arguments(run.fit, "fit", "model, context")
+    if run.evaluate is not None:
+        _check_arguments(run.evaluate, "evaluate", "model")
+    if isinstance(run.fit, RecipeFit) and run.fit.evaluate is not None:
+        if callable(run.fit.evaluate):
+            _check_arguments(run.fit.evaluate, "evaluate", "model")
+        elif run.evaluate is None:  # else all of it is evaluated before the first cut
+            from latprune.train import evaluate
+
+            evaluate(run.pruner.model, [first_batch(run.fit.evaluate)])
+
+
+def _check_arguments(function: Callable[..., Any], name: str, arguments: str) -> None:
+    """Whether ``function`` takes positional ``arguments``, where its signature says."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments.split(", "))
+    except TypeError as error:
+        raise InvalidArgumentError(
+            f"{name} (={function_name(function)}) takes {signature}, and is called as {name}({arguments}): {error}"
+        ) from error
+
+
+def check_criterion_data(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction) -> None:
+    """The first batch goes through what the method's criterion does with it.
+
+    A criterion that runs the model on inputs runs it on a few of them. Where it, or one that it is compared with, reads the labels, the
+    batch goes through the loss and backward. Batches that have no labels, or those of another task than the default loss knows, are left
+    to the criterion, which does without.
+
+    Args:
+        pruner: The pruner.
+        data: Batches.
+        loss: Scalar loss of ``(model, batch)``.
+
+    Raises:
+        InvalidArgumentError: The model does not run on the inputs, or labels do not fit its class scores; the batch is named.
+    """
+    config = pruner.method.importance
+    if config is None or data is None or not reads_inputs(config):
+        return
+    batch = first_batch(data)
+    model = pruner.model
+    inputs = inputs_of(batch, model)
+    if sliceable(inputs) and not (isinstance(model, ProgramModule) and model.only_batch is not None):
+        inputs = sliced(inputs, 0, _IMAGES)
+    with preserved_modes(model), torch.no_grad():
+        model.eval()
+        output = answer(model, inputs, batch=0)
+    if _reads_labels(config) and (loss is not cross_entropy_loss or _classifies(model, batch, output)):
+        from latprune.pruning.preflight import check_loss
+
+        check_loss(model, batch, loss)
+
+
+def _reads_labels(config: object) -> bool:
+    """Whether gradients of the loss are among what a criterion is made of or compared with."""
+    parts = (getattr(config, "rank", None), *getattr(config, "rivals", ()))
+    return any(needs_gradients(part) for part in parts if part is not None)
+
+
+def _classifies(model: nn.Module, batch: Any, output: Any) -> bool:
+    """Whether a batch has labels, and the model scores for several classes to compare them with."""
+    if isinstance(batch, Mapping):
+        if labels_in(batch, model) is None:
+            return False
+    elif not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        return False
+    targets = split_batch(batch, model)[1]
+    if isinstance(targets, Mapping) or (isinstance(targets, (tuple, list)) and any(not isinstance(t, (int, float, str)) for t in targets)):
+        return False  # boxes, several tasks
+    own = takes_labels(model)
+    if own and isinstance(batch, Mapping):
+        return True  # the model's own loss takes them
+    try:
+        logits = logits_of(output)
+        check_targets(logits, logits.argmax(dim=1) if logits.ndim > 1 else logits)
+    except InvalidArgumentError:
+        return False
+    # Numbers beside a map of scores are boxes or depths as often as mistaken labels.
+    return logits.ndim == 2 or (not own and isinstance(targets, Tensor) and not targets.is_floating_point())
