@@ -78,6 +78,7 @@ def build_record(
     tables = pruner.tables_used if latency else None
     notes = tuple(report.note for report in pruner.reports if report.note)
     notes += tuple(f"the model {word}" for word in pruner.wrappers)
+    notes += dense.notes
     plain = [fold for fold in pruner.folds if fold not in pruner.norms]
     if plain:
         kinds = ", ".join(sorted({fold.kind for fold in plain}))
