@@ -101,7 +101,7 @@ def unite_own(space: LabelSpace, fields: Sequence[torch.Tensor], place: str) -> 
     first, *others = fields
     for g in others:
         space.unite(first, g)
-        pairs = torch.stack([h.expand(torch.broadcast_shapes(first.shape, g.shape)).reshape(-1) for h in (first, g)])
+        pairs = torch.stack([h.reshape(-1) for h in torch.broadcast_tensors(first, g)])  # type: ignore[no-untyped-call]
         if torch.unique(pairs, dim=1).shape[1] > max(torch.unique(labels).numel() for labels in pairs):
             for h in (first, g):
                 space.freeze(h, f"each place stands for a pair of channels in {place}")

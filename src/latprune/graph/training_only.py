@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import lru_cache
 from types import CodeType
 from typing import Any
 
@@ -93,10 +92,9 @@ def _not_seen(error: Exception | None) -> str:
 
 
 def _asks_for_the_mode(model: nn.Module) -> bool:
-    return any(_mentions_training(type(module)) for module in model.modules())
+    return any(_mentions_training(kind) for kind in {type(module) for module in model.modules()})
 
 
-@lru_cache(maxsize=4096)
 def _mentions_training(kind: type) -> bool:
     """Whether a method of a class outside of PyTorch names the attribute ``training``."""
     own = (base for base in kind.__mro__ if base is not object and not base.__module__.startswith("torch."))
@@ -236,7 +234,7 @@ def _layers_read(recorder: Recorder, outputs: list[Info], idle: Mapping[str, str
     """Tensors of the layers whose results are read, followed back through operations of one operand (what a sum gives is no layer's)."""
     starts = [(info, "returned in training mode") for info in outputs]
     for node in recorder.nodes:
-        why = next((idle[i.name] for i in node.inputs if i.name in idle), None)
+        why = next((idle[name] for i in node.inputs if (name := i.name or "") in idle), None)
         if why is not None:
             starts += [(info, why) for info in node.inputs if info.dynamic]
     found: dict[str, str] = {}
