@@ -193,3 +193,82 @@ def test_transposed_grouped_padded_and_shuffled(layer: nn.Module, made: int) -> 
     graph = _checked(lambda x, layer: layer(x), made, layer)
     assert any(name.startswith("read") for name in graph.groups)
     assert not any("layer" in kept.what for kept in graph.kept_whole)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shuffled", "before", "after"),
+    [(16, 4, 1, 1), (9, 3, 1, 1), (32, 8, 1, 1), (24, 4, 1, 1)]
+    + [(32, 4, 4, 4), (16, 4, 4, 4), (16, 2, 4, 4), (24, 2, 2, 2), (32, 4, 4, 1), (32, 4, 1, 4), (36, 6, 3, 3)],
+)
+def test_shuffles_among_grouped_convolutions_keep_their_order(channels: int, shuffled: int, before: int, after: int) -> None:
+    layers = [nn.Conv2d(3, channels, 1), nn.Conv2d(channels, channels, 1, groups=before), nn.ChannelShuffle(shuffled)]
+    net = randomise(nn.Sequential(*layers, nn.Conv2d(channels, channels, 1, groups=after), nn.Conv2d(channels, 5, 1)))
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    graph = trace(net, x)
+    assert graph.groups
+    for seed in range(4):
+        assert_pruned_equals_masked(net, x, graph=graph, seed=seed)
+
+
+class ShuffleUnit(nn.Module):
+    """ShuffleNet's first unit."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        inner = channels // 4
+        self.enter, self.shuffle = nn.Conv2d(channels, inner, 1, groups=groups), nn.ChannelShuffle(groups)
+        self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner)
+        self.leave = nn.Conv2d(inner, channels, 1, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.leave(self.depthwise(self.shuffle(torch.relu(self.enter(x))))))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(32, 2), (48, 3)])
+def test_units_with_a_shuffle_keep_their_order(channels: int, groups: int) -> None:
+    net = randomise(
+        nn.Sequential(nn.Conv2d(3, channels, 1), ShuffleUnit(channels, groups), ShuffleUnit(channels, groups), nn.Conv2d(channels, 5, 1))
+    )
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    for seed in range(3):
+        assert_pruned_equals_masked(net, x, seed=seed)
+
+
+def _outer(x: Tensor) -> Tensor:
+    return (x[:, :, None] * x[:, None]).flatten(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "made", "layer"),
+    [
+        (_outer, 144, None),
+        (lambda x: torch.einsum("bchw,bdhw->bcdhw", x, x).flatten(1, 2), 144, None),
+        (lambda x: (x[:, :6, None] * x[:, None, 6:]).flatten(1, 2), 36, None),
+        (lambda x, layer: layer(_outer(x)), 144, nn.BatchNorm2d(144)),
+        (lambda x, layer: layer(_outer(x)), 144, nn.Conv2d(144, 144, 1, groups=144)),
+    ],
+)
+def test_channels_that_are_multiplied_pair_by_pair_stay(body: Callable[..., Tensor], made: int, layer: nn.Module | None) -> None:
+    graph = _checked(body, made, layer)
+    assert set(graph.groups) == STAYS
+    assert any("each place stands for a pair of channels" in kept.reason for kept in graph.kept_whole)
+
+
+@pytest.mark.parametrize(
+    ("body", "made"),
+    [(lambda x: x.unfold(1, 4, 2).sum(-1), 5), (lambda x: x.unfold(1, 5, 5).sum(-1), 2), (lambda x: x.unfold(1, 4, 1)[..., 0], 9)],
+)
+def test_channels_in_windows_that_overlap_or_leave_some_out_stay(body: Callable[..., Tensor], made: int) -> None:
+    graph = _checked(body, made)
+    assert set(graph.groups) == STAYS
+    assert any("windows that overlap or leave some out" in kept.reason for kept in graph.kept_whole)
+
+
+@pytest.mark.parametrize("reduce", [lambda x: x.sum(-1), lambda x: x.mean(-1), lambda x: x.amax(-1)])
+def test_windows_that_part_the_channels_go_whole(reduce: Callable[[Tensor], Tensor]) -> None:
+    graph = _checked(lambda x: reduce(x.unfold(1, 4, 4)), 3)
+    assert set(graph.groups) == STAYS | {"read:heads"}
+
+
+def test_memory_that_the_code_reinterprets_in_the_same_shape_keeps_its_channels() -> None:
+    assert set(_checked(lambda x: x.contiguous().as_strided((2, 12, 8, 8), (768, 0, 8, 1))).groups) == STAYS

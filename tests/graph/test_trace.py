@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import latprune
 from latprune import zoo
-from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.errors import BudgetInfeasibleError, CaptureError, InvalidArgumentError
 from latprune.graph import ModelGraph, Role, register_rule, trace
 from latprune.graph.conditions import preserved_modes
 from support.equivalence import assert_pruned_equals_masked, random_widths, randomise
@@ -359,3 +361,62 @@ def test_modes_come_back_module_by_module() -> None:
         raise KeyError
     assert [m.training for m in model.modules()] == [True, False, True, True]
     assert not model[2].merged
+
+
+class Growing(nn.Module):
+    """Each run resizes buffers and leaves entries in containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 5, 1)
+        self.register_buffer("table", torch.arange(4.0))
+        self.register_buffer("short", torch.arange(6.0))
+        self.register_buffer("other", torch.zeros(3))
+        self.seen: list[int] = []
+        self._own: deque[int] = deque(maxlen=2)
+        self.found: dict[str, Any] = {"kept": [0], "deep": {"er": [1]}}
+        self.kinds: set[int] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = len(self.seen) + 8
+        self.table.resize_(size).copy_(torch.arange(float(size)))
+        self.short.resize_(2)
+        self.other.data = torch.ones(7, dtype=torch.float64)
+        self.seen.append(1)
+        self._own.append(size)
+        self.found["kept"].append(2)
+        self.found["deep"]["er"].append(3)
+        self.found["new"] = 4
+        self.kinds.add(size)
+        return self.last(torch.relu(self.first(x)))
+
+
+def test_resized_buffers_and_entries_of_containers_are_put_back() -> None:
+    model, x = Growing().eval(), torch.randn(2, 3, 4, 4)
+    held = {name: (id(buffer), buffer.clone()) for name, buffer in model.named_buffers()}
+
+    def check() -> None:
+        for name, buffer in model.named_buffers():
+            assert id(buffer) == held[name][0] and buffer.dtype == held[name][1].dtype and torch.equal(buffer, held[name][1])
+        assert (model.seen, list(model._own), model.kinds) == ([], [], set())
+        assert model.found == {"kept": [0], "deep": {"er": [1]}}
+
+    trace(model, x)
+    check()
+    data = [(x, torch.zeros(2, 4, 4, dtype=torch.long))]
+    for method in ("uniform", latprune.MDP()):
+        with pytest.raises(BudgetInfeasibleError):
+            latprune.prune(model, x, budget="params=0.1%", method=method, data=data, measure_latency=False)
+        check()
+    with pytest.raises(CaptureError):
+        latprune.capture(model, x)
+    check()
+
+
+def test_observers_that_never_ran_stay_so() -> None:
+    from torch.ao.quantization import default_per_channel_weight_fake_quant
+
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), default_per_channel_weight_fake_quant(), nn.Conv2d(16, 8, 1)).eval()
+    held = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    trace(model, torch.randn(2, 3, 4, 4))
+    assert all(torch.equal(buffer, held[name]) for name, buffer in model.named_buffers())

@@ -89,6 +89,24 @@ class Normalised(nn.Module):
         return self.head(y / y.norm(dim=1, keepdim=True).clamp(min=1e-6).expand(-1, 8, -1, -1))
 
 
+class Shuffled(nn.Sequential):
+    """Groups of channels that are shuffled; whole ones can go."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 1, groups=4), nn.ChannelShuffle(4), nn.Conv2d(16, 3, 1, groups=1))
+
+
+class Windows(nn.Module):
+    """Channels parted into windows of a size that the code states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 12, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.a(x).unfold(1, 4, 4).amax(-1))
+
+
 CASES = [
     (Picked, "class", 1),
     (Picked, "program", 2),
@@ -101,6 +119,10 @@ CASES = [
     (FixedPadding, "class", 1),
     (FixedPadding, "program", 2),
     (Normalised, "program", 1),
+    (Shuffled, "class", 3),
+    (Shuffled, "program", 3),
+    (Windows, "class", 1),
+    (Windows, "program", 2),
 ]
 """Network, form, and the number of groups that are free in it."""
 
@@ -116,7 +138,7 @@ def test_pruned_equals_masked(network: type[nn.Module], form: str, groups: int) 
         assert_pruned_equals_masked(graph.program or model, x, seed=seed, graph=graph)
 
 
-@pytest.mark.parametrize("network", [Picked, FromTheEnd, FixedPadding])
+@pytest.mark.parametrize("network", [Picked, FromTheEnd, FixedPadding, Windows])
 def test_the_reason_names_the_other_form_where_it_is_free(network: type[nn.Module]) -> None:
     graph = trace(network(), torch.randn(2, 3, 4, 4))
     assert [k.reason.endswith("form='program' can prune it") for k in graph.kept_whole if "code" in k.reason] == [True]

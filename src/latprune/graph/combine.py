@@ -9,7 +9,7 @@ import torch
 from latprune.graph.fields import align, compact, varying
 from latprune.graph.labels import LabelSpace
 
-__all__ = ["meet", "reduce"]
+__all__ = ["meet", "reduce", "unite_own"]
 
 Fields = tuple[torch.Tensor, ...]
 
@@ -18,8 +18,8 @@ def meet(space: LabelSpace, operands: Sequence[tuple[Fields, tuple[int, ...]]], 
     """Fields of the place-by-place combination of ``operands`` (fields and shape each), broadcast to ``rank`` dimensions.
 
     Fields that vary along the same dimensions are united; where one varies along a part of the other's dimensions, each of its places meets
-    several finer ones. A field that meets values without labels along one of its dimensions is frozen. Fields of one operand are never
-    compared with each other.
+    several finer ones. A field that meets values without labels along one of its dimensions is frozen. Fields of one operand are
+    compared with each other only where they vary along the same dimensions, which the other operand has channels along.
     """
     merged: list[torch.Tensor] = []
     merged_shape = [1] * rank
@@ -39,19 +39,19 @@ def _meet_two(
     if len(left) == len(right) == 1 and varying(left[0]) == right_dims[0]:  # nearly always
         space.unite(left[0], right[0])
         return left
-    taken = [False] * len(right)
     kept: list[torch.Tensor] = []
     loose: list[tuple[torch.Tensor, tuple[int, ...]]] = []
+    shared: dict[tuple[int, ...], list[torch.Tensor]] = {}
     for f in left:
         dims = varying(f)
         if dims in right_dims:
-            at = right_dims.index(dims)
-            space.unite(f, right[at])
-            taken[at] = True
-            kept.append(f)
+            shared.setdefault(dims, []).append(f)
         else:
             loose.append((f, dims))
-    spare = [(right[k], right_dims[k]) for k in range(len(right)) if not taken[k]]
+    for dims, fields in shared.items():
+        kept.append(unite_own(space, fields, place))
+        space.unite(kept[-1], unite_own(space, [g for g, other in zip(right, right_dims, strict=True) if other == dims], place))
+    spare = [(g, dims) for g, dims in zip(right, right_dims, strict=True) if dims not in shared]
     covered_right = {d for dims in right_dims for d in dims}
     covered_left = {d for f in left for d in varying(f)}
     for f, dims in loose:
@@ -91,6 +91,21 @@ def _meet_two(
         if not any(set(dims) < set(other) for _, other in loose):
             kept.append(g)
     return kept
+
+
+def unite_own(space: LabelSpace, fields: Sequence[torch.Tensor], place: str) -> torch.Tensor:
+    """State that fields of one tensor which vary along the same dimensions carry the same channels; returns the first.
+
+    Where a place stands for a pair of channels (an outer product that is flattened) it goes with either, so that none can go alone.
+    """
+    first, *others = fields
+    for g in others:
+        space.unite(first, g)
+        pairs = torch.stack([h.reshape(-1) for h in torch.broadcast_tensors(first, g)])  # type: ignore[no-untyped-call]
+        if torch.unique(pairs, dim=1).shape[1] > max(torch.unique(labels).numel() for labels in pairs):
+            for h in (first, g):
+                space.freeze(h, f"each place stands for a pair of channels in {place}")
+    return first
 
 
 def _unite_repeated(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import is_
 from typing import Any
@@ -73,29 +74,54 @@ def during_calls(model: nn.Module, within: str, mode: TorchDispatchMode) -> Iter
 
 @contextmanager
 def preserved_state(model: nn.Module) -> Iterator[None]:
-    """Undo what runs leave behind in the modules: cached tensors in attributes, dicts and lists, buffers put in place of others,
-    and hooks (a model that installs its own remembers that in an attribute: both must go, or they are there twice).
+    """Undo what runs leave behind in the modules: cached tensors in attributes, entries of dicts, lists, deques and sets in them (of any
+    depth), buffers put in place of others, and hooks (a model that installs its own remembers that in an attribute: both must go, or they
+    are there twice). What lies inside of other objects, or outside of the model, is not put back.
     """
     before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    contents: list[tuple[Any, Any]] = []
+    seen: set[int] = set()
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         values = module.__dict__
         before.append((values, dict(values)))
         for name, value in values.items():
-            if isinstance(value, dict) and (name in ("_buffers", "_parameters") or "hooks" in name or not name.startswith("_")):
-                before.append((value, dict(value)))
+            if name != "_modules":
+                _note_contents(value, contents, seen)
     try:
         yield
     finally:
-        for values, saved in before:
-            if len(values) == len(saved) and all(map(is_, values, saved)) and all(map(is_, values.values(), saved.values())):
+        for container, saved in (*contents, *before):
+            if _same_entries(container, saved):
                 continue
-            for name in [n for n in values if n not in saved]:
-                del values[name]
-            for name, value in saved.items():
-                if values.get(name) is not value:
-                    values[name] = value
+            if isinstance(container, dict):
+                for name in [n for n in container if n not in saved]:
+                    del container[name]
+                for name, value in saved.items():
+                    if container.get(name) is not value:
+                        container[name] = value
+            else:
+                container.clear()
+                (container.update if isinstance(container, set) else container.extend)(saved)
+
+
+def _note_contents(value: Any, contents: list[tuple[Any, Any]], seen: set[int]) -> None:
+    """Note what a container holds now, and the containers in it."""
+    if not isinstance(value, (dict, list, tuple, deque, set)) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if not isinstance(value, tuple):
+        contents.append((value, (dict if isinstance(value, dict) else list)(value)))
+    for item in value.values() if isinstance(value, dict) else value:
+        _note_contents(item, contents, seen)
+
+
+def _same_entries(container: Any, saved: Any) -> bool:
+    """Whether a container holds the very entries that it did, in the same order."""
+    if len(container) != len(saved) or not all(map(is_, container, saved)):
+        return False
+    return not isinstance(container, dict) or all(map(is_, container.values(), saved.values()))
 
 
 @contextmanager
@@ -257,32 +283,43 @@ def _set_to_train(model: nn.Module) -> None:
 @contextmanager
 def _preserved_values(model: nn.Module) -> Iterator[Callable[[], bool]]:
     """Parameters and buffers get their values back. Gives a function that says whether any differs from what it was."""
-    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
-    held = [(tensor, tensor.detach().clone()) for tensor in tensors]
-
-    def changed() -> bool:
-        return any(tensor.shape != value.shape or not _same_bits(tensor.detach(), value) for tensor, value in held)
-
+    held = _held((*model.parameters(), *model.buffers()))
     try:
-        yield changed
+        yield lambda: any(_changed(tensor, value) for tensor, _, value in held)
     finally:
-        with torch.no_grad():
-            for tensor, value in held:
-                if tensor.shape == value.shape and not _same_bits(tensor.detach(), value):
-                    tensor.data.copy_(value)
+        _put_back(held)
 
 
 @contextmanager
 def preserved_buffers(model: nn.Module) -> Iterator[None]:
-    """Buffers get the values back that they had: a run of some models moves them on, in evaluation mode too."""
-    held = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not is_lazy(buffer)]
+    """Buffers get the values and shapes back that they had: a run of some models moves them on, in evaluation mode too."""
+    held = _held(tuple(model.buffers()))
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in held:
-                if buffer.shape == value.shape and not _same_bits(buffer.detach(), value):
-                    buffer.data.copy_(value)
+        _put_back(held)
+
+
+Held = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""A tensor, the same memory in the same shape, and the values."""
+
+
+def _held(tensors: Iterable[torch.Tensor]) -> list[Held]:
+    return [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
+
+
+def _changed(tensor: torch.Tensor, value: torch.Tensor) -> bool:
+    return tensor.shape != value.shape or tensor.dtype != value.dtype or not _same_bits(tensor.detach(), value)
+
+
+def _put_back(held: list[Held]) -> None:
+    with torch.no_grad():
+        for tensor, memory, value in held:
+            if not _changed(tensor, value):
+                continue
+            if tensor.shape != value.shape or tensor.dtype != value.dtype:
+                tensor.data = memory
+            tensor.data.copy_(value)
 
 
 def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -43,6 +43,8 @@ def describe(graph: ModelGraph) -> str:
     if graph.plan.untouched:
         lines += ["", "may be stale after pruning (no size of the run came from them; check what reads them)"]
         lines += [f"  {attribute.name} = {attribute.value}: {_alike(attribute)}" for attribute in graph.plan.untouched]
+    if graph.notes:
+        lines += ["", "notes", *(f"  {note}" for note in graph.notes)]
     return "\n".join(lines)
 
 

@@ -36,6 +36,7 @@ class ModelGraph:
         carried: Depthwise kernel -> the contractions that its channels reach before any other contraction makes new ones.
         program: The captured program that was traced (``form="program"``): what is pruned then. None for a model of a class.
         folded: The copy with plain weights that was traced (``fold=True``): what is pruned then. None where nothing was folded.
+        notes: Remarks for people: what stays whole for the sake of training, and what could not be looked at.
     """
 
     groups: Mapping[str, ChannelGroup]
@@ -50,6 +51,7 @@ class ModelGraph:
     carried: Mapping[str, frozenset[str]] = field(default_factory=dict)
     program: CapturedNetwork | None = None
     folded: nn.Module | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """One line; :meth:`describe` shows what is in it."""
@@ -140,6 +142,7 @@ class ModelGraph:
             "kept_whole": [
                 {"what": k.what, "channels": k.channels, "parameters": k.parameters, "reason": k.reason} for k in self.kept_whole
             ],
+            "notes": list(self.notes),
             "may_be_stale": [
                 {"attribute": a.name, "value": a.value, "dims": [[name, dim] for name, dim in a.dims], "uniform": a.uniform}
                 for a in self.plan.untouched

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from fractions import Fraction
+from itertools import pairwise, permutations
 
 import numpy as np
 import numpy.typing as npt
@@ -22,65 +22,89 @@ def size_polynomial(grouping: Grouping, labels: torch.Tensor) -> Polynomial | No
     """Size along the middle dimension of ``labels`` ``(outer, n, inner)``, given that the outer place is kept.
 
     A place counts while any of its inner places is kept. Units that do not vary over an outer place are conditions and do not count.
-    None where the outer places disagree or the size is no polynomial.
+    None where the outer places disagree, or where the size depends on which units are kept and not on how many (a column of a group whose
+    rows keep equal counts).
     """
-    classes = grouping.roots[labels.numpy()]
+    codes = _codes(grouping, grouping.roots[labels.numpy()])
     result: Polynomial | None = None
-    combined, digits = _combinations(grouping, classes)
-    for part in _distinct_rows(combined):
-        found = _counted(grouping, part, digits)
+    for part in _distinct_rows(codes):
+        found = _counted(grouping, part)
         if found is None or (result is not None and found != result):
             return None
         result = found
     return result
 
 
-def _combinations(grouping: Grouping, classes: IntArray) -> tuple[IntArray, list[int]]:
-    """For each place ``(outer, n)`` the groups that its classes ``(outer, n, inner)`` go with, as one number; and what its digits mean.
+def _codes(grouping: Grouping, classes: IntArray) -> IntArray:
+    """For each place ``(outer, n)`` the units that its classes ``(outer, n, inner)`` go with: ``(slots, outer, n)``, ascending.
 
-    The number has a digit for each slot, in ascending order; a digit is a place in the list of groups (-1: none). Units that do not vary
-    over the whole of an outer place do not count.
+    A code is the group times 2**32 and the unit, or -1. Units that do not vary over the whole of an outer place do not count.
     """
-    columns: list[IntArray] = []
+    found: list[IntArray] = []
     several = classes.shape[1] * classes.shape[2] > 1
     for group_of, unit_of in grouping.slots:
         group = group_of[classes]
-        code = np.where(group >= 0, group * np.int64(1 << 32) + unit_of[classes], -1)
+        code = np.where(group >= 0, (group << 32) + unit_of[classes], -1)
         steady = (code == code[:, :, :1]).all(axis=2)
         condition = several & (code == code[:, :1, :1]).all(axis=(1, 2))
-        columns.append(np.where(steady & ~condition[:, None], group[:, :, 0], -1))
-    stacked = np.sort(np.stack(columns), axis=0)
-    values, digits = np.unique(stacked, return_inverse=True)
-    combined = np.zeros(classes.shape[:2], dtype=np.int64)
-    for digit in digits.reshape(stacked.shape):
-        combined = combined * len(values) + digit
-    return combined, values.tolist()
+        found.append(np.where(steady & ~condition[:, None], code[:, :, 0], -1))
+    return np.sort(np.stack(found), axis=0)
 
 
-def _distinct_rows(rows: IntArray) -> list[IntArray]:
-    ordered = np.sort(rows, axis=1)
+def _distinct_rows(codes: IntArray) -> list[IntArray]:
+    """Outer places without repeats, each ``(slots, n)`` with its places in ascending order."""
     seen: dict[bytes, IntArray] = {}
-    for row in ordered:
-        seen.setdefault(row.tobytes(), row)
+    for k in range(codes.shape[1]):
+        part = _ordered(codes[:, k])
+        seen.setdefault(part.tobytes(), part)
     return list(seen.values())
 
 
-def _counted(grouping: Grouping, combined: IntArray, digits: list[int]) -> Polynomial | None:
-    """How many places there are, given how often each combination of groups occurs among them."""
-    values, counts = np.unique(combined, return_counts=True)
+def _counted(grouping: Grouping, codes: IntArray) -> Polynomial | None:
+    """How many places there are, given the units that each goes with, ``(slots, n)``."""
     result: Polynomial = {}
-    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        found = []
-        for _ in grouping.slots:
-            value, digit = divmod(value, len(digits))
-            if digits[digit] >= 0:
-                found.append(digits[digit])
-        groups = tuple(sorted(found))
-        dense = math.prod(grouping.groups[g].cells.shape[1] for g in groups)
-        if groups and count % dense:
+    combinations = codes >> 32
+    order = np.lexsort(combinations[::-1])
+    codes, combinations = codes[:, order], combinations[:, order]
+    for a, b in pairwise([*_starts(combinations).tolist(), codes.shape[1]]):
+        groups = [g for g in combinations[:, a].tolist() if g >= 0]
+        units = codes[len(codes) - len(groups) :, a:b] & ((1 << 32) - 1)
+        widths = [grouping.groups[g].cells.shape[1] for g in groups]
+        orders = permutations(range(len(groups)))
+        factor = next((f for order in orders if (f := _times(units[list(order)], [widths[i] for i in order])) is not None), None)
+        if factor is None:
             return None
-        result[groups] = result.get(groups, Fraction(0)) + Fraction(count, dense)
-    return {k: v for k, v in result.items() if v}
+        result[tuple(groups)] = Fraction(factor)
+    return result
+
+
+def _times(units: IntArray, widths: list[int]) -> int | None:
+    """How often places ``(groups, n)`` hold the product of the widths, each row of a group counted by itself; None where they do not.
+
+    The innermost group comes last: its rows may lie in units of the others (the channels of each head).
+    """
+    counts = np.ones(units.shape[1], dtype=np.int64)
+    for depth in range(len(widths) - 1, -1, -1):
+        order = np.lexsort(units[::-1])
+        units, starts = units[:, order], _starts(units[:, order])
+        units, counts = units[:, starts], np.add.reduceat(counts[order], starts)
+        if units.shape[1] % widths[depth]:
+            return None
+        units[depth] //= widths[depth]
+        rows, alike = units.reshape(depth + 1, -1, widths[depth]), counts.reshape(-1, widths[depth])
+        if (rows != rows[:, :, :1]).any() or (alike != alike[:, :1]).any():
+            return None
+        units, counts = rows[:depth, :, 0], alike[:, 0]
+    return int(counts.sum())
+
+
+def _ordered(columns: IntArray) -> IntArray:
+    return np.sort(columns, axis=1) if len(columns) == 1 else columns[:, np.lexsort(columns[::-1])]
+
+
+def _starts(columns: IntArray) -> IntArray:
+    """Where columns in ascending order are others than the one before."""
+    return np.flatnonzero(np.append(True, (columns[:, 1:] != columns[:, :-1]).any(axis=0)))
 
 
 def constant(value: int) -> Polynomial:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from latprune.graph.combine import meet, reduce
+from latprune.graph.combine import meet, reduce, unite_own
 from latprune.graph.fields import varying
 from latprune.graph.recording import Fields, Info, KernelDraft
 from latprune.graph.rules import Step, register_rule
@@ -84,7 +84,8 @@ def convolution(step: Step) -> Fields:
             passing.append(f)  # a position of its own, in the image or in the batch
         else:
             step.freeze([f], f"channels vary along the image in {step.place}")
-    fin = _one(x_fields, 1)
+    along = [f for f in x_fields if 1 in varying(f)]
+    fin = unite_own(step.space, along, step.place) if along else None
     w_fields = step.fields(weight)
     w0, w1 = _one(w_fields, 0), _one(w_fields, 1)
     bias_field = _one(step.fields(bias), 0) if bias is not None else None

@@ -53,6 +53,9 @@ def channel_shuffle(step: Step) -> Fields:
             continue
         rows = f.reshape(int(step.args[1]), -1)
         step.space.grid(rows, step.place)
+        call = step.recorder.watcher.arguments("channel_shuffle", "native_channel_shuffle")
+        stated = step.args[1] if call is None else call[0][1] if len(call[0]) > 1 else call[1]["groups"]
+        step.recorder.state_size(stated, rows[None], rows.shape[0], step.place)
         merged = rows.t().contiguous()
         if min(merged.shape) > 1:
             step.space.merges.append(merged.numpy())
@@ -67,7 +70,7 @@ def _rerun(step: Step, source: torch.Tensor) -> Fields:
 
 @register_rule(
     "aten::index", "aten::index_select", "aten::repeat", "aten::pixel_shuffle", "aten::pixel_unshuffle", "aten::tile",
-    "aten::unfold", "aten::diagonal", "aten::repeat_interleave", "aten::rot90",
+    "aten::diagonal", "aten::repeat_interleave", "aten::rot90",
 )  # fmt: skip
 def rerun(step: Step) -> Fields:
     """The same operation on the expanded labels."""
@@ -82,6 +85,28 @@ def rerun(step: Step) -> Fields:
             (f for f in step.fields(step.args[0]) if fixed and picked & set(varying(f))), f"picked by fixed indices in {step.place}"
         )
     return _rerun(step, step.args[0])
+
+
+@register_rule("aten::unfold")
+def windows(step: Step) -> Fields:
+    """Windows along a dimension: along a labelled one only windows that cut it into equal parts can lose channels."""
+    source, dim, size, stride = step.args[0], step.args[1] % step.args[0].dim(), step.args[2], step.args[3]
+    call = step.recorder.watcher.arguments("unfold")
+    stated = (size, stride) if call is None else tuple(call[0][2:]) + tuple(call[1].get(n) for n in ("size", "step") if n in call[1])
+    result = []
+    for f in step.fields(source):
+        moved = move(f, source.shape, lambda g: step.func(g, *step.args[1:], **step.kwargs))
+        if f.shape[dim] > 1:
+            count = f.shape[dim]
+            if count > size and (stride != size or count % size):
+                step.freeze([f], f"channels lie in windows that overlap or leave some out in {step.place}")
+            else:
+                parts = f.movedim(dim, -1).reshape(-1, size)
+                step.space.grid(parts, step.place)
+                for value in stated if count > size else stated[:1]:
+                    step.recorder.state_size(value, parts[:, :, None], size, step.place)
+        result.append(moved)
+    return tuple(result)
 
 
 @register_rule("aten::gather")
@@ -115,9 +140,9 @@ def _tensors(values: Any) -> list[torch.Tensor]:
 
 @register_rule("aten::as_strided")
 def as_strided(step: Step) -> Fields:
-    """Kept where it only restates the strides of the same shape (global pooling in channels-last does)."""
+    """Kept where PyTorch itself restates the strides of the same shape (global pooling in channels-last does)."""
     source: torch.Tensor = step.args[0]
-    if tuple(source.shape) == tuple(step.out.shape):
+    if tuple(source.shape) == tuple(step.out.shape) and step.recorder.watcher.arguments("as_strided", "as_strided_") is None:
         return step.fields(source)
     step.freeze(step.fields(source), f"memory reinterpreted by {step.place}")
     return ()

@@ -52,6 +52,8 @@ def settle(recording: Recording, frozen: Mapping[int, str]) -> Settled:
         grouping = solve(recording, kept)
         if _split_conflicts(recording, grouping) or _relate(recording, grouping, kept) or _align(recording, grouping, kept, tried):
             continue
+        if _uneven(recording, grouping, kept):
+            continue
         evaluator = Evaluator(recording, grouping)
         first = Repairs(evaluator)
         _check_equations([e for e in recording.equations if e.parts], evaluator, first)
@@ -112,6 +114,21 @@ def _align(recording: Recording, grouping: Grouping, kept: dict[int, str], tried
         else:
             kept.update({c: "channels are interleaved in an order that pruning would change" for c in np.unique(matrix).tolist()})
     return changed
+
+
+def _uneven(recording: Recording, grouping: Grouping, kept: dict[int, str]) -> bool:
+    """Dimensions of parameters and buffers that hold only some of the units that go together with equal counts: those stay."""
+    uneven: dict[bytes, bool] = {}
+    for r in recording.space.ranges:
+        if r.kind != "tensor" or (r.dim == 1 and r.tensor in recording.grouped):
+            continue
+        key = grouping.roots[r.start : r.stop].tobytes()  # most dimensions carry what others carry
+        if key not in uneven:
+            uneven[key] = size_polynomial(grouping, torch.arange(r.start, r.stop)[None, :, None]) is None
+        if uneven[key]:
+            why = f"'{r.tensor}' holds only some of the channels that go in equal counts"
+            kept.update(dict.fromkeys(range(r.start, r.stop), why))
+    return any(uneven.values())
 
 
 def _relate(recording: Recording, grouping: Grouping, kept: dict[int, str]) -> bool:

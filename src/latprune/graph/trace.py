@@ -45,7 +45,7 @@ from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
 from latprune.graph.tensors import flatten_tensors, tensors_in
 from latprune.graph.traced_builtins import traced_builtins
-from latprune.graph.training_only import kept_for_training
+from latprune.graph.training_only import TrainingReads, training_reads
 from latprune.graph.uncomputed import ValueRead
 from latprune.graph.wrappers import unwrapped
 
@@ -68,7 +68,8 @@ def trace(
 ) -> ModelGraph:
     """Trace ``model`` in one real run and return its channel groups, kernels, removable blocks and reasons.
 
-    The model runs once in evaluation mode, without gradients; its training flags, parameters and buffers are left as they were.
+    The model runs once in evaluation mode, without gradients; its training flags, parameters, buffers, attributes and
+    the entries of containers in them are left as they were (what a forward writes into other objects, or outside of the model, is not).
 
     Args:
         model: The model. Of ``torch.compile`` and ``DataParallel`` the module inside is traced, with an :class:`UnwrappedWarning`.
@@ -135,8 +136,10 @@ def _trace(
     if within is not None and not recording.call_counts.get(within):
         raise CaptureError(f"within (='{within}') is not called in a run on the example inputs")
     frozen = _recurrent(recording) | _derived(recording, model) | _kept(recording, keep, within)
+    reads = TrainingReads()
     if within is None and not isinstance(model, CapturedNetwork):
-        frozen |= kept_for_training(model, example_inputs, recording)
+        reads = training_reads(model, example_inputs, recording)
+        frozen |= {label: why for label, why in reads.frozen.items() if label not in frozen}
     before = None if within is not None or isinstance(model, CapturedNetwork) else snapshot(recording)
     branches = find_branches(recording, model if isinstance(model, CapturedNetwork) else None)
     settled = settle(recording, frozen)
@@ -158,11 +161,22 @@ def _trace(
         if any(info.node in branch.nodes or info.node in branch.beside for info in recording.returned):
             why = "the model returns values that are computed inside it (such as a cache of keys and values)"
             kept_blocks[branch.name] = why + (REMOVE if before is not None and capturable(before) else "")
+        inside = (info.name for node in branch.nodes for info in recording.nodes[node].inputs if info.name in reads.layers)
+        if (layer := next(inside, None)) is not None:
+            kept_blocks[branch.name] = f"what is computed inside it is {reads.layers[layer]}"
     for pattern in blocks_keep:
         if not any(b.name == pattern or fnmatchcase(b.name, pattern) for b in branches):
             raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {[b.name for b in branches]}")
     graph = build(recording, settled, branches, min_widths={}, blocks_kept=kept_blocks, within=within or "")
-    return _with_min_widths(graph, min_widths or {})
+    return replace(_with_min_widths(graph, min_widths or {}), notes=_notes(graph, reads))
+
+
+def _notes(graph: ModelGraph, reads: TrainingReads) -> tuple[str, ...]:
+    """What training mode keeps whole, and what could not be looked at."""
+    reasons = {*reads.frozen.values()}
+    kept = [f"{kept.what} ({kept.reason})" for kept in graph.kept_whole if kept.reason in reasons]
+    note = f"kept whole so that the network can be trained: {', '.join(kept[:6])}{', ...' if kept[6:] else ''}"
+    return ((note,) if kept else ()) + ((reads.note,) if reads.note else ())
 
 
 def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelGraph:

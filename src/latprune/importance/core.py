@@ -11,6 +11,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.graph.types import ChannelGroup, Kernel, Selection
 from latprune.registry import Registry, configured
 
@@ -370,7 +371,8 @@ def score(
         >>> importance.units["layer1.0.conv1"].shape
         (16,)
     """
-    return _entry(config).criterion(model, graph, config, data, loss)
+    with preserved_state(model), preserved_buffers(model):
+        return _entry(config).criterion(model, graph, config, data, loss)
 
 
 def read(
@@ -386,4 +388,7 @@ def read(
     Arguments and errors are those of :func:`score`.
     """
     reader = _entry(config).reader
-    return None if reader is None else reader(model, graph, config, data, loss)
+    if reader is None:
+        return None
+    with preserved_state(model), preserved_buffers(model):
+        return reader(model, graph, config, data, loss)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from latprune.graph.conditions import preserved_buffers
 from latprune.graph.types import ChannelGroup, Role
 from latprune.importance.core import GroupedModel
 from latprune.importance.tensors import named_tensors, present_units, tensor_of
@@ -27,7 +28,6 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     what is measured would be that shift.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
@@ -36,12 +36,9 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             for scope in module.norm_scopes():
                 scope.train()
     try:
-        with torch.no_grad():
+        with preserved_buffers(model), torch.no_grad():
             yield
     finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
         for module, training in modes:
             module.training = training
 

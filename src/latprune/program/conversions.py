@@ -95,6 +95,16 @@ def _split(step: Step, a: Arguments, raw: RawProgram) -> Step:
     return _step(step, "split_with_sizes", step.arguments[0], [raw.shapes[n][dim] for n in step.results if n is not None], dim)
 
 
+@_converts("aten.channel_shuffle.default", "aten.native_channel_shuffle.default")
+def _channel_shuffle(step: Step, a: Arguments, raw: RawProgram) -> Step:
+    return _step(step, "channel_shuffle", *a.all("self groups"))
+
+
+@_converts("aten.unfold.default")
+def _unfold(step: Step, a: Arguments, raw: RawProgram) -> Step:
+    return _step(step, "unfold", *a.all("self dimension size step"))
+
+
 @_converts("aten.constant_pad_nd.default")
 def _pad(step: Step, a: Arguments, raw: RawProgram) -> Step:
     return _step(step, "pad", a["self"], a["pad"], "constant", a["value"])

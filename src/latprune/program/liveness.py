@@ -34,7 +34,7 @@ def live_steps(steps: list[Step], returned: list[Value | Held]) -> list[Step]:
     return result[::-1]
 
 
-_VIEWS = frozenset({"expand", "reshape", "select", "slice", "split_with_sizes", "dropout", "einsum"})
+_VIEWS = frozenset({"expand", "reshape", "select", "slice", "split_with_sizes", "unfold", "dropout", "einsum"})
 """Public functions whose results may share the memory of their first argument."""
 
 

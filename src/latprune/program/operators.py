@@ -73,6 +73,7 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "adaptive_avg_pool2d": F.adaptive_avg_pool2d,
     "adaptive_avg_pool3d": F.adaptive_avg_pool3d,
     "batch_norm": _batch_norm,
+    "channel_shuffle": torch.channel_shuffle,
     "conv1d": F.conv1d,
     "conv2d": F.conv2d,
     "conv3d": F.conv3d,
@@ -104,10 +105,12 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "softmax": torch.softmax,
     "split_with_sizes": torch.split_with_sizes,
     "to": _to,
+    "unfold": torch.Tensor.unfold,
 }
 """Public functions, for what PyTorch computes by operators that exporters do not know."""
 
 SIZE_ARGUMENTS: Mapping[str, tuple[int, ...]] = {
+    "channel_shuffle": (1,),
     "conv1d": (6,),
     "conv2d": (6,),
     "conv3d": (6,),
@@ -123,6 +126,7 @@ SIZE_ARGUMENTS: Mapping[str, tuple[int, ...]] = {
     "select": (2,),
     "slice": (2, 3),
     "split_with_sizes": (1,),
+    "unfold": (2, 3),
 }
 """Positions of the arguments that state sizes of what is computed on: these integers follow the widths."""
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_buffers, preserved_modes, preserved_state
 from latprune.graph.tensors import flatten_tensors
 from latprune.program.steps import Device, Dtype, Held, Step, Training, Value, mapped
 from latprune.program.structure import describe_outputs
@@ -70,6 +70,7 @@ def record_program(model: nn.Module, inputs: list[torch.Tensor], call: Callable[
                 recorder.add(tensor, dynamic=True)
             stack.enter_context(capture_conditions())
             stack.enter_context(preserved_state(model))
+            stack.enter_context(preserved_buffers(model))
             stack.enter_context(_plain_functions())
             stack.enter_context(recorder.watch_modules())
             stack.enter_context(_Functions(recorder))

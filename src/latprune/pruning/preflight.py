@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, SolverLimitError
-from latprune.graph.conditions import preserved_modes
+from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
 from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_data
 from latprune.importance.gradients import loss_of
 from latprune.latency import get_engine
@@ -176,7 +176,13 @@ def check_inputs(model: nn.Module, batch: Any) -> None:
     inputs = inputs_of(batch, model)
     if sliceable(inputs) and not (isinstance(model, ProgramModule) and model.only_batch is not None):
         inputs = sliced(inputs, 0, _IMAGES)
-    with preserved_modes(model), torch.no_grad(), calling("the model on the inputs of data (for recovery; recover=False goes without)"):
+    with (
+        preserved_modes(model),
+        preserved_state(model),
+        preserved_buffers(model),
+        torch.no_grad(),
+        calling("the model on the inputs of data (for recovery; recover=False goes without)"),
+    ):
         model.eval()
         forward(model, inputs)
 
@@ -190,7 +196,7 @@ def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad and (p.is_floating_point() or p.is_complex())]
     if not parameters:
         raise InvalidArgumentError("no parameter of the model requires a gradient, and the method's scores are made of gradients")
-    with preserved_modes(model), torch.enable_grad():
+    with preserved_modes(model), preserved_state(model), preserved_buffers(model), torch.enable_grad():
         model.eval()
         value = loss_of(loss, model, batch, number=0)
         if not bool(torch.isfinite(value)):

@@ -193,7 +193,8 @@ class _Scored:
 def _digest(model: nn.Module) -> bytes:
     """Of the bytes of every parameter and buffer."""
     found = hashlib.blake2b(digest_size=16)
-    for value in (*model.parameters(), *model.buffers()):
+    # A tensor that NumPy has seen can be resized no more, which some models do to their buffers.
+    for value in (*model.parameters(), *(buffer.clone() for buffer in model.buffers())):
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.digest()
 
