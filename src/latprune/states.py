@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["is_carried", "load_stored", "state_shapes", "state_tensors", "stored_shapes", "stored_state"]
+__all__ = ["is_carried", "load_stored", "state_shapes", "state_tensors", "stored_shapes", "stored_state", "without_extra_states"]
 
 _JSON = ":json"
 """Behind the name of an entry whose tensor is a text: the bytes of a JSON value."""
@@ -85,6 +85,11 @@ def stored_shapes(stored: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ..
     """As :func:`state_shapes`, of what :func:`stored_state` gave."""
     names = {name: name.removesuffix(_JSON) for name in stored}
     return {names[name]: () if names[name].endswith((_EXTRA, _INT8)) else tuple(value.shape) for name, value in stored.items()}
+
+
+def without_extra_states(stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What :func:`stored_state` gave, parameters, buffers and int8 modules alone."""
+    return {name: value for name, value in stored.items() if not name.removesuffix(_JSON).endswith(_EXTRA)}
 
 
 def load_stored(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:

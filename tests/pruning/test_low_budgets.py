@@ -61,7 +61,7 @@ def test_two_limits_of_which_neither_can_be_met_are_both_named() -> None:
 
 @pytest.mark.parametrize("method", ["mdp", "uniform", "greedy"])
 def test_what_to_do_is_said_whichever_solver_or_method_found_none(method: str) -> None:
-    pruner = pruner_of(latprune.methods.get_method(method), "flops=0.01%")
+    data = [(X, torch.zeros(1, dtype=torch.long))] * 2
     with pytest.raises(BudgetInfeasibleError, match=r"\. Raise the budget, or allow more \(fewer keep=") as refused:
-        pruner.step(data=[(X, torch.zeros(1, dtype=torch.long))] * 2)
+        pruner_of(latprune.methods.get_method(method), "flops=0.01%").step(data=data)
     assert refused.value.floor["flops"] > refused.value.limit["flops"]

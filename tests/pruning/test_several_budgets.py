@@ -95,11 +95,11 @@ def test_a_further_budget_below_what_linear_costs_can_be_is_met() -> None:
 
 @pytest.mark.parametrize("method", [LINEAR["halp"], MDP(score=BY_SIZE)])
 def test_a_further_budget_that_nothing_meets_is_named_with_what_can_be(method: Method) -> None:
-    pruner = pruner_of(network(), method, ["flops=90%", "params=0.1%"])
     with pytest.raises(BudgetInfeasibleError, match="params") as refused:
-        pruner.step(batches())
-    limit = 0.001 * pruner.graph.parameters(pruner.graph.dense_widths())
-    smallest = pruner.graph.parameters({name: group.min_width for name, group in pruner.graph.groups.items()})
+        pruner_of(network(), method, ["flops=90%", "params=0.1%"]).step(batches())
+    graph = latprune.trace(network(), X)
+    limit = 0.001 * graph.parameters(graph.dense_widths())
+    smallest = graph.parameters({name: group.min_width for name, group in graph.groups.items()})
     assert refused.value.limit["params"] == pytest.approx(limit) and limit < refused.value.floor["params"] <= smallest
 
 

@@ -19,6 +19,7 @@ from latprune.latency.measuring.held_types import settled_target, type_note
 from latprune.latency.tabulating.build import require_same_network
 from latprune.methods import SoftMasks, get_method, get_schedule
 from latprune.progress import listener_of, speaker
+from latprune.pruning.advice import with_advice
 from latprune.pruning.budget import Budget
 from latprune.pruning.checking import check_cut, check_present, in_evaluation
 from latprune.pruning.clock import Clock
@@ -144,7 +145,8 @@ class Pruner:
         self._latency = LatencySources(network, given=tables, predictor=given.predictor, asked=asked)
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
         self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
-        self.limits.check_counted(given.widths, floor=given.pick is None)  # a network that was picked is judged by its budget at the end
+        with with_advice():
+            self.limits.check_counted(given.widths, floor=given.pick is None)  # a picked network is judged by its budget at the end
         self.settings = given.settings(method=self.method, placed=placed, folded=bool(self.folds))
         """All that decides which network comes out; a saved state is resumed only under the same."""
         self._search = ProposalSearch(

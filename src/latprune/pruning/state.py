@@ -15,7 +15,7 @@ from latprune.graph.types import Selection
 from latprune.pruning.differences import first_difference
 from latprune.pruning.stage import StageReport
 from latprune.recovery import RecoveryReport
-from latprune.states import stored_state
+from latprune.states import stored_state, without_extra_states
 from latprune.storage import encode_tensors, sha256_hex
 from latprune.surgery import ArchitectureEdits
 
@@ -153,8 +153,8 @@ def plain_settings(pruner: Pruner) -> dict[str, Any]:
 
 
 def dense_digest(model: nn.Module) -> str:
-    """What identifies the network that a run begins with: SHA-256 of its tensors."""
-    return sha256_hex(encode_tensors(stored_state(model)))
+    """What identifies the network that a run begins with: SHA-256 of its weights and buffers; extra states come from the saved run."""
+    return sha256_hex(encode_tensors(without_extra_states(stored_state(model))))
 
 
 def described_inputs(example_inputs: ExampleInputs) -> list[str]:

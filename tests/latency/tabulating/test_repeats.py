@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from latprune.latency import DesignPoint, LatencyTables, NetworkSample, Residual, Store, TableStats, Target, design_points
 from latprune.latency.tabulating import build, table_builder
@@ -120,7 +121,7 @@ def test_an_extended_build_is_checked_by_tables_of_all_networks_before(monkeypat
     monkeypatch.setattr(
         build, "NetworkSampler", lambda *_: SimpleNamespace(sample=lambda point: machine.sample(point), close=lambda: None, runs=0)
     )
-    build.build_tables(SimpleNamespace(), GRAPH, np.zeros(1), Target(engine="torch"), max_networks=96, extend=True)  # type: ignore[arg-type]
+    build.build_tables(nn.Identity(), GRAPH, np.zeros(1), Target(engine="torch"), max_networks=96, extend=True)  # type: ignore[arg-type]
     assert asked == [32, 48, 64, 80]
 
 
@@ -161,7 +162,7 @@ def built(path: Path, time_limit: float | None = None) -> LatencyTables:
     InterruptedSampler.taken = []
     options: dict[str, Any] = {"max_networks": 64, "extend": True, "time_limit": time_limit}
     with Store(path) as store:
-        return build.build_tables(None, GRAPH, np.zeros(1), TARGET, store=store, **options)  # type: ignore[arg-type]
+        return build.build_tables(nn.Identity(), GRAPH, np.zeros(1), TARGET, store=store, **options)  # type: ignore[arg-type]
 
 
 def error(tables: LatencyTables) -> float:
