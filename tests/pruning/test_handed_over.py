@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -260,3 +261,28 @@ def test_a_model_that_is_pruned_in_a_copy_is_as_it_was() -> None:
 def test_test_batches_from_an_iterator_are_read_once() -> None:
     result = run(data=[(X, LABELS)], evaluate=iter([(X, LABELS)]))
     assert len(result.record.accuracies) == 3
+
+
+@dataclass
+class Scene:
+    """A batch that is neither a tuple nor a mapping."""
+
+    images: torch.Tensor
+    classes: torch.Tensor
+
+
+class OfScenes(Net):
+    def forward(self, pixel_values: Any) -> torch.Tensor:
+        return super().forward(pixel_values.images if isinstance(pixel_values, Scene) else pixel_values)
+
+
+def scene_loss(model: nn.Module, batch: Scene) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch), batch.classes)
+
+
+@pytest.mark.parametrize("score", [MEASURED.score, CHIPConfig(), TaylorConfig()])
+def test_batches_of_a_class_that_the_model_takes(score: object) -> None:
+    options: dict[str, Any] = {"data": [Scene(X, LABELS)] * 2, "loss": scene_loss, "method": MDP(score=score)}
+    assert run(OfScenes().eval(), recover=False, **options).verdict == "under"
+    with pytest.raises(InvalidArgumentError, match="are a Scene, and recovery takes pieces"):
+        run(OfScenes().eval(), **options)

@@ -12,12 +12,28 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import preserved_modes
 from latprune.graph.containers import like, rebuilt
 from latprune.train.batches import move
-from latprune.train.contracts import answer, inputs_of, numbered
+from latprune.train.contracts import answer, numbered
+from latprune.train.contracts import inputs_of as inputs_in
 
 __all__ = ["alike", "calibration_batches", "count", "inputs_of", "joined", "reordered", "sliceable", "sliced", "tensors_of"]
 
 _TRIED = 2
 """Images of a batch that are run where only its running is asked."""
+
+
+def inputs_of(batch: Any, model: nn.Module | None = None) -> Any:
+    """The model's inputs in a batch (:func:`latprune.train.contracts.inputs_of`), in a form that pieces can be taken of.
+
+    Raises:
+        InvalidArgumentError: They are an object of a class of its own, or there are none.
+    """
+    inputs = inputs_in(batch, model)
+    if not isinstance(inputs, (Tensor, Mapping, tuple, list)):
+        raise InvalidArgumentError(
+            f"the inputs in a batch of data are a {type(inputs).__name__}, and recovery takes pieces of batches: a batch must be a tensor, "
+            "a tuple or list that begins with the inputs, or a mapping (recover=False goes without recovery)"
+        )
+    return inputs
 
 
 def tensors_of(value: Any) -> list[Tensor]:
