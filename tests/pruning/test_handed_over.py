@@ -286,3 +286,38 @@ def test_batches_of_a_class_that_the_model_takes(score: object) -> None:
     assert run(OfScenes().eval(), recover=False, **options).verdict == "under"
     with pytest.raises(InvalidArgumentError, match="are a Scene, and recovery takes pieces"):
         run(OfScenes().eval(), **options)
+
+
+class OfEight(Net):
+    """Written for one batch size."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return super().forward(pixel_values.reshape(8, 3, 8, 8))
+
+
+@pytest.mark.parametrize("recover", [False, "refit", "distil"])
+def test_a_network_of_one_batch_size_is_scored_and_recovered_on_whole_batches(recover: Any) -> None:
+    options: dict[str, Any] = {**OPTIONS, "data": [(X, LABELS)] * 3, "recover": recover}
+    assert latprune.prune(OfEight().eval(), X, **options).verdict == "under"
+    options["data"] = [(X[:5], LABELS[:5])]
+    with pytest.raises(InvalidArgumentError, match=r"\(OfEight\) failed on batch 0 of the data, which is float32 \[5, 3, 8, 8\]"):
+        latprune.prune(OfEight().eval(), X, **options)
+
+
+class ByNumber:
+    """Test batches that are read by their number alone."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if number >= len(self):
+            raise IndexError(number)
+        return X, LABELS
+
+
+@pytest.mark.parametrize("batches", [lambda: iter([(X, LABELS)] * 2), ByNumber])
+@pytest.mark.parametrize("fit", [None, RECIPE])
+def test_test_batches_that_are_read_once_or_by_number(batches: Any, fit: Any) -> None:
+    result = run(data=[(X, LABELS)], evaluate=batches(), fit=fit, recover=False)
+    assert len(result.record.accuracies) == (3 if fit else 2)

@@ -19,9 +19,8 @@ from latprune.pruning.finetuning import RecipeFit, check_training_data
 from latprune.pruning.fitting import LoaderAccuracy
 from latprune.pruning.picking import no_problem
 from latprune.pruning.preflight_data import check_handed_over
-from latprune.recovery.batches import inputs_of, sliceable, sliced
+from latprune.recovery.batches import inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
-from latprune.train.batches import forward
 from latprune.train.contracts import calling, named, numbered
 
 if TYPE_CHECKING:
@@ -40,8 +39,6 @@ __all__ = [
 ]
 
 _WIDTHS = 3
-_IMAGES = 2
-"""Images (or texts) that go through the model where only its running is asked."""
 
 
 def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
@@ -171,20 +168,12 @@ def check_inputs(model: nn.Module, batch: Any) -> None:
     Raises:
         InvalidArgumentError: The model does not run on them.
     """
-    from latprune.program.module import ProgramModule
-
     inputs = inputs_of(batch, model)
-    if sliceable(inputs) and not (isinstance(model, ProgramModule) and model.only_batch is not None):
-        inputs = sliced(inputs, 0, _IMAGES)
-    with (
-        preserved_modes(model),
-        preserved_state(model),
-        preserved_buffers(model),
-        torch.no_grad(),
-        calling("the model on the inputs of data (for recovery; recover=False goes without)"),
-    ):
-        model.eval()
-        forward(model, inputs)
+    with preserved_state(model), preserved_buffers(model):
+        try:
+            run_on_few(model, inputs)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{error} (recovery runs it on the inputs of data; recover=False goes without)") from error
 
 
 def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:

@@ -6,26 +6,20 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_modes
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients, reads_inputs
-from latprune.program import ProgramModule
 from latprune.pruning.finetuning import RecipeFit
-from latprune.recovery.batches import sliceable, sliced
+from latprune.recovery.batches import run_on_few
 from latprune.train.batches import labels_in, logits_of, split_batch
-from latprune.train.contracts import answer, batches_of, check_targets, function_name, inputs_of, takes_labels
+from latprune.train.contracts import batches_of, check_targets, function_name, inputs_of, takes_labels
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
     from latprune.pruning.staged_run import StagedRun
 
 __all__ = ["check_criterion_data", "check_handed_over", "first_batch"]
-
-_IMAGES = 2
-"""Images (or texts) that go through the model where only its running is asked."""
 
 
 def first_batch(data: Iterable[Any]) -> Any:
@@ -94,12 +88,7 @@ def check_criterion_data(pruner: Pruner, data: Iterable[Any] | None, loss: LossF
         return
     batch = first_batch(data)
     model = pruner.model
-    inputs = inputs_of(batch, model)
-    if sliceable(inputs) and not (isinstance(model, ProgramModule) and model.only_batch is not None):
-        inputs = sliced(inputs, 0, _IMAGES)
-    with preserved_modes(model), torch.no_grad():
-        model.eval()
-        output = answer(model, inputs, batch=0)
+    _, output = run_on_few(model, inputs_of(batch, model))
     if _reads_labels(config) and (loss is not cross_entropy_loss or _classifies(model, batch, output)):
         from latprune.pruning.preflight import check_loss
 
