@@ -321,3 +321,29 @@ class ByNumber:
 def test_test_batches_that_are_read_once_or_by_number(batches: Any, fit: Any) -> None:
     result = run(data=[(X, LABELS)], evaluate=batches(), fit=fit, recover=False)
     assert len(result.record.accuracies) == (3 if fit else 2)
+
+
+class Counted(list[Any]):
+    """Batches that count how often they are read from the first one on."""
+
+    read = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.read += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("score", [MEASURED.score, TaylorConfig()])
+def test_the_preflight_reads_one_batch_once_and_asks_the_loss_once(score: object) -> None:
+    asked: list[int] = []
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        asked.append(1)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def evaluate(model: nn.Module) -> float:
+        raise OSError(f"read {data.read}, asked {len(asked)}")  # the dense network's evaluation is what comes next
+
+    data = Counted([(X, LABELS)] * 2)
+    with pytest.raises(InvalidArgumentError, match="read 1, asked 1"):
+        run(data=data, loss=loss, evaluate=evaluate, fit=RECIPE, method=MDP(score=score))
