@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict, namedtuple
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
@@ -78,3 +78,44 @@ def test_other_containers() -> None:
     assert type(found) is defaultdict and found["a"][0].shape == (1, 4) and found["b"] == []
     pooled = torch.max(T, dim=1)
     assert type(like(pooled, (T, T))) is type(pooled)
+
+
+class Two(tuple):
+    """Its constructor takes the items one by one."""
+
+    __slots__ = ()
+
+    def __new__(cls, a: Any, b: Any) -> Two:
+        return super().__new__(cls, (a, b))
+
+
+class TwoListed(list[Any]):
+    def __init__(self, a: Any, b: Any) -> None:
+        super().__init__([a, b])
+
+
+class ReadOnly(dict[str, Any]):
+    def __setitem__(self, *_: Any) -> None:
+        raise TypeError("read only")
+
+
+@dataclass
+class Unset:
+    a: Any
+    size: int = field(init=False)
+
+
+UNUSUAL = [Two(T, 1), TwoListed(T, 1), ReadOnly(a=T), Unset(T), UserDict(a=T)]
+
+
+@pytest.mark.parametrize("given", [*UNUSUAL, Pair([T], {"a": T})], ids=lambda given: type(given).__name__)
+def test_what_does_not_change_is_handed_on_itself(given: Any) -> None:
+    assert rebuilt(given, lambda leaf: leaf) is given
+    assert move(given, torch.device("cpu")) is given
+
+
+def test_containers_that_cannot_be_made_again_become_plain_ones() -> None:
+    two, listed, read_only, unset, other = (shard(given, 0, 2) for given in UNUSUAL)
+    assert type(two) is tuple and type(listed) is list and type(read_only) is dict and type(other) is dict
+    assert {len(found) for found in (two[0], listed[0], read_only["a"], unset.a, other["a"])} == {1}
+    assert type(unset) is Unset and not hasattr(unset, "size") and len(T) == 2

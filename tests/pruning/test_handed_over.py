@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -260,3 +261,89 @@ def test_a_model_that_is_pruned_in_a_copy_is_as_it_was() -> None:
 def test_test_batches_from_an_iterator_are_read_once() -> None:
     result = run(data=[(X, LABELS)], evaluate=iter([(X, LABELS)]))
     assert len(result.record.accuracies) == 3
+
+
+@dataclass
+class Scene:
+    """A batch that is neither a tuple nor a mapping."""
+
+    images: torch.Tensor
+    classes: torch.Tensor
+
+
+class OfScenes(Net):
+    def forward(self, pixel_values: Any) -> torch.Tensor:
+        return super().forward(pixel_values.images if isinstance(pixel_values, Scene) else pixel_values)
+
+
+def scene_loss(model: nn.Module, batch: Scene) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(batch), batch.classes)
+
+
+@pytest.mark.parametrize("score", [MEASURED.score, CHIPConfig(), TaylorConfig()])
+def test_batches_of_a_class_that_the_model_takes(score: object) -> None:
+    options: dict[str, Any] = {"data": [Scene(X, LABELS)] * 2, "loss": scene_loss, "method": MDP(score=score)}
+    assert run(OfScenes().eval(), recover=False, **options).verdict == "under"
+    with pytest.raises(InvalidArgumentError, match="are a Scene, and recovery takes pieces"):
+        run(OfScenes().eval(), **options)
+
+
+class OfEight(Net):
+    """Written for one batch size."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return super().forward(pixel_values.reshape(8, 3, 8, 8))
+
+
+@pytest.mark.parametrize("recover", [False, "refit", "distil"])
+def test_a_network_of_one_batch_size_is_scored_and_recovered_on_whole_batches(recover: Any) -> None:
+    options: dict[str, Any] = {**OPTIONS, "data": [(X, LABELS)] * 3, "recover": recover}
+    assert latprune.prune(OfEight().eval(), X, **options).verdict == "under"
+    options["data"] = [(X[:5], LABELS[:5])]
+    with pytest.raises(InvalidArgumentError, match=r"\(OfEight\) failed on batch 0 of the data, which is float32 \[5, 3, 8, 8\]"):
+        latprune.prune(OfEight().eval(), X, **options)
+
+
+class ByNumber:
+    """Test batches that are read by their number alone."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if number >= len(self):
+            raise IndexError(number)
+        return X, LABELS
+
+
+@pytest.mark.parametrize("batches", [lambda: iter([(X, LABELS)] * 2), ByNumber])
+@pytest.mark.parametrize("fit", [None, RECIPE])
+def test_test_batches_that_are_read_once_or_by_number(batches: Any, fit: Any) -> None:
+    result = run(data=[(X, LABELS)], evaluate=batches(), fit=fit, recover=False)
+    assert len(result.record.accuracies) == (3 if fit else 2)
+
+
+class Counted(list[Any]):
+    """Batches that count how often they are read from the first one on."""
+
+    read = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.read += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("score", [MEASURED.score, TaylorConfig()])
+def test_the_preflight_reads_one_batch_once_and_asks_the_loss_once(score: object) -> None:
+    asked: list[int] = []
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        asked.append(1)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def evaluate(model: nn.Module) -> float:
+        raise OSError(f"read {data.read}, asked {len(asked)}")  # the dense network's evaluation is what comes next
+
+    data = Counted([(X, LABELS)] * 2)
+    with pytest.raises(InvalidArgumentError, match="read 1, asked 1"):
+        run(data=data, loss=loss, evaluate=evaluate, fit=RECIPE, method=MDP(score=score))

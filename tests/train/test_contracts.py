@@ -12,6 +12,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import trace
 from latprune.importance import TaylorConfig, cross_entropy_loss, score
+from latprune.recovery.batches import calibration_batches
 from latprune.train import Recipe, evaluate, finetune, recalibrate_batch_norm
 from latprune.train.batches import move, split_batch
 from latprune.train.contracts import (
@@ -262,6 +263,35 @@ def test_labels_have_one_of_several_names_unless_the_model_needs_it() -> None:
 
     assert inputs_of({"x": X, "label": LABELS}, Conditioned()).keys() == {"x", "label"}
     assert split_batch({"x": X, "label": LABELS, "target": X}, Conditioned())[1] is X
+
+
+@pytest.mark.parametrize("name", ["label", "targets", "target"])
+def test_an_input_named_so_beside_the_labels_reaches_the_model(name: str) -> None:
+    class Shifted(nn.Module):
+        def forward(self, x: torch.Tensor, label: Any = None, targets: Any = None, target: Any = None) -> torch.Tensor:
+            given = {"label": label, "targets": targets, "target": target}[name]
+            return x if given is None else given
+
+    shift = torch.eye(6)[LABELS]
+    batch = {"x": X, name: shift, "labels": LABELS}
+    assert inputs_of(batch, Shifted()).keys() == {"x", name}
+    assert evaluate(Shifted(), [batch]) == 1.0
+    assert inputs_of(batch, plain()).keys() == {"x"}  # of a model without such an input it is another label
+    assert split_batch({"x": X, name: LABELS}, Shifted()) == ({"x": X}, LABELS)
+
+
+def test_batches_of_a_class_of_their_own_are_handed_to_the_model() -> None:
+    @dataclass
+    class Scene:
+        x: torch.Tensor
+
+    scene = Scene(X)
+    assert inputs_of(scene) is scene and inputs_of((scene, LABELS)) is scene
+    for nothing in (None, (), []):
+        with pytest.raises(InvalidArgumentError, match="it must hold inputs"):
+            inputs_of(nothing)
+    with pytest.raises(InvalidArgumentError, match="are a Scene, and recovery takes pieces"):
+        calibration_batches([scene], 4, torch.device("cpu"))
 
 
 def test_batches_without_arrays_are_handed_on_as_they_are() -> None:

@@ -13,7 +13,7 @@ from latprune.graph.types import Selection
 from latprune.importance import Importance, LossFunction
 from latprune.methods import Proposer, SoftMasks, StageContext
 from latprune.pruning.preflight import check_batches, check_repeatable, check_solver
-from latprune.pruning.preflight_data import check_criterion_data
+from latprune.pruning.preflight_data import Preview, check_criterion_data
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
@@ -84,8 +84,9 @@ def _check(pruner: Pruner, *, points: int, data: Iterable[Any] | None, loss: Los
         raise InvalidArgumentError(f"points (={points}) must be at least 2")
     with pruner.clock.timed("preflight"):
         check_repeatable(pruner.model, pruner.example_inputs)
-        check_criterion_data(pruner, data, loss)
-        check_batches(pruner, data, loss)
+        preview = Preview(data)
+        check_criterion_data(pruner, preview, loss)
+        check_batches(pruner, preview, loss)
         check_solver(pruner)
 
 

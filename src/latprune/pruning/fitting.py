@@ -128,7 +128,7 @@ def evaluation_of(evaluate: Evaluate | Iterable[Any] | None) -> Evaluate | None:
     """
     if evaluate is None or callable(evaluate):
         return evaluate
-    if not isinstance(evaluate, Iterable):
+    if not hasattr(evaluate, "__iter__") and not hasattr(evaluate, "__getitem__"):  # iter() reads by number, too
         raise InvalidArgumentError(f"evaluate (={evaluate!r:.80}) must be a function evaluate(model) -> accuracy, or test batches")
     return LoaderAccuracy(rereadable(evaluate))  # several networks are evaluated
 

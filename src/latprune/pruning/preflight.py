@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,11 +17,10 @@ from latprune.methods import Limit, SoftMasks, StageContext
 from latprune.pruning.finetuning import RecipeFit, check_training_data
 from latprune.pruning.fitting import LoaderAccuracy
 from latprune.pruning.picking import no_problem
-from latprune.pruning.preflight_data import check_handed_over
-from latprune.recovery.batches import inputs_of, sliceable, sliced
+from latprune.pruning.preflight_data import Preview, check_criterion_data, check_handed_over
+from latprune.recovery.batches import inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
-from latprune.train.batches import forward
-from latprune.train.contracts import calling, named, numbered
+from latprune.train.contracts import calling, named
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
@@ -40,8 +38,6 @@ __all__ = [
 ]
 
 _WIDTHS = 3
-_IMAGES = 2
-"""Images (or texts) that go through the model where only its running is asked."""
 
 
 def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
@@ -66,18 +62,21 @@ def check_run(run: StagedRun) -> None:
         _check_together(run)
         check_solver(pruner, candidates=run.candidates)
         check_repeatable(pruner.model, pruner.example_inputs)
+        data = Preview(run.data)
+        seen = check_criterion_data(pruner, data, run.loss)
         check_handed_over(run)
-        check_batches(pruner, run.data, run.loss)
+        check_batches(pruner, data, run.loss)
         if run.strategy is not None and run.data is not None:
-            check_inputs(pruner.model, _first(run.data))
+            check_inputs(pruner.model, data.first)
         if isinstance(run.fit, RecipeFit):
             check_training_data(run.fit.data)
             distillation = run.fit.recipe.distillation
-            seen = pruner.needs_gradients and run.fit.data is run.data and run.fit.loss in (None, run.loss)
+            trained = data if run.fit.data is run.data else Preview(run.fit.data)
+            loss = run.fit.loss or cross_entropy_loss
             if distillation is not None and not distillation.needs_labels:
-                check_inputs(pruner.model, _first(run.fit.data))
-            elif not seen:
-                check_loss(pruner.model, _first(run.fit.data), run.fit.loss or cross_entropy_loss)
+                check_inputs(pruner.model, trained.first)
+            elif trained is not data or loss is not run.loss or not (seen or pruner.needs_gradients):
+                check_loss(pruner.model, trained.first, loss)
         if isinstance(run.evaluate, LoaderAccuracy):
             run.evaluate.check(pruner.model)
 
@@ -121,18 +120,7 @@ def _trains_masked(pruner: Pruner) -> bool:
     return isinstance(pruner.schedule, SoftMasks) or (pruner.stages > 1 and pruner.schedule.after_stage == "mask")
 
 
-def _first(data: Iterable[Any]) -> Any:
-    """The first batch.
-
-    Raises:
-        InvalidArgumentError: There is none, or the data's own code fails.
-    """
-    for _, batch in numbered(data):
-        return batch
-    raise InvalidArgumentError("data holds no batch")
-
-
-def check_batches(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction) -> None:
+def check_batches(pruner: Pruner, data: Preview, loss: LossFunction) -> None:
     """The method's criterion can score the model, and what it needs of ``data`` and ``loss`` is there: one batch goes through the loss and
     backward, or through the model where the criterion looks at activations.
 
@@ -149,12 +137,12 @@ def check_batches(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction
     if not needs_batches(pruner):
         pruner.scorer.check(pruner.cut_to, None)
         return
-    if data is None:
+    if data.data is None:
         raise InvalidArgumentError(
             f"data (=None) must be batches: the criterion of method {pruner.method.name!r} "
             f"({type(pruner.method.importance).__name__}) needs them"
         )
-    first = _first(data)
+    first = data.first
     with calling("the criterion on the first batch of data"):
         pruner.scorer.check(pruner.cut_to, first)
     if not pruner.needs_gradients:
@@ -162,7 +150,7 @@ def check_batches(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction
     if isinstance(pruner.schedule, SoftMasks):  # their gradients are those of the training
         check_loss(pruner.model, first, loss)
     else:
-        pruner.scorer.begin(pruner.cut_to, data, loss)
+        pruner.scorer.begin(pruner.cut_to, data.data, first, loss)
 
 
 def check_inputs(model: nn.Module, batch: Any) -> None:
@@ -171,20 +159,12 @@ def check_inputs(model: nn.Module, batch: Any) -> None:
     Raises:
         InvalidArgumentError: The model does not run on them.
     """
-    from latprune.program.module import ProgramModule
-
     inputs = inputs_of(batch, model)
-    if sliceable(inputs) and not (isinstance(model, ProgramModule) and model.only_batch is not None):
-        inputs = sliced(inputs, 0, _IMAGES)
-    with (
-        preserved_modes(model),
-        preserved_state(model),
-        preserved_buffers(model),
-        torch.no_grad(),
-        calling("the model on the inputs of data (for recovery; recover=False goes without)"),
-    ):
-        model.eval()
-        forward(model, inputs)
+    with preserved_state(model), preserved_buffers(model):
+        try:
+            run_on_few(model, inputs)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{error} (recovery runs it on the inputs of data; recover=False goes without)") from error
 
 
 def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:

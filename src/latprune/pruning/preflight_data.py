@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_modes
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients, reads_inputs
-from latprune.program import ProgramModule
 from latprune.pruning.finetuning import RecipeFit
-from latprune.recovery.batches import sliceable, sliced
+from latprune.recovery.batches import run_on_few
 from latprune.train.batches import labels_in, logits_of, split_batch
-from latprune.train.contracts import answer, batches_of, check_targets, function_name, inputs_of, takes_labels
+from latprune.train.contracts import batches_of, check_targets, function_name, inputs_of, takes_labels
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
     from latprune.pruning.staged_run import StagedRun
 
-__all__ = ["check_criterion_data", "check_handed_over", "first_batch"]
-
-_IMAGES = 2
-"""Images (or texts) that go through the model where only its running is asked."""
+__all__ = ["Preview", "check_criterion_data", "check_handed_over", "first_batch"]
 
 
 def first_batch(data: Iterable[Any]) -> Any:
@@ -39,14 +34,28 @@ def first_batch(data: Iterable[Any]) -> Any:
     raise InvalidArgumentError("data holds no batch")
 
 
+class Preview:
+    """Data whose first batch is read once for all checks: a loader with workers starts them anew each time.
+
+    Args:
+        data: Batches; None where there are none.
+    """
+
+    def __init__(self, data: Iterable[Any] | None) -> None:
+        self.data = data
+
+    @cached_property
+    def first(self) -> Any:
+        """The first batch, see :func:`first_batch`."""
+        return first_batch(self.data if self.data is not None else ())
+
+
 def check_handed_over(run: StagedRun) -> None:
-    """The caller's functions can be called as they will be; first batches go through the model and the loss.
+    """The caller's functions can be called as they will be; the first batch of the recipe's ``evaluate`` goes through the model.
 
     Raises:
-        InvalidArgumentError: ``fit`` or ``evaluate`` takes other arguments, the first batch of the recipe's ``evaluate`` fails, or see
-            :func:`check_criterion_data`.
+        InvalidArgumentError: ``fit`` or ``evaluate`` takes other arguments, or that batch fails.
     """
-    check_criterion_data(run.pruner, run.data, run.loss)
     if run.fit is not None and not isinstance(run.fit, RecipeFit):
         _check_arguments(run.fit, "fit", "model, context")
     if run.evaluate is not None:
@@ -74,7 +83,7 @@ def _check_arguments(function: Callable[..., Any], name: str, arguments: str) ->
         ) from error
 
 
-def check_criterion_data(pruner: Pruner, data: Iterable[Any] | None, loss: LossFunction) -> None:
+def check_criterion_data(pruner: Pruner, data: Preview, loss: LossFunction) -> bool:
     """The first batch goes through what the method's criterion does with it.
 
     A criterion that runs the model on inputs runs it on a few of them. Where it, or one that it is compared with, reads the labels, the
@@ -86,24 +95,23 @@ def check_criterion_data(pruner: Pruner, data: Iterable[Any] | None, loss: LossF
         data: Batches.
         loss: Scalar loss of ``(model, batch)``.
 
+    Returns:
+        Whether the batch went through the loss.
+
     Raises:
         InvalidArgumentError: The model does not run on the inputs, or labels do not fit its class scores; the batch is named.
     """
     config = pruner.method.importance
-    if config is None or data is None or not reads_inputs(config):
-        return
-    batch = first_batch(data)
-    model = pruner.model
-    inputs = inputs_of(batch, model)
-    if sliceable(inputs) and not (isinstance(model, ProgramModule) and model.only_batch is not None):
-        inputs = sliced(inputs, 0, _IMAGES)
-    with preserved_modes(model), torch.no_grad():
-        model.eval()
-        output = answer(model, inputs, batch=0)
+    if config is None or data.data is None or not reads_inputs(config):
+        return False
+    batch, model = data.first, pruner.model
+    _, output = run_on_few(model, inputs_of(batch, model))
     if _reads_labels(config) and (loss is not cross_entropy_loss or _classifies(model, batch, output)):
         from latprune.pruning.preflight import check_loss
 
         check_loss(model, batch, loss)
+        return True
+    return False
 
 
 def _reads_labels(config: object) -> bool:

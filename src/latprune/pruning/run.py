@@ -98,14 +98,16 @@ def prune(
     with locked(home) if home is not None else nullcontext(), listening(listener), keeping_values(home):
         pruner = Pruner(model, example_inputs, **options)
         batches = rereadable(data, importance_batches) if data is not None else None
+        # Read by the recipe after each epoch and by the run between them.
+        judge = evaluate if callable(evaluate) or evaluate is None else rereadable(evaluate)
         run = StagedRun(
             pruner=pruner,
             folder=home,
             data=batches,
             loss=loss,
             importance_batches=importance_batches,
-            fit=_fit_of(fit, data, evaluate, loss),
-            evaluate=evaluation_of(evaluate),
+            fit=_fit_of(fit, data, judge, loss),
+            evaluate=evaluation_of(judge),
             strategy=_strategy_of(pruner.options, batches),
             recovery_images=recovery_images,
             candidates=candidates,

@@ -70,14 +70,14 @@ class Scorer:
             self._accumulator = accumulator_for(self._model, present(self._graph, cut_to), self._config)
         self._accumulator.update()
 
-    def begin(self, cut_to: Selection, data: Iterable[Any], loss: LossFunction) -> None:
-        """Score the first batch of ``data`` already; :meth:`importance` of the same data and loss goes on with the second one.
+    def begin(self, cut_to: Selection, data: Iterable[Any], first: Any, loss: LossFunction) -> None:
+        """Score ``first``, the first batch of ``data``, already; :meth:`importance` of the same data and loss goes on with the second one.
 
         Raises:
             InvalidArgumentError: The loss fails on it, is no finite scalar, or reaches no parameter that is scored.
         """
         accumulator = accumulator_for(self._model, present(self._graph, cut_to), self._config)
-        accumulate(accumulator, batches_of(data, 1), loss, batches=None)
+        accumulate(accumulator, [first], loss, batches=None)
         self._begun = _Begun(data=data, loss=loss, accumulator=accumulator, versions=self._versions())
 
     def _versions(self) -> list[int]:

@@ -11,13 +11,30 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import preserved_modes
 from latprune.graph.containers import like, rebuilt
-from latprune.train.batches import move
-from latprune.train.contracts import answer, inputs_of, numbered
+from latprune.program.module import ProgramModule
+from latprune.train.batches import forward, move
+from latprune.train.contracts import answer, numbered
+from latprune.train.contracts import inputs_of as inputs_in
 
-__all__ = ["alike", "calibration_batches", "count", "inputs_of", "joined", "reordered", "sliceable", "sliced", "tensors_of"]
+__all__ = ["alike", "calibration_batches", "count", "inputs_of", "joined", "reordered", "run_on_few", "sliceable", "sliced", "tensors_of"]
 
-_TRIED = 2
-"""Images of a batch that are run where only its running is asked."""
+_FEW = 2
+"""Images (or texts) of a batch that are run where only its running is asked."""
+
+
+def inputs_of(batch: Any, model: nn.Module | None = None) -> Any:
+    """The model's inputs in a batch (:func:`latprune.train.contracts.inputs_of`), in a form that pieces can be taken of.
+
+    Raises:
+        InvalidArgumentError: They are an object of a class of its own, or there are none.
+    """
+    inputs = inputs_in(batch, model)
+    if not isinstance(inputs, (Tensor, Mapping, tuple, list)):
+        raise InvalidArgumentError(
+            f"the inputs in a batch of data are a {type(inputs).__name__}, and recovery takes pieces of batches: a batch must be a tensor, "
+            "a tuple or list that begins with the inputs, or a mapping (recover=False goes without recovery)"
+        )
+    return inputs
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -89,11 +106,26 @@ def _pieces(inputs: Any, size: int) -> list[Any]:
     return [sliced(inputs, k, min(k + size, total)) for k in range(0, total, size)]
 
 
-def _try(model: nn.Module, inputs: Any, number: int) -> None:
-    """Run the model on a few images of batch ``number``."""
+def run_on_few(model: nn.Module, inputs: Any, *, number: int = 0) -> tuple[Any, Any]:
+    """Run the model in evaluation mode on a few images of a batch; on all of it where it takes no few.
+
+    Returns:
+        What it ran on, which is ``inputs`` itself where the batch cannot be divided or the network is written for one batch size; and the
+        output.
+
+    Raises:
+        InvalidArgumentError: It does not run on the whole batch either; the batch, of that ``number``, is named.
+    """
     with preserved_modes(model), torch.no_grad():
         model.eval()
-        answer(model, sliced(inputs, 0, _TRIED) if sliceable(inputs) else inputs, batch=number)
+        fixed = isinstance(model, ProgramModule) and model.only_batch is not None
+        if not fixed and sliceable(inputs) and count(inputs) > _FEW:
+            few = sliced(inputs, 0, _FEW)
+            try:
+                return few, forward(model, few)
+            except Exception:  # whether it is the number of images or the images, the whole batch tells
+                pass
+        return inputs, answer(model, inputs, batch=number)
 
 
 def calibration_batches(
@@ -118,7 +150,8 @@ def calibration_batches(
             batches of one form, less than a piece, is left out anyway: some networks take another course at another batch size (anchors
             that are computed again).
         model: The network that the inputs are for. It runs on a few of the first batch of every form, so that one that it does not take
-            is told by its number; where ``whole`` says that it runs at one batch size alone, on none.
+            is told by its number; where ``whole`` says that it runs at one batch size alone, on none. Where it takes the first batch whole
+            and not a few of it, the pieces are whole batches of that size.
 
     Raises:
         InvalidArgumentError: ``images`` is below 1, the data is empty or fails, or ``model`` does not run on a batch; the batch is named.
@@ -129,15 +162,17 @@ def calibration_batches(
     seen = 0
     forms: list[Any] = []
     for number, batch in numbered(data):
-        inputs = inputs_of(batch, model)
+        inputs = move(inputs_of(batch, model), device)
         here = count(inputs)
+        if model is not None and not whole and _form(inputs) not in forms:
+            forms.append(_form(inputs))
+            ran, _ = run_on_few(model, inputs, number=number)
+            if not taken and ran is inputs and sliceable(inputs) and here > _FEW:
+                size, whole = here, True
         if seen + here > images and sliceable(inputs):
             inputs = sliced(inputs, 0, images - seen)
             here = images - seen
-        taken.append(move(inputs, device))
-        if model is not None and not whole and _form(inputs) not in forms:
-            forms.append(_form(inputs))
-            _try(model, taken[-1], number)
+        taken.append(inputs)
         seen += here
         if seen >= images:
             break
@@ -152,7 +187,7 @@ def calibration_batches(
     if whole:
         pieces = [piece for piece in pieces if count(piece) == size]
         if not pieces:
-            raise InvalidArgumentError(f"data holds {seen} images; the network runs at batches of {size} alone, and none is full")
+            raise InvalidArgumentError(f"{seen} images of data were taken; the network runs at batches of {size} alone, and none is full")
     if len(pieces) < 2:
         return pieces, []
     held = [k for k in range(len(pieces)) if k % every == every - 1] or [len(pieces) - 1]

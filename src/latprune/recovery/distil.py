@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.program.module import ProgramModule
 from latprune.progress import stretch
 from latprune.recovery.augmentation import ImageVariants
-from latprune.recovery.batches import alike, count, joined, reordered, sliceable, sliced
+from latprune.recovery.batches import alike, count, joined, reordered, run_on_few
 from latprune.recovery.contract import Recovery, Situation, register_strategy
 from latprune.recovery.likeness import Likeness
 from latprune.recovery.refit import Refit
@@ -170,8 +169,7 @@ class _Steps:
 
     def __init__(self, situation: Situation, size: int) -> None:
         batches = situation.fitted
-        only = situation.pruned.only_batch if isinstance(situation.pruned, ProgramModule) else None
-        self._mixed = only is None and alike(batches)
+        self._mixed = _few(situation) is not batches[0] and alike(batches)
         self._batches = [joined(batches)] if self._mixed and len(batches) > 1 else batches
         self._size = size
 
@@ -206,10 +204,8 @@ def _cannot(situation: Situation, likeness: Likeness, parameters: list[nn.Parame
 
 
 def _few(situation: Situation) -> Any:
-    """Two images, or a batch where it cannot be divided."""
-    inputs = situation.fitted[0]
-    only = isinstance(situation.pruned, ProgramModule) and situation.pruned.only_batch is not None
-    return inputs if only or not sliceable(inputs) else sliced(inputs, 0, min(2, count(inputs)))
+    """A few images of the first batch; the batch where it cannot be divided, or the network takes no other size."""
+    return run_on_few(situation.pruned, situation.fitted[0])[0]
 
 
 def _piece(situation: Situation, memory: float) -> int | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latprune.recovery.attention import Product, find_products, has_products
-from latprune.recovery.batches import count, sliceable, sliced
+from latprune.recovery.batches import count, run_on_few, sliceable
 from latprune.recovery.contract import Situation
 from latprune.recovery.heads import Heads, paired_heads
 from latprune.recovery.logits import LogitRows
@@ -66,8 +66,8 @@ class Products:
         first = [*situation.fitted, *situation.held_out][0]
         if not sliceable(first) or not has_products(pruned_run):
             return
-        examples = min(2, count(first))
-        few = sliced(first, 0, examples)
+        few, _ = run_on_few(situation.dense, first)
+        examples = count(few)
         mine = record_operations(situation.pruned, few, situation.within)
         theirs = record_operations(situation.dense, few, situation.within)
         if any([op.func for op in a.operations] != [op.func for op in b.operations] for a, b in ((mine, pruned_run), (theirs, dense_run))):

@@ -119,5 +119,5 @@ def _first_size(batch: Any) -> int:
     """Examples in a batch: the first dimension of its first tensor, 1 where there is none."""
     if isinstance(batch, torch.Tensor):
         return len(batch) if batch.ndim else 1
-    values = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (tuple, list)) else ()
+    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
     return next((_first_size(value) for value in values), 1)

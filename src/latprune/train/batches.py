@@ -119,33 +119,36 @@ def length_of(data: Any) -> int | None:
         return None
 
 
-def _label_names(model: nn.Module | None) -> tuple[str, ...]:
-    """The names of :data:`LABELS` that are no input of the model: what its forward cannot do without is one."""
+def _inputs_named_so(model: nn.Module | None) -> dict[str, bool]:
+    """Arguments of the model's forward that are called as one of :data:`LABELS`, and whether it cannot do without."""
     if model is None:
-        return LABELS
+        return {}
     try:
         parameters = inspect.signature(model.forward).parameters
     except (TypeError, ValueError):
-        return LABELS
+        return {}
     plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    needed = {name for name, one in parameters.items() if one.default is inspect.Parameter.empty and one.kind in plain}
-    return tuple(name for name in LABELS if name not in needed)
+    named = {name: parameters[name] for name in LABELS if name in parameters}
+    return {name: one.default is inspect.Parameter.empty for name, one in named.items() if one.kind in plain}
 
 
 def without_labels(batch: Mapping[str, Any], model: nn.Module | None = None) -> dict[str, Any]:
-    """The inputs of a mapping: all but its labels, under whichever of :data:`LABELS` they are.
+    """The inputs of a mapping: all but its labels (:func:`labels_in`), and but other labels that are no input of the model.
 
     Args:
         batch: The mapping.
-        model: Keeps what its forward needs under such a name (a network that makes images of a ``label``).
+        model: Keeps what its forward needs under one of :data:`LABELS` (a network that makes images of a ``label``), and what it can take
+            under such a name beside the labels (a ``target`` beside ``labels``).
     """
-    names = _label_names(model)
-    return {name: value for name, value in batch.items() if name not in names}
+    inputs, labels = _inputs_named_so(model), labels_in(batch, model)
+    kept = {name for name, needed in inputs.items() if needed or name != labels}
+    return {name: value for name, value in batch.items() if name not in LABELS or name in kept}
 
 
 def labels_in(batch: Mapping[str, Any], model: nn.Module | None = None) -> str | None:
     """The key under which a mapping holds its targets; None where it has none."""
-    return next((name for name in (*_label_names(model), *LABELS) if name in batch), None)
+    needed = [name for name, needs in _inputs_named_so(model).items() if needs]
+    return next((name for name in (*(name for name in LABELS if name not in needed), *needed) if name in batch), None)
 
 
 def split_batch(batch: Any, model: nn.Module | None = None) -> tuple[Any, Any]:

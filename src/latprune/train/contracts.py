@@ -61,16 +61,7 @@ def numbered(data: Iterable[Any], what: str = "data") -> Generator[tuple[int, An
 
 def as_tensors(value: Any) -> Any:
     """NumPy arrays in nested containers as tensors; what holds none is given back as it is."""
-    changed = False
-
-    def change(leaf: Any) -> Any:
-        nonlocal changed
-        new = _as_tensor(leaf)
-        changed = changed or new is not leaf
-        return new
-
-    found = rebuilt(value, change)
-    return found if changed else value
+    return rebuilt(value, _as_tensor)
 
 
 def _as_tensor(value: Any) -> Any:
@@ -97,25 +88,27 @@ def inputs_of(batch: Any, model: nn.Module | None = None) -> Any:
     """The model's inputs in a batch; labels are left out, whatever they are.
 
     A tensor (or array) is the input itself; of a tuple such as ``(inputs, labels)`` the first entry; of a mapping all but its labels
-    (:func:`~latprune.train.batches.without_labels`).
+    (:func:`~latprune.train.batches.without_labels`). An object of any other class is handed to the model as it is.
 
     Args:
         batch: The batch.
         model: The model that the inputs are for.
 
     Raises:
-        InvalidArgumentError: It is none of these.
+        InvalidArgumentError: It is an empty tuple or list, or None.
     """
     batch = as_tensors(batch)
-    if isinstance(batch, Tensor):
-        return batch
     if isinstance(batch, Mapping):
         return without_labels(batch, model)
     if isinstance(batch, (tuple, list)) and batch:
         return tuple(batch[0]) if isinstance(batch[0], (tuple, list)) else inputs_of(batch[0], model)
-    raise InvalidArgumentError(
-        f"a batch of data is a {type(batch).__name__}; it must be a tensor, a tuple or list that begins with the inputs, or a mapping"
-    )
+    if batch is None or isinstance(batch, (tuple, list)):
+        held = "None" if batch is None else f"an empty {type(batch).__name__}"
+        raise InvalidArgumentError(
+            f"a batch of data is {held}; it must hold inputs: a tensor, a tuple or list that begins with the inputs, a mapping, or an "
+            "object that the model takes"
+        )
+    return batch
 
 
 def answer(model: nn.Module, inputs: Any, *, batch: int | None = None) -> Any:
