@@ -239,12 +239,20 @@ def test_after_soft_masks_the_recovered_network_is_evaluated_and_a_run_goes_on_t
     assert [entry.stage for entry in result.record.accuracies] == ["dense", "pruned", "recovered"]
 
 
-def test_masks_come_off_a_model_whose_training_failed() -> None:
+@pytest.mark.parametrize(
+    ("raised", "told", "words"),
+    [
+        (OSError("the disk is full"), UnfinishedRunError, "the disk is full.*not yet cut"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+        (torch.OutOfMemoryError("no memory is left"), torch.OutOfMemoryError, "no memory is left"),
+    ],
+)
+def test_masks_come_off_a_model_whose_training_failed(raised: BaseException, told: type[BaseException], words: str) -> None:
     def fit(model: nn.Module, context: Any) -> None:
-        raise OSError("the disk is full")
+        raise raised
 
     model = network()
-    with pytest.raises(UnfinishedRunError, match="the disk is full.*not yet cut"):
+    with pytest.raises(told, match=words):
         run(model, method=SPLAMP(stages=2, between="mask"), fit=fit, recover=False)
     before = network().state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
