@@ -79,7 +79,8 @@ def check_run(run: StagedRun) -> None:
             elif not seen:
                 check_loss(pruner.model, _first(run.fit.data), run.fit.loss or cross_entropy_loss)
         if isinstance(run.evaluate, LoaderAccuracy):
-            run.evaluate.check(pruner.model)
+            with preserved_state(pruner.model), preserved_buffers(pruner.model):
+                run.evaluate.check(pruner.model)
 
 
 def _check_together(run: StagedRun) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_modes
+from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients, reads_inputs
 from latprune.program import ProgramModule
 from latprune.pruning.finetuning import RecipeFit
@@ -57,7 +57,9 @@ def check_handed_over(run: StagedRun) -> None:
         elif run.evaluate is None:  # else all of it is evaluated before the first cut
             from latprune.train import evaluate
 
-            evaluate(run.pruner.model, [first_batch(run.fit.evaluate)])
+            model = run.pruner.model
+            with preserved_state(model), preserved_buffers(model):
+                evaluate(model, [first_batch(run.fit.evaluate)])
 
 
 def _check_arguments(function: Callable[..., Any], name: str, arguments: str) -> None:
@@ -97,7 +99,7 @@ def check_criterion_data(pruner: Pruner, data: Iterable[Any] | None, loss: LossF
     inputs = inputs_of(batch, model)
     if sliceable(inputs) and not (isinstance(model, ProgramModule) and model.only_batch is not None):
         inputs = sliced(inputs, 0, _IMAGES)
-    with preserved_modes(model), torch.no_grad():
+    with preserved_modes(model), preserved_state(model), preserved_buffers(model), torch.no_grad():
         model.eval()
         output = answer(model, inputs, batch=0)
     if _reads_labels(config) and (loss is not cross_entropy_loss or _classifies(model, batch, output)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_modes
+from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
 from latprune.graph.containers import like, rebuilt
 from latprune.train.batches import move
 from latprune.train.contracts import answer, inputs_of, numbered
@@ -91,7 +91,7 @@ def _pieces(inputs: Any, size: int) -> list[Any]:
 
 def _try(model: nn.Module, inputs: Any, number: int) -> None:
     """Run the model on a few images of batch ``number``."""
-    with preserved_modes(model), torch.no_grad():
+    with preserved_modes(model), preserved_state(model), preserved_buffers(model), torch.no_grad():
         model.eval()
         answer(model, sliced(inputs, 0, _TRIED) if sliceable(inputs) else inputs, batch=number)
 
