@@ -50,3 +50,11 @@ SAVED: dict[str, Any] = {
 )
 def test_the_first_difference_is_told_as_it_was_given(changed: dict[str, Any], says: str | None) -> None:
     assert first_difference(SAVED, {**SAVED, **changed}) == says
+
+
+def test_an_option_that_releases_before_did_not_have_differs_once_it_is_given() -> None:
+    saved = {"options": {"structure": {"name": "mdp"}}, "budget": [{"text": "50%"}]}
+    mine = {"options": {"structure": {"name": "mdp", "score": None}, "seeds": None}, "budget": [{"text": "50%", "engine": None}]}
+    assert first_difference(saved, mine) is None and first_difference(mine, saved) is None
+    given = {**mine, "options": {"structure": {"name": "mdp", "score": "taylor"}}}
+    assert first_difference(saved, given) == "criterion none, this one 'taylor' (--criterion)"

@@ -14,7 +14,7 @@ from torch import nn
 
 import latprune
 from latprune.errors import InvalidArgumentError, UnfinishedRunError
-from latprune.importance import CHIPConfig, DivergenceConfig, TaylorConfig
+from latprune.importance import CHIPConfig, DivergenceConfig, HRankConfig, TaylorConfig
 from latprune.methods import MDP, SMCP, SPLAMP
 from latprune.pruning.exploring import explore
 from latprune.pruning.finetuning import fit_with
@@ -240,12 +240,20 @@ def test_after_soft_masks_the_recovered_network_is_evaluated_and_a_run_goes_on_t
     assert [entry.stage for entry in result.record.accuracies] == ["dense", "pruned", "recovered"]
 
 
-def test_masks_come_off_a_model_whose_training_failed() -> None:
+@pytest.mark.parametrize(
+    ("raised", "told", "words"),
+    [
+        (OSError("the disk is full"), UnfinishedRunError, "the disk is full.*not yet cut"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+        (torch.OutOfMemoryError("no memory is left"), torch.OutOfMemoryError, "no memory is left"),
+    ],
+)
+def test_masks_come_off_a_model_whose_training_failed(raised: BaseException, told: type[BaseException], words: str) -> None:
     def fit(model: nn.Module, context: Any) -> None:
-        raise OSError("the disk is full")
+        raise raised
 
     model = network()
-    with pytest.raises(UnfinishedRunError, match="the disk is full.*not yet cut"):
+    with pytest.raises(told, match=words):
         run(model, method=SPLAMP(stages=2, between="mask"), fit=fit, recover=False)
     before = network().state_dict()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -347,3 +355,73 @@ def test_the_preflight_reads_one_batch_once_and_asks_the_loss_once(score: object
     data = Counted([(X, LABELS)] * 2)
     with pytest.raises(InvalidArgumentError, match="read 1, asked 1"):
         run(data=data, loss=loss, evaluate=evaluate, fit=RECIPE, method=MDP(score=score))
+
+
+class Moved(Net):
+    """Runs move its buffers on, in evaluation mode too: a counter, and a cache of the batch's size; a list of its own grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("place", torch.zeros(1, 3, 1, 1))
+        self.sizes: list[int] = []
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.sizes.append(len(pixel_values))
+        if len(self.place) != len(pixel_values):
+            self.place = torch.zeros(len(pixel_values), 3, 1, 1)
+        return super().forward(pixel_values + self.place)
+
+
+def moved() -> Moved:
+    torch.manual_seed(0)
+    return Moved().eval()
+
+
+@pytest.mark.parametrize("score", [MEASURED.score, TaylorConfig(), HRankConfig(), CHIPConfig()])
+@pytest.mark.parametrize("test_batches", [False, True])
+def test_what_is_tried_first_leaves_buffers_and_lists_of_the_model_alone(score: object, test_batches: bool) -> None:
+    model = moved()
+    if test_batches:
+        options: dict[str, Any] = {"evaluate": [(X, LABELS + 7)], "fit": RECIPE}
+    else:
+
+        def evaluate(network: Any) -> float:
+            assert (int(network.calls), network.place.shape, network.sizes) == (0, (1, 3, 1, 1), [])
+            raise OSError("told")
+
+        options = {"evaluate": evaluate}
+    with pytest.raises(InvalidArgumentError, match="class 11" if test_batches else "OSError: told"):
+        run(model, data=[(X, LABELS)] * 2, method=MDP(score=score), **options)
+    assert (int(model.calls), model.place.shape, model.sizes) == (0, (1, 3, 1, 1), [])
+
+
+def test_a_model_whose_runs_move_its_buffers_is_recovered_and_a_run_of_it_goes_on(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": [(X, LABELS)] * 4, "folder": tmp_path / "run", "fit": careful}
+
+    def evaluate(network: nn.Module) -> float:
+        network(X)
+        return judge(network)
+
+    judge = Judge(3)
+    model = moved()
+    with pytest.raises(UnfinishedRunError, match="KeyError"):
+        run(model, **options, evaluate=evaluate)
+    assert model.place.shape == (1, 3, 1, 1)
+    judge = Judge(0)
+    result = run(moved(), **options, evaluate=evaluate)
+    assert [entry.stage for entry in result.record.accuracies] == ["dense", "pruned", "recovered", "fine-tuned"]
+    assert result.model.place.shape == (1, 3, 1, 1) and result.verdict == "under"
+
+
+def test_recovery_leaves_what_runs_move_on_and_gives_norms_their_statistics() -> None:
+    model = moved()
+    pruner = latprune.Pruner(model, X[:1], budget="flops=60%", method="uniform", measure_latency=False)
+    pruner.step()
+    calls, mean = int(model.calls), model.body[1].running_mean.clone()
+    report = pruner.recover([(X, LABELS)] * 4)
+    assert any(layer.action for layer in report.layers)
+    assert (int(model.calls), model.place.shape) == (calls, (1, 3, 1, 1))
+    assert not torch.equal(model.body[1].running_mean, mean)
+    assert int(pruner.dense_model.calls) == 0 and pruner.dense_model.place.shape == (1, 3, 1, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import latprune
-from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError, UnfinishedRunError
+from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgumentError, LatpruneError, SurgeryError, UnfinishedRunError
 from latprune.importance import DivergenceConfig, MagnitudeConfig, TaylorConfig, best_units
 from latprune.methods import HALP, MDP, SMCP, SPLAMP, SoftMasks
 from latprune.pruning import FitContext
@@ -289,6 +289,21 @@ def test_stages_by_the_verbs_are_the_stages_of_step():
         mine, theirs = ({**pruner.reports[-1].to_dict(), "solution": None} for pruner in (by_verbs, by_steps))  # it has seconds
         assert by_verbs.stage == stage and mine == theirs
     assert delivered(by_verbs.result()) == delivered(by_steps.result())
+
+
+def test_masks_after_a_cut_are_refused_in_words_and_the_stages_go_on_without():
+    pruner = pruner_of(network(), SPLAMP(stages=2))
+    pruner.mask(pruner.propose())
+    pruner.cut()
+    before = copy.deepcopy(pruner.model.state_dict())
+    proposal = pruner.propose()
+    with pytest.raises(SurgeryError, match=r"never cut.*stage 1 of 2.*cut\(propose\(\)\).*between=\"mask\""):
+        pruner.mask(proposal)
+    assert same(pruner.model, before) and pruner.masks is None
+    with pytest.raises(LatpruneError, match=r"1 of 2.*mask\(\) in between only before the first cut"):
+        pruner.result()
+    pruner.cut(pruner.propose())
+    assert pruner.done and pruner.result().verdict == "under"
 
 
 def test_a_cut_counts_the_stages_whose_limits_it_was_proposed_under():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import threading
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -227,3 +228,25 @@ def test_on_the_command_line(tmp_path, capsys):
     assert "no_such" in capsys.readouterr().err
     assert main([*command, "--budget", "flops=0.001%", "--quiet"]) == 0
     assert "refused" in capsys.readouterr().out
+
+
+def test_a_budget_that_names_its_engine_is_run_on_it_unless_another_is_given(tmp_path, monkeypatch):
+    budgets = ["60%@torch", "flops=60%", "60%@onnxruntime+flops=60%"]
+    cells = grid(budgets=budgets, methods=["mdp"], engines=None, seeds=[0])
+    assert [cell.engine for cell in cells] == ["torch", "openvino", "onnxruntime"]
+    assert {cell.engine for cell in grid(budgets=budgets, methods=["mdp"], engines=["torch"], seeds=[0])} == {"torch"}
+    ran = []
+
+    def prune_as_told(told):
+        ran.append((told.budget, told.engine))
+        raise InvalidArgumentError("only its arguments are asked for")
+
+    monkeypatch.setattr("latprune.cli.prune.prune_as_told", prune_as_told)
+    command = ["sweep", "--model", "latprune.zoo:digits_resnet", "--input", "1x1x32x32", "-o", str(tmp_path / "sweep")]
+    assert main([*command, "--budget", "60%@torch", "--budget", "70%"]) == 1
+    assert ran == [(["60%@torch"], "torch"), (["70%"], "openvino")]
+    monkeypatch.setattr(
+        "latprune.sweeping.run.prune", lambda *_, budget, target, **options: prune_as_told(Namespace(budget=budget, engine=target))
+    )
+    latprune.sweep(build, X, budgets=["60%@torch"], folder=tmp_path / "own")
+    assert ran[-1] == (("60%@torch",), "torch")

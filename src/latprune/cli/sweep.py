@@ -65,7 +65,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="NAME[:KEY=VALUE,...]",
         help="a method, with options as mdp:score=taylor,blocks=false; repeat for several (default: mdp)",
     )
-    axes.add_argument("--engine", action="append", metavar="NAME", help="an engine; repeat for several (default: openvino)")
+    axes.add_argument(
+        "--engine",
+        action="append",
+        metavar="NAME",
+        help="an engine; repeat for several (default: the one that a budget names, else openvino)",
+    )
     axes.add_argument("--seed", action="append", type=int, metavar="N", help="a seed; repeat for several (default: 0)")
     axes.add_argument("--ray", metavar="ADDRESS", help="run on the nodes of a Ray cluster that offer the resource 'latprune', one run each")
     parser.set_defaults(run=run)
@@ -84,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgumentError("--tables holds the latency of one engine; leave it out of a sweep over several")
     if args.pick or args.explore:
         raise InvalidArgumentError("--explore and --pick name one network; give them to latprune prune")
-    methods, engines, seeds = args.method or ["mdp"], args.engine or ["openvino"], args.seed or [0]
+    methods, seeds = args.method or ["mdp"], args.seed or [0]
+    engines = args.engine or (["openvino"] if args.tables else None)  # tables have an engine of their own, whatever a budget names
     for method in methods:  # what is wrong with a method is said before the first run
         method_of(_of_cell(args, method=method))
     cells = grid(budgets=args.budget, methods=methods, engines=engines, seeds=seeds)

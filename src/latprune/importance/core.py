@@ -309,7 +309,8 @@ def check_scorable(model: nn.Module, graph: GroupedModel, config: object, batch:
     """
     check = _entry(config).check
     if check is not None:
-        check(model, graph, config, batch)
+        with preserved_state(model), preserved_buffers(model):
+            check(model, graph, config, batch)
 
 
 def reads_inputs(config: object) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.graph.types import Selection
 from latprune.importance.core import (
     Blocks,
@@ -167,7 +168,7 @@ class Divergences:
                 None: the model itself with the rest silenced; the norms of both use the statistics of the batch.
         """
         if network is not None:
-            with torch.no_grad():
+            with preserved_state(self._model), preserved_buffers(self._model), torch.no_grad():
                 if self._deployed is None:
                     self._deployed = Reference(self._model, self.batches, JUDGES[self._config.measure], self.examples, moved=True)
                 return self._deployed.distances(network)

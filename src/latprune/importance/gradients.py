@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_modes
+from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
 from latprune.graph.types import ChannelGroup, Member
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, cross_entropy_loss
 from latprune.importance.processes import mean_over_processes
@@ -272,7 +272,7 @@ class GradientAccumulator(ABC):
 @contextmanager
 def _evaluation_mode(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    with preserved_modes(model):
+    with preserved_modes(model), preserved_state(model), preserved_buffers(model):
         model.eval()
         for parameter in frozen:
             parameter.requires_grad_(True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from latprune.graph.conditions import preserved_buffers
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.graph.types import ChannelGroup, Role
 from latprune.importance.core import GroupedModel
 from latprune.importance.tensors import named_tensors, present_units, tensor_of
@@ -36,7 +36,7 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             for scope in module.norm_scopes():
                 scope.train()
     try:
-        with preserved_buffers(model), torch.no_grad():
+        with preserved_state(model), preserved_buffers(model), torch.no_grad():
             yield
     finally:
         for module, training in modes:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from latprune.copying import copied
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.surgery import EqualityReport, check_equal, masked, widened
 from latprune.surgery import prune as cut_model
 
@@ -59,4 +60,5 @@ def check_present(pruner: Pruner) -> EqualityReport:
         SurgeryError: They differ.
     """
     hidden = masked(as_dense(pruner), pruner.graph, pruner.cut_to)
-    return check_equal(pruner.model, hidden, pruner.example_inputs, seed=pruner.seed)
+    with preserved_state(pruner.model), preserved_buffers(pruner.model):
+        return check_equal(pruner.model, hidden, pruner.example_inputs, seed=pruner.seed)

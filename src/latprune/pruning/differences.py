@@ -46,19 +46,30 @@ def first_difference(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str |
     """The first setting that differs, as ``criterion 'magnitude', this one 'taylor' (--criterion)``; None where all are the same.
 
     Args:
-        saved: Settings of the saved run, by name; what it lacks was not given.
+        saved: Settings of the saved run, by name; what it lacks, at any depth, was not given, as None is.
         mine: Those of this one.
     """
-    key = next((key for key in mine if saved.get(key) != mine[key]), None)
+    key = next((key for key in mine if not _same(saved.get(key), mine[key])), None)
     return None if key is None else _difference((key,), saved.get(key), mine[key], None)
+
+
+def _same(saved: Any, mine: Any) -> bool:
+    """Whether two values are the same; an option that releases before did not have is None where it is not given."""
+    if isinstance(saved, Mapping) and isinstance(mine, Mapping):
+        return all(_same(saved.get(name), mine.get(name)) for name in {**saved, **mine})
+    if isinstance(saved, list) and isinstance(mine, list):
+        return len(saved) == len(mine) and all(map(_same, saved, mine))
+    return bool(saved == mine)
 
 
 def _difference(path: tuple[str, ...], saved: Any, mine: Any, part: str | None) -> str:
     """The innermost difference of two values that lie at ``path`` in the settings, in options of ``part`` where there is one."""
     key = path[-1]
     part = _PARTS.get(key, part)
+    inner = None
     if isinstance(saved, Mapping) and isinstance(mine, Mapping) and _kind(saved) == _kind(mine) and key not in _WHOLE:
-        inner = next(name for name in {**saved, **mine} if saved.get(name) != mine.get(name))
+        inner = next((name for name in {**saved, **mine} if not _same(saved.get(name), mine.get(name))), None)
+    if inner is not None:
         below = (inner,) if key in _PARTS or key == "target" else (*path, inner)
         return _difference(below, saved.get(inner), mine.get(inner), part)
     shown = f"{_shown(saved)}, this one {_shown(mine)}"

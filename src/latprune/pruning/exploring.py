@@ -12,6 +12,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.export.exploration import ExplorationRecord, ExploredPoint
 from latprune.export.provenance import current_provenance
 from latprune.export.record import BudgetRecord, MethodRecord, ModelRecord, StageRecord, TargetRecord
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.importance import LossFunction, cross_entropy_loss
 from latprune.latency import get_engine
 from latprune.methods import Proposal, StageContext
@@ -154,7 +155,8 @@ def explore_with(
         raise InvalidArgumentError("evaluate is asked for each network that is measured, and measure (=0) measures none; set measure=")
     judge = evaluation_of(evaluate)
     if isinstance(judge, LoaderAccuracy):
-        judge.check(pruner.model)
+        with preserved_state(pruner.model), preserved_buffers(pruner.model):
+            judge.check(pruner.model)
     if judge is not None and data is not None and pruner.options.strategy is not None and pruner.method.keeps_weights:
         check_inputs(pruner.model, first_batch(data))
     stage = explored_stage(pruner, points=points, data=data, loss=loss, batches=batches)

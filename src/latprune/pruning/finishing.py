@@ -52,8 +52,9 @@ def result_of(
     """
     if not pruner.done:
         raise LatpruneError(
-            f"{pruner.stage} of {pruner.stages} stages are through: call step(), or propose() and cut(), until done, then result(); what "
-            "is only proposed or masked counts for no stage, nor does a cut to units of one's own or under a limit above the next stage's"
+            f"{pruner.stage} of {pruner.stages} stages are through: call step(), or propose() and cut(), until done, then result(), with "
+            "mask() in between only before the first cut; what is only proposed or masked counts for no stage, nor does a cut to units of "
+            "one's own or under a limit above the next stage's"
         )
     if measured is None and pruner.measure_latency:
         measured = pruner.final_measurement()

@@ -78,7 +78,8 @@ def check_run(run: StagedRun) -> None:
             elif trained is not data or loss is not run.loss or not (seen or pruner.needs_gradients):
                 check_loss(pruner.model, trained.first, loss)
         if isinstance(run.evaluate, LoaderAccuracy):
-            run.evaluate.check(pruner.model)
+            with preserved_state(pruner.model), preserved_buffers(pruner.model):
+                run.evaluate.check(pruner.model)
 
 
 def _check_together(run: StagedRun) -> None:

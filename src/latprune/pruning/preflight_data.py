@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients, reads_inputs
 from latprune.pruning.finetuning import RecipeFit
 from latprune.recovery.batches import run_on_few
@@ -66,7 +67,9 @@ def check_handed_over(run: StagedRun) -> None:
         elif run.evaluate is None:  # else all of it is evaluated before the first cut
             from latprune.train import evaluate
 
-            evaluate(run.pruner.model, [first_batch(run.fit.evaluate)])
+            model = run.pruner.model
+            with preserved_state(model), preserved_buffers(model):
+                evaluate(model, [first_batch(run.fit.evaluate)])
 
 
 def _check_arguments(function: Callable[..., Any], name: str, arguments: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import nn
 
-from latprune.errors import LatpruneError
+from latprune.errors import LatpruneError, SurgeryError
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
 from latprune.latency import LatencyTables, Measurement
@@ -56,8 +56,8 @@ class Pruner:
     """Prunes ``model`` in place to a budget, with the training in the caller's hands.
 
     Four verbs: :meth:`accumulate` adds the gradients of the moment to the scores, :meth:`propose` finds a network under the limit and
-    changes nothing, :meth:`mask` makes the model train and run as if the rest were gone, :meth:`cut` removes it. :meth:`step` proposes and
-    then cuts or masks, as the method's schedule has it; :meth:`result` gives what :func:`latprune.prune` returns.
+    changes nothing, :meth:`mask` makes the model, until its first cut, train and run as if the rest were gone, :meth:`cut` removes it.
+    :meth:`step` proposes and then cuts or masks, as the method's schedule has it; :meth:`result` gives what :func:`latprune.prune` returns.
 
     A stage is through once the network was cut to a proposal under its limit, by :meth:`step` or by :meth:`cut`; what :meth:`step` masks
     counts as well, and what is proposed or masked to be looked at does not.
@@ -290,7 +290,7 @@ class Pruner:
             proposal: A proposal, or units and blocks of the dense network by themselves.
 
         Raises:
-            SurgeryError: A group or block of the proposal cannot be masked while training; the message names it.
+            SurgeryError: A group or block of the proposal cannot be masked while training, the message names it; or the model was cut.
         """
         if proposal is None:
             if self._masks is not None:
@@ -298,6 +298,12 @@ class Pruner:
             self.selection, self._masked = self.cut_to, None
             return
         if self._masks is None:
+            if self.cut_to.removed_blocks or widths_of(self.graph, self.cut_to) != self.graph.dense_widths():
+                raise SurgeryError(
+                    f"masks need a model that was never cut, and this one was (stage {self.stage} of {self.stages}): go on without mask(), "
+                    "by cut(propose()) or step(); for masks in every stage build the dense model anew, and call step() under a schedule "
+                    'that masks, Stages(between="mask"), which cuts once at the end'
+                )
             soft = self.schedule if isinstance(self.schedule, SoftMasks) else None
             self._masks = TrainingMask(
                 self.model,

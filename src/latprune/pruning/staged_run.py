@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from latprune.errors import LatpruneError
 from latprune.export.record import AccuracyRecord, TrainingRecord
+from latprune.graph.moved_buffers import preserved_shapes
 from latprune.importance import LossFunction
 from latprune.methods import SoftMasks
 from latprune.pruning.finetuning import RecipeFit
@@ -69,6 +70,8 @@ class StagedRun:
         """Go on where the folder's run stopped."""
         settings = self._settings()
         self.state = RunState(settings=settings)
+        if self.folder is not None:
+            _ = self.pruner.dense_digest  # taken before anything runs: a run of some models moves their buffers on
         found = RunState.load(self.folder, self.pruner, settings) if self.folder is not None else None
         if found is not None:
             self.state = found
@@ -225,16 +228,17 @@ class StagedRun:
             told = (TrainingRecord(stage=stage, epoch=one.epoch, loss=one.loss, learning_rate=one.learning_rate) for one in epochs)
             self.state.training = (*self.state.training, *told)
 
-        return train_stage(
-            self.pruner,
-            self.fit,
-            stage=stage,
-            masked=masked,
-            recovers=self.strategy is not None,
-            folder=self.folder,
-            say=self.say,
-            trained=trained,
-        )
+        with preserved_shapes(self.pruner.model):
+            return train_stage(
+                self.pruner,
+                self.fit,
+                stage=stage,
+                masked=masked,
+                recovers=self.strategy is not None,
+                folder=self.folder,
+                say=self.say,
+                trained=trained,
+            )
 
     def _moment(self, moment: str) -> str:
         """``moment`` with the number of the stage where there are several."""
@@ -246,7 +250,7 @@ class StagedRun:
             return
         label = self._moment(moment)
         with self.pruner.clock.timed("evaluate"):
-            with self.pruner.evaluating():
+            with self.pruner.evaluating(), preserved_shapes(self.pruner.model):
                 accuracy = accuracy_of(self.evaluate, self.pruner.model)
         self.say(f"accuracy, {label}: {accuracy:.4f}")
         self.state.accuracies = (*self.state.accuracies, AccuracyRecord(stage=label, accuracy=accuracy))

@@ -18,7 +18,7 @@ __all__ = ["told_as_unfinished"]
 
 @contextmanager
 def told_as_unfinished(run: StagedRun, model: nn.Module) -> Iterator[None]:
-    """An argument that turns out wrong after the first change is an unfinished run; masks come off, so that the model is a plain one.
+    """An argument that turns out wrong after the first change is an unfinished run; whatever ends it, masks come off the model.
 
     Args:
         run: The run.
@@ -29,8 +29,12 @@ def told_as_unfinished(run: StagedRun, model: nn.Module) -> Iterator[None]:
     """
     try:
         yield
-    except InvalidArgumentError as error:
+    except BaseException as error:
         pruner = run.pruner
+        if pruner.masks is not None:  # after an interruption too the model is a plain one, and no hook stays at the optimizers
+            pruner.masks.close()
+        if not isinstance(error, InvalidArgumentError):
+            raise
         changed = bool(pruner.edits) or pruner.masks is not None or run.trains
         if not changed or all(part is not pruner.model for part in model.modules()):
             if not changed or run.folder is None:
@@ -41,8 +45,6 @@ def told_as_unfinished(run: StagedRun, model: nn.Module) -> Iterator[None]:
                 folder=run.folder,
                 stage=pruner.stage,
             ) from error
-        if pruner.masks is not None:
-            pruner.masks.close()
         state = f"pruned by now (stage {pruner.stage} of {pruner.stages})" if pruner.edits else "trained by now, and not yet cut"
         if run.folder is not None:
             further = (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_modes
+from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
 from latprune.graph.containers import like, rebuilt
 from latprune.program.module import ProgramModule
 from latprune.train.batches import forward, move
@@ -116,7 +116,7 @@ def run_on_few(model: nn.Module, inputs: Any, *, number: int = 0) -> tuple[Any, 
     Raises:
         InvalidArgumentError: It does not run on the whole batch either; the batch, of that ``number``, is named.
     """
-    with preserved_modes(model), torch.no_grad():
+    with preserved_modes(model), preserved_state(model), preserved_buffers(model), torch.no_grad():
         model.eval()
         fixed = isinstance(model, ProgramModule) and model.only_batch is not None
         if not fixed and sliceable(inputs) and count(inputs) > _FEW:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, Selection
+from latprune.graph.conditions import preserved_buffers, preserved_state
+from latprune.graph.moved_buffers import MovedBuffers
 from latprune.graph.tensors import tensors_in
 from latprune.program.module import ProgramModule
 from latprune.progress import speaker
@@ -93,12 +96,17 @@ def recover(
     modes = [(m, m.training) for net in (pruned, dense) for m in net.modules()]
     shapes = _shapes(pruned)
     saved = {name: value.detach().clone() for name, value in _values(pruned)}
+    moved = MovedBuffers(pruned, dense)
+    undo = ExitStack()
+    undo.enter_context(preserved_state(dense))
+    undo.enter_context(preserved_buffers(dense))
     try:
         pruned.eval()
         dense.eval()
         watched = held or fitted
         before = output_error(pruned, dense, watched)
         layers = chosen.run(situation)
+        moved.put_back()
         _check_structure(pruned, shapes, chosen.name)
         if any(layer.action for layer in layers):
             norms_on_own_statistics(pruned, situation.fitted, within=situation.within)
@@ -112,6 +120,8 @@ def recover(
         _put_back(pruned, saved)
         raise
     finally:
+        moved.put_back()
+        undo.close()
         for module, training in modes:
             module.training = training
     return RecoveryReport(

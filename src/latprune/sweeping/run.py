@@ -83,7 +83,7 @@ def sweep(
     *,
     budgets: Sequence[str],
     methods: Sequence[str] | Mapping[str, str | Method] = ("mdp",),
-    targets: Sequence[str] | Mapping[str, Target] = ("openvino",),
+    targets: Sequence[str] | Mapping[str, Target] | None = None,
     seeds: Sequence[int] = (0,),
     folder: str | Path,
     ray_address: str | None = None,
@@ -101,7 +101,7 @@ def sweep(
         example_inputs: As :func:`latprune.prune` takes them.
         budgets: Budgets; ``"params=467K+flops=13.36M"`` is one cell that meets both.
         methods: Methods' names, or label -> name or method object.
-        targets: Engines' names, or label -> target.
+        targets: Engines' names, or label -> target; None takes for each budget the engine that it names, else the default.
         seeds: Seeds of scoring, calibration and measuring; one row each, summed up as mean and spread.
         folder: Where everything is kept.
         ray_address: Address of a Ray cluster (``auto``, ``host:6379``, ``ray://host:10001``) to run on; its nodes must see ``folder``
@@ -125,8 +125,8 @@ def sweep(
     """
     named = methods if isinstance(methods, Mapping) else {name: name for name in methods}
     known = {label: get_method(method) for label, method in named.items()}
-    places = targets if isinstance(targets, Mapping) else {name: name for name in targets}
-    cells = grid(budgets=budgets, methods=list(methods), engines=list(targets), seeds=seeds)
+    cells = grid(budgets=budgets, methods=list(methods), engines=list(targets) if targets is not None else None, seeds=seeds)
+    places = targets if isinstance(targets, Mapping) else {cell.engine: cell.engine for cell in cells}
     settings: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, (str, int, float, bool))}
     settings |= {f"method {label}": {"name": method.name, **method.options()} for label, method in known.items()}
     settings |= {f"target {label}": target.to_dict() for label, target in places.items() if not isinstance(target, str)}
