@@ -259,3 +259,19 @@ def test_a_forward_that_differentiates_in_training_is_followed() -> None:
 
     graph = trace(Mode(penalised).eval(), X)
     assert set(graph.groups) == {"a", "b"} and not graph.notes
+
+
+def test_a_parameter_that_a_module_is_handed_is_no_layer_of_training() -> None:
+    class Placed(nn.Conv2d):
+        def forward(self, x: Tensor, place: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x) + place
+
+    class Handing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place, self.a, self.b = nn.Parameter(torch.randn(1, 8, 4, 4)), Placed(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(self.b(self.a(x, self.place)), 0.1, self.training)
+
+    assert set(trace(Handing().eval(), torch.randn(2, 3, 4, 4)).groups) == {"a"}

@@ -238,7 +238,8 @@ def _frozen(recorder: Recorder, outputs: list[Info], recording: Recording, idle:
 
 def _held(run: _Run, recording: Recording) -> dict[int, str]:
     """Labels of the recorded run that stay because of what the run in training mode computes of them: sizes that it states, operations
-    that cannot be followed, and attributes that it alone reads."""
+    that cannot be followed, and attributes that it alone reads.
+    """
     trained = run.recorder.recording([], run.outputs)
     trained.attribute_values = run.attributes
     same = _same_labels(trained.space, recording.space)
@@ -272,12 +273,11 @@ def _whole(grouping: Grouping, same: IntArray, moved: Mapping[int, str]) -> dict
 
 def _same_labels(space: LabelSpace, evaluated: LabelSpace) -> IntArray:
     """For each label of the run in training mode that of the same place of the same tensor in the recorded run, or -1."""
-    starts = {(r.tensor, r.dim): r for r in evaluated.ranges if r.kind == "tensor"}
+    # A parameter that a module is handed is labelled again; the last labels are the ones that the run goes on with.
+    mine, others = ({(r.tensor, r.dim): r for r in found.ranges if r.kind == "tensor"} for found in (space, evaluated))
     same = np.full(space.size, -1, dtype=np.int64)
-    for r in space.ranges:
-        other = starts.get((r.tensor, r.dim)) if r.kind == "tensor" else None
-        if other is not None:
-            same[r.start : r.stop] = np.arange(other.start, other.stop)
+    for place in mine.keys() & others.keys():
+        same[mine[place].start : mine[place].stop] = np.arange(others[place].start, others[place].stop)
     return same
 
 
