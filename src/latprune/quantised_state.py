@@ -48,6 +48,8 @@ def _described(value: Any, tensors: list[torch.Tensor]) -> Any:
         return _UNKNOWN
     if not value.is_quantized:
         return {"tensor": number(value)}
+    if value.dtype not in (torch.qint8, torch.quint8, torch.qint32):
+        return _UNKNOWN  # several integers share a byte (quint4x2), and nothing makes such a tensor of its bytes again
     found: dict[str, Any] = {"int8": number(value.int_repr()), "dtype": str(value.dtype).removeprefix("torch.")}
     if value.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
         return found | {"scale": value.q_scale(), "zero_point": value.q_zero_point()}

@@ -12,7 +12,7 @@ from torch import nn
 import latprune
 from latprune.cli import main
 from latprune.errors import InvalidArgumentError
-from latprune.latency import Target
+from latprune.latency import Target, get_engine
 from latprune.pruning.comparison import compare
 from latprune.zoo import digits_resnet
 
@@ -81,6 +81,17 @@ def test_a_network_that_cannot_be_traced_has_no_multiply_adds():
         compare({"one": nn.Linear(4, 4)}, torch.randn(2, 4), Target(engine="torch"))
     with pytest.raises(InvalidArgumentError, match="return 0.934 for 93.4 %"):  # before anything is measured
         compare({"one": Odd(), "other": nn.Identity()}, None, Target(engine="torch"), evaluate=lambda network: 93.4)
+
+
+@pytest.mark.parametrize(("kinds", "precision"), [(("float", "half"), "fp32"), (("half", "half"), "fp16"), (("bfloat16", "half"), "fp32")])
+def test_all_networks_run_in_one_type(monkeypatch, kinds, precision):
+    asked = []
+    engine = type(get_engine("torch"))
+    plain = engine.compile
+    monkeypatch.setattr(engine, "compile", lambda self, model, x, target: asked.append(target.precision) or plain(self, model, x, target))
+    networks = {f"{place}": getattr(nn.Linear(4, 4), kind)() for place, kind in enumerate(kinds)}
+    compare(networks, torch.randn(2, 4), Target(engine="torch"), max_seconds=0.2)
+    assert asked == [precision] * 2
 
 
 def test_verify_finds_the_result_in_a_runs_folder(results, capsys):

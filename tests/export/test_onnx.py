@@ -176,6 +176,12 @@ def test_the_tolerance_follows_from_the_type_that_is_computed_in(tmp_path: Path)
         export_onnx(Half(), x, tmp_path / "net.onnx", tolerance=1e-4)
 
 
+def test_a_network_in_float64_is_held_to_what_runtimes_compute_in(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.LayerNorm(20)).double()
+    assert 1e-9 < max(export_onnx(model, torch.randint(0, 10, (2, 5)), tmp_path / "net.onnx").errors.values()) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("model", "dtype", "words"),
     [

@@ -257,6 +257,11 @@ def test_quantised_parts_that_no_file_holds_and_prepared_ones_are_refused() -> N
     torch.ao.quantization.prepare_qat(model, inplace=True)
     with pytest.raises(InvalidArgumentError, match=r"module 'inside' \(Conv2d of torch.ao.nn.qat.*prepare the pruned one"):
         latprune.prune(model.eval(), X, budget="params=80%", method="uniform", measure_latency=False)
+    words = nn.Sequential(nn.Embedding(10, 16)).eval()
+    words[0].qconfig = torch.ao.quantization.float_qparams_weight_only_qconfig_4bit
+    words = torch.ao.quantization.convert(torch.ao.quantization.prepare(words))
+    with pytest.raises(InvalidArgumentError, match=r"module '0' \(Embedding of torch.ao.nn.quantized.*no file"):
+        check_state(words)
 
 
 def test_masked_and_spectral_weights_stay_whole_with_what_they_are_tied_to() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latprune.graph import Selection, trace
+from latprune.graph.conditions import preserved_state
 from latprune.surgery import prune
 from support.equivalence import assert_pruned_equals_masked, randomise
 
@@ -220,3 +222,58 @@ def test_what_is_repeated_over_channels_follows_them(source: str) -> None:
     else:
         assert graph.groups["first"].columns == 8
         assert_pruned_equals_masked(model, x, seed=0, graph=graph)
+
+
+class Refusing(list):
+    def clear(self):
+        raise TypeError("no")
+
+
+class Renewing(dict):
+    def __delitem__(self, name):
+        raise TypeError("no")
+
+
+def test_what_a_run_does_to_containers_is_undone():
+    class Keeping(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(4, 8), nn.Linear(8, 2))
+            self.none, self.turned, self.listed, self.mapped = {"k": None}, {"a": 1, "b": 2}, Refusing([1]), Renewing(a=1)
+            self.ordered, self.counted, self.deep = OrderedDict(a=1, b=2), Counter("a"), ()
+            self.lost: list[int] | None = []
+            for _ in range(3000):
+                self.deep = (self.deep, self.lost)
+
+        def forward(self, x):
+            self.none.pop("k")
+            self.turned["a"] = self.turned.pop("a")
+            self.listed.append(2)
+            self.mapped["z"] = 2
+            self.ordered.move_to_end("a")
+            self.counted["a"] += 1
+            self.deep[1].append(1)
+            self.lost, self.new = None, 1
+            return super().forward(x)
+
+    model = Keeping()
+    names = list(model.__dict__)
+    trace(model, torch.randn(2, 4))
+    assert model.none == {"k": None} and list(model.turned) == ["a", "b"] and model.listed == [1] and model.mapped == {"a": 1}
+    assert list(model.ordered.items()) == [("a", 1), ("b", 2)] and model.counted == Counter("a") and model.lost == []
+    assert list(model.__dict__) == names
+
+
+def test_containers_of_very_many_entries_are_left_alone():
+    class Worded(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 2)
+            self.words = dict.fromkeys(range(20_000))
+
+        def forward(self, x):
+            self.words["new"] = 1
+            return super().forward(x)
+
+    model = Worded()
+    with preserved_state(model):
+        model(torch.randn(2, 4))
+    assert "new" in model.words

@@ -181,3 +181,97 @@ def test_attention_modules_are_no_training_branches() -> None:
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     graph = latprune.trace(model, torch.randn(2, 5, 16))
     assert not any("training only" in kept.reason for kept in graph.kept_whole)
+
+
+class Mode(nn.Module):
+    """Three layers; what training mode does with their features is given."""
+
+    def __init__(self, trained: Callable[[Mode, Tensor, Tensor, Tensor], Any], *, norm: bool = False) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.width, self.trained = 8, trained
+
+    def forward(self, x: Tensor) -> Any:
+        first = torch.relu(self.norm(self.a(x).mean((2, 3), keepdim=True)))
+        second = torch.relu(self.b(first))
+        return self.trained(self, x, first, second) if self.training else self.c(second)
+
+
+def keep_loss(model: Mode, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    model.loss = nn.functional.mse_loss(second, first.detach())
+    return model.c(second)
+
+
+@pytest.mark.parametrize(
+    ("trained", "whole", "why"),
+    [
+        (keep_loss, "ab", "aten.mse_loss"),
+        (lambda m, x, first, second: m.c(second + torch.randn_like(second) * first), "ab", "tied to other channels in training only"),
+        (lambda m, x, first, second: m.c(second * (torch.rand(1, 8, 1, 1) > 0.1)), "b", "in training mode"),
+        (lambda m, x, first, second: m.c(second.view(-1, 2, 4, 1).flip(0).view(-1, 8, 1, 1)), "b", "in training mode"),
+        (lambda m, x, first, second: m.c(second.view(-1, m.width, 1, 1)), "b", "a size is computed of 'width', in training mode"),
+        (lambda m, x, first, second: first, "a", "returned in training mode"),
+        (lambda m, x, first, second: m.c(second * first.mean(1, keepdim=True)), "", ""),
+        (lambda m, x, first, second: m.c(second * torch.rand(*second.shape[:2], 1, 1)), "", ""),
+    ],
+    ids=["loss", "noise", "size", "view", "attribute", "returned", "mean", "followed"],
+)
+def test_what_training_computes_of_known_layers_fits_the_pruned_network(
+    trained: Callable[[Mode, Tensor, Tensor, Tensor], Any], whole: str, why: str
+) -> None:
+    model = Mode(trained).eval()
+    graph = trace(model, X)
+    assert set(graph.groups) == set("ab") - set(whole)
+    assert {k.what: k.reason for k in graph.kept_whole if k.what in whole and why in k.reason}.keys() == set(whole)
+    prune(model, graph, Selection(kept={name: np.arange(5) for name in graph.groups}))
+    model.eval()(X)
+    model.train()(X)
+
+
+def test_the_run_in_training_mode_leaves_the_inputs_alone() -> None:
+    def noisy(model: Mode, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        x += torch.randn_like(x)
+        return model.c(second)
+
+    x = torch.ones(2, 3, 4, 4)
+    assert trace(Mode(noisy).eval(), {"x": x}).groups and bool((x == 1).all())
+
+
+def test_a_forward_that_ends_the_process_in_training_is_told() -> None:
+    def leave(*_: Any) -> None:
+        raise SystemExit(3)
+
+    (note,) = trace(Mode(leave).eval(), X).notes
+    assert "raised SystemExit: 3" in note
+
+
+def test_norms_that_refuse_a_batch_of_one_are_looked_at_with_two() -> None:
+    graph = trace(Mode(lambda m, x, first, second: first, norm=True).eval(), X[:1])
+    assert set(graph.groups) == {"b"} and graph.notes == ("kept whole so that the network can be trained: a (returned in training mode)",)
+
+
+def test_a_forward_that_differentiates_in_training_is_followed() -> None:
+    def penalised(model: Mode, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model.b(torch.relu(model.a(x))).sum(), x, create_graph=True)
+        return model.c(second) + slope.pow(2).sum()
+
+    graph = trace(Mode(penalised).eval(), X)
+    assert set(graph.groups) == {"a", "b"} and not graph.notes
+
+
+def test_a_parameter_that_a_module_is_handed_is_no_layer_of_training() -> None:
+    class Placed(nn.Conv2d):
+        def forward(self, x: Tensor, place: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x) + place
+
+    class Handing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place, self.a, self.b = nn.Parameter(torch.randn(1, 8, 4, 4)), Placed(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(self.b(self.a(x, self.place)), 0.1, self.training)
+
+    assert set(trace(Handing().eval(), torch.randn(2, 3, 4, 4)).groups) == {"a"}

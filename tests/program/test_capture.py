@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from typing import Any
 
@@ -308,3 +309,17 @@ def test_a_program_is_exported_and_compiled() -> None:
     exported = torch.export.export(program, (x,)).module()
     torch.testing.assert_close(exported(x), program(x))
     torch.testing.assert_close(torch.compile(program, backend="eager")(x), program(x))
+
+
+def test_fields_of_an_answer_that_were_never_set_are_left_out() -> None:
+    @dataclasses.dataclass
+    class Answer:
+        scores: Tensor
+        late: Tensor = dataclasses.field(init=False)
+
+    class Answering(nn.Linear):
+        def forward(self, x: Tensor) -> Answer:  # type: ignore[override]
+            return Answer(super().forward(x))
+
+    model, x = Answering(4, 2), torch.randn(3, 4)
+    assert torch.equal(capture(model, x)(x)["scores"], model(x).scores)

@@ -137,7 +137,7 @@ def export_onnx(
 
 def _allowed(types: Collection[torch.dtype]) -> float:
     """The tolerance of the least exact type that is computed in; runtimes compute what is in float64 in float32 too."""
-    return max((TOLERANCES.get(kind, 0.0) for kind in types), default=0.0) or TOLERANCES[torch.float32]
+    return max(TOLERANCES[torch.float32], *(TOLERANCES.get(kind, 0.0) for kind in types))
 
 
 def _what_to_do(model: nn.Module, types: Collection[torch.dtype]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import is_
@@ -76,52 +76,68 @@ def during_calls(model: nn.Module, within: str, mode: TorchDispatchMode) -> Iter
 def preserved_state(model: nn.Module) -> Iterator[None]:
     """Undo what runs leave behind in the modules: cached tensors in attributes, entries of dicts, lists, deques and sets in them (of any
     depth), buffers put in place of others, and hooks (a model that installs its own remembers that in an attribute: both must go, or they
-    are there twice). What lies inside of other objects, or outside of the model, is not put back.
+    are there twice). What lies inside of other objects, or outside of the model, is not put back, nor are containers of more than 10,000
+    entries (a vocabulary) and what they hold.
     """
-    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    contents: list[tuple[Any, Any]] = []
+    before: list[tuple[dict[str, Any], list[Any]]] = []
+    contents: list[tuple[Any, list[Any]]] = []
     seen: set[int] = set()
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         values = module.__dict__
-        before.append((values, dict(values)))
-        for name, value in values.items():
-            if name != "_modules":
-                _note_contents(value, contents, seen)
+        before.append((values, _entries(values, dict)))
+        _note_contents([value for name, value in values.items() if name != "_modules"], contents, seen)
     try:
         yield
     finally:
         for container, saved in (*contents, *before):
-            if _same_entries(container, saved):
-                continue
-            if isinstance(container, dict):
-                for name in [n for n in container if n not in saved]:
-                    del container[name]
-                for name, value in saved.items():
-                    if container.get(name) is not value:
-                        container[name] = value
-            else:
-                container.clear()
-                (container.update if isinstance(container, set) else container.extend)(saved)
+            kind = _kind(container)
+            now = _entries(container, kind)
+            if len(now) != len(saved) or not all(map(is_, now, saved)):
+                _put_entries(container, kind, saved)
 
 
-def _note_contents(value: Any, contents: list[tuple[Any, Any]], seen: set[int]) -> None:
-    """Note what a container holds now, and the containers in it."""
-    if not isinstance(value, (dict, list, tuple, deque, set)) or id(value) in seen:
-        return
-    seen.add(id(value))
-    if not isinstance(value, tuple):
-        contents.append((value, (dict if isinstance(value, dict) else list)(value)))
-    for item in value.values() if isinstance(value, dict) else value:
-        _note_contents(item, contents, seen)
+_KINDS = (OrderedDict, dict, list, tuple, deque, set)
+"""Containers; the methods of these classes are called, because those of a subclass may refuse, or do more."""
+_MOST_ENTRIES = 10_000
 
 
-def _same_entries(container: Any, saved: Any) -> bool:
-    """Whether a container holds the very entries that it did, in the same order."""
-    if len(container) != len(saved) or not all(map(is_, container, saved)):
-        return False
-    return not isinstance(container, dict) or all(map(is_, container.values(), saved.values()))
+def _kind(container: Any) -> Any:
+    return next(kind for kind in _KINDS if isinstance(container, kind))
+
+
+def _note_contents(values: list[Any], contents: list[tuple[Any, list[Any]]], seen: set[int]) -> None:
+    """Note what the containers among ``values``, and those in them, hold now."""
+    left = values
+    while left:
+        value = left.pop()
+        if not isinstance(value, _KINDS) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        kind = _kind(value)
+        if kind.__len__(value) > _MOST_ENTRIES:
+            continue
+        entries = _entries(value, kind)
+        if kind is not tuple:
+            contents.append((value, entries))
+        left += entries
+
+
+def _entries(container: Any, kind: Any) -> list[Any]:
+    """What a container holds, in order; of a dict the keys, then the values."""
+    entries = list(kind.__iter__(container))
+    return entries + [dict.__getitem__(container, key) for key in entries] if issubclass(kind, dict) else entries
+
+
+def _put_entries(container: Any, kind: Any, saved: list[Any]) -> None:
+    """Make a container hold what :func:`_entries` gave."""
+    kind.clear(container)
+    if issubclass(kind, dict):
+        for key, value in zip(saved[: len(saved) // 2], saved[len(saved) // 2 :], strict=True):
+            kind.__setitem__(container, key, value)
+    else:
+        (kind.update if kind is set else kind.extend)(container, saved)
 
 
 @contextmanager

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import CodeType
@@ -14,18 +13,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from latprune.copying import copied
 from latprune.errors import LatpruneError
 from latprune.graph.conditions import capture_conditions
+from latprune.graph.containers import rebuilt
 from latprune.graph.example_inputs import call_with
+from latprune.graph.form_hint import snapshot
+from latprune.graph.grouping import Grouping
 from latprune.graph.labels import LabelSpace, connected
-from latprune.graph.provenance import CallWatcher
+from latprune.graph.provenance import CallWatcher, leaves, planted
 from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
-from latprune.graph.tensors import flatten_tensors, operands
+from latprune.graph.sizes import Settled, settle
+from latprune.graph.tensors import flatten_tensors
+from latprune.graph.traced_builtins import traced_builtins
 
 __all__ = ["TrainingReads", "training_reads"]
 
@@ -48,28 +53,27 @@ class TrainingReads:
 
 
 def training_reads(model: nn.Module, example_inputs: Any, recording: Recording) -> TrainingReads:
-    """Compare a run in training mode, on a copy, with the recorded run in evaluation mode.
+    """Compare a run in training mode, on a copy of the model and of the inputs, with the recorded run in evaluation mode.
 
-    The run is made where the code of a module asks for the mode, or where the recorded run left parameters out. It is recorded in full only
-    where it uses tensors, or returns results, that the recorded run does not: the channels that meet those tensors, or are returned, stay,
-    because the recorded run cannot tell how those tensors would have to be cut.
+    The run is made where the code of a module asks for the mode, or where the recorded run left parameters out. What stays is what the
+    recorded run cannot tell how to cut: channels that meet tensors of training alone, are returned, are tied or stated as a size there.
     """
     if not _asks_for_the_mode(model) and all(name in recording.tensor_labels for name in recording.parameters):
         return TrainingReads()
     try:
-        trial = copied(model)
-        more, error = _does_more(trial, example_inputs, recording)
-        if not more:
-            return TrainingReads(note=_not_seen(error))
-        trial = copied(model)
+        run = _trained(model, example_inputs)
     except LatpruneError as failed:
         return TrainingReads(note=_not_seen(failed))
-    recorder, outputs, error = _recorded(trial, example_inputs)
+    recorder, outputs = run.recorder, run.outputs
     unknown = recorder.tensor_labels.keys() - recording.tensor_labels.keys()
     idle = {name: f"read by {_reader(name)}, which runs in training only" for name in unknown}
-    return TrainingReads(
-        frozen=_frozen(recorder, outputs, recording, idle), layers=_layers_read(recorder, outputs, idle), note=_not_seen(error)
-    )
+    frozen, error = _frozen(recorder, outputs, recording, idle), run.error
+    if error is None:
+        try:
+            frozen = _held(run, recording) | frozen
+        except (LatpruneError, AssertionError) as unsettled:  # sizes of training alone: the recorded run is sound without them
+            error = unsettled
+    return TrainingReads(frozen=frozen, layers=_layers_read(recorder, outputs, idle), note=_not_seen(error))
 
 
 def _reader(name: str) -> str:
@@ -77,7 +81,7 @@ def _reader(name: str) -> str:
     return f"'{owner}'" if owner else f"what computes with '{leaf}'"
 
 
-def _not_seen(error: Exception | None) -> str:
+def _not_seen(error: BaseException | None) -> str:
     if error is None:
         return ""
     line = next(iter(str(error).splitlines()), "")
@@ -109,62 +113,102 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-class _Uses(TorchDispatchMode):
-    """Counts how often each parameter, and buffer of numbers that are no counters, is an operand."""
+# -- the run -----------------------------------------------------------------------------------------------------------------------------
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: Counter[str] = Counter()
-        self._names = {
-            id(t): name
-            for named in (model.named_buffers, model.named_parameters)
-            for name, t in named()
-            if t.is_floating_point() or t.is_complex()
-        }
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """A run in training mode, recorded as far as it went, what it returned, the attributes that it may have read, and what it raised."""
+
+    recorder: Recorder
+    outputs: list[Info]
+    attributes: dict[tuple[str, str], int]
+    error: BaseException | None
+
+
+class _Forward(Recorder):  # type: ignore[no-untyped-call]
+    """Leaves out what a forward differentiates (a gradient penalty): that adds nothing to what it differentiates."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        self.counts.update(self._names[id(t)] for t in operands(args, kwargs or {}) if id(t) in self._names)
-        return func(*args, **(kwargs or {}))
+        if torch._C._current_graph_task_id() != -1:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def _does_more(trial: nn.Module, example_inputs: Any, recording: Recording) -> tuple[bool, Exception | None]:
-    """Whether a run in training mode uses tensors more often, or returns other results, than the recorded one; and what it raised."""
-    uses = _Uses(trial)
-    output, error = _run(trial, example_inputs, lambda: [uses])
-    before = Counter(i.name for node in recording.nodes for i in node.inputs if i.node == -1)
-    more = any(count > before[name] for name, count in uses.counts.items() if name in recording.parameters or not before[name])
-    shapes = [tuple(tensor.shape) for tensor in flatten_tensors(output, opaque=False)]
-    return more or (error is None and shapes != [tuple(info.shape) for info in recording.outputs]), error
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 
 
-def _run(trial: nn.Module, example_inputs: Any, modes: Callable[[], Iterable[Any]]) -> tuple[Any, Exception | None]:
-    """A run of ``trial``, which is changed by it, in training mode; what it returned, or raised."""
+class _NoDropout(TorchFunctionMode):
+    """Dropout drops nothing: it fits any width, which cannot be seen of the noise that it makes."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        given = kwargs or {}
+        if func in _DROPOUTS:
+            return args[0] if args else given["input"]
+        return func(*args, **given)
+
+
+def _trained(model: nn.Module, example_inputs: Any) -> _Run:
+    """The run in training mode; where that raises, one with what it may lack: a second entry in the batch (for norms), or gradients."""
+    run = _recorded(copied(model), example_inputs)
+    if run.error is not None and (larger := _doubled(example_inputs)) is not None:
+        other = _recorded(copied(model), larger)
+        run = run if other.error is not None else other
+    if run.error is not None and "require grad" in str(run.error):
+        other = _recorded(copied(model), example_inputs, gradients=True)
+        run = run if other.error is not None else other
+    return run
+
+
+def _doubled(example_inputs: Any) -> Any:
+    """Inputs of a batch of one with that entry twice; None where the batch is no one."""
+    first = next((tensor for tensor in flatten_tensors(_inputs(example_inputs)) if tensor.dim() > 0), None)
+    if first is None or first.shape[0] != 1:
+        return None
+
+    def twice(value: Any) -> Any:
+        return torch.cat([value, value]) if isinstance(value, torch.Tensor) and value.dim() > 0 and value.shape[0] == 1 else value
+
+    return rebuilt(example_inputs, twice)
+
+
+def _inputs(example_inputs: Any) -> Any:
+    return tuple(example_inputs) if isinstance(example_inputs, list) else example_inputs
+
+
+def _cloned(value: Any) -> Any:
+    return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, torch.Tensor) else value
+
+
+def _recorded(trial: nn.Module, example_inputs: Any, *, gradients: bool = False) -> _Run:
+    """A recorded run of ``trial``, which is changed by it, in training mode, on copies of the inputs, which it may write into."""
+    watcher = CallWatcher()
+    recorder = _Forward(trial, watcher)
+    inputs = rebuilt(example_inputs, _cloned)
+    for k, tensor in enumerate(flatten_tensors(_inputs(inputs))):
+        recorder.set(tensor, Info(fields=(), node=-2, output=k, shape=tuple(tensor.shape), dynamic=True))
     for module in trial.modules():
         module.training = True
     numbers = random.getstate(), np.random.get_state()
+    output, raised = None, None
     with ExitStack() as stack:
         stack.callback(lambda: (random.setstate(numbers[0]), np.random.set_state(numbers[1])))
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(capture_conditions())
-        for mode in modes():
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        attributes = stack.enter_context(planted(recorder.modules, watcher.used))
+        stack.enter_context(traced_builtins(recorder.modules, watcher.used, recorder.trace_sizes))
+        for mode in (recorder.watch_modules(), watcher, _NoDropout(), recorder):
             stack.enter_context(mode)
         try:
-            return call_with(trial, example_inputs), None
-        except Exception as error:  # of any kind: it may want targets, or a batch of several for its norms
-            return None, error
+            output = call_with(trial, inputs)
+        except (Exception, SystemExit) as error:  # of any kind: it may want targets, or end the process
+            raised = error
+    outputs = [recorder.info(t) for t in flatten_tensors(output, opaque=False)]
+    return _Run(recorder=recorder, outputs=outputs, attributes=attributes, error=raised)
 
 
 # -- what it reads -----------------------------------------------------------------------------------------------------------------------
-
-
-def _recorded(trial: nn.Module, example_inputs: Any) -> tuple[Recorder, list[Info], Exception | None]:
-    """The run in training mode, recorded as far as it goes, and what it returns."""
-    watcher = CallWatcher()
-    recorder = Recorder(trial, watcher)
-    for k, tensor in enumerate(flatten_tensors(example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs))):
-        recorder.set(tensor, Info(fields=(), node=-2, output=k, shape=tuple(tensor.shape), dynamic=True))
-    output, error = _run(trial, example_inputs, lambda: [recorder.watch_modules(), watcher, recorder])
-    return recorder, [recorder.info(t) for t in flatten_tensors(output, opaque=False)], error
 
 
 def _frozen(recorder: Recorder, outputs: list[Info], recording: Recording, idle: Mapping[str, str]) -> dict[int, str]:
@@ -195,14 +239,48 @@ def _frozen(recorder: Recorder, outputs: list[Info], recording: Recording, idle:
     return found
 
 
+def _held(run: _Run, recording: Recording) -> dict[int, str]:
+    """Labels of the recorded run that stay because of what the run in training mode computes of them: sizes that it states, operations
+    that cannot be followed, and attributes that it alone reads.
+    """
+    trained = run.recorder.recording([], run.outputs)
+    trained.attribute_values = run.attributes
+    same = _same_labels(trained.space, recording.space)
+    settled = settle(trained, {})
+    if not _whole(settled.grouping, same, _moved(settled, recording)):
+        return {}
+    evaluated = snapshot(recording)
+    already = _whole(settle(evaluated, {}).grouping, np.arange(recording.space.size), {})
+    stays = _whole(settled.grouping, same, _moved(settled, evaluated))  # by the equations that settling added
+    return {label: f"{why}, in training mode" for label, why in stays.items() if label not in already}
+
+
+def _moved(settled: Settled, recording: Recording) -> dict[int, str]:
+    """Groups whose widths are attributes that no size of ``recording`` tells how to edit, with reasons."""
+    read = {leaf[1:] for e in recording.equations for leaf in (*leaves(e.left), *leaves(e.right)) if leaf[0] == "attr"}
+    alone = ((key, p) for key, p in settled.attributes.items() if key not in read)
+    return {g: f"a size is computed of '{'.'.join(key).strip('.')}'" for key, p in alone for term in p for g in term}
+
+
+def _whole(grouping: Grouping, same: IntArray, moved: Mapping[int, str]) -> dict[int, str]:
+    """The labels ``same`` of those that stay whole in ``grouping``, or whose groups are among ``moved``, with reasons."""
+    found: dict[int, str] = {}
+    for label in np.flatnonzero(same >= 0).tolist():
+        root = int(grouping.roots[label])
+        groups = [g for slot in grouping.every if (g := int(slot[root])) >= 0]
+        why = grouping.frozen_reason.get(root) or next((w for g in groups if (w := grouping.groups[g].reason or moved.get(g, ""))), "")
+        if why:
+            found[int(same[label])] = why
+    return found
+
+
 def _same_labels(space: LabelSpace, evaluated: LabelSpace) -> IntArray:
     """For each label of the run in training mode that of the same place of the same tensor in the recorded run, or -1."""
-    starts = {(r.tensor, r.dim): r for r in evaluated.ranges if r.kind == "tensor"}
+    # A parameter that a module is handed is labelled again; the last labels are the ones that the run goes on with.
+    mine, others = ({(r.tensor, r.dim): r for r in found.ranges if r.kind == "tensor"} for found in (space, evaluated))
     same = np.full(space.size, -1, dtype=np.int64)
-    for r in space.ranges:
-        other = starts.get((r.tensor, r.dim)) if r.kind == "tensor" else None
-        if other is not None:
-            same[r.start : r.stop] = np.arange(other.start, other.stop)
+    for place in mine.keys() & others.keys():
+        same[mine[place].start : mine[place].stop] = np.arange(others[place].start, others[place].stop)
     return same
 
 

@@ -41,7 +41,7 @@ def describe_outputs(value: Any, tensors: list[torch.Tensor]) -> Structure:
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [describe_outputs(v, tensors) for v in value if not _is_state(v)]}
     if dataclasses.is_dataclass(value):
-        found = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        found = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}  # a field may never have been set
         return {"dict": {k: describe_outputs(v, tensors) for k, v in found.items() if v is not None and not _is_state(v)}}
     raise CaptureError(f"the model returns a {type(value).__name__}; a program returns tensors in tuples, lists and dicts")
 

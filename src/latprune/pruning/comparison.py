@@ -53,7 +53,8 @@ def compare(
     Args:
         networks: Name -> network; ratios are to the first.
         example_inputs: What all of them run on.
-        target: Engine and conditions; each network runs in its own type where that is fp16 or bf16 and the engine takes it (torch).
+        target: Engine and conditions. Networks that are all held in fp16, or all in bf16, run in that where the engine takes it (torch);
+            where they differ, all run in the target's precision.
         evaluate: Accuracy of a network.
         max_seconds: Seconds of measuring at most.
         seed: Seed of the order within rounds.
@@ -69,11 +70,13 @@ def compare(
         raise InvalidArgumentError(f"networks (={list(networks)}) must be at least two, to be compared")
     accuracies = {name: accuracy_of(evaluate, network) for name, network in networks.items()} if evaluate is not None else {}
     engine = get_engine(target.engine)
+    first, *others = [settled_target(network, target) for network in networks.values()]
+    target = first if all(other == first for other in others) else target
     compiled = {}
     try:
         for name, network in networks.items():
             with preserved_modes(network):
-                compiled[name] = engine.compile(network.eval(), example_inputs, settled_target(network, target))
+                compiled[name] = engine.compile(network.eval(), example_inputs, target)
         found = measure(compiled, reference=next(iter(networks)), tolerance=0.005, max_seconds=max_seconds, seed=seed)
     finally:
         for each in compiled.values():
