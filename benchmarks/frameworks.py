@@ -30,7 +30,7 @@ from result_file import ResultFile  # noqa: E402
 from support.examples import example  # noqa: E402
 from support.vision import torchvision  # noqa: E402
 
-_YOLO = ("--imgsz", "160", "--images", "64", "--epochs", "4")
+_YOLO = ("--imgsz", "160", "--images", "128", "--epochs", "20")
 JOBS: dict[str, tuple[str, str, tuple[tuple[str, ...], ...]]] = {
     "ultralytics": (
         "ultralytics_yolo",
