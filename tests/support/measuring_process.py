@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -50,7 +51,7 @@ def tables(path: str | Path, networks: int) -> LatencyTables:
     build.NetworkSampler = MadeUpSampler  # type: ignore[assignment, misc]
     with Store(path) as store:
         return build.build_tables(
-            None,  # type: ignore[arg-type]
+            nn.Identity(),
             GRAPH,
             X,
             TARGET,
