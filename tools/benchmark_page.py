@@ -11,6 +11,7 @@ from collections.abc import Callable
 import comparison_section
 import counted_sections
 import detection_sections
+import framework_sections
 import graph_sections
 import latency_sections
 import main_job_sections
@@ -51,6 +52,7 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     graph_sections.zoo,
     graph_sections.onnx_in,
     graph_sections.capture,
+    framework_sections.frameworks,
     main_job_sections.taylor,
     detection_sections.ssd,
     detection_sections.streaming,
