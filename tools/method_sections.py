@@ -24,7 +24,7 @@ def defaults() -> str | None:
         budgets = list(dict.fromkeys(row["budget"] for row in rows))
         values = {(row["method"], row["budget"]): row for row in rows}
         lines = [
-            [method, *(percent(values.get((method, budget), {}).get("top1"), 2) for budget in budgets)]
+            [method, *(_kept(values.get((method, budget), {})) for budget in budgets)]
             for method in dict.fromkeys(row["method"] for row in rows)
         ]
         head = [f"{network_name(network)} (dense {percent(dense['top1'], 2)}, {dense['images']:,} images)", *map(budget_words, budgets)]
@@ -34,6 +34,11 @@ def defaults() -> str | None:
         f"{_said_calibration(found)} training images, by budget; `mdp` is the default. {machines(found)}\n\n"
     )
     return text + "\n\n".join(parts) + "\n\n`benchmarks/defaults.py`"
+
+
+def _kept(row: Any) -> str:
+    recovered = f" ({percent(row['recovered'], 2)} recovered)" if "recovered" in row else ""
+    return percent(row.get("top1"), 2) + recovered
 
 
 def _said_calibration(found: Any) -> str:
