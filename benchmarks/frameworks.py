@@ -36,11 +36,11 @@ JOBS: dict[str, tuple[str, str, tuple[tuple[str, ...], ...]]] = {
         "ultralytics_yolo",
         "ultralytics",
         (
-            ("--model", "yolov8n.yaml", "--budget", "60%", *_YOLO),
             *(
                 ("--model", f"yolo{name}.yaml", "--budget", "flops=60%", "--predict-only", *_YOLO)
-                for name in ("v8n-seg", "v8n-pose", "v8n-cls", "11n", "26n")
+                for name in ("v8n-cls", "v8n", "11n", "26n", "v8n-seg", "v8n-pose")
             ),
+            ("--model", "yolov8n.yaml", "--budget", "60%", *_YOLO),
         ),
     ),
     "lightning": ("lightning_loop", "lightning", (("--budget", "flops=50%", "--epochs", "8", "--predict-only"),)),
