@@ -21,6 +21,7 @@ import fnmatch
 import json
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 import time
@@ -129,7 +130,7 @@ def row_of(name: str, folder: Path, *, skip_onnx: bool = False) -> dict[str, Any
     try:
         _examine(name, row, folder, skip_onnx)
     except Exception as error:  # a row says what went wrong instead of ending the benchmark
-        row["why"] = f"{row['step']}: {type(error).__name__}: {error}"[:600]
+        row["why"] = f"{row['step']}: {_told(error)}"[:600]
     row.pop("step", None)
     return row
 
@@ -212,14 +213,19 @@ def _examine(name: str, row: dict[str, Any], folder: Path, skip_onnx: bool) -> N
             else:
                 row |= {"onnx_exporter": _export(pruned, inputs), "onnx": True}
         except Exception as error:
-            row |= {"onnx": False, "onnx_reason": f"{type(error).__name__}: {error}"[:300]}
+            row |= {"onnx": False, "onnx_reason": _told(error)[:300]}
             try:
                 _export(of_class, inputs)
             except Exception as dense_error:
                 # Nothing that pruning could lose: the reason is named, the row may pass.
-                reason = f"the dense network cannot be exported either ({type(dense_error).__name__}: {dense_error})"[:300]
+                reason = f"the dense network cannot be exported either ({_told(dense_error)})"[:300]
                 row |= {"onnx_dense": False, "onnx_reason": reason}
     row["why"] = _verdict(row)
+
+
+def _told(error: BaseException) -> str:
+    """An error in a row: files by their names alone, for folders are one machine's."""
+    return re.sub(r"(?:/[\w.+-]+)+/(?=[\w.+-]+\.py\b)", "", f"{type(error).__name__}: {error}")
 
 
 def _in_a_type_that_runs(model: Any, inputs: Any) -> Any:
@@ -348,7 +354,7 @@ def reload_of(name: str, folder: Path) -> dict[str, Any]:
         model.load_state_dict(state, strict=True)
         return _same_outputs(model, in_double(inputs) if wide else inputs, folder)
     except Exception as error:
-        return {"why": f"reload: {type(error).__name__}: {error}"[:600]}
+        return {"why": f"reload: {_told(error)}"[:600]}
 
 
 def _same_outputs(model: Any, inputs: Any, folder: Path) -> dict[str, Any]:

@@ -37,6 +37,15 @@ def _deit_tiny() -> nn.Module:
     return model
 
 
+def _alexnet() -> nn.Module:
+    """Its head is the most ordinary one: Linear with ReLU, twice."""
+    _torchvision()
+    from torchvision.models import alexnet
+
+    model: nn.Module = alexnet(weights=None)
+    return model
+
+
 def _yolo(name: str) -> nn.Module:
     """As Ultralytics' exporter runs it: its head returns the decoded predictions alone, ``C2f`` splits by its attribute."""
     _torchvision()
@@ -81,6 +90,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator], Inp
     "resnet50": (resnet50, _LARGE),
     "mobilenet_v2": (mobilenet_v2, _LARGE),
     "deit_tiny": (_deit_tiny, _LARGE),
+    "alexnet": (_alexnet, _LARGE),
     "vgg16": (vgg16, _SMALL),
     "vit": (cifar_vit, _SMALL),
     "bert": (

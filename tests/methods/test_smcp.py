@@ -7,7 +7,7 @@ import torch
 
 from latprune.methods import SMCP, SoftMasks
 from latprune.pruning.state import selection_to_dict
-from pruning.test_verbs import X, batches, network, pruner_of, trained_under_masks
+from pruning.test_verbs import X, network, pruner_of, sgd, trained_under_masks
 from support.stages import chain, layer_macs, stage_of
 
 
@@ -37,15 +37,8 @@ def test_what_is_masked_goes_on_being_scored():
 def test_soft_masks_move_return_and_end_in_a_cut():
     model = network()
     pruner = pruner_of(model, SMCP(masks=SoftMasks(every=2, warmup=0.1, cooldown=0.4)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    training = pruner.masked_training(steps=24, optimizers=optimizer)
-    for images, labels in batches(24, seed=7):
-        training.before_forward()
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
-        training.after_backward()
-        optimizer.step()
-    model.eval()
+    optimizer = sgd(model)
+    training = trained_under_masks(pruner, steps=24, optimizer=optimizer)
     limits = [change.limit for change in training.changes]
     assert limits == sorted(limits, reverse=True) and limits[-1] == pytest.approx(pruner.limit)
     assert training.changes[-1].masked > training.changes[0].masked
@@ -62,14 +55,8 @@ def test_soft_masks_move_return_and_end_in_a_cut():
 def test_a_mask_that_is_not_at_the_budget_yet_is_narrowed_by_the_cut():
     model = network()
     pruner = pruner_of(model, SMCP(masks=SoftMasks(every=2, warmup=0.1, cooldown=0.4)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    training = pruner.masked_training(steps=40, optimizers=optimizer)
-    for images, labels in batches(14, seed=7):
-        training.before_forward()
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model.train()(images), labels).backward()
-        training.after_backward()
-        optimizer.step()
+    optimizer = sgd(model)
+    trained_under_masks(pruner, steps=40, ends_after=14, optimizer=optimizer)
     mask = pruner.selection
     assert mask.kept and pruner.graph.macs(pruner.widths, mask.removed_blocks) > pruner.limit
     pruner.step(optimizers=optimizer)

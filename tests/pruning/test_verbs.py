@@ -480,10 +480,14 @@ def test_reconstruction_ranks_for_any_method(method):
         np.testing.assert_array_equal(found.kept[name], best_units(pruner.graph.groups[name], ranking[name], found.kept[name].size))
 
 
-def trained_under_masks(pruner, steps=24):
-    optimizer = torch.optim.SGD(pruner.model.parameters(), lr=0.05, momentum=0.9)
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+
+def trained_under_masks(pruner, steps=24, *, ends_after=None, optimizer=None):
+    optimizer = optimizer if optimizer is not None else sgd(pruner.model)
     training = pruner.masked_training(steps=steps, optimizers=optimizer)
-    for images, labels in batches(steps, seed=7):
+    for images, labels in batches(ends_after or steps, seed=7):
         training.before_forward()
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(pruner.model.train()(images), labels).backward()

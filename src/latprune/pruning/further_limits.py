@@ -94,7 +94,8 @@ class FurtherLimits(Proposer):
             try:
                 return self._corrected(solve)
             finally:
-                self._solved_for = self._solved_for if self._left else led
+                if not self._left:
+                    self._solved_for = led
         if search.refused is not None and not search.linear:
             raise search.refused
         units = {other.resource.name: other.resource.unit for other in self._context.limits}

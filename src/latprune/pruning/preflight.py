@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_batches",
-    "check_evaluation",
     "check_inputs",
     "check_loss",
     "check_repeatable",
@@ -186,17 +185,6 @@ def check_loss(model: nn.Module, batch: Any, loss: LossFunction) -> None:
             found = torch.autograd.grad(value, parameters, allow_unused=True)
     if all(gradient is None for gradient in found):
         raise InvalidArgumentError("loss(model, batch) depends on no parameter of the model for the first batch of data")
-
-
-def check_evaluation(value: Any) -> float:
-    """An accuracy as a fraction.
-
-    Raises:
-        InvalidArgumentError: It is no number between 0 and 1.
-    """
-    from latprune.train.contracts import check_accuracy
-
-    return check_accuracy(value)
 
 
 def check_solver(pruner: Pruner, *, candidates: int = 1) -> None:
