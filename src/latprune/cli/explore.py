@@ -87,8 +87,9 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     import shlex
     from pathlib import Path
 
-    from latprune.cli.loading import output_file, parse_arguments
+    from latprune.cli.loading import parse_arguments
     from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
+    from latprune.cli.option_rules import output_file
     from latprune.errors import InvalidArgumentError
     from latprune.pruning.exploration import Exploration
     from latprune.pruning.exploring import explore

@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from latprune.export.record import ResultRecord
-    from latprune.latency.samples import ContextInfo
-    from latprune.latency.storing.store import Store
     from latprune.latency.tabulating.tables import LatencyTables
     from latprune.latency.target import Target
 
@@ -31,23 +29,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputSpec",
-    "check_numbers",
-    "conditions",
     "example_inputs",
-    "existing_store",
     "glob_numbers",
     "load_batches",
     "load_callable",
     "load_model",
     "load_tables",
     "load_weights",
-    "note_given",
-    "output_file",
     "parse_arguments",
     "parse_input",
     "recorded_constructor",
     "recorded_inputs",
-    "refuse_ignored",
     "target_from",
 ]
 
@@ -391,83 +383,3 @@ def target_from(args: argparse.Namespace) -> Target:
     if batch is None:
         batch = parse_input(args.input[0]).shape[0] if getattr(args, "input", None) else 1
     return Target(engine=args.engine, device=args.device, threads=args.threads, batch=batch, precision=args.precision)
-
-
-def output_file(text: str, *, argument: str) -> Path:
-    """The file that a command will write, its folder made and tried: asked for before anything is measured, not after.
-
-    Raises:
-        InvalidArgumentError: It is a folder, its folder can neither be found nor made, or no file can be written there.
-    """
-    from latprune.storage import check_writable
-
-    path = Path(text)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidArgumentError(f"{argument} (={text!r}): its folder cannot be made: {error}") from error
-    if path.is_dir() or not path.name:
-        raise InvalidArgumentError(f"{argument} (={text!r}) is a folder; it must be a file")
-    try:
-        check_writable(path)
-    except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"{argument} (={text!r}): {error}") from error
-    except OSError as error:
-        raise InvalidArgumentError(
-            f"{argument} (={text!r}) cannot be written: {error.strerror}; name a file in a folder that can be"
-        ) from error
-    return path
-
-
-def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse a ``--seed`` or ``--time-limit`` that nothing can be done with, by the names that the user knows."""
-    if not 0 <= args.seed < 2**32:
-        raise InvalidArgumentError(f"--seed (={args.seed}) must be at least 0 and below {2**32}")
-    if args.time_limit is not None and not args.time_limit >= 0:
-        raise InvalidArgumentError(f"--time-limit (={args.time_limit}) must be a number of seconds, not negative")
-
-
-class _NotedStore(argparse.Action):
-    """Stores an option's value, and in ``given`` that it was there: a default that was asked for looks like one that was not."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, values)
-        if option_string is not None:
-            namespace.given |= {self.dest}
-
-
-def note_given(parser: argparse.ArgumentParser) -> None:
-    """Let ``args.given`` hold the destinations of the options with a value that were given; call it before options are added."""
-    parser.register("action", None, _NotedStore)
-    parser.set_defaults(given=frozenset())
-
-
-def refuse_ignored(args: argparse.Namespace, names: Iterable[str], *, beside: str) -> None:
-    """Refuse options, by their destinations, that were given and would do nothing ``beside`` another one (see :func:`note_given`)."""
-    for name in names:
-        # Switches hold no value, and are off by default.
-        if name in args.given or getattr(args, name) is True:
-            raise InvalidArgumentError(f"--{name.replace('_', '-')} does nothing with {beside}; leave it out")
-
-
-def existing_store(text: str | None) -> str | None:
-    """The store of ``--store`` for a command that only reads: named as an argument where it was mistyped."""
-    if text is not None and not Path(text).is_file():
-        raise InvalidArgumentError(f"--store (={text!r}): there is no such file")
-    return text
-
-
-def conditions(store: Store, number: int) -> ContextInfo:
-    """The conditions that ``latprune table ls`` lists under ``number``."""
-    contexts = store.contexts()
-    if not contexts:
-        raise InvalidArgumentError(f"N (={number}): {store.path} holds nothing yet; latprune measure fills it")
-    if not 1 <= number <= len(contexts):
-        raise InvalidArgumentError(f"N (={number}) must lie between 1 and {len(contexts)}; see latprune table ls")
-    return contexts[number - 1][0]

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
-from latprune.cli.loading import note_given
+from latprune.cli.option_rules import note_given
 from latprune.cli.progress import add_progress_arguments
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse what would be ignored, and files that could not be written once all is measured."""
     from pathlib import Path
 
-    from latprune.cli.loading import check_numbers, output_file, refuse_ignored
+    from latprune.cli.option_rules import check_numbers, output_file, refuse_ignored
     from latprune.errors import InvalidArgumentError
 
     modes = [name for name in ("ray", "plan", "context") if getattr(args, name) is not None]
@@ -176,7 +176,8 @@ def _write(tables: LatencyTables, output: str | None) -> None:
 
 def _stored(args: argparse.Namespace) -> int:
     """Tables of conditions in the store, which may be another device's."""
-    from latprune.cli.loading import conditions, example_inputs, existing_store, load_model
+    from latprune.cli.loading import example_inputs, load_model
+    from latprune.cli.option_rules import conditions, existing_store
     from latprune.graph import trace
     from latprune.latency import Store, stored_tables
 

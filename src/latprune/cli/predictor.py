@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from latprune.cli.arguments import add_model_arguments, add_target_arguments
-from latprune.cli.loading import note_given
+from latprune.cli.option_rules import note_given
 from latprune.cli.progress import add_progress_arguments
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from latprune.latency import KernelPredictor, Store, train_predictor
 
     if args.action == "train":
-        from latprune.cli.loading import existing_store, output_file
+        from latprune.cli.option_rules import existing_store, output_file
 
         _check(args)
         output = output_file(args.output, argument="--output")
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what would be ignored, and numbers that nothing can be done with."""
-    from latprune.cli.loading import check_numbers, refuse_ignored
+    from latprune.cli.option_rules import check_numbers, refuse_ignored
     from latprune.errors import InvalidArgumentError
 
     check_numbers(args)
@@ -106,7 +106,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _chosen(args: argparse.Namespace, store: Store) -> ContextInfo:
     """The conditions of the given number."""
-    from latprune.cli.loading import conditions
+    from latprune.cli.option_rules import conditions
     from latprune.errors import InvalidArgumentError
 
     if args.context is None:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latprune.cli.arguments import add_image_arguments, add_model_arguments, add_target_arguments
-from latprune.cli.loading import note_given
+from latprune.cli.option_rules import note_given
 from latprune.cli.progress import add_progress_arguments
 from latprune.cli.pruning_arguments import (
     add_data_arguments,
@@ -125,8 +125,9 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     """Prune, report and export by the arguments of :func:`add_arguments`."""
     from pathlib import Path
 
-    from latprune.cli.loading import output_file, parse_arguments
+    from latprune.cli.loading import parse_arguments
     from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
+    from latprune.cli.option_rules import output_file
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx
     from latprune.export.onnx import require_onnx

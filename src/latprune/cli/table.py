@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from latprune.cli.loading import conditions, existing_store, output_file
+    from latprune.cli.option_rules import conditions, existing_store, output_file
     from latprune.latency import Store, export_samples
     from latprune.latency.samples import SWEEP
     from latprune.latency.storing.exchange import add_samples, read_samples, read_store

@@ -1,0 +1,103 @@
+"""Rules of options beyond what argparse checks: files to write, stores to read, numbers, options that would do nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latprune.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from latprune.latency.samples import ContextInfo
+    from latprune.latency.storing.store import Store
+
+__all__ = [
+    "check_numbers",
+    "conditions",
+    "existing_store",
+    "note_given",
+    "output_file",
+    "refuse_ignored",
+]
+
+
+def output_file(text: str, *, argument: str) -> Path:
+    """The file that a command will write, its folder made and tried: asked for before anything is measured, not after.
+
+    Raises:
+        InvalidArgumentError: It is a folder, its folder can neither be found nor made, or no file can be written there.
+    """
+    from latprune.storage import check_writable
+
+    path = Path(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgumentError(f"{argument} (={text!r}): its folder cannot be made: {error}") from error
+    if path.is_dir() or not path.name:
+        raise InvalidArgumentError(f"{argument} (={text!r}) is a folder; it must be a file")
+    try:
+        check_writable(path)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{argument} (={text!r}): {error}") from error
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"{argument} (={text!r}) cannot be written: {error.strerror}; name a file in a folder that can be"
+        ) from error
+    return path
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse a ``--seed`` or ``--time-limit`` that nothing can be done with, by the names that the user knows."""
+    if not 0 <= args.seed < 2**32:
+        raise InvalidArgumentError(f"--seed (={args.seed}) must be at least 0 and below {2**32}")
+    if args.time_limit is not None and not args.time_limit >= 0:
+        raise InvalidArgumentError(f"--time-limit (={args.time_limit}) must be a number of seconds, not negative")
+
+
+class _NotedStore(argparse.Action):
+    """Stores an option's value, and in ``given`` that it was there: a default that was asked for looks like one that was not."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        if option_string is not None:
+            namespace.given |= {self.dest}
+
+
+def note_given(parser: argparse.ArgumentParser) -> None:
+    """Let ``args.given`` hold the destinations of the options with a value that were given; call it before options are added."""
+    parser.register("action", None, _NotedStore)
+    parser.set_defaults(given=frozenset())
+
+
+def refuse_ignored(args: argparse.Namespace, names: Iterable[str], *, beside: str) -> None:
+    """Refuse options, by their destinations, that were given and would do nothing ``beside`` another one (see :func:`note_given`)."""
+    for name in names:
+        # Switches hold no value, and are off by default.
+        if name in args.given or getattr(args, name) is True:
+            raise InvalidArgumentError(f"--{name.replace('_', '-')} does nothing with {beside}; leave it out")
+
+
+def existing_store(text: str | None) -> str | None:
+    """The store of ``--store`` for a command that only reads: named as an argument where it was mistyped."""
+    if text is not None and not Path(text).is_file():
+        raise InvalidArgumentError(f"--store (={text!r}): there is no such file")
+    return text
+
+
+def conditions(store: Store, number: int) -> ContextInfo:
+    """The conditions that ``latprune table ls`` lists under ``number``."""
+    contexts = store.contexts()
+    if not contexts:
+        raise InvalidArgumentError(f"N (={number}): {store.path} holds nothing yet; latprune measure fills it")
+    if not 1 <= number <= len(contexts):
+        raise InvalidArgumentError(f"N (={number}) must lie between 1 and {len(contexts)}; see latprune table ls")
+    return contexts[number - 1][0]
