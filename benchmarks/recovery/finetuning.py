@@ -3,9 +3,11 @@ r"""Which peak learning rate is right after a recovery: short fine-tuning on CIF
     python benchmarks/recovery/finetuning.py --data DATA -o benchmarks/results/recovery-finetuning.json
     python benchmarks/recovery/finetuning.py --data DATA --networks resnet56 --budgets 50% --blocks --epochs 3 \
         --norms moving --teacher no -o ...
+    python benchmarks/recovery/finetuning.py --data DATA --starts refit --norms fixed --teacher match --rates 0.001 -o ...
 
 Every start (the cut, norms measured again, the refit) is trained on the same images, once per rate, with batch-norm statistics that move
-and with fixed ones, without and with the dense network teaching. Each row has the share of the outputs' error that the start left, so that
+and with fixed ones, without and with the dense network teaching (``yes``: labels and its classes by half; ``match``: the recipe
+``match-dense``, its outputs and streams without labels). Each row has the share of the outputs' error that the start left, so that
 the rate of ``Recipe.after_recovering`` (the rate that is best from the cut times the share) can be compared with the best one. Rows are
 written as they end; a row that is there is not computed again.
 """
@@ -14,15 +16,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import torch
 from structures import ResultFile, cut_network, print_rows, top
 
 from latprune.errors import TrainingError
-from latprune.recovery import recover
-from latprune.train import SGD, Distillation, Recipe, finetune
+from latprune.recovery import kept_channels, recover, stream_modules
+from latprune.train import RECIPES, SGD, Distillation, Recipe, finetune
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train
 
@@ -38,7 +42,7 @@ def main() -> None:
     parser.add_argument("--blocks", action="store_true", help="blocks may be removed")
     parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=list(STARTS))
     parser.add_argument("--rates", nargs="+", type=float, default=[0.001, 0.003, 0.01, 0.03])
-    parser.add_argument("--teacher", nargs="+", default=["no", "yes"], choices=["no", "yes"])
+    parser.add_argument("--teacher", nargs="+", default=["no", "yes"], choices=["no", "yes", "match"])
     parser.add_argument("--norms", nargs="+", default=["fixed", "moving"], choices=["fixed", "moving"], help="statistics in training")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--train-images", type=int, default=50_000, help="labelled images of an epoch (default: %(default)s)")
@@ -75,20 +79,14 @@ def main() -> None:
         batches = list(islice(cifar10_train(str(args.data), seed=100 + seed), -(-args.train_images // 128)))
         for head in heads:
             trained = copy.deepcopy(begun)
-            taught = head["teacher"] == "yes"
-            recipe = Recipe(
-                epochs=args.epochs,
-                learning_rate=head["rate"],
-                optimizer=SGD(momentum=0.9),
-                weight_decay=5e-4,
-                distillation=Distillation() if taught else None,
-                fixed_norms=head["norms"] == "fixed",
-                channels_last=True,
-                precision=native_precision(),
-                seed=seed,
-            )
+            recipe, kept = recipe_of(head), None
+            if recipe.distillation is not None and recipe.distillation.features:
+                example = batches[0][0][:2]
+                streams = stream_modules(cut.dense, cut.graph, cut.selection, example)
+                recipe = replace(recipe, distillation=recipe.distillation.at(streams))
+                kept = kept_channels(cut.dense, cut.graph, cut.selection, example, streams)
             try:
-                finetune(trained, batches, recipe, teacher=cut.dense if taught else None)
+                finetune(trained, batches, recipe, teacher=cut.dense if recipe.distillation is not None else None, kept=kept)
                 accuracy = top(trained, test)[0]
             except TrainingError:  # diverged
                 accuracy = None
@@ -100,6 +98,21 @@ def main() -> None:
     print_rows(
         [row for row in file.rows if row["top1"] is not None], ("network", "budget", "start", "norms", "teacher", "train_images", "rate")
     )
+
+
+def recipe_of(head: dict[str, Any]) -> Recipe:
+    """The recipe of a row; ``features="streams"`` are still to be found."""
+    if head["teacher"] == "match":
+        recipe = replace(RECIPES["match-dense"], learning_rate=head["rate"]).with_epochs(head["epochs"])
+    else:
+        recipe = Recipe(
+            epochs=head["epochs"],
+            learning_rate=head["rate"],
+            optimizer=SGD(momentum=0.9),
+            weight_decay=5e-4,
+            distillation=Distillation() if head["teacher"] == "yes" else None,
+        )
+    return replace(recipe, fixed_norms=head["norms"] == "fixed", channels_last=True, precision=native_precision(), seed=head["seed"])
 
 
 if __name__ == "__main__":

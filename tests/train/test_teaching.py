@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from latprune import prune
 from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
-from latprune.recovery import kept_channels
+from latprune.recovery import kept_channels, stream_modules
 from latprune.surgery import prune as cut
-from latprune.train import Constant, Distillation, KeptChannels, Recipe, finetune, matching_loss
+from latprune.train import Constant, Distillation, KeptChannels, Recipe, finetune, matching_loss, recipe
 from latprune.train.recipe import AdamW
+from latprune.zoo import cifar_resnet
 
 
 class Detector(nn.Module):
@@ -145,9 +147,59 @@ def test_prune_finds_the_kept_channels_itself() -> None:
     assert result.model.stem[0].out_channels < 12
 
 
+def test_streams_are_the_sums_of_residual_branches() -> None:
+    torch.manual_seed(0)
+    dense, x = cifar_resnet(8).eval(), torch.randn(2, 3, 32, 32)
+    graph = trace(dense, x)
+    blocks = ("layer1.0", "layer2.0", "layer3.0")
+    assert stream_modules(dense, graph, None, x) == blocks
+    narrower = {name: np.arange(0, group.units, 2) for name, group in graph.groups.items()}
+    assert stream_modules(dense, graph, Selection(kept=narrower), x) == blocks
+    assert stream_modules(*(chain := plain_chain()), None, x) == () and chain[0].training is False
+
+
+def plain_chain() -> tuple[nn.Module, Any]:
+    chain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    return chain, trace(chain, torch.randn(1, 3, 32, 32))
+
+
+def test_match_dense_learns_outputs_and_streams_from_inputs_alone() -> None:
+    torch.manual_seed(0)
+    dense, images = cifar_resnet(8).eval(), torch.randn(96, 3, 32, 32)
+    batches = [(batch,) for batch in images.split(32)]
+    told: list[str] = []
+    options: dict[str, Any] = dict(budget="flops=60%", method="uniform", measure_latency=False, recover=False, data=batches)
+    cut_only = prune(copy.deepcopy(dense), images[:1], **options)
+    taught = prune(copy.deepcopy(dense), images[:1], fit=recipe("match-dense").with_epochs(4), progress=told.append, **options)
+    assert any("dense network's outputs, and its streams at 3 modules" in text for text in told)
+    assert distance(taught.model, dense, images) < 0.8 * distance(cut_only.model, dense, images)
+
+
+def test_streams_are_named_in_a_training_of_ones_own() -> None:
+    dense, images = dense_detector()
+    network, _, _ = pruned_detector(dense, images)
+    with pytest.raises(
+        InvalidArgumentError, match=r"features \(='streams'\) are found by prune\(fit=...\); name their modules .*stream_modules"
+    ):
+        finetune(network, [images], recipe("match-dense"), teacher=dense)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"loss": "nearness"}, r"loss \(='nearness'\) must be a function"),
+        ({"features": "layer1"}, r"features \(='layer1'\) must be a tuple"),
+    ],
+)
+def test_words_that_stand_for_nothing_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        Distillation(**given)
+
+
 def test_a_recipe_keeps_what_a_file_can_hold() -> None:
     chosen = Recipe(epochs=1, learning_rate=0.1, distillation=Distillation(features=("deep",), feature_weight=0.5))
     assert Recipe.from_dict(chosen.to_dict()) == chosen
+    assert Recipe.from_dict(recipe("match-dense").to_dict()) == recipe("match-dense")
     assert Distillation().to_dict() == {"temperature": 4.0, "weight": 0.5}  # as files of earlier releases have it
     with_loss = Recipe(epochs=1, learning_rate=0.1, distillation=Distillation(loss=matching_loss))
     assert with_loss.to_dict()["distillation"]["loss"] == "latprune.train.teaching.matching_loss"

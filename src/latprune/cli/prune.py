@@ -224,14 +224,23 @@ def _engine_of_budgets(args: argparse.Namespace) -> str:
 
 
 def _check_data(args: argparse.Namespace) -> None:
-    """Refuse options about images without images, and training on images that have no labels."""
+    """Refuse options about images without images, and training that reads labels on images that have none."""
     from latprune.errors import InvalidArgumentError
 
     check_images(args)
-    if args.images is not None and (args.epochs is not None or args.recipe is not None):
+    if args.images is not None and (args.epochs is not None or args.recipe is not None) and _reads_labels(args):
         raise InvalidArgumentError(
-            "--epochs and --recipe train on labels, which --images have none of; give --data, or a --fit of your own"
+            "--epochs and --recipe train on labels, which --images have none of; give --data, a --fit of your own, or --recipe "
+            "match-dense, which learns from the dense network alone"
         )
+
+
+def _reads_labels(args: argparse.Namespace) -> bool:
+    """Whether the training that is asked for reads labels."""
+    from latprune.train import recipe
+
+    distillation = recipe(args.recipe).distillation if args.recipe else None
+    return args.distill or distillation is None or distillation.needs_labels
 
 
 def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,13 @@ class RecipeFit:
         from latprune.train.logs import open_log
 
         recipe, batches = self._of_stage(context)
-        teaches = recipe.distillation is not None
+        distillation = recipe.distillation
+        if distillation is not None and distillation.features == "streams":
+            streams = context.streams()
+            found = f"at {len(streams)} modules" if streams else "nowhere, for it has no residual branches"
+            context.say(f"fine-tuning: learns the dense network's outputs, and its streams {found}")
+            distillation = distillation.at(streams)
+            recipe = replace(recipe, distillation=distillation)
         place = context.folder.parent / "logs" if context.folder is not None else Path("logs")
         run = f"fit-{context.stage}"
         with training_threads(self.threads), ExitStack() as open_logs:
@@ -70,8 +76,8 @@ class RecipeFit:
                 recipe,
                 evaluate=self.evaluate,
                 loss=self.loss,
-                teacher=context.dense if teaches else None,
-                kept=context.kept(recipe.distillation.features) if recipe.distillation is not None else None,
+                teacher=context.dense if distillation is not None else None,
+                kept=context.kept(distillation.features) if distillation is not None else None,
                 driver=context.attach if context.masked else None,
                 checkpoint_dir=context.folder,
                 progress=tell,

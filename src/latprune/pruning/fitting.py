@@ -71,6 +71,7 @@ class FitContext:
         trained: Takes the records of the epochs that were trained (``TrainReport.epochs``): their losses go into the result and its report.
         kept: ``kept(modules)`` gives the channels that the network kept of the dense network's features at these modules, for
             ``latprune.train.finetune(kept=...)``; empty under masks, where all are there.
+        streams: ``streams()`` gives the modules that return the sum of a residual branch in both networks.
     """
 
     stage: int
@@ -85,6 +86,7 @@ class FitContext:
     say: Callable[[str], None] = field(default=lambda text: None)
     trained: Callable[[Iterable[EpochRecord]], None] = field(default=lambda epochs: None)
     kept: Callable[[Iterable[str]], Mapping[str, KeptChannels]] = field(default=lambda modules: {})
+    streams: Callable[[], tuple[str, ...]] = field(default=lambda: ())
 
 
 Fit = Callable[[nn.Module, FitContext], Iterable[tuple[float, float]] | None]

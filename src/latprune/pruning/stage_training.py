@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.pruning.fitting import Fit, FitContext, TrainingDriver, driver_of
-from latprune.recovery import kept_channels
+from latprune.recovery import kept_channels, stream_modules
 from latprune.train.contracts import calling, check_accuracy
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ def train_stage(
             return {}
         return kept_channels(pruner.dense_model, pruner.graph, pruner.cut_to, pruner.example_inputs, modules)
 
+    def streams() -> tuple[str, ...]:
+        return stream_modules(pruner.dense_model, pruner.graph, None if masked else pruner.cut_to, pruner.example_inputs)
+
     recovered = pruner.recovery if recovers and not masked else None
     recovered = recovered if recovered is not None and recovered.changed else None
     context = FitContext(
@@ -95,6 +98,7 @@ def train_stage(
         say=say,
         trained=trained,
         kept=kept,
+        streams=streams,
     )
     with pruner.clock.timed("fine-tune"), calling("fit(model, context)"):
         found = fit(pruner.model, context)

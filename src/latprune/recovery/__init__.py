@@ -4,7 +4,7 @@ from latprune.recovery.contract import Recovery, Situation, get_strategy, regist
 from latprune.recovery.criterion import ReconstructionConfig
 from latprune.recovery.distil import Distil
 from latprune.recovery.elimination import reconstruction_ranking
-from latprune.recovery.features import kept_channels
+from latprune.recovery.features import kept_channels, stream_modules
 from latprune.recovery.fold import Fold
 from latprune.recovery.norms import Norms
 from latprune.recovery.one_pass import OnePassMap
@@ -35,4 +35,5 @@ __all__ = [
     "selection_of_edits",
     "strategies",
     "strategy_type",
+    "stream_modules",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
@@ -13,7 +13,7 @@ from latprune.recovery.pairing import Pairing
 from latprune.recovery.stepper import record_operations
 from latprune.train.teaching import KeptChannels
 
-__all__ = ["kept_channels"]
+__all__ = ["kept_channels", "stream_modules"]
 
 
 def kept_channels(
@@ -55,8 +55,46 @@ def kept_channels(
         mask = pairing.mask(at)
         if mask is None:
             continue
-        carrying = [dim for dim, extent in enumerate(mask.shape) if extent > 1]
+        carrying = _carrying(mask)
         if len(carrying) != 1:
             raise InvalidArgumentError(f"features name the module '{name}', whose channels lie on several dimensions of its result")
         found[name] = KeptChannels(dim=carrying[0], index=mask.reshape(-1).nonzero().reshape(-1))
     return found
+
+
+def stream_modules(dense: nn.Module, graph: ModelGraph, selection: Selection | None, inputs: Any) -> tuple[str, ...]:
+    """The modules that return a stream: the sum at the end of a residual branch, and what follows it in the same module.
+
+    They are what ``Distillation(features="streams")`` stands for.
+
+    Args:
+        dense: The dense network.
+        graph: Its trace.
+        selection: What the pruned network was cut to; None for the dense network.
+        inputs: One batch of inputs.
+
+    Returns:
+        Paths of modules that run once and return a tensor whose channels lie on one dimension, in the order in which they end; empty for a
+        network without residual branches.
+
+    Example:
+        >>> stream_modules(dense, graph, selection, x)
+        ('layer1', 'layer2', 'layer3')
+    """
+    run = record_operations(dense, inputs, str(graph.plan.within or ""))
+    pairing = Pairing(graph, Selection(kept=selection.kept if selection else {}), run, run, dense, dense)
+    sums = {graph.calls[c].module for c in pairing.call_of.values() if graph.calls[c].joins}
+    removed = selection.removed_blocks if selection else frozenset[str]()
+    found = []
+    for path, at in sorted(run.returned.items(), key=lambda entry: entry[1]):
+        call = pairing.call_of.get(at)
+        inside = call is not None and not removed.isdisjoint(graph.calls[call].blocks)
+        mask = pairing.mask(at)
+        if path in sums and not inside and (mask is None or len(_carrying(mask)) == 1):
+            found.append(path)
+    return tuple(found)
+
+
+def _carrying(mask: Tensor) -> list[int]:
+    """Dimensions that channels lie on."""
+    return [dim for dim, extent in enumerate(mask.shape) if extent > 1]

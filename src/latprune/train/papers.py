@@ -1,9 +1,12 @@
-"""The papers' recipes by name. Where a source leaves a value open, ``notes`` says so and says what stands here instead."""
+"""Recipes by name: the papers', and one for right after a recovery.
+
+Where a source leaves a value open, ``notes`` says so and says what stands here instead.
+"""
 
 from __future__ import annotations
 
 from latprune.errors import InvalidArgumentError
-from latprune.train.recipe import SGD, AdamW, Cosine, Linear, Recipe, Steps
+from latprune.train.recipe import SGD, AdamW, Cosine, Distillation, Linear, Recipe, Steps
 
 __all__ = ["RECIPES", "recipe"]
 
@@ -112,6 +115,19 @@ RECIPES: dict[str, Recipe] = {
             "MDP, appendix G: AdamW with a cosine for StreamPETR on nuScenes",
             "the numbers of the paper's own table are not available; rate, batch and epochs of StreamPETR (arXiv:2303.11926) stand here",
             "weight decay is not stated there; 0.01 stands here",
+        ),
+    ),
+    "match-dense": Recipe(
+        epochs=3,
+        learning_rate=1e-3,
+        optimizer=AdamW(),
+        schedule=Cosine(),
+        fixed_norms=True,
+        distillation=Distillation(weight=1.0, loss="matching", features="streams"),
+        batch_size=128,
+        notes=(
+            "no paper's: a short training right after a recovery, to the dense network's outputs and streams; labels are not read",
+            "benchmarks/recovery/finetuning.py compares it with training on labels",
         ),
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -93,16 +93,18 @@ class Distillation:
     Attributes:
         temperature: Of the softmax, where no ``loss`` is given.
         weight: Share of the teacher, up to 1. At 1 with a ``loss``, batches need no labels. 0 learns from features alone.
-        loss: ``loss(student output, teacher output) -> scalar`` on outputs of any structure, such as
-            :func:`latprune.train.matching_loss`; the two networks get the same inputs, the teacher in evaluation mode.
-        features: Modules (paths, as in ``named_modules()``) whose results are matched with the dense network's kept channels.
+        loss: ``loss(student output, teacher output) -> scalar`` on outputs of any structure; the two networks get the same inputs, the
+            teacher in evaluation mode. ``"matching"`` is :func:`latprune.train.matching_loss`.
+        features: Modules (paths, as in ``named_modules()``) whose results are matched with the dense network's kept channels;
+            ``"streams"`` for those that return the sum of a residual branch, which ``prune`` finds
+            (:func:`latprune.recovery.stream_modules` for a training of your own).
         feature_weight: Weight of all features together, beside the rest.
     """
 
     temperature: float = 4.0
     weight: float = 0.5
-    loss: Callable[[Any, Any], Any] | None = None
-    features: tuple[str, ...] = ()
+    loss: Callable[[Any, Any], Any] | Literal["matching"] | None = None
+    features: tuple[str, ...] | Literal["streams"] = ()
     feature_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -110,12 +112,18 @@ class Distillation:
             raise InvalidArgumentError(f"temperature (={self.temperature}) must be positive")
         if not 0.0 <= self.weight <= 1.0 or (self.weight == 0.0 and not self.features):
             raise InvalidArgumentError(f"weight (={self.weight}) must lie in (0, 1]; 0 goes with features alone")
+        if self.loss is not None and self.loss != "matching" and not callable(self.loss):
+            raise InvalidArgumentError(f"loss (={self.loss!r}) must be a function of the two networks' outputs, or 'matching'")
         features: Any = self.features
-        if isinstance(features, str) or not all(isinstance(name, str) for name in features):
-            raise InvalidArgumentError(f"features (={features!r}) must be a tuple of module paths")
+        if features != "streams" and (isinstance(features, str) or not all(isinstance(name, str) for name in features)):
+            raise InvalidArgumentError(f"features (={features!r}) must be a tuple of module paths, or 'streams'")
         if not (math.isfinite(self.feature_weight) and self.feature_weight > 0.0):
             raise InvalidArgumentError(f"feature_weight (={self.feature_weight}) must be a positive number")
-        object.__setattr__(self, "features", tuple(self.features))
+        object.__setattr__(self, "features", features if features == "streams" else tuple(features))
+
+    def at(self, features: Iterable[str]) -> Distillation:
+        """The same with its features at these modules; without features where there are none and the outputs teach alone."""
+        return replace(self, features=tuple(features))
 
     @property
     def of_classes(self) -> bool:
@@ -131,9 +139,10 @@ class Distillation:
         """As a JSON object; a loss is its name, which cannot be read back."""
         data: dict[str, Any] = {"temperature": self.temperature, "weight": self.weight}
         if self.loss is not None:
-            data["loss"] = f"{self.loss.__module__}.{getattr(self.loss, '__qualname__', type(self.loss).__qualname__)}"
+            data["loss"] = self.loss if isinstance(self.loss, str) else _name_of(self.loss)
         if self.features:
-            data |= {"features": list(self.features), "feature_weight": self.feature_weight}
+            listed = self.features if isinstance(self.features, str) else list(self.features)
+            data |= {"features": listed, "feature_weight": self.feature_weight}
         return data
 
     @classmethod
@@ -143,9 +152,14 @@ class Distillation:
         Raises:
             InvalidArgumentError: It had a loss of its own, or a value breaks its rule.
         """
-        if data.get("loss") is not None:
+        if data.get("loss") not in (None, "matching"):
             raise InvalidArgumentError(f"the distillation's loss (={data['loss']!r}) is a function, which no file holds; give it anew")
-        return cls(**{**data, "features": tuple(data.get("features", ()))})
+        features = data.get("features", ())
+        return cls(**{**data, "features": features if isinstance(features, str) else tuple(features)})
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 Optimizer = SGD | AdamW

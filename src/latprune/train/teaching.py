@@ -74,11 +74,17 @@ class Teaching:
         kept: Module -> its kept channels in the dense network; modules without an entry kept them all.
 
     Raises:
-        InvalidArgumentError: A named module does not exist in both networks.
+        InvalidArgumentError: A named module does not exist in both networks, or the features are those that only ``prune`` finds.
     """
 
     def __init__(self, distillation: Distillation, student: nn.Module, teacher: nn.Module, kept: Mapping[str, KeptChannels]) -> None:
-        for name in distillation.features:
+        if isinstance(distillation.features, str):
+            raise InvalidArgumentError(
+                f"features (={distillation.features!r}) are found by prune(fit=...); name their modules in a training of your own, as "
+                "latprune.recovery.stream_modules finds them"
+            )
+        self._features_at = distillation.features
+        for name in self._features_at:
             for whose, model in (("the network", student), ("the teacher", teacher)):
                 try:
                     model.get_submodule(name)
@@ -132,11 +138,12 @@ class Teaching:
         if own is not None:
             parts.append(own if chosen.loss is None else (1.0 - chosen.weight) * own)
         if chosen.loss is not None and chosen.weight:
-            what = named(chosen.loss, "(student, teacher)")
+            loss = matching_loss if isinstance(chosen.loss, str) else chosen.loss
+            what = named(loss, "(student, teacher)")
             with calling(what, given=(output, taught)):
-                value = chosen.loss(output, taught)
+                value = loss(output, taught)
             parts.append(chosen.weight * check_loss_value(value, what))
-        if chosen.features:
+        if self._features_at:
             parts.append(chosen.feature_weight * self._features(theirs))
         self._mine, self._call = {}, None
         return torch.stack(parts).sum()
@@ -150,13 +157,13 @@ class Teaching:
 
             return hook
 
-        for name in self._distillation.features:
+        for name in self._features_at:
             handle = model.get_submodule(name).register_forward_hook(note(name))
             stack.callback(handle.remove)
 
     def _features(self, theirs: Mapping[str, Tensor]) -> Tensor:
         parts = []
-        for name in self._distillation.features:
+        for name in self._features_at:
             if name not in self._mine or name not in theirs:
                 raise InvalidArgumentError(f"the module '{name}' of features did not run, or gave no floating-point tensor")
             mine, wanted = self._mine[name], theirs[name]
