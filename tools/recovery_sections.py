@@ -180,7 +180,8 @@ def recovery_finetuning() -> str | None:
     text = (
         "## Fine-tuning after a recovery\n\nCIFAR-10, top-1 after a short fine-tuning at several peak learning rates: with labels (SGD, "
         "momentum 0.9, weight decay 5e-4, cosine), without a teacher or with the dense network's classes by half, or with its outputs and "
-        "streams alone (`match`: the recipe `match-dense`, Adam), from the cut, from norms measured again and from the refit (2,048 unlabelled images), "
+        "streams alone (`match`: the recipe `match-dense`, Adam), from the cut, from norms measured again and from the refit (2,048 "
+        "unlabelled images), "
         "with batch-norm statistics fixed or moving. "
         f"Error left: what recovery left of the outputs' error, as a ratio of root mean squares. {machines(found)}\n\n"
     )
