@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
+from latprune.graph.containers import rebuilt
 from latprune.progress import Stretch, say, stretch
 from latprune.train.average import RunningAverage
 from latprune.train.batch_losses import BatchLosses
@@ -25,6 +26,7 @@ from latprune.train.contracts import (
 )
 from latprune.train.driver import ResumableDriver
 from latprune.train.hooks import Evaluate, Hooks, Loss, Saving
+from latprune.train.layout import LEAST_CHANNELS, lay_out, strided_projection
 from latprune.train.optimizer import build_optimizer
 from latprune.train.precision import autocast_type
 from latprune.train.progress import TrainProgress
@@ -47,13 +49,6 @@ _LOOK_EVERY = 50
 """Steps between looks at the loss on a GPU, where each look waits for the device; on a CPU every step is looked at."""
 
 
-def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """Bring the four-dimensional parameters to a memory format, in place: the optimizer and the caller keep the same objects."""
-    for parameter in model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=memory_format)
-
-
 class Run:
     """The prepared model and optimizer, and where the run stands."""
 
@@ -72,9 +67,11 @@ class Run:
         self.position = Position(epoch=0, batch=0)
         self.history: tuple[EpochRecord, ...] = ()
         self.resumed_from: int | None = None
+        self.contiguous = False
+        """Whether inputs are brought out of channels last, too."""
         model.to(accelerator.device)
         if recipe.channels_last:
-            lay_out(model, torch.channels_last)
+            self._lay_out()
         self.wrapped, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         if recipe.compile:
             self.wrapped = torch.compile(self.wrapped)
@@ -104,6 +101,19 @@ class Run:
         self.told: Stretch | None = None
         self.started = self.last_look = self.last_save = time.monotonic()
         RandomState.seed(recipe.seed, MODEL_STREAM, accelerator.process_index)
+
+    def _lay_out(self) -> None:
+        """Bring the weights to channels last, unless the network would not survive its backward pass."""
+        narrow = None
+        if self.accelerator.device.type == "cpu" and self.recipe.precision == "fp32":
+            narrow = strided_projection(self.model)
+        lay_out(self.model, torch.channels_last if narrow is None else torch.contiguous_format)
+        self.contiguous = narrow is not None
+        if narrow is not None and self.accelerator.is_main_process:
+            say(
+                f"training contiguous, not channels last: '{narrow}' is a 1x1 convolution with a stride and fewer than {LEAST_CHANNELS} "
+                "input channels, which PyTorch cannot train channels last in fp32 on a processor"
+            )
 
     @property
     def step(self) -> int:
@@ -216,6 +226,8 @@ class Run:
     def _train_step(self, batch: Any) -> None:
         recipe, device = self.recipe, self.accelerator.device
         batch = move(shard(as_tensors(batch), self.accelerator.process_index, self.accelerator.num_processes), device)
+        if self.contiguous:
+            batch = rebuilt(batch, lambda leaf: leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf)
         first = self.position.batch - self.position.batch % recipe.accumulate
         gathered = min(recipe.accumulate, self.steps_per_epoch - first)
         if self.position.batch == first:
