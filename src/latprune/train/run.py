@@ -16,7 +16,7 @@ from latprune.graph.containers import rebuilt
 from latprune.progress import Stretch, say, stretch
 from latprune.train.average import RunningAverage
 from latprune.train.batch_losses import BatchLosses
-from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, move, shard
+from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, first_size, move, shard, share
 from latprune.train.calibration import statistics_keepers
 from latprune.train.contracts import (
     as_tensors,
@@ -25,10 +25,12 @@ from latprune.train.contracts import (
     named,
 )
 from latprune.train.driver import ResumableDriver
+from latprune.train.example_weights import ExampleWeights
 from latprune.train.hooks import Evaluate, Hooks, Loss, Saving
 from latprune.train.layout import LEAST_CHANNELS, lay_out, strided_projection
 from latprune.train.optimizer import build_optimizer
 from latprune.train.precision import autocast_type
+from latprune.train.processes import take_buffers_of_first
 from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
@@ -96,6 +98,7 @@ class Run:
         self.losses = BatchLosses(
             model, self.wrapped, recipe, loss=hooks.loss, teacher=teacher, exact=exact, rank=accelerator.process_index
         )
+        self.weights = ExampleWeights(accelerator.num_processes)
         self.unseen = 0
         self.trained = 0
         self.told: Stretch | None = None
@@ -173,6 +176,7 @@ class Run:
         finished = self.position.epoch == self.recipe.epochs
         if finished and self.average is not None:
             self.average.copy_to(self.model)
+        take_buffers_of_first(self.model, self.accelerator)
         batch = -(-self.position.batch // self.recipe.accumulate)
         return TrainReport(
             epochs=self.history,
@@ -225,7 +229,11 @@ class Run:
 
     def _train_step(self, batch: Any) -> None:
         recipe, device = self.recipe, self.accelerator.device
-        batch = move(shard(as_tensors(batch), self.accelerator.process_index, self.accelerator.num_processes), device)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        whole = as_tensors(batch)
+        total = first_size(whole)
+        here = share(total, rank, processes)
+        batch = move(shard(whole, rank, processes), device)
         if self.contiguous:
             batch = rebuilt(batch, lambda leaf: leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf)
         first = self.position.batch - self.position.batch % recipe.accumulate
@@ -236,6 +244,7 @@ class Run:
             if self.driver is not None:
                 self.driver.before_forward()
             self.optimizer.zero_grad(set_to_none=True)
+            self.weights.begin()
         with torch.autocast(device.type, autocast_type(recipe.precision), enabled=recipe.precision != "fp32"):
             number, losses = self.position.batch, self.losses
             if self.teaching is None:
@@ -249,10 +258,13 @@ class Run:
                 loss = self.teaching.mixed(own)
             assert loss is not None
         ends = self.position.batch + 1 == first + gathered
+        weight = self.weights.of(here=here, total=total)
         with nullcontext() if ends else self.accelerator.no_sync(self.wrapped):
-            self.accelerator.backward(self.scaler.scale(loss / gathered))
+            self.accelerator.backward(self.scaler.scale(loss * weight / gathered))
         if ends:
             self._update()
+        if here == 0:  # took part with examples of others
+            examples, correct = 0, None
         self.sums[0] += loss.detach().to(self.sums.dtype) * examples
         if correct is not None:
             self.sums[1] += correct
@@ -263,6 +275,10 @@ class Run:
     def _update(self) -> None:
         """One step of the optimizer with the gradients that were gathered."""
         self.scaler.unscale_(self._plain)
+        if (correction := self.weights.correction()) != 1.0:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(correction)
         if self.driver is not None:
             self.driver.after_backward()
         if self.recipe.max_gradient_norm is not None:
@@ -325,8 +341,10 @@ class Run:
     def _evaluate(self) -> float:
         assert self.hooks.evaluate is not None
         what = named(self.hooks.evaluate, "(model)")
-        with calling(what), self.average.shown_in(self.model) if self.average is not None else nullcontext():
-            value = self.hooks.evaluate(self.model)
+        with self.average.shown_in(self.model) if self.average is not None else nullcontext():
+            take_buffers_of_first(self.model, self.accelerator)
+            with calling(what):
+                value = self.hooks.evaluate(self.model)
         return check_accuracy(value, what)
 
     def _end_epoch(self) -> None:
