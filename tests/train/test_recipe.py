@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +95,86 @@ def test_values_break_their_rule_out_loud(values: dict[str, object], message: st
 def test_parts_break_their_rule_out_loud(build: object, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         build()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "rule"),
+    [
+        ("epochs", ["3", 1.5, True, None], "whole number of at least 1"),
+        ("accumulate", [2.5, True, "2"], "whole number of at least 1"),
+        ("batch_size", ["a", 1.5, True], "whole number of at least 1, or None"),
+        ("seed", [1.5, "0", True, -1], "whole number of at least 0"),
+        ("learning_rate", ["x", True, None, math.inf], "positive number"),
+        ("weight_decay", ["0", math.nan, True], "number of at least 0"),
+        ("warmup_epochs", [math.nan, "1"], "number in"),
+        ("label_smoothing", ["a", True], "number in"),
+        ("mixup", ["a", True], "number of at least 0"),
+        ("ema", ["a", True], "number between 0 and 1"),
+        ("max_gradient_norm", ["1", True], "positive number"),
+        ("after_recovery", ["most", True], "positive number, or 'error'"),
+        ("compile", [1, "yes", None], "True or False"),
+        ("channels_last", [1], "True or False"),
+        ("decay_norm_and_bias", [0], "True or False"),
+        ("fixed_norms", ["no"], "True or False"),
+        ("precision", [32, True, ["fp32"]], "fp32, bf16 or fp16"),
+        ("optimizer", ["SGD", None], "SGD"),
+        ("schedule", ["Cosine", None], "Cosine"),
+        ("distillation", [True, 0.5], "Distillation"),
+        ("notes", ["text", (1,)], "tuple of texts"),
+    ],
+)
+def test_values_of_another_type_are_named_with_their_rule(name: str, values: list[object], rule: str) -> None:
+    for value in values:
+        with pytest.raises(InvalidArgumentError, match=re.escape(f"{name} (={value!r}) must") + f".*{re.escape(rule)}"):
+            Recipe(**({"epochs": 3, "learning_rate": 0.1} | {name: value}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "named"),
+    [
+        (SGD, {"momentum": "0.9"}, "momentum (='0.9')"),
+        (SGD, {"momentum": False}, "momentum (=False)"),
+        (SGD, {"nesterov": 1}, "nesterov (=1)"),
+        (AdamW, {"beta1": "a"}, "beta1 (='a')"),
+        (AdamW, {"epsilon": -1}, "epsilon (=-1)"),
+        (AdamW, {"epsilon": math.nan}, "epsilon (=nan)"),
+        (Cosine, {"final": "0"}, "final (='0')"),
+        (Linear, {"final": True}, "final (=True)"),
+        (Steps, {"milestones": 3}, "milestones (=3)"),
+        (Steps, {"milestones": (1.5,)}, "milestones (=1.5)"),
+        (Steps, {"milestones": (1,), "gamma": "a"}, "gamma (='a')"),
+        (Distillation, {"temperature": "a"}, "temperature (='a')"),
+        (Distillation, {"weight": True}, "weight (=True)"),
+        (Distillation, {"feature_weight": "a"}, "feature_weight (='a')"),
+        (Distillation, {"features": 3}, "features (=3)"),
+    ],
+)
+def test_parts_name_values_of_another_type(part: type, values: dict[str, object], named: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=re.escape(named + " must")):
+        part(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"epochs": "3"}, "epochs (='3')"),
+        ({"optimizer": "SGD"}, "optimizer (='SGD')"),
+        ({"optimizer": {"type": "SGD", "speed": 1}}, "optimizer: "),
+        ({"schedule": {"type": "Steps", "milestones": 3}}, "milestones (=3)"),
+        ({"schedule": {"type": "Steps"}}, "schedule: "),
+        ({"distillation": 0.5}, "distillation (=0.5)"),
+        ({"distillation": {"features": 3}}, "features (=3)"),
+        ({"notes": "text"}, "notes (='text')"),
+        ({"mixupp": 1}, "'mixupp'"),
+    ],
+)
+def test_a_file_is_told_which_field_is_wrong(values: dict[str, object], named: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=re.escape(named)):
+        Recipe.from_dict({"epochs": 1, "learning_rate": 0.1} | values)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert Recipe(epochs=np.int64(2), learning_rate=np.float32(0.5), warmup_epochs=1).epochs == 2
 
 
 def test_with_epochs_keeps_the_shares() -> None:

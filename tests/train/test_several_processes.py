@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,34 @@ from latprune.train.state import Position
 from support.training_task import loader
 
 RECIPE = Recipe(epochs=2, learning_rate=0.1, optimizer=SGD(), weight_decay=1e-3)
+
+UNEVEN = replace(RECIPE, accumulate=2)
+SIZE, BATCH = 46, 9
+"""Shares of 5 and 4, and a last batch of one example, which leaves the second process none."""
+
+UNEVEN_SCRIPT = """
+import os, sys, torch
+from dataclasses import replace
+from accelerate import PartialState
+from safetensors.torch import save_file
+from test_several_processes import BATCH, SIZE, UNEVEN, normed, plain
+from latprune.train import finetune
+from support.training_task import loader
+torch.set_num_threads(1)
+rank = os.environ["RANK"]
+for name, model, ema in (("plain", plain(), None), ("normed", normed(), None), ("averaged", normed(), 0.9)):
+    recipe = replace(UNEVEN, ema=ema)
+    seen = []
+
+    def evaluate(network):
+        seen.append(torch.cat([buffer.flatten().double() for buffer in network.buffers()] or [torch.zeros(1)]))
+        return 0.5
+
+    report = finetune(model, loader(SIZE, BATCH), recipe, evaluate=evaluate)
+    save_file(dict(model.state_dict()) | {f"seen{n}": value for n, value in enumerate(seen)}, f"{sys.argv[1]}/{name}{rank}.safetensors")
+    open(f"{sys.argv[1]}/{name}{rank}", "w").write(repr(report.epochs[-1].loss))
+PartialState().destroy_process_group()
+"""
 
 SCRIPT = """
 import sys, torch
@@ -53,10 +82,17 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
 
 
-def two_processes(folder: Path, *, stop_at: int = 0) -> None:
-    """One run of the script in two processes; with ``stop_at`` both are broken off at that step, right before its checkpoint."""
+def normed() -> nn.Module:
+    """With batch norm, whose statistics each process gathers over its own examples."""
+    torch.manual_seed(0)
+    places = nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 4, 1), nn.BatchNorm1d(4))  # two of each example: one example will do
+    return nn.Sequential(places, nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+
+
+def two_processes(folder: Path, *, stop_at: int = 0, text: str = SCRIPT) -> None:
+    """One run of a script in two processes; with ``stop_at`` both are broken off at that step, right before its checkpoint."""
     script = folder / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(text)
     tests = Path(__file__).parents[1]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -103,6 +139,23 @@ def test_two_processes_train_the_same_network_as_one(tmp_path: Path, stop_at: in
         loss, resumed = ast.literal_eval((tmp_path / f"report{rank}").read_text())
         assert loss == pytest.approx(report.epochs[-1].loss, rel=1e-4)
         assert resumed == (stop_at - 1 if stop_at else None)
+
+
+@pytest.mark.slow
+def test_uneven_shares_train_the_same_network_and_all_end_with_the_same_buffers(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    two_processes(tmp_path, text=UNEVEN_SCRIPT)
+    alone = plain()
+    report = finetune(alone, loader(SIZE, BATCH), UNEVEN)
+    for name in ("plain", "normed", "averaged"):
+        first, second = (load_file(tmp_path / f"{name}{rank}.safetensors") for rank in (0, 1))
+        assert first.keys() == second.keys() and {"seen0", "seen1"} <= first.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        if name == "plain":
+            assert all(torch.allclose(first[key], value, atol=1e-5) for key, value in alone.state_dict().items())
+    for rank in (0, 1):
+        assert float((tmp_path / f"plain{rank}").read_text()) == pytest.approx(report.epochs[-1].loss, rel=1e-4)
 
 
 class Machines:

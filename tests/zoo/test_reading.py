@@ -254,6 +254,7 @@ def test_arrays_for_training_and_testing(tmp_path: Path, one_file: bool) -> None
         ({"images": np.zeros((2, 4, 4, 2), np.uint8), "labels": np.arange(2)}, "1 or 3 channels"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.arange(3)}, "one for each of 2 images"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([-1, 0])}, "at least 0"),
+        ({"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([2**63, 0], np.uint64)}, str(2**63)),
         ({"images": np.array([{}, {}]), "labels": np.arange(2)}, "without pickled objects"),
     ],
 )
@@ -275,6 +276,17 @@ def test_files_of_arrays_that_are_refused(tmp_path: Path) -> None:
         load_arrays(tmp_path / "b.npz")
     with pytest.raises(InvalidArgumentError, match=r"there is no train\.npz"):
         npz_train(str(tmp_path))
+
+
+def test_fewer_images_than_a_batch_are_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "train.npz", images=np.zeros((6, 8, 8), np.uint8), labels=np.arange(6))
+    with pytest.raises(InvalidArgumentError, match=r"images \(=6\) must be at least batch_size \(=128\)"):
+        npz_train(str(tmp_path))
+
+
+def test_a_data_set_without_rows_is_told_as_that() -> None:
+    with pytest.raises(InvalidArgumentError, match="dataset holds no row"):
+        DatasetImages(Rows(image=[], label=[]))
 
 
 class Rows:

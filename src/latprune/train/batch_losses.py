@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from latprune.train.batches import forward, logits_of, split_batch
+from latprune.train.batches import first_size, forward, logits_of, split_batch
 from latprune.train.contracts import (
-    IGNORED,
     answer,
     calling,
     check_loss_value,
@@ -68,7 +67,7 @@ class BatchLosses:
         what = named(self._loss, "(model, batch)")
         with calling(what, batch=number, given=batch):
             value = self._loss(self._wrapped, batch)
-        return check_loss_value(value, what, batch=number), None, _first_size(batch)
+        return check_loss_value(value, what, batch=number), None, first_size(batch)
 
     def unlabelled(self, batch: Any, *, number: int) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
         """Run the network on the batch's inputs alone: the teacher's loss is all that counts."""
@@ -76,7 +75,7 @@ class BatchLosses:
         inputs = inputs_of(batch, self._model)
         with calling(f"the model ({type(self._model).__name__})", batch=number, given=inputs):
             forward(self._wrapped, inputs)
-        return None, None, _first_size(inputs)
+        return None, None, first_size(inputs)
 
     def _classify(self, batch: Any, number: int, step: int) -> tuple[torch.Tensor, torch.Tensor | None, int]:
         inputs, targets = split_batch(batch, self._model)
@@ -91,14 +90,12 @@ class BatchLosses:
             output = self._wrapped(**{**inputs, "labels": targets}) if labelled else forward(self._wrapped, inputs)
         if labelled and (own := own_loss(output)) is not None and logits_of(output).ndim > 2:
             self.judged = False
-            return own, None, len(targets)
+            return _without_labels(own, logits_of(output), targets), None, len(targets)
         logits, targets = check_targets(logits_of(output), targets, batch=number, turn=not takes_labels(self._model))
         taught = None
         if distillation is not None and self._teacher is not None:
             with torch.no_grad():
                 taught = check_targets(logits_of(answer(self._teacher, inputs, batch=number)), targets, batch=number)[0]
-        if not targets.is_floating_point():
-            targets = torch.where(targets < 0, IGNORED, targets)
 
         def loss_for(labels: torch.Tensor) -> torch.Tensor:
             return classification_loss(
@@ -115,9 +112,10 @@ class BatchLosses:
         return loss, right.reshape(len(targets), -1).mean(dim=1).sum(), len(targets)
 
 
-def _first_size(batch: Any) -> int:
-    """Examples in a batch: the first dimension of its first tensor, 1 where there is none."""
-    if isinstance(batch, torch.Tensor):
-        return len(batch) if batch.ndim else 1
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (tuple, list)) else ()
-    return next((_first_size(value) for value in values), 1)
+def _without_labels(own: torch.Tensor, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """A model's own loss, 0 with a gradient of zero where no label counts and its mean is 0 / 0.
+
+    A label at the first position counts for nothing where the model shifts labels against its scores.
+    """
+    none = (targets[:, 1:] < 0).all() if targets.ndim > 1 else (targets < 0).all()
+    return torch.where(none & own.isnan(), scores.float().sum() * 0.0, own)

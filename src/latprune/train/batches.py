@@ -12,6 +12,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.containers import rebuilt
+from latprune.graph.tensors import tensors_in
 from latprune.train.random_state import RandomState
 from latprune.train.user_code import calling
 
@@ -22,12 +23,14 @@ __all__ = [
     "Batches",
     "FirstBatches",
     "batches_of_epoch",
+    "first_size",
     "forward",
     "labels_in",
     "length_of",
     "logits_of",
     "move",
     "shard",
+    "share",
     "split_batch",
     "without_labels",
 ]
@@ -178,11 +181,29 @@ def move(value: Any, device: torch.device) -> Any:
     return rebuilt(value, lambda leaf: leaf.to(device, non_blocking=True) if isinstance(leaf, torch.Tensor) else leaf)
 
 
+def first_size(batch: Any) -> int:
+    """Examples in a batch: the first dimension of its first tensor that has one, 1 where there is none."""
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.ndim), 1)
+
+
+def share(total: int, rank: int, processes: int) -> int:
+    """How many of a batch's ``total`` examples :func:`shard` gives to a process."""
+    return len(range(rank, total, processes))
+
+
 def shard(value: Any, rank: int, processes: int) -> Any:
-    """The share of one process in a batch: every ``processes``-th example along the first dimension."""
+    """The share of one process in a batch: every ``processes``-th example along the first dimension.
+
+    Where a batch has fewer examples than there are processes, one without a share (:func:`share` is 0) gets all of them, to take part in
+    the step with a loss that counts nothing. What has no first dimension goes to all.
+    """
     if processes == 1:
         return value
-    return rebuilt(value, lambda leaf: leaf[rank::processes] if isinstance(leaf, torch.Tensor) else leaf)
+
+    def part(leaf: Any) -> Any:
+        return leaf[rank::processes] if isinstance(leaf, torch.Tensor) and leaf.ndim and len(leaf) > rank else leaf
+
+    return rebuilt(value, part)
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:

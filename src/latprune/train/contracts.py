@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.containers import rebuilt
 from latprune.train.batches import forward, logits_of, split_batch, without_labels
+from latprune.train.loss import cross_entropy
 from latprune.train.user_code import calling, described, function_name, named
 
 __all__ = [
-    "IGNORED",
     "accuracy_of",
     "answer",
     "as_tensors",
@@ -35,9 +35,6 @@ __all__ = [
     "rereadable",
     "takes_labels",
 ]
-
-IGNORED = -100
-"""Class index that PyTorch's cross-entropy leaves out."""
 
 
 def numbered(data: Iterable[Any], what: str = "data") -> Generator[tuple[int, Any], None, None]:
@@ -202,9 +199,7 @@ def plain_loss(model: nn.Module, batch: Any, *, number: int | None = None) -> Te
     if own and (loss := own_loss(output)) is not None:
         return loss
     logits, targets = check_targets(logits_of(output), targets, batch=number, turn=not takes_labels(model))
-    if not targets.is_floating_point():
-        targets = torch.where(targets < 0, IGNORED, targets)
-    return torch.nn.functional.cross_entropy(logits, targets)
+    return cross_entropy(logits, targets)
 
 
 def own_loss(output: Any) -> Tensor | None:

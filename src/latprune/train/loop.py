@@ -14,10 +14,11 @@ from latprune.graph.conditions import preserved_modes
 from latprune.train.batches import Batches, length_of
 from latprune.train.driver import Driver
 from latprune.train.evaluation import evaluate as evaluate_accuracy
+from latprune.train.layout import lay_out
 from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
-from latprune.train.run import Evaluate, Hooks, Loss, Run, Saving, TrainReport, lay_out
+from latprune.train.run import Evaluate, Hooks, Loss, Run, Saving, TrainReport
 from latprune.train.teaching import KeptChannels
 
 if TYPE_CHECKING:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from latprune.errors import InvalidArgumentError
+from latprune.train.rules import check_flag, check_number, check_object, check_whole
 
 __all__ = ["SGD", "AdamW", "Constant", "Cosine", "Distillation", "Linear", "Optimizer", "Recipe", "Schedule", "Steps"]
+
+_ABOVE_ONE = math.nextafter(1.0, 2.0)
+_SCHEDULES = "Constant(), Cosine(...), Linear(...) or Steps(...)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +24,8 @@ class SGD:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.momentum < 1.0:
-            raise InvalidArgumentError(f"momentum (={self.momentum}) must lie in [0, 1)")
+        check_number("momentum", self.momentum, "be a number in [0, 1)", 0.0, 1.0)
+        check_flag("nesterov", self.nesterov)
         if self.nesterov and self.momentum == 0.0:
             raise InvalidArgumentError("nesterov (=True) needs a momentum above 0")
 
@@ -36,8 +40,8 @@ class AdamW:
 
     def __post_init__(self) -> None:
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0.0 <= value < 1.0:
-                raise InvalidArgumentError(f"{name} (={value}) must lie in [0, 1)")
+            check_number(name, value, "be a number in [0, 1)", 0.0, 1.0)
+        check_number("epsilon", self.epsilon, "be a number of at least 0", 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +56,7 @@ class Cosine:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.final <= 1.0:
-            raise InvalidArgumentError(f"final (={self.final}) must lie in [0, 1]")
+        check_number("final", self.final, "be a number in [0, 1]", 0.0, _ABOVE_ONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +66,7 @@ class Linear:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.final <= 1.0:
-            raise InvalidArgumentError(f"final (={self.final}) must lie in [0, 1]")
+        check_number("final", self.final, "be a number in [0, 1]", 0.0, _ABOVE_ONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,10 +77,13 @@ class Steps:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
+        if not isinstance(self.milestones, (tuple, list)):
+            raise InvalidArgumentError(f"milestones (={self.milestones!r}) must be a tuple of whole numbers")
+        for milestone in self.milestones:
+            check_whole("milestones", milestone, instead=", each of them")
         if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
             raise InvalidArgumentError(f"milestones (={self.milestones}) must increase and begin at 1 or later")
-        if not 0.0 < self.gamma <= 1.0:
-            raise InvalidArgumentError(f"gamma (={self.gamma}) must lie in (0, 1]")
+        check_number("gamma", self.gamma, "be a number in (0, 1]", 0.0, _ABOVE_ONE, above=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,17 +113,15 @@ class Distillation:
     feature_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0.0:
-            raise InvalidArgumentError(f"temperature (={self.temperature}) must be positive")
-        if not 0.0 <= self.weight <= 1.0 or (self.weight == 0.0 and not self.features):
-            raise InvalidArgumentError(f"weight (={self.weight}) must lie in (0, 1]; 0 goes with features alone")
+        check_number("temperature", self.temperature, "be a positive number", 0.0, above=True)
+        alone = "be a number in (0, 1]; 0 goes with features alone"
+        check_number("weight", self.weight, alone, 0.0, _ABOVE_ONE, above=not self.features)
         if self.loss is not None and self.loss != "matching" and not callable(self.loss):
             raise InvalidArgumentError(f"loss (={self.loss!r}) must be a function of the two networks' outputs, or 'matching'")
         features: Any = self.features
-        if features != "streams" and (isinstance(features, str) or not all(isinstance(name, str) for name in features)):
+        if features != "streams" and not (isinstance(features, (tuple, list)) and all(isinstance(name, str) for name in features)):
             raise InvalidArgumentError(f"features (={features!r}) must be a tuple of module paths, or 'streams'")
-        if not (math.isfinite(self.feature_weight) and self.feature_weight > 0.0):
-            raise InvalidArgumentError(f"feature_weight (={self.feature_weight}) must be a positive number")
+        check_number("feature_weight", self.feature_weight, "be a positive number", 0.0, above=True)
         object.__setattr__(self, "features", features if features == "streams" else tuple(features))
 
     def at(self, features: Iterable[str]) -> Distillation:
@@ -154,8 +157,8 @@ class Distillation:
         """
         if data.get("loss") not in (None, "matching"):
             raise InvalidArgumentError(f"the distillation's loss (={data['loss']!r}) is a function, which no file holds; give it anew")
-        features = data.get("features", ())
-        return cls(**{**data, "features": features if isinstance(features, str) else tuple(features)})
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+        return cls(**values)
 
 
 def _name_of(function: Callable[..., Any]) -> str:
@@ -224,32 +227,34 @@ class Recipe:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InvalidArgumentError(f"epochs (={self.epochs}) must be at least 1")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise InvalidArgumentError(f"learning_rate (={self.learning_rate}) must be a positive number")
-        if not 0.0 <= self.warmup_epochs < self.epochs:
-            raise InvalidArgumentError(f"warmup_epochs (={self.warmup_epochs}) must lie in [0, epochs) with epochs (={self.epochs})")
-        if not self.weight_decay >= 0.0:
-            raise InvalidArgumentError(f"weight_decay (={self.weight_decay}) must be at least 0")
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise InvalidArgumentError(f"label_smoothing (={self.label_smoothing}) must lie in [0, 1)")
-        for name, value in (("mixup", self.mixup), ("cutmix", self.cutmix)):
-            if not (math.isfinite(value) and value >= 0.0):
-                raise InvalidArgumentError(f"{name} (={value}) must be a number of at least 0")
-        if self.ema is not None and not 0.0 < self.ema < 1.0:
-            raise InvalidArgumentError(f"ema (={self.ema}) must lie between 0 and 1, or be None")
-        if self.accumulate < 1:
-            raise InvalidArgumentError(f"accumulate (={self.accumulate}) must be at least 1")
+        check_whole("epochs", self.epochs, least=1)
+        check_number("learning_rate", self.learning_rate, "be a positive number", 0.0, above=True)
+        for name, kinds, listed in (("optimizer", Optimizer, "SGD(...) or AdamW(...)"), ("schedule", Schedule, _SCHEDULES)):
+            if not isinstance(getattr(self, name), kinds):
+                raise InvalidArgumentError(f"{name} (={getattr(self, name)!r}) must be {listed}")
+        bound = f"be a number in [0, epochs) with epochs (={self.epochs})"
+        check_number("warmup_epochs", self.warmup_epochs, bound, 0.0, float(self.epochs))
+        for name in ("weight_decay", "mixup", "cutmix"):
+            check_number(name, getattr(self, name), "be a number of at least 0", 0.0)
+        check_number("label_smoothing", self.label_smoothing, "be a number in [0, 1)", 0.0, 1.0)
+        if self.ema is not None:
+            check_number("ema", self.ema, "be a number between 0 and 1, or None", 0.0, 1.0, above=True)
+        check_whole("accumulate", self.accumulate, least=1)
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise InvalidArgumentError(f"precision (={self.precision!r}) must be fp32, bf16 or fp16")
-        factor = self.after_recovery
-        if factor != "error" and not (isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0.0):
-            raise InvalidArgumentError(f"after_recovery (={factor!r}) must be a positive number, or 'error'")
-        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0.0:
-            raise InvalidArgumentError(f"max_gradient_norm (={self.max_gradient_norm}) must be positive, or None")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InvalidArgumentError(f"batch_size (={self.batch_size}) must be at least 1, or None")
+        for name in ("decay_norm_and_bias", "compile", "channels_last", "fixed_norms"):
+            check_flag(name, getattr(self, name))
+        if self.distillation is not None and not isinstance(self.distillation, Distillation):
+            raise InvalidArgumentError(f"distillation (={self.distillation!r}) must be Distillation(...), or None")
+        if self.after_recovery != "error":
+            check_number("after_recovery", self.after_recovery, "be a positive number, or 'error'", 0.0, above=True)
+        if self.max_gradient_norm is not None:
+            check_number("max_gradient_norm", self.max_gradient_norm, "be a positive number, or None", 0.0, above=True)
+        if self.batch_size is not None:
+            check_whole("batch_size", self.batch_size, least=1, instead=", or None")
+        check_whole("seed", self.seed, least=0)
+        if not isinstance(self.notes, tuple) or not all(isinstance(note, str) for note in self.notes):
+            raise InvalidArgumentError(f"notes (={self.notes!r}) must be a tuple of texts")
 
     def check_under_masks(self) -> None:
         """Refuse what does not go with masks that the network trains under.
@@ -312,24 +317,31 @@ class Recipe:
         Raises:
             InvalidArgumentError: A key or type is unknown, or a value breaks its rule.
         """
-        values = dict(data)
+        values = dict(check_object("recipe", data))
+        unknown = [name for name in values if name not in {known.name for known in fields(cls)}]
+        if unknown:
+            raise InvalidArgumentError(f"recipe has no {unknown[0]!r}; it has {', '.join(known.name for known in fields(cls))}")
         try:
             values["optimizer"] = _typed(values.get("optimizer", {"type": "SGD"}), {"SGD": SGD, "AdamW": AdamW}, "optimizer")
             kinds = {"Constant": Constant, "Cosine": Cosine, "Linear": Linear, "Steps": Steps}
             values["schedule"] = _typed(values.get("schedule", {"type": "Cosine"}), kinds, "schedule")
             if values.get("distillation") is not None:
-                values["distillation"] = Distillation.from_dict(values["distillation"])
-            values["notes"] = tuple(values.get("notes", ()))
+                values["distillation"] = Distillation.from_dict(check_object("distillation", values["distillation"]))
+            if isinstance(values.get("notes"), list):
+                values["notes"] = tuple(values["notes"])
             return cls(**values)
         except TypeError as error:
             raise InvalidArgumentError(f"recipe: {error}") from error
 
 
 def _typed(data: Mapping[str, Any], kinds: Mapping[str, type], argument: str) -> Any:
-    values = dict(data)
+    values = dict(check_object(argument, data))
     kind = values.pop("type", None)
     if kind not in kinds:
         raise InvalidArgumentError(f"{argument} type (={kind!r}) must be one of {', '.join(kinds)}")
-    if "milestones" in values:
+    if isinstance(values.get("milestones"), list):
         values["milestones"] = tuple(values["milestones"])
-    return kinds[kind](**values)
+    try:
+        return kinds[kind](**values)
+    except TypeError as error:
+        raise InvalidArgumentError(f"{argument}: {error}") from error

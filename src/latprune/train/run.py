@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError, TrainingError
+from latprune.graph.containers import rebuilt
 from latprune.progress import Stretch, say, stretch
 from latprune.train.average import RunningAverage
 from latprune.train.batch_losses import BatchLosses
-from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, move, shard
+from latprune.train.batches import MODEL_STREAM, Batches, batches_of_epoch, first_size, move, shard, share
 from latprune.train.calibration import statistics_keepers
 from latprune.train.contracts import (
     as_tensors,
@@ -24,9 +25,12 @@ from latprune.train.contracts import (
     named,
 )
 from latprune.train.driver import ResumableDriver
+from latprune.train.example_weights import ExampleWeights
 from latprune.train.hooks import Evaluate, Hooks, Loss, Saving
+from latprune.train.layout import LEAST_CHANNELS, lay_out, strided_projection
 from latprune.train.optimizer import build_optimizer
 from latprune.train.precision import autocast_type
+from latprune.train.processes import take_buffers_of_first
 from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
@@ -47,13 +51,6 @@ _LOOK_EVERY = 50
 """Steps between looks at the loss on a GPU, where each look waits for the device; on a CPU every step is looked at."""
 
 
-def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """Bring the four-dimensional parameters to a memory format, in place: the optimizer and the caller keep the same objects."""
-    for parameter in model.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=memory_format)
-
-
 class Run:
     """The prepared model and optimizer, and where the run stands."""
 
@@ -72,9 +69,11 @@ class Run:
         self.position = Position(epoch=0, batch=0)
         self.history: tuple[EpochRecord, ...] = ()
         self.resumed_from: int | None = None
+        self.contiguous = False
+        """Whether inputs are brought out of channels last, too."""
         model.to(accelerator.device)
         if recipe.channels_last:
-            lay_out(model, torch.channels_last)
+            self._lay_out()
         self.wrapped, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         if recipe.compile:
             self.wrapped = torch.compile(self.wrapped)
@@ -99,11 +98,25 @@ class Run:
         self.losses = BatchLosses(
             model, self.wrapped, recipe, loss=hooks.loss, teacher=teacher, exact=exact, rank=accelerator.process_index
         )
+        self.weights = ExampleWeights(accelerator.num_processes)
         self.unseen = 0
         self.trained = 0
         self.told: Stretch | None = None
         self.started = self.last_look = self.last_save = time.monotonic()
         RandomState.seed(recipe.seed, MODEL_STREAM, accelerator.process_index)
+
+    def _lay_out(self) -> None:
+        """Bring the weights to channels last, unless the network would not survive its backward pass."""
+        narrow = None
+        if self.accelerator.device.type == "cpu" and self.recipe.precision == "fp32":
+            narrow = strided_projection(self.model)
+        lay_out(self.model, torch.channels_last if narrow is None else torch.contiguous_format)
+        self.contiguous = narrow is not None
+        if narrow is not None and self.accelerator.is_main_process:
+            say(
+                f"training contiguous, not channels last: '{narrow}' is a 1x1 convolution with a stride and fewer than {LEAST_CHANNELS} "
+                "input channels, which PyTorch cannot train channels last in fp32 on a processor"
+            )
 
     @property
     def step(self) -> int:
@@ -163,6 +176,7 @@ class Run:
         finished = self.position.epoch == self.recipe.epochs
         if finished and self.average is not None:
             self.average.copy_to(self.model)
+        take_buffers_of_first(self.model, self.accelerator)
         batch = -(-self.position.batch // self.recipe.accumulate)
         return TrainReport(
             epochs=self.history,
@@ -215,7 +229,13 @@ class Run:
 
     def _train_step(self, batch: Any) -> None:
         recipe, device = self.recipe, self.accelerator.device
-        batch = move(shard(as_tensors(batch), self.accelerator.process_index, self.accelerator.num_processes), device)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        whole = as_tensors(batch)
+        total = first_size(whole)
+        here = share(total, rank, processes)
+        batch = move(shard(whole, rank, processes), device)
+        if self.contiguous:
+            batch = rebuilt(batch, lambda leaf: leaf.contiguous() if isinstance(leaf, torch.Tensor) else leaf)
         first = self.position.batch - self.position.batch % recipe.accumulate
         gathered = min(recipe.accumulate, self.steps_per_epoch - first)
         if self.position.batch == first:
@@ -224,6 +244,7 @@ class Run:
             if self.driver is not None:
                 self.driver.before_forward()
             self.optimizer.zero_grad(set_to_none=True)
+            self.weights.begin()
         with torch.autocast(device.type, autocast_type(recipe.precision), enabled=recipe.precision != "fp32"):
             number, losses = self.position.batch, self.losses
             if self.teaching is None:
@@ -237,10 +258,13 @@ class Run:
                 loss = self.teaching.mixed(own)
             assert loss is not None
         ends = self.position.batch + 1 == first + gathered
+        weight = self.weights.of(here=here, total=total)
         with nullcontext() if ends else self.accelerator.no_sync(self.wrapped):
-            self.accelerator.backward(self.scaler.scale(loss / gathered))
+            self.accelerator.backward(self.scaler.scale(loss * weight / gathered))
         if ends:
             self._update()
+        if here == 0:  # took part with examples of others
+            examples, correct = 0, None
         self.sums[0] += loss.detach().to(self.sums.dtype) * examples
         if correct is not None:
             self.sums[1] += correct
@@ -251,6 +275,10 @@ class Run:
     def _update(self) -> None:
         """One step of the optimizer with the gradients that were gathered."""
         self.scaler.unscale_(self._plain)
+        if (correction := self.weights.correction()) != 1.0:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(correction)
         if self.driver is not None:
             self.driver.after_backward()
         if self.recipe.max_gradient_norm is not None:
@@ -313,8 +341,10 @@ class Run:
     def _evaluate(self) -> float:
         assert self.hooks.evaluate is not None
         what = named(self.hooks.evaluate, "(model)")
-        with calling(what), self.average.shown_in(self.model) if self.average is not None else nullcontext():
-            value = self.hooks.evaluate(self.model)
+        with self.average.shown_in(self.model) if self.average is not None else nullcontext():
+            take_buffers_of_first(self.model, self.accelerator)
+            with calling(what):
+                value = self.hooks.evaluate(self.model)
         return check_accuracy(value, what)
 
     def _end_epoch(self) -> None:

@@ -145,6 +145,8 @@ class ImageLoader:
             raise InvalidArgumentError(f"labels (={len(labels)} entries) must be as many as images (={len(images)})")
         if batch_size < 1:
             raise InvalidArgumentError(f"batch_size (={batch_size}) must be at least 1")
+        if drop_last and len(images) < batch_size:
+            raise InvalidArgumentError(f"images (={len(images)}) must be at least batch_size (={batch_size}): only full batches are given")
         self.images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         self.labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
         self.batch_size = batch_size

@@ -83,6 +83,8 @@ def _labels(classes: npt.NDArray[Any], count: int, what: str) -> Labels:
         raise FileFormatError(f"{what} is {classes.dtype} {list(classes.shape)}; labels must be integers, one for each of {count} images")
     if classes.min() < 0:
         raise FileFormatError(f"{what} holds {classes.min()}; labels must be at least 0")
+    if int(classes.max()) > np.iinfo(np.int64).max:
+        raise FileFormatError(f"{what} holds {classes.max()}; labels must be class indices, which no network has so many of")
     return classes.astype(np.int64)
 
 
@@ -128,6 +130,10 @@ def npz_train(
         padding: Pixels that a crop may be shifted by.
         flip: Whether images are mirrored at random (not for digits and text).
         augment: False leaves the images as they are.
+
+    Raises:
+        InvalidArgumentError: There is no such file, or it has fewer images than one batch takes.
+        FileFormatError: It does not hold such arrays.
     """
     pixels, classes = _of(root, images, labels, train=True)
     return ImageLoader(

@@ -28,7 +28,7 @@ class DatasetImages:
         classes: Names of the classes; by default those of the ``ClassLabel``, else numbers.
 
     Raises:
-        InvalidArgumentError: There is no such column, labels are no class indices, or the data set is a stream without a length.
+        InvalidArgumentError: There is no such column, labels are no class indices, or the data set is empty or a stream without a length.
 
     Example:
         >>> source = DatasetImages(datasets.load_dataset("beans")["train"], image="image", label="labels")  # doctest: +SKIP
@@ -50,10 +50,12 @@ class DatasetImages:
                 )
         self._dataset, self._image = dataset, image
         values = list(dataset[label])
-        if not values or not all(isinstance(value, (int, np.integer)) and value >= 0 for value in values):
-            shown = next((value for value in values if not isinstance(value, (int, np.integer)) or value < 0), "nothing")
+        if not values:
+            raise InvalidArgumentError("dataset holds no row; give a split that has images")
+        wrong = [value for value in values if not isinstance(value, (int, np.integer)) or value < 0]
+        if wrong:
             raise InvalidArgumentError(
-                f"label (={label!r}) holds {shown!r:.60}; class indices must be integers of at least 0: cast the column "
+                f"label (={label!r}) holds {wrong[0]!r:.60}; class indices must be integers of at least 0: cast the column "
                 "(dataset.class_encode_column), or leave unlabelled rows out"
             )
         self.labels = np.array(values, dtype=np.int64)
