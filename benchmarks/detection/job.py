@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import latprune
 from latprune import Target
 from latprune.latency import Store
 from latprune.pruning import fit_with
+from latprune.storage import decode_tensors, encode_tensors, write_atomic
 from latprune.train import ProgressPrinter, Recipe, finetune
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "latency"))
@@ -90,7 +90,7 @@ def run_job(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     dense = args.work / "dense.safetensors"
     args.work.mkdir(parents=True, exist_ok=True)
     if dense.exists():
-        job.model.load_state_dict(load_file(dense))
+        job.model.load_state_dict(decode_tensors(dense.read_bytes(), source=str(dense)))
     else:
         finetune(
             job.model,
@@ -100,7 +100,7 @@ def run_job(job: Job, args: argparse.Namespace) -> dict[str, Any]:
             checkpoint_dir=args.work / "dense",
             progress=ProgressPrinter(),
         )
-        save_file(job.model.state_dict(), dense)
+        write_atomic(dense, encode_tensors(job.model.state_dict()))
     trained = time.perf_counter() - start
     job.model.eval()
     print(f"dense: {job.evaluate(job.model):.2%}", flush=True)
