@@ -51,6 +51,7 @@ from latprune.problem import Problem, Resource, Solution
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.resources.terms import product_terms
 from latprune.solve import solve
+from latprune.storage import write_atomic
 from solver_problems import build, dense_use, traced, with_second_engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -240,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, work in wanted.items():
         if name not in rows or options.again:
             rows[name] = work() | {"machine": machine_name()}
-            options.output.write_text(json.dumps(rows, indent=1) + "\n")
+            write_atomic(options.output, json.dumps(rows, indent=1) + "\n")
         print(f"{name}: {said(rows[name])}", flush=True)
 
 

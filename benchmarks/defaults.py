@@ -30,7 +30,7 @@ from latprune.importance import HessianConfig, MagnitudeConfig, SpLampConfig, Ta
 from latprune.latency import machine_name
 from latprune.methods import HALP, MDP, SPLAMP, GlobalThreshold, Lamp, Method, RandomChoice, Uniform
 from latprune.pruning import scoring, training_threads
-from latprune.storage import decode_tensors
+from latprune.storage import decode_tensors, replacing, write_atomic
 from latprune.train import evaluate, recalibrate_batch_norm
 from latprune.zoo import IMAGENET_NORMALISATION, ImageLoader, cifar_resnet, cifar_vit, mobilenet_v2, resnet50
 from latprune.zoo.images import load_image_set
@@ -89,8 +89,10 @@ def images(data: Path, cache: Path, name: str, size: int, count: int, batch: int
         pixels, labels = load_image_set(data / f"{name}.npz")
         edge = (pixels.shape[1] - size) // 2
         cache.mkdir(parents=True, exist_ok=True)
-        np.save(file, np.ascontiguousarray(pixels[:, edge : edge + size, edge : edge + size]))
-        np.save(cache / f"{name}-labels.npy", labels)
+        # The pixels last: they mark the pair as complete.
+        for path, array in ((cache / f"{name}-labels.npy", labels), (file, pixels[:, edge : edge + size, edge : edge + size])):
+            with replacing(path) as staged, staged.open("wb") as stream:
+                np.save(stream, np.ascontiguousarray(array))
     pixels, labels = np.load(file, mmap_mode="r"), np.load(cache / f"{name}-labels.npy")
     chosen = np.sort(np.random.default_rng(0).permutation(len(pixels))[:count])
     order = np.random.default_rng(1).permutation(count)
@@ -116,7 +118,7 @@ def main() -> None:
 
     def write() -> None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_atomic(args.output, json.dumps(results, indent=1) + "\n")
 
     with latprune.Store(args.cache / "defaults.sqlite") as store:
         for name in args.networks or NETWORKS:

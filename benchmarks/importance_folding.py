@@ -20,6 +20,7 @@ from torch import nn
 
 from latprune.graph import ModelGraph, Selection, trace
 from latprune.importance import MagnitudeConfig, SpLampConfig, best_units, score
+from latprune.storage import write_atomic
 from latprune.surgery import prune
 from latprune.zoo import IMAGENET_NORMALISATION, ImageLoader, cifar_resnet, load_image_set
 
@@ -81,7 +82,7 @@ def main() -> None:
                 )
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps({"images": args.images, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write_atomic(args.output, json.dumps({"images": args.images, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from latprune.importance import MagnitudeConfig, SpLampConfig, TaylorConfig, get
 from latprune.latency import KernelPredictor, machine_name, sweep_kernels, target_context, train_predictor
 from latprune.methods import HALP, MDP, SMCP, SPLAMP, FromScratch, GlobalThreshold, Greedy, Lamp, Method, RandomChoice, SoftMasks, Uniform
 from latprune.pruning import driver_of, training_threads
-from latprune.storage import decode_tensors
+from latprune.storage import decode_tensors, write_atomic
 from latprune.train import AdamW, Recipe, evaluate, recalibrate_batch_norm
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
@@ -214,7 +214,7 @@ def recalibrated(args: argparse.Namespace, model: nn.Module, train: Any, test: A
 def write(output: Path, args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     document = {"benchmark": "methods", "network": args.network, "test_images": args.test_images, "rows": rows}
-    output.write_text(json.dumps(document, indent=1) + "\n")
+    write_atomic(output, json.dumps(document, indent=1) + "\n")
 
 
 def line(row: dict[str, Any]) -> str:

@@ -67,6 +67,8 @@ def main() -> None:
     if args.row:
         print(json.dumps(run(*args.row)))
         return
+    from latprune.storage import write_atomic
+
     rows: dict[str, Any] = json.loads(args.output.read_text(encoding="utf-8"))["rows"] if args.output.exists() else {}
     for name in NETWORKS:
         if name.startswith("ultralytics") and importlib.util.find_spec("ultralytics") is None:
@@ -80,7 +82,7 @@ def main() -> None:
             rows[key] = in_process(name, exporter, args.timeout)
             ordered = {k: rows[k] for k in (f"{n}, {e}" for n in NETWORKS for e in EXPORTERS) if k in rows}
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps({"benchmark": "onnx_in", "rows": ordered}, indent=1) + "\n", encoding="utf-8")
+            write_atomic(args.output, json.dumps({"benchmark": "onnx_in", "rows": ordered}, indent=1) + "\n")
             print(line(key, rows[key]), flush=True)
     kept = [row for key, row in rows.items() if key.split(", ")[0] in NETWORKS]
     print(f"{sum(row['passed'] for row in kept)} of {len(kept)} passed")

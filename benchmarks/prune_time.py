@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--stores", type=Path, default=Path(tempfile.gettempdir()) / "prune-time", help="where the filled stores are kept")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
+    from latprune.storage import write_atomic
+
     sources = {"before": args.before.resolve(), "now": HERE}
     kept = json.loads(args.output.read_text(encoding="utf-8"))["rows"] if args.output.exists() else []
     rows = {row["job"]: row for row in kept}
@@ -120,7 +122,7 @@ def main() -> None:
         rows[job.title] = compare(job, sources, pairs=args.pairs, engine=args.engine, stores=args.stores)
         print(f"{job.title}: ratio {rows[job.title]['ratio']:.2f}", flush=True)
         document = {"benchmark": "prune_time", "rows": list(rows.values())}
-        args.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_atomic(args.output, json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from latprune.latency import machine_name
+from latprune.storage import write_atomic
 
 LATPRUNE = [sys.executable, "-m", "latprune.cli"]
 
@@ -62,7 +63,7 @@ def main() -> None:
         "rows": rows,
     }
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text(json.dumps(output, indent=1).replace(str(work), "WORK") + "\n")
+    write_atomic(args.output, json.dumps(output, indent=1).replace(str(work), "WORK") + "\n")
     print_table(rows)
 
 
@@ -124,7 +125,7 @@ def prune(args: argparse.Namespace, folder: Path, method: str, budget: str, stor
         "equality": record["equality"],
         "budget": budget,
     }
-    note.write_text(json.dumps(found, indent=1))
+    write_atomic(note, json.dumps(found, indent=1))
     return found
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from latprune.graph import Selection, trace
 from latprune.latency import machine_name
+from latprune.storage import write_atomic
 from latprune.surgery import TrainingMask
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar_resnet
@@ -134,7 +135,7 @@ def main() -> None:
     output = {"benchmark": "soft_masks", "network": "resnet56", "machine": device, "threads": args.threads, "bar": BAR, "rows": rows}
     if not args.smoke:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.output).write_text(json.dumps(output, indent=1) + "\n")
+        write_atomic(args.output, json.dumps(output, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -304,6 +304,7 @@ def save(path: Path | None, rows: list[Row]) -> None:
     if path is None:
         return
     from latprune.latency import machine_name
+    from latprune.storage import write_atomic
 
     output = {
         "benchmark": "solvers",
@@ -313,7 +314,7 @@ def save(path: Path | None, rows: list[Row]) -> None:
         "rows": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(output, indent=1) + "\n")
+    write_atomic(path, json.dumps(output, indent=1) + "\n")
 
 
 if __name__ == "__main__":

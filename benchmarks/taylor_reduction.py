@@ -19,6 +19,7 @@ import latprune
 from latprune.importance import TaylorConfig
 from latprune.latency import Store, Target, machine_name
 from latprune.pruning.finetuning import training_threads
+from latprune.storage import write_atomic
 from latprune.train import Recipe, evaluate, finetune, recalibrate_batch_norm
 from latprune.zoo import cifar10_test, cifar10_train, cifar_resnet
 
@@ -78,7 +79,7 @@ def main() -> None:
         )
     output = {"benchmark": "taylor_reduction", "engine": args.engine, "machine": machine_name(), "epochs": args.epochs, "rows": rows}
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text(json.dumps(output, indent=1) + "\n")
+    write_atomic(args.output, json.dumps(output, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from latprune.methods import MDP, SMCP, SPLAMP, Method, SoftMasks
 from latprune.pruning import driver_of
 from latprune.report import new_figure, save_figure
 from latprune.report.figures import ACCENT, INK, KEPT, SOFT
-from latprune.storage import decode_tensors
+from latprune.storage import decode_tensors, write_atomic
 from latprune.train import Recipe, evaluate, finetune, recalibrate_batch_norm
 from latprune.train.batches import FirstBatches
 from latprune.zoo import cifar10_test, cifar10_train, cifar_resnet
@@ -72,7 +72,7 @@ def main() -> None:
         if not any(row["name"] == name and row["budget"] == args.budget for row in rows):
             rows.append(run(args, name))
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps({"benchmark": "trajectories", "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            write_atomic(args.output, json.dumps({"benchmark": "trajectories", "rows": rows}, indent=1) + "\n")
     rows = [row for row in rows if row["budget"] == args.budget]
     for row in rows:
         print("\n".join(lines(row)), flush=True)

@@ -23,8 +23,9 @@ HERE = Path(__file__).resolve().parents[1] / "benchmarks" / "cifar10"
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Imports modules of the benchmark, whose names are its own, and forgets them afterwards."""
-    names = {path.stem for path in HERE.glob("*.py")}
+    names = {path.stem for path in HERE.glob("*.py")} | {"result_file"}
     before = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    monkeypatch.syspath_prepend(str(HERE.parent / "latency"))
     monkeypatch.syspath_prepend(str(HERE))
 
     def load(name: str) -> ModuleType:
@@ -127,3 +128,137 @@ def test_only_what_torch_pruning_does_counts_as_its_refusal(benchmark: Any, monk
     error = structures.Unreachable if whose == "theirs" else AttributeError
     with pytest.raises(error, match="no such channel" if whose == "theirs" else "target"):
         rivals._pruned("tp_magnitude", dense, latprune.trace(model, x), 0.5, {})
+
+
+def options(**other: Any) -> SimpleNamespace:
+    """What the command line gives a bench."""
+    given = dict(prepare_epochs=2, dense_epochs=200, epochs=1, train_images=512, test_images=500, distill=False, rates=[0.01], threads=1)
+    return SimpleNamespace(**{**given, "scratch_rates": [0.1], "adamw_rates": [1e-4], **other})
+
+
+def bench_of(benchmark: Any, tmp_path: Path, name: str = "resnet8", **other: Any) -> Any:
+    """A bench of a network that is not trained, on made-up images."""
+    networks, module = benchmark("networks"), benchmark("bench")
+    model, x = trained_like(8), torch.randn(1, 3, 32, 32)
+    dense = networks.Dense(name=name, model=model, example=x, accuracy=0.5, note="made up")
+    target = latprune.Target(engine=other.pop("engine", "torch"), threads=1, batch=other.pop("batch", 1))
+    images = [(torch.randn(4, 3, 32, 32), torch.arange(4))]
+    args = options(work=tmp_path, data=tmp_path, **other)
+    return module.Bench(args=args, dense=dense, graph=latprune.trace(model, x), target=target, store=None, test=images)
+
+
+def test_a_structure_that_training_makes_is_found_again_for_the_same_training_alone(benchmark: Any, tmp_path: Path) -> None:
+    budget = benchmark("measuring").Budget(text="50%", share=0.5)
+    other: tuple[dict[str, Any], ...] = ({"epochs": 200}, {"train_images": 50_000}, {"distill": True})
+    for name in ("smcp", "best=smcp"):
+        assert len({bench_of(benchmark, tmp_path, **o).path(budget, name, 0) for o in ({}, *other)}) == 4
+    for name in ("best", "tp_taylor", "from_scratch", "best=tp_taylor+recover"):
+        assert len({bench_of(benchmark, tmp_path, **o).path(budget, name, 0) for o in ({}, *other, {"test_images": 9})}) == 1
+    assert bench_of(benchmark, tmp_path).path(budget, "best", 0).name == "resnet8-2-200-torch-b1-50-best-s0"
+
+
+def test_a_kept_structure_is_judged_again_on_another_number_of_test_images(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = benchmark("measuring").Budget(text="50%", share=0.5)
+    bench = bench_of(benchmark, tmp_path)
+    judged: list[int] = []
+
+    def accuracy(self: Any, network: Any, data: Any = None) -> float:
+        judged.append(self.args.test_images)
+        return float(self.args.test_images)
+
+    monkeypatch.setattr(type(bench), "accuracy", accuracy)
+    structures = benchmark("structures")
+    kept = structures.Structure(network=bench.dense.model, selection=latprune.graph.Selection(kept={}), found={"cut": 0.1})
+    for name in ("best", "best+recover"):
+        kept.save(bench.path(budget, name, 0))
+    for _ in range(2):
+        found = bench.started(budget, "best", 0).found
+        assert (found["cut"], found["recovered"], found["test_images"]) == (500, 500, 500)
+    assert len(judged) == 2
+    assert bench_of(benchmark, tmp_path, test_images=100).started(budget, "best", 0).found["recovered"] == 100
+
+
+def test_a_refusal_is_final_only_where_another_try_would_say_the_same(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    structures, rows = benchmark("structures"), benchmark("rows")
+    budget = benchmark("measuring").Budget(text="50%", share=0.5)
+    file = benchmark("result_file").ResultFile(tmp_path / "rows.json", "rows", key=rows.KEY, completed=rows.completed)
+    bench = bench_of(benchmark, tmp_path)
+    tries: list[str] = []
+
+    def cell(answer: Any) -> list[dict[str, Any]]:
+        def started(self: Any, *_: Any) -> Any:
+            tries.append("")
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(type(bench), "started", started)
+        bench.cell(file, budget, "best", 0)
+        return list(file.rows)
+
+    (row,) = cell(structures.Unreachable("the engine is not installed", final=False))
+    assert row["refused"] and not row["final"]
+    structure = structures.Structure(network=bench.dense.model, selection=latprune.graph.Selection(kept={}), found={"ratio": 0.5})
+    monkeypatch.setattr(type(bench), "trained", lambda self, *_: {"trained": 0.8})
+    (row,) = cell(structure)
+    assert row["trained"] == 0.8 and len(tries) == 2
+    bench.cell(file, budget, "best", 0)
+    assert len(tries) == 2
+    file.rows = []
+    cell(structures.Unreachable("no ratio meets the budget", 0.6))
+    (row,) = cell(structure)
+    assert row["final"] and row["floor"] == 0.6 and len(tries) == 3
+
+
+@pytest.mark.parametrize(("error", "final"), [("BudgetInfeasibleError", True), ("SolverNotApplicableError", True), ("EngineError", False)])
+def test_which_errors_of_ours_are_final(benchmark: Any, monkeypatch: pytest.MonkeyPatch, error: str, final: bool, tmp_path: Path) -> None:
+    ours, structures = benchmark("ours"), benchmark("structures")
+    kind = getattr(latprune.errors, error)
+    raised = kind("it", limit={}, floor={}) if error == "BudgetInfeasibleError" else kind("it")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise raised
+
+    monkeypatch.setattr(ours.latprune, "Pruner", fail)
+    bench, budget = bench_of(benchmark, tmp_path), benchmark("measuring").Budget(text="50%", share=0.5)
+    with pytest.raises(structures.Unreachable) as caught:
+        ours.own_structure(
+            ours.OURS["best"],
+            bench.dense,
+            bench.graph,
+            budget,
+            bench.target,
+            train=[],
+            plain=[],
+            masked=([], None),
+            store=None,
+            seed=0,
+            threads=1,
+        )
+    assert caught.value.final == final
+
+
+def test_rates_are_those_of_the_networks_optimizer(benchmark: Any, tmp_path: Path) -> None:
+    convolutions, transformer = bench_of(benchmark, tmp_path), bench_of(benchmark, tmp_path, "vit")
+    assert [convolutions.rates(name) for name in ("best", "from_scratch")] == [[0.01], [0.1]]
+    assert [transformer.rates(name) for name in ("best", "from_scratch")] == [[1e-4], [1e-4]]
+    assert type(transformer.recipe(1e-4, 0).optimizer).__name__ == "AdamW"
+
+
+def test_the_whole_comparison_is_two_engines_and_a_budget_of_resnet56_alone(benchmark: Any) -> None:
+    module = benchmark("equal_latency")
+    args = SimpleNamespace(**module.GPU, engine_device="cpu")
+    assert [(target.engine, target.batch) for target in module.targets(args)] == [("onnxruntime", 1), ("onnxruntime", 64), ("openvino", 1)]
+    assert [name for name in args.networks if "=resnet20" in module.applying(args.budgets, name)] == ["resnet56"]
+    assert all(len(module.applying(args.budgets, name)) >= 4 for name in args.networks)
+
+
+def test_the_committed_rows_stand_for_themselves(benchmark: Any) -> None:
+    rows, result_file = benchmark("rows"), benchmark("result_file")
+    path = HERE.parents[0] / "results" / "cifar10-equal-latency.json"
+    file = result_file.ResultFile(path, "cifar10-equal-latency", key=rows.KEY, completed=rows.completed)
+    assert file.rows and all(file.having(**{name: rows.completed(row)[name] for name in rows.KEY}) == [row] for row in file.rows)

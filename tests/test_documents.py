@@ -124,6 +124,15 @@ def test_pages_of_figures_are_what_the_results_say(tool: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_choice_of_a_method_quotes_what_the_pages_print() -> None:
+    """Every accuracy, latency and time on that page stands on a page that is written from the results."""
+    docs = ROOT / "docs"
+    printed = "".join((docs / page).read_text(encoding="utf-8") for page in ("benchmarks.md", "papers.md"))
+    figures = re.findall(r"\d+\.\d+ %|\b\d+ s\b", (docs / "which-method.md").read_text(encoding="utf-8"))
+    assert len(figures) > 40
+    assert [figure for figure in figures if f" {figure}" not in printed] == []
+
+
 def test_the_changelog_says_nothing_twice() -> None:
     entries = re.findall(r"^- (.{60})", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted({entry for entry in entries if entries.count(entry) > 1}) == []

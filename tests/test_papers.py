@@ -112,10 +112,110 @@ def test_training_images_are_shared_by_the_stages() -> None:
         assert (recipe.epochs, len(few)) == (epochs, batches)
 
 
-def test_a_refusal_and_a_trained_row_are_not_run_again(tmp_path: Path) -> None:
+def asked(rows: ModuleType, tmp_path: Path, **other: Any) -> argparse.Namespace:
+    """The command line of a driven script, its files in a temporary folder."""
+    words = ["--data", str(tmp_path), "--output", str(tmp_path / "rows.json"), "--store", str(tmp_path / "store.sqlite")]
+    args = rows.options(None, "rows").parse_args([*words, "--work", str(tmp_path / "work"), "--no-latency"])
+    return argparse.Namespace(**{**vars(args), **other})
+
+
+COUNTS = {"macs": 1.0, "dense_macs": 2.0, "parameters": 1, "dense_parameters": 2, "blocks_removed": [], "top1": 0.5, "top5": 0.9}
+
+
+@pytest.fixture
+def driven(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The driver with a stand-in for the run of a row: it notes the folder, and answers what is given."""
+    rows = script("rows")
+    ran: list[str] = []
+
+    def stand_in(args: Any, name: str, row: Any, head: Any, store: Any) -> dict[str, Any]:
+        ran.append(rows.folder_of(name, row, head, measured=not args.no_latency))
+        return {**COUNTS, "ms": None, "ratio": None} | answers.get(row.label, {})
+
+    answers: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(rows, "_run", stand_in)
+    return argparse.Namespace(rows=rows, ran=ran, answers=answers)
+
+
+def test_a_row_stands_for_those_of_the_same_settings_alone(driven: Any, tmp_path: Path) -> None:
+    rows = driven.rows
+    wanted = [
+        rows.Row(label="base", network="resnet18", method=None),
+        rows.Row(label="MDP", network="resnet18", method=rows.latprune.MDP, budget=("flops=50%",)),
+    ]
+
+    def run(**other: Any) -> tuple[int, int]:
+        before = len(driven.ran)
+        shown = rows.main_of(asked(rows, tmp_path, base_images=128, train_images=512, **other), "rows", wanted, [])
+        assert all((row["width"], row["train_images"]) == (other.get("width", 16), 512 * bool(row["budget"])) for row in shown)
+        return len(driven.ran) - before, len(shown)
+
+    assert run() == (2, 2) and run() == (0, 2)
+    assert run(width=64) == (2, 2)
+    for other in ({"test_images": 100}, {"batch": 2}, {"device": "cuda"}):
+        assert run(**other) == (2, 2) and run(**other) == (0, 2)
+    # Nothing is scored or recovered for the dense network.
+    assert run(score_batches=1) == (1, 2) and run(recovery_images=64) == (1, 2)
+    assert len(set(driven.ran)) == len(driven.ran) and max(map(len, driven.ran)) < 200
+
+
+def test_only_a_final_refusal_is_not_run_again(driven: Any, tmp_path: Path) -> None:
+    rows = driven.rows
+    wanted = [rows.Row(label=label, network="resnet56", method=rows.latprune.MDP, budget=("flops=5%",)) for label in ("final", "open")]
+    driven.answers.update(final={"refused": "cannot be met", "final": True}, open={"refused": "needs --predictor"})
+    for _ in range(2):
+        rows.main_of(asked(rows, tmp_path), "rows", wanted, [])
+    assert len(driven.ran) == 3
+    driven.answers.clear()
+    # An open refusal goes once the row is there, though it was made with other settings.
+    (final, done) = rows.main_of(asked(rows, tmp_path, train_images=64, stage_images=500), "rows", wanted, [])
+    assert final["label"] == "final" and "refused" not in done
+    file = script("common").ResultFile(tmp_path / "rows.json", "rows", key=rows.KEY)
+    assert [(row["label"], "refused" in row) for row in file.rows] == [("final", True), ("final", False), ("open", False)]
+
+
+def test_a_row_without_a_latency_does_not_stand_for_a_measured_one(driven: Any, tmp_path: Path) -> None:
+    rows = driven.rows
+    wanted = [rows.Row(label="dense", network="resnet20", method=None)]
+    for no_latency in (True, True, False, True):
+        rows.main_of(asked(rows, tmp_path, no_latency=no_latency), "rows", wanted, [])
+        driven.answers["dense"] = {"ms": 2.0, "ratio": 1.0}
+    assert len(driven.ran) == 2
+
+
+def test_the_committed_rows_are_found_with_the_settings_that_they_were_made_with() -> None:
     rows, common = script("rows"), script("common")
-    file = common.ResultFile(tmp_path / "rows.json", "rows", key=("label", "seed"))
-    file.add({"label": "a", "seed": 0, "train_images": 0})
-    file.add({"label": "b", "seed": 0, "train_images": 0, "refused": "too little"})
-    assert rows._there(file, {"label": "a", "seed": 0}, 0) and not rows._there(file, {"label": "a", "seed": 0}, 100)
-    assert rows._there(file, {"label": "b", "seed": 0}, 100) and not rows._there(file, {"label": "b", "seed": 1}, 0)
+    found = 0
+    for path in sorted((ROOT / "benchmarks" / "results").glob("papers-*.json")):
+        file = common.ResultFile(path, path.stem, key=rows.KEY, completed=rows.completed)
+        for row in file.rows:
+            if "guided" in row:
+                known = rows.completed(row)
+                assert rows._there(file, {key: known[key] for key in rows.KEY}, measured=row["ms"] is not None)
+                found += 1
+    assert found >= 15
+
+
+def test_a_network_without_weights_is_refused_unless_it_is_trained_first(driven: Any, tmp_path: Path) -> None:
+    rows = driven.rows
+    wanted = [rows.Row(label="base", network="resnet18", method=None)]
+    with pytest.raises(SystemExit, match="resnet18: no pretrained weights; give --base-images"):
+        rows.main_of(asked(rows, tmp_path), "rows", wanted, [])
+    assert driven.ran == []
+
+
+def test_a_picture_of_large_and_small_shows_one_family_on_one_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("mdp_appendix_f")
+    points: list[Any] = []
+    monkeypatch.setattr(module, "plot_trade_off", lambda given, axes: points.extend(given))
+    row = {"label": "dense", "budget": "", "top1": 0.9, "engine": "openvino"}
+    rows = [
+        {**row, "network": "resnet56", "ms": 4.0},
+        {**row, "network": "resnet20", "label": "small", "ms": 1.0},
+        {**row, "network": "resnet56", "ms": 8.0, "engine": "onnxruntime"},
+        {**row, "network": "mobilenet_v2", "label": "small", "ms": 20.0},
+    ]
+    module.draw(rows, "cifar10", "openvino", tmp_path / "a.svg")
+    assert [(point.label, point.latency) for point in points] == [("resnet56", 1.0), ("resnet20", 0.25)]
+    with pytest.raises(SystemExit, match="the latency of the dense resnet50 on openvino is not known"):
+        module.draw(rows, "imagenet", "openvino", tmp_path / "a.svg")

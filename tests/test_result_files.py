@@ -52,3 +52,44 @@ def test_a_page_names_the_machine_of_each_row_where_there_are_several() -> None:
     assert page.measured_table(both, ["engine"], lambda row: [[row["engine"]]]).endswith(
         "| engine | machine |\n|---|---|\n| torch | A |\n| openvino | B |"
     )
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk or a kill in the middle of writing leaves the rows that were there."""
+    module, path = load("benchmarks/latency/result_file.py"), tmp_path / "aa.json"
+    file = module.ResultFile(path, "aa", key=("engine",))
+    file.add({"engine": "torch"})
+    before = path.read_text()
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as stream:
+            stream.write(data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        file.add({"engine": "openvino"})
+    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_no_benchmark_writes_over_a_file_in_place() -> None:
+    """What a benchmark keeps goes through ``latprune.storage``; the rest are files of temporary folders and of the kernel."""
+    elsewhere = {"zoo.py": 5, "latency/tables.py": 1, "augmentation.py": 1}
+    folder = ROOT / "benchmarks"
+    found = {
+        str(path.relative_to(folder)): count
+        for path in sorted(folder.rglob("*.py"))
+        if (count := len(re.findall(r"\.write_text\(|\.write_bytes\(|\bsave_file\(|torch\.save\(", path.read_text(encoding="utf-8"))))
+    }
+    assert found.keys() <= elsewhere.keys() and all(count <= elsewhere[name] for name, count in found.items())
+
+
+def test_an_older_row_is_found_by_a_column_that_it_lacks_and_stays_as_it_was_written(tmp_path: Path) -> None:
+    module, path = load("benchmarks/latency/result_file.py"), tmp_path / "aa.json"
+    path.write_text(json.dumps({"benchmark": "aa", "rows": [{"engine": "torch"}, {"engine": "openvino"}]}))
+    file = module.ResultFile(path, "aa", key=("engine", "width"), completed=lambda row: {"width": 16, **row})
+    assert file.has(engine="torch", width=16) and not file.has(engine="torch", width=64)
+    file.add({"engine": "torch", "width": 64, "machine": ""})
+    assert file.rows[:2] == [{"engine": "torch"}, {"engine": "openvino"}]
+    file.add({"engine": "torch", "width": 16})
+    assert [(row["engine"], row.get("width")) for row in file.rows] == [("openvino", None), ("torch", 64), ("torch", 16)]

@@ -10,7 +10,7 @@ from page_parts import machine, percent, read, table
 
 __all__ = ["equal_latency"]
 
-_SETTING = ("network", "engine", "batch", "epochs", "train_images", "distilled")
+_SETTING = ("network", "engine", "device", "batch", "epochs", "train_images", "distilled", "test_images")
 _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _NETWORKS = {
     "resnet20": "ResNet-20",
@@ -33,6 +33,7 @@ PUBLISHED = (
 _APART = 0.03
 """How far the latencies of two networks may lie apart, relatively, to be compared: the width of the band that ours are accepted in."""
 _RESNET20 = 91.73
+_TEST_IMAGES = 10_000
 
 Row = Mapping[str, Any]
 Cell = tuple[str, str]
@@ -45,8 +46,9 @@ def equal_latency() -> str | None:
     if found is None:
         return None
     parts = []
-    for setting in dict.fromkeys(tuple(row[name] for name in _SETTING) for row in found["rows"]):
-        rows = [row for row in found["rows"] if tuple(row[name] for name in _SETTING) == setting]
+    rows_known = [{"device": "cpu", **row} for row in found["rows"]]  # the first rows did not say it
+    for setting in dict.fromkeys(tuple(row[name] for name in _SETTING) for row in rows_known):
+        rows = [row for row in rows_known if tuple(row[name] for name in _SETTING) == setting]
         parts.append(_setting(rows))
     text = (
         "## CIFAR-10 at equal measured latency\n\nEvery network is cut to the same share of the dense network's latency, measured "
@@ -67,8 +69,10 @@ def _setting(rows: Sequence[Row]) -> str:
     """One network under one setting: a table and what it says of the bars."""
     first = rows[0]
     taught = ", the dense network teaching" if first["distilled"] else ""
+    taught += "" if first["test_images"] == _TEST_IMAGES else f"; accuracy on the first {first['test_images']:,} test images"
+    device = "" if first["device"] == "cpu" else f" on {first['device']}"
     head = (
-        f"### {_NETWORKS.get(first['network'], first['network'])}, {_ENGINES.get(first['engine'], first['engine'])}, batch "
+        f"### {_NETWORKS.get(first['network'], first['network'])}, {_ENGINES.get(first['engine'], first['engine'])}{device}, batch "
         f"{first['batch']}\n\nDense {percent(first['dense_accuracy'], 2)} ({first['dense']}); {first['epochs']} x "
         f"{first['train_images']:,} images of training{taught}.\n\n"
     )

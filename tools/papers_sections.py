@@ -226,8 +226,11 @@ def _driven(script: str, heading: str, text: str, what: str = "", *, note: str =
     if found is None:
         return None
 
+    apart = _apart(found["rows"])
+
     def cells(row: Any) -> Iterator[Sequence[str]]:
         head = [row["label"], _name(row["network"]), row["budget"] or "–", _name(row["engine"]), str(row["seed"])]
+        head += ["–" if row.get(name) is None else str(row[name]) for name in apart]
         if "refused" in row:
             yield [*head, f"refused: {row['refused'].replace('|', '/')}", *[""] * 7]
             return
@@ -244,8 +247,8 @@ def _driven(script: str, heading: str, text: str, what: str = "", *, note: str =
             f"{row['train_images']:,}" if row["train_images"] else "none",
         ]
 
-    head = ["row", "network", "budget", "engine", "seed", "latency", "im/s", "multiply-adds", "parameters", "blocks gone"]
-    head += ["as cut", "top-1", "images trained on"]
+    head = ["row", "network", "budget", "engine", "seed", *(name.replace("_", " ") for name in apart)]
+    head += ["latency", "im/s", "multiply-adds", "parameters", "blocks gone", "as cut", "top-1", "images trained on"]
     few = sorted({row["stage_images"] for row in found["rows"] if "stage_images" in row})
     text += f" As cut: on the first {' or '.join(map(str, few))} evaluation images" if few else ""
     seen = sorted({row["test_images"] for row in found["rows"]})
@@ -255,6 +258,15 @@ def _driven(script: str, heading: str, text: str, what: str = "", *, note: str =
         parts.append(note)
     parts += _published(found["published"])
     return "\n\n".join(parts) + _end(script, stem, what)
+
+
+def _apart(rows: Sequence[Any]) -> list[str]:
+    """The settings that rows of one name differ in: only then are they columns."""
+    named: dict[tuple[Any, ...], list[Any]] = {}
+    for row in rows:
+        named.setdefault(tuple(row[name] for name in ("label", "network", "budget", "guided", "engine", "seed")), []).append(row)
+    settings = ("width", "base_images", "batch", "device", "score_batches", "recovery_images", "test_images", "stages")
+    return [name for name in settings if any(len({row.get(name) for row in same}) > 1 for same in named.values())]
 
 
 def _published(entries: Iterable[Any]) -> list[str]:
@@ -296,8 +308,9 @@ def sp_lamp_tables_1_2() -> str | None:
 def sp_lamp_table_3() -> str | None:
     """ResNet-18 by two counts."""
     found = read("papers-sp-lamp-table-3")
+    widths = sorted({row["width"] for row in found["rows"] if row.get("width")}) if found else []
     text = (
-        f"ResNet-18 at width {found['width'] if found else ''} to the paper's shares of parameters and multiply-adds at once (4.2 and 2.4 "
+        f"ResNet-18 at width {' and '.join(map(str, widths))} to the paper's shares of parameters and multiply-adds at once (4.2 and 2.4 "
         "% of its own at width 64); latency is what comes out."
     )
     return _driven("sp_lamp_table_3", "SP-LAMP, table 3: ResNet-18 on CIFAR-10", text)

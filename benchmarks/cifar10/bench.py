@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -11,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from measuring import Budget, counted, measured
-from networks import Dense, Preparation, dense_network
-from ours import OURS, Own, own_structure
+from networks import ADAMW, Dense, Preparation, dense_network
+from ours import own_of, own_structure, trains
 from result_file import ResultFile
 from rivals import BEST_OF, RIVALS, Ratios, gradients_of, rival_structure
-from rows import KEY, best_rate, line
+from rows import best_rate, line
 from structures import Structure, Unreachable
 from torch import nn
 
@@ -26,6 +27,7 @@ from latprune.latency import Store, Target
 from latprune.methods.from_scratch import reinitialise
 from latprune.pruning import training_threads
 from latprune.recovery import recover
+from latprune.storage import write_atomic
 from latprune.train import SGD, AdamW, Batches, Distillation, Recipe, evaluate, finetune
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
@@ -36,6 +38,8 @@ __all__ = ["Bench"]
 RECOVERY_IMAGES = 2048
 SLACK = 0.03
 """Our networks are accepted from so far below a budget."""
+MASKED_RATES = {False: 0.01, True: 3e-4}
+"""Peak learning rate of a training under masks: of SGD, and of AdamW (True)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,14 +54,14 @@ class Bench:
     test: Batches
 
     @classmethod
-    def of(cls, args: argparse.Namespace, name: str, store: Store) -> Bench:
+    def of(cls, args: argparse.Namespace, name: str, target: Target, store: Store) -> Bench:
         dense = dense_network(name, _preparation(args))
         print(f"{name}: {100 * dense.accuracy:.2f} % ({dense.note})", flush=True)
         return cls(
             args=args,
             dense=dense,
             graph=latprune.trace(dense.model, dense.example),
-            target=Target(engine=args.engine, device=args.engine_device, threads=1, batch=args.batch),
+            target=target,
             store=store,
             test=FirstBatches(cifar10_test(str(args.data)), -(-args.test_images // 500)),
         )
@@ -67,36 +71,39 @@ class Bench:
         args = self.args
         head = {
             "network": self.dense.name,
-            "engine": args.engine,
-            "batch": args.batch,
+            "engine": self.target.engine,
+            "device": self.target.device,
+            "batch": self.target.batch,
             "budget": budget.text,
             "method": method,
             "seed": seed,
             "epochs": args.epochs,
             "train_images": args.train_images,
             "distilled": args.distill,
+            "test_images": args.test_images,
         }
-        rates = args.scratch_rates if method == "from_scratch" else args.rates
+        rates = self.rates(method)
         if seed:
             chosen = best_rate(file.rows, {**head, "seed": 0})
             rates = [chosen] if chosen is not None else rates
         heads = [{**head, "rate": rate} for rate in rates]
-        done = [h for h in heads if any(all(row.get(c) == h[c] for c in KEY) for row in file.rows)]
-        if len(done) == len(heads) or any(all(row.get(c) == head[c] for c in head) and "refused" in row for row in file.rows):
+        done = [each for each in heads if file.has(**each)]
+        refused = [row for row in file.having(**head) if "refused" in row]
+        if len(done) == len(heads) or any(row.get("final") for row in refused):
             return
         common = {
             "budget_share": budget.share,
-            "test_images": args.test_images,
             "dense_accuracy": self.dense.accuracy,
             "dense": self.dense.note,
         }
         try:
             start = self.started(budget, method, seed)
         except Unreachable as error:
-            row = {**head, "rate": None, **common, "refused": str(error), "floor": error.floor}
+            row = {**head, "rate": None, **common, "refused": str(error), "floor": error.floor, "final": error.final}
             file.add(row, self.target)
             print(line(row), flush=True)
             return
+        file.rows = [row for row in file.rows if not any(row is other for other in refused)]
         for each in heads:
             if each in done:
                 continue
@@ -105,13 +112,18 @@ class Bench:
             file.add(row, self.target)
             print(line(row), flush=True)
 
+    def rates(self, method: str) -> list[float]:
+        """Peak learning rates to choose from: fresh weights and AdamW have their own."""
+        rates: list[float] = self.args.adamw_rates if self.adamw else self.args.rates
+        return self.args.scratch_rates if method == "from_scratch" and not self.adamw else rates
+
     def share_of(self, name: str) -> float:
         """Latency of another dense network as a share of this one's; measured once."""
         args = self.args
         kept = args.work / f"{self.stem}-latency-of-{name}.txt"
         if not kept.exists():
             other = dense_network(name, _preparation(args))
-            kept.write_text(repr(measured(self.dense, other.model, self.target)["pruned"].ratio))
+            write_atomic(kept, repr(measured(self.dense, other.model, self.target)["pruned"].ratio))
         return float(kept.read_text())
 
     def started(self, budget: Budget, method: str, seed: int) -> Structure:
@@ -127,13 +139,24 @@ class Bench:
             cut = self.structure(budget, base, seed)
             found = self.recovered(cut, seed)
             found.save(path)
+        elif self.outdated(found):
+            cut = self.structure(budget, base, seed).found["cut"]
+            found.found.update(cut=cut, recovered=self.accuracy(found.network), test_images=self.args.test_images)
+            found.save(path)
         return found
+
+    def outdated(self, kept: Structure) -> bool:
+        """Whether a kept network was judged on another number of test images."""
+        return kept.found.get("test_images") != self.args.test_images
 
     def structure(self, budget: Budget, name: str, seed: int) -> Structure:
         """A method's network as it leaves it, with its measured latency; found once."""
         path = self.path(budget, name, seed)
         kept = Structure.load(path, self.dense, self.graph)
         if kept is not None:
+            if self.outdated(kept):
+                kept.found.update(cut=self.accuracy(kept.network), test_images=self.args.test_images)
+                kept.save(path)
             return kept
         start = time.perf_counter()
         found = self.searched(budget, name, seed)
@@ -148,6 +171,7 @@ class Bench:
                 "ratio_interval": [pruned.ratio_low, pruned.ratio_high],
                 "doubts": list(pruned.doubts),
                 "cut": self.accuracy(found.network),
+                "test_images": self.args.test_images,
             }
         )
         found.save(path)
@@ -157,7 +181,7 @@ class Bench:
         data, train = str(self.args.data), cifar10_train(str(self.args.data), seed=seed)
         own = own_of(name)
         if own is not None:
-            soft = (FirstBatches(train, self.batches - self.left_to_train(name)), self.recipe(0.01, seed))
+            soft = (FirstBatches(train, self.batches - self.left_to_train(name)), self.recipe(MASKED_RATES[self.adamw], seed))
             return own_structure(
                 own,
                 self.dense,
@@ -246,14 +270,13 @@ class Bench:
 
     def recipe(self, rate: float, seed: int) -> Recipe:
         """The same for every method."""
-        transformer = self.dense.name == "vit"
         return Recipe(
             epochs=self.args.epochs,
             learning_rate=rate,
-            optimizer=AdamW() if transformer else SGD(momentum=0.9),
-            weight_decay=0.05 if transformer else 5e-4,
+            optimizer=AdamW() if self.adamw else SGD(momentum=0.9),
+            weight_decay=0.05 if self.adamw else 5e-4,
             precision=native_precision(),
-            channels_last=not transformer,
+            channels_last=not self.adamw,
             distillation=Distillation() if self.args.distill else None,
             seed=seed,
         )
@@ -263,17 +286,23 @@ class Bench:
             return evaluate(network.eval(), self.test if data is None else data)
 
     @property
+    def adamw(self) -> bool:
+        """Whether the network trains with AdamW."""
+        return self.dense.name in ADAMW
+
+    @property
     def stem(self) -> str:
-        return f"{self.dense.name}-{self.args.prepare_epochs}-{self.args.dense_epochs}-{self.args.engine}-b{self.args.batch}"
+        """What every structure of this network on this target shares in its file's name."""
+        target, prepared = self.target, f"{self.args.prepare_epochs}-{self.args.dense_epochs}"
+        device = "" if target.device == "cpu" else "-" + re.sub(r"[^\w.]+", "_", target.device)
+        return f"{self.dense.name}-{prepared}-{target.engine}{device}-b{target.batch}"
 
     def path(self, budget: Budget, name: str, seed: int) -> Path:
-        work: Path = self.args.work
-        return work / f"{self.stem}-{budget.text.replace('%', '').replace('=', '')}-{name}-s{seed}"
-
-
-def own_of(method: str) -> Own | None:
-    """Ours of this name, ``best`` of ``best=tp_taylor`` too; None of any other."""
-    return OURS.get(method.partition("=")[0])
+        """Where a method's structure is kept; of one that trains it is another for every length of the training."""
+        args = self.args
+        trained = f"-e{args.epochs}-i{args.train_images}{'-distilled' if args.distill else ''}" if trains(name) else ""
+        work: Path = args.work
+        return work / f"{self.stem}-{budget.text.replace('%', '').replace('=', '')}-{name}{trained}-s{seed}"
 
 
 def _preparation(args: argparse.Namespace) -> Preparation:

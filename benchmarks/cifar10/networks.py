@@ -24,7 +24,7 @@ from latprune.train import AdamW, Recipe, evaluate, finetune
 from latprune.train.precision import native_precision
 from latprune.zoo import PadShortcut, cifar10_test, cifar10_train, cifar_resnet, cifar_vit
 
-__all__ = ["NETWORKS", "Dense", "Preparation", "dense_network", "with_convolution_shortcuts"]
+__all__ = ["ADAMW", "NETWORKS", "Dense", "Preparation", "dense_network", "with_convolution_shortcuts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,7 +81,7 @@ def dense_network(name: str, preparation: Preparation) -> Dense:
     kept = preparation.work / f"{name}-accuracy-{preparation.shortcut_epochs}-{preparation.dense_epochs}.txt"
     if not kept.exists():
         with training_threads(preparation.threads):
-            kept.write_text(repr(evaluate(model.eval(), cifar10_test(str(preparation.data)))))
+            write_atomic(kept, repr(evaluate(model.eval(), cifar10_test(str(preparation.data)))))
     example = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     return Dense(name=name, model=model.eval(), example=example, accuracy=float(kept.read_text()), note=note)
 
@@ -192,3 +192,5 @@ NETWORKS: dict[str, Build] = {
     "vit": _from_nothing("vit", partial(cifar_vit, width=64), _TRANSFORMER),
 }
 """Name -> what builds it, with how it came to its weights."""
+ADAMW = frozenset({"vit"})
+"""Networks that train with AdamW, the others with SGD."""

@@ -13,7 +13,7 @@ from networks import Dense
 from structures import Structure, Unreachable, cut
 
 import latprune
-from latprune.errors import BudgetInfeasibleError, LatpruneError
+from latprune.errors import BudgetInfeasibleError, LatpruneError, SolverNotApplicableError
 from latprune.graph import ModelGraph, Selection
 from latprune.importance import TaylorConfig
 from latprune.latency import Store, Target
@@ -23,7 +23,7 @@ from latprune.recovery import reconstruction_ranking, reselected
 from latprune.train import Batches, Recipe, finetune
 from latprune.train.batches import FirstBatches
 
-__all__ = ["OURS", "Own", "own_structure"]
+__all__ = ["OURS", "Own", "own_of", "own_structure", "trains"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,16 @@ OURS: dict[str, Own] = {
 """``lamp`` is SP-LAMP's ablation "only structured LAMP": its scores under one threshold, without latency in the choice."""
 
 
+def own_of(method: str) -> Own | None:
+    """Ours of this name, ``best`` of ``best=tp_taylor`` too; None of any other."""
+    return OURS.get(method.partition("=")[0])
+
+
+def trains(method: str) -> bool:
+    """Whether a method's network comes of a training: of its own, or of that whose latency it is to have."""
+    return any(OURS[name].trains for name in method.removesuffix("+recover").split("=") if name in OURS)
+
+
 def own_structure(
     own: Own,
     dense: Dense,
@@ -87,7 +97,7 @@ def own_structure(
         threads: Threads of a training.
 
     Raises:
-        Unreachable: The method cannot meet the budget.
+        Unreachable: The method cannot meet the budget, or something broke on the way, which is not final.
     """
     start = time.perf_counter()
     network = copy.deepcopy(dense.model)
@@ -98,8 +108,11 @@ def own_structure(
         try:
             if own.trains:
                 batches, recipe = masked
+                teacher = dense.model if recipe.distillation is not None else None
                 with training_threads(threads):
-                    finetune(pruner.model, batches, recipe, driver=lambda optimizer, steps: driver_of(pruner, optimizer, steps))
+                    finetune(
+                        pruner.model, batches, recipe, teacher=teacher, driver=lambda optimizer, steps: driver_of(pruner, optimizer, steps)
+                    )
             while not pruner.done:
                 pruner.step(train, batches=16)
             selection, stages = pruner.selection, pruner.stage
@@ -108,7 +121,7 @@ def own_structure(
     except BudgetInfeasibleError as error:
         raise Unreachable(str(error), _floor_share(error, budget)) from error
     except LatpruneError as error:
-        raise Unreachable(str(error)) from error
+        raise Unreachable(str(error), final=isinstance(error, SolverNotApplicableError)) from error
     if own.units == "reconstruction":
         selection = _reselected(dense, graph, selection, plain)
         network = cut(dense, graph, selection)

@@ -30,6 +30,7 @@ from latprune.graph import ModelGraph, Selection
 from latprune.graph.types import Role
 from latprune.importance import cross_entropy_loss
 from latprune.latency import Target
+from latprune.storage import write_atomic
 
 __all__ = ["BEST_OF", "RIVALS", "Ratios", "Rival", "gradients_of", "least_ratio", "rival_structure"]
 
@@ -133,7 +134,7 @@ class Ratios:
         """Keep a share; returns it."""
         self.seen.setdefault(rival, {})[repr(ratio)] = share
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.seen, indent=1))
+        write_atomic(self.path, json.dumps(self.seen, indent=1))
         return share
 
 

@@ -6,17 +6,22 @@ from collections.abc import Iterable, Mapping
 from statistics import mean, stdev
 from typing import Any
 
-__all__ = ["KEY", "best_rate", "line", "print_table"]
+__all__ = ["KEY", "best_rate", "completed", "line", "print_table"]
 
-KEY = ("network", "engine", "batch", "budget", "method", "seed", "epochs", "train_images", "distilled", "rate")
+KEY = ("network", "engine", "device", "batch", "budget", "method", "seed", "epochs", "train_images", "distilled", "test_images", "rate")
 """Columns that name a row."""
 
 Row = Mapping[str, Any]
 
 
+def completed(row: Row) -> dict[str, Any]:
+    """A row with the device of the engine, which rows did not say at first: it was the processor."""
+    return {"device": "cpu", **row}
+
+
 def best_rate(rows: Iterable[Row], head: Row) -> float | None:
     """The rate with the highest accuracy among the rows that agree with ``head``; None where none was trained."""
-    same = [row for row in rows if all(row.get(c) == v for c, v in head.items()) and row.get("trained") is not None]
+    same = [row for row in map(completed, rows) if all(row.get(c) == v for c, v in head.items()) and row.get("trained") is not None]
     return max(same, key=lambda row: row["trained"])["rate"] if same else None
 
 
@@ -39,6 +44,7 @@ COLUMNS = (("macs", "macs"), ("cut", "cut"), ("recovered", "recovered"), ("train
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Mean and spread over seeds, each method at its best rate."""
+    rows = [completed(row) for row in rows]
     keys = dict.fromkeys(tuple(row[c] for c in KEY if c not in ("seed", "rate")) for row in rows)
     names = [c for c in KEY if c not in ("seed", "rate")]
     print()

@@ -20,16 +20,18 @@ __all__ = ["Structure", "Unreachable", "cut"]
 
 
 class Unreachable(Exception):
-    """A method cannot meet a budget.
+    """A method gives no network under a budget.
 
     Args:
         reason: In words.
         floor: Lowest share of the dense value that it was seen to reach; None where it is not known.
+        final: Whether another try would say the same; not so of what broke on the way.
     """
 
-    def __init__(self, reason: str, floor: float | None = None) -> None:
+    def __init__(self, reason: str, floor: float | None = None, *, final: bool = True) -> None:
         super().__init__(reason)
         self.floor = floor
+        self.final = final
 
 
 def cut(dense: Dense, graph: ModelGraph, selection: Selection) -> nn.Module:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import latprune
 from latprune import Target
-from latprune.latency import Store
+from latprune.errors import LatpruneError
+from latprune.latency import Store, get_engine
+from latprune.latency.measuring.sampling import NetworkSampler
 from latprune.pruning import fit_with
+from latprune.storage import decode_tensors, encode_tensors, write_atomic
 from latprune.train import ProgressPrinter, Recipe, finetune
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "latency"))
 from result_file import ResultFile
 
-__all__ = ["Job", "ResultFile", "add_job_arguments", "recipes", "run_job"]
+__all__ = ["Job", "ResultFile", "add_job_arguments", "check_job", "recipes", "refusals_in_words", "run_job"]
+
+COUNTED = ("flops=", "params=")
+"""Budgets that need no latency table."""
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -83,6 +90,31 @@ class Job:
         self.train_loss, self.score_loss, self.evaluate, self.recipes = train_loss, score_loss, evaluate, recipes
 
 
+@contextmanager
+def refusals_in_words() -> Iterator[None]:
+    """Around a whole script: what the library refuses ends it with one line and exit status 1."""
+    try:
+        yield
+    except LatpruneError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def check_job(job: Job, args: argparse.Namespace) -> None:
+    """Find out before anything is trained whether the network can be cut at all, and whether its layers show in the engine's profile.
+
+    Raises:
+        LatpruneError: It cannot.
+    """
+    target = Target(engine=args.engine, threads=args.threads)
+    model = copy.deepcopy(job.model).eval()
+    pruner = latprune.Pruner(model, job.inputs, budget=args.budget, method=args.method, target=target, seed=args.seed)
+    try:
+        if not args.budget.startswith(COUNTED):
+            NetworkSampler(pruner.model, pruner.graph, job.inputs, target, get_engine(args.engine)).close()
+    finally:
+        pruner.close()
+
+
 def run_job(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     """Train, prune, recover, fine-tune and evaluate; the figures of the row. Interrupted, it goes on where it stopped."""
     torch.set_num_threads(args.train_threads or torch.get_num_threads())
@@ -90,8 +122,9 @@ def run_job(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     dense = args.work / "dense.safetensors"
     args.work.mkdir(parents=True, exist_ok=True)
     if dense.exists():
-        job.model.load_state_dict(load_file(dense))
+        job.model.load_state_dict(decode_tensors(dense.read_bytes(), source=str(dense)))
     else:
+        check_job(job, args)
         finetune(
             job.model,
             job.train,
@@ -100,7 +133,7 @@ def run_job(job: Job, args: argparse.Namespace) -> dict[str, Any]:
             checkpoint_dir=args.work / "dense",
             progress=ProgressPrinter(),
         )
-        save_file(job.model.state_dict(), dense)
+        write_atomic(dense, encode_tensors(job.model.state_dict()))
     trained = time.perf_counter() - start
     job.model.eval()
     print(f"dense: {job.evaluate(job.model):.2%}", flush=True)

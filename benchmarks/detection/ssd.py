@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from job import Job, ResultFile, add_job_arguments, recipes, run_job
+from job import Job, ResultFile, add_job_arguments, recipes, refusals_in_words, run_job
 from safetensors.torch import load_file
 
 from latprune.train import recipe
@@ -103,4 +103,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with refusals_in_words():
+        main()

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from job import Job, ResultFile, add_job_arguments, recipes, run_job
+from job import Job, ResultFile, add_job_arguments, recipes, refusals_in_words, run_job
 from torch import nn
 
 from latprune.train import recipe
@@ -113,4 +113,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with refusals_in_words():
+        main()

@@ -26,6 +26,7 @@ from latprune.errors import LatpruneError
 from latprune.importance import MagnitudeConfig
 from latprune.latency import LatencyTables, Store, Target, available_engines, build_tables
 from latprune.latency.tabulating.table_builder import fewest_networks
+from latprune.storage import write_atomic
 
 Row = dict[str, Any]
 
@@ -77,7 +78,7 @@ def deliver(name: str, target: Target, budget: str, tables: LatencyTables, recor
         return row | {"failed": str(error)}
     record, first = result.record, result.record.corrections[0]
     records.mkdir(parents=True, exist_ok=True)
-    (records / f"{name}-{target.engine}-{budget.rstrip('%')}.json").write_text(record.model_dump_json())
+    write_atomic(records / f"{name}-{target.engine}-{budget.rstrip('%')}.json", record.model_dump_json())
     latency = record.pruned.latency
     assert latency is not None and first.measured_ms is not None
     return row | {

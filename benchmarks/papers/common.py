@@ -27,7 +27,7 @@ from result_file import ResultFile  # noqa: E402
 
 from latprune.zoo import cifar_resnet, cifar_resnet18, mobilenet_v2, resnet50  # noqa: E402
 
-__all__ = ["RESULTS", "ResultFile", "network", "parser", "said", "short", "timed"]
+__all__ = ["PRETRAINED", "RESULTS", "ResultFile", "network", "parser", "said", "short", "timed"]
 
 RESULTS = _BENCHMARKS / "results"
 
@@ -37,6 +37,8 @@ _WEIGHTS = {
     "resnet50": "imagenet_resnet50_v1_fp16",
     "mobilenet_v2": "imagenet_mobilenet_v2_fp16",
 }
+PRETRAINED = frozenset(_WEIGHTS)
+"""Networks that pretrained weights are given of."""
 
 
 def parser(doc: str | None, name: str, **defaults: Any) -> argparse.ArgumentParser:

@@ -31,10 +31,10 @@ def main() -> None:
     args = made.parse_args()
     methods = {"MDP": MDP, "MDP, Taylor": lambda: MDP(score=TaylorConfig())}
     rows = [Row(label=label, network=args.network, method=method, budget=(b,)) for b in args.budgets for label, method in methods.items()]
-    file = main_of(args, "mdp-appendix-c", rows, PUBLISHED)
-    print(said(HEAD, [cells for row in file.rows for cells in depths(row)]))
+    found = main_of(args, "mdp-appendix-c", rows, PUBLISHED)
+    print(said(HEAD, [cells for row in found for cells in depths(row)]))
     if args.picture:
-        print(f"wrote {draw(file.rows, args.picture)}")
+        print(f"wrote {draw(found, args.picture)}")
 
 
 HEAD = ["row", "network", "budget", "stage", "channels", "kept", "blocks gone"]
@@ -61,6 +61,8 @@ def depths(row: dict[str, Any]) -> list[list[str]]:
 def draw(rows: list[dict[str, Any]], path: Path) -> Path:
     """A column for each network: every group's width, dense and kept."""
     shown = [row for row in rows if "groups" in row]
+    if not shown:
+        raise SystemExit("no picture: every row was refused")
     figure = new_figure(4.0 * len(shown), 1.2 + 0.16 * max(len(row["groups"]) for row in shown))
     for axes, row in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         gone = set(row["blocks_removed"])

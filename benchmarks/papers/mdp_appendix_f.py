@@ -12,8 +12,10 @@ on the same 1,000 evaluation images.
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from common import PRETRAINED
 from rows import Row, main_of, options
 
 from latprune.methods import MDP
@@ -24,7 +26,6 @@ FAMILIES = {
     "cifar10": ("resnet56", ("resnet20", "resnet8", "resnet14", "resnet32", "resnet44")),
     "imagenet": ("resnet50", ("mobilenet_v2",)),
 }
-PRETRAINED = ("resnet20", "mobilenet_v2")
 
 
 def main() -> None:
@@ -37,14 +38,23 @@ def main() -> None:
     rows += [Row(label="MDP", network=large, method=MDP, budget=(budget,)) for budget in args.budgets]
     # A network without pretrained weights says something only once it is trained.
     rows += [Row(label="small", network=name, method=None) for name in small if name in PRETRAINED or args.base_images]
-    file = main_of(args, "mdp-appendix-f", rows, PUBLISHED)
+    found = main_of(args, "mdp-appendix-f", rows, PUBLISHED)
     if args.picture:
-        print(f"wrote {draw(file.rows, large, args.picture)}")
+        print(f"wrote {draw(found, args.family, args.engine, args.picture)}")
 
 
-def draw(rows: list[dict[str, Any]], large: str, path: Path) -> Path:
-    """Top-1 against the latency as a share of the large network's."""
-    dense = next(row["ms"] for row in rows if row["network"] == large and row["label"] == "dense")
+def draw(rows: list[dict[str, Any]], family: str, engine: str, path: Path) -> Path:
+    """Top-1 against the latency as a share of the large network's: one family on one engine.
+
+    Raises:
+        SystemExit: The large network's own latency, which the others are shares of, is not among the rows.
+    """
+    large, small = FAMILIES[family]
+    shown = [row for row in rows if row["network"] in (large, *small) and row["engine"] == engine and row.get("ms")]
+    times = [row["ms"] for row in shown if row["network"] == large and row["label"] == "dense"]
+    if not times:
+        raise SystemExit(f"no picture: the latency of the dense {large} on {engine} is not known; run the row 'dense' without --no-latency")
+    dense = mean(times)
     figure = new_figure(6.4, 4.4)
     points = [
         TradeOffPoint(
@@ -53,8 +63,7 @@ def draw(rows: list[dict[str, Any]], large: str, path: Path) -> Path:
             accuracy=row["top1"],
             highlight=row["label"] == "MDP",
         )
-        for row in rows
-        if row.get("ms")
+        for row in shown
     ]
     plot_trade_off(points, figure.subplots())
     return save_figure(figure, path)

@@ -46,14 +46,20 @@ def main() -> None:
     args = made.parse_args()
     rows = [Row(label="dense", network=args.network, method=None)]
     rows += [Row(label=label, network=args.network, method=method, budget=(b,)) for b in args.budgets for label, method in METHODS.items()]
-    file = main_of(args, "mdp-figure-1", rows, PUBLISHED)
+    found = main_of(args, "mdp-figure-1", rows, PUBLISHED)
     if args.picture:
-        print(f"wrote {draw(file.rows, args.picture)}")
+        print(f"wrote {draw(found, args.picture)}")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> Path:
-    """Top-1 against images a second, a curve for each method; a panel for each network and engine."""
-    panels = list(dict.fromkeys((row["network"], row["engine"]) for row in rows))
+    """Top-1 against images a second, a curve for each method; a panel for each network and engine.
+
+    Raises:
+        SystemExit: No row has a latency.
+    """
+    panels = list(dict.fromkeys((row["network"], row["engine"]) for row in rows if row.get("ms")))
+    if not panels:
+        raise SystemExit("no picture: no row has a latency; run without --no-latency")
     figure = new_figure(5.2 * len(panels), 4.0)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         here = [row for row in rows if (row["network"], row["engine"]) == panel and row.get("ms")]

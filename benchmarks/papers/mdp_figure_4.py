@@ -38,14 +38,16 @@ def main() -> None:
     made.add_argument("--budgets", nargs="+", default=["70%", "50%", "35%", "25%"])
     args = made.parse_args()
     rows = [Row(label=label, network=args.network, method=method, budget=(b,)) for b in args.budgets for label, method in METHODS.items()]
-    file = main_of(args, "mdp-figure-4", rows, PUBLISHED)
+    found = main_of(args, "mdp-figure-4", rows, PUBLISHED)
     if args.picture:
-        print(f"wrote {draw(file.rows, args.picture)}")
+        print(f"wrote {draw(found, args.picture)}")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> Path:
     """Top-1 against the measured share of the latency (of the multiply-adds where none was measured), a curve for each variant."""
     shown = [row for row in rows if "refused" not in row]
+    if not shown:
+        raise SystemExit("no picture: every row was refused")
     measured = all(row["ratio"] is not None for row in shown)
     figure = new_figure(5.6, 4.0)
     axes = figure.subplots()

@@ -1,40 +1,59 @@
 """The driver of the rows that are pruned, recovered and perhaps trained: network x method x budget x seed, one call of ``prune`` each.
 
 A script says which rows its table has (:class:`Row`) and hands them to :func:`main_of`. A row's progress is kept in a folder of its own
-under ``--work``, so an interrupted one goes on; a row that the results have, trained on as many images, is not run again. Without
-``--train-images`` nothing is trained: accuracy is that of the cut and of the recovery from unlabelled images. Refusals are rows too.
+under ``--work``, so an interrupted one goes on; a row that the results have, made with the same settings, is not run again. Without
+``--train-images`` nothing is trained: accuracy is that of the cut and of the recovery from unlabelled images. Refusals are rows too; one
+that says that the budget cannot be met, or that the solver does not apply, is final, any other is tried again.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ResultFile, network, parser, said, timed
+from common import PRETRAINED, ResultFile, network, parser, said, timed
 from torch import nn
 
 import latprune
-from latprune.errors import LatpruneError
+from latprune.errors import BudgetInfeasibleError, LatpruneError, SolverNotApplicableError
 from latprune.graph import trace
 from latprune.latency import KernelPredictor, Store, Target, get_engine, measure
 from latprune.methods import Method, SoftMasks
 from latprune.pruning.finetuning import fit_with, training_threads
+from latprune.storage import decode_tensors, encode_tensors, write_atomic
 from latprune.train import Recipe, finetune, recipe
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
 from latprune.zoo import IMAGENET_NORMALISATION, Augmentation, ImageLoader, cifar10_test, cifar10_train, load_image_set
 
-__all__ = ["CIFAR_IMAGES", "Row", "finished", "line", "main_of", "options"]
+__all__ = ["CIFAR_IMAGES", "Row", "comparable", "finished", "line", "main_of", "options"]
 
 CIFAR_IMAGES = 50_000
 """Images of an epoch."""
 
 BATCH_OF_TEST = 50
+
+SETTINGS = (
+    "train_images",
+    "base_images",
+    "test_images",
+    "stage_images",
+    "width",
+    "batch",
+    "device",
+    "score_batches",
+    "recovery_images",
+    "stages",
+)
+"""Columns of what a row was made with; None where a setting has no part in the row."""
+KEY = ("label", "network", "budget", "guided", "engine", "seed", *SETTINGS)
+
+_FINAL = (BudgetInfeasibleError, SolverNotApplicableError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +63,7 @@ class Row:
     Attributes:
         label: Its name in the table.
         network: See :func:`common.network`.
-        method: Makes the method; None measures the dense network itself, which is trained like the others.
+        method: Makes the method; None measures the dense network as it is: pretrained, or trained on ``--base-images``.
         budget: One budget or several at once; of those on latency, the engine is the command line's.
         guided: ``tables``, or ``predictor``: where a budget on latency takes its costs from.
     """
@@ -88,44 +107,100 @@ def options(doc: str | None, name: str) -> argparse.ArgumentParser:
     return made
 
 
-def main_of(args: argparse.Namespace, name: str, rows: Sequence[Row], published: Sequence[Any], **about: Any) -> ResultFile:
-    """Run the rows that are not there, write each as it ends, and print the table."""
+def main_of(args: argparse.Namespace, name: str, rows: Sequence[Row], published: Sequence[Any], **about: Any) -> list[dict[str, Any]]:
+    """Run the rows that are not there, write each as it ends, and print the table.
+
+    Returns:
+        The rows of the file that were made with the same settings, those of other networks and engines too.
+
+    Raises:
+        SystemExit: A network has no pretrained weights, and nothing to train it on is given.
+    """
     torch.set_num_threads(args.threads)
-    key = ("label", "network", "budget", "guided", "engine", "seed")
-    file = ResultFile(args.output, f"papers-{name}", key=key, published=list(published), **about)
+    wanted = [row for row in rows if not args.only or row.label in args.only]
+    bare = sorted({row.network for row in wanted} - PRETRAINED)
+    if bare and not args.base_images:
+        raise SystemExit(f"{', '.join(bare)}: no pretrained weights; give --base-images to train on them first")
+    file = ResultFile(args.output, f"papers-{name}", key=KEY, completed=completed, published=list(published), **about)
     args.store.parent.mkdir(parents=True, exist_ok=True)
     with Store(args.store) as store:
-        for row in rows:
+        for row in wanted:
             for seed in args.seeds:
                 head = {**row.head, "engine": args.engine, "seed": seed}
-                if (args.only and row.label not in args.only) or _there(file, head, args.train_images):
+                made_with = settings_of(args, row)
+                if _there(file, {**head, **made_with}, measured=not args.no_latency):
                     continue
                 with timed() as took:
-                    found = _run(args, name, row, seed, store)
-                file.add({**head, "train_images": args.train_images, "test_images": args.test_images, **found, **took})
+                    found = _run(args, name, row, {**head, **made_with}, store)
+                # What could be tried again has been: its old refusal goes, whatever it was tried with.
+                file.rows = [other for other in file.rows if not (_open(other) and all(other[key] == head[key] for key in head))]
+                file.add({**head, **made_with, **found, **took})
                 print("  ".join(line({**head, **found, **took})), flush=True)
-    print(said(HEAD, [line(row) for row in file.rows]))
-    return file
+    shown = comparable(args, rows, file.rows)
+    print(said(HEAD, [line(row) for row in shown]))
+    return shown
 
 
-def _there(file: ResultFile, head: dict[str, Any], images: int) -> bool:
-    return any(
-        all(row[key] == value for key, value in head.items()) and ("refused" in row or not images or row["train_images"] == images)
-        for row in file.rows
-    )
+def settings_of(args: argparse.Namespace, row: Row) -> dict[str, Any]:
+    """The settings that a row is made with."""
+    method = row.method() if row.method is not None else None
+    return {
+        "train_images": 0 if method is None else args.train_images,
+        "base_images": 0 if row.network in PRETRAINED else args.base_images,
+        "test_images": args.test_images,
+        "stage_images": None if method is None else args.stage_images,
+        "width": args.width if row.network == "resnet18" else None,
+        "batch": args.batch,
+        "device": args.device,
+        "score_batches": None if method is None else args.score_batches,
+        "recovery_images": None if method is None else args.recovery_images,
+        "stages": 0 if method is None else method.schedule.count,
+    }
 
 
-def _run(args: argparse.Namespace, name: str, row: Row, seed: int, store: Store) -> dict[str, Any]:
+def completed(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the settings that rows did not say at first, which were the options' defaults."""
+    dense = not row["budget"]
+    first = {"base_images": 0, "stage_images": None, "width": None, "batch": 1, "device": "cpu"}
+    return {**first, "score_batches": None if dense else 16, "recovery_images": None if dense else 2048, **row}
+
+
+def comparable(args: argparse.Namespace, wanted: Iterable[Row], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that were made with the settings of the command line and the stages of the methods wanted, as far as they have a part."""
+    stages = {row.label: settings_of(args, row)["stages"] for row in wanted}
+
+    def agrees(row: Mapping[str, Any], name: str) -> bool:
+        apart = (name == "train_images" and not row["budget"]) or (name == "base_images" and row["network"] in PRETRAINED)
+        return apart or row[name] in (getattr(args, name), None)
+
+    names = [name for name in SETTINGS if name != "stages"]
+    return [
+        row
+        for row in rows
+        if all(agrees(completed(row), name) for name in names) and row.get("stages") in (None, stages.get(row["label"], row.get("stages")))
+    ]
+
+
+def _there(file: ResultFile, wanted: Mapping[str, Any], *, measured: bool) -> bool:
+    """Whether the results have a row: ended, and measured where that is asked for."""
+    return any(not _open(row) and ("refused" in row or not measured or row["ms"] is not None) for row in file.having(**wanted))
+
+
+def _open(row: Mapping[str, Any]) -> bool:
+    """Whether a row is a refusal that another try may not repeat."""
+    return "refused" in row and not row.get("final", False)
+
+
+def _run(args: argparse.Namespace, name: str, row: Row, head: Mapping[str, Any], store: Store) -> dict[str, Any]:
     """One row: accuracies on the way, what was delivered, the structure."""
+    seed = head["seed"]
     if row.guided == "predictor" and args.predictor is None:
         return {"refused": "needs --predictor"}
     model, x = _base(args, row.network, seed)
     train, test = images_of(args, row.network, seed)
     target = Target(engine=args.engine, device=args.device, batch=args.batch)
-    place = "-".join(re.sub(r"[^\w.]+", "_", part) for part in (name, row.label, row.network, *row.budget, row.guided, args.engine))
-    folder = args.work / f"{place}-{seed}-{args.train_images}"
     if row.method is None:
-        return _plain(args, model, x, target, train, test)
+        return _plain(args, model, x, target, test)
     method = row.method()
     fit = None
     if args.train_images:
@@ -149,17 +224,16 @@ def _run(args: argparse.Namespace, name: str, row: Row, seed: int, store: Store)
             predictor=KernelPredictor.load(args.predictor) if row.guided == "predictor" else None,
             measure_latency=not args.no_latency,
             store=store,
-            folder=folder,
+            folder=args.work / folder_of(name, row, head, measured=not args.no_latency),
             seed=seed,
             name=row.network,
         )
     except LatpruneError as error:
-        return {"refused": str(error)}
+        return {"refused": str(error), "final": isinstance(error, _FINAL)}
     record = result.record
     return {
         **_accuracies(result.model, test),
         "accuracies": [entry.model_dump() for entry in record.accuracies],
-        "stage_images": args.stage_images,
         "dense_ms": result.dense_latency_ms,
         "ms": result.latency_ms,
         "ratio": result.latency_ratio,
@@ -169,12 +243,18 @@ def _run(args: argparse.Namespace, name: str, row: Row, seed: int, store: Store)
         "dense_parameters": record.dense.parameters,
         "blocks_removed": list(record.blocks_removed),
         "groups": [entry.model_dump() for entry in record.groups],
-        "stages": method.schedule.count,
         "verdict": str(result.verdict) if result.verdict else None,
     }
 
 
-def _plain(args: argparse.Namespace, model: nn.Module, x: torch.Tensor, target: Target, train: Any, test: Any) -> dict[str, Any]:
+def folder_of(name: str, row: Row, head: Mapping[str, Any], *, measured: bool) -> str:
+    """The name of the folder of a row's progress: everything that decides what lies in it."""
+    made_with = [f"{key.removesuffix('_images')}{head[key]}" for key in SETTINGS if head[key] is not None]
+    parts = [name, row.label, row.network, *row.budget, row.guided, head["engine"], str(head["seed"]), *made_with]
+    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in (*parts, *(() if measured else ("unmeasured",))))
+
+
+def _plain(args: argparse.Namespace, model: nn.Module, x: torch.Tensor, target: Target, test: Any) -> dict[str, Any]:
     """The network as it is, measured alone."""
     graph, ms = trace(model, x), None
     if not args.no_latency:
@@ -188,7 +268,6 @@ def _plain(args: argparse.Namespace, model: nn.Module, x: torch.Tensor, target: 
         "dense_ms": ms,
         "ratio": None if ms is None else 1.0,
         "blocks_removed": [],
-        "stages": 0,
         **counts,
     }
 
@@ -241,10 +320,8 @@ def _recipe(args: argparse.Namespace, name: str, train: Any, stages: int) -> tup
 def _base(args: argparse.Namespace, name: str, seed: int) -> tuple[nn.Module, torch.Tensor]:
     """The dense network on the training device; one without pretrained weights is trained once and kept in ``--work``."""
     model, x = network(name, args.data, width=args.width)
-    if name in ("resnet20", "resnet56", "resnet50", "mobilenet_v2") or not args.base_images:
+    if name in PRETRAINED:
         return model.to(args.train_device), x.to(args.train_device)
-    from safetensors.torch import load_file, save_file
-
     kept = args.work / f"base-{name}-{args.width if name == 'resnet18' else ''}-{args.base_images}.safetensors"
     if not kept.exists():
         train = cifar10_train(str(args.data), batch_size=64)
@@ -254,8 +331,8 @@ def _base(args: argparse.Namespace, name: str, seed: int) -> tuple[nn.Module, to
         with training_threads(args.threads):
             finetune(model.to(args.train_device), few, chosen.with_epochs(epochs), checkpoint_dir=args.work / f"{kept.stem}-checkpoints")
         kept.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous().cpu() for key, value in model.state_dict().items()}, kept)
-    model.load_state_dict(load_file(kept))
+        write_atomic(kept, encode_tensors(model.state_dict()))
+    model.load_state_dict(decode_tensors(kept.read_bytes(), source=str(kept)))
     return model.to(args.train_device).eval(), x.to(args.train_device)
 
 

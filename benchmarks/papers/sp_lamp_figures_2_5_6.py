@@ -56,7 +56,7 @@ def main() -> None:
     made.add_argument("--picture", type=Path)
     args = made.parse_args()
     torch.set_num_threads(args.threads)
-    file = ResultFile(args.output, "papers-sp-lamp-figures-2-5-6", key=("network", "engine", "layer"), published=PUBLISHED)
+    file = ResultFile(args.output, "papers-sp-lamp-figures-2-5-6", key=("network", "engine", "layer", "dense"), published=PUBLISHED)
     for name in args.networks:
         for engine in args.engines:
             run(args, file, name, Target(engine=engine))
@@ -93,8 +93,9 @@ def run(args: argparse.Namespace, file: ResultFile, name: str, target: Target) -
             widths = list(range(dense - step, 0, -step))
             if args.points and len(widths) > args.points:
                 widths = [widths[at] for at in np.linspace(0, len(widths) - 1, args.points).astype(int)]
-            if any(row["network"] == name and row["engine"] == target.engine and row["layer"] == layer and len(row["widths"]) > len(widths)
-                   for row in file.rows):  # fmt: skip
+            # The dense width tells networks of several --width apart.
+            there = file.having(network=name, engine=target.engine, layer=layer, dense=dense)
+            if any(len(row["widths"]) > len(widths) for row in there):
                 continue
             with timed() as took:
                 found = measure_unary_contributions(

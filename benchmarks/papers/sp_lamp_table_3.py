@@ -4,6 +4,8 @@
     python benchmarks/papers/sp_lamp_table_3.py --data DATA --width 64 --base-images 12000000 --train-images 10000000 \
         --train-device cuda --engine torch --device cuda --batch 1024                                              # the paper's, on a GPU
 
+ResNet-18 has no pretrained weights: ``--base-images`` is needed, and trains the dense network first.
+
 The paper: an RTX 2080 Ti, base network of 240 epochs, ten stages, 200 epochs of fine-tuning, 467K parameters and 13.36M multiply-adds (4.2
 and 2.4 % of ResNet-18's at width 64). Here every method gets these two shares as limits, at whatever ``--width``, without a limit on
 latency, which is measured at the end; the paper gives latency as the limit and the counts come out. ADMM and ExpandNets are other people's
@@ -38,7 +40,7 @@ def main() -> None:
     made = options(__doc__, "sp-lamp-table-3")
     made.add_argument("--stages", type=int, default=10, help="of SP-LAMP (default: the paper's, %(default)s)")
     args = made.parse_args()
-    main_of(args, "sp-lamp-table-3", rows(args.stages), PUBLISHED, width=args.width)
+    main_of(args, "sp-lamp-table-3", rows(args.stages), PUBLISHED)
 
 
 def shares() -> tuple[str, str]:

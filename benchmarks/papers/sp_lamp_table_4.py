@@ -40,16 +40,18 @@ def main() -> None:
             Row(label="by predictor", network="resnet56", method=method, budget=(f"{share}%",), guided="predictor"),
             Row(label="by multiply-adds", network="resnet56", method=method, budget=(f"flops={share}%",)),
         ]
-    file = main_of(args, "sp-lamp-table-4", rows, PUBLISHED)
-    for row in file.rows:
+    found = main_of(args, "sp-lamp-table-4", rows, PUBLISHED)
+    for row in found:
         for entry in row.get("accuracies", ()):
             print(f"{row['label']} {row['budget']}: {entry['stage']} {100 * entry['accuracy']:.2f} %")
     if args.picture:
-        print(f"wrote {draw(file.rows, args.picture)}")
+        print(f"wrote {draw(found, args.picture)}")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> Path:
     """Accuracy against measured latency, a point for each network."""
+    if not any(row.get("ratio") is not None for row in rows):
+        raise SystemExit("no picture: no row has a latency; run without --no-latency")
     figure = new_figure(6.4, 4.4)
     points = [
         TradeOffPoint(

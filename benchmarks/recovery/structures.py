@@ -22,6 +22,7 @@ from latprune.graph import ModelGraph, Selection, trace
 from latprune.methods import get_method
 from latprune.recovery import Recovery, reconstruction_ranking, recover, reselected, selection_of_edits
 from latprune.recovery.recover import output_error
+from latprune.storage import write_atomic
 from latprune.surgery import ArchitectureEdits, prune, replay
 from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50
 
@@ -94,7 +95,7 @@ def cut_network(
         macs = graph.macs({**graph.dense_widths(), **widths}, removed) / graph.macs(graph.dense_widths())
         edits = ArchitectureEdits(steps=tuple(step for e in pruner.edits for step in e.steps))
         folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"edits": edits.to_dict(), "ratio": macs if ratio is None else ratio, "macs": macs}))
+        write_atomic(kept, json.dumps({"edits": edits.to_dict(), "ratio": macs if ratio is None else ratio, "macs": macs}))
     read = json.loads(kept.read_text())
     edits = ArchitectureEdits.from_dict(read["edits"])
     selection = selection_of_edits(graph, edits)
