@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from latprune.errors import SurgeryError
 from latprune.graph import trace
+from latprune.pruning import pruner
 from latprune.recovery import Refit, recover
 from latprune.surgery import prune
 from recovery.nets import half, settled
@@ -95,3 +97,29 @@ def test_what_is_not_accepted_is_put_back(error: type[BaseException]) -> None:
         except error:
             assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert seen == [True, True] and not torch.equal(network.b.weight, before["b.weight"])
+
+
+def test_weights_are_put_back_where_the_network_is_not_the_masked_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cut:
+        """What :meth:`Pruner.recover` reads of a pruner."""
+
+        _masks, edits, _progress, seed = None, ["a cut"], None, 0
+        recover = pruner.Pruner.recover
+
+    def refuse(checked: Any) -> None:
+        raise SurgeryError("they differ")
+
+    torch.manual_seed(0)
+    x = torch.randn(40, 4)
+    made: Any = Cut()
+    made.dense_model = settled(Moving(), x)
+    made.graph = trace(made.dense_model, x[:2])
+    made.cut_to = half(made.graph)
+    made.model = copy.deepcopy(made.dense_model)
+    made.clock = pruner.Clock(None)
+    prune(made.model, made.graph, made.cut_to)
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    monkeypatch.setattr(pruner, "check_present", refuse)
+    with pytest.raises(SurgeryError, match="they differ"):
+        made.recover([x], strategy="refit")
+    assert all(torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
