@@ -332,3 +332,41 @@ def test_a_strategy_that_changes_the_structure_is_refused_and_its_values_are_put
     with pytest.raises(LatpruneError, match="'biased' changed the network's structure.*'conv1.bias' was absent"):
         recover(pruned, model, [x], graph=graph, selection=selection, strategy=Biased())
     assert all(torch.equal(pruned.state_dict()[name], value) for name, value in before.items())
+
+
+class Maps(nn.Module):
+    """A fully convolutional network: it takes single images without a word."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(image)))
+
+
+def test_single_examples_are_told_as_such_where_the_model_would_take_them_too() -> None:
+    torch.manual_seed(0)
+    model, x = Maps().eval(), torch.randn(12, 3, 6, 6)
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    network = cut(model, graph, selection)
+    kinds: list[Any] = [x, torch.utils.data.TensorDataset(x, torch.zeros(12))]
+    for data in kinds:
+        with pytest.raises(InvalidArgumentError, match=r"3, 6, 6\].*single examples; give DataLoader\(data, batch_size=64\)"):
+            recover(network, model, data, graph=graph, selection=selection)
+    with pytest.raises(InvalidArgumentError, match="single examples"):
+        reconstruction_ranking(model, graph, x)
+    by_name = trace(model, {"image": x[:2]})
+    with pytest.raises(InvalidArgumentError, match="single examples"):
+        recover(network, model, [{"image": image} for image in x], graph=by_name, selection=selection)
+    assert recover(network, model, [{"image": x, "label": torch.zeros(12)}], graph=by_name, selection=selection).layers
+
+
+def test_keys_that_forward_does_not_take_are_named() -> None:
+    model, x = line(1)
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    network = cut(model, graph, selection)
+    with pytest.raises(InvalidArgumentError, match=r"batch 0 of the data.*'image', which are passed as keyword arguments.*takes 'x'"):
+        recover(network, model, [{"image": x, "label": torch.zeros(len(x))}], graph=graph, selection=selection)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latprune.graph.containers import rebuilt
 
-__all__ = ["ExampleInputs", "as_call", "call_with", "random_inputs"]
+__all__ = ["ExampleInputs", "as_call", "by_argument", "call_with", "random_inputs"]
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """A tensor, a tuple or list of positional inputs, or a mapping of keyword inputs."""
@@ -21,6 +21,12 @@ def as_call(example_inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, A
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     return ((example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)), {}
+
+
+def by_argument(example_inputs: ExampleInputs) -> dict[int | str, Any]:
+    """The arguments of the call that the inputs stand for, by their place or name."""
+    args, kwargs = as_call(example_inputs)
+    return dict((*enumerate(args), *kwargs.items()))
 
 
 def call_with(model: nn.Module, example_inputs: ExampleInputs) -> Any:

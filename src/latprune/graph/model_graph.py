@@ -36,6 +36,7 @@ class ModelGraph:
         carried: Depthwise kernel -> the contractions that its channels reach before any other contraction makes new ones.
         program: The captured program that was traced (``form="program"``): what is pruned then. None for a model of a class.
         folded: The copy with plain weights that was traced (``fold=True``): what is pruned then. None where nothing was folded.
+        input_shapes: Shapes of the tensors among the example inputs, by their place or name in the call.
         notes: Remarks for people: what stays whole for the sake of training, and what could not be looked at.
     """
 
@@ -51,6 +52,7 @@ class ModelGraph:
     carried: Mapping[str, frozenset[str]] = field(default_factory=dict)
     program: CapturedNetwork | None = None
     folded: nn.Module | None = None
+    input_shapes: Mapping[int | str, tuple[int, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 import latprune.graph.rules_compute
@@ -35,7 +36,7 @@ from latprune.graph.conditions import (
     preserved_state,
     unfolded,
 )
-from latprune.graph.example_inputs import ExampleInputs, call_with
+from latprune.graph.example_inputs import ExampleInputs, by_argument, call_with
 from latprune.graph.folding import folded, folds_of
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
@@ -114,6 +115,8 @@ def trace(
         model = captured_form().capture(model, example_inputs)
     with collector_resting():
         graph = _trace(model, example_inputs, keep, blocks_keep, min_widths, within)
+    shapes = {key: tuple(value.shape) for key, value in by_argument(example_inputs).items() if isinstance(value, torch.Tensor)}
+    graph = replace(graph, input_shapes=shapes)
     return replace(graph, program=model) if isinstance(model, CapturedNetwork) else replace(graph, folded=plain)
 
 

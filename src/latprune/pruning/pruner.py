@@ -456,9 +456,8 @@ class Pruner:
                 images=images,
                 seed=self.seed,
                 progress=self._progress,
+                accept=lambda: check_present(self),
             )
-            with self.evaluating():
-                check_present(self)
         # Its weights are others now, so what was gathered of the ones before says nothing of them.
         self.scorer.reset()
         self.recovery = report

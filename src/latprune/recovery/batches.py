@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,10 +15,32 @@ from latprune.graph.conditions import preserved_buffers, preserved_modes, preser
 from latprune.graph.containers import like, rebuilt
 from latprune.program.module import ProgramModule
 from latprune.train.batches import forward, move
-from latprune.train.contracts import answer, numbered
+from latprune.train.contracts import answer, check_batched, described, numbered
 from latprune.train.contracts import inputs_of as inputs_in
 
-__all__ = ["alike", "calibration_batches", "count", "inputs_of", "joined", "reordered", "run_on_few", "sliceable", "sliced", "tensors_of"]
+__all__ = [
+    "Piece",
+    "alike",
+    "calibration_batches",
+    "calibration_pieces",
+    "count",
+    "inputs_of",
+    "joined",
+    "reordered",
+    "run_on_few",
+    "sliceable",
+    "sliced",
+    "tensors_of",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Piece:
+    """Inputs that go through a network at once, and their place in the data, in words (``batch 3``, ``batches 0 to 2``)."""
+
+    inputs: Any
+    place: str
+
 
 _FEW = 2
 """Images (or texts) of a batch that are run where only its running is asked."""
@@ -137,7 +161,24 @@ def calibration_batches(
     every: int = 10,
     whole: bool = False,
     model: nn.Module | None = None,
+    shapes: Mapping[int | str, tuple[int, ...]] | None = None,
 ) -> tuple[list[Any], list[Any]]:
+    """The inputs in the pieces that :func:`calibration_pieces` gives: those to fit to and those held out."""
+    fitted, held = calibration_pieces(data, images, device, size=size, every=every, whole=whole, model=model, shapes=shapes)
+    return [piece.inputs for piece in fitted], [piece.inputs for piece in held]
+
+
+def calibration_pieces(
+    data: Iterable[Any],
+    images: int,
+    device: torch.device,
+    *,
+    size: int | None = None,
+    every: int = 10,
+    whole: bool = False,
+    model: nn.Module | None = None,
+    shapes: Mapping[int | str, tuple[int, ...]] | None = None,
+) -> tuple[list[Piece], list[Piece]]:
     """Inputs to fit to and held-out inputs.
 
     Args:
@@ -152,17 +193,22 @@ def calibration_batches(
         model: The network that the inputs are for. It runs on a few of the first batch of every form, so that one that it does not take
             is told by its number; where ``whole`` says that it runs at one batch size alone, on none. Where it takes the first batch whole
             and not a few of it, the pieces are whole batches of that size.
+        shapes: Shapes of the example inputs that the network was traced with (``ModelGraph.input_shapes``).
 
     Raises:
-        InvalidArgumentError: ``images`` is below 1, the data is empty or fails, or ``model`` does not run on a batch; the batch is named.
+        InvalidArgumentError: ``images`` is below 1, the data is empty or fails, gives single examples or values that are not finite, or
+            ``model`` does not run on a batch; the batch is named.
     """
     if images < 1:
         raise InvalidArgumentError(f"images (={images}) must be at least 1")
     taken: list[Any] = []
+    numbers: list[int] = []
     seen = 0
     forms: list[Any] = []
     for number, batch in numbered(data):
         inputs = move(inputs_of(batch, model), device)
+        check_batched(inputs, shapes or {}, batch=number)
+        _check_finite(inputs, number)
         here = count(inputs)
         if model is not None and not whole and _form(inputs) not in forms:
             forms.append(_form(inputs))
@@ -173,6 +219,7 @@ def calibration_batches(
             inputs = sliced(inputs, 0, images - seen)
             here = images - seen
         taken.append(inputs)
+        numbers.append(number)
         seen += here
         if seen >= images:
             break
@@ -180,15 +227,38 @@ def calibration_batches(
         raise InvalidArgumentError("data holds no batch to recover with")
     size = size or max(1, min(256, seen // every))
     if len(taken) > 1 and alike(taken):
-        taken = [joined(taken)]
-    pieces = [piece for inputs in taken for piece in _pieces(inputs, size)]
-    if len(taken) == 1 and len(pieces) > 2 and count(pieces[-1]) < size:
+        pieces = _joined_pieces(taken, numbers, size)
+    else:
+        pieces = [Piece(inputs=p, place=f"batch {k}") for k, inputs in zip(numbers, taken, strict=True) for p in _pieces(inputs, size)]
+    if (len(taken) == 1 or alike(taken)) and len(pieces) > 2 and count(pieces[-1].inputs) < size:
         pieces.pop()
     if whole:
-        pieces = [piece for piece in pieces if count(piece) == size]
+        pieces = [piece for piece in pieces if count(piece.inputs) == size]
         if not pieces:
             raise InvalidArgumentError(f"{seen} images of data were taken; the network runs at batches of {size} alone, and none is full")
     if len(pieces) < 2:
         return pieces, []
     held = [k for k in range(len(pieces)) if k % every == every - 1] or [len(pieces) - 1]
     return [p for k, p in enumerate(pieces) if k not in held], [pieces[k] for k in held]
+
+
+def _joined_pieces(batches: list[Any], numbers: list[int], size: int) -> list[Piece]:
+    """Batches that are alike, put together and cut anew."""
+    ends = list(accumulate(map(count, batches)))
+    pieces, start = [], 0
+    for inputs in _pieces(joined(batches), size):
+        stop = start + count(inputs)
+        first, last = (next(k for k, end in zip(numbers, ends, strict=True) if image < end) for image in (start, max(start, stop - 1)))
+        pieces.append(Piece(inputs=inputs, place=f"batch {first}" if first == last else f"batches {first} to {last}"))
+        start = stop
+    return pieces
+
+
+def _check_finite(inputs: Any, number: int) -> None:
+    """Refuse values that nothing can be computed from; minus infinity may stand in a mask."""
+    for tensor in tensors_of(inputs):
+        if tensor.is_floating_point() and bool((torch.isnan(tensor) | torch.isposinf(tensor)).any()):
+            raise InvalidArgumentError(
+                f"batch {number} of data holds values that are not finite (NaN or infinity), in {described(tensor)}: nothing can be "
+                "recovered from it; leave such examples out"
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -13,9 +13,22 @@ from latprune.graph import ModelGraph, Selection
 from latprune.recovery.report import LayerRecovery
 from latprune.registry import ClassRegistry
 
-__all__ = ["Progress", "Recovery", "Situation", "get_strategy", "register_strategy", "strategies", "strategy_type"]
+__all__ = ["Progress", "Recovery", "Situation", "Watched", "get_strategy", "register_strategy", "strategies", "strategy_type"]
 
 Progress = Callable[[str], None]
+
+
+class Watched(Protocol):
+    """The error of the pruned network as it is, on the images that decide."""
+
+    @property
+    def place(self) -> str:
+        """What is compared, in words (``outputs``); empty where nothing can be."""
+
+    def error(self) -> float | None:
+        """Squared error relative to the dense network's variation, not finite where the pruned network's results are not; None where
+        nothing can be compared. Where the place turns out not to be comparable, another one is taken from then on.
+        """
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -32,6 +45,7 @@ class Situation:
             those that it uses in both lists.
         seed: Seed of everything random.
         say: Takes a line of text as the work goes on.
+        watch: Says how far the pruned network is from the dense one as a whole; None where nobody watches.
     """
 
     pruned: nn.Module
@@ -42,6 +56,7 @@ class Situation:
     held_out: list[Any]
     seed: int
     say: Progress = field(default=lambda text: None)
+    watch: Watched | None = None
 
     @property
     def within(self) -> str:
@@ -59,6 +74,8 @@ class Recovery(ABC):
 
     name: str = ""
     needs_data: bool = True
+    checks_layers: bool = False
+    """Whether each layer's change is checked on its own, so that it may run where the networks cannot be compared as a whole."""
 
     @abstractmethod
     def run(self, situation: Situation) -> list[LayerRecovery]:

@@ -54,6 +54,7 @@ class Distil(Recovery):
     """
 
     name = "distil"
+    checks_layers = True
 
     first: bool = True
     epochs: int = 8

@@ -67,7 +67,7 @@ def reconstruction_ranking(
         raise InvalidArgumentError(f"images (={images}) and rows (={rows}) must be at least 1 and ridge (={ridge}) at least 0")
     device = next((p.device for p in dense.parameters()), torch.device("cpu"))
     only = dense.only_batch if isinstance(dense, ProgramModule) else None
-    fitted, held = calibration_batches(data, images, device, size=only, whole=only is not None, model=dense)
+    fitted, held = calibration_batches(data, images, device, size=only, whole=only is not None, model=dense, shapes=graph.input_shapes)
     batches = [*fitted, *held]
     consumers = _consumers(dense, graph, batches, rows, ridge, seed)
     return {name: _eliminate(name, graph, consumers) for name in graph.groups}

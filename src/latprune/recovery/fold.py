@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph
 from latprune.graph.types import ChannelGroup, Role
+from latprune.recovery.backing_off import Change, kept_where_it_helps
 from latprune.recovery.contract import Recovery, Situation, register_strategy
 from latprune.recovery.report import LayerRecovery
 from latprune.recovery.transfer import through_dense
+from latprune.recovery.values import Values
 
 __all__ = ["Fold"]
 
@@ -47,7 +49,8 @@ class Fold(Recovery):
 
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Fold all groups."""
-        found: list[LayerRecovery] = []
+        found: list[Change] = []
+        start = Values(situation.pruned)
 
         def change(network: nn.Module) -> None:
             tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
@@ -59,7 +62,7 @@ class Fold(Recovery):
                 found.extend(self._group(group, kept, before, tensors, situation.graph))
 
         through_dense(situation, change)
-        return found
+        return kept_where_it_helps(situation, start, found)
 
     def _group(
         self,
@@ -68,12 +71,12 @@ class Fold(Recovery):
         before: dict[str, Tensor],
         tensors: dict[str, Tensor],
         graph: ModelGraph,
-    ) -> list[LayerRecovery]:
+    ) -> list[Change]:
         if group.rows > 1:
-            return [LayerRecovery(layer=group.name, reason=f"its {group.kind} cannot stand in for each other")]
+            return _left(group, f"its {group.kind} cannot stand in for each other")
         filters = _filters(group, before)
         if filters is None:
-            return [LayerRecovery(layer=group.name, reason="no layer with one filter per channel makes its channels")]
+            return _left(group, "no layer with one filter per channel makes its channels")
         unit, size = filters
         removed = np.setdiff1d(np.arange(group.units), kept)
         cosine = (unit[removed] @ unit[kept].T).numpy()
@@ -92,8 +95,12 @@ class Fold(Recovery):
                 here = torch.as_tensor(places[r], device=tensor.device)
                 there = torch.as_tensor(places[onto], device=tensor.device)
                 tensor.index_add_(member.dim, there, before[member.tensor].index_select(member.dim, here) * share)
-            found.append(LayerRecovery(layer=member.kernel, action="fold"))
-        return found or [LayerRecovery(layer=group.name, reason="nothing with weights reads its channels")]
+            found.append(Change(entry=LayerRecovery(layer=member.kernel, action="fold"), tensors=frozenset({member.tensor})))
+        return found or _left(group, "nothing with weights reads its channels")
+
+
+def _left(group: ChannelGroup, reason: str) -> list[Change]:
+    return [Change(entry=LayerRecovery(layer=group.name, reason=reason))]
 
 
 def _filters(group: ChannelGroup, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:

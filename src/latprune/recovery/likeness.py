@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from latprune.recovery.batches import count, sliced, tensors_of
 from latprune.recovery.contract import Situation
+from latprune.recovery.output_error import outputs_of
 from latprune.recovery.pairing import Pairing
-from latprune.recovery.recover import outputs_of
 from latprune.recovery.stepper import record_operations
 from latprune.train.batches import forward
 

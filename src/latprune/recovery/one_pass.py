@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection
+from latprune.recovery.backing_off import Change, kept_where_it_helps
 from latprune.recovery.contract import Recovery, Situation, register_strategy
 from latprune.recovery.pairing import Pairing
 from latprune.recovery.report import LayerRecovery
@@ -17,6 +18,7 @@ from latprune.recovery.rows import from_matrix, to_matrix
 from latprune.recovery.sites import Site, find_sites
 from latprune.recovery.stepper import Stepper, record_operations
 from latprune.recovery.transfer import through_dense
+from latprune.recovery.values import Values
 from latprune.surgery.masked import keep_mask
 
 __all__ = ["OnePassMap"]
@@ -51,9 +53,11 @@ class OnePassMap(Recovery):
 
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Map all consumers."""
-        found: list[LayerRecovery] = []
+        found: list[Change] = []
+        start = Values(situation.pruned)
 
         def change(network: nn.Module) -> None:
+            names = {p.untyped_storage().data_ptr(): name for name, p in network.named_parameters() if p.numel()}
             run = record_operations(network, situation.fitted[0], situation.within)
             pairing = Pairing(situation.graph, Selection(kept=situation.selection.kept), run, run, network, network)
             stepper = Stepper(network, situation.fitted, situation.within, run)
@@ -65,7 +69,7 @@ class OnePassMap(Recovery):
                 masks = [m for f in fields if (m := keep_mask(f, pairing.kept)) is not None]
                 reason = site.reason or _unfit(site, masks)
                 if reason:
-                    found.append(LayerRecovery(layer=site.name, reason=reason))
+                    found.append(Change(entry=LayerRecovery(layer=site.name, reason=reason)))
                     continue
                 keep = masks[0].reshape(-1)
                 with stepper.ready():
@@ -78,13 +82,14 @@ class OnePassMap(Recovery):
                 # Written after the walk, so that every map is fitted to the dense network's own inputs.
                 work.append((site, keep.to(rows.device), rows))
                 work[-1] = (site, work[-1][1], self._map(work[-1][2], work[-1][1]))
-                found.append(LayerRecovery(layer=site.name, action="map"))
+                written = frozenset(names[t.untyped_storage().data_ptr()] for t in site.tensors())
+                found.append(Change(entry=LayerRecovery(layer=site.name, action="map"), tensors=written))
                 situation.say(f"recovery: {site.name} mapped")
             for site, keep, solved in work:
                 _fold(site, keep, solved)
 
         through_dense(situation, change)
-        return found
+        return kept_where_it_helps(situation, start, found)
 
     def _map(self, rows: Tensor, keep: Tensor) -> Tensor:
         """``(kept + 1, removed)`` float64: the map, and the constants in its last row."""

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import ModelGraph, Selection
-from latprune.graph.conditions import preserved_buffers, preserved_state
+from latprune.graph.conditions import preserved_state
 from latprune.graph.moved_buffers import MovedBuffers
-from latprune.graph.tensors import tensors_in
 from latprune.program.module import ProgramModule
 from latprune.progress import speaker
-from latprune.recovery.batches import calibration_batches, count
+from latprune.recovery.backing_off import INCOMPARABLE
+from latprune.recovery.batches import Piece, calibration_pieces, count
 from latprune.recovery.contract import Progress, Recovery, Situation, get_strategy
 from latprune.recovery.norm_basis import norms_on_own_statistics
-from latprune.recovery.report import RecoveryReport
+from latprune.recovery.output_error import no_worse, output_error, outputs_of
+from latprune.recovery.report import LayerRecovery, RecoveryReport
+from latprune.recovery.values import Values
+from latprune.recovery.watching import Watch
 from latprune.states import state_tensors
-from latprune.train.batches import forward
 
 __all__ = ["output_error", "outputs_of", "recover"]
-
-_UNDONE = "undone: the error of the outputs on images that were held out would grow; give more images"
 
 
 def recover(
@@ -41,12 +42,15 @@ def recover(
     images: int = 2048,
     seed: int = 0,
     progress: Progress | None = None,
+    accept: Callable[[], Any] | None = None,
 ) -> RecoveryReport:
     """Bring a pruned network back towards what the dense one computes, from unlabelled images, without training.
 
     Only values of weights and biases change, in place; no parameter is added and no shape changes, so tables and measured latency hold.
     Batch norms then have the recovered network's own statistics, so that training goes on from it, whether they move or are fixed.
     Where the outputs' error would grow, or the call does not come to its end (an error, an interruption), the values are as they were.
+    Where outputs cannot be compared (boxes in varying number, integers) the result of the sub-module that was pruned is, or else those of
+    the last layers; where nothing can be, a strategy that does not check each layer changes nothing.
 
     Args:
         pruned: The pruned network.
@@ -59,13 +63,15 @@ def recover(
         images: Images that are taken from the data, at most; a tenth of them is held out.
         seed: Seed of everything random.
         progress: Called with one line of text as the work goes on.
+        accept: Called when the recovered values are in place; where it raises, the values are put back, and the error is raised.
 
     Returns:
         What was done, layer by layer.
 
     Raises:
-        InvalidArgumentError: The networks do not fit the graph and the selection, there is no data, the data's own code fails, or the
-            dense network does not run on a batch, which is named.
+        InvalidArgumentError: The networks do not fit the graph and the selection, there is no data, the data's own code fails, a batch
+            holds single examples or values that are not finite, or the dense network does not run on a batch or gives values that are not
+            finite; the batch is named.
         LatpruneError: A strategy of one's own added a tensor or changed a shape.
 
     Example:
@@ -79,61 +85,104 @@ def recover(
     parameter = next((p for p in pruned.parameters()), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     only = pruned.only_batch if isinstance(pruned, ProgramModule) else None
-    fitted: list[Any] = []
-    held: list[Any] = []
-    if data is not None:
-        fitted, held = calibration_batches(data, images, device, size=only, whole=only is not None, model=dense)
-    situation = Situation(
-        pruned=pruned,
-        dense=dense,
-        graph=graph,
-        selection=selection,
-        fitted=fitted,
-        held_out=held,
-        seed=seed,
-        say=speaker(progress),
-    )
-    modes = [(m, m.training) for net in (pruned, dense) for m in net.modules()]
     shapes = _shapes(pruned)
-    saved = {name: value.detach().clone() for name, value in _values(pruned)}
-    moved = MovedBuffers(pruned, dense)
-    undo = ExitStack()
-    undo.enter_context(preserved_state(dense))
-    undo.enter_context(preserved_buffers(dense))
-    try:
+    with _put_back_unless_done(pruned, dense) as held:
+        fitted: list[Piece] = []
+        held_out: list[Piece] = []
+        if data is not None:
+            fitted, held_out = calibration_pieces(
+                data, images, device, size=only, whole=only is not None, model=dense, shapes=graph.input_shapes
+            )
+        situation = Situation(
+            pruned=pruned,
+            dense=dense,
+            graph=graph,
+            selection=selection,
+            fitted=[piece.inputs for piece in fitted],
+            held_out=[piece.inputs for piece in held_out],
+            seed=seed,
+            say=speaker(progress),
+        )
         pruned.eval()
         dense.eval()
-        watched = held or fitted
-        before = output_error(pruned, dense, watched)
-        layers = chosen.run(situation)
-        moved.put_back()
-        _check_structure(pruned, shapes, chosen.name)
-        if any(layer.action for layer in layers):
-            norms_on_own_statistics(pruned, situation.fitted, within=situation.within)
-        after = output_error(pruned, dense, watched)
-        if before is not None and after is not None and not after <= before:
-            # Each layer alone was no worse; where all together are, too few images were fitted to, and the network stays as it was.
-            _put_back(pruned, saved)
-            layers = [replace(layer, action="", reason=layer.reason or _UNDONE) for layer in layers]
-            after = before
-    except BaseException:
-        _put_back(pruned, saved)
-        raise
-    finally:
-        moved.put_back()
-        undo.close()
+        watch = Watch(situation, held_out or fitted, held.values)
+        situation.watch = watch
+        if watch.place or not fitted or chosen.checks_layers:
+            layers = chosen.run(situation)
+            held.moved.put_back()
+            _check_structure(pruned, shapes, chosen.name)
+            if any(layer.action for layer in layers):
+                norms_on_own_statistics(pruned, situation.fitted, within=situation.within)
+            after, harm = _judged(watch, held.values)
+        else:
+            layers, after, harm = [LayerRecovery(layer="all layers", reason=f"refused: {INCOMPARABLE}")], None, ""
+        if harm:
+            held.values.put_back()
+            layers = [replace(layer, action="", reason=layer.reason or f"undone: {harm}") for layer in layers]
+            after = watch.before
+        if accept is not None:
+            accept()
+        report = RecoveryReport(
+            strategy=chosen.name,
+            images=sum(count(b) for b in situation.fitted),
+            held_out=sum(count(b) for b in situation.held_out),
+            seconds=time.perf_counter() - start,
+            layers=tuple(layers),
+            settings=chosen.settings(),
+            output_before=_known(watch.before),
+            output_after=_known(after),
+            compared=watch.place,
+        )
+    return report
+
+
+def _judged(watch: Watch, start: Values) -> tuple[float | None, str]:
+    """The error now, and why the recovered values cannot stay; empty where they may."""
+    if spoiled := start.spoiled():
+        return None, f"'{spoiled}' would hold values that are not finite"
+    after = watch.error()
+    # Each layer alone was no worse; where all together are, too few images were fitted to, and the network stays as it was.
+    if after is None or watch.before is None or no_worse(after, watch.before):
+        return after, ""
+    return after, f"the error of the {watch.place} on images that were held out would grow; give more images"
+
+
+def _known(error: float | None) -> float | None:
+    return error if error is not None and math.isfinite(error) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Held:
+    values: Values
+    moved: MovedBuffers
+
+
+@contextmanager
+def _put_back_unless_done(pruned: nn.Module, dense: nn.Module) -> Iterator[_Held]:
+    """Both networks come out in the modes that they had, the dense one with its state, and the pruned one with its values unless
+    everything inside, and putting the dense network back, came to its end.
+
+    Done is said at one place, after the last operation on a tensor; whatever interrupts before it, here too, the rest is put back all the
+    same.
+    """
+    modes = [(module, module.training) for network in (pruned, dense) for module in network.modules()]
+    values, buffers, moved = Values(pruned), Values(dense, buffers=True), MovedBuffers(pruned, dense)
+    done = False
+    with ExitStack() as last:
         for module, training in modes:
-            module.training = training
-    return RecoveryReport(
-        strategy=chosen.name,
-        images=sum(count(b) for b in situation.fitted),
-        held_out=sum(count(b) for b in situation.held_out),
-        seconds=time.perf_counter() - start,
-        layers=tuple(layers),
-        settings=chosen.settings(),
-        output_before=before,
-        output_after=after,
-    )
+            last.callback(setattr, module, "training", training)
+        last.enter_context(preserved_state(dense))
+        try:
+            yield _Held(values=values, moved=moved)
+            moved.put_back()
+            buffers.put_back()
+            done = True
+        finally:
+            if not done:
+                with ExitStack() as undo:  # runs all of them, whichever fails
+                    undo.callback(buffers.put_back)
+                    undo.callback(values.put_back)
+                    undo.callback(moved.put_back)
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -147,59 +196,3 @@ def _check_structure(model: nn.Module, shapes: Mapping[str, tuple[int, ...]], st
     if other:
         was, here = (found.get(other[0], "absent") for found in (shapes, now))
         raise LatpruneError(f"strategy '{strategy}' changed the network's structure, not only values: '{other[0]}' was {was} and is {here}")
-
-
-def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-
-
-@torch.no_grad()
-def _put_back(model: nn.Module, saved: Mapping[str, Tensor]) -> None:
-    for name, value in _values(model):
-        if name in saved and saved[name].shape == value.shape:
-            value.copy_(saved[name])
-
-
-def outputs_of(value: Any) -> list[Tensor]:
-    """The floating-point tensors of a model's output."""
-    return [t for t in tensors_in(value) if t.is_floating_point()]
-
-
-class _Variation:
-    """Squared distance of outputs from their mean over all images, of however many batches, and from zero."""
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor, float, int]] = {}
-        self._size = 0.0
-
-    def add(self, place: int, values: Tensor) -> None:
-        """Take in one batch of the output at ``place``, ``(images, ...)``; images of another shape have a mean of their own."""
-        values = values.double() if values.dim() else values.double().reshape(1)
-        self._size += float(values.square().sum())
-        key = (place, tuple(values.shape[1:]))
-        # Sums are of differences from the first image, so that a large mean costs no digits.
-        first, total, squares, count = self._sums.get(key, (values[0], torch.zeros_like(values[0]), 0.0, 0))
-        apart = values - first
-        self._sums[key] = (first, total + apart.sum(0), squares + float(apart.square().sum()), count + values.shape[0])
-
-    @property
-    def value(self) -> float:
-        """The variation; of images that are all alike, or a single one, the square of the outputs themselves."""
-        found = sum(squares - float(total.square().sum()) / count for _, total, squares, count in self._sums.values())
-        return found if found > 1e-12 * self._size else self._size
-
-
-@torch.no_grad()
-def output_error(pruned: nn.Module, dense: nn.Module, batches: list[Any]) -> float | None:
-    """Squared error of the outputs relative to the dense outputs' variation; None where they have other shapes (or there is no batch)."""
-    error, variation = 0.0, _Variation()
-    for inputs in batches:
-        mine, theirs = outputs_of(forward(pruned, inputs)), outputs_of(forward(dense, inputs))
-        if len(mine) != len(theirs) or any(a.shape != b.shape for a, b in zip(mine, theirs, strict=True)):
-            return None
-        for place, (a, b) in enumerate(zip(mine, theirs, strict=True)):
-            error += float((a.double() - b.double()).square().sum())
-            if b.numel():
-                variation.add(place, b)
-    return error / variation.value if variation.value > 0 else None

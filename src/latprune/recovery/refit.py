@@ -55,6 +55,7 @@ class Refit(Recovery):
     """
 
     name = "refit"
+    checks_layers = True
 
     ridge: float = 1e-2
     rows: int = 60

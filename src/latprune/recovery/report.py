@@ -22,7 +22,9 @@ class LayerRecovery:
         layer: Name of the layer.
         action: What was done (``refit``, ``shift``, ``map``, ...); empty where it was left alone.
         at: Where its result is compared: ``layer`` (after the norm that follows), ``join`` (after the sum of its residual branch) or
-            ``logits`` (queries and keys, at their product; both have its errors).
+            ``logits`` (queries and keys, at their product; both have its errors). Of a strategy that changes all layers at once it is the
+            place where the whole network is compared (``outputs``), and the errors are those with and without the layers that were
+            decided together with it.
         fitted_before: Squared error of the result on the images that were fitted to, relative to the dense result's variation; None where
             it was not computed.
         fitted_after: The same after the change.
@@ -57,6 +59,7 @@ class RecoveryReport:
         output_before: Error of the network's outputs on the held-out images, relative to the dense outputs' variation; None where the
             outputs could not be compared.
         output_after: The same after recovery.
+        compared: Where these errors were measured: ``outputs``, or another place where outputs cannot be compared; empty for none.
     """
 
     strategy: str
@@ -67,6 +70,7 @@ class RecoveryReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     output_before: float | None = None
     output_after: float | None = None
+    compared: str = "outputs"
 
     @property
     def changed(self) -> int:
@@ -97,6 +101,7 @@ class RecoveryReport:
             "settings": dict(self.settings),
             "output_before": self.output_before,
             "output_after": self.output_after,
+            "compared": self.compared,
             "layers": [{name: getattr(layer, name) for name in LayerRecovery.__dataclass_fields__} for layer in self.layers],
         }
 
@@ -120,7 +125,8 @@ class RecoveryReport:
     def __str__(self) -> str:
         text = f"{self.strategy}: {self.changed} of {len(self.layers)} layers changed, {self.images} images, {self.seconds:.1f} s"
         if self.output_before is not None and self.output_after is not None:
-            text += f"; output error on {self.held_out} held-out images {self.output_before:.3g} -> {self.output_after:.3g}"
+            where = "output" if self.compared == "outputs" else f"{self.compared}:"
+            text += f"; {where} error on {self.held_out} held-out images {self.output_before:.3g} -> {self.output_after:.3g}"
         return text
 
 
@@ -150,4 +156,5 @@ class _Report(BaseModel):
     settings: dict[str, Any]
     output_before: float | None
     output_after: float | None
+    compared: str = "outputs"
     layers: list[_Layer]

@@ -29,6 +29,7 @@ class Shift(Recovery):
     """
 
     name = "shift"
+    checks_layers = True
 
     rows: int = 100
     memory: float = 6e8

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -24,7 +24,7 @@ from latprune.graph.conditions import capture_conditions, during_calls, forget_c
 from latprune.graph.tensors import operands, tensors_in
 from latprune.train.batches import forward
 
-__all__ = ["Key", "Operation", "Stepper", "Sequence_", "held_values", "record_operations"]
+__all__ = ["Key", "Lifetimes", "Operation", "Stepper", "Sequence_", "held_values", "record_operations"]
 
 Key = tuple[int, int]
 """A result: number of the operation and place among its results. The inputs of the recorded part are of operation -1."""
@@ -212,25 +212,66 @@ def record_operations(model: nn.Module, inputs: Any, within: str = "") -> Sequen
     return found
 
 
+class Lifetimes:
+    """How many values a run holds at each place: results that something later reads, without views of others.
+
+    Args:
+        sequence: The recorded run.
+    """
+
+    def __init__(self, sequence: Sequence_) -> None:
+        self._operations, self._written = sequence.operations, sequence.written
+        self._last = dict(sequence.last_read)
+        self._base: dict[Key, Key] = {}
+        """A view -> what it shows."""
+        views: set[Key] = set()
+        for index, operation in reversed(list(enumerate(sequence.operations))):
+            for place, (key, returned) in enumerate(zip(operation.results, operation.func._schema.returns, strict=False)):
+                if key == (index, place) and returned.alias_info is not None:
+                    views.add(key)
+                    for source in operation.sources[:1]:
+                        if source is not None:  # what a view shows is held as long as the view is read
+                            self._base[key] = source
+                            self._last[source] = max(self._last.get(source, -1), self._last.get(key, -1))
+        changes = [0] * (len(sequence.operations) + 2)
+        for index, operation in enumerate(sequence.operations):
+            for place, (key, shape) in enumerate(zip(operation.results, operation.result_shapes, strict=True)):
+                until = min(self._last.get((index, place), -1), len(sequence.operations))
+                if key == (index, place) and key not in views and until > index:
+                    changes[index + 1] += math.prod(shape)
+                    changes[until + 1] -= math.prod(shape)
+        self._held = list(accumulate(changes))
+
+    @property
+    def most(self) -> int:
+        """Most values held between two operations."""
+        return max(self._held)
+
+    def held_at(self, stop: int, kept: Iterable[int]) -> int:
+        """Values held where the run stands before operation ``stop``, with the first results of the operations ``kept`` beside.
+
+        Those that something reads after ``stop`` count once, unless what is kept is a copy, because a later operation writes into it.
+        """
+        extra: dict[Key, int] = {}
+        for index in kept:
+            key = self._operations[index].results[0]
+            if key is None or any(j > index for j in self._written.get(key, ())):
+                extra[index, 0] = self.size(index)
+                continue
+            while key in self._base:
+                key = self._base[key]
+            if self._last.get(key, -1) < stop:
+                extra[key] = self.size(index)
+        return self._held[stop] + sum(extra.values())
+
+    def size(self, index: int) -> int:
+        """Values of an operation's first result."""
+        return math.prod(self._operations[index].result_shapes[0])
+
+
 def held_values(sequence: Sequence_) -> int:
     """Most values that a run held between two of its operations: results that something later reads, without views of others."""
-    last = dict(sequence.last_read)
-    views: set[Key] = set()
-    for index, operation in reversed(list(enumerate(sequence.operations))):
-        for place, (key, returned) in enumerate(zip(operation.results, operation.func._schema.returns, strict=False)):
-            if key == (index, place) and returned.alias_info is not None:
-                views.add(key)
-                for source in operation.sources[:1]:
-                    if source is not None:  # what a view shows is held as long as the view is read
-                        last[source] = max(last.get(source, -1), last.get(key, -1))
-    changes = [0] * (len(sequence.operations) + 2)
-    for index, operation in enumerate(sequence.operations):
-        for place, (key, shape) in enumerate(zip(operation.results, operation.result_shapes, strict=True)):
-            until = min(last.get((index, place), -1), len(sequence.operations))
-            if key == (index, place) and key not in views and until > index:
-                changes[index + 1] += math.prod(shape)
-                changes[until + 1] -= math.prod(shape)
-    return max(accumulate(changes))
+    return Lifetimes(sequence).most
 
 
 class _ReachedError(Exception):

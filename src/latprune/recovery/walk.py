@@ -12,11 +12,12 @@ from latprune.errors import InvalidArgumentError
 from latprune.progress import counted
 from latprune.recovery.batches import count
 from latprune.recovery.contract import Situation
+from latprune.recovery.goals import Goals
 from latprune.recovery.pairing import Pairing
 from latprune.recovery.rows import Sampler, to_matrix
 from latprune.recovery.sequences import ProductRows, Products
 from latprune.recovery.sites import Site, find_sites
-from latprune.recovery.stepper import Sequence_, Stepper, held_values, record_operations
+from latprune.recovery.stepper import Stepper, record_operations
 
 __all__ = ["Layer", "Rows", "walk"]
 
@@ -94,39 +95,27 @@ def walk(
     """
     dense_run = record_operations(situation.dense, situation.fitted[0], situation.within)
     pruned_run = record_operations(situation.pruned, situation.fitted[0], situation.within)
-    needed = 4 * (held_values(dense_run) + held_values(pruned_run)) / count(situation.fitted[0])
-    _narrow(situation, needed, activations)
-    batches = [*situation.fitted, *situation.held_out]
-    fitted = len(situation.fitted)
     pairing = Pairing(situation.graph, situation.selection, dense_run, pruned_run, situation.dense, situation.pruned)
     sites = find_sites(pruned_run, situation.pruned)
+    goals = Goals(pairing, dense_run, pruned_run, sites, corrected=corrected, ahead=ahead)
+    goals.shorten(activations / _images(situation) * count(situation.fitted[0]) / 4)
+    _narrow(situation, 4 * goals.held / count(situation.fitted[0]), activations)
+    batches = [*situation.fitted, *situation.held_out]
+    fitted = len(situation.fitted)
     dense = Stepper(situation.dense, batches, situation.within, dense_run)
     pruned = Stepper(situation.pruned, batches, situation.within, pruned_run)
-    following = _streams_after(pairing, dense_run) if ahead else {}
-    goals: dict[int, tuple[int, bool]] = {}
-    for site in sites:
-        if site.reason:
-            continue
-        joined = corrected and site.other is not None and site.compared in pairing.dense_of and _undisturbed(site, pruned_run)
-        if not joined:
-            site.before_sum()
-        if site.compared not in pairing.dense_of:
-            site.reason = "the dense network has no operation at its place"
-            continue
-        at = pairing.dense_of[site.compared]
-        goals[site.index] = (following.get(at, at), True) if joined else (at, False)
-    for at, _ in goals.values():
+    for at, _ in goals.of.values():
         dense.pin(at)
     products = Products(situation, pairing, dense_run, pruned_run, sites, rows=rows, memory=memory) if logits else None
-    left = [at for at, _ in goals.values()]
+    left = [at for at, _ in goals.of.values()]
     for number, site in enumerate(counted(sites, "recovering", unit="layers")):
         if site.reason:
             yield Layer(site=site, reason=site.reason)
             continue
-        at, joined = goals[site.index]
+        at, joined = goals.of[site.index]
         heads = products.of(site) if products is not None else None
         product = (
-            products.rows(heads, dense, pruned, goals) if products is not None and heads is not None and site is heads.sites[0] else None
+            products.rows(heads, dense, pruned, goals.of) if products is not None and heads is not None and site is heads.sites[0] else None
         )
         heads = products.of(site) if products is not None else None
         columns = heads.other_columns(site) if heads is not None else None
@@ -136,7 +125,7 @@ def walk(
                 dense.release(at)
             yield Layer(site=site, product=product, through=True)
             continue
-        note = products.notes.get(site.index, "") if products is not None else ""
+        note = goals.notes.get(site.index, "") or (products.notes.get(site.index, "") if products is not None else "")
         generator = torch.Generator().manual_seed(situation.seed * 1_000_003 + number)
         parts: list[Rows] = []
         problem = ""
@@ -189,40 +178,9 @@ def walk(
         )
 
 
-def _undisturbed(site: Site, run: Sequence_) -> bool:
-    """Whether nothing between the layer and the sum writes into what was there before the layer."""
-    between = range(site.index, site.compared)
-    return not any(key[0] < site.index for j in between for key in run.operations[j].writes)
-
-
-def _streams_after(pairing: Pairing, dense_run: Sequence_) -> dict[int, int]:
-    """Dense sum -> the last sum of the removed blocks that follow it on the same stream, before the next block that stays."""
-    calls = pairing.graph.calls
-    joins = sorted(d for d, c in pairing.call_of.items() if calls[c].joins)
-    found: dict[int, int] = {}
-    for place, at in enumerate(joins):
-        if pairing.removed_join(at):
-            continue
-        last = at
-        for later in joins[place + 1 :]:
-            same = calls[pairing.call_of[later]].output_fields[0], calls[pairing.call_of[at]].output_fields[0]
-            if not pairing.removed_join(later) or not _same_field(*same):
-                break
-            last = later
-        if last != at:
-            found[at] = last
-    return found
-
-
-def _same_field(a: object, b: object) -> bool:
-    import numpy as np
-
-    return (a is None and b is None) or (isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and np.array_equal(a, b))
-
-
 def _narrow(situation: Situation, needed: float, activations: float) -> None:
     """Leave as many images as fit into ``activations`` bytes, at ``needed`` bytes an image."""
-    images = sum(count(batch) for batch in (*situation.fitted, *situation.held_out))
+    images = _images(situation)
     share = activations / max(needed * images, 1.0)
     if share >= 1.0:
         return
@@ -234,6 +192,10 @@ def _narrow(situation: Situation, needed: float, activations: float) -> None:
         f"(={activations:.3g} bytes) may be held{remedy}"
     )
     situation.fitted, situation.held_out = fitted, held_out
+
+
+def _images(situation: Situation) -> int:
+    return max(1, sum(count(batch) for batch in (*situation.fitted, *situation.held_out)))
 
 
 def _share(site: Site, x: Tensor, batches: int, rows: tuple[int, int], memory: float) -> float:

@@ -25,7 +25,7 @@ def statistics_keepers(model: nn.Module) -> list[nn.Module]:
     return norms + [scope for m in model.modules() if isinstance(m, CapturedNetwork) for scope in m.norm_scopes()]
 
 
-def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: int = 50) -> int:
+def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: int = 50, within: str = "") -> int:
     """Replace the running mean and variance of every batch norm by their plain averages over ``batches`` batches; no weight changes.
 
     Cutting channels shifts what reaches the norms that follow; often this alone brings back a good part of the accuracy.
@@ -34,6 +34,7 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
         model: The network, changed in place; its training modes are left as they were.
         data: Batches of inputs, or of ``(inputs, targets)``, whose targets are not looked at.
         batches: Batches at most.
+        within: Path of the part of the network whose norms are recalibrated; all of it by default.
 
     Returns:
         Number of norms that were recalibrated.
@@ -44,9 +45,10 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
     """
     if batches < 1:
         raise InvalidArgumentError(f"batches (={batches}) must be at least 1")
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    inside = set(model.get_submodule(within).modules())
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats and module in inside]
     programs = [module for module in model.modules() if isinstance(module, CapturedNetwork)]
-    scopes = [scope for program in programs for scope in program.norm_scopes()]
+    scopes = [scope for program in programs for scope in program.norm_scopes() if scope in inside]
     if not norms and not scopes:
         return 0
     read = numbered(data)

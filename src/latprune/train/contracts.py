@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.containers import rebuilt
+from latprune.graph.example_inputs import by_argument
 from latprune.train.batches import forward, logits_of, split_batch, without_labels
 from latprune.train.loss import cross_entropy
 from latprune.train.user_code import calling, described, function_name, named
@@ -23,6 +24,7 @@ __all__ = [
     "batches_of",
     "calling",
     "check_accuracy",
+    "check_batched",
     "check_loss_value",
     "check_targets",
     "described",
@@ -112,10 +114,55 @@ def answer(model: nn.Module, inputs: Any, *, batch: int | None = None) -> Any:
     """What the user's model makes of inputs that :func:`inputs_of` gave.
 
     Raises:
-        InvalidArgumentError: The model fails on them; the batch is named.
+        InvalidArgumentError: The model fails on them, or takes no arguments of the names in a mapping; the batch is named.
     """
-    with calling(f"the model ({type(model).__name__})", batch=batch, given=inputs):
-        return forward(model, inputs)
+    try:
+        with calling(f"the model ({type(model).__name__})", batch=batch, given=inputs):
+            return forward(model, inputs)
+    except InvalidArgumentError as error:
+        if isinstance(error.__cause__, TypeError):
+            _check_names(model, inputs, batch)
+        raise
+
+
+def _check_names(model: nn.Module, inputs: Any, batch: int | None) -> None:
+    """A mapping's keys are the keyword arguments of a call: say so where ``forward`` takes other ones."""
+    if not isinstance(inputs, Mapping):
+        return
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(**inputs)
+    except TypeError as error:
+        place = "a batch" if batch is None else f"batch {batch}"
+        raise InvalidArgumentError(
+            f"the inputs in {place} of the data are a mapping with the keys {', '.join(map(repr, inputs))}, which are passed as keyword "
+            f"arguments, and forward of the model ({type(model).__name__}) takes {', '.join(map(repr, signature.parameters)) or 'none'} "
+            f"({error}): give the keys these names, or give tuples (inputs, labels)"
+        ) from error
+
+
+def check_batched(inputs: Any, shapes: Mapping[int | str, tuple[int, ...]], *, batch: int) -> None:
+    """Refuse single examples where batches are read: some models take them without a word, and mean something else.
+
+    Args:
+        inputs: The model's inputs, as :func:`inputs_of` gives them.
+        shapes: Shapes of the example inputs, a batch, by their place or name in the call.
+        batch: Number of the batch.
+
+    Raises:
+        InvalidArgumentError: Every tensor has one dimension less than in the example inputs.
+    """
+    given = by_argument(inputs if isinstance(inputs, (Tensor, Mapping, tuple, list)) else ())
+    ranks = [(value.dim(), len(shapes[key])) for key, value in given.items() if isinstance(value, Tensor) and key in shapes]
+    if ranks and all(here == traced - 1 for here, traced in ranks):
+        example = ", ".join(str(list(shape)) for shape in shapes.values())
+        raise InvalidArgumentError(
+            f"the inputs in batch {batch} of the data are {described(inputs)}, and the example inputs are {example}: these are single "
+            "examples; give DataLoader(data, batch_size=64)"
+        )
 
 
 def check_targets(logits: Tensor, targets: Any, *, batch: int | None = None, turn: bool = True) -> tuple[Tensor, Tensor]:
