@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_batches",
+    "check_counts",
     "check_inputs",
     "check_loss",
     "check_repeatable",
@@ -48,6 +50,17 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     from latprune.graph.conditions import check_repeatable as repeatable
 
     repeatable(model, example_inputs)
+
+
+def check_counts(**numbers: int | None) -> None:
+    """Numbers of images, batches and networks, by the name of their argument; None takes all.
+
+    Raises:
+        InvalidArgumentError: One is no whole number, or is below 1.
+    """
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise InvalidArgumentError(f"{name} (={value!r}) must be a whole number, at least 1")
 
 
 def check_run(run: StagedRun) -> None:
@@ -101,8 +114,6 @@ def _check_together(run: StagedRun) -> None:
         raise InvalidArgumentError(f"candidates (={run.candidates}) picks by accuracy: it needs data= and evaluate=")
     if run.candidates > 1 and pruner.picked is not None:
         raise InvalidArgumentError(f"candidates (={run.candidates}) compares other networks than the one of pick; leave one of them out")
-    if run.candidates < 1:
-        raise InvalidArgumentError(f"candidates (={run.candidates}) must be at least 1, the solver's own answer")
     if run.units not in ("score", "reconstruction"):
         raise InvalidArgumentError(f"units (={run.units!r}) must be score or reconstruction")
     if run.units == "reconstruction" and (run.data is None or pruner.stages > 1):
@@ -110,9 +121,6 @@ def _check_together(run: StagedRun) -> None:
             "units='reconstruction' chooses anew among all channels: it needs data=, and a method of one stage, because what an "
             "earlier stage removed cannot come back"
         )
-    for name, value in (("recovery_images", run.recovery_images), ("importance_batches", run.importance_batches)):
-        if value is not None and value < 1:
-            raise InvalidArgumentError(f"{name} (={value}) must be at least 1")
 
 
 def _trains_masked(pruner: Pruner) -> bool:
