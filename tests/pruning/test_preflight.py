@@ -96,7 +96,11 @@ WRONG_LABELS = [(images, labels + 99) for images, labels in BATCHES]
         ({"method": "uniform", "schedule": "slowly"}, InvalidArgumentError, "must be one of"),
         ({"method": "uniform", "solver": 3}, InvalidArgumentError, "solver's name"),
         ({"method": "uniform", "recovery_images": 0, "data": BATCHES}, InvalidArgumentError, "recovery_images"),
-        ({"method": "uniform", "recovery_images": "many", "data": BATCHES}, InvalidArgumentError, "recovery_images .='many'. must be a whole"),
+        (
+            {"method": "uniform", "recovery_images": "many", "data": BATCHES},
+            InvalidArgumentError,
+            "recovery_images .='many'. must be a whole",
+        ),
         ({"method": "uniform", "recovery_images": 1.5, "data": BATCHES}, InvalidArgumentError, r"recovery_images \(=1.5\) must be a whole"),
         ({"method": "uniform", "importance_batches": "all", "data": iter(BATCHES)}, InvalidArgumentError, "importance_batches"),
         ({"method": "uniform", "candidates": 0, "data": BATCHES}, InvalidArgumentError, "candidates"),
