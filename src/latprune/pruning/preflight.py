@@ -18,7 +18,7 @@ from latprune.methods import Limit, SoftMasks, StageContext
 from latprune.pruning.finetuning import RecipeFit, check_training_data
 from latprune.pruning.fitting import LoaderAccuracy
 from latprune.pruning.picking import no_problem
-from latprune.pruning.preflight_data import Preview, check_criterion_data, check_handed_over
+from latprune.pruning.preflight_data import Preview, check_criterion_data, check_handed_over, check_stages
 from latprune.recovery.batches import inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.train.contracts import calling, named
@@ -52,7 +52,7 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     repeatable(model, example_inputs)
 
 
-def check_counts(**numbers: int | None) -> None:
+def check_counts(**numbers: Any) -> None:
     """Numbers of images, batches and networks, by the name of their argument; None takes all.
 
     Raises:
@@ -116,6 +116,7 @@ def _check_together(run: StagedRun) -> None:
         raise InvalidArgumentError(f"candidates (={run.candidates}) compares other networks than the one of pick; leave one of them out")
     if run.units not in ("score", "reconstruction"):
         raise InvalidArgumentError(f"units (={run.units!r}) must be score or reconstruction")
+    check_stages(pruner)
     if run.units == "reconstruction" and (run.data is None or pruner.stages > 1):
         raise InvalidArgumentError(
             "units='reconstruction' chooses anew among all channels: it needs data=, and a method of one stage, because what an "
