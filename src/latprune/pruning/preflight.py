@@ -19,9 +19,11 @@ from latprune.pruning.finetuning import RecipeFit, check_training_data
 from latprune.pruning.fitting import LoaderAccuracy
 from latprune.pruning.picking import no_problem
 from latprune.pruning.preflight_data import Preview, check_criterion_data, check_handed_over, check_stages
+from latprune.pruning.preflight_taught import check_taught_step
 from latprune.recovery.batches import inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.train.contracts import calling, named
+from latprune.train.loop import check_own_loss
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
@@ -89,6 +91,8 @@ def check_run(run: StagedRun) -> None:
                 check_inputs(pruner.model, trained.first)
             elif trained is not data or loss is not run.loss or not (seen or pruner.needs_gradients):
                 check_loss(pruner.model, trained.first, loss)
+            if distillation is not None:
+                check_taught_step(pruner, run.fit, trained.first)
         if isinstance(run.evaluate, LoaderAccuracy):
             with preserved_state(pruner.model), preserved_buffers(pruner.model):
                 run.evaluate.check(pruner.model)
@@ -99,8 +103,10 @@ def _check_together(run: StagedRun) -> None:
     pruner = run.pruner
     if pruner.measure_latency:  # at the end, whatever the budget is on
         get_engine(pruner.target.engine).check(pruner.target)
-    if isinstance(run.fit, RecipeFit) and _trains_masked(pruner):
-        run.fit.recipe.check_under_masks()
+    if isinstance(run.fit, RecipeFit):
+        if _trains_masked(pruner):
+            run.fit.recipe.check_under_masks()
+        check_own_loss(run.fit.recipe, run.fit.loss)
     if isinstance(pruner.schedule, SoftMasks) and run.fit is None:
         raise InvalidArgumentError(
             f"method {pruner.method.name!r} solves for masks while the network trains: give fit= (a Recipe or a function)"
