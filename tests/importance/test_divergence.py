@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
 from latprune.importance import DivergenceConfig, MagnitudeConfig, SpLampConfig, TaylorConfig, best_units, read, score, width_curve
+from latprune.importance.compared import moved_images
 from latprune.importance.core import cross_entropy_loss
 from latprune.importance.divergence import Divergences
 from latprune.importance.divergence_config import example_count
 from latprune.importance.outputs import output_error, output_js, output_kl
-from latprune.importance.reference import moved_images, parts_of
+from latprune.importance.reference import parts_of
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.methods import MDP, StageContext
 from latprune.pruning.least import least_of

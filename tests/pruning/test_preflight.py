@@ -26,6 +26,7 @@ from latprune.methods import MDP, SMCP, SPLAMP, GlobalThreshold
 from latprune.problem import Solution
 from latprune.pruning import preflight
 from latprune.pruning.lock import locked
+from latprune.recovery import Refit
 from latprune.solve import Exact
 from latprune.zoo import digits_resnet
 
@@ -79,7 +80,7 @@ WRONG_LABELS = [(images, labels + 99) for images, labels in BATCHES]
         ({"method": MDP(score=MagnitudeConfig()), "solver": "simplex"}, InvalidArgumentError, "must be one of"),
         ({"method": "uniform", "fit": latprune.Recipe(epochs=1, learning_rate=0.1)}, InvalidArgumentError, "no data= to train on"),
         ({"method": "uniform", "fit": 3}, InvalidArgumentError, "latprune.Recipe or a function"),
-        ({"method": "uniform", "recover": "refit"}, InvalidArgumentError, "needs data="),
+        ({"method": "uniform", "recover": "refit"}, InvalidArgumentError, "give data="),
         ({"method": "uniform", "recover": "pray", "data": BATCHES}, InvalidArgumentError, "must be one of"),
         ({"method": "uniform", "fit": RECIPE, "data": endless()}, InvalidArgumentError, "no len"),
         ({"method": "uniform", "fit": RECIPE, "data": WRONG_LABELS, "recover": False}, InvalidArgumentError, "hold the class 1"),
@@ -95,6 +96,15 @@ WRONG_LABELS = [(images, labels + 99) for images, labels in BATCHES]
         ({"method": "uniform", "schedule": "slowly"}, InvalidArgumentError, "must be one of"),
         ({"method": "uniform", "solver": 3}, InvalidArgumentError, "solver's name"),
         ({"method": "uniform", "recovery_images": 0, "data": BATCHES}, InvalidArgumentError, "recovery_images"),
+        (
+            {"method": "uniform", "recovery_images": "many", "data": BATCHES},
+            InvalidArgumentError,
+            "recovery_images .='many'. must be a whole",
+        ),
+        ({"method": "uniform", "recovery_images": 1.5, "data": BATCHES}, InvalidArgumentError, r"recovery_images \(=1.5\) must be a whole"),
+        ({"method": "uniform", "importance_batches": "all", "data": iter(BATCHES)}, InvalidArgumentError, "importance_batches"),
+        ({"method": "uniform", "candidates": 0, "data": BATCHES}, InvalidArgumentError, "candidates"),
+        ({"method": "uniform", "recover": Refit(ridge=0.01)}, InvalidArgumentError, r"recover \(='refit'\) needs.*--data, or --images"),
         ({"schedule": latprune.SoftMasks(), "data": BATCHES, "fit": RECIPE}, InvalidArgumentError, "data of its own"),
         (
             {"method": "smcp", "data": BATCHES, "fit": RECIPE, "candidates": 2, "evaluate": BATCHES},
@@ -330,6 +340,7 @@ import sys, time
 from pathlib import Path
 from latprune.problem import Solution
 from latprune.pruning.lock import locked
+from latprune.recovery import Refit
 from latprune.solve import Exact
 with locked(Path(sys.argv[1])):
     print("held", flush=True)

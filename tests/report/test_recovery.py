@@ -31,6 +31,14 @@ _RECOVERY = {
     "layers": _LAYERS,
 }
 
+_UNKNOWN = sample_dict()["dense"] | {"accuracy": None}
+_NOT_TESTED: dict[str, Any] = {"dense": _UNKNOWN, "accuracies": []}
+
+
+def _left(before: float | None, after: float | None, **changes: Any) -> dict[str, Any]:
+    """A recovery with this error of the outputs before and after it."""
+    return _RECOVERY | {"output_before": before, "output_after": after} | changes
+
 
 def _record(cut: float, recovered: float | None, tuned: float | None = None, **changes: Any) -> ResultRecord:
     steps = [("dense", 0.93), ("pruned", cut), ("recovered", recovered), ("fine-tuned", tuned)]
@@ -66,8 +74,20 @@ def test_of_several_stages_the_last_counts() -> None:
         (_record(0.11, 0.85), "fine-tune", True),
         (_record(0.11, 0.6, 0.85), "train longer", True),
         (_record(0.11, 0.92), "", False),
-        (_record(0.1, None, dense=sample_dict()["dense"] | {"accuracy": None}, accuracies=[]), "nothing was done", True),
-        (_record(0.1, 0.5, dense=sample_dict()["dense"] | {"accuracy": None}, accuracies=[]), "not known: give test data", False),
+        (_record(0.1, None, dense=_UNKNOWN, accuracies=[]), "nothing was done", True),
+        (_record(0.1, 0.5, dense=_UNKNOWN, accuracies=[]), "not known: give test data", False),
+        (_record(0.1, 0.5, recovery=_left(1.24, 1.0), **_NOT_TESTED), "than a constant is (relative error 1): fine-tune", True),
+        (_record(0.1, 0.5, recovery=_left(3.0, 0.7), **_NOT_TESTED), "far from the dense network's (relative error 0.7): fine-tune", True),
+        (
+            _record(0.1, 0.5, recovery=_left(6.97, 6.97, strategy="norms", layers=[]), **_NOT_TESTED),
+            "norms) changed nothing: recover by refit",
+            True,
+        ),
+        (_record(0.1, 0.5, recovery=_left(0.2, 0.2, layers=[]), **_NOT_TESTED), "refit) changed nothing: fine-tune", True),
+        (_record(0.1, 0.5, recovery=_left(0.0, 0.0, layers=[]), **_NOT_TESTED), "not known: give test data", False),
+        (_record(0.1, 0.5, recovery=_left(None, None), **_NOT_TESTED), "not known: give test data", False),
+        (_record(0.1, 0.7, recovery=_left(None, None, strategy="fold", images=0)), "recover with images (--recover refit", True),
+        (_record(0.1, 0.7, recovery=_left(2.0, 0.9, strategy="fold")), "recover by refit", True),
     ],
 )
 def test_no_unusable_network_has_a_green_tick(record: ResultRecord, words: str, warns: bool) -> None:

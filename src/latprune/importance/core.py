@@ -29,6 +29,7 @@ __all__ = [
     "check_scorable",
     "criterion_type",
     "cross_entropy_loss",
+    "follows_dense",
     "get_criterion",
     "needs_data",
     "needs_gradients",
@@ -196,6 +197,7 @@ class _Entry:
     reader: Reader[Any] | None
     check: Check[Any] | None
     reads_inputs: bool
+    follows_dense: bool
 
 
 _CRITERIA: Registry[_Entry] = Registry("criterion", group="latprune.criteria", hint="register one with latprune.importance.register")
@@ -210,6 +212,7 @@ def register(
     reader: Reader[ConfigT] | None = None,
     check: Check[ConfigT] | None = None,
     reads_inputs: bool = False,
+    follows_dense: bool = False,
 ) -> Callable[[Criterion[ConfigT]], Criterion[ConfigT]]:
     """Make a function the criterion of a configuration type.
 
@@ -226,6 +229,7 @@ def register(
         check: Takes ``(model, graph, config, batch)`` and raises InvalidArgumentError for a model that cannot be scored, as far as that is
             seen at once; ``batch`` is the first one, None for a criterion that needs none.
         reads_inputs: Whether the criterion runs the model on the inputs of batches alone; then one batch's are tried before anything else.
+        follows_dense: Whether the criterion follows the run of the network as it was traced, so that it cannot score one that was cut.
 
     Raises:
         InvalidArgumentError: The name or the type is taken.
@@ -243,7 +247,13 @@ def register(
     def decorate(criterion: Criterion[ConfigT]) -> Criterion[ConfigT]:
         needed = accumulator is not None if needs_data is None else needs_data
         entry = _Entry(
-            criterion=criterion, accumulator=accumulator, needs_data=needed, reader=reader, check=check, reads_inputs=reads_inputs
+            criterion=criterion,
+            accumulator=accumulator,
+            needs_data=needed,
+            reader=reader,
+            check=check,
+            reads_inputs=reads_inputs,
+            follows_dense=follows_dense,
         )
         _CRITERIA.register(name, entry, config_type=config_type, definition=criterion)
         return criterion
@@ -316,6 +326,11 @@ def check_scorable(model: nn.Module, graph: GroupedModel, config: object, batch:
 def reads_inputs(config: object) -> bool:
     """Whether the criterion of ``config`` runs the model on the inputs of batches, whatever their labels are."""
     return _entry(config).reads_inputs
+
+
+def follows_dense(config: object) -> bool:
+    """Whether the criterion of ``config`` scores only the network as it was traced, not one that was cut since."""
+    return _entry(config).follows_dense
 
 
 def accumulator_for(model: nn.Module, graph: GroupedModel, config: object) -> GradientAccumulator:

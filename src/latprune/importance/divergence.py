@@ -18,6 +18,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.graph.types import Selection
+from latprune.importance.compared import Compared, compared_at
 from latprune.importance.core import (
     Blocks,
     GroupedModel,
@@ -32,8 +33,7 @@ from latprune.importance.core import (
 )
 from latprune.importance.divergence_config import DivergenceConfig, example_count
 from latprune.importance.measured_values import MeasuredValues, digest_of, measured_values
-from latprune.importance.outputs import JUDGES, MEASURES
-from latprune.importance.reference import KeptBatches, Reference, failed_reading
+from latprune.importance.reference import KeptBatches, Reference, failed_reading, first_examples
 from latprune.importance.silenced import batch_statistics, silenced_block, silenced_units
 from latprune.importance.sp_lamp import SpLampConfig
 from latprune.importance.tensors import check_finite, named_tensors, present_units
@@ -41,6 +41,9 @@ from latprune.importance.width_curves import LEAST, add_blocks, drawn_to_prior, 
 from latprune.progress import counted
 
 __all__ = ["DivergenceConfig", "Divergences", "width_curve"]
+
+_FEW = 8
+"""Examples that tell where the outputs can be compared."""
 
 
 class Divergences:
@@ -74,8 +77,10 @@ class Divergences:
         """Rivals that the data could not feed -> the reason, once :attr:`importances` was read."""
         self._loss = loss
         self._home = {name: home_of(group) for name, group in graph.groups.items()}
+        self._at = _place(model, graph, config, batches)
         with batch_statistics(model):
-            self._reference = Reference(model, batches, MEASURES[config.measure], example_count(graph, config))
+            measure = self._at.measure(config.measure)
+            self._reference = Reference(model, batches, measure, example_count(graph, config), at=self._at)
             with measured_values(self._question) as known:
                 blocks = dict.fromkeys(block for kernel in graph.kernels.values() for block in kernel.blocks)
                 named = counted(blocks, "divergence without each block", unit="blocks")
@@ -170,12 +175,12 @@ class Divergences:
         if network is not None:
             with preserved_state(self._model), preserved_buffers(self._model), torch.no_grad():
                 if self._deployed is None:
-                    self._deployed = Reference(self._model, self.batches, JUDGES[self._config.measure], self.examples, moved=True)
+                    self._deployed = self._moved_reference()
                 return self._deployed.distances(network)
         with ExitStack() as silenced:
             silenced.enter_context(batch_statistics(self._model))
             if self._judge is None:
-                self._judge = Reference(self._model, self.batches, JUDGES[self._config.measure], self.examples, moved=True)
+                self._judge = self._moved_reference()
             for block in sorted(selection.removed_blocks & self._blocks.keys()):
                 silenced.enter_context(silenced_block(self._model, self._graph, block))
             for name, kept in selection.kept.items():
@@ -186,9 +191,27 @@ class Divergences:
                 silenced.enter_context(silenced_units(self._model, self._graph.groups[name], gone))
             return self._judge.distances()
 
+    def _moved_reference(self) -> Reference:
+        measure = self._at.measure(self._config.measure, judge=True)
+        return Reference(self._model, self.batches, measure, self.examples, moved=True, at=self._at)
+
 
 def _check(model: nn.Module, graph: GroupedModel, config: DivergenceConfig, batch: Any) -> None:
     check_scorable(model, graph, config.rank, batch)
+    if batch is not None:
+        _place(model, graph, config, [batch])
+
+
+def _place(model: nn.Module, graph: GroupedModel, config: DivergenceConfig, batches: Iterable[Any]) -> Compared:
+    """Where the divergence is measured; a network that takes no few examples runs on all of a measurement's."""
+    count = example_count(graph, config)
+    few = first_examples(batches, min(count, _FEW), model)
+    if not few:
+        return Compared()  # data without a batch has its own error
+    try:
+        return compared_at(model, graph, few[0], config.measure)
+    except InvalidArgumentError:
+        return compared_at(model, graph, first_examples(batches, count, model)[0], config.measure)
 
 
 @register(DivergenceConfig, name="divergence", needs_data=True, reader=Divergences, check=_check, reads_inputs=True)

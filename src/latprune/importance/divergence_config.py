@@ -43,6 +43,8 @@ class DivergenceConfig:
             out, and the run says so; a loss of the caller's own that fails is an error.
         measure: ``kl``: mean Kullback-Leibler divergence of the class probabilities. ``error``: squared error of all outputs relative to
             their variance, for models that do not classify. ``auto``: the first where the outputs are class scores, else the second.
+            Outputs whose shape follows from the images (boxes after a threshold) are left out; where no other is left, the results of the
+            sub-module that is pruned (``within``) are compared, and without one the model is refused.
     """
 
     rank: object = field(default_factory=SpLampConfig)

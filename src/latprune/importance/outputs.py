@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
 
-__all__ = ["JUDGES", "MEASURES", "Measure", "output_error", "output_js", "output_kl"]
+__all__ = ["JUDGES", "MEASURES", "Measure", "class_scores", "output_error", "output_js", "output_kl"]
 
 Measure = Callable[[Any, Any], tuple[float, int]]
 """Takes the reference's and the other's output of one batch; returns the mean distance, at least 0, and the number of examples."""
@@ -23,7 +23,7 @@ def output_kl(reference: Any, other: Any) -> tuple[float, int]:
     The outputs are class scores: a tensor, ``.logits``, ``["logits"]`` or the first of a tuple. The classes are the last dimension of
     ``(batch, classes)`` and ``(batch, tokens, classes)``, the second of ``(batch, classes, rows, columns)``.
     """
-    first, second = _logits(reference), _logits(other)
+    first, second = _both_logits(reference, other)
     dim = 1 if first.ndim == 4 else -1
     dense, now = first.float().log_softmax(dim), second.float().log_softmax(dim)
     return float((dense.exp() * (dense - now)).sum(dim).mean()), int(first.shape[0])
@@ -34,12 +34,35 @@ def output_js(reference: Any, other: Any) -> tuple[float, int]:
 
     Bounded, so that a few examples on which a network is sure and wrong do not decide for all.
     """
-    first, second = _logits(reference), _logits(other)
+    first, second = _both_logits(reference, other)
     dim = 1 if first.ndim == 4 else -1
     dense, now = first.float().log_softmax(dim), second.float().log_softmax(dim)
     middle = torch.logaddexp(dense, now) - math.log(2.0)
     both = 0.5 * (dense.exp() * (dense - middle) + now.exp() * (now - middle))
     return float(both.sum(dim).mean()), int(first.shape[0])
+
+
+def _both_logits(reference: Any, other: Any) -> tuple[Tensor, Tensor]:
+    first, second = _logits(reference), _logits(other)
+    if first.shape != second.shape or not first.numel():
+        raise _incomparable([first], [second])
+    return first, second
+
+
+def _incomparable(reference: list[Tensor], other: list[Tensor]) -> InvalidArgumentError:
+    shapes = [[tuple(tensor.shape) for tensor in found[:4]] for found in (reference, other)]
+    return InvalidArgumentError(
+        f"the model's outputs (shapes {shapes[0]}) and those of the changed one ({shapes[1]}) cannot be compared: they must be of equal "
+        "shapes and not empty; return the maps before a threshold, or take another criterion"
+    )
+
+
+def class_scores(output: Any) -> Tensor | None:
+    """The class scores among a model's outputs; None where it has none."""
+    try:
+        return _logits(output)
+    except InvalidArgumentError:
+        return None
 
 
 def _logits(output: Any) -> Tensor:
@@ -59,10 +82,19 @@ def _logits(output: Any) -> Tensor:
 
 
 def output_error(reference: Any, other: Any) -> tuple[float, int]:
-    """Mean over all floating-point outputs of the squared error relative to the reference's variance."""
-    pairs = list(zip(_tensors(reference), _tensors(other), strict=True))
-    if not pairs:
+    """Mean over the floating-point outputs of the squared error relative to the reference's variance.
+
+    Outputs that are empty, or of another shape in the two, are left out.
+
+    Raises:
+        InvalidArgumentError: None is left.
+    """
+    mine, theirs = _tensors(other), _tensors(reference)
+    if not theirs:
         raise InvalidArgumentError(f"measure (='error') needs floating-point outputs; the model's output is a {type(reference).__name__}")
+    pairs = [(dense, now) for dense, now in zip(theirs, mine, strict=False) if dense.shape == now.shape and dense.numel()]
+    if len(mine) != len(theirs) or not pairs:
+        raise _incomparable(theirs, mine)
     errors = [
         float((now.float() - dense.float()).square().mean() / dense.float().var(correction=0).clamp(min=1e-12)) for dense, now in pairs
     ]
@@ -83,11 +115,7 @@ def _where_scores(measure: Measure) -> Measure:
     """``measure`` where the outputs are class scores, :func:`output_error` for any others."""
 
     def distance(reference: Any, other: Any) -> tuple[float, int]:
-        try:
-            _logits(reference)
-        except InvalidArgumentError:
-            return output_error(reference, other)
-        return measure(reference, other)
+        return output_error(reference, other) if class_scores(reference) is None else measure(reference, other)
 
     return distance
 

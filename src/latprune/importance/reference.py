@@ -11,27 +11,36 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.tensors import tensors_in
+from latprune.importance.compared import Compared, moved_images
 from latprune.importance.core import Scores
 from latprune.importance.outputs import Measure
-from latprune.train.contracts import answer, batches_of, inputs_of
+from latprune.train.contracts import batches_of, inputs_of
 
-__all__ = ["KeptBatches", "Reference", "failed_reading", "first_examples", "moved_images", "parts_of"]
+__all__ = ["KeptBatches", "Reference", "failed_reading", "first_examples", "parts_of"]
 
 _PART = 16
 """Examples of a part whose divergence counts as one observation."""
-_IMAGE = 8
-"""Rows and columns from which on an input counts as images."""
 
 
 class Reference:
-    """The dense outputs on a few examples, and how far the model's present ones are from them."""
+    """The dense outputs on a few examples, and how far the model's present ones are from them; ``at`` says which."""
 
-    def __init__(self, model: nn.Module, data: Iterable[Any], measure: Measure, examples: int, *, moved: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Iterable[Any],
+        measure: Measure,
+        examples: int,
+        *,
+        moved: bool = False,
+        at: Compared | None = None,
+    ) -> None:
         self._model = model
+        self._at = at or Compared()
         self._measure = measure
         found = first_examples(data, examples, model)
         self._inputs = [moved_images(inputs) for inputs in found] if moved else found
-        self._outputs = [answer(model, inputs, batch=number) for number, inputs in enumerate(self._inputs)]
+        self._outputs = [self._at.of(model, inputs, batch=number) for number, inputs in enumerate(self._inputs)]
         if not self._inputs:
             raise InvalidArgumentError("data holds no batch: the divergence is measured on its inputs")
         own = self._distance(self._outputs)
@@ -44,11 +53,11 @@ class Reference:
 
     def distance(self) -> float:
         """Divergence of the model as it is now from the dense one, at least 0."""
-        return self._distance([answer(self._model, inputs) for inputs in self._inputs])
+        return self._distance([self._at.of(self._model, inputs) for inputs in self._inputs])
 
     def distances(self, network: nn.Module | None = None) -> Scores:
         """``(parts,)`` the same for every few examples, of the model as it is now or of another network."""
-        now = [answer(self._model if network is None else network, inputs) for inputs in self._inputs]
+        now = [self._at.of(self._model if network is None else network, inputs) for inputs in self._inputs]
         pairs = ((dense, mine) for whole in zip(self._outputs, now, strict=True) for dense, mine in zip(*map(parts_of, whole), strict=True))
         values = np.array([self._measure(dense, mine)[0] for dense, mine in pairs])
         return np.where(np.isfinite(values), np.maximum(values, 0.0), np.inf)
@@ -148,13 +157,3 @@ def _sliced(value: Any, start: int, end: int) -> Any:
     if isinstance(value, (tuple, list)):
         return [_sliced(item, start, end) for item in value]
     return value
-
-
-def moved_images(inputs: Any) -> Any:
-    """Images mirrored, and moved by a sixteenth of their size around their edges; anything else as it is."""
-    if isinstance(inputs, Mapping):
-        return {key: moved_images(value) for key, value in inputs.items()}
-    if not isinstance(inputs, Tensor) or inputs.ndim != 4 or not inputs.is_floating_point() or min(inputs.shape[2:]) < _IMAGE:
-        return inputs
-    rows, columns = (max(1, round(size / 16)) for size in inputs.shape[2:])
-    return inputs.flip(-1).roll((rows, -columns), (2, 3))

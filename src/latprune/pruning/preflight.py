@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from latprune.methods import Limit, SoftMasks, StageContext
 from latprune.pruning.finetuning import RecipeFit, check_training_data
 from latprune.pruning.fitting import LoaderAccuracy
 from latprune.pruning.picking import no_problem
-from latprune.pruning.preflight_data import Preview, check_criterion_data, check_handed_over
+from latprune.pruning.preflight_data import Preview, check_criterion_data, check_handed_over, check_stages
+from latprune.pruning.preflight_taught import check_taught_step
 from latprune.recovery.batches import inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.train.contracts import calling, named
+from latprune.train.loop import check_own_loss
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_batches",
+    "check_counts",
     "check_inputs",
     "check_loss",
     "check_repeatable",
@@ -48,6 +52,17 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     from latprune.graph.conditions import check_repeatable as repeatable
 
     repeatable(model, example_inputs)
+
+
+def check_counts(**numbers: Any) -> None:
+    """Numbers of images, batches and networks, by the name of their argument; None takes all.
+
+    Raises:
+        InvalidArgumentError: One is no whole number, or is below 1.
+    """
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise InvalidArgumentError(f"{name} (={value!r}) must be a whole number, at least 1")
 
 
 def check_run(run: StagedRun) -> None:
@@ -76,6 +91,8 @@ def check_run(run: StagedRun) -> None:
                 check_inputs(pruner.model, trained.first)
             elif trained is not data or loss is not run.loss or not (seen or pruner.needs_gradients):
                 check_loss(pruner.model, trained.first, loss)
+            if distillation is not None:
+                check_taught_step(pruner, run.fit, trained.first)
         if isinstance(run.evaluate, LoaderAccuracy):
             with preserved_state(pruner.model), preserved_buffers(pruner.model):
                 run.evaluate.check(pruner.model)
@@ -86,8 +103,10 @@ def _check_together(run: StagedRun) -> None:
     pruner = run.pruner
     if pruner.measure_latency:  # at the end, whatever the budget is on
         get_engine(pruner.target.engine).check(pruner.target)
-    if isinstance(run.fit, RecipeFit) and _trains_masked(pruner):
-        run.fit.recipe.check_under_masks()
+    if isinstance(run.fit, RecipeFit):
+        if _trains_masked(pruner):
+            run.fit.recipe.check_under_masks()
+        check_own_loss(run.fit.recipe, run.fit.loss)
     if isinstance(pruner.schedule, SoftMasks) and run.fit is None:
         raise InvalidArgumentError(
             f"method {pruner.method.name!r} solves for masks while the network trains: give fit= (a Recipe or a function)"
@@ -101,18 +120,14 @@ def _check_together(run: StagedRun) -> None:
         raise InvalidArgumentError(f"candidates (={run.candidates}) picks by accuracy: it needs data= and evaluate=")
     if run.candidates > 1 and pruner.picked is not None:
         raise InvalidArgumentError(f"candidates (={run.candidates}) compares other networks than the one of pick; leave one of them out")
-    if run.candidates < 1:
-        raise InvalidArgumentError(f"candidates (={run.candidates}) must be at least 1, the solver's own answer")
     if run.units not in ("score", "reconstruction"):
         raise InvalidArgumentError(f"units (={run.units!r}) must be score or reconstruction")
+    check_stages(pruner)
     if run.units == "reconstruction" and (run.data is None or pruner.stages > 1):
         raise InvalidArgumentError(
             "units='reconstruction' chooses anew among all channels: it needs data=, and a method of one stage, because what an "
             "earlier stage removed cannot come back"
         )
-    for name, value in (("recovery_images", run.recovery_images), ("importance_batches", run.importance_batches)):
-        if value is not None and value < 1:
-            raise InvalidArgumentError(f"{name} (={value}) must be at least 1")
 
 
 def _trains_masked(pruner: Pruner) -> bool:

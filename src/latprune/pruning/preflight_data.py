@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import preserved_buffers, preserved_state
-from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients, reads_inputs
+from latprune.importance import LossFunction, cross_entropy_loss, follows_dense, needs_gradients, reads_inputs
 from latprune.pruning.finetuning import RecipeFit
 from latprune.recovery.batches import run_on_few
 from latprune.train.batches import labels_in, logits_of, split_batch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
     from latprune.pruning.staged_run import StagedRun
 
-__all__ = ["Preview", "check_criterion_data", "check_handed_over", "first_batch"]
+__all__ = ["Preview", "check_criterion_data", "check_handed_over", "check_stages", "first_batch"]
 
 
 def first_batch(data: Iterable[Any]) -> Any:
@@ -117,10 +117,32 @@ def check_criterion_data(pruner: Pruner, data: Preview, loss: LossFunction) -> b
     return False
 
 
+def check_stages(pruner: Pruner) -> None:
+    """The method's criterion can score the network as each stage finds it.
+
+    Raises:
+        InvalidArgumentError: It, or one that it is made of, follows the dense network's run, and the method cuts in several stages.
+    """
+    config = pruner.method.importance
+    if config is None or pruner.stages == 1 or pruner.schedule.after_stage == "mask":
+        return
+    found = next((part for part in (config, *_parts(config)) if follows_dense(part)), None)
+    if found is not None:
+        raise InvalidArgumentError(
+            f"the criterion {type(found).__name__} follows the run of the dense network, and method {pruner.method.name!r} scores one that "
+            f"was cut before in each of its {pruner.stages} stages but the first: take stages=1 (--stages 1), a method of a single pass, "
+            "or another criterion"
+        )
+
+
+def _parts(config: object) -> tuple[object, ...]:
+    """The criteria that a criterion is made of or compared with."""
+    return tuple(part for part in (getattr(config, "rank", None), *getattr(config, "rivals", ())) if part is not None)
+
+
 def _reads_labels(config: object) -> bool:
     """Whether gradients of the loss are among what a criterion is made of or compared with."""
-    parts = (getattr(config, "rank", None), *getattr(config, "rivals", ()))
-    return any(needs_gradients(part) for part in parts if part is not None)
+    return any(needs_gradients(part) for part in _parts(config))
 
 
 def _classifies(model: nn.Module, batch: Any, output: Any) -> bool:

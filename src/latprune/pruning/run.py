@@ -13,7 +13,7 @@ from latprune.progress import listener_of, listening, speaker
 from latprune.pruning.fitting import Evaluate, Fit, FitContext, evaluation_of
 from latprune.pruning.lock import locked
 from latprune.pruning.options import TEMPORARY, Options, PruningOptions, with_options
-from latprune.pruning.preflight import check_run
+from latprune.pruning.preflight import check_counts, check_run
 from latprune.pruning.pruner import Pruner
 from latprune.pruning.result import Result
 from latprune.pruning.staged_run import StagedRun
@@ -89,6 +89,7 @@ def prune(
         BudgetInfeasibleError: The budget cannot be met; carries the lowest latency, measured.
         CheckpointError: ``folder`` holds the progress of another run, or is in use by one.
     """
+    check_counts(recovery_images=recovery_images, importance_batches=importance_batches, candidates=candidates)
     options["progress"] = listener = listener_of(options.get("progress"))
     through = through_norms(model, options)
     if through:
@@ -162,5 +163,7 @@ def _strategy_of(options: Options, data: Iterable[Any] | None) -> Recovery | Non
     if found is None or (options.recover is True and data is None):
         return None
     if found.needs_data and data is None:
-        raise InvalidArgumentError(f"recover (={options.recover!r}) needs data=: batches of inputs, without labels")
+        raise InvalidArgumentError(
+            f"recover (={found.name!r}) needs batches of inputs, without labels: give data= (--data, or --images for a folder of images)"
+        )
     return found

@@ -62,7 +62,11 @@ class Scorer:
             InvalidArgumentError: It cannot; the criterion says why.
         """
         if self._config is not None:
-            check_scorable(self._model, present(self._graph, cut_to), self._config, batch)
+            check_scorable(self._model, self._seen(cut_to), self._config, batch)
+
+    def _seen(self, cut_to: Selection) -> GroupedModel:
+        """What the criterion sees: while nothing is cut the dense graph itself, for some criteria follow its recorded run."""
+        return present(self._graph, cut_to) if cut_to.kept or cut_to.removed_blocks else self._graph
 
     def accumulate(self, cut_to: Selection) -> None:
         """Add the gradients that the parameters hold now."""
@@ -138,17 +142,15 @@ class Scorer:
         self.readings = None
         if self._config is None:
             return None
-        seen = present(self._graph, cut_to)
+        alive = present(self._graph, cut_to).alive
         if self._accumulator is not None:
             self._accumulator.reduce()
-            return self._accumulator.importance().over(seen.alive)
+            return self._accumulator.importance().over(alive)
         values = _digest(self._model)
         if self._last is not None and self._last.answers(cut_to, data, loss, batches, values):
             self.readings = self._last.readings
             return self._last.importance
-        # Some criteria follow the recorded run of the dense network; while nothing is cut, it is what they see.
-        dense = not cut_to.kept and not cut_to.removed_blocks
-        importance = self._scored(self._graph if dense else seen, seen.alive, data, loss, batches)
+        importance = self._scored(self._seen(cut_to), alive, data, loss, batches)
         self._last = _Scored(
             cut_to=cut_to, data=data, loss=loss, batches=batches, values=values, importance=importance, readings=self.readings
         )

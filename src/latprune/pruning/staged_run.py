@@ -164,6 +164,9 @@ class StagedRun:
         self.say("choosing units by reconstruction")
         with pruner.clock.timed("reconstruction"):
             ranking = reconstruction_ranking(pruner.dense_model, pruner.graph, self.data, seed=pruner.seed)
+        unread = [name for name in pruner.graph.groups if name not in ranking]
+        if unread:
+            self.say(f"no layer reads {', '.join(unread)}: their units are the method's")
         return replace(chosen, selection=reselected(pruner.graph, chosen.selection, ranking))
 
     def _picked(self, proposal: StageProposal) -> StageProposal:

@@ -12,7 +12,7 @@ from torch import Tensor
 from latprune.recovery.sites import Site
 from latprune.recovery.stepper import FOREVER, Key, Sequence_
 
-__all__ = ["Product", "RowOrder", "find_products", "has_products"]
+__all__ = ["BATCHED", "Product", "RowOrder", "factors_of", "find_products", "has_products"]
 
 _ATTENTION = frozenset(
     f"aten.{name}"
@@ -21,8 +21,8 @@ _ATTENTION = frozenset(
         "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable"
     ).split()
 )
-_BATCHED = {"aten.bmm": (0, 1), "aten.baddbmm": (1, 2)}
-"""Operator -> places of the two factors among its tensor arguments."""
+BATCHED = {"aten.bmm": (0, 1), "aten.baddbmm": (1, 2)}
+"""Product of matrices -> places of the two factors among its tensor arguments; the second has its tokens last."""
 _SAME = frozenset(f"aten.{name}" for name in "clone alias detach contiguous dropout native_dropout".split())
 _RESHAPED = frozenset({"aten.view", "aten._unsafe_view", "aten.reshape"})
 _MOVED = frozenset(
@@ -92,11 +92,8 @@ def find_products(run: Sequence_, sites: Sequence[Site], examples: int) -> tuple
     found: list[Product] = []
     between: dict[int, str] = {}
     for index, operation in enumerate(run.operations):
-        if operation.name in _ATTENTION:
-            places = (0, 1)
-        elif operation.name in _BATCHED:
-            places = _BATCHED[operation.name]
-        else:
+        places = factors_of(operation.name)
+        if places is None:
             continue
         sides = [_traced(run, operation.sources[place], makers, index) for place in places]
         if any(side.site is None for side in sides):
@@ -114,9 +111,14 @@ def find_products(run: Sequence_, sites: Sequence[Site], examples: int) -> tuple
     return found, between
 
 
+def factors_of(operator: str) -> tuple[int, int] | None:
+    """Places of queries and keys among the tensor arguments of an operator that may be their product; None for any other."""
+    return (0, 1) if operator in _ATTENTION else BATCHED.get(operator)
+
+
 def has_products(run: Sequence_) -> bool:
     """Whether any operation may be a product of queries and keys."""
-    return any(operation.name in _ATTENTION or operation.name in _BATCHED for operation in run.operations)
+    return any(operation.name in _ATTENTION or operation.name in BATCHED for operation in run.operations)
 
 
 @dataclass(slots=True, eq=False)
@@ -146,7 +148,7 @@ def _traced(run: Sequence_, key: Key | None, makers: dict[int, Site], stop: int)
             return _Side(site=site, places=_followed(run, site, chain), rows=rows, outputs=site.outputs)
         operation = run.operations[key[0]]
         tensors = [s for s in operation.sources if s is not None]
-        if operation.name in _ATTENTION or operation.name in _BATCHED or not tensors:
+        if operation.name in _ATTENTION or operation.name in BATCHED or not tensors:
             return _Side()
         plain = operation.name in _SAME | _RESHAPED | _MOVED or (operation.name in _SCALED and _by_number(operation.shapes))
         if not plain or len(tensors) != 1:

@@ -14,7 +14,7 @@ from latprune.graph.model_graph import ModelGraph
 from latprune.graph.types import Role
 from latprune.importance.core import GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.tensors import combine
-from latprune.recovery.elimination import reconstruction_ranking
+from latprune.recovery.elimination import reconstruction_ranking, unread_groups
 
 __all__ = ["ReconstructionConfig", "score_reconstruction"]
 
@@ -22,6 +22,9 @@ __all__ = ["ReconstructionConfig", "score_reconstruction"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReconstructionConfig:
     """Greedy elimination on the Gram matrix of what the consumers read; batches of inputs are needed, labels are not.
+
+    It follows the run of the dense network, so that methods which cut in several stages are refused, and so are networks with a group that
+    no layer and no product of queries and keys reads (:func:`latprune.recovery.reconstruction_ranking`).
 
     Attributes:
         images: Images at most.
@@ -36,18 +39,43 @@ class ReconstructionConfig:
     seed: int = 0
 
 
-@register(ReconstructionConfig, name="reconstruction", needs_data=True, reads_inputs=True)
-def score_reconstruction(
-    model: nn.Module, graph: GroupedModel, config: ReconstructionConfig, data: Iterable[Any] | None, loss: LossFunction
-) -> Importance:
-    """Scores in the order of elimination; shares are split evenly over the layers that make the channels."""
-    if data is None:
-        raise InvalidArgumentError("ReconstructionConfig scores by what layers read: data must hold batches of inputs")
+def _dense(graph: GroupedModel) -> ModelGraph:
     if not isinstance(graph, ModelGraph):
         raise InvalidArgumentError(
             "ReconstructionConfig follows the recorded run of the dense network, and this one was cut: use it in a method of a single pass"
         )
-    units = reconstruction_ranking(model, graph, data, images=config.images, rows=config.rows, ridge=config.ridge, seed=config.seed)
+    return graph
+
+
+def _unread(names: Iterable[str]) -> InvalidArgumentError:
+    found = list(names)
+    listed = ", ".join(f"'{name}'" for name in found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    return InvalidArgumentError(
+        f"ReconstructionConfig scores channels by what reads them, and no layer and no product of queries and keys reads those of {listed}"
+        ": keep these groups whole (keep=, --keep), or take another criterion; units='reconstruction' (--units) leaves them to the method"
+    )
+
+
+def _check(model: nn.Module, graph: GroupedModel, config: ReconstructionConfig, batch: Any) -> None:
+    unread = unread_groups(model, _dense(graph), batch, images=config.images) if batch is not None else []
+    if unread:
+        raise _unread(unread)
+
+
+@register(ReconstructionConfig, name="reconstruction", needs_data=True, reads_inputs=True, check=_check, follows_dense=True)
+def score_reconstruction(
+    model: nn.Module, graph: GroupedModel, config: ReconstructionConfig, data: Iterable[Any] | None, loss: LossFunction
+) -> Importance:
+    """Scores in the order of elimination; shares are split evenly over the layers that make the channels.
+
+    Raises:
+        InvalidArgumentError: There is no data, the network was cut, or nothing can be said of a group.
+    """
+    if data is None:
+        raise InvalidArgumentError("ReconstructionConfig scores by what layers read: data must hold batches of inputs")
+    units = reconstruction_ranking(model, _dense(graph), data, images=config.images, rows=config.rows, ridge=config.ridge, seed=config.seed)
+    if len(units) < len(graph.groups):
+        raise _unread(name for name in graph.groups if name not in units)
     parts: dict[str, list[tuple[tuple[str, ...], Scores]]] = {}
     for name, group in graph.groups.items():
         makers = dict.fromkeys((m.kernel, m.blocks) for m in group.members if m.role is Role.PRODUCER)

@@ -15,23 +15,11 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph
 from latprune.program.module import ProgramModule
 from latprune.recovery.batches import calibration_batches
-from latprune.recovery.rows import to_matrix
-from latprune.recovery.sites import Site, find_sites
-from latprune.recovery.stepper import Stepper, record_operations
+from latprune.recovery.readers import Block, find_readers, measured_blocks, silent_groups
 
-__all__ = ["reconstruction_ranking"]
+__all__ = ["reconstruction_ranking", "unread_groups"]
 
 Scores = npt.NDArray[np.float64]
-
-
-@dataclass(slots=True, eq=False)
-class _Consumer:
-    """What one layer reads: inverse Gram matrix ``(c, c)``, weights ``(c, taps * outputs)``, and the memberships of its channels."""
-
-    inverse: Tensor
-    weight: Tensor
-    energy: float
-    memberships: list[tuple[tuple[str, int], ...]]
 
 
 def reconstruction_ranking(
@@ -48,7 +36,9 @@ def reconstruction_ranking(
 
     Unit by unit the one goes whose loss raises the consumers' squared error least, all remaining weights refitted each time. For
     consumers with inputs ``X``, weights ``B`` and ``H = X'X / n + ridge`` the loss of channel ``q`` is ``|B_q|^2 / (H^-1)_qq`` (optimal
-    brain surgeon for a whole row), after which ``B`` and ``H^-1`` are brought up to date. All taps of a convolution share one Gram matrix.
+    brain surgeon for a whole row), after which ``B`` and ``H^-1`` are brought up to date. All taps of a convolution share one Gram
+    matrix, and each group of filters has its own. Queries and keys go by the logits that they make: a head's terms are its places, and
+    their Gram matrix is that of the queries times that of the keys, place by place.
 
     Args:
         dense: The dense network.
@@ -61,117 +51,111 @@ def reconstruction_ranking(
 
     Returns:
         Group -> ``(units,)`` scores, at least 0: the error (relative to the consumers' results) at which a unit goes, growing in the order
-        of elimination. The best ``w`` units by it are what a width of ``w`` keeps. A group that nothing with weights reads has ones.
+        of elimination. The best ``w`` units by it are what a width of ``w`` keeps. Groups of which nothing can be said are left out:
+        those that no layer and no product of queries and keys reads, such as the inputs of a recurrence.
     """
     if images < 1 or rows < 1 or not ridge >= 0:
         raise InvalidArgumentError(f"images (={images}) and rows (={rows}) must be at least 1 and ridge (={ridge}) at least 0")
+    batches = _batches(dense, graph, data, images)
+    blocks = list(measured_blocks(dense, graph, batches, rows=rows, ridge=ridge, seed=seed))
+    silent = silent_groups(graph, [block.members for block in blocks])
+    return {name: _eliminate(name, graph.groups[name].units, blocks) for name in graph.groups if name not in silent}
+
+
+def unread_groups(dense: nn.Module, graph: ModelGraph, batch: Any, *, images: int = 512) -> list[str]:
+    """Groups that :func:`reconstruction_ranking` leaves out, as far as a run of one batch tells.
+
+    Args:
+        dense: The dense network.
+        graph: Its trace.
+        batch: A batch of inputs.
+        images: Images that are taken of it at most.
+    """
+    _, readers = find_readers(dense, graph, _batches(dense, graph, [batch], images)[0])
+    return silent_groups(graph, [members for reader in readers for members in reader.members])
+
+
+def _batches(dense: nn.Module, graph: ModelGraph, data: Iterable[Any], images: int) -> list[Any]:
     device = next((p.device for p in dense.parameters()), torch.device("cpu"))
     only = dense.only_batch if isinstance(dense, ProgramModule) else None
-    fitted, held = calibration_batches(data, images, device, size=only, whole=only is not None, model=dense, shapes=graph.input_shapes)
-    batches = [*fitted, *held]
-    consumers = _consumers(dense, graph, batches, rows, ridge, seed)
-    return {name: _eliminate(name, graph, consumers) for name in graph.groups}
+    shapes = graph.input_shapes
+    fitted, held = calibration_batches(data, images, device, size=only, whole=only is not None, model=dense, shapes=shapes)
+    return [*fitted, *held]
 
 
-def _consumers(dense: nn.Module, graph: ModelGraph, batches: list[Any], rows: int, ridge: float, seed: int) -> list[_Consumer]:
-    within = str(graph.plan.within or "")
-    run = record_operations(dense, batches[0], within)
-    if [str(op.func) for op in run.operations] != [call.op for call in graph.calls]:
-        raise InvalidArgumentError(
-            "the network takes another course on this data than when it was traced; trace it with a batch like these"
-        )
-    stepper = Stepper(dense, batches, within, run)
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for site in find_sites(run, dense):
-        fields = graph.calls[site.index].all_fields[site.inputs] if not site.reason else ()
-        field = next((f for f in fields if sum(n > 1 for n in f.shape) == 1), None)
-        if field is None or (site.convolution and int(site.options[5]) > 1):
-            continue
-        memberships = [graph.class_units[c] if c >= 0 else () for c in field.reshape(-1).tolist()]
-        if not any(memberships):
-            continue
-        with stepper.ready():
-            for k in range(len(stepper)):
-                stepper.advance(k, site.index)
-        gram = _gram([stepper.arguments(k)[site.inputs] for k in range(len(stepper))], site, rows, generator)
-        gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
-        weight = to_matrix(site)[0].reshape(gram.shape[0], -1)
-        energy = float((weight * (gram @ weight)).sum())
-        if energy > 0:
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-            found.append(_Consumer(inverse=inverse, weight=weight, energy=energy, memberships=memberships))
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A block while units of one group go.
+
+    Attributes:
+        inverse: ``(c, c)`` inverse of the Gram matrix of the channels that are left.
+        weight: ``(c, m)`` their weights, refitted.
+        energy: What errors are relative to.
+        places: Unit -> its channels.
+        losses: ``(units,)`` what each unit would cost now.
+    """
+
+    inverse: Tensor
+    weight: Tensor
+    energy: float
+    places: dict[int, list[int]]
+    losses: Scores
+
+    def weigh(self) -> None:
+        """Bring :attr:`losses` up to date."""
+        by_count: dict[int, list[int]] = {}
+        for unit, places in self.places.items():
+            by_count.setdefault(len(places), []).append(unit)
+        for units in by_count.values():
+            at = torch.tensor([self.places[unit] for unit in units], device=self.weight.device)  # (units, places of each)
+            rows = self.weight[at]
+            if at.shape[1] == 1:
+                values = rows.square().sum((1, 2)) / self.inverse.diagonal()[at[:, 0]].clamp_min(1e-30)
+            else:
+                values = (rows * torch.linalg.solve(self.inverse[at[:, :, None], at[:, None, :]], rows)).sum((1, 2))
+            self.losses[units] = values.cpu().numpy() / self.energy
+
+    def remove(self, unit: int) -> None:
+        """Take a unit's channels out: the remaining weights are refitted, its rows and those of the inverse become 0."""
+        places = self.places.pop(unit)
+        block = torch.linalg.inv(self.inverse[places][:, places])
+        across = self.inverse[:, places]
+        self.weight -= across @ (block @ self.weight[places])
+        self.inverse -= across @ block @ across.T
+        self.weight[places] = 0
+        self.inverse[places, :] = 0
+        self.inverse[:, places] = 0
+        self.inverse[places, places] = 1.0
+        self.losses[unit] = 0.0
+        self.weigh()
+
+
+def _work(name: str, units: int, block: Block) -> _Work | None:
+    places: dict[int, list[int]] = {}
+    for place, members in enumerate(block.members):
+        for group, unit in members:
+            if group == name:
+                places.setdefault(unit, []).append(place)
+    if not places:
+        return None
+    found = _Work(inverse=block.inverse.clone(), weight=block.weight.clone(), energy=block.energy, places=places, losses=np.zeros(units))
+    found.weigh()
     return found
 
 
-def _gram(inputs: list[Tensor], site: Site, rows: int, generator: torch.Generator) -> Tensor:
-    """``(channels, channels)`` float64, mean over the places."""
-    total, count = None, 0
-    for x in inputs:
-        flat = x.flatten(2).transpose(1, 2).reshape(-1, x.shape[1]) if site.convolution else x.reshape(-1, x.shape[-1])
-        wanted = max(256, rows * flat.shape[1] // len(inputs))
-        if flat.shape[0] > wanted:
-            flat = flat[torch.randperm(flat.shape[0], generator=generator)[:wanted].to(flat.device)]
-        here = (flat.T @ flat).double()
-        total = here if total is None else total + here
-        count += flat.shape[0]
-    assert total is not None
-    return total / count
-
-
-def _eliminate(name: str, graph: ModelGraph, consumers: list[_Consumer]) -> Scores:
-    units = graph.groups[name].units
-    work: list[tuple[Tensor, Tensor, float, list[list[int]]]] = []
-    for c in consumers:
-        places: list[list[int]] = [[] for _ in range(units)]
-        for place, members in enumerate(c.memberships):
-            for group, unit in members:
-                if group == name:
-                    places[unit].append(place)
-        if any(places):
-            work.append((c.inverse.clone(), c.weight.clone(), c.energy, places))
-    if not work:
-        return np.ones(units)
+def _eliminate(name: str, units: int, blocks: list[Block]) -> Scores:
+    work = [found for block in blocks if (found := _work(name, units, block)) is not None]
     scores = np.zeros(units)
     alive = np.ones(units, dtype=bool)
     level = 0.0
     for step in range(units):
-        losses = np.zeros(units)
-        for inverse, weight, energy, places in work:
-            losses += _losses(inverse, weight, places, alive) / energy
-        losses[~alive] = np.inf
+        losses = np.where(alive, sum(block.losses for block in work), np.inf)
         unit = int(losses.argmin())
         # The error never falls as more goes; a small step keeps the order where it is flat.
         level = max(level * (1 + 1e-9) + 1e-15 * (step + 1), float(losses[unit]))
         scores[unit] = level
         alive[unit] = False
-        for inverse, weight, _, places in work:
-            _remove(inverse, weight, places[unit])
+        for block in work:
+            if unit in block.places:
+                block.remove(unit)
     return scores
-
-
-def _losses(inverse: Tensor, weight: Tensor, places: list[list[int]], alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    if all(len(p) == 1 for p in places):
-        at = torch.tensor([p[0] for p in places], device=weight.device)
-        values = weight[at].square().sum(1) / inverse.diagonal()[at].clamp_min(1e-30)
-        return np.asarray(values.cpu().numpy(), dtype=np.float64)
-    found = np.zeros(len(places))
-    for unit, mine in enumerate(places):
-        if alive[unit] and mine:
-            rows = weight[mine]
-            found[unit] = float((rows * torch.linalg.solve(inverse[mine][:, mine], rows)).sum())
-    return found
-
-
-def _remove(inverse: Tensor, weight: Tensor, places: list[int]) -> None:
-    """Take channels out: the remaining weights are refitted, their rows and those of the inverse become 0."""
-    if not places:
-        return
-    block = torch.linalg.inv(inverse[places][:, places])
-    across = inverse[:, places]
-    weight -= across @ (block @ weight[places])
-    inverse -= across @ block @ across.T
-    weight[places] = 0
-    inverse[places, :] = 0
-    inverse[:, places] = 0
-    inverse[places, places] = 1.0

@@ -61,7 +61,8 @@ def reselected(
     Args:
         graph: Trace of the dense network.
         selection: Widths and removed blocks.
-        ranking: Group -> ``(units,)`` scores, such as those of :func:`latprune.recovery.reconstruction_ranking`.
+        ranking: Group -> ``(units,)`` scores, such as those of :func:`latprune.recovery.reconstruction_ranking`; groups without an entry
+            keep the units that they have.
         streams: Whether groups that reach beyond residual branches (the streams themselves) are chosen anew too.
     """
     kept = dict(selection.kept)

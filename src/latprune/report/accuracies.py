@@ -111,32 +111,72 @@ def compute_accuracies(record: ResultRecord) -> tuple[AccuracyPoint, ...]:
 
 _FALL = 0.03
 """How far the accuracy may fall before a report says what to do about it."""
+_FAR = 0.5
+"""Squared error of the outputs, relative to their variation, from which on a network is told to be far off: at 1 a constant is as near."""
+_NEAR = 0.01
+"""Such an error below which a recovery that changed nothing had nothing to do."""
+_SHORT = ("fold", "map", "norms", "shift")
+"""Strategies that do less than the refit."""
 
 
 def compute_advice(record: ResultRecord) -> Advice | None:
     """What to do next where the accuracy fell by more than three points, is not known, or is what the cut left; None: all is well."""
     dense, pruned = record.dense.accuracy, record.pruned.accuracy
-    steps = {point.stage.split(" ")[0] for point in record.accuracies} | {stage.name for stage in record.stages}
-    trained = not steps.isdisjoint({"fine-tuned", "fine-tune"})
     if pruned is None or dense is None:
-        see = "give test data (--test-data, evaluate=) to see what the budget costs"
-        if trained or record.recovery is not None:
-            return Advice(text=f"the accuracy is not known: {see}", warns=False)
-        return Advice(
-            text="the accuracy is not known, and nothing was done about what the cut took: give batches of inputs (--data, data=; recovery "
-            f"needs no labels), and {see[5:]}",
-            warns=True,
-        )
+        return _without_accuracy(record)
     lost = dense - pruned
     if lost <= _FALL:
         return None
-    if trained:
-        remedy = "train longer, or ask for a larger budget"
-    elif record.recovery is not None:
-        remedy = "fine-tune (--epochs, fit=), or ask for a larger budget"
-    else:
-        remedy = "recover without training (--data, recover=), fine-tune (--epochs, fit=), or ask for a larger budget"
-    return Advice(text=f"the accuracy fell by {100 * lost:.1f} points: {remedy}", warns=True)
+    return Advice(text=f"the accuracy fell by {100 * lost:.1f} points: {_remedy(record)}", warns=True)
+
+
+def _without_accuracy(record: ResultRecord) -> Advice:
+    """What is known without test data: what was done about the cut, and the error of the outputs that recovery left."""
+    see = "test data (--test-data, evaluate=) to see what the budget costs"
+    if _trained(record):
+        return Advice(text=f"the accuracy is not known: give {see}", warns=False)
+    found = compute_recovery(record)
+    if found is None:
+        return Advice(
+            text="the accuracy is not known, and nothing was done about what the cut took: give batches of inputs (--data, data=; recovery "
+            f"needs no labels), and {see}",
+            warns=True,
+        )
+    left = (record.recovery or {}).get("output_after")
+    if not any(layer.action for layer in found.layers) and (left is None or left > _NEAR):
+        return Advice(
+            text=f"the accuracy is not known, and recovery ({_strategy(record)}) changed nothing: {_remedy(record)}; give {see}", warns=True
+        )
+    if left is not None and not left < _FAR:
+        told = "no nearer to the dense network's than a constant is" if left >= 1 else "far from the dense network's"
+        return Advice(
+            text=f"the accuracy is not known, and the outputs are {told} (relative error {left:.2g}): {_remedy(record)}; give {see}",
+            warns=True,
+        )
+    return Advice(text=f"the accuracy is not known: give {see}", warns=False)
+
+
+def _trained(record: ResultRecord) -> bool:
+    steps = {point.stage.split(" ")[0] for point in record.accuracies} | {stage.name for stage in record.stages}
+    return not steps.isdisjoint({"fine-tuned", "fine-tune"})
+
+
+def _strategy(record: ResultRecord) -> str:
+    return str((record.recovery or {}).get("strategy", ""))
+
+
+def _remedy(record: ResultRecord) -> str:
+    """What brings the network nearer to the dense one than it is after what was done so far."""
+    rest = "fine-tune (--epochs, fit=), or ask for a larger budget"
+    if _trained(record):
+        return "train longer, or ask for a larger budget"
+    if record.recovery is None:
+        return f"recover without training (--data, recover=), {rest}"
+    if not record.recovery.get("images"):
+        return f"recover with images (--recover refit and --data or --images; recover='refit', data=), {rest}"
+    if _strategy(record) in _SHORT:
+        return f"recover by refit (--recover refit, recover='refit'), {rest}"
+    return rest
 
 
 def compute_recovery(record: ResultRecord) -> RecoveryFacts | None:

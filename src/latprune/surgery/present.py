@@ -24,12 +24,14 @@ class PresentModel:
         kernels: The kernels outside of removed blocks, described as in the dense model.
         carried: Depthwise kernel -> contractions that its channels reach, as in the dense model.
         alive: Group -> ``(units,)`` True for the units that are left; none of a group that went with removed blocks.
+        within: Path of the sub-module that is pruned; empty for the whole model.
     """
 
     groups: Mapping[str, ChannelGroup]
     kernels: Mapping[str, Kernel]
     carried: Mapping[str, frozenset[str]] | None
     alive: Mapping[str, Mask]
+    within: str = ""
 
 
 def present(graph: ModelGraph, selection: Selection) -> PresentModel:
@@ -72,6 +74,7 @@ def present(graph: ModelGraph, selection: Selection) -> PresentModel:
         kernels={name: kernel for name, kernel in graph.kernels.items() if kept.removed_blocks.isdisjoint(kernel.blocks)},
         carried=graph.carried,
         alive={name: _alive(kept, name) for name in graph.groups},
+        within=str(graph.plan.within or ""),
     )
 
 
