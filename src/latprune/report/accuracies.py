@@ -120,11 +120,21 @@ _SHORT = ("fold", "map", "norms", "shift")
 
 
 def compute_advice(record: ResultRecord) -> Advice | None:
-    """What to do next where the accuracy fell by more than three points, is not known, or is what the cut left; None: all is well."""
+    """What to do next where the accuracy fell by more than three points or by training, is not known, or is what the cut left.
+
+    None: all is well.
+    """
     dense, pruned = record.dense.accuracy, record.pruned.accuracy
     if pruned is None or dense is None:
         return _without_accuracy(record)
     lost = dense - pruned
+    recovered = _recovered(record)
+    if recovered is not None and recovered > pruned:
+        return Advice(
+            text=f"fine-tuning lowered the accuracy from the {100 * recovered:.1f} % that recovery had: take a lower learning rate, more "
+            "epochs, or a short training to the dense network's outputs (--recipe match-dense, fit=recipe('match-dense'))",
+            warns=lost > _FALL,
+        )
     if lost <= _FALL:
         return None
     return Advice(text=f"the accuracy fell by {100 * lost:.1f} points: {_remedy(record)}", warns=True)
@@ -154,6 +164,15 @@ def _without_accuracy(record: ResultRecord) -> Advice:
             warns=True,
         )
     return Advice(text=f"the accuracy is not known: give {see}", warns=False)
+
+
+def _recovered(record: ResultRecord) -> float | None:
+    """The accuracy after the last recovery, where training came after it."""
+    stages = [point.stage.split(" ")[0] for point in record.accuracies]
+    if "recovered" not in stages or "fine-tuned" not in stages:
+        return None
+    last = len(stages) - 1 - stages[::-1].index("recovered")
+    return record.accuracies[last].accuracy if "fine-tuned" in stages[last:] else None
 
 
 def _trained(record: ResultRecord) -> bool:
