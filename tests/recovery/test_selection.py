@@ -179,3 +179,12 @@ def test_a_criterion_of_the_dense_run_is_refused_by_several_stages(criterion: ob
     with pytest.raises(InvalidArgumentError, match="ReconstructionConfig follows the run of the dense network.*2 stages"):
         latprune.prune(model, x[:2], method=SPLAMP(stages=2, score=criterion), data=[x], **_OPTIONS)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_chain_without_branches_has_no_streams() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    graph = trace(model, torch.randn(2, 6))
+    ((name, group),) = graph.groups.items()
+    ranking = {name: np.arange(group.units, dtype=float)}
+    assert reselected(graph, Selection(kept={name: np.arange(3)}), ranking).kept[name].tolist() == [5, 6, 7]

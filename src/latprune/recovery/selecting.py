@@ -63,10 +63,12 @@ def reselected(
         selection: Widths and removed blocks.
         ranking: Group -> ``(units,)`` scores, such as those of :func:`latprune.recovery.reconstruction_ranking`; groups without an entry
             keep the units that they have.
-        streams: Whether groups that reach beyond residual branches (the streams themselves) are chosen anew too.
+        streams: Whether groups that reach from outside into residual branches (the streams themselves) are chosen anew too.
     """
     kept = dict(selection.kept)
     for name, group in graph.groups.items():
-        if name in kept and name in ranking and (streams or all(member.blocks for member in group.members)):
+        # A group with no member in a branch, as all are in a plain chain, is no stream.
+        stream = len({bool(member.blocks) for member in group.members}) > 1
+        if name in kept and name in ranking and (streams or not stream):
             kept[name] = best_units(group, ranking[name], kept[name].size // group.rows)
     return Selection(kept=kept, removed_blocks=selection.removed_blocks)
