@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from page_parts import budget_words, machines, network_name, percent, read, table
@@ -41,6 +41,12 @@ def _kept(row: Any) -> str:
     return percent(row.get("top1"), 2) + recovered
 
 
+def _trained_on(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many images the trained networks saw, for a heading."""
+    counts = sorted({row["train_images"] for row in rows if row.get("train_images")})
+    return f", trained on {' or '.join(f'{count:,}' for count in counts)}" if counts else ""
+
+
 def _said_calibration(found: Any) -> str:
     counts = sorted({dense["calibration_images"] for dense in found["dense"].values()})
     return " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
@@ -56,7 +62,8 @@ def methods() -> str | None:
         head = ["method", "budget", "delivered", "cut", "norms again", "recovered", "trained"]
         head += ["blocks gone", "stages", "status", "CPU time"]
         parts.append(
-            f"### {network_name(network)}, {found['test_images']:,} test images\n\n" + table(head, [_method(row) for row in found["rows"]])
+            f"### {network_name(network)}, {found['test_images']:,} test images{_trained_on(found['rows'])}\n\n"
+            + table(head, [_method(row) for row in found["rows"]])
         )
     if not parts:
         return None
