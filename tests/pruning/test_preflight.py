@@ -86,6 +86,8 @@ WRONG_LABELS = [(images, labels + 99) for images, labels in BATCHES]
         ({"method": "uniform", "fit": RECIPE, "data": WRONG_LABELS, "recover": False}, InvalidArgumentError, "hold the class 1"),
         ({"method": "uniform", "fit": RECIPE, "data": BATCHES, "loss": failing_loss}, InvalidArgumentError, "labels are strings"),
         ({"method": "uniform", "data": [{"pictures": BATCHES[0][0]}]}, InvalidArgumentError, "recover=False"),
+        ({"method": "uniform", "data": [(BATCHES[0][0][0], 1)]}, InvalidArgumentError, "these are single examples; give DataLoader"),
+        ({"data": [(BATCHES[0][0][0], 1)]}, InvalidArgumentError, "these are single examples; give DataLoader"),
         ({"method": "uniform", "data": failing_data()}, InvalidArgumentError, "no such folder"),
         ({"method": "uniform", "solver": "highs"}, InvalidArgumentError, "makes no problem"),
         ({"method": SPLAMP(), "solver": "group-knapsack", "budget": ["50%", "params=60%"]}, SolverNotApplicableError, "one limit"),

@@ -22,7 +22,7 @@ from latprune.pruning.preflight_data import Preview, check_criterion_data, check
 from latprune.pruning.preflight_taught import check_taught_step
 from latprune.recovery.batches import inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
-from latprune.train.contracts import calling, named
+from latprune.train.contracts import calling, check_batched, named
 from latprune.train.loop import check_own_loss
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def check_run(run: StagedRun) -> None:
         check_solver(pruner, candidates=run.candidates)
         check_repeatable(pruner.model, pruner.example_inputs)
         data = Preview(run.data)
+        if run.strategy is not None and run.data is not None:
+            _check_batched(pruner, data.first)
         seen = check_criterion_data(pruner, data, run.loss)
         check_handed_over(run)
         check_batches(pruner, data, run.loss)
@@ -96,6 +98,15 @@ def check_run(run: StagedRun) -> None:
         if isinstance(run.evaluate, LoaderAccuracy):
             with preserved_state(pruner.model), preserved_buffers(pruner.model):
                 run.evaluate.check(pruner.model)
+
+
+def _check_batched(pruner: Pruner, batch: Any) -> None:
+    """Single examples are told as such, before anything fails on them in words of its own."""
+    try:
+        inputs = inputs_of(batch, pruner.model)
+    except InvalidArgumentError:
+        return  # whoever reads it says what it reads it for
+    check_batched(inputs, pruner.graph.input_shapes, batch=0)
 
 
 def _check_together(run: StagedRun) -> None:
