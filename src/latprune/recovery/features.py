@@ -79,7 +79,7 @@ def stream_modules(dense: nn.Module, graph: ModelGraph, selection: Selection | N
 
     Example:
         >>> stream_modules(dense, graph, selection, x)
-        ('layer1', 'layer2', 'layer3')
+        ('layer1.0', 'layer2.0', 'layer3.0')
     """
     run = record_operations(dense, inputs, str(graph.plan.within or ""))
     pairing = Pairing(graph, Selection(kept=selection.kept if selection else {}), run, run, dense, dense)
