@@ -28,7 +28,7 @@ from latprune.recovery import (
     selection_of_edits,
     strategies,
 )
-from latprune.recovery.batches import calibration_batches
+from latprune.recovery.batches import calibration_pieces
 from latprune.recovery.recover import output_error
 from latprune.recovery.stepper import held_values, record_operations
 from latprune.surgery import prune
@@ -150,9 +150,9 @@ def test_no_more_images_are_taken_than_asked_for() -> None:
 
 def test_all_pieces_have_one_size() -> None:
     """A network that computes anchors anew for another batch size takes one course on all of them; a batch of fewer stays whole."""
-    fitted, held = calibration_batches(torch.arange(256.0).reshape(256, 1).split(24), 512, torch.device("cpu"))
-    assert {len(piece) for piece in (*fitted, *held)} == {25} and len(fitted) == 9 and len(held) == 1
-    fitted, held = calibration_batches([torch.zeros(3, 1)], 3, torch.device("cpu"), size=2)
+    fitted, held = calibration_pieces(torch.arange(256.0).reshape(256, 1).split(24), 512, torch.device("cpu"))
+    assert {len(piece.inputs) for piece in (*fitted, *held)} == {25} and len(fitted) == 9 and len(held) == 1
+    fitted, held = calibration_pieces([torch.zeros(3, 1)], 3, torch.device("cpu"), size=2)
     assert [len(piece) for piece in (*fitted, *held)] == [2, 1]
 
 

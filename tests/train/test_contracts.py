@@ -12,7 +12,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError, LatpruneError
 from latprune.graph import trace
 from latprune.importance import TaylorConfig, cross_entropy_loss, score
-from latprune.recovery.batches import calibration_batches
+from latprune.recovery.batches import calibration_pieces
 from latprune.train import Recipe, evaluate, finetune, recalibrate_batch_norm
 from latprune.train.batches import move, split_batch
 from latprune.train.contracts import (
@@ -291,7 +291,7 @@ def test_batches_of_a_class_of_their_own_are_handed_to_the_model() -> None:
         with pytest.raises(InvalidArgumentError, match="it must hold inputs"):
             inputs_of(nothing)
     with pytest.raises(InvalidArgumentError, match="are a Scene, and recovery takes pieces"):
-        calibration_batches([scene], 4, torch.device("cpu"))
+        calibration_pieces([scene], 4, torch.device("cpu"))
 
 
 def test_batches_without_arrays_are_handed_on_as_they_are() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.containers import rebuilt
 from latprune.importance.core import GroupedModel
 from latprune.importance.outputs import JUDGES, MEASURES, Measure, class_scores
 from latprune.train.contracts import answer
@@ -44,7 +45,12 @@ class Compared:
         results: list[Any] = []
         handle = None
         if self.within:
-            handle = model.get_submodule(self.within).register_forward_hook(lambda module, given, result: results.append(result))
+            # Copies, because what follows may write into them.
+            handle = model.get_submodule(self.within).register_forward_hook(
+                lambda module, given, result: results.append(
+                    rebuilt(result, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+                )
+            )
         try:
             output = answer(model, inputs, batch=batch)
         finally:

@@ -158,7 +158,7 @@ def explore_with(
         with preserved_state(pruner.model), preserved_buffers(pruner.model):
             judge.check(pruner.model)
     if judge is not None and data is not None and pruner.options.strategy is not None and pruner.method.keeps_weights:
-        check_inputs(pruner.model, first_batch(data))
+        check_inputs(pruner.model, first_batch(data), shapes=pruner.graph.input_shapes)
     stage = explored_stage(pruner, points=points, data=data, loss=loss, batches=batches)
     context = stage.context
     with pruner.clock.timed("solve"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from latprune.pruning.preflight_taught import check_taught_step
 from latprune.recovery.batches import inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.train.contracts import calling, check_batched, named
-from latprune.train.loop import check_own_loss
+from latprune.train.rules import check_whole
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
@@ -61,8 +61,8 @@ def check_counts(**numbers: Any) -> None:
         InvalidArgumentError: One is no whole number, or is below 1.
     """
     for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-            raise InvalidArgumentError(f"{name} (={value!r}) must be a whole number, at least 1")
+        if value is not None:
+            check_whole(name, value, least=1)
 
 
 def check_run(run: StagedRun) -> None:
@@ -78,19 +78,17 @@ def check_run(run: StagedRun) -> None:
         check_repeatable(pruner.model, pruner.example_inputs)
         data = Preview(run.data)
         if run.strategy is not None and run.data is not None:
-            _check_batched(pruner, data.first)
+            check_inputs(pruner.model, data.first, shapes=pruner.graph.input_shapes)
         seen = check_criterion_data(pruner, data, run.loss)
         check_handed_over(run)
         check_batches(pruner, data, run.loss)
-        if run.strategy is not None and run.data is not None:
-            check_inputs(pruner.model, data.first)
         if isinstance(run.fit, RecipeFit):
             check_training_data(run.fit.data)
             distillation = run.fit.recipe.distillation
             trained = data if run.fit.data is run.data else Preview(run.fit.data)
             loss = run.fit.loss or cross_entropy_loss
             if distillation is not None and not distillation.needs_labels:
-                check_inputs(pruner.model, trained.first)
+                check_inputs(pruner.model, trained.first, shapes=pruner.graph.input_shapes)
             elif trained is not data or loss is not run.loss or not (seen or pruner.needs_gradients):
                 check_loss(pruner.model, trained.first, loss)
             if distillation is not None:
@@ -98,15 +96,6 @@ def check_run(run: StagedRun) -> None:
         if isinstance(run.evaluate, LoaderAccuracy):
             with preserved_state(pruner.model), preserved_buffers(pruner.model):
                 run.evaluate.check(pruner.model)
-
-
-def _check_batched(pruner: Pruner, batch: Any) -> None:
-    """Single examples are told as such, before anything fails on them in words of its own."""
-    try:
-        inputs = inputs_of(batch, pruner.model)
-    except InvalidArgumentError:
-        return  # whoever reads it says what it reads it for
-    check_batched(inputs, pruner.graph.input_shapes, batch=0)
 
 
 def _check_together(run: StagedRun) -> None:
@@ -117,7 +106,7 @@ def _check_together(run: StagedRun) -> None:
     if isinstance(run.fit, RecipeFit):
         if _trains_masked(pruner):
             run.fit.recipe.check_under_masks()
-        check_own_loss(run.fit.recipe, run.fit.loss)
+        run.fit.recipe.check_own_loss(run.fit.loss)
     if isinstance(pruner.schedule, SoftMasks) and run.fit is None:
         raise InvalidArgumentError(
             f"method {pruner.method.name!r} solves for masks while the network trains: give fit= (a Recipe or a function)"
@@ -179,13 +168,19 @@ def check_batches(pruner: Pruner, data: Preview, loss: LossFunction) -> None:
         pruner.scorer.begin(pruner.cut_to, data.data, first, loss)
 
 
-def check_inputs(model: nn.Module, batch: Any) -> None:
+def check_inputs(model: nn.Module, batch: Any, *, shapes: Mapping[int | str, tuple[int, ...]] | None = None) -> None:
     """Recovery runs the model on the inputs of ``batch``; a few of them go through it.
 
+    Args:
+        model: The model.
+        batch: The batch.
+        shapes: Shapes of the example inputs (``ModelGraph.input_shapes``), by which single examples are told.
+
     Raises:
-        InvalidArgumentError: The model does not run on them.
+        InvalidArgumentError: The model does not run on them, or they are a single example.
     """
     inputs = inputs_of(batch, model)
+    check_batched(inputs, shapes or {}, batch=0)
     with preserved_state(model), preserved_buffers(model):
         try:
             run_on_few(model, inputs)

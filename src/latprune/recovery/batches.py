@@ -21,7 +21,6 @@ from latprune.train.contracts import inputs_of as inputs_in
 __all__ = [
     "Piece",
     "alike",
-    "calibration_batches",
     "calibration_pieces",
     "count",
     "inputs_of",
@@ -150,22 +149,6 @@ def run_on_few(model: nn.Module, inputs: Any, *, number: int = 0) -> tuple[Any, 
             except Exception:  # whether it is the number of images or the images, the whole batch tells
                 pass
         return inputs, answer(model, inputs, batch=number)
-
-
-def calibration_batches(
-    data: Iterable[Any],
-    images: int,
-    device: torch.device,
-    *,
-    size: int | None = None,
-    every: int = 10,
-    whole: bool = False,
-    model: nn.Module | None = None,
-    shapes: Mapping[int | str, tuple[int, ...]] | None = None,
-) -> tuple[list[Any], list[Any]]:
-    """The inputs in the pieces that :func:`calibration_pieces` gives: those to fit to and those held out."""
-    fitted, held = calibration_pieces(data, images, device, size=size, every=every, whole=whole, model=model, shapes=shapes)
-    return [piece.inputs for piece in fitted], [piece.inputs for piece in held]
 
 
 def calibration_pieces(

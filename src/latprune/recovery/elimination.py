@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph
 from latprune.program.module import ProgramModule
-from latprune.recovery.batches import calibration_batches
+from latprune.recovery.batches import calibration_pieces
 from latprune.recovery.readers import Block, find_readers, measured_blocks, silent_groups
 
 __all__ = ["reconstruction_ranking", "unread_groups"]
@@ -79,8 +79,8 @@ def _batches(dense: nn.Module, graph: ModelGraph, data: Iterable[Any], images: i
     device = next((p.device for p in dense.parameters()), torch.device("cpu"))
     only = dense.only_batch if isinstance(dense, ProgramModule) else None
     shapes = graph.input_shapes
-    fitted, held = calibration_batches(data, images, device, size=only, whole=only is not None, model=dense, shapes=shapes)
-    return [*fitted, *held]
+    fitted, held = calibration_pieces(data, images, device, size=only, whole=only is not None, model=dense, shapes=shapes)
+    return [piece.inputs for piece in (*fitted, *held)]
 
 
 @dataclass(slots=True, eq=False)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
 from latprune.recovery.pairing import Pairing
-from latprune.recovery.stepper import record_operations
+from latprune.recovery.stepper import Sequence_, record_operations
 from latprune.train.teaching import KeptChannels
 
-__all__ = ["kept_channels", "stream_modules"]
+__all__ = ["kept_channels", "stream_modules", "streams_of"]
 
 
 def kept_channels(
@@ -49,14 +49,13 @@ def kept_channels(
         at = run.returned.get(name)
         if at is None:
             raise InvalidArgumentError(f"features name the module '{name}', which does not run exactly once with a tensor as its result")
-        call = pairing.call_of.get(at)
-        if call is not None and not selection.removed_blocks.isdisjoint(graph.calls[call].blocks):
+        if _inside(selection.removed_blocks, graph, pairing, at):
             raise InvalidArgumentError(f"features name the module '{name}', which lies in a removed block")
         mask = pairing.mask(at)
-        if mask is None:
-            continue
         carrying = _carrying(mask)
-        if len(carrying) != 1:
+        if mask is None or not carrying:  # all are kept, or there is but one
+            continue
+        if len(carrying) > 1:
             raise InvalidArgumentError(f"features name the module '{name}', whose channels lie on several dimensions of its result")
         found[name] = KeptChannels(dim=carrying[0], index=mask.reshape(-1).nonzero().reshape(-1))
     return found
@@ -83,18 +82,29 @@ def stream_modules(dense: nn.Module, graph: ModelGraph, selection: Selection | N
     """
     run = record_operations(dense, inputs, str(graph.plan.within or ""))
     pairing = Pairing(graph, Selection(kept=selection.kept if selection else {}), run, run, dense, dense)
-    sums = {graph.calls[c].module for c in pairing.call_of.values() if graph.calls[c].joins}
     removed = selection.removed_blocks if selection else frozenset[str]()
-    found = []
-    for path, at in sorted(run.returned.items(), key=lambda entry: entry[1]):
-        call = pairing.call_of.get(at)
-        inside = call is not None and not removed.isdisjoint(graph.calls[call].blocks)
-        mask = pairing.mask(at)
-        if path in sums and not inside and (mask is None or len(_carrying(mask)) == 1):
-            found.append(path)
-    return tuple(found)
+    return tuple(path for path, at in streams_of(run, pairing).items() if not _inside(removed, graph, pairing, at))
 
 
-def _carrying(mask: Tensor) -> list[int]:
-    """Dimensions that channels lie on."""
-    return [dim for dim, extent in enumerate(mask.shape) if extent > 1]
+def streams_of(run: Sequence_, pairing: Pairing) -> dict[str, int]:
+    """The modules that return a stream whose channels lie on one dimension at most -> the dense operation that makes it, in order.
+
+    Args:
+        run: Recorded run of the dense network.
+        pairing: Its operations.
+    """
+    calls = pairing.graph.calls
+    sums = {calls[c].module for c in pairing.call_of.values() if calls[c].joins}
+    found = {path: at for path, at in run.returned.items() if path in sums and len(_carrying(pairing.mask(at))) <= 1}
+    return dict(sorted(found.items(), key=lambda entry: entry[1]))
+
+
+def _inside(removed: frozenset[str], graph: ModelGraph, pairing: Pairing, at: int) -> bool:
+    """Whether an operation of the dense network lies in a removed block."""
+    call = pairing.call_of.get(at)
+    return call is not None and not removed.isdisjoint(graph.calls[call].blocks)
+
+
+def _carrying(mask: Tensor | None) -> list[int]:
+    """Dimensions that channels lie on, where not all are kept."""
+    return [] if mask is None else [dim for dim, extent in enumerate(mask.shape) if extent > 1]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latprune.recovery.batches import count, sliced, tensors_of
 from latprune.recovery.contract import Situation
+from latprune.recovery.features import streams_of
 from latprune.recovery.output_error import outputs_of
 from latprune.recovery.pairing import Pairing
 from latprune.recovery.stepper import record_operations
@@ -52,18 +53,12 @@ class Likeness:
         dense = record_operations(situation.dense, example, situation.within)
         pruned = record_operations(situation.pruned, example, situation.within)
         self._pairing = Pairing(situation.graph, situation.selection, dense, pruned, situation.dense, situation.pruned)
-        joins = {situation.graph.calls[c].module for c in self._pairing.call_of.values() if situation.graph.calls[c].joins}
-        paths = {path for path in joins if path in dense.returned and path in pruned.returned} if streams else set()
-        found = [_Stream(path=path, dense_index=dense.returned[path]) for path in paths]
-        self._streams = sorted((s for s in found if self._along_one_dimension(s)), key=lambda s: s.dense_index)
+        found = streams_of(dense, self._pairing) if streams else {}
+        self._streams = [_Stream(path=path, dense_index=at) for path, at in found.items() if path in pruned.returned]
         self._weight, self.piece = streams, piece
         with torch.no_grad():
             self._outputs = len(outputs_of(forward(situation.dense, example)))
         self._variation = self._variations(situation.fitted)
-
-    def _along_one_dimension(self, stream: _Stream) -> bool:
-        mask = self._pairing.mask(stream.dense_index)
-        return mask is None or sum(n > 1 for n in mask.shape) <= 1
 
     @torch.no_grad()
     def _variations(self, batches: list[Any]) -> list[float]:

@@ -113,7 +113,7 @@ def recover(
             _check_structure(pruned, shapes, chosen.name)
             if any(layer.action for layer in layers):
                 norms_on_own_statistics(pruned, situation.fitted, within=situation.within)
-            after, harm = _judged(watch, held.values)
+            after, harm = _judged(watch, held.values, checked=chosen.checks_layers or not fitted)
         else:
             layers, after, harm = [LayerRecovery(layer="all layers", reason=f"refused: {INCOMPARABLE}")], None, ""
         if harm:
@@ -136,13 +136,18 @@ def recover(
     return report
 
 
-def _judged(watch: Watch, start: Values) -> tuple[float | None, str]:
-    """The error now, and why the recovered values cannot stay; empty where they may."""
+def _judged(watch: Watch, start: Values, *, checked: bool) -> tuple[float | None, str]:
+    """The error now, and why the recovered values cannot stay; empty where they may.
+
+    ``checked`` says that they may where nothing can be compared: each layer was, or there are no images.
+    """
     if spoiled := start.spoiled():
         return None, f"'{spoiled}' would hold values that are not finite"
     after = watch.error()
     # Each layer alone was no worse; where all together are, too few images were fitted to, and the network stays as it was.
-    if after is None or watch.before is None or no_worse(after, watch.before):
+    if after is None or watch.before is None:
+        return after, "" if checked else INCOMPARABLE
+    if no_worse(after, watch.before):
         return after, ""
     return after, f"the error of the {watch.place} on images that were held out would grow; give more images"
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import CaptureError, InvalidArgumentError
+from latprune.importance.compared import Compared
 from latprune.recovery.batches import Piece
 from latprune.recovery.contract import Situation
 from latprune.recovery.output_error import Pair, output_error, outputs_of, relative_error
@@ -16,7 +17,6 @@ from latprune.recovery.pairing import Pairing
 from latprune.recovery.sites import Site, find_sites
 from latprune.recovery.stepper import Sequence_, Stepper, record_operations
 from latprune.recovery.values import Values
-from latprune.train.batches import forward
 
 __all__ = ["Watch"]
 
@@ -79,9 +79,9 @@ class Watch:
         return output_error(self._situation.pruned, self._situation.dense, inputs, places)
 
     def _of_part(self) -> float | None:
-        pruned, dense, within = self._situation.pruned, self._situation.dense, self._situation.within
+        pruned, dense, part = self._situation.pruned, self._situation.dense, Compared(within=self._situation.within)
         return relative_error(
-            (_results_of(pruned, within, piece.inputs), _results_of(dense, within, piece.inputs), piece.place) for piece in self._pieces
+            (outputs_of(part.of(pruned, piece.inputs)), outputs_of(part.of(dense, piece.inputs)), piece.place) for piece in self._pieces
         )
 
     def _of_last_layers(self) -> float | None:
@@ -108,18 +108,6 @@ class Watch:
                     continue
                 mine.append(a)
             yield mine, theirs, piece.place
-
-
-def _results_of(model: nn.Module, path: str, inputs: Any) -> list[Tensor]:
-    """Floating-point results of all calls of a sub-module in one run."""
-    found: list[Tensor] = []
-    # Copies, because what follows may write into them.
-    handle = model.get_submodule(path).register_forward_hook(lambda m, given, output: found.extend(t.clone() for t in outputs_of(output)))
-    try:
-        forward(model, inputs)
-    finally:
-        handle.remove()
-    return found
 
 
 def _reached(model: nn.Module, inputs: Any, within: str, run: Sequence_, operations: list[int]) -> list[Tensor]:

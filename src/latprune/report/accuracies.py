@@ -208,11 +208,14 @@ def compute_recovery(record: ResultRecord) -> RecoveryFacts | None:
     summary = f"{found['strategy']}: {changed} of {len(layers)} layers changed, {found['images']} inputs, {fmt.seconds(found['seconds'])}"
     before, after = found.get("output_before"), found.get("output_after")
     if before is not None and after is not None:
-        summary += f"; error of the outputs on {found['held_out']} held-out inputs {before:.3g} before, {after:.3g} after"
+        where = found.get("compared", "outputs")
+        summary += f"; error of the {where} on {found['held_out']} held-out inputs {before:.3g} before, {after:.3g} after"
     return RecoveryFacts(summary=summary, layers=layers)
 
 
-_PLACES = {"layer": "the layer", "join": "the sum", "logits": "the logits", "outputs": "the outputs"}
+def _place(at: str) -> str:
+    """Where a layer's result is compared, in words."""
+    return "the sum" if at == "join" else f"the {at}" if at else ""
 
 
 def _recovered_layer(layer: Mapping[str, Any]) -> RecoveredLayer:
@@ -221,7 +224,7 @@ def _recovered_layer(layer: Mapping[str, Any]) -> RecoveredLayer:
     return RecoveredLayer(
         name=str(layer["layer"]),
         action=str(layer.get("action", "")),
-        at=_PLACES.get(str(layer.get("at", "")), "") if before is not None else "",
+        at=_place(str(layer.get("at", ""))) if before is not None else "",
         before=before,
         after=after,
         remark=str(layer.get("reason", "") or layer.get("note", "")),

@@ -24,7 +24,7 @@ from latprune.train.teaching import KeptChannels
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["check_own_loss", "finetune"]
+__all__ = ["finetune"]
 
 
 def finetune(
@@ -121,19 +121,6 @@ def finetune(
                 lay_out(model, torch.contiguous_format)
 
 
-def check_own_loss(recipe: Recipe, loss: Loss | None) -> None:
-    """Whether the recipe's distillation goes with a loss of the caller's own.
-
-    Raises:
-        InvalidArgumentError: It compares class scores.
-    """
-    if recipe.distillation is not None and recipe.distillation.of_classes and loss is not None:
-        raise InvalidArgumentError(
-            "recipe.distillation without a loss compares class scores, which cannot go with a loss of your own for training; give "
-            "Distillation(loss=...) on the outputs of both networks, such as latprune.train.matching_loss"
-        )
-
-
 def _check_arguments(
     data: Batches, recipe: Recipe, teacher: nn.Module | None, loss: Loss | None, checkpoint_seconds: float, time_limit: float | None
 ) -> None:
@@ -141,7 +128,7 @@ def _check_arguments(
         raise InvalidArgumentError("data must have a length (batches per epoch) of at least 1")
     if recipe.distillation is not None and teacher is None:
         raise InvalidArgumentError("recipe.distillation needs teacher=, the dense network")
-    check_own_loss(recipe, loss)
+    recipe.check_own_loss(loss)
     if teacher is not None and recipe.distillation is None:
         raise InvalidArgumentError("teacher was given, but recipe.distillation is None; set it, for instance to Distillation()")
     if not checkpoint_seconds >= 0.0:

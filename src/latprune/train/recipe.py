@@ -270,6 +270,18 @@ class Recipe:
                 value = getattr(self, name)
                 raise InvalidArgumentError(f"recipe.{name} (={value!r}) does not go with masks that the network trains under; {instead}")
 
+    def check_own_loss(self, loss: Callable[..., Any] | None) -> None:
+        """Refuse a distillation that does not go with a loss of the caller's own; None is the classification loss.
+
+        Raises:
+            InvalidArgumentError: It compares class scores.
+        """
+        if self.distillation is not None and self.distillation.of_classes and loss is not None:
+            raise InvalidArgumentError(
+                "recipe.distillation without a loss compares class scores, which cannot go with a loss of your own for training; give "
+                "Distillation(loss=...) on the outputs of both networks, such as latprune.train.matching_loss"
+            )
+
     def with_epochs(self, epochs: int) -> Recipe:
         """The same recipe squeezed or stretched to ``epochs``: warm-up and milestones keep their share of the run."""
         share = epochs / self.epochs
