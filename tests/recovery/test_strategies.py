@@ -153,7 +153,7 @@ def test_all_pieces_have_one_size() -> None:
     fitted, held = calibration_pieces(torch.arange(256.0).reshape(256, 1).split(24), 512, torch.device("cpu"))
     assert {len(piece.inputs) for piece in (*fitted, *held)} == {25} and len(fitted) == 9 and len(held) == 1
     fitted, held = calibration_pieces([torch.zeros(3, 1)], 3, torch.device("cpu"), size=2)
-    assert [len(piece) for piece in (*fitted, *held)] == [2, 1]
+    assert [len(piece.inputs) for piece in (*fitted, *held)] == [2, 1]
 
 
 def test_errors_say_what_to_give() -> None:
