@@ -1,6 +1,7 @@
-"""Accuracy after the cut without training, on CIFAR-10: ResNet-20 and ResNet-56, cut and recovered by every strategy.
+"""Accuracy after the cut without training, on CIFAR-10: ResNet-20, ResNet-56 and a small ViT, cut and recovered by every strategy.
 
     python benchmarks/recovery/cifar.py --data DATA -o benchmarks/results/recovery-cifar.json
+    python benchmarks/recovery/cifar.py --data DATA --networks cifar_vit --budgets flops=65% -o benchmarks/results/recovery-cifar.json
 
 DATA holds ``cifar10_train.npz``, ``cifar10_test.npz`` and ``weights/``. Rows are written as they end; a row that is there is not computed
 again, so an interrupted run goes on where it stopped. Structures are cut once and kept in the work folder.
@@ -41,7 +42,7 @@ ONE_SEED = ("cut", "fold")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--networks", nargs="+", default=["resnet56", "resnet20"])
+    parser.add_argument("--networks", nargs="+", default=["resnet56", "resnet20"], help="or cifar_vit")
     parser.add_argument("--budgets", nargs="+", default=["flops=50%", "flops=30%"], help="such as flops=50%% or 50%% (measured latency)")
     parser.add_argument("--method", default="mdp")
     parser.add_argument("--blocks", action="store_true", help="blocks may be removed")

@@ -24,19 +24,26 @@ from latprune.recovery import Recovery, reconstruction_ranking, recover, reselec
 from latprune.recovery.recover import output_error
 from latprune.storage import write_atomic
 from latprune.surgery import ArchitectureEdits, prune, replay
-from latprune.zoo import cifar_resnet, mobilenet_v2, resnet50
+from latprune.zoo import cifar_resnet, cifar_vit, mobilenet_v2, resnet50
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "latency"))
 from result_file import ResultFile
+
+from train_vit import WEIGHTS, WIDTH
 
 __all__ = ["Cut", "ResultFile", "by_reconstruction", "cut_network", "dense_network", "print_rows", "recovered_row", "top"]
 
 
 def dense_network(name: str, data: Path) -> tuple[nn.Module, Tensor]:
     """The pretrained network and an example input."""
+    if name == "cifar_vit":
+        model: nn.Module = cifar_vit(width=WIDTH)
+        model.load_state_dict(load_file(WEIGHTS))
+        return model.eval(), torch.randn(1, 3, 32, 32)
     if name.startswith("resnet") and name != "resnet50":
         depth = int(name.removeprefix("resnet"))
-        model: nn.Module = cifar_resnet(depth=depth)
+        model = cifar_resnet(depth=depth)
         model.load_state_dict(load_file(data / f"weights/cifar10_resnet{depth}.safetensors"))
         return model.eval(), torch.randn(1, 3, 32, 32)
     if name == "efficientnet_lite0":
