@@ -76,6 +76,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "from_scratch": lambda: FromScratch(structure="uniform"),
 }
 RESOURCES = ("flops", "params")
+TIME_LIMIT = 60.0
+"""Seconds of one solve at most, as of ``latprune.prune``."""
 LIMITS = ("parameters + multiply-adds", "latency + parameters", "two targets", "latency + parameters + multiply-adds")
 
 
@@ -204,7 +206,7 @@ def every_limit(network: str, resource: str) -> dict[str, Any]:
     seconds, gaps = [], []
     for percent in range(4, 100, 4):
         started = time.process_time()
-        solution = solve(problem.replace_limits({name: percent / 100 * dense}))
+        solution = solve(problem.replace_limits({name: percent / 100 * dense}), time_limit=TIME_LIMIT)
         seconds.append(time.process_time() - started)
         gaps.append(solution.gap if solution.status != "infeasible" else 0.0)
     return {

@@ -336,6 +336,20 @@ def test_widths_that_jump_are_split(share: float) -> None:
     assert coarse.status == "optimal" and coarse.gain is not None and coarse.gain <= search.gain
 
 
+def test_a_box_is_split_where_most_of_the_whole_is_apart() -> None:
+    """Three units of a wide stream, however many layers read them, move the bound less than a hundred of a narrower group."""
+    problem = wide_problem(400)
+    graph = compact(problem)
+    assert graph is not None
+    search = CountedSearch(graph=graph, control=Control(), max_table=1_000_000, label_cap=400_000, problem=problem)
+    box = [np.arange(200, 204) if v.name == "s" else np.arange(len(v.choices)) for v in problem.variables]
+    low = np.array([states[0] for states in box])
+    high = np.array([203 if v.name == "s" else 100 if v.name == "a0" else s[0] for v, s in zip(problem.variables, box, strict=True)])
+    first, second = search._halves(box, [low, high], np.ones(2))
+    assert [v.name for v, a, b in zip(problem.variables, first, second, strict=True) if a[0] != b[0]] == ["a0"]
+    assert list(first[1]) == list(range(51)) and list(second[1]) == list(range(51, 400))
+
+
 def two_limits(size: int, share: float) -> Problem:
     """The wide problem with a second resource that weighs the same products otherwise, both limited to a share of their dense use."""
     problem = wide_problem(size)

@@ -103,6 +103,8 @@ class BoxSearch(ABC):
     def _halves(self, kept: Box, points: Sequence[IntArray], weights: FloatArray) -> list[Box]:
         """The box in two, where the dual's assignments lie far apart in a variable that much reads; a block first.
 
+        Apart as a share of all that the variable can be, not of what the box has left of it: in a thin box of a stream the ends are near.
+
         Args:
             kept: The box.
             points: Assignments that the dual's minimum lies on.
@@ -120,7 +122,7 @@ class BoxSearch(ABC):
             if len(states) < 2:
                 continue
             ranks = np.array([np.searchsorted(states, p[v]) for p in points])
-            apart = float(np.ptp(ranks)) / (len(states) - 1)
+            apart = float(np.ptp(ranks)) / (self.graph.sizes[v] - 1)
             score = readers[v] * (apart + 1e-6 * len(states))
             if score > best:
                 middle = (len(states) - 2) // 2
