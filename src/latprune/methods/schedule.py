@@ -59,7 +59,7 @@ class Schedule(ABC):
         return "cut"
 
     def measured(self, stage: int) -> bool:
-        """Whether the networks of ``stage`` are measured; where they are not, the tables' word decides. The last stage always is."""
+        """Whether the networks of ``stage`` are measured; where they are not, the tables' prediction decides. The last stage always is."""
         return stage == self.count
 
     @property

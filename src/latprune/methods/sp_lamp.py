@@ -38,7 +38,7 @@ class SPLAMP(Method):
     ``C_k = C / k``, which would end far under the budget). Contributions add up to about twice the dense latency, because each kernel is
     counted by its producer's and its consumer's group: they are a linearisation, so the last stage is measured and corrected.
 
-    The objective (eq. 8) adds up the scores of every layer's filters; how a group of coupled layers counts is the criterion's word
+    The objective (eq. 8) adds up the scores of every layer's filters; how a group of coupled layers counts is the criterion's choice
     (:class:`~latprune.importance.SpLampConfig`).
 
     Attributes:

@@ -107,7 +107,7 @@ def _lowest(proposer: Proposer, context: StageContext) -> float:
 def _network(proposal: Proposal, context: StageContext) -> FrontierNetwork:
     problem, solution = proposal.problem, proposal.solution
     assert problem is not None and solution is not None and solution.gain is not None
-    # A method's own costs may be a linearisation; the resource's word counts.
+    # A method's own costs may be a linearisation; the resource's value counts.
     value = context.predict(proposal.widths, proposal.removed_blocks)
     limit = problem.costs[0].limit
     assert limit is not None

@@ -91,8 +91,8 @@ class Options:
             takes it unless told otherwise, and where a method compares whole networks, they are compared as they are after it.
         seed: Seed of everything random.
         slack: The delivered network is accepted within ``[1 - slack, 1]`` of the budget.
-        measure_latency: False measures nothing. A budget on multiply-adds or parameters is counted all the same; one on latency takes the
-            word of ``tables``, for a device that is not at hand, and leaves room for their error.
+        measure_latency: False measures nothing. A budget on multiply-adds or parameters is counted all the same; one on latency goes by
+            the predictions of ``tables``, for a device that is not at hand, and leaves room for their error.
         progress: Called with one line of text as the work goes on, or a listener (:mod:`latprune.progress`).
         form: ``"class"``: the pruned model is the user's own class. ``"program"``: it is a captured program, in which sizes that the
             class's code holds can shrink too and which reloads without the class; the model itself stays as it is.

@@ -345,7 +345,7 @@ class ProposalSearch:
         with self.clock.timed("solve"):
             proposal = search_counted(self._within_further(proposer, context), search, context)
         if self.limits.predicted:
-            # A method's own sum may be a linearisation; the tables' word counts.
+            # A method's own sum may be a linearisation; the tables' value counts.
             proposal = replace(proposal, predicted=context.predict(proposal.widths, proposal.removed_blocks))
         return StageProposal(
             proposal=proposal,

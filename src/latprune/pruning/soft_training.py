@@ -170,7 +170,7 @@ class MaskedTraining(_UnderMasks):
         except BudgetInfeasibleError:
             if known is None:
                 raise
-            return self._under(known, measure=False)  # one was measured within the budget before; the cut has the last word
+            return self._under(known, measure=False)  # one was measured within the budget before; the cut is measured again
         self._delivers = found.predicted
         return found
 
