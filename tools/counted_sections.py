@@ -61,7 +61,10 @@ def _every_limit(found: Mapping[str, Any]) -> str:
         for (network, _, resource), row in rows.items()
     )
     head = ["network", "resource", "proven", "largest gap", "median", "most"]
-    return "\n\nThe same with magnitude's scores, from 4 to 96 % of the dense value, each limit solved alone, for at most 60 s:\n\n" + table(head, cells)
+    return (
+        "\n\nThe same with magnitude's scores, from 4 to 96 % of the dense value, each limit solved alone, for at most 60 s:\n\n"
+        + table(head, cells)
+    )
 
 
 def explorer() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ __all__ = [
     "defaults",
     "methods",
 ]
+
+DEFAULT, RIVALS = "mdp", ("uniform", "sp_lamp")
+"""The method that ``prune`` takes by default, and those that it is held against without any training."""
 
 
 def defaults() -> str | None:
@@ -24,21 +28,40 @@ def defaults() -> str | None:
         budgets = list(dict.fromkeys(row["budget"] for row in rows))
         values = {(row["method"], row["budget"]): row for row in rows}
         lines = [
-            [method, *(_kept(values.get((method, budget), {})) for budget in budgets)]
+            [method, *(_kept(values.get((method, budget), {}), values.get((DEFAULT, budget), {})) for budget in budgets)]
             for method in dict.fromkeys(row["method"] for row in rows)
         ]
         head = [f"{network_name(network)} (dense {percent(dense['top1'], 2)}, {dense['images']:,} images)", *map(budget_words, budgets)]
         parts.append(table(head, lines))
     text = (
         "## Methods and criteria without any training\n\nTop-1 after the cut with norms measured again on "
-        f"{_said_calibration(found)} training images, by budget; `mdp` is the default. {machines(found)}\n\n"
+        f"{_said_calibration(found)} training images, by budget; `mdp` is the default. {_standing(found)} {machines(found)} "
+        "A star: latency measured on another of them than `mdp`'s.\n\n"
     )
     return text + "\n\n".join(parts) + "\n\n`benchmarks/defaults.py`"
 
 
-def _kept(row: Any) -> str:
+def _standing(found: Any) -> str:
+    """Where the default is above ``uniform`` and ``sp_lamp``, and by how much it is below them elsewhere."""
+    values = {(row["network"], row["budget"], row["method"]): row["top1"] for row in found["rows"] if "top1" in row}
+    pairs = [(n, b, rival) for n, b, rival in values if rival in RIVALS and (n, b, DEFAULT) in values]
+    below = []
+    for network, budget, rival in pairs:
+        ours, theirs = values[network, budget, DEFAULT], values[network, budget, rival]
+        if ours < theirs:
+            images = found["dense"][network]["images"]
+            error = math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / images)
+            what = f"{network_name(network)} at {budget_words(budget)}: {100 * (theirs - ours):.2f} points below `{rival}`"
+            below.append(f"{what}, the standard error of the difference is at most {100 * error:.2f}")
+    rivals = " and ".join(f"`{rival}`" for rival in RIVALS)
+    said = f"Of {len(pairs)} comparisons with {rivals} it is at or above them in {len(pairs) - len(below)}"
+    return f"{said}; {'; '.join(below)}." if below else f"{said}."
+
+
+def _kept(row: Any, default: Any) -> str:
     recovered = f" ({percent(row['recovered'], 2)} recovered)" if "recovered" in row else ""
-    return percent(row.get("top1"), 2) + recovered
+    elsewhere = row and default and not row["budget"].startswith(("flops=", "params=")) and row["machine"] != default["machine"]
+    return percent(row.get("top1"), 2) + recovered + ("*" if elsewhere else "")
 
 
 def _trained_on(rows: Sequence[Mapping[str, Any]]) -> str:
