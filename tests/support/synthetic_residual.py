@@ -37,6 +37,7 @@ class Graph:
     groups: Mapping[str, ChannelGroup]
     kernels: Mapping[str, Kernel]
     carried: Mapping[str, frozenset[str]] | None = None
+    norms: Mapping[str, str] | None = None
 
 
 def member(tensor: str, dim: int, units: int, role: Role, blocks: tuple[str, ...] = (), repeat: int = 1) -> Member:

@@ -17,6 +17,7 @@ from latprune.graph.class_units import ClassUnits
 from latprune.graph.grouping import Grouping
 from latprune.graph.memberships import RawGroup
 from latprune.graph.model_graph import ModelGraph
+from latprune.graph.norms_after import norms_after
 from latprune.graph.range_groups import RangeGroups
 from latprune.graph.realise import Branch
 from latprune.graph.recording import KernelDraft, Recording
@@ -48,6 +49,7 @@ class _Builder(Axes):
         self.node_blocks = self._node_blocks()
         self.kernel_names = self._kernel_names()
         self.users = self._users()
+        self.norms = norms_after(recording, self.kernel_names, self.node_blocks)
         self.along_whole = [RangeGroups(recording.space.ranges, group_of[grouping.roots]) for group_of in self._all_groups()]
 
     # -- blocks and kernels ----------------------------------------------------------------------------------------
@@ -198,16 +200,27 @@ class _Builder(Axes):
         users = self.users.get(tensor, [])
         node = roles[0][1] if roles else next((n for n in users if n in self.kernel_names), users[0] if users else -1)
         kernel = self.kernel_names.get(node, "")
+        role = _ROLES[roles[0][0]] if roles else Role.OTHER
         return Member(
             tensor=tensor,
             dim=dim,
             positions=positions,
             units=units,
-            role=_ROLES[roles[0][0]] if roles else Role.OTHER,
+            role=role,
             kernel=kernel,
             blocks=self._tensor_blocks(tensor),
             within=within,
+            norms=self._norms_of(kernel, positions) if role in (Role.PRODUCER, Role.BIAS) else None,
         )
+
+    def _norms_of(self, kernel: str, positions: IntArray) -> tuple[str, ...]:
+        """The norms that alone read these channels of a kernel; none where something else reads one of them."""
+        after = self.norms.get(kernel, ())
+        if len(set(after)) == 1:
+            return (after[0],)
+        # A transposed convolution in groups numbers the channels of each group from 0.
+        found = {after[k] if k < len(after) else "" for k in positions.tolist()}
+        return () if "" in found else tuple(sorted(found))
 
     def _grouped_members(self, tensor: str, found: dict[int, list[Member]]) -> None:
         rows = self.grouping.roots[self.recording.grouped[tensor].numpy()]
@@ -407,6 +420,7 @@ def build(
         tensor_blocks={name: b.blocks_that_take(name) for name in tensor_axes},
         plan=plan,
         carried=carried_on(recording, b.kernel_names),
+        norms={kernel: after[0] for kernel, after in b.norms.items() if len(set(after)) == 1},
     )
 
 

@@ -34,6 +34,8 @@ class ModelGraph:
         tensor_blocks: For each parameter and buffer the blocks that it goes with.
         plan: What surgery needs: how each tensor, module attribute and removable block follows a selection.
         carried: Depthwise kernel -> the contractions that its channels reach before any other contraction makes new ones.
+        norms: Kernel -> the norm that reads what it makes, inside the same blocks, where nothing else reads it and nothing but views stands
+            between.
         program: The captured program that was traced (``form="program"``): what is pruned then. None for a model of a class.
         folded: The copy with plain weights that was traced (``fold=True``): what is pruned then. None where nothing was folded.
         input_shapes: Shapes of the tensors among the example inputs, by their place or name in the call.
@@ -50,6 +52,7 @@ class ModelGraph:
     tensor_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     plan: SurgeryPlan = field(default_factory=SurgeryPlan)
     carried: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    norms: Mapping[str, str] | None = None
     program: CapturedNetwork | None = None
     folded: nn.Module | None = None
     input_shapes: Mapping[int | str, tuple[int, ...]] = field(default_factory=dict)

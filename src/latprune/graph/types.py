@@ -65,6 +65,8 @@ class Member:
         blocks: Removable blocks that the kernel lies in, outermost first.
         within: For an input dimension of a grouped convolution: the range ``(start, stop)`` of dimension 0 for which ``positions`` hold
             (each group of output filters reads its own input channels); None where the whole tensor is meant.
+        norms: For filters and biases of a contraction: the norms that the channels at these positions go straight into, where nothing else
+            reads them; empty where something does. None where the flow of data is not known.
     """
 
     tensor: str
@@ -75,6 +77,7 @@ class Member:
     kernel: str
     blocks: tuple[str, ...] = ()
     within: tuple[int, int] | None = None
+    norms: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latprune.errors import InvalidArgumentError
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.conditions import preserved_modes
-from latprune.graph.types import ChannelGroup, Member, Role
+from latprune.graph.types import ChannelGroup, Kernel, Member, Role
 from latprune.importance.core import Blocks, GroupedModel
 from latprune.importance.tensors import check_finite, named_tensors, norm_after
 from latprune.progress import counted
@@ -74,12 +74,26 @@ def _places(model: nn.Module, graph: GroupedModel, name: str, group: ChannelGrou
         if member.role is Role.CONSUMER:
             readers.append(place(member, path, True))
         elif member.role is Role.PRODUCER:
-            norm = graph.kernels[after[member.kernel]].module if member.kernel in after else None
-            makers.append(place(member, norm if norm is not None else path, False))
+            norm = graph.kernels[after[member.kernel]] if member.kernel in after else None
+            behind = norm is not None and _keeps_places(modules, graph.kernels[member.kernel], path, norm)
+            makers.append(place(member, str(norm.module) if norm is not None and behind else path, False))
     convolutions = [found for found in readers if not isinstance(modules[found.module], nn.Linear)]
     # A map is seen as it is read, after norm and activation; what only linear layers read was pooled or flattened on the way.
     mapped = any(not isinstance(modules[found.module], nn.Linear) for found in makers)
     return convolutions or (makers if mapped else readers or makers)
+
+
+def _channel_dim(module: nn.Module | None) -> int:
+    """The dimension of a layer's result that the channels lie on."""
+    return -1 if isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm)) else 1
+
+
+def _keeps_places(modules: Mapping[str, nn.Module], maker: Kernel, path: str, norm: Kernel) -> bool:
+    """Whether a norm is a module of its own, and gives the channels at the places at which they were made: not cut into heads."""
+    if norm.module not in modules or norm.name != norm.module:
+        return False
+    made, normed = maker.attributes.get("output_shape"), norm.attributes.get("output_shape")
+    return made is None or normed is None or made[_channel_dim(modules[path])] == normed[_channel_dim(modules[norm.module])]
 
 
 @contextmanager
@@ -129,7 +143,7 @@ def read_activations(
 
     def watch(found: ActivationPlace) -> None:
         module = model.get_submodule(found.module)
-        channels = -1 if isinstance(module, (nn.Linear, nn.LayerNorm)) else 1
+        channels = _channel_dim(module)
         index = torch.from_numpy(found.positions)
 
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:

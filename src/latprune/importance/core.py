@@ -64,6 +64,10 @@ class GroupedModel(Protocol):
     def carried(self) -> Mapping[str, frozenset[str]] | None:
         """Depthwise kernel -> contractions that its channels reach; None where the graph does not know the flow of data."""
 
+    @property
+    def norms(self) -> Mapping[str, str] | None:
+        """Kernel -> the norm that alone reads what it makes; None, or absent, where the graph does not know the flow of data."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Importance:

@@ -74,7 +74,7 @@ class _Weights:
 
 
 def _norm_scales(model: nn.Module, graph: GroupedModel) -> dict[str, Tensor]:
-    """Kernel -> ``(channels,)`` squared scale of the batch norm that runs directly after it, inside the same blocks."""
+    """Kernel -> ``(channels,)`` squared scale of the batch norm that alone reads what it makes, inside the same blocks."""
     scales: dict[str, Tensor] = {}
     for before, after in norm_after(graph).items():
         path = graph.kernels[after].module

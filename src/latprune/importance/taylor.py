@@ -79,7 +79,8 @@ class TaylorAccumulator(GradientAccumulator):
 
         def scored(member: Member) -> bool:
             if member.role in (Role.PRODUCER, Role.BIAS):
-                return self._norm_after.get(member.kernel) not in norms
+                after = member.norms if member.norms is not None else (self._norm_after.get(member.kernel),)
+                return not after or not norms.issuperset(after)
             return member.role is Role.NORM
 
         found = [m for m in group.members if scored(m) and isinstance(tensors.get(m.tensor), nn.Parameter)]

@@ -104,7 +104,13 @@ def present_units(group: ChannelGroup) -> npt.NDArray[np.bool_]:
 
 
 def norm_after(graph: GroupedModel) -> dict[str, str]:
-    """Kernel -> the norm that runs directly after it, inside the same blocks: it scales what the kernel makes, and no sum."""
+    """Kernel -> the norm that alone reads what it makes, inside the same blocks: it scales what the kernel makes, and no sum.
+
+    A graph that does not know the flow of data goes by the order of the kernels: the norm that runs directly after.
+    """
+    known: Mapping[str, str] | None = getattr(graph, "norms", None)  # graphs of other packages may lack it
+    if known is not None:
+        return {kernel: norm for kernel, norm in known.items() if kernel in graph.kernels and norm in graph.kernels}
     kernels = list(graph.kernels.values())
     return {
         before.name: after.name

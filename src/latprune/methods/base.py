@@ -268,6 +268,13 @@ class Method(ABC):
             InvalidArgumentError: It cannot.
         """
 
+    def check_model(self, model: nn.Module) -> None:  # noqa: B027
+        """Refuse a model whose weights the method could not finish, before anything is measured; nothing unless it says otherwise.
+
+        Raises:
+            InvalidArgumentError: It could not.
+        """
+
     @abstractmethod
     def prepare(self, context: StageContext) -> Proposer:
         """Fill the tables of one stage and return its proposer."""

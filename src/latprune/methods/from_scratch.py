@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from torch import nn
 from latprune.errors import InvalidArgumentError
 from latprune.methods.base import Method, Proposer, StageContext, get_method, register_method
 from latprune.methods.schedule import Schedule, SoftMasks
+from latprune.program import ProgramModule, fresh_values
 
 __all__ = ["FromScratch", "reinitialise"]
 
@@ -76,6 +78,13 @@ class FromScratch(Method):
         """What the other method refuses."""
         self.chooser.check_budget(on_latency=on_latency, measures=measures)
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a captured program whose fresh weights cannot be told."""
+        self.chooser.check_model(model)
+        for module in model.modules():
+            if isinstance(module, ProgramModule):
+                fresh_values(module)
+
     def prepare(self, context: StageContext) -> Proposer:
         """The other method's proposer."""
         return self.chooser.prepare(context)
@@ -94,18 +103,51 @@ def reinitialise(model: nn.Module, *, seed: int) -> None:
     """Draw every parameter anew, in place: by its module's own ``reset_parameters``, else from a normal distribution with the mean and
     the deviation that the parameter has (position embeddings and other parameters that no layer of PyTorch's owns).
 
-    The generator of the process is as before afterwards.
+    A captured program has no such modules: its parameters are drawn as the layers that its steps are would draw them, and its norms begin
+    anew with their statistics (:func:`latprune.program.fresh_values`).
+
+    The generators of the process are as before afterwards, those of the model's devices too.
+
+    Raises:
+        InvalidArgumentError: A captured program has a parameter that none of PyTorch's layers reads; nothing was changed.
     """
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
+    programs = [module for module in model.modules() if isinstance(module, ProgramModule)]
+    drawn = [(program, fresh_values(program)) for program in programs]
+    held = {id(module) for program in programs for module in program.modules()}
+    with _seeded(model, seed):
         for module in model.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
-                continue
-            for parameter in module.parameters(recurse=False):
-                if parameter.is_floating_point() and parameter.numel() > 1:
-                    parameter.normal_(float(parameter.mean()), float(parameter.std()))
-    finally:
-        torch.set_rng_state(state)
+            if id(module) not in held:
+                _reset(module)
+        for program, values in drawn:
+            tensors = program.stored()
+            for name, fresh in values.items():
+                fresh.draw(tensors[name])
+
+
+def _reset(module: nn.Module) -> None:
+    reset = getattr(module, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    for parameter in module.parameters(recurse=False):
+        if parameter.is_floating_point() and parameter.numel() > 1:
+            parameter.normal_(float(parameter.mean()), float(parameter.std()))
+
+
+@contextmanager
+def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """The default generators of the CPU and of the model's devices begin at ``seed``, and are put back."""
+    devices: dict[str, set[int]] = {"cpu": set()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type not in ("cpu", "meta"):
+            devices.setdefault(tensor.device.type, set()).add(tensor.device.index or 0)
+    with ExitStack() as kept:
+        for kind, indices in devices.items():
+            # torch.manual_seed would seed devices that are not put back, and those that begin to be used later.
+            kept.enter_context(torch.random.fork_rng(sorted(indices), device_type="cuda" if kind == "cpu" else kind))
+            for index in sorted(indices):
+                module = getattr(torch, kind)
+                with module.device(index):
+                    module.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        yield

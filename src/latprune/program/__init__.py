@@ -2,7 +2,8 @@
 
 from latprune.program.capturing import capture
 from latprune.program.format import load_program, save_program
+from latprune.program.fresh import Fresh, fresh_values
 from latprune.program.module import ProgramModule, ProgramScope
 from latprune.program.steps import Program, Step
 
-__all__ = ["Program", "ProgramModule", "ProgramScope", "Step", "capture", "load_program", "save_program"]
+__all__ = ["Fresh", "Program", "ProgramModule", "ProgramScope", "Step", "capture", "fresh_values", "load_program", "save_program"]

@@ -95,6 +95,7 @@ class Pruner:
         self.clock = Clock(listener)
         subject = admitted(model, example_inputs, given, self.clock)
         self.model, self.graph, self.dense_model = subject.model, subject.graph, subject.dense
+        self.method.check_model(self.model)
         self.folds = subject.folds
         """Weights that were made plain ones."""
         self.norms: tuple[Fold, ...] = ()

@@ -23,6 +23,7 @@ class PresentModel:
             are numbered as in the dense model. A group that went with removed blocks is not there.
         kernels: The kernels outside of removed blocks, described as in the dense model.
         carried: Depthwise kernel -> contractions that its channels reach, as in the dense model.
+        norms: Kernel -> the norm that alone reads what it makes, as in the dense model.
         alive: Group -> ``(units,)`` True for the units that are left; none of a group that went with removed blocks.
         within: Path of the sub-module that is pruned; empty for the whole model.
     """
@@ -30,6 +31,7 @@ class PresentModel:
     groups: Mapping[str, ChannelGroup]
     kernels: Mapping[str, Kernel]
     carried: Mapping[str, frozenset[str]] | None
+    norms: Mapping[str, str] | None
     alive: Mapping[str, Mask]
     within: str = ""
 
@@ -73,6 +75,7 @@ def present(graph: ModelGraph, selection: Selection) -> PresentModel:
         groups=groups,
         kernels={name: kernel for name, kernel in graph.kernels.items() if kept.removed_blocks.isdisjoint(kernel.blocks)},
         carried=graph.carried,
+        norms=graph.norms,
         alive={name: _alive(kept, name) for name in graph.groups},
         within=str(graph.plan.within or ""),
     )
