@@ -13,6 +13,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.methods.base import Method, Proposer, StageContext, get_method, register_method
+from latprune.methods.offer import Offer
 from latprune.methods.schedule import Schedule, SoftMasks
 
 __all__ = ["FromScratch", "reinitialise"]
@@ -75,6 +76,10 @@ class FromScratch(Method):
     def check_budget(self, *, on_latency: bool, measures: bool) -> None:
         """What the other method refuses."""
         self.chooser.check_budget(on_latency=on_latency, measures=measures)
+
+    def offer(self, context: StageContext) -> Offer:
+        """What the other method chooses from."""
+        return self.chooser.offer(context)
 
     def prepare(self, context: StageContext) -> Proposer:
         """The other method's proposer."""

@@ -10,6 +10,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.importance import DivergenceConfig, TaylorConfig
 from latprune.methods.assemble import assemble
 from latprune.methods.base import Method, Proposer, StageContext, register_method
+from latprune.methods.offer import Offer
 from latprune.methods.proposers import solved_proposer
 from latprune.methods.schedule import Ramp, Schedule, SinglePass, SoftMasks, Stages
 
@@ -70,6 +71,15 @@ class MDP(Method):
         if self.soft_masks is not None:
             return self.soft_masks
         return SinglePass() if self.stages == 1 else Stages(stages=self.stages, ramp=self.ramp, measure="last")
+
+    def offer(self, context: StageContext) -> Offer:
+        """Widths, blocks or both, as asked."""
+        held = [f"{name} (=False)" for name in ("channels", "blocks") if not getattr(self, name)]
+        return Offer(
+            choices=context.choices if self.channels else {name: (context.widths[name],) for name in context.choices},
+            removable=context.removable if self.blocks else (),
+            because=" and ".join(held),
+        )
 
     def prepare(self, context: StageContext) -> Proposer:
         """One problem over all widths and blocks."""

@@ -146,7 +146,9 @@ class Pruner:
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
         self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
         with with_advice():
-            self.limits.check_counted(given.widths, floor=given.pick is None)  # a picked network is judged by its budget at the end
+            self.limits.check_counted(
+                self.method, given.widths, floor=given.pick is None
+            )  # a picked network is judged by its budget at the end
         self.settings = given.settings(method=self.method, placed=placed, folded=bool(self.folds))
         """All that decides which network comes out; a saved state is resumed only under the same."""
         self._search = ProposalSearch(
