@@ -36,8 +36,8 @@ def batches(count: int = 3, seed: int = 1) -> list[tuple[torch.Tensor, torch.Ten
     return [(torch.randn(16, 1, 32, 32, generator=generator), torch.randint(0, 10, (16,), generator=generator)) for _ in range(count)]
 
 
-def pruner_of(model, method, budget="flops=50%", **options):
-    return latprune.Pruner(model, X, budget=budget, method=method, measure_latency=False, **options)
+def pruner_of(model, method, budget="flops=50%", *, example=X, **options):
+    return latprune.Pruner(model, example, budget=budget, method=method, measure_latency=False, **options)
 
 
 def same(model, state) -> bool:

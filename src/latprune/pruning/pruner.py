@@ -25,6 +25,7 @@ from latprune.pruning.checking import check_cut, check_present, in_evaluation
 from latprune.pruning.clock import Clock
 from latprune.pruning.latency_source import LatencySources, MeasuredNetwork
 from latprune.pruning.limits import Limits
+from latprune.pruning.maskable import check_masked_scores, maskable
 from latprune.pruning.options import Options, PruningOptions, check_together, with_options
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.proposing import ProposalSearch
@@ -94,7 +95,8 @@ class Pruner:
         listener = listener_of(given.progress)
         self.clock = Clock(listener)
         subject = admitted(model, example_inputs, given, self.clock)
-        self.model, self.graph, self.dense_model = subject.model, subject.graph, subject.dense
+        self.model, self.dense_model = subject.model, subject.dense
+        self.graph, whole = maskable(self.model, subject.graph, self.schedule)
         self.folds = subject.folds
         """Weights that were made plain ones."""
         self.norms: tuple[Fold, ...] = ()
@@ -123,6 +125,11 @@ class Pruner:
             self._progress(placed.said)
         if self.type_note:
             self._progress(self.type_note)
+        blind = check_masked_scores(self.model, self.graph, self.schedule, self.method.importance)
+        self.mask_notes = tuple(note for note in (whole, blind) if note)
+        """What people are told of masks in training: what they cannot hold, and what does not come back."""
+        for note in self.mask_notes:
+            self._progress(note)
         self._stages_done = 0
         self._masks: TrainingMask | None = None
         self._masked: StageProposal | StageReport | None = None
