@@ -29,7 +29,8 @@ class MDP(Method):
     soft masks (its appendix E).
 
     Attributes:
-        score: Criterion; None: ``DivergenceConfig()``, with soft masks ``TaylorConfig()``.
+        score: Criterion; None: ``DivergenceConfig()``, with soft masks ``TaylorConfig(side="readers")``, as the weights
+            that make a masked channel have no gradient and would keep it out.
         channels: False removes whole blocks only.
         blocks: False prunes channels only.
         bilayer: False costs every layer at its current input width, as HALP does.
@@ -57,7 +58,7 @@ class MDP(Method):
         if self.stages != 1 and self.soft_masks is not None:
             raise InvalidArgumentError(f"stages (={self.stages}) cannot go with soft_masks, which have their own ramp; give one of them")
         if self.score is None:
-            object.__setattr__(self, "score", DivergenceConfig() if self.soft_masks is None else TaylorConfig())
+            object.__setattr__(self, "score", DivergenceConfig() if self.soft_masks is None else TaylorConfig(side="readers"))
         _ = self.schedule  # checks its options
 
     @property
