@@ -96,6 +96,25 @@ def test_nothing_left_to_prune_is_refused():
         pruner_of(one, HALP(stages=3), example=X)
 
 
+@pytest.mark.parametrize(("every", "steps", "masked"), [(1000, 12, False), (2, 12, True)])
+def test_a_training_that_no_mask_took_part_in_is_told(every, steps, masked):
+    told: list[str] = []
+
+    def fit(model: nn.Module, context: latprune.FitContext) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        driver = context.attach(optimizer, steps)
+        for images, labels in data()[:steps]:
+            driver.before_forward()
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            driver.after_backward()
+            optimizer.step()
+
+    result = run(SMCP(masks=SoftMasks(every=every)), told, fit=fit)
+    assert any("solves for no mask within the 12 optimizer steps" in line for line in told) is not masked
+    assert any("cut in one go" in note for note in result.record.notes) is not masked
+
+
 def test_criteria_that_do_not_see_what_is_masked_are_named():
     def told(method: Method) -> list[str]:
         lines: list[str] = []

@@ -17,7 +17,13 @@ from latprune.surgery import TrainingMask, present
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
-__all__ = ["check_masked_scores", "maskable", "trains_masked"]
+__all__ = ["UNMASKED", "check_masked_scores", "check_masks_move", "maskable", "trains_masked"]
+
+UNMASKED = (
+    "no mask was set before the cut: the network was cut in one go, and has not trained without what went; train for more steps, or solve "
+    "for masks more often (every=) and from an earlier step on (warmup=)"
+)
+"""What people are told of a network that never trained under the soft masks of its schedule."""
 
 _NAMED = 4
 
@@ -87,6 +93,23 @@ def check_masked_scores(model: nn.Module, graph: ModelGraph, schedule: Schedule,
         f"criterion {type(criterion).__name__} scores {len(blind)} of {len(graph.groups)} groups by weights that have no gradient while a "
         f"channel is masked (those that make it), so that hardly a masked channel comes back: {_some(blind)}. "
         "TaylorConfig(side='readers') (--criterion taylor --criterion-arg side=readers) scores by the weights that read it, which have one"
+    )
+
+
+def check_masks_move(schedule: Schedule, *, steps: int, gradients: bool) -> str:
+    """What is wrong with a schedule of soft masks that solves for none within a training; empty where it solves for one.
+
+    Args:
+        schedule: The schedule.
+        steps: Optimizer steps of the training.
+        gradients: Whether scores are made of the training's gradients, so that there are none before the first step.
+    """
+    if not isinstance(schedule, SoftMasks) or schedule.masks_within(steps, gradients=gradients):
+        return ""
+    return (
+        f"schedule {schedule.name!r} solves for no mask within the {steps} optimizer steps of the training, with every "
+        f"(={schedule.every}) and warmup (={schedule.warmup}): the network would be cut in one go. Train for more steps, or lower "
+        "every= or warmup="
     )
 
 

@@ -17,7 +17,7 @@ from latprune.latency import get_engine
 from latprune.methods import Limit, SoftMasks, StageContext
 from latprune.pruning.finetuning import RecipeFit, check_training_data
 from latprune.pruning.fitting import LoaderAccuracy
-from latprune.pruning.maskable import trains_masked
+from latprune.pruning.maskable import check_masks_move, trains_masked
 from latprune.pruning.picking import no_problem
 from latprune.pruning.preflight_data import Preview, check_criterion_data, check_handed_over, check_stages
 from latprune.pruning.preflight_taught import check_taught_step
@@ -85,6 +85,8 @@ def check_run(run: StagedRun) -> None:
         check_batches(pruner, data, run.loss)
         if isinstance(run.fit, RecipeFit):
             check_training_data(run.fit.data)
+            if idle := check_masks_move(pruner.schedule, steps=run.fit.updates, gradients=pruner.needs_gradients):
+                raise InvalidArgumentError(idle)
             distillation = run.fit.recipe.distillation
             trained = data if run.fit.data is run.data else Preview(run.fit.data)
             loss = run.fit.loss or cross_entropy_loss
