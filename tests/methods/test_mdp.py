@@ -11,6 +11,7 @@ from latprune.importance import DivergenceConfig, MagnitudeConfig, TaylorConfig
 from latprune.methods import MDP, SinglePass, SoftMasks
 from latprune.methods.assemble import assemble
 from latprune.resources.terms import block_variable
+from pruning.test_verbs import network, pruner_of, sgd, trained_under_masks
 from support.one_block import Residual, X
 from support.stages import stage_of
 
@@ -75,8 +76,24 @@ def test_without_bilayer_latency_a_layer_costs_its_output_at_the_input_width_of_
 
 
 def test_scores_are_measured_unless_training_gives_them():
-    assert MDP().importance == DivergenceConfig() and MDP(soft_masks=SoftMasks()).importance == TaylorConfig()
+    assert MDP().importance == DivergenceConfig() and MDP(soft_masks=SoftMasks()).importance == TaylorConfig(side="readers")
     assert MDP(score=MagnitudeConfig()).importance == MagnitudeConfig()
+
+
+def returned(method) -> list[int]:
+    """Units that came back, solution by solution, in 48 steps."""
+    model = network()
+    pruner = pruner_of(model, method)
+    return [change.returned for change in trained_under_masks(pruner, steps=48, optimizer=sgd(model)).changes]
+
+
+def test_under_soft_masks_channels_come_back_to_the_end():
+    """Nothing reads a masked channel, so that what makes it has no gradient: by such scores what went stays away."""
+    masks = SoftMasks(every=2, warmup=0.1, cooldown=0.4)
+    found = returned(MDP(soft_masks=masks))
+    makers = returned(MDP(soft_masks=masks, score=TaylorConfig()))
+    assert len(found) == len(makers) == 19
+    assert sum(found) >= 3 * max(sum(makers), 5) and sum(found[-6:]) > sum(makers[-6:]) == 0
 
 
 def test_one_pass_steps_or_masks():

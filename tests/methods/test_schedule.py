@@ -67,6 +67,17 @@ def test_soft_masks_warm_up_ramp_and_cool_down():
         assert held.limit_at(step=last, steps=100, dense=8.0, limit=2.0) == 2.0
 
 
+def test_soft_masks_know_whether_a_training_has_any():
+    for every in (1, 3, 10):
+        for warmup in (0.0, 0.1, 0.5, 1.0):
+            soft = SoftMasks(every=every, warmup=warmup, cooldown=min(0.3, 1.0 - warmup))
+            for steps in (1, 2, 9, 10, 11, 40):
+                for first, gradients in ((1, True), (0, False)):  # before the first step there are no gradients
+                    due = [s for s in range(first, steps) if soft.due(s, steps)]
+                    masked = [s for s in due if soft.limit_at(step=s, steps=steps, dense=8.0, limit=2.0) is not None]
+                    assert soft.masks_within(steps, gradients=gradients) == bool(masked), (every, warmup, steps, gradients)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

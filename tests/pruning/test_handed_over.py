@@ -15,7 +15,7 @@ from torch import nn
 import latprune
 from latprune.errors import InvalidArgumentError, UnfinishedRunError
 from latprune.importance import CHIPConfig, DivergenceConfig, HRankConfig, TaylorConfig
-from latprune.methods import MDP, SMCP, SPLAMP
+from latprune.methods import MDP, SMCP, SPLAMP, SoftMasks
 from latprune.pruning.exploring import explore
 from latprune.pruning.finetuning import fit_with
 from latprune.train import Recipe
@@ -233,7 +233,8 @@ def test_a_recipe_whose_second_batch_is_bad_says_that_the_model_is_pruned() -> N
 
 
 def test_after_soft_masks_the_recovered_network_is_evaluated_and_a_run_goes_on_to_it(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"data": [(X, LABELS)] * 8, "fit": RECIPE, "method": SMCP(), "folder": tmp_path / "run"}
+    method = SMCP(masks=SoftMasks(every=2))
+    options: dict[str, Any] = {"data": [(X, LABELS)] * 8, "fit": RECIPE, "method": method, "folder": tmp_path / "run"}
     with pytest.raises(UnfinishedRunError, match="KeyError.*pruned by now"):
         run(**options, evaluate=Judge(3))
     result = run(**options, evaluate=Judge(0))

@@ -42,12 +42,16 @@ def test_the_steps_of_a_slow_search_do_not_jump_past_the_smallest_network(budget
 
 @pytest.mark.parametrize("method", ["halp", "mdp, linear", "sp_lamp"])
 def test_what_is_below_the_smallest_network_names_that_networks_count(method: str) -> None:
-    pruner = pruner_of(METHODS[method], "flops=0.1%")
+    pruner = pruner_of(METHODS[method], "flops=50%")
+    limit = 0.001 * pruner.limits.dense
     with pytest.raises(BudgetInfeasibleError, match="mdp costs layers exactly") as refused:
-        pruner.step()
+        pruner.propose(limit)
     smallest = pruner.graph.macs({name: group.min_width for name, group in pruner.graph.groups.items()})
-    assert refused.value.floor["flops"] >= smallest > pruner.limit == pytest.approx(refused.value.limit["flops"])
+    assert refused.value.floor["flops"] >= smallest > limit == pytest.approx(refused.value.limit["flops"])
     assert method == "sp_lamp" or refused.value.floor["flops"] == smallest
+    with pytest.raises(BudgetInfeasibleError, match=f"smallest network of method '{METHODS[method].name}'") as told:
+        pruner_of(METHODS[method], "flops=0.1%")
+    assert told.value.floor == {"flops": smallest}
 
 
 def test_two_limits_of_which_neither_can_be_met_are_both_named() -> None:

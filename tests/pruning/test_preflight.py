@@ -109,6 +109,21 @@ WRONG_LABELS = [(images, labels + 99) for images, labels in BATCHES]
         ({"method": "uniform", "recover": Refit(ridge=0.01)}, InvalidArgumentError, r"recover \(='refit'\) needs.*--data, or --images"),
         ({"schedule": latprune.SoftMasks(), "data": BATCHES, "fit": RECIPE}, InvalidArgumentError, "data of its own"),
         (
+            {"method": "smcp", "data": BATCHES, "fit": replace(RECIPE, epochs=5)},
+            InvalidArgumentError,
+            r"no mask within the 10 optimizer steps .* every \(=10\)",
+        ),
+        (
+            {"method": SMCP(masks=latprune.SoftMasks(every=1, warmup=1.0, cooldown=0.0)), "data": BATCHES, "fit": RECIPE},
+            InvalidArgumentError,
+            r"no mask within the 2 optimizer steps .* warmup \(=1.0\)",
+        ),
+        (
+            {"method": SMCP(masks=latprune.SoftMasks(every=3)), "data": BATCHES, "fit": replace(RECIPE, epochs=3, accumulate=2)},
+            InvalidArgumentError,
+            "no mask within the 3 optimizer steps",
+        ),
+        (
             {"method": "smcp", "data": BATCHES, "fit": RECIPE, "candidates": 2, "evaluate": BATCHES},
             InvalidArgumentError,
             "trained under masks",

@@ -19,6 +19,7 @@ from latprune.methods.global_threshold import GlobalThreshold, Lamp
 from latprune.methods.greedy import Greedy
 from latprune.methods.halp import HALP
 from latprune.methods.mdp import MDP
+from latprune.methods.offer import Offer
 from latprune.methods.random_choice import RandomChoice
 from latprune.methods.schedule import (
     Schedule,
@@ -45,6 +46,7 @@ __all__ = [
     "Lamp",
     "Limit",
     "Method",
+    "Offer",
     "Proposal",
     "ProposalsInterrupted",
     "Proposer",

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from latprune.errors import BudgetInfeasibleError
 from latprune.graph.types import Selection
+from latprune.methods.offer import Offer
 from latprune.methods.schedule import Schedule, SinglePass, SoftMasks
 from latprune.registry import ClassRegistry
 
@@ -274,6 +275,15 @@ class Method(ABC):
         Raises:
             InvalidArgumentError: It could not.
         """
+
+    def offer(self, context: StageContext) -> Offer:
+        """What the method chooses from in a stage, by which a budget is refused before anything is trained; by default all that the stage
+        offers. A method with fewer choices says so here.
+
+        Args:
+            context: The stage; its ``importance`` may be None.
+        """
+        return Offer(choices=context.choices, removable=context.removable)
 
     @abstractmethod
     def prepare(self, context: StageContext) -> Proposer:

@@ -14,6 +14,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.methods.base import Method, Proposer, StageContext, get_method, register_method
+from latprune.methods.offer import Offer
 from latprune.methods.schedule import Schedule, SoftMasks
 from latprune.program import ProgramModule, fresh_values
 
@@ -84,6 +85,10 @@ class FromScratch(Method):
         for module in model.modules():
             if isinstance(module, ProgramModule):
                 fresh_values(module)
+
+    def offer(self, context: StageContext) -> Offer:
+        """What the other method chooses from."""
+        return self.chooser.offer(context)
 
     def prepare(self, context: StageContext) -> Proposer:
         """The other method's proposer."""

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from latprune.errors import InvalidArgumentError
 from latprune.importance import SpLampConfig, TaylorConfig, layer_importance
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
-from latprune.methods.walk import WalkProposer, nearest
+from latprune.methods.offer import Offer
+from latprune.methods.walk import WalkProposer, nearest, walk_end
 
 __all__ = ["GlobalThreshold", "Lamp"]
 
@@ -42,6 +43,10 @@ class GlobalThreshold(Method):
     def importance(self) -> object:
         """The scores that are compared."""
         return self.score
+
+    def offer(self, context: StageContext) -> Offer:
+        """The end of the walk; every block stays."""
+        return walk_end(context)
 
     def prepare(self, context: StageContext) -> Proposer:
         """Sort all units once; how many of them stay follows from the limit."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError
 from latprune.importance import TaylorConfig, layer_importance
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
+from latprune.methods.offer import Offer
 
 __all__ = ["Greedy"]
 
@@ -45,6 +46,10 @@ class Greedy(Method):
     def importance(self) -> object:
         """Taylor unless set otherwise."""
         return self.score
+
+    def offer(self, context: StageContext) -> Offer:
+        """All widths; every block stays."""
+        return Offer(choices=context.choices, removable=())
 
     def prepare(self, context: StageContext) -> Proposer:
         """A path of networks, walked as far as a limit asks."""

@@ -11,6 +11,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.importance import TaylorConfig
 from latprune.methods.assemble import assemble, is_unary
 from latprune.methods.base import Method, Proposer, StageContext, register_method
+from latprune.methods.offer import Offer
 from latprune.methods.proposers import solved_proposer
 from latprune.methods.schedule import Between, Ramp, Schedule, Stages
 
@@ -60,9 +61,15 @@ class HALP(Method):
         """Steps, of which only the last is measured."""
         return Stages(stages=self.stages, ramp=self.ramp, between=self.between, interval=self.interval, measure="last")
 
+    def offer(self, context: StageContext) -> Offer:
+        """Widths from the floor on; every block stays."""
+        held = [f"floor (={self.floor:g})"] if self.floor else []
+        held += ["protect_stem (=True)"] if self.protect_stem else []
+        return Offer(choices=self._choices(context), removable=(), because=" and ".join(held))
+
     def prepare(self, context: StageContext) -> Proposer:
         """The linear problem of one step."""
-        context = replace(context, choices=self._choices(context))
+        context = replace(context, choices=self.offer(context).choices)
         problem_of = partial(assemble, limit=None, blocks=False, linear=True)
         return solved_proposer(context, problem_of, context.solver or ("group-knapsack" if is_unary(problem_of(context)) else "exact"))
 

@@ -10,6 +10,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.importance import DivergenceConfig, TaylorConfig
 from latprune.methods.assemble import assemble
 from latprune.methods.base import Method, Proposer, StageContext, register_method
+from latprune.methods.offer import Offer
 from latprune.methods.proposers import solved_proposer
 from latprune.methods.schedule import Ramp, Schedule, SinglePass, SoftMasks, Stages
 
@@ -28,7 +29,8 @@ class MDP(Method):
     soft masks (its appendix E).
 
     Attributes:
-        score: Criterion; None: ``DivergenceConfig()``, with soft masks ``TaylorConfig()``.
+        score: Criterion; None: ``DivergenceConfig()``, with soft masks ``TaylorConfig(side="readers")``, as the weights
+            that make a masked channel have no gradient and would keep it out.
         channels: False removes whole blocks only.
         blocks: False prunes channels only.
         bilayer: False costs every layer at its current input width, as HALP does.
@@ -56,7 +58,7 @@ class MDP(Method):
         if self.stages != 1 and self.soft_masks is not None:
             raise InvalidArgumentError(f"stages (={self.stages}) cannot go with soft_masks, which have their own ramp; give one of them")
         if self.score is None:
-            object.__setattr__(self, "score", DivergenceConfig() if self.soft_masks is None else TaylorConfig())
+            object.__setattr__(self, "score", DivergenceConfig() if self.soft_masks is None else TaylorConfig(side="readers"))
         _ = self.schedule  # checks its options
 
     @property
@@ -70,6 +72,15 @@ class MDP(Method):
         if self.soft_masks is not None:
             return self.soft_masks
         return SinglePass() if self.stages == 1 else Stages(stages=self.stages, ramp=self.ramp, measure="last")
+
+    def offer(self, context: StageContext) -> Offer:
+        """Widths, blocks or both, as asked."""
+        held = [f"{name} (=False)" for name in ("channels", "blocks") if not getattr(self, name)]
+        return Offer(
+            choices=context.choices if self.channels else {name: (context.widths[name],) for name in context.choices},
+            removable=context.removable if self.blocks else (),
+            because=" and ".join(held),
+        )
 
     def prepare(self, context: StageContext) -> Proposer:
         """One problem over all widths and blocks."""

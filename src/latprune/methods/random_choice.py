@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
-from latprune.methods.walk import WalkProposer, nearest
+from latprune.methods.offer import Offer
+from latprune.methods.walk import WalkProposer, nearest, walk_end
 
 __all__ = ["RandomChoice"]
 
@@ -32,6 +33,10 @@ class RandomChoice(Method):
         """A random permutation per group."""
         rng = np.random.default_rng([context.seed, 1])
         return {name: rng.permutation(group.units).astype(np.float64) for name, group in context.graph.groups.items()}
+
+    def offer(self, context: StageContext) -> Offer:
+        """The smallest widths, and any of the blocks: which of them go is drawn anew in each stage."""
+        return walk_end(context, context.removable if self.blocks else ())
 
     def prepare(self, context: StageContext) -> Proposer:
         """Draw the order once; how far along it the network goes follows from the limit."""

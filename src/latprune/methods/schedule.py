@@ -269,6 +269,13 @@ class SoftMasks(Schedule):
         last = self.every * max(moving, first)
         return last if last < steps else self.every * moving
 
+    def masks_within(self, steps: int, *, gradients: bool = True) -> bool:
+        """Whether masks are solved for at all in a training of ``steps`` optimizer steps; ``gradients``: whether scores are made of its
+        gradients, of which there are none before the first step.
+        """
+        last = self.last_solution(steps)
+        return last >= self.warmup * steps and (last > 0 or not gradients)
+
 
 def _one_of(argument: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:

@@ -9,6 +9,7 @@ from typing import ClassVar
 from latprune.importance import TaylorConfig
 from latprune.methods.assemble import assemble, is_unary
 from latprune.methods.base import Method, Proposer, StageContext, register_method
+from latprune.methods.offer import Offer
 from latprune.methods.proposers import solved_proposer
 from latprune.methods.schedule import Schedule, SoftMasks
 
@@ -43,6 +44,10 @@ class SMCP(Method):
     def schedule(self) -> Schedule:
         """Soft masks."""
         return self.masks
+
+    def offer(self, context: StageContext) -> Offer:
+        """All widths; every block stays."""
+        return Offer(choices=context.choices, removable=())
 
     def prepare(self, context: StageContext) -> Proposer:
         """The linear problem around the dense network."""

@@ -13,6 +13,7 @@ from latprune.importance import SpLampConfig
 from latprune.latency.measuring.protocol import FixedRuns
 from latprune.methods.assemble import cost_row, gain_terms
 from latprune.methods.base import Method, Proposer, StageContext, register_method
+from latprune.methods.offer import Offer
 from latprune.methods.schedule import Between, Ramp, Schedule, Stages
 from latprune.methods.solved import SolvedProposer
 from latprune.problem import Problem, Term, Variable
@@ -99,6 +100,10 @@ class SPLAMP(Method):
         """Whole networks are timed for a budget on latency, where that is measured."""
         if self.contributions == "whole-network" and not (on_latency and measures):
             raise InvalidArgumentError(_TIMES)
+
+    def offer(self, context: StageContext) -> Offer:
+        """All widths; every block stays."""
+        return Offer(choices=context.choices, removable=())
 
     def prepare(self, context: StageContext) -> Proposer:
         """The unary problem of one stage."""

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from latprune.importance import MagnitudeConfig
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
-from latprune.methods.walk import WalkProposer, nearest
+from latprune.methods.offer import Offer
+from latprune.methods.walk import WalkProposer, nearest, walk_end
 
 __all__ = ["Uniform"]
 
@@ -31,6 +32,10 @@ class Uniform(Method):
     def importance(self) -> object:
         """Which channels of a group stay."""
         return self.score
+
+    def offer(self, context: StageContext) -> Offer:
+        """The end of the walk; every block stays."""
+        return walk_end(context)
 
     def prepare(self, context: StageContext) -> Proposer:
         """Bisection on the share."""

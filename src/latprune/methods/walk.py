@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from latprune.errors import BudgetInfeasibleError
 from latprune.methods.base import Proposal, Proposer, StageContext
+from latprune.methods.offer import Offer
 
-__all__ = ["WalkProposer", "nearest"]
+__all__ = ["WalkProposer", "nearest", "walk_end"]
 
 _HALVINGS = 40
 
@@ -21,6 +22,11 @@ def nearest(context: StageContext, group: str, width: int) -> int:
         return held
     below = [option for option in options if option <= held]
     return int(below[-1] if below else options[0])
+
+
+def walk_end(context: StageContext, removable: tuple[str, ...] = ()) -> Offer:
+    """What a walk to the smallest widths comes to: it may stop before its end, and goes nowhere else."""
+    return Offer(choices={name: (nearest(context, name, 0),) for name in context.graph.groups}, removable=removable)
 
 
 class WalkProposer(Proposer):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from latprune.errors import BudgetInfeasibleError
-from latprune.methods import Limit
+from latprune.methods import Limit, StageContext
 from latprune.pruning.agreement import of_first
+from latprune.pruning.reachable import below_floor
 from latprune.resources import MultiplyAdds, Parameters, Resource, TabulatedLatency, UntabulatedLatency
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
     from latprune.latency import Target
+    from latprune.methods import Method
     from latprune.methods.width_rules import WidthRules
     from latprune.pruning.budget import Budget
     from latprune.pruning.clock import Clock
@@ -97,16 +98,17 @@ class Limits:
                 self._resources[name] = TabulatedLatency(self._graph, self._latency.on(budget.engine).tables(), name=name)
         return self._resources[name]
 
-    def check_counted(self, rules: WidthRules | None, *, floor: bool) -> None:
+    def check_counted(self, method: Method, rules: WidthRules | None, *, floor: bool) -> None:
         """Judge the limits on what is counted, which takes neither tables nor scores.
 
         Args:
+            method: The method, whose own options may keep more than the widths on offer do.
             rules: The user's rules for widths.
             floor: Whether a limit below the count of the smallest network is refused too.
 
         Raises:
             InvalidArgumentError: A limit lies above the dense network, or the rules fit no group.
-            BudgetInfeasibleError: A limit lies below the smallest widths on offer with all removable blocks gone.
+            BudgetInfeasibleError: A limit lies below the smallest network that the method may choose.
         """
         counted = [budget for budget in self.budgets if not budget.on_latency]
         limits = [Limit(resource=self._resource(budget), value=budget.limit(dense=self._resource_dense(budget))) for budget in counted]
@@ -114,22 +116,19 @@ class Limits:
             return
         graph = self._graph
         choices = {name: tuple(range(group.min_width, group.columns + 1)) for name, group in graph.groups.items()}
-        choices = rules.apply(choices, graph.groups) if rules is not None else choices
-        smallest = {name: options[0] for name, options in choices.items()}
-        removed = [block.name for block in graph.blocks.values() if block.removable]
-        least = {limit.resource.name: limit.resource.value(smallest, removed) for limit in limits}
+        context = StageContext(
+            graph=graph,
+            importance=None,
+            resource=limits[0].resource,
+            choices=rules.apply(choices, graph.groups) if rules is not None else choices,
+            widths=graph.dense_widths(),
+            walk_on_choices=rules is not None,
+        )
+        offer = method.offer(context)
+        least = {limit.resource.name: limit.resource.value(offer.smallest, offer.removable) for limit in limits}
         missed = [limit for limit in limits if limit.value < least[limit.resource.name] * (1.0 - _ALMOST_NOTHING)]
         if missed:
-            words = (
-                f"{limit.resource.name} (={limit.value:g} {limit.resource.unit}) must be at least {least[limit.resource.name]:g} "
-                f"{limit.resource.unit}, what the smallest network has"
-                for limit in missed
-            )
-            raise BudgetInfeasibleError(
-                f"no choice of widths and blocks meets the limits: {'; '.join(words)}",
-                limit={limit.resource.name: limit.value for limit in limits},
-                floor=least,
-            )
+            raise below_floor(missed, least, method, offer)
 
     @property
     def dense(self) -> float:

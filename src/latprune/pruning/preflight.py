@@ -17,6 +17,7 @@ from latprune.latency import get_engine
 from latprune.methods import Limit, SoftMasks, StageContext
 from latprune.pruning.finetuning import RecipeFit, check_training_data
 from latprune.pruning.fitting import LoaderAccuracy
+from latprune.pruning.maskable import check_masks_move, trains_masked
 from latprune.pruning.picking import no_problem
 from latprune.pruning.preflight_data import Preview, check_criterion_data, check_handed_over, check_stages
 from latprune.pruning.preflight_taught import check_taught_step
@@ -84,6 +85,8 @@ def check_run(run: StagedRun) -> None:
         check_batches(pruner, data, run.loss)
         if isinstance(run.fit, RecipeFit):
             check_training_data(run.fit.data)
+            if idle := check_masks_move(pruner.schedule, steps=run.fit.updates, gradients=pruner.needs_gradients):
+                raise InvalidArgumentError(idle)
             distillation = run.fit.recipe.distillation
             trained = data if run.fit.data is run.data else Preview(run.fit.data)
             loss = run.fit.loss or cross_entropy_loss
@@ -104,7 +107,7 @@ def _check_together(run: StagedRun) -> None:
     if pruner.measure_latency:  # at the end, whatever the budget is on
         get_engine(pruner.target.engine).check(pruner.target)
     if isinstance(run.fit, RecipeFit):
-        if _trains_masked(pruner):
+        if trains_masked(pruner.schedule):
             run.fit.recipe.check_under_masks()
         run.fit.recipe.check_own_loss(run.fit.loss)
     if isinstance(pruner.schedule, SoftMasks) and run.fit is None:
@@ -128,11 +131,6 @@ def _check_together(run: StagedRun) -> None:
             "units='reconstruction' chooses anew among all channels: it needs data=, and a method of one stage, because what an "
             "earlier stage removed cannot come back"
         )
-
-
-def _trains_masked(pruner: Pruner) -> bool:
-    """Whether the network trains under masks at some time of the schedule."""
-    return isinstance(pruner.schedule, SoftMasks) or (pruner.stages > 1 and pruner.schedule.after_stage == "mask")
 
 
 def check_batches(pruner: Pruner, data: Preview, loss: LossFunction) -> None:

@@ -185,7 +185,7 @@ class ProposalSearch:
         context = self.context(importance, mask, measure_alone, others)
         if context.exceeds(context.widths):
             return None
-        predicted = context.current * self._speed(context)
+        predicted = context.current * self.speed(context)
         measured = measure and self.limits.measured
         if not measured and predicted * self.room > limit * _ROUNDED:
             return None
@@ -334,7 +334,7 @@ class ProposalSearch:
     def _counted(self, context: StageContext, since: Selection, *, limit: float) -> StageProposal:
         proposer, chosen = self.prepared(context, since)
         # What is counted needs no margin for a later measurement; what is only predicted needs room for the tables' error.
-        speed = self._speed(context)
+        speed = self.speed(context)
         search = LimitSearch(
             budget=limit / speed / self.room,
             start=context.current,
@@ -375,7 +375,7 @@ class ProposalSearch:
         """What the tables say of a network; a method's own sum may be a linearisation."""
         return context.predict(proposal.widths, proposal.removed_blocks) if self.method.needs_tables else proposal.predicted
 
-    def _speed(self, context: StageContext) -> float:
+    def speed(self, context: StageContext) -> float:
         """What brings tables that were made when the machine ran at another speed to the present one, by the dense network."""
         return self.limits.dense / context.resource.value(self.graph.dense_widths()) if self.limits.measured else 1.0
 

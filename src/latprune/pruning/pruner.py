@@ -25,6 +25,7 @@ from latprune.pruning.checking import check_cut, check_present, in_evaluation
 from latprune.pruning.clock import Clock
 from latprune.pruning.latency_source import LatencySources, MeasuredNetwork
 from latprune.pruning.limits import Limits
+from latprune.pruning.maskable import UNMASKED, check_masked_scores, maskable
 from latprune.pruning.options import Options, PruningOptions, check_together, with_options
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.proposing import ProposalSearch
@@ -94,7 +95,8 @@ class Pruner:
         listener = listener_of(given.progress)
         self.clock = Clock(listener)
         subject = admitted(model, example_inputs, given, self.clock)
-        self.model, self.graph, self.dense_model = subject.model, subject.graph, subject.dense
+        self.model, self.dense_model = subject.model, subject.dense
+        self.graph, whole = maskable(self.model, subject.graph, self.schedule)
         self.method.check_model(self.model)
         self.folds = subject.folds
         """Weights that were made plain ones."""
@@ -124,6 +126,11 @@ class Pruner:
             self._progress(placed.said)
         if self.type_note:
             self._progress(self.type_note)
+        blind = check_masked_scores(self.model, self.graph, self.schedule, self.method.importance)
+        self.mask_notes = tuple(note for note in (whole, blind) if note)
+        """What people are told of masks in training: what they cannot hold, and what does not come back."""
+        for note in self.mask_notes:
+            self._progress(note)
         self._stages_done = 0
         self._masks: TrainingMask | None = None
         self._masked: StageProposal | StageReport | None = None
@@ -147,7 +154,8 @@ class Pruner:
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
         self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
         with with_advice():
-            self.limits.check_counted(given.widths, floor=given.pick is None)  # a picked network is judged by its budget at the end
+            # A picked network is judged by its budget at the end.
+            self.limits.check_counted(self.method, given.widths, floor=given.pick is None)
         self.settings = given.settings(method=self.method, placed=placed, folded=bool(self.folds))
         """All that decides which network comes out; a saved state is resumed only under the same."""
         self._search = ProposalSearch(
@@ -415,6 +423,9 @@ class Pruner:
         # What is masked comes back while it trains; at the end the network is the one that trained under the mask, or less of it.
         proposal = propose_stage(self, data=data, loss=loss, batches=batches, trained=True)
         last = self._stages_done + 1 == self.schedule.count
+        if isinstance(self.schedule, SoftMasks) and self._masks is None:
+            self._progress(UNMASKED)
+            proposal = replace(proposal, note=f"{proposal.note}; {UNMASKED}" if proposal.note else UNMASKED)
         if last and choose is not None:
             proposal = replace(choose(proposal), stage=proposal.stage)
         if last or self.schedule.after_stage == "cut":

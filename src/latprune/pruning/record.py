@@ -79,6 +79,7 @@ def build_record(
     notes = tuple(report.note for report in pruner.reports if report.note)
     notes += tuple(f"the model {word}" for word in pruner.wrappers)
     notes += (pruner.type_note,) if pruner.type_note else ()
+    notes += pruner.mask_notes
     notes += dense.notes
     plain = [fold for fold in pruner.folds if fold not in pruner.norms]
     if plain:

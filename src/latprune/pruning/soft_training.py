@@ -11,6 +11,7 @@ from latprune.errors import BudgetInfeasibleError, CheckpointError, InvalidArgum
 from latprune.graph.types import Selection
 from latprune.importance import cross_entropy_loss
 from latprune.methods import SoftMasks
+from latprune.pruning.maskable import check_masks_move
 from latprune.pruning.masked_record import (
     ChangeRecord,
     HeldMasksRecord,
@@ -108,6 +109,8 @@ class MaskedTraining(_UnderMasks):
         self._steps = steps
         self._optimizers = optimizers if isinstance(optimizers, tuple) else (optimizers,)
         self._memory = memory
+        if idle := check_masks_move(pruner.schedule, steps=steps, gradients=pruner.needs_gradients):
+            pruner._progress(idle)
         self.step = 0
         self._reachable = False
         self._delivers: float | None = None

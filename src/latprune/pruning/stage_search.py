@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,13 @@ from latprune.pruning.advice import with_advice
 from latprune.pruning.agreement import agreed
 from latprune.pruning.clocked_readings import best_by_the_clock
 from latprune.pruning.proposal import StageProposal
+from latprune.pruning.reachable import require_reachable, told_of_stage
 
 if TYPE_CHECKING:
     from latprune.graph.types import Selection
     from latprune.importance import Importance
     from latprune.importance.core import Scores
+    from latprune.pruning.picked import PickedNetwork
     from latprune.pruning.pruner import Pruner
 
 __all__ = ["propose_stage"]
@@ -71,6 +74,12 @@ def propose_stage(
 
     def find() -> StageProposal:
         picked = pruner.picked if not pruner.edits else None
+        if limit is None and picked is None and schedule.count > 1 and pruner.stage == 0 and not pruner.edits:
+            require_reachable(pruner, importance)
+        with told_of_stage(pruner, stage) if limit is None else nullcontext():
+            return found_of(picked)
+
+    def found_of(picked: PickedNetwork | None) -> StageProposal:
         others = pruner.limits.others(rule) if picked is None else ()
         with pruner.scoring():
             chosen = search.reading_of(importance, pruner.scorer.readings, since, limit=wanted, others=others, picked=picked)

@@ -39,6 +39,11 @@ class MaskPlaces:
         found = {name: mask.reason for name, mask in self._groups.items() if mask.reason}
         return found | {name: mask.reason for name, mask in self._blocks.items() if mask.reason}
 
+    @cached_property
+    def zeros(self) -> Mapping[str, frozenset[tuple[str, int]]]:
+        """Group -> the ``(tensor, dimension)`` whose slices are 0 for its removed units; groups that cannot be masked have none."""
+        return {name: frozenset((m.tensor, m.dim) for m in mask.zeros) for name, mask in self._groups.items() if not mask.reason}
+
     def removed(self, selection: Selection) -> Removed:
         """Which units go (:func:`removed_units`).
 

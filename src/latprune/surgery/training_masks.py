@@ -119,6 +119,11 @@ class TrainingMask:
         """Groups and blocks that cannot be masked in training, with the reason; a schedule that masks keeps them whole."""
         return self._places.unmaskable
 
+    @property
+    def zeros(self) -> Mapping[str, frozenset[tuple[str, int]]]:
+        """Group -> the ``(tensor, dimension)`` whose slices are 0 for its masked units: the only weights of theirs that have a gradient."""
+        return self._places.zeros
+
     @torch.no_grad()
     def set(self, selection: Selection | None) -> None:
         """Mask what ``selection`` leaves out; None takes the mask off.
