@@ -104,7 +104,7 @@ def add_table_arguments(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument("--predictor", metavar="FILE", help="kernel predictor (latprune predictor train) in place of tables")
     group.add_argument(
-        "--predict-only", action="store_true", help="measure nothing: the device is not here; go by the predictions of --tables, less their error"
+        "--predict-only", action="store_true", help="measure nothing: the device is not here; go by what --tables predict, less their error"
     )
 
 
