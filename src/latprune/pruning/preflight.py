@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from latprune.argument_rules import check_whole
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, SolverLimitError
 from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
 from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_data
@@ -23,7 +24,6 @@ from latprune.pruning.preflight_taught import check_taught_step
 from latprune.recovery.batches import inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.train.contracts import calling, check_batched, named
-from latprune.train.rules import check_whole
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
