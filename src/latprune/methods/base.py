@@ -290,6 +290,8 @@ def _plain(value: Any) -> Any:
         return {"type": type(value).__name__, **{entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}}
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
     return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 

@@ -143,6 +143,7 @@ class Options:
             check_number("time_limit", self.time_limit, "be a positive number of seconds, or None", 0.0, above=True)
         check_number("slack", self.slack, "be a share of the budget: above 0 and below 1", 0.0, 1.0, above=True)
         check_whole("seed", self.seed, least=0)
+        object.__setattr__(self, "seed", int(self.seed))  # NumPy's whole numbers too
         check_flag("measure_latency", self.measure_latency)
         if self.min_widths is not None:
             check_wholes("min_widths", self.min_widths, least=1)
@@ -233,6 +234,8 @@ class Options:
             "widths": self.widths.to_dict() if self.widths is not None else None,
             "within": self.within,
             "predictor": self.predictor is not None,
+            "predictor_digest": self.predictor.digest if self.predictor is not None else None,
+            "tables": self.tables.digest if self.tables is not None else None,
             "solver": self.solver if self.solver is None or isinstance(self.solver, str) else solver_options(self.solver),
             "recover": {"strategy": strategy.name, **strategy.settings()} if strategy is not None else None,
             "seed": self.seed,

@@ -118,6 +118,11 @@ def _check_together(run: StagedRun) -> None:
         )
     if run.candidates > 1 and (run.data is None or run.evaluate is None):
         raise InvalidArgumentError(f"candidates (={run.candidates}) picks by accuracy: it needs data= and evaluate=")
+    if run.candidates > 1 and not pruner.method.keeps_weights:
+        raise InvalidArgumentError(
+            f"candidates (={run.candidates}) compares networks by the accuracy of weights that method {pruner.method.name!r} draws anew "
+            "after the cut: leave it at 1"
+        )
     if run.candidates > 1 and pruner.picked is not None:
         raise InvalidArgumentError(f"candidates (={run.candidates}) compares other networks than the one of pick; leave one of them out")
     if run.units not in ("score", "reconstruction"):
