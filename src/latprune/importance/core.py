@@ -222,7 +222,8 @@ def register(
     name in the group ``latprune.criteria`` that imports the module which registers it.
 
     Args:
-        config_type: Type of the configurations; a subclass's configuration is taken too.
+        config_type: Type of the configurations, a dataclass, so that a run's folder can hold its fields; a subclass's configuration is
+            taken too.
         name: Name of the criterion, for :func:`get_criterion` and the command line.
         accumulator: Builds ``(model, graph, config) -> GradientAccumulator`` where the criterion can be fed by a caller's backward passes.
         needs_data: Whether the criterion needs batches; None: when it has an accumulator.

@@ -130,7 +130,7 @@ class Options:
             given = getattr(self, name)
             if isinstance(given, str):
                 raise InvalidArgumentError(f"{name} (={given!r}) must be a list of names or globs, for instance [{given!r}]")
-            check_instance(name, given, Iterable, "a list of names or globs")  # type: ignore[type-abstract]
+            check_instance(name, given, Iterable, "a list of names or globs")
             object.__setattr__(self, name, tuple(given))
             for entry in getattr(self, name):
                 check_instance(f"an entry of {name}", entry, str, "a name or glob")
