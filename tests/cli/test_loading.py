@@ -95,6 +95,8 @@ def test_data_that_fails_or_is_none_is_named(nets: Path) -> None:
 def test_arguments_are_json_or_text() -> None:
     found = parse_arguments(["depth=56", "shortcut=A", "widths=[1, 2]", "flag=true", "name=a=b", 'quoted="3"', "none=null"])
     assert found == {"depth": 56, "shortcut": "A", "widths": [1, 2], "flag": True, "name": "a=b", "quoted": "3", "none": None}
+    python = parse_arguments(["a=True", "b=False", "c=None", 'd="None"', "e=no"])
+    assert python == {"a": True, "b": False, "c": None, "d": "None", "e": "no"}
     for wrong in ("depth", "=3", "a-b=1"):
         with pytest.raises(InvalidArgumentError, match="must have the form KEY=VALUE"):
             parse_arguments([wrong])

@@ -53,5 +53,5 @@ def test_the_first_network_under_the_limit_is_taken_and_none_below_the_end():
 
 
 def test_a_step_that_is_no_share_is_refused():
-    with pytest.raises(InvalidArgumentError, match="step .=0.6. is the share"):
+    with pytest.raises(InvalidArgumentError, match="step .=0.6. must be the share"):
         Greedy(step=0.6)

@@ -62,6 +62,41 @@ def test_an_option_that_there_is_not_is_an_error() -> None:
         latprune.explore(torch.nn.Linear(2, 2), torch.randn(1, 2), slack=0.1)  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"slack": "x"}, r"slack \(='x'\) must be a share of the budget"),
+        ({"slack": 1}, r"slack \(=1\) must be a share of the budget"),
+        ({"time_limit": "x"}, r"time_limit \(='x'\) must be a positive number of seconds"),
+        ({"seed": -1}, r"seed \(=-1\) must be a whole number of at least 0"),
+        ({"seed": 1.5}, r"seed \(=1.5\) must be a whole number"),
+        ({"measure_latency": "no"}, r"measure_latency \(='no'\) must be True or False"),
+        ({"min_widths": {"*": 2.5}}, r"min_widths\['\*'\] \(=2.5\) must be a whole number"),
+        ({"min_widths": {"*": "x"}}, r"min_widths\['\*'\] \(='x'\) must be a whole number"),
+        ({"keep": 3}, r"keep \(=3\) must be a list of names or globs"),
+        ({"keep": [3]}, r"an entry of keep \(=3\) must be a name or glob"),
+        ({"within": 3}, r"within \(=3\) must be the path of a sub-module"),
+        ({"widths": {"multiple_of": 8}}, r"widths \(=.*\) must be rules for widths"),
+        ({"tables": "tables.json"}, r"tables \(='tables.json'\) must be latency tables"),
+        ({"predictor": "p.npz"}, r"predictor \(='p.npz'\) must be a predictor"),
+        ({"store": "store.sqlite"}, r"store \(='store.sqlite'\) must be a store"),
+        ({"fold": 3}, r"fold \(=3\) must be True, False or 'temporary'"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_in_words(given: dict[str, object], words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        Options(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spelling", ["false", "False"])
+def test_no_blocks_are_removed_where_the_command_line_says_so(spelling: str) -> None:
+    assert method_told("--method-arg", f"blocks={spelling}") == method_told("--no-blocks")
+    with pytest.raises(InvalidArgumentError, match=r"channels \(='no'\) must be True or False; on the command line write true or false"):
+        method_told("--method-arg", "channels=no")
+    with pytest.raises(InvalidArgumentError, match=r"stages \(=2.5\) must be a whole number"):
+        method_told("--method", "halp", "--method-arg", "stages=2.5")
+
+
 def test_the_command_line_gives_every_shared_option() -> None:
     words = ["prune", "--model", "latprune.zoo:digits_resnet", "--input", "1x1x32x32", "--budget", "50%", "-o", "out", "--predict-only"]
     words += ["--schedule", "stages", "--schedule-arg", "stages=4", "--solver", "group-knapsack", "--solver-arg", "units=500", "--quiet"]

@@ -17,6 +17,7 @@ from latprune.graph.types import Kernel
 from latprune.importance import MagnitudeConfig
 from latprune.latency import (
     ContextInfo,
+    KernelPredictor,
     KernelSample,
     LatencyTables,
     NetworkSample,
@@ -68,6 +69,21 @@ def made_up_latency(model: torch.nn.Module) -> float:
 
 
 @cache
+def without_kernels(*, overhead_ms: float = 0.0) -> KernelPredictor:
+    """A predictor that knows no kernel: for what only keeps, tells or compares predictors, at no cost."""
+    return KernelPredictor(
+        context=CONTEXT,
+        families={},
+        costing=frozenset(),
+        constant_ms=1.0,
+        overhead_ms=overhead_ms,
+        spread=0.1,
+        agreement=0.0,
+        typical_weights=1e4,
+        samples=0,
+    )
+
+
 def made_up_samples(target: Target = TARGET) -> list[NetworkSample]:
     """Made-up measurements: outputs in steps of 8, inputs one by one, a fixed part, and 2 % of noise."""
     graph = latprune.trace(network(), X)

@@ -45,6 +45,8 @@ __all__ = [
 
 _INPUT = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*)(?::(?P<high>\d+))?)?")
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")
+_CONSTANTS = {"True": True, "False": False, "None": None}
+"""Values as Python spells them; JSON would have them as text."""
 _PICKLED = {".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"}
 
 
@@ -110,6 +112,8 @@ def _not_imported(spec: str, argument: str, error: Exception) -> InvalidArgument
 def parse_arguments(pairs: Sequence[str], *, argument: str = "--model-arg") -> dict[str, Any]:
     """Read ``["depth=56", "shortcut=A"]`` as ``{"depth": 56, "shortcut": "A"}``: each value as JSON, or as text where it is not JSON.
 
+    ``True``, ``False`` and ``None``, as Python spells them, are ``true``, ``false`` and ``null``; in quotes (``'"None"'``) they are text.
+
     Raises:
         InvalidArgumentError: An entry has no ``=``, a name that is no Python name, or a name that was given before.
     """
@@ -121,7 +125,7 @@ def parse_arguments(pairs: Sequence[str], *, argument: str = "--model-arg") -> d
         if key in found:
             raise InvalidArgumentError(f"{argument} (={pair!r}): '{key}' was given twice")
         try:
-            found[key] = json.loads(value)
+            found[key] = _CONSTANTS[value] if value in _CONSTANTS else json.loads(value)
         except json.JSONDecodeError:
             found[key] = value
     return found

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_numbers",
+    "check_seed",
     "conditions",
     "existing_store",
     "note_given",
     "output_file",
+    "refuse_alone",
     "refuse_ignored",
 ]
 
@@ -49,10 +51,15 @@ def output_file(text: str, *, argument: str) -> Path:
     return path
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a ``--seed`` that nothing can be done with, by the name that the user knows."""
+    if not 0 <= seed < 2**32:
+        raise InvalidArgumentError(f"--seed (={seed}) must be at least 0 and below {2**32}")
+
+
 def check_numbers(args: argparse.Namespace) -> None:
     """Refuse a ``--seed`` or ``--time-limit`` that nothing can be done with, by the names that the user knows."""
-    if not 0 <= args.seed < 2**32:
-        raise InvalidArgumentError(f"--seed (={args.seed}) must be at least 0 and below {2**32}")
+    check_seed(args.seed)
     if args.time_limit is not None and not args.time_limit >= 0:
         raise InvalidArgumentError(f"--time-limit (={args.time_limit}) must be a number of seconds, not negative")
 
@@ -81,9 +88,21 @@ def note_given(parser: argparse.ArgumentParser) -> None:
 def refuse_ignored(args: argparse.Namespace, names: Iterable[str], *, beside: str) -> None:
     """Refuse options, by their destinations, that were given and would do nothing ``beside`` another one (see :func:`note_given`)."""
     for name in names:
-        # Switches hold no value, and are off by default.
-        if name in args.given or getattr(args, name) is True:
+        if _was_given(args, name):
             raise InvalidArgumentError(f"--{name.replace('_', '-')} does nothing with {beside}; leave it out")
+
+
+def refuse_alone(args: argparse.Namespace, names: Iterable[str], *, needed: str) -> None:
+    """Refuse options, by their destinations, that were given and would do nothing without what is ``needed``."""
+    for name in names:
+        if _was_given(args, name):
+            raise InvalidArgumentError(f"--{name.replace('_', '-')} does nothing without {needed}; give one, or leave it out")
+
+
+def _was_given(args: argparse.Namespace, name: str) -> bool:
+    """Whether an option was given; switches hold no value and are off by default, and options that may be repeated have a list."""
+    value = getattr(args, name)
+    return name in args.given or value is True or (isinstance(value, list) and bool(value))
 
 
 def existing_store(text: str | None) -> str | None:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from latprune.pruning.result import Result
     from latprune.pruning.run import Fit
 
-__all__ = ["Outcome", "add_arguments", "add_parser", "prune_as_told", "run"]
+_TRAINING = ("learning_rate", "train_precision", "recipe_arg", "log", "channels_last", "distill", "stage_epochs")
+"""Options of a training by a recipe, beside those that ask for one."""
+
+__all__ = ["Outcome", "add_arguments", "add_parser", "check_training", "prune_as_told", "run"]
 
 _EPILOG = """\
 examples:
@@ -140,6 +143,7 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
         raise InvalidArgumentError("--explore FILE and --pick BUDGET go together: the file holds the networks, the budget says which one")
     pick = Exploration.load(args.explore).pick(args.pick) if args.explore else None
     settle_inputs(args)
+    check_training(args)
     options = options_of(args)
     _check_data(args)
     output = Path(args.output)
@@ -221,6 +225,16 @@ def _engine_of_budgets(args: argparse.Namespace) -> str:
     if found.said:
         say(f"engine: {found.target.engine}, which a budget names; --engine was not given")
     return found.target.engine
+
+
+def check_training(args: argparse.Namespace) -> None:
+    """Refuse options of a training that there is not, or that a ``--fit`` of the user's own does in its own way."""
+    from latprune.cli.option_rules import refuse_alone, refuse_ignored
+
+    if args.fit:
+        refuse_ignored(args, ("epochs", "recipe", *_TRAINING), beside="--fit, which trains in its own way")
+    elif args.epochs is None and args.recipe is None:
+        refuse_alone(args, _TRAINING, needed="--epochs or --recipe, which train")
 
 
 def _check_data(args: argparse.Namespace) -> None:

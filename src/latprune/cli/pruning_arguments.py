@@ -149,7 +149,10 @@ def options_of(args: argparse.Namespace, *, tables: str | None = None) -> Shared
         tables: File of latency tables in place of ``--tables``.
     """
     from latprune.cli.loading import glob_numbers, load_tables, target_from
+    from latprune.cli.option_rules import check_seed
     from latprune.latency import KernelPredictor, Store
+
+    check_seed(args.seed)
 
     file = tables or args.tables
     return {

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from latprune.cli import prune
+from latprune.cli.option_rules import note_given
 from latprune.cli.pruning_arguments import method_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ _NO_SETTINGS = {
     "run",
     "command",
     "debug",
+    "given",
     "quiet",
     "progress",
     "log_file",
@@ -56,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         formatter_class=argparse.RawDescriptionHelpFormatter,
         conflict_handler="resolve",
     )
+    note_given(parser)
     prune.add_arguments(parser)
     axes = parser.add_argument_group("axes of the sweep")
     axes.add_argument("--budget", action="append", required=True, metavar="BUDGET", help="a budget; repeat for several")
@@ -89,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidArgumentError("--tables holds the latency of one engine; leave it out of a sweep over several")
     if args.pick or args.explore:
         raise InvalidArgumentError("--explore and --pick name one network; give them to latprune prune")
+    prune.check_training(args)
     methods, seeds = args.method or ["mdp"], args.seed or [0]
     engines = args.engine or (["openvino"] if args.tables else None)  # tables have an engine of their own, whatever a budget names
     for method in methods:  # what is wrong with a method is said before the first run

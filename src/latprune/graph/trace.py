@@ -21,6 +21,7 @@ import latprune.graph.rules_ordered  # noqa: F401
 import latprune.graph.rules_scatter  # noqa: F401
 import latprune.graph.rules_transforms  # noqa: F401
 import latprune.graph.rules_views  # noqa: F401
+from latprune.argument_rules import check_wholes
 from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.admission import check_inputs, check_kind
@@ -183,6 +184,7 @@ def _notes(graph: ModelGraph, reads: TrainingReads) -> tuple[str, ...]:
 
 
 def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelGraph:
+    check_wholes("min_widths", min_widths, least=1)
     groups = dict(graph.groups)
     for pattern, width in min_widths.items():
         hits = [n for n in groups if n == pattern or fnmatchcase(n, pattern)]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_flag, check_whole
 from latprune.importance.activations import ActivationPlace, read_activations
 from latprune.importance.core import GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.place_scores import PlaceScores
@@ -31,8 +31,9 @@ class CHIPConfig:
     exact: bool = False
 
     def __post_init__(self) -> None:
-        if self.batches is not None and self.batches < 1:
-            raise InvalidArgumentError(f"batches (={self.batches}) must be at least 1")
+        if self.batches is not None:
+            check_whole("batches", self.batches, least=1, instead=", or None for all")
+        check_flag("exact", self.exact)
 
 
 def channel_independence(maps: Tensor, *, exact: bool = False) -> Scores:

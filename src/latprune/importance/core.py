@@ -26,6 +26,7 @@ __all__ = [
     "Readings",
     "Scores",
     "accumulator_for",
+    "check_criterion",
     "check_scorable",
     "criterion_type",
     "cross_entropy_loss",
@@ -225,7 +226,8 @@ def register(
     name in the group ``latprune.criteria`` that imports the module which registers it.
 
     Args:
-        config_type: Type of the configurations; a subclass's configuration is taken too.
+        config_type: Type of the configurations, a dataclass, so that a run's folder can hold its fields; a subclass's configuration is
+            taken too.
         name: Name of the criterion, for :func:`get_criterion` and the command line.
         accumulator: Builds ``(model, graph, config) -> GradientAccumulator`` where the criterion can be fed by a caller's backward passes.
         needs_data: Whether the criterion needs batches; None: when it has an accumulator.
@@ -297,6 +299,21 @@ def get_criterion(name: str, **options: Any) -> Any:
 
 def _entry(config: object) -> _Entry:
     return _CRITERIA.of(config)
+
+
+def check_criterion(argument: str, config: object) -> None:
+    """Refuse what is no criterion's configuration, by the name of the ``argument`` that takes one.
+
+    Raises:
+        InvalidArgumentError: It is none, or no criterion is registered for its type.
+    """
+    try:
+        _entry(config)
+    except InvalidArgumentError as error:
+        named = f"; get_criterion({config!r}) makes one by its name" if isinstance(config, str) and config in _CRITERIA else ""
+        raise InvalidArgumentError(
+            f"{argument} (={config!r}) must be the configuration of a registered criterion, such as MagnitudeConfig(){named}"
+        ) from error
 
 
 def needs_data(config: object) -> bool:

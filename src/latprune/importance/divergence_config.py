@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from latprune.argument_rules import check_number, check_one_of, check_share, check_whole
 from latprune.errors import InvalidArgumentError
-from latprune.importance.core import GroupedModel, get_criterion
+from latprune.importance.core import GroupedModel, check_criterion, get_criterion
 from latprune.importance.outputs import MEASURES
 from latprune.importance.sp_lamp import SpLampConfig
 from latprune.importance.taylor import TaylorConfig
@@ -59,21 +60,19 @@ class DivergenceConfig:
     def __post_init__(self) -> None:
         for name in ("removed", "priors", "narrowings"):
             object.__setattr__(self, name, _numbers(name, getattr(self, name)))
-        object.__setattr__(self, "rank", _criterion(self.rank))
-        object.__setattr__(self, "rivals", tuple(_criterion(rival) for rival in _entries(self.rivals)))
+        object.__setattr__(self, "rank", _criterion("rank", self.rank))
+        object.__setattr__(self, "rivals", tuple(_criterion("rivals", rival) for rival in _entries(self.rivals)))
         rising = all(a < b for a, b in pairwise(self.removed))
         if not self.removed or not rising or not 0 < self.removed[0] or not self.removed[-1] < 1:
             raise InvalidArgumentError(f"removed (={self.removed}) must be rising shares between 0 and 1, at least one")
-        if self.examples is not None and self.examples < 2:
-            raise InvalidArgumentError(f"examples (={self.examples}) must be at least 2: norms need the statistics of a batch")
-        for prior in (self.prior, *self.priors):
-            if not 0 <= prior <= 1:
-                raise InvalidArgumentError(f"prior (={prior}) must be between 0 and 1")
+        if self.examples is not None:
+            check_whole("examples", self.examples, least=2, instead=", as norms need the statistics of a batch, or None")
+        check_share("prior", self.prior)
+        for prior in self.priors:
+            check_share("priors", prior, instead=", each of them")
         for factor in self.narrowings:
-            if not 0 < factor < math.inf:
-                raise InvalidArgumentError(f"narrowings (={self.narrowings}) must be factors above 0")
-        if self.measure not in MEASURES:
-            raise InvalidArgumentError(f"measure (={self.measure!r}) must be one of {', '.join(MEASURES)}")
+            check_number("narrowings", factor, "be factors above 0", 0.0, above=True)
+        check_one_of("measure", self.measure, MEASURES)
 
 
 def _entries(value: object) -> tuple[object, ...]:
@@ -90,8 +89,11 @@ def _numbers(name: str, value: object) -> tuple[float, ...]:
         raise InvalidArgumentError(f"{name} (={value!r}) must be numbers, such as 0.25,0.5") from error
 
 
-def _criterion(value: object) -> object:
-    return get_criterion(value) if isinstance(value, str) else value
+def _criterion(argument: str, value: object) -> object:
+    if isinstance(value, str):
+        return get_criterion(value)
+    check_criterion(argument, value)
+    return value
 
 
 def example_count(graph: GroupedModel, config: DivergenceConfig) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_whole
 from latprune.graph.types import ChannelGroup
 from latprune.importance.core import GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.gradients import GradientAccumulator, Layer, accumulate, by_kernel
@@ -28,8 +28,8 @@ class HessianConfig:
     batches: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batches is not None and self.batches < 1:
-            raise InvalidArgumentError(f"batches (={self.batches}) must be at least 1")
+        if self.batches is not None:
+            check_whole("batches", self.batches, least=1, instead=", or None for all")
 
 
 class HessianAccumulator(GradientAccumulator):

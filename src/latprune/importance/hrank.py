@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from latprune.argument_rules import check_whole
 from latprune.errors import InvalidArgumentError
 from latprune.importance.activations import ActivationPlace, read_activations
 from latprune.importance.core import GroupedModel, Importance, LossFunction, register
@@ -29,8 +30,8 @@ class HRankConfig:
     batches: int | None = None
 
     def __post_init__(self) -> None:
-        if self.batches is not None and self.batches < 1:
-            raise InvalidArgumentError(f"batches (={self.batches}) must be at least 1")
+        if self.batches is not None:
+            check_whole("batches", self.batches, least=1, instead=", or None for all")
 
 
 def _require_maps(place: ActivationPlace, maps: Tensor) -> None:

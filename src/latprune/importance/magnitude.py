@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_flag, check_number
 from latprune.graph.types import Member
 from latprune.importance.core import GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.filters import sum_over_filters
@@ -31,8 +30,8 @@ class MagnitudeConfig:
     normalise: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.p) and self.p >= 1):
-            raise InvalidArgumentError(f"p (={self.p}) must be a finite number of at least 1")
+        check_number("p", self.p, "be a finite number of at least 1", 1.0)
+        check_flag("normalise", self.normalise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

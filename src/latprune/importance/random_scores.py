@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_whole
 from latprune.importance.core import GroupedModel, Importance, LossFunction, register
 from latprune.importance.tensors import check_finite, named_tensors, present_units
 
@@ -28,8 +28,7 @@ class RandomConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InvalidArgumentError(f"seed (={self.seed}) must be at least 0")
+        check_whole("seed", self.seed, least=0)
 
 
 @register(RandomConfig, name="random")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from latprune.argument_rules import check_flag
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
@@ -36,6 +37,10 @@ class SpLampConfig:
 
     fold_norm: bool = False
     count_layers: bool = True
+
+    def __post_init__(self) -> None:
+        check_flag("fold_norm", self.fold_norm)
+        check_flag("count_layers", self.count_layers)
 
 
 class _Weights:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_one_of, check_whole
 from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, register
 from latprune.importance.gradients import GradientAccumulator, Layer, accumulate, by_kernel
@@ -45,12 +45,10 @@ class TaylorConfig:
     batches: int | None = None
 
     def __post_init__(self) -> None:
-        if self.reduction not in REDUCTIONS:
-            raise InvalidArgumentError(f"reduction (={self.reduction!r}) must be one of {', '.join(REDUCTIONS)}")
-        if self.side not in SIDES:
-            raise InvalidArgumentError(f"side (={self.side!r}) must be one of {', '.join(SIDES)}")
-        if self.batches is not None and self.batches < 1:
-            raise InvalidArgumentError(f"batches (={self.batches}) must be at least 1")
+        check_one_of("reduction", self.reduction, REDUCTIONS)
+        check_one_of("side", self.side, SIDES)
+        if self.batches is not None:
+            check_whole("batches", self.batches, least=1, instead=", or None for all")
 
 
 class TaylorAccumulator(GradientAccumulator):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from latprune.errors import BudgetInfeasibleError
 from latprune.graph.types import Selection
 from latprune.methods.offer import Offer
-from latprune.methods.schedule import Schedule, SinglePass, SoftMasks
+from latprune.methods.schedule import SCHEDULES, Schedule, SinglePass, SoftMasks
 from latprune.registry import ClassRegistry
 
 if TYPE_CHECKING:
@@ -307,6 +307,8 @@ def _plain(value: Any) -> Any:
         return {"type": type(value).__name__, **{entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}}
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
     return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
@@ -368,7 +370,7 @@ def _option(name: str, value: Any) -> Any:
         given = {key: _option(key, entry) for key, entry in value.items()}
         return METHODS.make(given.pop("name", None), given)
     if name in ("soft_masks", "masks") and (value is True or isinstance(value, Mapping)):
-        return SoftMasks(**(value if isinstance(value, Mapping) else {}))
+        return SCHEDULES.make(SoftMasks.name, value if isinstance(value, Mapping) else {})
     return None if name == "soft_masks" and value is False else value
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import InvalidArgumentError
-from latprune.importance import SpLampConfig, TaylorConfig, layer_importance
+from latprune.argument_rules import check_one_of
+from latprune.importance import SpLampConfig, TaylorConfig, check_criterion, layer_importance
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
 from latprune.methods.offer import Offer
 from latprune.methods.walk import WalkProposer, nearest, walk_end
@@ -36,8 +36,8 @@ class GlobalThreshold(Method):
     normalise: Literal["none", "mean", "max"] = "none"
 
     def __post_init__(self) -> None:
-        if self.normalise not in NORMALISATIONS:
-            raise InvalidArgumentError(f"normalise (={self.normalise!r}) must be one of {', '.join(NORMALISATIONS)}")
+        check_criterion("score", self.score)
+        check_one_of("normalise", self.normalise, NORMALISATIONS)
 
     @property
     def importance(self) -> object:

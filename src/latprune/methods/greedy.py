@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -9,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import BudgetInfeasibleError, InvalidArgumentError
-from latprune.importance import TaylorConfig, layer_importance
+from latprune.argument_rules import check_number
+from latprune.errors import BudgetInfeasibleError
+from latprune.importance import TaylorConfig, check_criterion, layer_importance
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
 from latprune.methods.offer import Offer
 
@@ -39,8 +41,8 @@ class Greedy(Method):
     step: float = 0.02
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.step <= 0.5:
-            raise InvalidArgumentError(f"step (={self.step}) is the share that one step saves: above 0, at most 0.5")
+        check_criterion("score", self.score)
+        check_number("step", self.step, "be the share that one step saves: above 0, at most 0.5", 0.0, math.nextafter(0.5, 1.0), above=True)
 
     @property
     def importance(self) -> object:

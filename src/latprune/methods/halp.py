@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import ClassVar
 
-from latprune.errors import InvalidArgumentError
-from latprune.importance import TaylorConfig
+from latprune.argument_rules import check_flag, check_number
+from latprune.importance import TaylorConfig, check_criterion
 from latprune.methods.assemble import assemble, is_unary
 from latprune.methods.base import Method, Proposer, StageContext, register_method
 from latprune.methods.offer import Offer
@@ -47,8 +47,9 @@ class HALP(Method):
     floor: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.floor < 1.0:
-            raise InvalidArgumentError(f"floor (={self.floor}) is a share of a group's channels: at least 0 and below 1")
+        check_criterion("score", self.score)
+        check_flag("protect_stem", self.protect_stem)
+        check_number("floor", self.floor, "be a share of a group's channels: at least 0 and below 1", 0.0, 1.0)
         _ = self.schedule  # checks its options
 
     @property

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from latprune.argument_rules import check_flag, check_instance, check_one_of, check_whole
 from latprune.errors import InvalidArgumentError
-from latprune.importance import DivergenceConfig, TaylorConfig
+from latprune.importance import DivergenceConfig, TaylorConfig, check_criterion
 from latprune.methods.assemble import assemble
 from latprune.methods.base import Method, Proposer, StageContext, register_method
 from latprune.methods.offer import Offer
 from latprune.methods.proposers import solved_proposer
-from latprune.methods.schedule import Ramp, Schedule, SinglePass, SoftMasks, Stages
+from latprune.methods.schedule import RAMPS, Ramp, Schedule, SinglePass, SoftMasks, Stages
 
 __all__ = ["MDP"]
 
@@ -53,13 +54,19 @@ class MDP(Method):
     soft_masks: SoftMasks | None = None
 
     def __post_init__(self) -> None:
+        for name in ("channels", "blocks", "bilayer"):
+            check_flag(name, getattr(self, name))
+        check_whole("stages", self.stages, least=1)
+        check_one_of("ramp", self.ramp, RAMPS)
+        if self.soft_masks is not None:
+            check_instance("soft_masks", self.soft_masks, SoftMasks, "a SoftMasks schedule, such as SoftMasks(every=20), or None")
         if not (self.channels or self.blocks):
             raise InvalidArgumentError("channels and blocks are both False: nothing is left to prune; set one of them")
         if self.stages != 1 and self.soft_masks is not None:
             raise InvalidArgumentError(f"stages (={self.stages}) cannot go with soft_masks, which have their own ramp; give one of them")
         if self.score is None:
             object.__setattr__(self, "score", DivergenceConfig() if self.soft_masks is None else TaylorConfig(side="readers"))
-        _ = self.schedule  # checks its options
+        check_criterion("score", self.score)
 
     @property
     def importance(self) -> object:

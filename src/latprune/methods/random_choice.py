@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from latprune.argument_rules import check_flag
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
 from latprune.methods.offer import Offer
 from latprune.methods.walk import WalkProposer, nearest, walk_end
@@ -23,6 +24,9 @@ class RandomChoice(Method):
 
     name: ClassVar[str] = "random"
     blocks: bool = True
+
+    def __post_init__(self) -> None:
+        check_flag("blocks", self.blocks)
 
     @property
     def importance(self) -> object | None:

@@ -7,8 +7,10 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
+from latprune.argument_rules import check_flag, check_one_of, check_share, check_whole
 from latprune.errors import InvalidArgumentError
 from latprune.registry import ClassRegistry
+from latprune.surgery.mask_decay import check_mask_decay
 
 __all__ = [
     "Between",
@@ -158,13 +160,12 @@ class Stages(Schedule):
     interval: int | None = None
 
     def __post_init__(self) -> None:
-        if self.stages < 1:
-            raise InvalidArgumentError(f"stages (={self.stages}) must be at least 1")
-        _one_of("ramp", self.ramp, RAMPS)
-        _one_of("between", self.between, ("cut", "mask"))
-        _one_of("measure", self.measure, ("last", "each"))
-        if self.interval is not None and self.interval < 1:
-            raise InvalidArgumentError(f"interval (={self.interval}) must be at least 1 batch")
+        check_whole("stages", self.stages, least=1)
+        check_one_of("ramp", self.ramp, RAMPS)
+        check_one_of("between", self.between, ("cut", "mask"))
+        check_one_of("measure", self.measure, ("last", "each"))
+        if self.interval is not None:
+            check_whole("interval", self.interval, least=1, instead=", the batches between two stages, or None")
 
     @property
     def count(self) -> int:
@@ -219,17 +220,16 @@ class SoftMasks(Schedule):
     weight_decay: float | None = None
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.warmup and 0.0 <= self.cooldown and self.warmup + self.cooldown <= 1.0):
+        for name in ("warmup", "cooldown", "held"):
+            check_share(name, getattr(self, name), of="the training")
+        if self.warmup + self.cooldown > 1.0:
             raise InvalidArgumentError(
-                f"warmup (={self.warmup}) and cooldown (={self.cooldown}) are shares of the training: both at least 0, together at most 1"
+                f"warmup (={self.warmup}) and cooldown (={self.cooldown}) are shares of the training: together at most 1"
             )
-        if not 0.0 <= self.held <= 1.0:
-            raise InvalidArgumentError(f"held (={self.held}) is a share of the training, from 0 to 1")
-        if self.every < 1:
-            raise InvalidArgumentError(f"every (={self.every}) must be at least 1 batch")
-        _one_of("ramp", self.ramp, RAMPS)
-        if self.weight_decay is not None and self.weight_decay < 0:
-            raise InvalidArgumentError(f"weight_decay (={self.weight_decay}) must be at least 0")
+        check_whole("every", self.every, least=1, instead=", the batches between two solutions")
+        check_one_of("ramp", self.ramp, RAMPS)
+        check_flag("straight_through", self.straight_through)
+        check_mask_decay(self.weight_decay, straight_through=self.straight_through)
 
     @property
     def count(self) -> int:
@@ -275,8 +275,3 @@ class SoftMasks(Schedule):
         """
         last = self.last_solution(steps)
         return last >= self.warmup * steps and (last > 0 or not gradients)
-
-
-def _one_of(argument: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InvalidArgumentError(f"{argument} (={value!r}) must be one of {', '.join(known)}")

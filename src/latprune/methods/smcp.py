@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
-from latprune.importance import TaylorConfig
+from latprune.argument_rules import check_instance
+from latprune.importance import TaylorConfig, check_criterion
 from latprune.methods.assemble import assemble, is_unary
 from latprune.methods.base import Method, Proposer, StageContext, register_method
 from latprune.methods.offer import Offer
@@ -34,6 +35,10 @@ class SMCP(Method):
     name: ClassVar[str] = "smcp"
     score: object = field(default_factory=lambda: TaylorConfig(reduction="per_group", side="readers"))
     masks: SoftMasks = field(default_factory=SoftMasks)
+
+    def __post_init__(self) -> None:
+        check_criterion("score", self.score)
+        check_instance("masks", self.masks, SoftMasks, "a SoftMasks schedule, such as SoftMasks(every=20)")
 
     @property
     def importance(self) -> object:

@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from latprune.argument_rules import check_one_of
 from latprune.errors import InvalidArgumentError
-from latprune.importance import SpLampConfig
+from latprune.importance import SpLampConfig, check_criterion
 from latprune.latency.measuring.protocol import FixedRuns
 from latprune.methods.assemble import cost_row, gain_terms
 from latprune.methods.base import Method, Proposer, StageContext, register_method
@@ -67,10 +68,10 @@ class SPLAMP(Method):
     between: Between = "cut"
 
     def __post_init__(self) -> None:
-        if self.contributions not in CONTRIBUTIONS:
-            raise InvalidArgumentError(f"contributions (={self.contributions!r}) must be one of {', '.join(CONTRIBUTIONS)}")
-        if self.protocol not in PROTOCOLS:
-            raise InvalidArgumentError(f"protocol (={self.protocol!r}) must be one of {', '.join(PROTOCOLS)}")
+        check_criterion("score", self.score)
+        check_one_of("contributions", self.contributions, CONTRIBUTIONS)
+        check_one_of("protocol", self.protocol, PROTOCOLS)
+        FixedRuns(runs=self.runs, keep=self.keep)  # checks them
         if self.protocol == "fixed-runs" and self.contributions != "whole-network":
             raise InvalidArgumentError(
                 f"protocol (='fixed-runs') times whole networks, and contributions (={self.contributions!r}) times none: set it to "
@@ -78,7 +79,6 @@ class SPLAMP(Method):
             )
         if self.protocol == "interleaved" and (self.runs, self.keep) != (FixedRuns().runs, FixedRuns().keep):
             raise InvalidArgumentError(f"runs (={self.runs}) and keep (={self.keep}) decide nothing without protocol='fixed-runs'")
-        FixedRuns(runs=self.runs, keep=self.keep)  # checks them
         _ = self.schedule  # checks its options
 
     @property

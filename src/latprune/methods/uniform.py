@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from latprune.importance import MagnitudeConfig
+from latprune.importance import MagnitudeConfig, check_criterion
 from latprune.methods.base import Method, Proposal, Proposer, StageContext, register_method
 from latprune.methods.offer import Offer
 from latprune.methods.walk import WalkProposer, nearest, walk_end
@@ -27,6 +27,9 @@ class Uniform(Method):
 
     name: ClassVar[str] = "uniform"
     score: object = field(default_factory=MagnitudeConfig)
+
+    def __post_init__(self) -> None:
+        check_criterion("score", self.score)
 
     @property
     def importance(self) -> object:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
+from latprune.argument_rules import check_share, check_wholes
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import ChannelGroup
 
@@ -38,16 +39,15 @@ class WidthRules:
     max_share: float | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in _values(self.multiple_of):
-            if value < 1:
-                raise InvalidArgumentError(f"multiple_of (={value}{name}) must be at least 1")
-        for name, value in _values(self.max_widths):
-            if value < 1:
-                raise InvalidArgumentError(f"max_widths (={value}{name}) must be at least 1")
+        if self.multiple_of is not None:
+            check_wholes("multiple_of", self.multiple_of, least=1, alone=True)
+        if self.max_widths is not None:
+            check_wholes("max_widths", self.max_widths, least=1)
         for argument, shares in (("min_share", self.min_share), ("max_share", self.max_share)):
-            for name, share in _values(shares):
-                if not 0.0 <= share <= 1.0 or (argument == "max_share" and share == 0.0):
-                    raise InvalidArgumentError(f"{argument} (={share}{name}) must be a share between 0 and 1")
+            for name, share in _values(argument, shares):
+                check_share(name, share, of="a group's channels")
+                if argument == "max_share" and share == 0.0:
+                    raise InvalidArgumentError(f"{name} (={share}) must be above 0: some channel of a group stays")
 
     def apply(self, choices: Mapping[str, Sequence[int]], groups: Mapping[str, ChannelGroup]) -> dict[str, tuple[int, ...]]:
         """``choices`` under these rules: group -> widths.
@@ -96,10 +96,10 @@ class WidthRules:
         return asdict(self)
 
 
-def _values(rule: T | Mapping[str, T] | None) -> list[tuple[str, T]]:
+def _values(argument: str, rule: T | Mapping[str, T] | None) -> list[tuple[str, T]]:
     if rule is None:
         return []
-    return [(f" for '{glob}'", value) for glob, value in rule.items()] if isinstance(rule, Mapping) else [("", rule)]
+    return [(f"{argument}[{glob!r}]", value) for glob, value in rule.items()] if isinstance(rule, Mapping) else [(argument, rule)]
 
 
 def _rule(rule: T | Mapping[str, T] | None, name: str, default: T) -> T:

@@ -25,8 +25,13 @@ _NAMES = {
     "trained by": ("trained by", "epochs, --recipe, --fit"),
     "weights": ("dense weights of digest", "model, --weights"),
     "inputs": ("example inputs", "input"),
+    "predictor_digest": ("predictor of digest", "predictor"),
+    "tables": ("tables of digest", "tables"),
+    "loss": ("loss", ""),
 }
-"""Setting -> what it is called in a sentence, and its option of the command line."""
+"""Setting -> what it is called in a sentence, and its option of the command line; empty: it is an argument in Python alone."""
+_SINCE = frozenset({"predictor_digest", "tables", "loss"})
+"""Settings that releases before did not write, whatever they were: a saved run without them says nothing of them."""
 _PARTS = {
     "options": "method",
     "score": "criterion",
@@ -46,10 +51,12 @@ def first_difference(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str |
     """The first setting that differs, as ``criterion 'magnitude', this one 'taylor' (--criterion)``; None where all are the same.
 
     Args:
-        saved: Settings of the saved run, by name; what it lacks, at any depth, was not given, as None is.
+        saved: Settings of the saved run, by name; what it lacks, at any depth, was not given, as None is. Of losses, tables and predictors
+            it may be of a release that did not write them.
         mine: Those of this one.
     """
-    key = next((key for key in mine if not _same(saved.get(key), mine[key])), None)
+    told = (key for key in mine if key in saved or key not in _SINCE)
+    key = next((key for key in told if not _same(saved.get(key), mine[key])), None)
     return None if key is None else _difference((key,), saved.get(key), mine[key], None)
 
 
@@ -76,7 +83,7 @@ def _difference(path: tuple[str, ...], saved: Any, mine: Any, part: str | None) 
     if part is not None and key not in _PARTS:
         return f"{part} option {'.'.join(path)}={shown} (--{part}-arg)"
     words, option = _NAMES.get(key, (key.replace("_", " "), key.replace("_", "-")))
-    return f"{words} {shown} (--{option})"
+    return f"{words} {shown} ({f'--{option}' if option else f'{key}='})"
 
 
 def _kind(value: Mapping[str, Any]) -> list[Any]:

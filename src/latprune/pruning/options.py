@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from latprune.argument_rules import check_flag, check_instance, check_number, check_one_of, check_whole, check_wholes
 from latprune.errors import InvalidArgumentError
 from latprune.graph.trace import FORMS
 from latprune.pruning.budget import Budget
@@ -129,17 +130,26 @@ class Options:
             given = getattr(self, name)
             if isinstance(given, str):
                 raise InvalidArgumentError(f"{name} (={given!r}) must be a list of names or globs, for instance [{given!r}]")
+            check_instance(name, given, Iterable, "a list of names or globs")
             object.__setattr__(self, name, tuple(given))
-        if self.form not in FORMS:
-            raise InvalidArgumentError(f"form (={self.form!r}) must be one of {', '.join(FORMS)}")
-        if self.fold not in (False, True, TEMPORARY):
+            for entry in getattr(self, name):
+                check_instance(f"an entry of {name}", entry, str, "a name or glob")
+        check_one_of("form", self.form, FORMS)
+        if not isinstance(self.fold, bool) and self.fold != TEMPORARY:
             raise InvalidArgumentError(f"fold (={self.fold!r}) must be True, False or {TEMPORARY!r}")
         if self.fold == TEMPORARY and self.form == "program":
             raise InvalidArgumentError(f"fold (={self.fold!r}) needs form='class': a program holds plain weights; set fold=True")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise InvalidArgumentError(f"time_limit (={self.time_limit}) must be a positive number of seconds, or None")
-        if not 0.0 < self.slack < 1.0:
-            raise InvalidArgumentError(f"slack (={self.slack}) is a share of the budget: above 0 and below 1")
+        if self.time_limit is not None:
+            check_number("time_limit", self.time_limit, "be a positive number of seconds, or None", 0.0, above=True)
+        check_number("slack", self.slack, "be a share of the budget: above 0 and below 1", 0.0, 1.0, above=True)
+        check_whole("seed", self.seed, least=0)
+        object.__setattr__(self, "seed", int(self.seed))  # NumPy's whole numbers too
+        check_flag("measure_latency", self.measure_latency)
+        if self.min_widths is not None:
+            check_wholes("min_widths", self.min_widths, least=1)
+        if self.within is not None:
+            check_instance("within", self.within, str, "the path of a sub-module, such as 'backbone', or None")
+        self._check_objects()
         if self.solver is not None:
             self._check_solver()
         _ = self.strategy  # checks its name
@@ -148,6 +158,21 @@ class Options:
         """Those that differ from the defaults."""
         given = [entry for entry in fields(self) if getattr(self, entry.name) != entry.default]
         return f"Options({', '.join(f'{entry.name}={getattr(self, entry.name)!r}' for entry in given)})"
+
+    def _check_objects(self) -> None:
+        """Refuse objects of another kind than the options take."""
+        from latprune.latency import KernelPredictor, LatencyTables, Store
+        from latprune.methods.width_rules import WidthRules
+
+        kinds: dict[str, tuple[type, str]] = {
+            "widths": (WidthRules, "rules for widths, such as latprune.WidthRules(multiple_of=8), or None"),
+            "tables": (LatencyTables, "latency tables, as latprune.build_tables() makes them, or None"),
+            "predictor": (KernelPredictor, "a predictor, as latprune.KernelPredictor.load() reads it, or None"),
+            "store": (Store, "a store, such as latprune.Store('latency.sqlite'), or None"),
+        }
+        for name, (kind, rule) in kinds.items():
+            if getattr(self, name) is not None:
+                check_instance(name, getattr(self, name), kind, rule)
 
     def _check_solver(self) -> None:
         from latprune.solve import Solver, solver_named
@@ -209,6 +234,8 @@ class Options:
             "widths": self.widths.to_dict() if self.widths is not None else None,
             "within": self.within,
             "predictor": self.predictor is not None,
+            "predictor_digest": self.predictor.digest if self.predictor is not None else None,
+            "tables": self.tables.digest if self.tables is not None else None,
             "solver": self.solver if self.solver is None or isinstance(self.solver, str) else solver_options(self.solver),
             "recover": {"strategy": strategy.name, **strategy.settings()} if strategy is not None else None,
             "seed": self.seed,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from latprune.argument_rules import check_whole
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, SolverLimitError
 from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
 from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_data
@@ -24,7 +25,6 @@ from latprune.pruning.preflight_taught import check_taught_step
 from latprune.recovery.batches import inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.train.contracts import calling, check_batched, named
-from latprune.train.rules import check_whole
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
@@ -121,6 +121,11 @@ def _check_together(run: StagedRun) -> None:
         )
     if run.candidates > 1 and (run.data is None or run.evaluate is None):
         raise InvalidArgumentError(f"candidates (={run.candidates}) picks by accuracy: it needs data= and evaluate=")
+    if run.candidates > 1 and not pruner.method.keeps_weights:
+        raise InvalidArgumentError(
+            f"candidates (={run.candidates}) compares networks by the accuracy of weights that method {pruner.method.name!r} draws anew "
+            "after the cut: leave it at 1"
+        )
     if run.candidates > 1 and pruner.picked is not None:
         raise InvalidArgumentError(f"candidates (={run.candidates}) compares other networks than the one of pick; leave one of them out")
     if run.units not in ("score", "reconstruction"):

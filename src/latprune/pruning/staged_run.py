@@ -12,12 +12,14 @@ from latprune.export.record import AccuracyRecord, TrainingRecord
 from latprune.graph.moved_buffers import preserved_shapes
 from latprune.importance import LossFunction
 from latprune.methods import SoftMasks
+from latprune.pruning.code_names import code_name
 from latprune.pruning.finetuning import RecipeFit
 from latprune.pruning.fitting import Evaluate, Fit
 from latprune.pruning.picking import pick
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.run_state import RunState
 from latprune.pruning.stage_training import history_of, train_stage
+from latprune.pruning.state import plain_settings
 from latprune.recovery import reconstruction_ranking, reselected
 from latprune.train.contracts import accuracy_of
 
@@ -71,6 +73,7 @@ class StagedRun:
         settings = self._settings()
         self.state = RunState(settings=settings)
         if self.folder is not None:
+            plain_settings(self.pruner)  # what cannot be kept is told now
             _ = self.pruner.dense_digest  # taken before anything runs: a run of some models moves their buffers on
         found = RunState.load(self.folder, self.pruner, settings) if self.folder is not None else None
         if found is not None:
@@ -85,6 +88,7 @@ class StagedRun:
             "recovery_images": self.recovery_images if recovery is not None else None,
             "candidates": self.candidates,
             "units": self.units,
+            "loss": code_name(self.loss),
             "importance_batches": self.importance_batches,
             "trained by": self.fit.recipe.to_dict() if isinstance(self.fit, RecipeFit) else "fit" if self.fit is not None else None,
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latprune.errors import CheckpointError
+from latprune.errors import CheckpointError, InvalidArgumentError
 from latprune.graph.example_inputs import ExampleInputs, as_call
 from latprune.graph.tensors import tensors_in
 from latprune.graph.types import Selection
@@ -147,9 +147,31 @@ class PrunerState:
 
 
 def plain_settings(pruner: Pruner) -> dict[str, Any]:
-    """All that decides which network comes out, as a file has it, so that lists and tuples compare."""
+    """All that decides which network comes out, as a file has it, so that lists and tuples compare.
+
+    Raises:
+        InvalidArgumentError: A setting is of a kind that a file cannot hold.
+    """
+    unkept = _unkept(pruner.settings, "")
+    if unkept is not None:
+        path, value = unkept
+        raise InvalidArgumentError(
+            f"{path} (={value!r}) cannot be kept with a run, which goes on only under the same settings: options must be numbers, texts, "
+            "lists, mappings or dataclasses of such; make its class a dataclass, or prune without folder="
+        )
     found: dict[str, Any] = json.loads(json.dumps(pruner.settings))
     return found
+
+
+def _unkept(value: Any, path: str) -> tuple[str, Any] | None:
+    """The first value inside of ``value`` that a JSON file cannot hold, and the place where it lies; None where there is none."""
+    if isinstance(value, Mapping):
+        inside = [(f"{path}.{name}" if path else str(name), entry) for name, entry in value.items()]
+    elif isinstance(value, (list, tuple)):
+        inside = [(f"{path}[{index}]", entry) for index, entry in enumerate(value)]
+    else:
+        return None if value is None or isinstance(value, (bool, int, float, str)) else (path, value)
+    return next((found for place, entry in inside if (found := _unkept(entry, place)) is not None), None)
 
 
 def dense_digest(model: nn.Module) -> str:

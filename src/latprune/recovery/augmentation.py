@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_flag, check_share
 
 __all__ = ["ImageVariants"]
 
@@ -32,9 +32,9 @@ class ImageVariants:
     mix: float = 0.0
 
     def __post_init__(self) -> None:
-        for option in ("shift", "mix"):
-            if not 0 <= getattr(self, option) <= 1:
-                raise InvalidArgumentError(f"{option} (={getattr(self, option)}) must be from 0 to 1")
+        check_flag("mirror", self.mirror)
+        check_share("shift", self.shift)
+        check_share("mix", self.mix)
 
     def __str__(self) -> str:
         parts = [

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from latprune.argument_rules import check_number, check_whole
 from latprune.errors import InvalidArgumentError
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.types import Role
@@ -37,6 +38,12 @@ class ReconstructionConfig:
     rows: int = 100
     ridge: float = 1e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("images", self.images, least=1)
+        check_whole("rows", self.rows, least=1)
+        check_number("ridge", self.ridge, "be a number of at least 0", 0.0)
+        check_whole("seed", self.seed, least=0)
 
 
 def _dense(graph: GroupedModel) -> ModelGraph:

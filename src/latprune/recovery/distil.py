@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_flag, check_instance, check_number, check_whole
 from latprune.progress import stretch
 from latprune.recovery.augmentation import ImageVariants
 from latprune.recovery.batches import alike, count, joined, reordered, run_on_few
@@ -69,11 +69,15 @@ class Distil(Recovery):
     refit: Refit = Refit()
 
     def __post_init__(self) -> None:
-        for option, low in (("epochs", 1), ("relative_rate", 0.0), ("batch_size", 1), ("features", 0.0), ("memory", 1.0)):
-            if not getattr(self, option) >= low:
-                raise InvalidArgumentError(f"{option} (={getattr(self, option)}) must be at least {low}")
-        if self.seconds is not None and not self.seconds > 0:
-            raise InvalidArgumentError(f"seconds (={self.seconds}) must be above 0, or None for no limit")
+        check_flag("first", self.first)
+        check_whole("epochs", self.epochs, least=1)
+        check_whole("batch_size", self.batch_size, least=1)
+        for name in ("relative_rate", "features"):
+            check_number(name, getattr(self, name), "be a number of at least 0", 0.0)
+        check_number("memory", self.memory, "be a number of bytes, at least 1", 1.0)
+        if self.seconds is not None:
+            check_number("seconds", self.seconds, "be a number above 0, or None for no limit", 0.0, above=True)
+        check_instance("refit", self.refit, Refit, "a latprune.recovery.Refit")
         self._variants()
 
     def _variants(self) -> ImageVariants:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_number
 from latprune.graph import ModelGraph
 from latprune.graph.types import ChannelGroup, Role
 from latprune.recovery.backing_off import Change, kept_where_it_helps
@@ -40,8 +41,7 @@ class Fold(Recovery):
     least: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least <= 1:
-            raise InvalidArgumentError(f"least (={self.least}) must be from 0 to 1")
+        check_number("least", self.least, "be a cosine, from 0 to 1", 0.0, math.nextafter(1.0, 2.0))
 
     def settings(self) -> dict[str, Any]:
         """The options, for the record."""

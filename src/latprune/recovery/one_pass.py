@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_number, check_whole
 from latprune.graph import Selection
 from latprune.recovery.backing_off import Change, kept_where_it_helps
 from latprune.recovery.contract import Recovery, Situation, register_strategy
@@ -44,8 +44,8 @@ class OnePassMap(Recovery):
     rows: int = 200
 
     def __post_init__(self) -> None:
-        if not self.ridge >= 0 or self.rows < 1:
-            raise InvalidArgumentError(f"ridge (={self.ridge}) must be at least 0 and rows (={self.rows}) at least 1")
+        check_number("ridge", self.ridge, "be a number of at least 0", 0.0)
+        check_whole("rows", self.rows, least=1)
 
     def settings(self) -> dict[str, Any]:
         """The options, for the record."""

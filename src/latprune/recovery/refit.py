@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_flag, check_number, check_share, check_whole
 from latprune.recovery.contract import Recovery, Situation, register_strategy
 from latprune.recovery.logits import fit_logits
 from latprune.recovery.regression import Fit, clamped_error, ridge_change
@@ -70,20 +70,14 @@ class Refit(Recovery):
     sweeps: int = 1
 
     def __post_init__(self) -> None:
-        for option, low in (
-            ("ridge", 0.0),
-            ("rows", 1),
-            ("least_rows", 1),
-            ("memory", 1.0),
-            ("activations", 1.0),
-            ("rounds", 0),
-            ("keep", 0.0),
-            ("sweeps", 1),
-        ):
-            if not getattr(self, option) >= low:
-                raise InvalidArgumentError(f"{option} (={getattr(self, option)}) must be at least {low}")
-        if self.keep > 1:
-            raise InvalidArgumentError(f"keep (={self.keep}) must be at most 1")
+        check_number("ridge", self.ridge, "be a number of at least 0", 0.0)
+        for name, least in (("rows", 1), ("least_rows", 1), ("rounds", 0), ("sweeps", 1)):
+            check_whole(name, getattr(self, name), least=least)
+        for name in ("memory", "activations"):
+            check_number(name, getattr(self, name), "be a number of bytes, at least 1", 1.0)
+        check_share("keep", self.keep)
+        for name in ("corrected", "ahead", "logits"):
+            check_flag(name, getattr(self, name))
 
     def settings(self) -> dict[str, Any]:
         """The options, for the record."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from latprune.argument_rules import check_number, check_whole
 from latprune.recovery.contract import Recovery, Situation, register_strategy
 from latprune.recovery.refit import settle
 from latprune.recovery.regression import Fit
@@ -34,6 +35,11 @@ class Shift(Recovery):
     rows: int = 100
     memory: float = 6e8
     activations: float = ACTIVATIONS
+
+    def __post_init__(self) -> None:
+        check_whole("rows", self.rows, least=1)
+        for name in ("memory", "activations"):
+            check_number(name, getattr(self, name), "be a number of bytes, at least 1", 1.0)
 
     def settings(self) -> dict[str, Any]:
         """The options, for the record."""

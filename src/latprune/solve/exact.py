@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_whole
 from latprune.problem import Problem, Solution
 from latprune.solve.base import Control, SolveInterrupted, Solver, answer, register
 from latprune.solve.branch import BranchAndBound, TooDense
@@ -53,9 +53,8 @@ class Exact(Solver):
     label_cap: int = 400_000
 
     def __post_init__(self) -> None:
-        for field, value in (("max_table", self.max_table), ("label_cap", self.label_cap)):
-            if value < 1:
-                raise InvalidArgumentError(f"{field} (={value}) must be at least 1")
+        check_whole("max_table", self.max_table, least=1)
+        check_whole("label_cap", self.label_cap, least=1)
 
     def run(self, problem: Problem, control: Control) -> Solution:
         """Solve ``problem``."""

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from latprune.argument_rules import check_whole
 from latprune.errors import InvalidArgumentError
 from latprune.problem import Problem, Solution
 from latprune.problem.types import IntArray
@@ -29,8 +30,9 @@ def _solve_integer(problem: Problem, classes: Classes, units: int, stage: Stage,
     return answer(problem, states, solver=name, control=control, bound=bound if math.isfinite(bound) else None, proven=False, notes=notes)
 
 
-def _check_units(units: int | None) -> None:
-    if units is not None and not 1 <= units <= 10_000_000:
+def _check_units(units: int) -> None:
+    check_whole("units", units, least=1)
+    if units > 10_000_000:
         raise InvalidArgumentError(f"units (={units}) must be between 1 and 10,000,000")
 
 
@@ -55,7 +57,8 @@ class GroupKnapsack(Solver):
     units: int | None = None
 
     def __post_init__(self) -> None:
-        _check_units(self.units)
+        if self.units is not None:
+            _check_units(self.units)
 
     def run(self, problem: Problem, control: Control) -> Solution:
         """Solve ``problem``."""

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from latprune.argument_rules import check_whole
 from latprune.errors import MissingExtraError, SolverNotApplicableError
 from latprune.problem import Problem, Solution
 from latprune.problem.types import FloatArray, IntArray
@@ -58,6 +59,9 @@ class MindtPy(Solver):
     name: ClassVar[str] = "mindtpy"
     proves: ClassVar[bool] = False
     iterations: int = 50
+
+    def __post_init__(self) -> None:
+        check_whole("iterations", self.iterations, least=1)
 
     def run(self, problem: Problem, control: Control) -> Solution:
         """Solve ``problem``."""

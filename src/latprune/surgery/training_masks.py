@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from latprune.argument_rules import check_flag
 from latprune.errors import CheckpointError, InvalidArgumentError, SurgeryError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.captured import CapturedNetwork
 from latprune.surgery.mask_check import check_masked
+from latprune.surgery.mask_decay import check_mask_decay
 from latprune.surgery.mask_norms import CountedNorms
 from latprune.surgery.mask_places import MaskPlaces
 from latprune.surgery.mask_selection import Removed, check_dense
@@ -85,12 +86,8 @@ class TrainingMask:
         weight_decay: float | None = None,
         example_inputs: Any = None,
     ) -> None:
-        if weight_decay is not None and not straight_through:
-            raise InvalidArgumentError(
-                f"weight_decay (={weight_decay}) needs straight_through=True: hard masks do not change what they hide"
-            )
-        if weight_decay is not None and not (math.isfinite(weight_decay) and weight_decay >= 0.0):
-            raise InvalidArgumentError(f"weight_decay (={weight_decay}) must be a number of at least 0, or None")
+        check_flag("straight_through", straight_through)
+        check_mask_decay(weight_decay, straight_through=straight_through)
         if graph.program is not None and not isinstance(model, CapturedNetwork):
             raise SurgeryError("the graph is that of a captured program: mask graph.program, not the model that it was captured from")
         check_dense(model, graph)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from latprune.argument_rules import check_flag, check_number, check_object, check_whole
 from latprune.errors import InvalidArgumentError
-from latprune.train.rules import check_flag, check_number, check_object, check_whole
 
 __all__ = ["SGD", "AdamW", "Constant", "Cosine", "Distillation", "Linear", "Optimizer", "Recipe", "Schedule", "Steps"]
 

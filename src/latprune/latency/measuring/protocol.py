@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from latprune.argument_rules import check_whole
 from latprune.collector import collector_resting
 from latprune.errors import InvalidArgumentError
 from latprune.latency.engines.base import CompiledNetwork
@@ -395,5 +396,7 @@ def measure_fixed_runs(network: CompiledNetwork, *, runs: int = 3000, keep: int 
 
 def require_kept_runs(runs: int, keep: int) -> None:
     """Refuse fixed runs of which none, or more than there are, would count; to be asked before a search for the batch takes minutes."""
+    for name, value in (("runs", runs), ("keep", keep)):
+        check_whole(name, value)
     if not 1 <= keep <= runs:
         raise InvalidArgumentError(f"keep (={keep}) must lie between 1 and runs (={runs})")

@@ -123,6 +123,13 @@ class KernelPredictor:
 
         write_predictor(self, path)
 
+    @property
+    def digest(self) -> str:
+        """What identifies it: SHA-256, in hexadecimal, of what its file holds."""
+        from latprune.latency.predicting.predictor_file import predictor_digest
+
+        return predictor_digest(self)
+
     @classmethod
     def load(cls, path: str | Path) -> KernelPredictor:
         """Read a file that ``save`` wrote; raises FileFormatError where it is something else or inconsistent."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.latency.features import FEATURES
@@ -18,7 +21,7 @@ from latprune.latency.samples import ContextInfo
 from latprune.latency.target import Target
 from latprune.storage import replacing
 
-__all__ = ["read_predictor", "write_predictor"]
+__all__ = ["predictor_digest", "read_predictor", "write_predictor"]
 
 _FORMAT = "latprune/latency-predictor"
 _VERSION = 3
@@ -26,6 +29,30 @@ _VERSION = 3
 
 def write_predictor(predictor: KernelPredictor, path: str | Path) -> None:
     """Write the file; raises InvalidArgumentError, and leaves what was there, where ``read_predictor`` would refuse it."""
+    header, arrays = _contents(predictor)
+    with replacing(path) as staged:
+        with staged.open("wb") as file:
+            np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)  # type: ignore[arg-type]
+        try:
+            read_predictor(staged)
+        except FileFormatError as error:
+            raise InvalidArgumentError(
+                f"predictor (for {path}) must be one that can be read again, but {error.__cause__ or error}; train it again"
+            ) from error
+
+
+def predictor_digest(predictor: KernelPredictor) -> str:
+    """What identifies a predictor: SHA-256 of what its file holds, the same once it was read again."""
+    header, arrays = _contents(predictor)
+    found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def _contents(predictor: KernelPredictor) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """The header and the arrays of the file."""
     header = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -43,15 +70,7 @@ def write_predictor(predictor: KernelPredictor, path: str | Path) -> None:
     arrays = {
         f"{index}/{name}": array for index, model in enumerate(predictor.families.values()) for name, array in model.to_arrays().items()
     }
-    with replacing(path) as staged:
-        with staged.open("wb") as file:
-            np.savez_compressed(file, header=np.frombuffer(json.dumps(header).encode(), dtype=np.uint8), **arrays)  # type: ignore[arg-type]
-        try:
-            read_predictor(staged)
-        except FileFormatError as error:
-            raise InvalidArgumentError(
-                f"predictor (for {path}) must be one that can be read again, but {error.__cause__ or error}; train it again"
-            ) from error
+    return header, arrays
 
 
 def read_predictor(path: str | Path) -> KernelPredictor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
@@ -19,6 +20,7 @@ from latprune.latency.tabulating.neighbours import Neighbour, active, written
 from latprune.latency.tabulating.residual import Residual, TableStats
 from latprune.latency.tabulating.surface import SizeSurface
 from latprune.latency.target import Target
+from latprune.storage import sha256_hex
 
 __all__ = ["KernelTable", "LatencyTables", "Residual", "TableStats"]
 
@@ -247,6 +249,11 @@ class LatencyTables:
         from latprune.latency.tabulating.table_format import tables_to_dict
 
         return tables_to_dict(self)
+
+    @property
+    def digest(self) -> str:
+        """What identifies the tables: SHA-256, in hexadecimal, of their JSON object."""
+        return sha256_hex(json.dumps(self.to_dict(), sort_keys=True).encode())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LatencyTables:
