@@ -28,7 +28,7 @@ def defaults() -> str | None:
         budgets = list(dict.fromkeys(row["budget"] for row in rows))
         values = {(row["method"], row["budget"]): row for row in rows}
         lines = [
-            [method, *(_kept(values.get((method, budget), {}), values.get((DEFAULT, budget), {})) for budget in budgets)]
+            [method, *(_kept(values.get((method, budget), {}), rows) for budget in budgets)]
             for method in dict.fromkeys(row["method"] for row in rows)
         ]
         head = [f"{network_name(network)} (dense {percent(dense['top1'], 2)}, {dense['images']:,} images)", *map(budget_words, budgets)]
@@ -58,10 +58,9 @@ def _standing(found: Any) -> str:
     return f"{said}; {'; '.join(below)}." if below else f"{said}."
 
 
-def _kept(row: Any, default: Any) -> str:
+def _kept(row: Any, rows: Sequence[Any]) -> str:
     recovered = f" ({percent(row['recovered'], 2)} recovered)" if "recovered" in row else ""
-    elsewhere = row and default and not row["budget"].startswith(("flops=", "params=")) and row["machine"] != default["machine"]
-    return percent(row.get("top1"), 2) + recovered + ("*" if elsewhere else "")
+    return percent(row.get("top1"), 2) + recovered + ("*" if row and _elsewhere(row, rows) else "")
 
 
 def _trained_on(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -85,26 +84,34 @@ def methods() -> str | None:
         head = ["method", "budget", "delivered", "cut", "norms again", "recovered", "trained"]
         head += ["blocks gone", "stages", "status", "CPU time"]
         parts.append(
-            f"### {network_name(network)}, {found['test_images']:,} test images{_trained_on(found['rows'])}\n\n"
-            + table(head, [_method(row) for row in found["rows"]])
+            f"### {network_name(network)}, {found['test_images']:,} test images{_trained_on(found['rows'])}\n\n{machines(found)}\n\n"
+            + table(head, [_method(row, _elsewhere(row, found["rows"])) for row in found["rows"]])
         )
     if not parts:
         return None
     text = (
         "## Every method at the same budget\n\nAccuracy on CIFAR-10: as cut, with norms measured again, recovered from 2,048 unlabelled "
-        "images, and, where it was run, after training; `delivered` is the share of the budget that the network uses.\n\n"
+        "images, and, where it was run, after training; `delivered` is the share of the budget that the network uses, with a star "
+        "where latency was measured on another processor than `mdp`'s.\n\n"
     )
     return text + "\n\n".join(parts) + "\n\n`benchmarks/methods.py`"
 
 
-def _method(row: Any) -> Sequence[str]:
+def _elsewhere(row: Any, rows: Sequence[Any]) -> bool:
+    """Whether a row's latency was measured on another processor than the default's at the same budget."""
+    counted = row["budget"].startswith(("flops=", "params="))
+    default = next((other for other in rows if (other["method"], other["budget"]) == (DEFAULT, row["budget"])), row)
+    return not counted and row["machine"] != default["machine"]
+
+
+def _method(row: Any, elsewhere: bool) -> Sequence[str]:
     if "refused" in row:
         return [row["method"], row["budget"], f"refused: {row['refused']}", *[""] * 8]
     shares = [percent(row.get(key), 2) for key in ("cut", "norms", "recovered", "trained")]
     return [
         row["method"],
         row["budget"],
-        percent(row.get("share_of_budget")),
+        percent(row.get("share_of_budget")) + ("*" if elsewhere else ""),
         *shares,
         str(row["blocks_removed"]),
         str(row["stages"]),
