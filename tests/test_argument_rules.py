@@ -14,7 +14,7 @@ import pytest
 from latprune.argument_rules import check_flag, check_instance, check_one_of, check_share, check_wholes
 from latprune.errors import InvalidArgumentError
 from latprune.importance import criterion_type, registered_criteria
-from latprune.latency import FixedRuns
+from latprune.latency import FixedRuns, Target
 from latprune.methods import method_type, registered_methods, registered_schedules, schedule_type
 from latprune.recovery import strategies, strategy_type
 from latprune.solve import solver_named, solver_names
@@ -28,7 +28,7 @@ def _registered() -> Iterator[type]:
     yield from (criterion_type(name) for name in registered_criteria())
     yield from (strategy_type(name) for name in strategies())
     yield from (type(solver_named(name)) for name in solver_names())
-    yield FixedRuns
+    yield from (FixedRuns, Target)
 
 
 def _allows(hint: Any, value: Any, default: Any) -> bool:

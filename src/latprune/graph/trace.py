@@ -21,7 +21,7 @@ import latprune.graph.rules_ordered  # noqa: F401
 import latprune.graph.rules_scatter  # noqa: F401
 import latprune.graph.rules_transforms  # noqa: F401
 import latprune.graph.rules_views  # noqa: F401
-from latprune.argument_rules import check_wholes
+from latprune.argument_rules import check_one_of, check_wholes
 from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.admission import check_inputs, check_kind
@@ -103,8 +103,7 @@ def trace(
     model = unwrapped(model)
     check_kind(model)
     check_inputs(example_inputs)
-    if form not in FORMS:
-        raise InvalidArgumentError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
+    check_one_of("form", form, FORMS)
     if within and (form == "program" or isinstance(model, CapturedNetwork)):
         raise InvalidArgumentError(
             f"within (={within!r}) needs form='class': a program is captured of a whole model; name what stays in keep"

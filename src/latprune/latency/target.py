@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from latprune.argument_rules import check_instance, check_one_of, check_whole
 from latprune.errors import InvalidArgumentError
 
 __all__ = ["PRECISIONS", "Target"]
@@ -32,12 +33,11 @@ class Target:
     precision: str = "fp32"
 
     def __post_init__(self) -> None:
-        if self.threads < 1:
-            raise InvalidArgumentError(f"threads (={self.threads}) must be at least 1")
-        if self.batch < 1:
-            raise InvalidArgumentError(f"batch (={self.batch}) must be at least 1")
-        if self.precision not in PRECISIONS:
-            raise InvalidArgumentError(f"precision (={self.precision!r}) must be one of {', '.join(PRECISIONS)}")
+        for name in ("engine", "device"):
+            check_instance(name, getattr(self, name), str, "a name")
+        for name in ("threads", "batch"):
+            check_whole(name, getattr(self, name), least=1)
+        check_one_of("precision", self.precision, PRECISIONS)
 
     @classmethod
     def of(cls, target: Target | str) -> Target:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Unpack
 import numpy as np
 from torch import nn
 
+from latprune.argument_rules import check_one_of, check_whole
 from latprune.errors import InvalidArgumentError
 from latprune.export.exploration import ExplorationRecord, ExploredPoint
 from latprune.export.provenance import current_provenance
@@ -95,8 +96,7 @@ def explore(
     other = sorted(set(options) - set(SharedOptions.__annotations__))
     if other:
         raise TypeError(f"explore() got an unexpected keyword argument {other[0]!r}")
-    if resource not in _UNLIMITED:
-        raise InvalidArgumentError(f"resource (={resource!r}) must be one of {', '.join(_UNLIMITED)}")
+    check_one_of("resource", resource, _UNLIMITED)
     further = [budget] if isinstance(budget, (str, Budget)) else list(budget)
     budgets = (Budget.parse(_UNLIMITED[resource]), *Budget.parse_all(further)) if further else (Budget.parse(_UNLIMITED[resource]),)
     if not budgets[0].on_latency and any(entry.on_latency for entry in budgets):
@@ -145,8 +145,7 @@ def explore_with(
         EngineError: Networks are to be measured, and the engine cannot meet the target here.
         MissingExtraError: Networks are to be measured, and the engine is not installed.
     """
-    if measure < 0:
-        raise InvalidArgumentError(f"measure (={measure}) must be a number of networks, at least 0")
+    check_whole("measure", measure, least=0, instead=", the networks that are measured")
     if measure and not pruner.measure_latency:
         raise InvalidArgumentError(f"measure (={measure}) needs the target at hand, and measure_latency=False measures nothing")
     if measure:

@@ -47,11 +47,6 @@ class RecipeFit:
     progress: Callable[[TrainProgress], None] | None = None
     logs: Sequence[str] = ()
 
-    @property
-    def updates(self) -> int:
-        """Optimizer steps of the training after the last stage, or under soft masks; the data must have a length."""
-        return self.recipe.epochs * -(-(length_of(self.data) or 0) // self.recipe.accumulate)
-
     def __call__(self, model: nn.Module, context: FitContext) -> list[tuple[float, float]]:
         """Train ``model`` in place; ``(epoch, accuracy)`` pairs of what was evaluated on the way."""
         from latprune.train import finetune

@@ -85,7 +85,8 @@ def check_run(run: StagedRun) -> None:
         check_batches(pruner, data, run.loss)
         if isinstance(run.fit, RecipeFit):
             check_training_data(run.fit.data)
-            if idle := check_masks_move(pruner.schedule, steps=run.fit.updates, gradients=pruner.needs_gradients):
+            steps = run.fit.recipe.epochs * run.fit.recipe.updates(len(run.fit.data))
+            if idle := check_masks_move(pruner.schedule, steps=steps, gradients=pruner.needs_gradients):
                 raise InvalidArgumentError(idle)
             distillation = run.fit.recipe.distillation
             trained = data if run.fit.data is run.data else Preview(run.fit.data)

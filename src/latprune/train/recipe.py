@@ -256,6 +256,10 @@ class Recipe:
         if not isinstance(self.notes, tuple) or not all(isinstance(note, str) for note in self.notes):
             raise InvalidArgumentError(f"notes (={self.notes!r}) must be a tuple of texts")
 
+    def updates(self, batches: int) -> int:
+        """Optimizer steps over so many batches of one epoch: what is left at its end is a step too."""
+        return -(-batches // self.accumulate)
+
     def check_under_masks(self) -> None:
         """Refuse what does not go with masks that the network trains under.
 

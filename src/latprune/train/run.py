@@ -65,7 +65,7 @@ class Run:
         self.saving = saving
         self.steps_per_epoch = len(data)
         self.steps = recipe.epochs * self.steps_per_epoch
-        self.updates_per_epoch = -(-self.steps_per_epoch // recipe.accumulate)
+        self.updates_per_epoch = recipe.updates(self.steps_per_epoch)
         self.position = Position(epoch=0, batch=0)
         self.history: tuple[EpochRecord, ...] = ()
         self.resumed_from: int | None = None
@@ -177,10 +177,9 @@ class Run:
         if finished and self.average is not None:
             self.average.copy_to(self.model)
         take_buffers_of_first(self.model, self.accelerator)
-        batch = -(-self.position.batch // self.recipe.accumulate)
         return TrainReport(
             epochs=self.history,
-            steps=self.position.epoch * self.updates_per_epoch + batch,
+            steps=self.position.epoch * self.updates_per_epoch + self.recipe.updates(self.position.batch),
             seconds=self.position.seconds,
             finished=finished,
             stopped="" if finished else "time limit",
