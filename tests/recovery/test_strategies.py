@@ -29,8 +29,10 @@ from latprune.recovery import (
     strategies,
 )
 from latprune.recovery.batches import calibration_pieces
+from latprune.recovery.contract import Situation
 from latprune.recovery.recover import output_error
 from latprune.recovery.stepper import held_values, record_operations
+from latprune.recovery.walk import Layer, walk
 from latprune.surgery import prune
 from recovery.nets import half, line, packed, resnet, transformer
 
@@ -281,8 +283,35 @@ def test_as_many_images_are_used_as_their_activations_fit_into_memory() -> None:
         cut(model, graph, selection), model, batches, graph=graph, selection=selection, strategy=strategy, progress=said.append
     )
     (line,) = [line for line in said if "images are used" in line]
-    assert f"{report.images + report.held_out} of 16 images" in line and "MB an image" in line
-    assert any(layer.action for layer in report.layers)
+    assert "8 of 16 images are used at the first layer and 16 from layer 9 of 14 on" in line and "MB an image" in line
+    assert report.images + report.held_out == 16
+    fewer = ["of 16 images are used here" in layer.note for layer in report.layers if layer.action]
+    assert fewer[0] and not fewer[-1] and fewer == sorted(fewer, reverse=True)
+
+
+def test_images_that_come_in_later_are_run_through_the_refitted_layers() -> None:
+    model, x = resnet()
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    batches = [x[place : place + 4] for place in range(0, 16, 4)]
+    layers: list[dict[str, Layer]] = []
+    for activations in (1e5, 1e9):
+        network = cut(model, graph, selection)
+        situation = Situation(
+            pruned=network, dense=model, graph=graph, selection=selection, fitted=batches[:3], held_out=batches[3:], seed=0
+        )
+        layers.append({})
+        for layer in walk(situation, rows=10**6, least_rows=10**6, memory=1e9, activations=activations):
+            layers[-1][layer.site.name] = layer
+            layer.site.weight.detach().mul_(1.1)  # as a strategy that changes every layer does
+    few, all_images = layers
+    assert few.keys() == all_images.keys()
+    same = [name for name in few if few[name].note == all_images[name].note]
+    assert 0 < len(same) < len(few)
+    for name in same:
+        for part in ("fitted", "held_out"):
+            for values in ("x", "target", "present"):
+                torch.testing.assert_close(getattr(getattr(few[name], part), values), getattr(getattr(all_images[name], part), values))
 
 
 def test_what_a_run_holds_is_what_something_later_reads() -> None:

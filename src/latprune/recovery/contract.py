@@ -41,8 +41,7 @@ class Situation:
         graph: Trace of the dense network.
         selection: What the pruned network was cut to.
         fitted: Inputs of the batches that are fitted to.
-        held_out: Inputs of the batches that decide whether a change stands; may be empty. A strategy that cannot hold all images leaves
-            those that it uses in both lists.
+        held_out: Inputs of the batches that decide whether a change stands; may be empty.
         seed: Seed of everything random.
         say: Takes a line of text as the work goes on.
         watch: Says how far the pruned network is from the dense one as a whole; None where nobody watches.

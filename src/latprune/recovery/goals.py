@@ -49,6 +49,10 @@ class Goals:
     @property
     def held(self) -> int:
         """Most values that the walk holds of the first batch, of both networks."""
+        return max(self.held_on_the_way(), default=0)
+
+    def held_on_the_way(self) -> list[int]:
+        """For each layer with a goal, in order: most values of the first batch, of both networks, from the layer before it up to it."""
         return self._held(self.of)
 
     def shorten(self, most: float) -> None:
@@ -65,25 +69,30 @@ class Goals:
             if held <= most:
                 return
             nearer = {**self.of, site.index: (self._pairing.dense_of[site.plain[0]], False)}
-            if self._held(nearer) < held:
-                self.of, held = nearer, self._held(nearer)
+            if max(self._held(nearer)) < held:
+                self.of, held = nearer, max(self._held(nearer))
                 self.notes[site.index] = _EARLY
                 site.before_sum()
 
-    def _held(self, goals: dict[int, tuple[int, bool]]) -> int:
+    def _held(self, goals: dict[int, tuple[int, bool]]) -> list[int]:
         left = [at for at, _ in goals.values()]
-        reached, most = 0, self._dense.most
-        other = self._pruned.most
+        reached, found = 0, []
+        before = (0, 0)
         for site in self._sites:
             if site.index not in goals:
                 continue
             at, joined = goals[site.index]
             reached = max(reached, at + 1)
-            most = max(most, self._dense.held_at(reached, {goal for goal in left if goal < reached}))
+            dense = self._dense.held_at(reached, {goal for goal in left if goal < reached})
+            pruned = self._pruned.held_at(site.index, set())
+            most = pruned
             if joined and site.other is not None and site.other[0] > site.index:  # the other operand is brought for all images
-                other = max(other, self._pruned.held_at(site.index, set()) + self._pruned.size(site.compared))
+                most += self._pruned.size(site.compared)
+            # One network is brought up after the other: either may stand at the layer before while the other one is here.
+            found.append(max(before[0], dense) + max(before[1], most))
+            before = (dense, pruned)
             left.remove(at)
-        return most + other
+        return found
 
 
 def _undisturbed(site: Site, run: Sequence_) -> bool:

@@ -44,7 +44,8 @@ class Refit(Recovery):
         rows: Rows of the regression per input of a layer, at most.
         least_rows: Rows of any layer that has so many: with few inputs (depthwise, pointwise) they cost little and are too few otherwise.
         memory: Bytes that the rows of one layer may take, at most.
-        activations: Bytes that what later layers read may take, of all images and both networks; fewer images are used where it is more.
+        activations: Bytes that what later layers read may take, of all images and both networks; where it is more, fewer images are used,
+            and the others come in at the layer from which on they fit.
         rounds: Rounds in which the target beyond the clamp (ReLU, ReLU6) that follows is replaced by what the fit gives there; 0 fits the
             plain result.
         keep: Share of the plain target that stays beyond the clamp.

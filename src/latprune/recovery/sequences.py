@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,15 @@ class Products:
         found = self._found.get(site.index)
         return found[1] if found is not None else None
 
-    def rows(self, heads: Heads, dense: Stepper, pruned: Stepper, goals: Mapping[int, tuple[int, bool]]) -> ProductRows | None:
+    def rows(
+        self,
+        heads: Heads,
+        dense: Stepper,
+        pruned: Stepper,
+        goals: Mapping[int, tuple[int, bool]],
+        numbers: Sequence[int],
+        fitted: int,
+    ) -> ProductRows | None:
         """The sequences of a product; both networks are brought to the place where its first layer runs.
 
         Args:
@@ -109,6 +117,8 @@ class Products:
             dense: The dense network, its results at the goals pinned.
             pruned: The pruned network.
             goals: Number of a layer's operation -> the dense operation whose result is its target.
+            numbers: Numbers of the batches that are held here, fitted ones first.
+            fitted: How many of them are fitted.
 
         Returns:
             The sequences; None where they have several lengths, and then the two layers are fitted to their own values.
@@ -116,19 +126,19 @@ class Products:
         product = self._found[heads.query.index][0]
         first, last = heads.sites[0], heads.sites[-1]
         with dense.ready():
-            for k in range(len(dense)):
+            for k in numbers:
                 dense.advance(k, max(goals[site.index][0] for site in heads.sites) + 1)
         with pruned.ready():
-            for k in range(len(pruned)):
+            for k in numbers:
                 pruned.advance(k, first.index)
-        read = {first.index: [pruned.arguments(k)[first.inputs] for k in range(len(pruned))]}
+        read = {first.index: [pruned.arguments(k)[first.inputs] for k in numbers]}
         if last is not first:
             with pruned.ready():
-                read[last.index] = [pruned.peek(k, last.index)[last.inputs] for k in range(len(pruned))]
+                read[last.index] = [pruned.peek(k, last.index)[last.inputs] for k in numbers]
         parts: list[LogitRows] = []
         generator = torch.Generator().manual_seed(self._situation.seed * 1_000_003 + 500_009 + first.index)
         share = self._share(heads, product, [len(x) for x in read[heads.query.index]])
-        for k, (query_x, key_x) in enumerate(zip(read[heads.query.index], read[heads.key.index], strict=True)):
+        for k, query_x, key_x in zip(numbers, read[heads.query.index], read[heads.key.index], strict=True):
             examples = self._examples[k]
             if len(query_x) != examples * product.query_rows.rows or len(key_x) != examples * product.key_rows.rows:
                 for site in heads.sites:
@@ -149,7 +159,6 @@ class Products:
                     key=wanted[1][key_rows][..., heads.dense_key_columns],
                 )
             )
-        fitted = len(self._situation.fitted)
         return ProductRows(heads=heads, fitted=_joined(parts[:fitted]), held_out=_joined(parts[fitted:]) if parts[fitted:] else None)
 
     def _dense(self, site: Site, value: Tensor) -> Tensor:

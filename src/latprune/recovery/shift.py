@@ -26,7 +26,8 @@ class Shift(Recovery):
     Attributes:
         rows: Rows per input of a layer, at most.
         memory: Bytes that the rows of one layer may take, at most.
-        activations: Bytes that what later layers read may take, of all images and both networks; fewer images are used where it is more.
+        activations: Bytes that what later layers read may take, of all images and both networks; where it is more, fewer images are used,
+            and the others come in at the layer from which on they fit.
     """
 
     name = "shift"

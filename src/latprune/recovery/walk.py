@@ -10,6 +10,7 @@ from torch import Tensor
 
 from latprune.errors import InvalidArgumentError
 from latprune.progress import counted
+from latprune.recovery.admission import Admission
 from latprune.recovery.batches import count
 from latprune.recovery.contract import Situation
 from latprune.recovery.goals import Goals
@@ -88,7 +89,8 @@ def walk(
         rows: Rows per input of the layer at most (more are sampled).
         least_rows: Rows of any layer that has so many, however few its inputs.
         memory: Bytes that the rows of one layer may take.
-        activations: Bytes that the results of both networks which later layers read may take; fewer images are used where they are more.
+        activations: Bytes that the results of both networks which later layers read may take; where they are more, fewer images are used,
+            and the others come in at the layer from which on they fit (:class:`latprune.recovery.admission.Admission`).
         corrected: Whether the last layer of a residual branch is compared after the sum.
         ahead: Whether a sum that removed blocks follow is compared with the dense stream after them.
         logits: Whether queries and keys come together, with the sequences of their product.
@@ -99,9 +101,12 @@ def walk(
     sites = find_sites(pruned_run, situation.pruned)
     goals = Goals(pairing, dense_run, pruned_run, sites, corrected=corrected, ahead=ahead)
     goals.shorten(activations / _images(situation) * count(situation.fitted[0]) / 4)
-    _narrow(situation, 4 * goals.held / count(situation.fitted[0]), activations)
+    per_image = 4 / count(situation.fitted[0])
+    admission = Admission(situation.fitted, situation.held_out, [per_image * held for held in goals.held_on_the_way()], activations)
+    if goals.of and (line := admission.line("activations")):
+        situation.say(f"recovery: {line}")
     batches = [*situation.fitted, *situation.held_out]
-    fitted = len(situation.fitted)
+    place = -1
     dense = Stepper(situation.dense, batches, situation.within, dense_run)
     pruned = Stepper(situation.pruned, batches, situation.within, pruned_run)
     for at, _ in goals.of.values():
@@ -113,9 +118,13 @@ def walk(
             yield Layer(site=site, reason=site.reason)
             continue
         at, joined = goals.of[site.index]
+        place += 1
+        numbers, fitted = admission.at(place)
         heads = products.of(site) if products is not None else None
         product = (
-            products.rows(heads, dense, pruned, goals.of) if products is not None and heads is not None and site is heads.sites[0] else None
+            products.rows(heads, dense, pruned, goals.of, numbers, fitted)
+            if products is not None and heads is not None and site is heads.sites[0]
+            else None
         )
         heads = products.of(site) if products is not None else None
         columns = heads.other_columns(site) if heads is not None else None
@@ -125,32 +134,36 @@ def walk(
                 dense.release(at)
             yield Layer(site=site, product=product, through=True)
             continue
-        note = goals.notes.get(site.index, "") or (products.notes.get(site.index, "") if products is not None else "")
+        notes = (
+            goals.notes.get(site.index, ""),
+            products.notes.get(site.index, "") if products is not None else "",
+            admission.remark(place),
+        )
         generator = torch.Generator().manual_seed(situation.seed * 1_000_003 + number)
         parts: list[Rows] = []
         problem = ""
         sampler: Sampler | None = None
         with dense.ready():
-            for k in range(len(batches)):
+            for k in numbers:
                 dense.advance(k, at + 1)
         with pruned.ready():
-            for k in range(len(batches)):
+            for k in numbers:
                 pruned.advance(k, site.index)
-        others: list[Tensor | None] = [None] * len(batches)
+        others: list[Tensor | None] = [None] * len(numbers)
         if joined and site.other is not None:
-            others = [pruned.live(k, site.other) for k in range(len(batches))]
+            others = [pruned.live(k, site.other) for k in numbers]
             if site.other[0] > site.index:
                 position = pruned_run.operations[site.compared].sources.index(site.other)
                 with pruned.ready():
-                    others = [pruned.peek(k, site.compared)[position] for k in range(len(batches))]
-        for k in range(len(batches)):
+                    others = [pruned.peek(k, site.compared)[position] for k in numbers]
+        for k, other in zip(numbers, others, strict=True):
             x = pruned.arguments(k)[site.inputs]
             if site.fixed_at is not None:
                 site.fixed = pruned.arguments(k)[site.fixed_at]
             if sampler is None:
-                sampler = Sampler(site=site, share=_share(site, x, len(batches), (rows, least_rows), memory), generator=generator)
+                sampler = Sampler(site=site, share=_share(site, x, len(numbers), (rows, least_rows), memory), generator=generator)
             try:
-                part = _rows(site, sampler, pairing, at, joined, x, dense.pinned(k, at), others[k])
+                part = _rows(site, sampler, pairing, at, joined, x, dense.pinned(k, at), other)
             except InvalidArgumentError as error:
                 problem = str(error)
                 break
@@ -174,24 +187,8 @@ def walk(
             columns=columns,
             product=product,
             through=columns is not None,
-            note=note,
+            note="; ".join(filter(None, notes)),
         )
-
-
-def _narrow(situation: Situation, needed: float, activations: float) -> None:
-    """Leave as many images as fit into ``activations`` bytes, at ``needed`` bytes an image."""
-    images = _images(situation)
-    share = activations / max(needed * images, 1.0)
-    if share >= 1.0:
-        return
-    fitted, held_out = (part[: max(1, int(share * len(part)))] for part in (situation.fitted, situation.held_out))
-    used = sum(map(count, [*fitted, *held_out]))
-    remedy = "" if used < images else "; only whole batches can be left out: give smaller ones"
-    situation.say(
-        f"recovery: {used} of {images} images are used: what later layers read takes {needed / 1e6:.1f} MB an image, and activations "
-        f"(={activations:.3g} bytes) may be held{remedy}"
-    )
-    situation.fitted, situation.held_out = fitted, held_out
 
 
 def _images(situation: Situation) -> int:
