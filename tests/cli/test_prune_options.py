@@ -134,6 +134,11 @@ def test_a_predictor_is_read_in_place_of_tables(nets: str, tmp_path: Path) -> No
         (["--learning-rate", "0.1"], "--learning-rate does nothing without --epochs or --recipe, which train; give one, or leave it out"),
         (["--distill"], "--distill does nothing without --epochs or --recipe"),
         (["--stage-epochs", "3"], "--stage-epochs does nothing without --epochs or --recipe"),
+        (["--epochs", "3", "--stage-epochs", "1"], "--stage-epochs (=1) is for the stages before the last, and mdp has one stage"),
+        (
+            ["--epochs", "3", "--stage-epochs", "1", "--method", "halp", "--method-arg", "interval=5"],
+            "and halp trains 5 batches between its stages",
+        ),
         (["--recipe-arg", "ema=0.9"], "--recipe-arg does nothing without --epochs or --recipe"),
         (["--train-precision", "bf16"], "--train-precision does nothing without --epochs or --recipe"),
         (["--channels-last"], "--channels-last does nothing without --epochs or --recipe"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from latprune.export import OnnxExport
+    from latprune.pruning.options import SharedOptions
     from latprune.pruning.result import Result
     from latprune.pruning.run import Fit
 
@@ -146,6 +147,7 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     check_training(args)
     options = options_of(args)
     _check_data(args)
+    _check_stages(args, options)
     output = Path(args.output)
     written = output_file(args.output, argument="--output") if output.suffix == ".onnx" else None
     if args.onnx or written is not None:
@@ -235,6 +237,22 @@ def check_training(args: argparse.Namespace) -> None:
         refuse_ignored(args, ("epochs", "recipe", *_TRAINING), beside="--fit, which trains in its own way")
     elif args.epochs is None and args.recipe is None:
         refuse_alone(args, _TRAINING, needed="--epochs or --recipe, which train")
+
+
+def _check_stages(args: argparse.Namespace, options: SharedOptions) -> None:
+    """Refuse epochs of stages between which no recipe trains."""
+    from latprune.errors import InvalidArgumentError
+    from latprune.methods import get_method, get_schedule
+
+    method, given = get_method(options["method"]), options["schedule"]
+    schedule = get_schedule(given) if given is not None else method.schedule
+    if args.stage_epochs is None or (schedule.count > 1 and schedule.batches is None):
+        return
+    why = "has one stage" if schedule.count == 1 else f"trains {schedule.batches} batches between its stages"
+    raise InvalidArgumentError(
+        f"--stage-epochs (={args.stage_epochs}) is for the stages before the last, and {method.name} {why}: leave it out, or ask for "
+        "stages (--schedule stages --schedule-arg stages=3)"
+    )
 
 
 def _check_data(args: argparse.Namespace) -> None:
