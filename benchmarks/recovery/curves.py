@@ -19,13 +19,13 @@ from latprune.recovery import Refit
 from latprune.zoo import cifar10_test, cifar10_train
 
 VARIANTS = {
-    "default": Refit(),
+    "default": Refit(),  # a ridge of 1e-2, 60 rows per input, one sweep
     "no correction at sums": Refit(corrected=False),
     "not ahead of removed blocks": Refit(ahead=False),
     "clamp ignored": Refit(rounds=0),
     "nothing kept beyond the clamp": Refit(keep=0.0),
     "ridge 1e-4": Refit(ridge=1e-4),
-    "ridge 1e-2": Refit(ridge=1e-2),
+    "ridge 1e-3": Refit(ridge=1e-3),
     "ridge 1e-1": Refit(ridge=1e-1),
     "two sweeps": Refit(sweeps=2),
     "200 rows per input": Refit(rows=200),
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--network", default="resnet20", help="resnet20 or resnet56 (default: %(default)s)")
-    parser.add_argument("--images", type=int, nargs="*", default=[64, 128, 256, 512, 1024, 2048], help="the curve of images")
+    parser.add_argument("--images", type=int, nargs="*", default=[64, 128, 256, 512, 1024, 2048, 4096, 8192], help="the curve of images")
     parser.add_argument("--fixed", type=int, default=512, help="images of the variants (default: %(default)s)")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
