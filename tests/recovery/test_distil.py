@@ -143,6 +143,18 @@ def test_a_time_limit_ends_it_early() -> None:
     assert any("time limit" in text for text in said) and not any("epoch 100" in text for text in said)
 
 
+def test_a_rate_that_takes_the_network_away_is_lowered() -> None:
+    model, x = resnet()
+    said: list[str] = []
+    network, report, before = distilled(model, x[:80], epochs=30, batch_size=32, relative_rate=20.0, progress=said.append)
+    lowered = [text for text in said if "takes the network away" in text]
+    assert 1 <= len(lowered) <= 5 and "begun again at 5, " in lowered[0]
+    entry = report.layers[-1]
+    assert entry.action == "distil" and entry.held_out_after < entry.held_out_before and _moved(network, before)
+    assert f"at a relative rate of {20.0 / 4 ** len(lowered):.3g}" in entry.note
+    assert "relative rate" not in distilled(model, x[:80], epochs=30, batch_size=32)[1].layers[-1].note
+
+
 def test_flags_of_parameters_stay() -> None:
     model, x = resnet()
     for p in model.parameters():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -27,6 +27,10 @@ __all__ = ["Distil"]
 
 _WARM_UP = 10
 """Steps in which the learning rate rises."""
+_AWAY = 2.0
+"""The rate is too high where it has made the error so many times as large: at its peak it may well be above where the refit left it."""
+_SLOWER = 4.0
+"""What the rate is divided by then."""
 
 
 @register_strategy
@@ -42,6 +46,7 @@ class Distil(Recovery):
         epochs: Passes over the images.
         relative_rate: Peak of the learning rate (cosine to zero) as a share of the size of a weight: the median, over all matrices and
             kernels, of their root mean square. Adam moves a weight by about the learning rate in a step, whatever its size.
+            Where it takes the network away from the dense one, training begins again at a quarter of it, with the steps that are left.
         batch_size: Images of a step.
         features: Weight of all streams together, beside the outputs' 1.
         mirror: Whether images are mirrored at random.
@@ -110,14 +115,12 @@ class Distil(Recovery):
         start = likeness.error(watched)
         kept = False
         try:
-            self._train(situation, likeness, parameters)
+            rate = self._train(situation, likeness, parameters, start)
             end = likeness.error(watched)
             kept = end < start
         finally:
             if not kept:
-                with torch.no_grad():
-                    for p, value in zip(parameters, before, strict=True):
-                        p.copy_(value)
+                _put(parameters, before)
         situation.say(f"recovery: distillation error {start:.4g} -> {end:.4g}{'' if kept else ', weights of before it stay'}")
         return LayerRecovery(
             layer="all layers",
@@ -126,33 +129,55 @@ class Distil(Recovery):
             held_out_before=start,
             held_out_after=end,
             reason="" if kept else "the error on held-out images would grow",
-            note=_note(self._variants(), situation.fitted),
+            note=_note(self._variants(), situation.fitted) + (f"; at a relative rate of {rate:.3g}" if rate != self.relative_rate else ""),
         )
 
-    def _train(self, situation: Situation, likeness: Likeness, parameters: list[nn.Parameter]) -> None:
-        peak = self.relative_rate * _size(parameters)
-        optimizer = torch.optim.Adam(parameters, lr=peak)
+    def _train(self, situation: Situation, likeness: Likeness, parameters: list[nn.Parameter], start: float) -> float:
+        """Train in place; the relative rate that it came down to."""
+        before = [p.detach().clone() for p in parameters]
+        watched = situation.held_out or situation.fitted
         generator = torch.Generator().manual_seed(situation.seed)
         data, variants = _Steps(situation, self.batch_size), self._variants()
-        total, step, begun = len(data) * self.epochs, 0, time.perf_counter()
+        total, rate, begun = len(data) * self.epochs, self.relative_rate, time.perf_counter()
+        optimizer, first, losses = torch.optim.Adam(parameters), 0, []
+        steps = (inputs for _ in range(self.epochs) for inputs in data.of_epoch(generator))
         with stretch("distilling", total=total, unit="steps") as work:
-            for epoch in range(self.epochs):
-                losses = []
-                for inputs in data.of_epoch(generator):
-                    through = step / total
-                    if self.seconds is not None:
-                        through = max(through, (time.perf_counter() - begun) / self.seconds)
-                    if through >= 1:
-                        situation.say(f"recovery: distillation ends after {step} of {total} steps, at its time limit")
-                        return
-                    for group in optimizer.param_groups:
-                        group["lr"] = peak * min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * through))
-                    optimizer.zero_grad()
-                    losses.append(_gradients(likeness, variants(inputs, generator)))
-                    optimizer.step()
-                    step += 1
-                    work.reached(step, loss=losses[-1])
-                situation.say(f"recovery: distillation epoch {epoch + 1} of {self.epochs}, loss {sum(losses) / len(losses):.4g}")
+            for step, inputs in enumerate(steps):
+                through = (step - first) / (total - first)
+                if self.seconds is not None:
+                    through = max(through, (time.perf_counter() - begun) / self.seconds)
+                if through >= 1:
+                    situation.say(f"recovery: distillation ends after {step} of {total} steps, at its time limit")
+                    break
+                peak = rate * _size(before)
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * min(1.0, (step - first + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * through))
+                optimizer.zero_grad()
+                losses.append(_gradients(likeness, variants(inputs, generator)))
+                optimizer.step()
+                work.reached(step + 1, loss=losses[-1])
+                if (step + 1) % len(data) == 0:
+                    mean = sum(losses[-len(data) :]) / len(data)
+                    situation.say(f"recovery: distillation epoch {(step + 1) // len(data)} of {self.epochs}, loss {mean:.4g}")
+                if step + 1 == first + _probe(total - first) and not (error := likeness.error(watched)) <= _AWAY * start:
+                    situation.say(
+                        f"recovery: a relative rate of {rate:.3g} takes the network away (error {start:.4g} -> {error:.4g}): begun again "
+                        f"at {rate / _SLOWER:.3g}, {total - step - 1} steps are left"
+                    )
+                    _put(parameters, before)
+                    optimizer, first, rate = torch.optim.Adam(parameters), step + 1, rate / _SLOWER
+        return rate
+
+
+def _probe(steps: int) -> int:
+    """After how many of so many steps it is seen whether the rate is too high; 0, which is never, where they are too few."""
+    return -(-steps // 4) if steps >= 2 * _WARM_UP else 0
+
+
+@torch.no_grad()
+def _put(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    for p, value in zip(parameters, values, strict=True):
+        p.copy_(value)
 
 
 @contextmanager
@@ -192,7 +217,7 @@ class _Steps:
 
 
 @torch.no_grad()
-def _size(parameters: list[nn.Parameter]) -> float:
+def _size(parameters: Sequence[Tensor]) -> float:
     """Median root mean square of the matrices and kernels; of all parameters where there is none."""
     chosen = [p for p in parameters if p.dim() > 1 and p.numel()] or [p for p in parameters if p.numel()]
     return median(float(p.double().square().mean().sqrt()) for p in chosen)
