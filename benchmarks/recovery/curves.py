@@ -19,14 +19,15 @@ from latprune.recovery import Refit
 from latprune.zoo import cifar10_test, cifar10_train
 
 VARIANTS = {
-    "default": Refit(),  # a ridge of 1e-2, 60 rows per input, one sweep
+    "default": Refit(),  # strengths of the ridge from 1e-2, 60 rows per input, one sweep
     "no correction at sums": Refit(corrected=False),
     "not ahead of removed blocks": Refit(ahead=False),
     "clamp ignored": Refit(rounds=0),
     "nothing kept beyond the clamp": Refit(keep=0.0),
-    "ridge 1e-4": Refit(ridge=1e-4),
-    "ridge 1e-3": Refit(ridge=1e-3),
-    "ridge 1e-1": Refit(ridge=1e-1),
+    "ridge 1e-2 throughout": Refit(pulls=1),
+    "ridge from 1e-4": Refit(ridge=1e-4, pulls=6),
+    "ridge from 1e-3": Refit(ridge=1e-3, pulls=5),
+    "ridge from 1e-1": Refit(ridge=1e-1, pulls=3),
     "two sweeps": Refit(sweeps=2),
     "200 rows per input": Refit(rows=200),
 }

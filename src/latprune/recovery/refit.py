@@ -40,7 +40,9 @@ class Refit(Recovery):
     their present values.
 
     Attributes:
-        ridge: Strength of the pull, relative to the mean square of the layer's inputs.
+        ridge: Strength of the pull, relative to the mean square of the layer's inputs, at least.
+        pulls: How many strengths are tried, each ten times the one before, as long as the error on held-out images falls. Late layers
+            have more inputs than a thousand images tell apart, and follow their images too closely at the least one.
         rows: Rows of the regression per input of a layer, at most.
         least_rows: Rows of any layer that has so many: with few inputs (depthwise, pointwise) they cost little and are too few otherwise.
         memory: Bytes that the rows of one layer may take, at most.
@@ -59,6 +61,7 @@ class Refit(Recovery):
     checks_layers = True
 
     ridge: float = 1e-2
+    pulls: int = 4
     rows: int = 60
     least_rows: int = 16_384
     memory: float = 6e8
@@ -72,7 +75,7 @@ class Refit(Recovery):
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge, "be a number of at least 0", 0.0)
-        for name, least in (("rows", 1), ("least_rows", 1), ("rounds", 0), ("sweeps", 1)):
+        for name, least in (("pulls", 1), ("rows", 1), ("least_rows", 1), ("rounds", 0), ("sweeps", 1)):
             check_whole(name, getattr(self, name), least=least)
         for name in ("memory", "activations"):
             check_number(name, getattr(self, name), "be a number of bytes, at least 1", 1.0)
@@ -143,18 +146,21 @@ class Refit(Recovery):
         rows, bounds = layer.fitted, site.activation
         if not all(bool(torch.isfinite(values).all()) for values in (rows.x, rows.target, rows.present)):
             return LayerRecovery(layer=site.name, reason=_NOT_FINITE)
-        constant = site.has_constant
+        constant, held_out = site.has_constant, layer.held_out
         fit = ridge_change(
             rows.x,
             rows.present if rows.offset is None else rows.present + rows.offset,
             rows.target if rows.offset is None else rows.target + rows.offset,
-            ridge=self.ridge,
+            ridge=[float(self.ridge * 10.0**k) for k in range(self.pulls)],
             constant=constant,
             bounds=bounds,
             rounds=self.rounds,
             keep=self.keep,
+            judge=(lambda fit: errors(held_out, site, fit)) if held_out is not None else None,
         )
-        return replace(settle(layer, fit, action="refit", constant=constant), note=layer.note)
+        entry = settle(layer, fit, action="refit", constant=constant)
+        pull = f"ridge {fit.ridge:.3g}" if entry.action and fit.ridge is not None else ""
+        return replace(entry, note="; ".join(filter(None, (layer.note, pull))))
 
 
 def _both(first: LayerRecovery, second: LayerRecovery) -> LayerRecovery:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,10 +15,15 @@ __all__ = ["Fit", "clamped_error", "ridge_change"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Fit:
-    """A change of the effective weight ``(groups, inputs, outputs)`` and of the constant ``(outputs,)``, float64."""
+    """A change of the effective weight ``(groups, inputs, outputs)`` and of the constant ``(outputs,)``, float64.
+
+    Attributes:
+        ridge: Strength of the pull, where a stronger one than the first was taken; else None.
+    """
 
     weight: Tensor
     constant: Tensor
+    ridge: float | None = None
 
 
 def _product(x: Tensor, change: Tensor) -> Tensor:
@@ -54,11 +60,12 @@ def ridge_change(
     present: Tensor,
     target: Tensor,
     *,
-    ridge: float,
+    ridge: float | Sequence[float],
     constant: bool,
     bounds: tuple[float, float] | None = None,
     rounds: int = 0,
     keep: float = 0.0,
+    judge: Callable[[Fit], float] | None = None,
 ) -> Fit:
     """The change of weight and constant that brings ``present`` closest to ``target``.
 
@@ -70,37 +77,54 @@ def ridge_change(
         x: ``(rows, groups, inputs)``.
         present: ``(rows, outputs)`` present result.
         target: ``(rows, outputs)``.
-        ridge: Strength of the pull towards the present weights.
+        ridge: Strength of the pull towards the present weights; of several, in rising order, ``judge`` takes one, by the fit of the plain
+            target.
         constant: Whether a constant per output may be added.
         bounds: ``(low, high)`` of the clamp that follows.
         rounds: Rounds for the clamp; 0 fits the plain target.
         keep: Share of the plain target that stays beyond the bounds.
+        judge: Error of a fit on other images. Stronger pulls are tried as long as it falls.
     """
-    rows, groups, inputs = x.shape
+    rows, groups, _ = x.shape
     centre = x.mean(0) if constant else torch.zeros_like(x[0])  # (groups, inputs)
     centred = x - centre if constant else x
     by_group = centred.permute(1, 0, 2)  # (groups, rows, inputs)
     gram = _gram(by_group) / rows
-    pull = ridge * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)  # (groups,)
-    factor = _factor(gram, pull)
+    scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)  # (groups,)
 
-    def solve(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def cross_of(wanted: Tensor) -> tuple[Tensor, Tensor]:
         residual = wanted - present
         mean = residual.double().mean(0) if constant else torch.zeros(residual.shape[1], dtype=torch.float64, device=x.device)
         grouped = (residual - mean.to(residual)).reshape(rows, groups, -1).permute(1, 0, 2)
-        cross = torch.bmm(by_group.transpose(1, 2), grouped).double() / rows
+        return torch.bmm(by_group.transpose(1, 2), grouped).double() / rows, mean
+
+    def solved(cross: Tensor, mean: Tensor, factor: Tensor) -> Fit:
         change = torch.cholesky_solve(cross, factor)
         shift = mean - torch.einsum("gi,gio->go", centre.double(), change).reshape(-1) if constant else mean
-        return change, shift
+        return Fit(weight=change, constant=shift)
 
-    change, shift = solve(target)
+    strengths = list(ridge) if isinstance(ridge, Sequence) else [ridge]
+    cross, mean = cross_of(target)
+    factor = _factor(gram, strengths[0] * scale)
+    fit = solved(cross, mean, factor)
+    if judge is not None and len(strengths) > 1:
+        least = judge(fit)
+        for strength in strengths[1:]:
+            stronger = _factor(gram, strength * scale)
+            tried = solved(cross, mean, stronger)
+            error = judge(tried)
+            if not error < least:
+                break
+            fit, factor, least = replace(tried, ridge=strength), stronger, error
     if bounds is not None and rounds:
+        taken = fit.ridge
         if keep < 1:
-            change, shift = solve(_wanted(present, target, bounds, keep))
+            fit = solved(*cross_of(_wanted(present, target, bounds, keep)), factor)
         for _ in range(rounds):
-            result = present + _product(x, change.to(x)) + shift.to(x)
-            change, shift = solve(_wanted(result, target, bounds, keep))
-    return Fit(weight=change, constant=shift)
+            result = present + _product(x, fit.weight.to(x)) + fit.constant.to(x)
+            fit = solved(*cross_of(_wanted(result, target, bounds, keep)), factor)
+        fit = replace(fit, ridge=taken)
+    return fit
 
 
 def _gram(x: Tensor) -> Tensor:
