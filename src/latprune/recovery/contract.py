@@ -19,7 +19,13 @@ Progress = Callable[[str], None]
 
 
 class Watched(Protocol):
-    """The error of the pruned network as it is, on the images that decide."""
+    """The error of the pruned network as it is, on the images that decide.
+
+    Attributes:
+        before: The error with the values of the start; None where nothing can be compared.
+    """
+
+    before: float | None
 
     @property
     def place(self) -> str:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -99,7 +99,8 @@ class Distil(Recovery):
 
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Refit, then train; the trained weights are taken only if they lower the error of the outputs on the held-out images."""
-        layers = self.refit.run(situation) if self.first else []
+        # The training goes by squared errors, of which the refit without its norms' spread leaves the least.
+        layers = replace(self.refit, spread=False).run(situation) if self.first else []
         parameters = [p for p in situation.pruned.get_submodule(situation.within).parameters() if p.is_floating_point()]
         with _trained(parameters):
             likeness = Likeness(situation, streams=self.features, piece=_piece(situation, self.memory))

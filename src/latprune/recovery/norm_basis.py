@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from latprune.train.batches import forward
 
-__all__ = ["norms_on_own_statistics"]
+__all__ = ["Norm", "norms_on_own_statistics", "own_norms"]
 
 _WIDE = (torch.float32, torch.float64)
 _ARGUMENTS = {
@@ -52,23 +52,30 @@ def norms_on_own_statistics(model: nn.Module, batches: Iterable[Any], *, within:
         >>> norms_on_own_statistics(model, [torch.randn(4, 1, 8, 8)])
         1
     """
+    norms = own_norms(model, batches, within=within)
+    for norm in norms:
+        norm.change()
+    return len(norms)
+
+
+@torch.no_grad()
+def own_norms(model: nn.Module, batches: Iterable[Any], *, within: str = "") -> list[Norm]:
+    """The batch norms that can change basis alone, with what they meet; arguments as for :func:`norms_on_own_statistics`."""
     part = model.get_submodule(within)
     own = {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
     with _Watched() as watched:
         for inputs in batches:
             forward(model, inputs)
     shared = [id(norm.weight) for norm in watched.norms.values()]
-    changed = 0
-    for norm in watched.norms.values():
-        alone = shared.count(id(norm.weight)) == 1
-        if alone and norm.elements and own >= {id(tensor) for tensor in norm.tensors}:
-            norm.change()
-            changed += 1
-    return changed
+    return [
+        norm
+        for norm in watched.norms.values()
+        if shared.count(id(norm.weight)) == 1 and norm.elements and own >= {id(tensor) for tensor in norm.tensors}
+    ]
 
 
 @dataclass(slots=True, eq=False)
-class _Norm:
+class Norm:
     """One norm, by its running mean: its tensors, and sums of what it met, weighted by elements per channel."""
 
     mean: Tensor
@@ -82,6 +89,7 @@ class _Norm:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
+        """Running mean and variance, weight, bias."""
         return self.mean, self.variance, self.weight, self.bias
 
     def meet(self, values: Tensor) -> None:
@@ -94,7 +102,9 @@ class _Norm:
         self.variances = self.variances.to(columns) + count * columns.var(1)
         self.elements += count
 
+    @torch.no_grad()
     def change(self) -> None:
+        """Take what was met as statistics, and weight and bias with which the norm computes what it did."""
         met, spread = self.means / self.elements, self.variances / self.elements
         mean, variance, weight, bias = (tensor.double() for tensor in self.tensors)
         old = (variance + self.eps).sqrt()
@@ -109,7 +119,7 @@ class _Watched(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norms: dict[int, _Norm] = {}
+        self.norms: dict[int, Norm] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -120,7 +130,7 @@ class _Watched(TorchFunctionMode):
             found = {"training": False, "weight": None, "bias": None, "eps": 1e-5, **dict(zip(names, args, strict=False)), **given}
             mean, variance, weight, bias = (_wide(found.get(name)) for name in ("running_mean", "running_var", "weight", "bias"))
             if not found["training"] and mean is not None and variance is not None and weight is not None and bias is not None:
-                norm = self.norms.setdefault(id(mean), _Norm(mean, variance, weight, bias, float(found["eps"])))
+                norm = self.norms.setdefault(id(mean), Norm(mean, variance, weight, bias, float(found["eps"])))
                 norm.meet(found["input"])
         return func(*args, **given)
 

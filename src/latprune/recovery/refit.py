@@ -16,6 +16,7 @@ from latprune.recovery.report import LayerRecovery
 from latprune.recovery.rows import from_matrix, to_matrix
 from latprune.recovery.sequences import ProductRows
 from latprune.recovery.sites import Site
+from latprune.recovery.spread import restore_spread, vectors_of
 from latprune.recovery.walk import ACTIVATIONS, Layer, Rows, walk
 
 __all__ = ["Refit"]
@@ -55,6 +56,8 @@ class Refit(Recovery):
         ahead: Whether a sum that removed blocks follow is compared with the dense stream after them.
         logits: Whether queries and keys are fitted through their product where that is possible; else each to its own dense values.
         sweeps: How often the walk over all layers is made.
+        spread: Whether batch norms get some of the dense network's spread back after it, where class probabilities come nearer by it
+            (:func:`latprune.recovery.spread.restore_spread`).
     """
 
     name = "refit"
@@ -72,6 +75,7 @@ class Refit(Recovery):
     ahead: bool = True
     logits: bool = True
     sweeps: int = 1
+    spread: bool = True
 
     def __post_init__(self) -> None:
         check_number("ridge", self.ridge, "be a number of at least 0", 0.0)
@@ -80,7 +84,7 @@ class Refit(Recovery):
         for name in ("memory", "activations"):
             check_number(name, getattr(self, name), "be a number of bytes, at least 1", 1.0)
         check_share("keep", self.keep)
-        for name in ("corrected", "ahead", "logits"):
+        for name in ("corrected", "ahead", "logits", "spread"):
             check_flag(name, getattr(self, name))
 
     def settings(self) -> dict[str, Any]:
@@ -90,11 +94,14 @@ class Refit(Recovery):
     @property
     def stand_in(self) -> Recovery:
         """One sweep over fewer rows: it is further from the dense network, and which networks are nearer it tells as well."""
-        return replace(self, rows=min(self.rows, 10), least_rows=min(self.least_rows, 4096), rounds=min(self.rounds, 2), sweeps=1)
+        return replace(
+            self, rows=min(self.rows, 10), least_rows=min(self.least_rows, 4096), rounds=min(self.rounds, 2), sweeps=1, spread=False
+        )
 
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Refit all layers."""
         done: list[LayerRecovery] = []
+        start = vectors_of(situation)
         for sweep in range(self.sweeps):
             found = []
             through: dict[int, LayerRecovery] = {}
@@ -116,7 +123,8 @@ class Refit(Recovery):
                     if not _exact(entry.fitted_before, entry.held_out_before):
                         situation.say(_line(entry, sweep, self.sweeps))
             done = found if not done else [_both(a, b) for a, b in zip(done, found, strict=True)]
-        return done
+        norms = restore_spread(situation, start) if self.spread and any(layer.action for layer in done) else None
+        return done if norms is None else [*done, norms]
 
     def _product(self, product: ProductRows) -> dict[int, LayerRecovery]:
         """Fit queries and keys through their product; the entry of each of their layers."""
