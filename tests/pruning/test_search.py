@@ -96,6 +96,14 @@ def test_a_candidate_whose_fresh_measurement_is_over_the_budget_is_not_delivered
     assert sum(fresh for _, fresh in machine.calls) >= 2, "the first confirmation has to fail here, else this tests nothing"
 
 
+def test_a_refusal_names_what_the_last_measurements_found():
+    """First looks that no fresh one bears out do not count: the lowest latency lies above the limit that it is said to miss."""
+    with pytest.raises(BudgetInfeasibleError, match="no candidate of") as caught:
+        search(Machine(lambda width: 0.1 * width, lambda width: 0.1 * width + 4.0), 5.0).run()
+    assert caught.value.floor["latency"] > 5.0
+    assert f"the lowest was {caught.value.floor['latency']:.4g} ms" in str(caught.value)
+
+
 def test_where_no_width_lies_in_the_window_the_closest_under_it_is_delivered_with_a_note():
     found = search(Machine(lambda width: 3.6 if width < 50 else 5.5), 5.0).run()
     assert found.fresh.value == 3.6

@@ -235,7 +235,7 @@ class CandidateSearch:
             met = [entry for entry in self._tries.values() if self._verdict(entry.trial) != "over"]
             if (found := self._closest_as(wanted, met)) is not None:
                 return found
-        lowest = min(r.measured for r in self.limits.rounds)
+        lowest = min(entry.trial.value for entry in self._tries.values())  # each by its last measurement: an earlier one may lie lower
         raise BudgetInfeasibleError(
             f"no candidate of {len(self._tries)} was measured under the limit of {self.limits.budget:.4g} ms; the lowest was "
             f"{lowest:.4g} ms",
