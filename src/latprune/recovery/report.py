@@ -22,7 +22,8 @@ class LayerRecovery:
         layer: Name of the layer.
         action: What was done (``refit``, ``shift``, ``map``, ...); empty where it was left alone.
         at: Where its result is compared: ``layer`` (after the norm that follows), ``join`` (after the sum of its residual branch) or
-            ``logits`` (queries and keys, at their product; both have its errors). Of a strategy that changes all layers at once it is the
+            ``logits`` (queries and keys, at their product; both have its errors). Of the batch norms' spread it is the ``class
+            probabilities``, and the errors are Jensen-Shannon divergences. Of a strategy that changes all layers at once it is the
             place where the whole network is compared (``outputs``), and the errors are those with and without the layers that were
             decided together with it.
         fitted_before: Squared error of the result on the images that were fitted to, relative to the dense result's variation; None where
