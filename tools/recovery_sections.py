@@ -99,6 +99,12 @@ def recovery_made() -> str | None:
     return text + table(["network", "budget", "method", "score", "dense", *strategies], lines) + "\n\n`benchmarks/recovery/made.py`"
 
 
+def _with_spread(shares: list[float]) -> str:
+    """Their mean, and half of their range where there are several."""
+    spread = f" ± {(max(shares) - min(shares)) / 2:.2f}" if len(shares) > 1 else ""
+    return f"{mean(shares):.2f} %{spread}"
+
+
 def recovery_curves() -> str | None:
     """What is behind the defaults of the refit."""
     found = read("recovery-curves")
@@ -113,7 +119,7 @@ def recovery_curves() -> str | None:
             budget_words(budget),
             str(variant),
             str(images),
-            f"{mean(row['top1'] for row in rows):.2f} % ± {(max(row['top1'] for row in rows) - min(row['top1'] for row in rows)) / 2:.2f}",
+            _with_spread([row["top1"] for row in rows]),
             f"{mean(row['logit_error'] for row in rows):.4f}",
             str(len(rows)),
             f"{mean(row['cpu_seconds'] for row in rows):.0f} s",
