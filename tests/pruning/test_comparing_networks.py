@@ -129,7 +129,7 @@ def test_the_strategy_is_one_option_of_pruner_and_prune() -> None:
     assert pruner.recover(batches()).strategy == "norms"
     assert pruner.recover(batches(), strategy="refit").strategy == "refit"
     assert pruner.settings["recover"]["strategy"] == "norms" and pruner_of(recover=False).settings["recover"] is None
-    assert Distil().stand_in == Refit(sweeps=3).stand_in == Refit(rows=10, least_rows=4096, rounds=2)
+    assert Distil().stand_in == Refit(sweeps=3).stand_in == Refit(rows=10, least_rows=4096, rounds=2, spread=False)
     assert isinstance(Norms().stand_in, Norms)
     with pytest.raises(InvalidArgumentError, match="refti"):
         pruner_of(recover="refti")
