@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -92,6 +93,42 @@ def test_other_networks_are_left_alone(made: Any) -> None:
     prune(network, graph, half(graph))
     report = recover(network, model, [inputs], graph=graph, selection=half(graph))
     assert not any(layer.action == "spread" for layer in report.layers)
+
+
+class _Wrapped(nn.Module):
+    """A network whose class scores come as boxes would, by what is done with them."""
+
+    def __init__(self, inner: nn.Module, change: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.inner, self.change = inner, change
+
+    def forward(self, x: Tensor) -> Any:
+        return self.change(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda y: y[:, :, None].repeat(1, 1, 5), lambda y: (y, 2 * y), lambda y: y[:, :1]], ids=["3d", "two", "one"]
+)
+def test_what_is_not_one_table_of_class_scores_is_not_judged_by_probabilities(change: Callable[[Tensor], Any]) -> None:
+    dense, images = _Wrapped(deep(), change), pictures(160)
+    network = copy.deepcopy(dense)
+    start = vectors_of(situation_of(dense, network, images))
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.mul_(0.8)
+    before = copy.deepcopy(network.state_dict())
+    assert restore_spread(situation_of(dense, network, images), start) is None
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_without_held_out_images_nothing_is_decided() -> None:
+    dense, images = deep(), pictures(160)
+    network = copy.deepcopy(dense)
+    start = {place: 0.5 * value for place, value in vectors_of(situation_of(dense, network, images)).items()}
+    situation = situation_of(dense, network, images)
+    situation.held_out = []
+    assert restore_spread(situation, start) is None
 
 
 def test_it_comes_after_the_refit_where_other_images_gain_too() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latprune.importance.outputs import class_scores, output_js
+from latprune.importance.outputs import output_js
 from latprune.recovery.batches import count
 from latprune.recovery.contract import Situation
 from latprune.recovery.norm_basis import own_norms
-from latprune.recovery.output_error import no_worse
+from latprune.recovery.output_error import no_worse, outputs_of
 from latprune.recovery.report import LayerRecovery
 from latprune.recovery.values import Values
 from latprune.train.batches import forward
@@ -47,13 +47,12 @@ def restore_spread(situation: Situation, start: Mapping[int, Tensor]) -> LayerRe
         start: The norms' weights and biases before it (:func:`vectors_of`).
 
     Returns:
-        The entry of the norms; None where they stay: there are none, outputs are no class scores, nothing can be compared, or the class
-        probabilities would be further from the dense network's.
+        The entry of the norms; None where they stay: there are none, the output is not one tensor of class scores ``(images, classes)``,
+        no images are held out, nothing can be compared, or the class probabilities would be no nearer to the dense network's.
     """
-    watch = situation.watch
-    judged = situation.held_out or situation.fitted
+    watch, judged = situation.watch, situation.held_out
     references = _scores(situation.dense, judged)
-    if references is None or watch is None or watch.place != "outputs" or watch.before is None:
+    if not references or watch is None or watch.place != "outputs" or watch.before is None:
         return None
     few = _few(situation.fitted)
     norms = [n for n in own_norms(situation.pruned, few, within=situation.within) if id(n.weight) in start and id(n.bias) in start]
@@ -99,9 +98,14 @@ def _few(batches: Sequence[Any]) -> list[Any]:
 
 @torch.no_grad()
 def _scores(model: torch.nn.Module, batches: Sequence[Any]) -> list[Tensor] | None:
-    """Class scores of each batch; None where the model has none."""
-    found = [class_scores(forward(model, inputs)) for inputs in batches]
-    return [scores for scores in found if scores is not None] if all(s is not None and s.numel() for s in found) else None
+    """``(images, classes)`` class scores of each batch; None where the model gives something else (boxes, maps, several results)."""
+    found: list[Tensor] = []
+    for inputs in batches:
+        outputs = outputs_of(forward(model, inputs))
+        if len(outputs) != 1 or outputs[0].dim() != 2 or outputs[0].shape[1] < 2:
+            return None
+        found.append(outputs[0])
+    return found
 
 
 @torch.no_grad()
