@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
-from latprune.recovery import Distil, RecoveryReport, recover
+from latprune.recovery import Distil, LayerRecovery, RecoveryReport, Refit, recover
 from latprune.recovery.augmentation import ImageVariants
 from latprune.recovery.distil import _size
 from latprune.recovery.likeness import _Spread
@@ -153,6 +153,26 @@ def test_a_rate_that_takes_the_network_away_is_lowered() -> None:
     assert entry.action == "distil" and entry.held_out_after < entry.held_out_before and _moved(network, before)
     assert f"at a relative rate of {20.0 / 4 ** len(lowered):.3g}" in entry.note
     assert "relative rate" not in distilled(model, x[:80], epochs=30, batch_size=32)[1].layers[-1].note
+
+
+def test_the_spread_comes_back_after_a_distillation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = resnet()
+    seen: list[Any] = []
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    entry = LayerRecovery(layer="batch norms", action="spread")
+
+    def spread(situation: Any, start: Any) -> LayerRecovery:
+        seen.append(start)
+        return entry
+
+    monkeypatch.setattr("latprune.recovery.distil.restore_spread", spread)
+    for strategy, times in ((Distil(epochs=1), 1), (Distil(epochs=1, refit=Refit(spread=False)), 0), (Distil(epochs=1, first=False), 0)):
+        seen.clear()
+        network = copy.deepcopy(model)
+        prune(network, graph, selection)
+        report = recover(network, model, [x[:80]], graph=graph, selection=selection, strategy=strategy)
+        assert len(seen) == times and (report.layers[-1] == entry) == bool(times)
 
 
 def test_flags_of_parameters_stay() -> None:

@@ -21,6 +21,7 @@ from latprune.recovery.contract import Recovery, Situation, register_strategy
 from latprune.recovery.likeness import Likeness
 from latprune.recovery.refit import Refit
 from latprune.recovery.report import LayerRecovery
+from latprune.recovery.spread import restore_spread, vectors_of
 from latprune.train.batches import forward
 
 __all__ = ["Distil"]
@@ -99,16 +100,23 @@ class Distil(Recovery):
 
     def run(self, situation: Situation) -> list[LayerRecovery]:
         """Refit, then train; the trained weights are taken only if they lower the error of the outputs on the held-out images."""
-        # The training goes by squared errors, of which the refit without its norms' spread leaves the least.
+        start = vectors_of(situation)
+        # The training goes by squared errors, of which the refit without its norms' spread leaves the least; the spread comes after it.
         layers = replace(self.refit, spread=False).run(situation) if self.first else []
+        layers.append(self._distilled_where_possible(situation))
+        spread = self.first and self.refit.spread and any(layer.action for layer in layers)
+        norms = restore_spread(situation, start) if spread else None
+        return layers if norms is None else [*layers, norms]
+
+    def _distilled_where_possible(self, situation: Situation) -> LayerRecovery:
         parameters = [p for p in situation.pruned.get_submodule(situation.within).parameters() if p.is_floating_point()]
         with _trained(parameters):
             likeness = Likeness(situation, streams=self.features, piece=_piece(situation, self.memory))
             reason = _cannot(situation, likeness, parameters)
             if reason:
                 situation.say(f"recovery: no distillation, {reason}")
-                return [*layers, LayerRecovery(layer="all layers", at="outputs", reason=reason)]
-            return [*layers, self._distilled(situation, likeness, parameters)]
+                return LayerRecovery(layer="all layers", at="outputs", reason=reason)
+            return self._distilled(situation, likeness, parameters)
 
     def _distilled(self, situation: Situation, likeness: Likeness, parameters: list[nn.Parameter]) -> LayerRecovery:
         before = [p.detach().clone() for p in parameters]
@@ -116,7 +124,7 @@ class Distil(Recovery):
         start = likeness.error(watched)
         kept = False
         try:
-            rate = self._train(situation, likeness, parameters, start)
+            rate = self._train(situation, likeness, parameters, before, start)
             end = likeness.error(watched)
             kept = end < start
         finally:
@@ -133,12 +141,11 @@ class Distil(Recovery):
             note=_note(self._variants(), situation.fitted) + (f"; at a relative rate of {rate:.3g}" if rate != self.relative_rate else ""),
         )
 
-    def _train(self, situation: Situation, likeness: Likeness, parameters: list[nn.Parameter], start: float) -> float:
-        """Train in place; the relative rate that it came down to."""
-        before = [p.detach().clone() for p in parameters]
+    def _train(self, situation: Situation, likeness: Likeness, parameters: list[nn.Parameter], before: list[Tensor], start: float) -> float:
+        """Train in place, from the values ``before`` and the held-out error ``start``; the relative rate that it came down to."""
         watched = situation.held_out or situation.fitted
         generator = torch.Generator().manual_seed(situation.seed)
-        data, variants = _Steps(situation, self.batch_size), self._variants()
+        data, variants, size = _Steps(situation, self.batch_size), self._variants(), _size(before)
         total, rate, begun = len(data) * self.epochs, self.relative_rate, time.perf_counter()
         optimizer, first, losses = torch.optim.Adam(parameters), 0, []
         steps = (inputs for _ in range(self.epochs) for inputs in data.of_epoch(generator))
@@ -150,7 +157,7 @@ class Distil(Recovery):
                 if through >= 1:
                     situation.say(f"recovery: distillation ends after {step} of {total} steps, at its time limit")
                     break
-                peak = rate * _size(before)
+                peak = rate * size
                 for group in optimizer.param_groups:
                     group["lr"] = peak * min(1.0, (step - first + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * through))
                 optimizer.zero_grad()

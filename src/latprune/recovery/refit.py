@@ -175,15 +175,7 @@ def _both(first: LayerRecovery, second: LayerRecovery) -> LayerRecovery:
     """Two sweeps over one layer as one entry."""
     if not second.action:
         return first
-    return LayerRecovery(
-        layer=first.layer,
-        action=second.action,
-        at=second.at,
-        fitted_before=first.fitted_before,
-        fitted_after=second.fitted_after,
-        held_out_before=first.held_out_before,
-        held_out_after=second.held_out_after,
-    )
+    return replace(second, fitted_before=first.fitted_before, held_out_before=first.held_out_before)
 
 
 def errors(rows: Rows, site: Site, fit: Fit | None) -> float:
