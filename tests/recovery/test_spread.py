@@ -52,6 +52,17 @@ def situation_of(dense: nn.Module, pruned: nn.Module, images: Tensor) -> Situati
     return situation
 
 
+def damped(dense: nn.Module, images: Tensor) -> tuple[nn.Module, dict[int, Tensor]]:
+    """The network with four fifths of the spread in each norm, and what the norms had before."""
+    network = copy.deepcopy(dense)
+    start = vectors_of(situation_of(dense, network, images))
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.mul_(0.8)
+    return network, start
+
+
 def divergence(dense: nn.Module, network: nn.Module, images: Tensor) -> float:
     with torch.no_grad():
         return output_js(dense(images), network(images))[0]
@@ -59,12 +70,7 @@ def divergence(dense: nn.Module, network: nn.Module, images: Tensor) -> float:
 
 def test_norms_that_lost_their_spread_get_it_back() -> None:
     dense, images = deep(), pictures(160)
-    network = copy.deepcopy(dense)
-    start = vectors_of(situation_of(dense, network, images))
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.mul_(0.8)
+    network, start = damped(dense, images)
     before = divergence(dense, network, images[-32:])
     entry = restore_spread(situation_of(dense, network, images), start)
     assert entry is not None and entry.action == "spread" and entry.note.startswith("100% of the way")
@@ -111,12 +117,7 @@ class _Wrapped(nn.Module):
 )
 def test_what_is_not_one_table_of_class_scores_is_not_judged_by_probabilities(change: Callable[[Tensor], Any]) -> None:
     dense, images = _Wrapped(deep(), change), pictures(160)
-    network = copy.deepcopy(dense)
-    start = vectors_of(situation_of(dense, network, images))
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.weight.mul_(0.8)
+    network, start = damped(dense, images)
     before = copy.deepcopy(network.state_dict())
     assert restore_spread(situation_of(dense, network, images), start) is None
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
