@@ -86,7 +86,8 @@ def search_labels(
         if span <= 0:
             result.proven = True
             return result
-        room = min(max(room, 1e-12 * abs(top)), span)
+        # A room of nothing, where many assignments reach a bound of zero, would never grow.
+        room = min(max(room, 1e-12 * max(abs(top), span)), span)
         try:
             found, most = search_room(whole, dual, marginals, room, control, cap=cap, max_table=max_table)
         except OutOfTime:
