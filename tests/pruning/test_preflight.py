@@ -24,7 +24,7 @@ from latprune.importance import BNScaleConfig, CHIPConfig, DivergenceConfig, HRa
 from latprune.latency import Target
 from latprune.methods import MDP, SMCP, SPLAMP, GlobalThreshold
 from latprune.problem import Solution
-from latprune.pruning import preflight
+from latprune.pruning import lock, preflight
 from latprune.pruning.lock import locked
 from latprune.recovery import Refit
 from latprune.solve import Exact
@@ -385,3 +385,34 @@ def test_one_rule_for_budgets():
     assert verdict(4.98, 0.05, 5.0) == "close" and verdict(5.08, 0.05, 5.0) == "close"
     assert verdict(5.2, 0.05, 5.0) == "over"
     assert verdict(5.0, 0.0, 5.0) == "under" and verdict(5.001, 0.0, 5.0) == "over"
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    """Neither the folder nor its lock; one that was there, or that holds something, stays."""
+    old = tmp_path / "old"
+    old.mkdir()
+    for place in (tmp_path / "new", old):
+        with pytest.raises(InvalidArgumentError, match="slack"):
+            latprune.prune(network(), X, budget="flops=50%", slack=2.0, folder=place)
+    assert not (tmp_path / "new").exists() and old.exists()
+    with pytest.raises(ValueError, match="late"), locked(tmp_path / "begun"):
+        (tmp_path / "begun" / "state.json").write_text("{}")
+        raise ValueError("late")
+    assert (tmp_path / "begun" / "state.json").exists()
+
+
+def test_a_lock_whose_folder_went_holds_nothing(tmp_path, monkeypatch):
+    """Who waited for a run that left nothing makes the folder anew."""
+    place = tmp_path / "run"
+    tries = []
+
+    def removed_under_it(descriptor: int) -> bool:
+        tries.append(descriptor)
+        if len(tries) == 1:
+            (place / lock.LOCK).unlink()
+            place.rmdir()
+        return True
+
+    monkeypatch.setattr(lock, "_lock", removed_under_it)
+    with locked(place):
+        assert len(tries) == 2 and (place / lock.LOCK).exists()
