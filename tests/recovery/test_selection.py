@@ -188,3 +188,20 @@ def test_a_chain_without_branches_has_no_streams() -> None:
     ((name, group),) = graph.groups.items()
     ranking = {name: np.arange(group.units, dtype=float)}
     assert reselected(graph, Selection(kept={name: np.arange(3)}), ranking).kept[name].tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("traced", [torch.contiguous_format, torch.channels_last])
+def test_images_may_lie_in_memory_as_they_like(given: torch.memory_format, traced: torch.memory_format) -> None:
+    """A pooling to 1 x 1 does one operation more where channels lie last."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    ).eval()
+    x = torch.randn(16, 3, 8, 8)
+    graph = trace(model, x[:1].contiguous(memory_format=traced))
+    scores = reconstruction_ranking(model, graph, [x.contiguous(memory_format=given)])
+    expected = reconstruction_ranking(model, graph, [x.contiguous(memory_format=traced)])
+    assert sorted(scores) == sorted(graph.groups)
+    for group, found in scores.items():
+        np.testing.assert_allclose(found, expected[group], rtol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +12,17 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph
+from latprune.graph.containers import rebuilt
 from latprune.graph.types import IntArray
 from latprune.recovery.attention import BATCHED, factors_of
 from latprune.recovery.rows import to_matrix
 from latprune.recovery.sites import Site, find_sites
 from latprune.recovery.stepper import Sequence_, Stepper, record_operations
 
-__all__ = ["Block", "Member", "Reader", "find_readers", "measured_blocks", "silent_groups"]
+__all__ = ["Block", "Member", "Reader", "as_traced", "find_readers", "measured_blocks", "silent_groups"]
+
+_LAYOUTS = (None, torch.contiguous_format, torch.channels_last)
+"""Layouts of images in memory that are tried in turn; None leaves them as they are."""
 
 Member = tuple[str, int]
 """A group's name and one of its units."""
@@ -57,21 +62,33 @@ class Block:
     members: list[tuple[Member, ...]]
 
 
-def find_readers(dense: nn.Module, graph: ModelGraph, inputs: Any) -> tuple[Sequence_, list[Reader]]:
-    """Record one run and find what reads channels of groups in it, in the order in which it runs.
+def find_readers(dense: nn.Module, graph: ModelGraph, run: Sequence_) -> list[Reader]:
+    """What reads channels of groups in a run as it was traced (:func:`as_traced`), in the order in which it runs."""
+    # A weight that several layers share cannot be fitted, but what they read can be told.
+    found = [r for site in find_sites(run, dense) if site.weight is not None and (r := _layer(site, graph)) is not None]
+    found += [r for index, op in enumerate(run.operations) if (at := factors_of(op.name)) and (r := _product(index, at, graph)) is not None]
+    return sorted(found, key=lambda reader: reader.index)
+
+
+def as_traced(dense: nn.Module, graph: ModelGraph, batches: list[Any]) -> tuple[Sequence_, list[Any]]:
+    """Record a run of the first batch with the operations that were traced; and the batches, laid out in memory as it takes.
+
+    PyTorch does a few operations more or fewer on images whose channels lie last (a pooling to 1 x 1 is laid out by one of its own).
 
     Raises:
         InvalidArgumentError: The run takes another course than the one that was traced.
     """
-    run = record_operations(dense, inputs, str(graph.plan.within or ""))
-    if [str(op.func) for op in run.operations] != [call.op for call in graph.calls]:
-        raise InvalidArgumentError(
-            "the network takes another course on this data than when it was traced; trace it with a batch like these"
-        )
-    # A weight that several layers share cannot be fitted, but what they read can be told.
-    found = [r for site in find_sites(run, dense) if site.weight is not None and (r := _layer(site, graph)) is not None]
-    found += [r for index, op in enumerate(run.operations) if (at := factors_of(op.name)) and (r := _product(index, at, graph)) is not None]
-    return run, sorted(found, key=lambda reader: reader.index)
+    traced = [call.op for call in graph.calls]
+    for layout in _LAYOUTS:
+        found = batches if layout is None else [rebuilt(inputs, partial(_laid_out, layout=layout)) for inputs in batches]
+        run = record_operations(dense, found[0], str(graph.plan.within or ""))
+        if [str(op.func) for op in run.operations] == traced:
+            return run, found
+    raise InvalidArgumentError("the network takes another course on this data than when it was traced; trace it with a batch like these")
+
+
+def _laid_out(leaf: Any, layout: torch.memory_format) -> Any:
+    return leaf.contiguous(memory_format=layout) if isinstance(leaf, Tensor) and leaf.dim() == 4 else leaf
 
 
 def silent_groups(graph: ModelGraph, members: Iterable[Sequence[tuple[Member, ...]]]) -> list[str]:
@@ -95,7 +112,8 @@ def measured_blocks(dense: nn.Module, graph: ModelGraph, batches: list[Any], *, 
     so that their Gram matrix is that of the queries times that of the keys, place by place and summed over sequences; keys count from the
     mean of their sequence, for softmax does not see a constant per query.
     """
-    run, readers = find_readers(dense, graph, batches[0])
+    run, batches = as_traced(dense, graph, batches)
+    readers = find_readers(dense, graph, run)
     stepper = Stepper(dense, batches, str(graph.plan.within or ""), run)
     generator = torch.Generator().manual_seed(seed)
     for reader in readers:
