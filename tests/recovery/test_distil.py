@@ -14,7 +14,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
 from latprune.recovery import Distil, LayerRecovery, RecoveryReport, Refit, recover
 from latprune.recovery.augmentation import ImageVariants
-from latprune.recovery.distil import _size
+from latprune.recovery.distil import _sizes
 from latprune.recovery.likeness import _Spread
 from latprune.surgery import prune
 from recovery.nets import half, line, packed, resnet
@@ -252,10 +252,29 @@ def test_a_layer_that_is_exact_is_neither_changed_nor_told() -> None:
     assert all("already" in layer.reason for layer in report.layers if layer.fitted_before is not None)
 
 
-def test_the_rate_follows_the_size_of_the_weights() -> None:
-    parameters = [nn.Parameter(torch.full(shape, value)) for shape, value in (((3, 3), -0.1), ((2, 2, 1), 0.4), ((4, 4), 0.2), ((5,), 9.0))]
-    assert _size(parameters) == pytest.approx(0.2)
-    assert _size(parameters[3:]) == pytest.approx(9.0)
+def test_the_rate_follows_the_size_of_each_tensor() -> None:
+    large, small, vector = torch.full((3, 5), 4.0), torch.full((5, 5), 1e-3), torch.tensor([3.0, 3.0])
+    assert _sizes([large, small, vector]) == pytest.approx([4.0, 0.01 * 2.0005, 3.0], rel=1e-3)  # a hundredth of the median of 4 and 0.001
+    assert _sizes([large, torch.zeros(2)]) == pytest.approx([4.0, 0.04])  # nothing of its kind to go by
+    assert not any(_sizes([torch.zeros(3, 3), torch.zeros(3), torch.zeros(0)]))
+
+
+def test_layers_of_unlike_sizes_learn_alike() -> None:
+    """A network whose layers are scaled against each other (ReLU lets powers of two through) is trained to the same outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+    scaled = copy.deepcopy(model)
+    with torch.no_grad():
+        for index, weight, bias in ((0, 4.0, 4.0), (2, 0.0625, 0.25), (4, 4.0, 1.0)):
+            scaled[index].weight.mul_(weight)
+            scaled[index].bias.mul_(bias)
+    x = torch.randn(256, 6)
+    torch.testing.assert_close(scaled(x), model(x))
+    found = [distilled(m, x, epochs=4, relative_rate=0.01) for m in (model, scaled)]
+    (network, report, before), (other, second, _) = found
+    assert report.layers[-1].action == second.layers[-1].action == "distil"
+    moved, apart = (network(x) - before(x)).norm(), (other(x) - network(x)).norm()
+    assert moved > 0.1 and apart < 0.05 * moved  # but for the small number that Adam divides by at least
 
 
 def test_the_spread_is_the_variance_over_images_however_they_come() -> None:

@@ -32,6 +32,8 @@ _AWAY = 2.0
 """The rate is too high where it has made the error so many times as large: at its peak it may well be above where the refit left it."""
 _SLOWER = 4.0
 """What the rate is divided by then."""
+_LEAST = 0.01
+"""Size of a tensor at least, as a share of the median of its kind: what is zero has to move, too."""
 
 
 @register_strategy
@@ -45,9 +47,10 @@ class Distil(Recovery):
     Attributes:
         first: Refit before it; False starts from the network as it is.
         epochs: Passes over the images.
-        relative_rate: Peak of the learning rate (cosine to zero) as a share of the size of a weight: the median, over all matrices and
-            kernels, of their root mean square. Adam moves a weight by about the learning rate in a step, whatever its size.
-            Where it takes the network away from the dense one, training begins again at a quarter of it, with the steps that are left.
+        relative_rate: Peak of the learning rate (cosine to zero) as a share of the size of the weights, tensor by tensor: of their root
+            mean square. Adam moves a weight by about the learning rate in a step, whatever its size, and layers differ a hundredfold
+            (depthwise and pointwise convolutions, a layer that refitting scaled). Where it takes the network away from the dense one,
+            training begins again at a quarter of it, with the steps that are left.
         batch_size: Images of a step.
         features: Weight of all streams together, beside the outputs' 1.
         mirror: Whether images are mirrored at random.
@@ -145,9 +148,9 @@ class Distil(Recovery):
         """Train in place, from the values ``before`` and the held-out error ``start``; the relative rate that it came down to."""
         watched = situation.held_out or situation.fitted
         generator = torch.Generator().manual_seed(situation.seed)
-        data, variants, size = _Steps(situation, self.batch_size), self._variants(), _size(before)
+        data, variants, sizes = _Steps(situation, self.batch_size), self._variants(), _sizes(before)
         total, rate, begun = len(data) * self.epochs, self.relative_rate, time.perf_counter()
-        optimizer, first, losses = torch.optim.Adam(parameters), 0, []
+        optimizer, first, losses = _adam(parameters), 0, []
         steps = (inputs for _ in range(self.epochs) for inputs in data.of_epoch(generator))
         with stretch("distilling", total=total, unit="steps") as work:
             for step, inputs in enumerate(steps):
@@ -157,9 +160,9 @@ class Distil(Recovery):
                 if through >= 1:
                     situation.say(f"recovery: distillation ends after {step} of {total} steps, at its time limit")
                     break
-                peak = rate * size
-                for group in optimizer.param_groups:
-                    group["lr"] = peak * min(1.0, (step - first + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * through))
+                now = rate * min(1.0, (step - first + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * through))
+                for group, size in zip(optimizer.param_groups, sizes, strict=True):
+                    group["lr"] = now * size
                 optimizer.zero_grad()
                 losses.append(_gradients(likeness, variants(inputs, generator)))
                 optimizer.step()
@@ -173,7 +176,7 @@ class Distil(Recovery):
                         f"at {rate / _SLOWER:.3g}, {total - step - 1} steps are left"
                     )
                     _put(parameters, before)
-                    optimizer, first, rate = torch.optim.Adam(parameters), step + 1, rate / _SLOWER
+                    optimizer, first, rate = _adam(parameters), step + 1, rate / _SLOWER
         return rate
 
 
@@ -224,16 +227,22 @@ class _Steps:
             yield self._batches[k]
 
 
+def _adam(parameters: list[nn.Parameter]) -> torch.optim.Adam:
+    return torch.optim.Adam([{"params": [p]} for p in parameters])
+
+
 @torch.no_grad()
-def _size(parameters: Sequence[Tensor]) -> float:
-    """Median root mean square of the matrices and kernels; of all parameters where there is none."""
-    chosen = [p for p in parameters if p.dim() > 1 and p.numel()] or [p for p in parameters if p.numel()]
-    return median(float(p.double().square().mean().sqrt()) for p in chosen)
+def _sizes(parameters: Sequence[Tensor]) -> list[float]:
+    """Root mean square of each tensor; of those that are all but zero a share of what others of their kind (vectors, or not) have."""
+    found = [float(p.double().square().mean().sqrt()) if p.numel() else 0.0 for p in parameters]
+    vector = [p.dim() < 2 for p in parameters]
+    usual = {kind: median([s for s, v in zip(found, vector, strict=True) if v is kind and s > 0] or [0.0]) for kind in (True, False)}
+    return [max(size, _LEAST * (usual[kind] or max(usual.values()))) for size, kind in zip(found, vector, strict=True)]
 
 
 def _cannot(situation: Situation, likeness: Likeness, parameters: list[nn.Parameter]) -> str:
     """Why there is nothing to train."""
-    if not parameters or _size(parameters) == 0:
+    if not any(_sizes(parameters)):
         return "there are no weights to train"
     if not likeness.compared:
         return "no output varies that has the dense network's shape"
