@@ -46,7 +46,7 @@ test: $(VENV)/.stamp-dev ## Run the quick tests and the examples in docstrings
 	$(PYTEST) --doctest-modules src/latprune
 
 test-slow: $(VENV)/.stamp-slow ## Run every test, the slow ones too (MindtPy's need GLPK's glpsol on the path)
-	$(PYTEST)
+	$(PYTEST) --timeout 7200
 
 demo: $(VENV)/.stamp-demo ## Train, explore, prune to half the measured latency, verify, export and report a small network
 	$(BIN)/latprune demo --output $(RESULT)
