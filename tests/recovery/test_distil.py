@@ -77,6 +77,8 @@ def test_variants_follow_the_generator_and_leave_other_inputs() -> None:
     images, all_ = torch.randn(8, 3, 8, 8), ImageVariants(mix=1.0)
     first, second = (all_(images, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, second) and not torch.equal(first, images)
+    last = all_(images.contiguous(memory_format=torch.channels_last), torch.Generator().manual_seed(3))
+    assert torch.equal(last, first) and last.is_contiguous(memory_format=torch.channels_last) and first.is_contiguous()
     tokens, mapping = torch.randint(0, 9, (8, 3, 4, 4)), {"images": images}
     assert all_(tokens, torch.Generator()) is tokens and all_(mapping, torch.Generator()) is mapping
     assert str(all_) == "mirrored, shifted by up to 0.125 of their size, mixed in 1 of the steps"
