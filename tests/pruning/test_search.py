@@ -104,6 +104,21 @@ def test_a_refusal_names_what_the_last_measurements_found():
     assert f"the lowest was {caught.value.floor['latency']:.4g} ms" in str(caught.value)
 
 
+@pytest.mark.parametrize("step", [34, 27, 21])
+def test_a_staircase_that_is_flat_above_the_budget_is_gone_down(step):
+    """Every network that the search tries near the budget measures a little over it; a smaller one does not, and is no refusal."""
+    machine = Machine(lambda width: 5.15 + 0.001 * width if width >= step else 4.0 + 0.01 * width)
+    found = search(machine, 5.0).run()
+    assert found.network.width < step and found.fresh.value < 5.0
+    assert f"{found.fresh.value / 5.0:.1%} of the budget" in found.note
+
+
+def test_a_staircase_without_a_lower_step_is_refused_with_the_smallest_network():
+    with pytest.raises(BudgetInfeasibleError, match=r"cannot be met: the smallest network .* measured at 5.17 ms") as caught:
+        search(Machine(lambda width: 5.15 + 0.001 * width), 5.0).run()
+    assert caught.value.floor["latency"] == pytest.approx(5.17)
+
+
 def test_where_no_width_lies_in_the_window_the_closest_under_it_is_delivered_with_a_note():
     found = search(Machine(lambda width: 3.6 if width < 50 else 5.5), 5.0).run()
     assert found.fresh.value == 3.6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = ["Candidate", "CandidateSearch"]
 MAX_MEASURED = 12
 MAX_SOLVED = 40
 MAX_NEARBY = 8
+MAX_LOWERED = 8
 PATIENCE = 60.0
 """Seconds of a search after which the best network so far may lie further under the budget, by the slack once more for each of them: on a
 busy machine every candidate takes half a minute, and what it is measured at scatters by more than the slack."""
@@ -134,8 +136,8 @@ class CandidateSearch:
                 self.limits.record(limit, proposal.predicted, self._tries[proposal.key].trial.value)
                 if self._largest is None and self._is_under(self._tries[proposal.key].trial):
                     self._largest = self.proposer.propose(self.limits.start_predicted)
-                    if self._largest.key == proposal.key:
-                        return self._closest()  # the loosest limit leads to it too: something else allows no more
+                    if self._largest.key == proposal.key:  # the loosest limit leads to it too: something else allows no more
+                        return self._closest() or self._lowered()
                 continue
             if len(self._tries) == MAX_MEASURED:
                 break
@@ -144,7 +146,7 @@ class CandidateSearch:
                 return candidate
             if (enough := self._enough()) is not None:
                 return enough
-        return self._nearby(under=True) or self._nearby(under=False) or self._closest()
+        return self._nearby(under=True) or self._nearby(under=False) or self._closest() or self._lowered()
 
     def _nearby(self, *, under: bool) -> Candidate | None:
         """A candidate within the slack that keeps all that the closest one under it keeps, and more; with ``under=False`` one that keeps
@@ -229,12 +231,42 @@ class CandidateSearch:
         lowest = self.limits.budget * (1.0 - (1 + further) * self.limits.slack)
         return self._closest_as("under", [entry for entry in self._sided(under=True) if entry.trial.value >= lowest])
 
-    def _closest(self) -> Candidate:
+    def _closest(self) -> Candidate | None:
         """The candidate closest under the budget that is still under it when measured afresh; where there is none, one that meets it."""
         for wanted in ("under", "close"):
             met = [entry for entry in self._tries.values() if self._verdict(entry.trial) != "over"]
             if (found := self._closest_as(wanted, met)) is not None:
                 return found
+        return None
+
+    def _lowered(self) -> Candidate:
+        """A candidate far enough below those that were tried, none of which meets the budget; steps double down to the smallest network.
+
+        Near the budget the engine may not follow the tables at all (a staircase that is flat for many widths).
+
+        Raises:
+            BudgetInfeasibleError: The smallest network does not meet it either; carries the lowest latency.
+        """
+        limit = min(entry.limit for entry in self.limits.rounds)
+        over = min(entry.trial.value for entry in self._tries.values()) - self.limits.aim
+        step = max(over, self.limits.slack * self.limits.budget) / self.limits.speed
+        for _ in range(MAX_LOWERED):
+            limit, step = limit - step, 2 * step
+            try:
+                proposal = self.proposer.propose(limit)
+            except BudgetInfeasibleError as error:
+                self._smallest(error)
+                limit = -math.inf
+            else:
+                if proposal.key in self._tries:
+                    continue
+                candidate = self._tried(limit, proposal)
+                if self._accepted(candidate):
+                    return candidate
+            if (found := self._closest()) is not None:
+                return self._nearby(under=True) or found
+            if limit == -math.inf:
+                break
         lowest = min(entry.trial.value for entry in self._tries.values())  # each by its last measurement: an earlier one may lie lower
         raise BudgetInfeasibleError(
             f"no candidate of {len(self._tries)} was measured under the limit of {self.limits.budget:.4g} ms; the lowest was "
