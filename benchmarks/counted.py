@@ -211,7 +211,7 @@ def every_limit(network: str, resource: str) -> dict[str, Any]:
         gaps.append(solution.gap if solution.status != "infeasible" else 0.0)
     return {
         "answer": f"{len(gaps)} limits",
-        "proven": sum(gap == 0.0 for gap in gaps),
+        "proven": sum(1 for gap in gaps if gap == 0.0),
         "gap": max(math.inf if gap is None else gap for gap in gaps),
         "limits": len(gaps),
         "seconds": statistics.median(seconds),
