@@ -23,6 +23,8 @@ MAX_MEASURED = 12
 MAX_SOLVED = 40
 MAX_NEARBY = 8
 MAX_LOWERED = 8
+LEAST = 1e-4
+"""Share of the network before, below which no limit is tried: nothing is left of it there."""
 PATIENCE = 60.0
 """Seconds of a search after which the best network so far may lie further under the budget, by the slack once more for each of them: on a
 busy machine every candidate takes half a minute, and what it is measured at scatters by more than the slack."""
@@ -251,7 +253,7 @@ class CandidateSearch:
         over = min(entry.trial.value for entry in self._tries.values()) - self.limits.aim
         step = max(over, self.limits.slack * self.limits.budget) / self.limits.speed
         for _ in range(MAX_LOWERED):
-            limit, step = limit - step, 2 * step
+            limit, step = max(limit - step, LEAST * self.limits.start_predicted), 2 * step
             try:
                 proposal = self.proposer.propose(limit)
             except BudgetInfeasibleError as error:
