@@ -34,7 +34,8 @@ def counted() -> str | None:
     text = (
         "## Budgets on what is counted\n\nEvery width is a choice; half of the dense value. Processor seconds of the solver and of the "
         "whole call of `prune` (tracing, scoring, checking). Several limits at once: the solver alone. `mdp` is scored by Taylor here, "
-        "unless its row says measured: then some ten problems are solved (strengths of its prior, other criteria), and their seconds stand together.\n\n"
+        "unless its row says measured: then some ten problems are solved (strengths of its prior, other criteria), and their "
+        "seconds stand together.\n\n"
     )
     return (
         text
