@@ -15,7 +15,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph
 from latprune.program.module import ProgramModule
 from latprune.recovery.batches import calibration_pieces
-from latprune.recovery.readers import Block, as_traced, find_readers, measured_blocks, silent_groups
+from latprune.recovery.readers import Block, find_readers, measured_blocks, silent_groups
 
 __all__ = ["reconstruction_ranking", "unread_groups"]
 
@@ -71,8 +71,8 @@ def unread_groups(dense: nn.Module, graph: ModelGraph, batch: Any, *, images: in
         batch: A batch of inputs.
         images: Images that are taken of it at most.
     """
-    run, _ = as_traced(dense, graph, _batches(dense, graph, [batch], images))
-    return silent_groups(graph, [members for reader in find_readers(dense, graph, run) for members in reader.members])
+    _, readers = find_readers(dense, graph, _batches(dense, graph, [batch], images)[0])
+    return silent_groups(graph, [members for reader in readers for members in reader.members])
 
 
 def _batches(dense: nn.Module, graph: ModelGraph, data: Iterable[Any], images: int) -> list[Any]:

@@ -16,7 +16,7 @@ from latprune.recovery.stepper import Sequence_
 from latprune.surgery.masked import _kept_classes, keep_mask
 from latprune.surgery.plan import plan_step
 
-__all__ = ["Pairing", "kept_values"]
+__all__ = ["Pairing", "aligned", "kept_values"]
 
 
 def kept_values(tensor: Tensor, mask: Tensor | None, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -71,7 +71,7 @@ class Pairing:
         self.kept: npt.NDArray[np.bool_] = _kept_classes(graph, selection)
         dense_tokens = [(str(op.func), op.module) for op in dense.operations]
         calls = [(call.op, call.module) for call in graph.calls]
-        self.call_of = _aligned(calls, dense_tokens)
+        self.call_of = aligned(calls, dense_tokens)
         gone = {
             d
             for d, c in self.call_of.items()
@@ -79,7 +79,7 @@ class Pairing:
         }
         named_dense, named_pruned = _named(dense_model), _named(pruned_model)
         left = [d for d in range(len(dense.operations)) if d not in gone]
-        found = _aligned(
+        found = aligned(
             [(*dense_tokens[d], _parameters(dense.operations[d], named_dense)) for d in left],
             [(str(op.func), op.module, _parameters(op, named_pruned)) for op in pruned.operations],
         )
@@ -128,7 +128,7 @@ def _parameters(operation: Any, names: dict[int, str]) -> tuple[str, ...]:
     return tuple(names.get(t.untyped_storage().data_ptr(), "") for _, t in sorted(operation.operands.items()))
 
 
-def _aligned(first: list[Any], second: list[Any]) -> dict[int, int]:
+def aligned(first: list[Any], second: list[Any]) -> dict[int, int]:
     """Place in ``second`` -> place in ``first`` along a longest run of equal entries."""
     if first == second:
         return {k: k for k in range(len(first))}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,17 +11,17 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph
-from latprune.graph.containers import rebuilt
-from latprune.graph.types import IntArray
+from latprune.graph.types import Call, IntArray
 from latprune.recovery.attention import BATCHED, factors_of
+from latprune.recovery.pairing import aligned
 from latprune.recovery.rows import to_matrix
 from latprune.recovery.sites import Site, find_sites
 from latprune.recovery.stepper import Sequence_, Stepper, record_operations
 
-__all__ = ["Block", "Member", "Reader", "as_traced", "find_readers", "measured_blocks", "silent_groups"]
+__all__ = ["Block", "Member", "Reader", "find_readers", "measured_blocks", "silent_groups"]
 
-_LAYOUTS = (None, torch.contiguous_format, torch.channels_last)
-"""Layouts of images in memory that are tried in turn; None leaves them as they are."""
+_LAYOUT = {"aten.as_strided_.default"}
+"""Operations that only lay values out in memory: a pooling to 1 x 1 does one more on images whose channels lie last."""
 
 Member = tuple[str, int]
 """A group's name and one of its units."""
@@ -62,33 +61,27 @@ class Block:
     members: list[tuple[Member, ...]]
 
 
-def find_readers(dense: nn.Module, graph: ModelGraph, run: Sequence_) -> list[Reader]:
-    """What reads channels of groups in a run as it was traced (:func:`as_traced`), in the order in which it runs."""
-    # A weight that several layers share cannot be fitted, but what they read can be told.
-    found = [r for site in find_sites(run, dense) if site.weight is not None and (r := _layer(site, graph)) is not None]
-    found += [r for index, op in enumerate(run.operations) if (at := factors_of(op.name)) and (r := _product(index, at, graph)) is not None]
-    return sorted(found, key=lambda reader: reader.index)
-
-
-def as_traced(dense: nn.Module, graph: ModelGraph, batches: list[Any]) -> tuple[Sequence_, list[Any]]:
-    """Record a run of the first batch with the operations that were traced; and the batches, laid out in memory as it takes.
-
-    PyTorch does a few operations more or fewer on images whose channels lie last (a pooling to 1 x 1 is laid out by one of its own).
+def find_readers(dense: nn.Module, graph: ModelGraph, inputs: Any) -> tuple[Sequence_, list[Reader]]:
+    """Record one run and find what reads channels of groups in it, in the order in which it runs.
 
     Raises:
         InvalidArgumentError: The run takes another course than the one that was traced.
     """
-    traced = [call.op for call in graph.calls]
-    for layout in _LAYOUTS:
-        found = batches if layout is None else [rebuilt(inputs, partial(_laid_out, layout=layout)) for inputs in batches]
-        run = record_operations(dense, found[0], str(graph.plan.within or ""))
-        if [str(op.func) for op in run.operations] == traced:
-            return run, found
-    raise InvalidArgumentError("the network takes another course on this data than when it was traced; trace it with a batch like these")
-
-
-def _laid_out(leaf: Any, layout: torch.memory_format) -> Any:
-    return leaf.contiguous(memory_format=layout) if isinstance(leaf, Tensor) and leaf.dim() == 4 else leaf
+    run = record_operations(dense, inputs, str(graph.plan.within or ""))
+    traced, ran = [call.op for call in graph.calls], [str(op.func) for op in run.operations]
+    call_of = aligned(traced, ran)
+    matched = set(call_of.values())
+    alone = {op for c, op in enumerate(traced) if c not in matched} | {op for k, op in enumerate(ran) if k not in call_of}
+    if not alone <= _LAYOUT:
+        raise InvalidArgumentError(
+            "the network takes another course on this data than when it was traced; trace it with a batch like these"
+        )
+    # A weight that several layers share cannot be fitted, but what they read can be told.
+    sites = [site for site in find_sites(run, dense) if site.weight is not None]
+    found = [r for site in sites if (r := _layer(site, graph.calls[call_of[site.index]], graph)) is not None]
+    products = [(index, at) for index, op in enumerate(run.operations) if (at := factors_of(op.name))]
+    found += [r for index, at in products if (r := _product(index, at, graph.calls[call_of[index]], graph)) is not None]
+    return run, sorted(found, key=lambda reader: reader.index)
 
 
 def silent_groups(graph: ModelGraph, members: Iterable[Sequence[tuple[Member, ...]]]) -> list[str]:
@@ -112,8 +105,7 @@ def measured_blocks(dense: nn.Module, graph: ModelGraph, batches: list[Any], *, 
     so that their Gram matrix is that of the queries times that of the keys, place by place and summed over sequences; keys count from the
     mean of their sequence, for softmax does not see a constant per query.
     """
-    run, batches = as_traced(dense, graph, batches)
-    readers = find_readers(dense, graph, run)
+    run, readers = find_readers(dense, graph, batches[0])
     stepper = Stepper(dense, batches, str(graph.plan.within or ""), run)
     generator = torch.Generator().manual_seed(seed)
     for reader in readers:
@@ -139,8 +131,8 @@ def measured_blocks(dense: nn.Module, graph: ModelGraph, batches: list[Any], *, 
                 yield Block(inverse=part, weight=matrix, energy=energy, members=members)
 
 
-def _layer(site: Site, graph: ModelGraph) -> Reader | None:
-    field = _field(graph, site.index, site.inputs, most=1)
+def _layer(site: Site, call: Call, graph: ModelGraph) -> Reader | None:
+    field = _field(call, site.inputs, most=1)
     if field is None:
         return None
     members = [_members(graph, c) for c in field.reshape(-1).tolist()]
@@ -162,11 +154,11 @@ def _channels(site: Site) -> int:
     return int(site.weight.shape[0]) // int(site.options[5]) if site.options[3] else int(site.weight.shape[1])
 
 
-def _product(index: int, factors: tuple[int, int], graph: ModelGraph) -> Reader | None:
-    query, key = (_field(graph, index, place, most=3) for place in factors)
+def _product(index: int, factors: tuple[int, int], call: Call, graph: ModelGraph) -> Reader | None:
+    query, key = (_field(call, place, most=3) for place in factors)
     if query is None or key is None:
         return None
-    if graph.calls[index].op.rpartition(".")[0] in BATCHED:
+    if call.op.rpartition(".")[0] in BATCHED:
         key = key.swapaxes(-1, -2)
     if query.shape[-1] < 2 or query.shape[-1] != key.shape[-1] or query.shape[-2] > 1 or key.shape[-2] > 1:
         return None  # what is contracted carries no channels: tokens, where values are weighted
@@ -183,9 +175,9 @@ def _product(index: int, factors: tuple[int, int], graph: ModelGraph) -> Reader 
     return Reader(index=index, factors=factors, members=parts) if any(map(any, parts)) else None
 
 
-def _field(graph: ModelGraph, index: int, place: int, *, most: int) -> IntArray | None:
+def _field(call: Call, place: int, *, most: int) -> IntArray | None:
     """The first field of an operation's argument that varies, along so many dimensions at most."""
-    return next((f for f in graph.calls[index].all_fields[place] if 1 <= sum(n > 1 for n in f.shape) <= most), None)
+    return next((f for f in call.all_fields[place] if 1 <= sum(n > 1 for n in f.shape) <= most), None)
 
 
 def _members(graph: ModelGraph, label: int) -> tuple[Member, ...]:
