@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -254,11 +253,12 @@ class CandidateSearch:
         step = max(over, self.limits.slack * self.limits.budget) / self.limits.speed
         for _ in range(MAX_LOWERED):
             limit, step = max(limit - step, LEAST * self.limits.start_predicted), 2 * step
+            smallest = False
             try:
                 proposal = self.proposer.propose(limit)
             except BudgetInfeasibleError as error:
+                smallest = True
                 self._smallest(error)
-                limit = -math.inf
             else:
                 if proposal.key in self._tries:
                     continue
@@ -267,7 +267,7 @@ class CandidateSearch:
                     return candidate
             if (found := self._closest()) is not None:
                 return self._nearby(under=True) or found
-            if limit == -math.inf:
+            if smallest:
                 break
         lowest = min(entry.trial.value for entry in self._tries.values())  # each by its last measurement: an earlier one may lie lower
         raise BudgetInfeasibleError(
