@@ -17,7 +17,9 @@ from latprune.importance import DivergenceConfig, Importance, cross_entropy_loss
 from latprune.importance.divergence import Divergences
 from latprune.importance.magnitude import MagnitudeConfig
 from latprune.methods import MDP
+from latprune.problem import Problem, Solution
 from latprune.recovery import Distil, Norms, Refit
+from latprune.solve import solve
 from latprune.zoo import digits_resnet
 
 X = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -133,3 +135,19 @@ def test_the_strategy_is_one_option_of_pruner_and_prune() -> None:
     assert isinstance(Norms().stand_in, Norms)
     with pytest.raises(InvalidArgumentError, match="refti"):
         pruner_of(recover="refti")
+
+
+def test_what_is_only_compared_is_solved_near_and_what_is_delivered_to_a_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    gaps: list[float] = []
+
+    def solved(problem: Problem, **options: Any) -> Solution:
+        gaps.append(options["gap"])
+        return solve(problem, **options)
+
+    monkeypatch.setattr("latprune.methods.solved.solve", solved)
+    pruner = pruner_of(recover=False)
+    proposal = pruner.propose(pruner.limit, data=batches())
+    assert len(gaps) > 2 and all(0.0 < gap < 0.01 for gap in gaps[:-1])
+    solution = proposal.proposal.solution
+    assert gaps[-1] == 0.0 and solution is not None
+    assert (solution.status, solution.gap) == ("optimal", 0.0)

@@ -87,6 +87,7 @@ class StageContext:
         walk_on_choices: Whether methods that know of no tables keep to the widths on offer too, because the user restricted them.
         solver: The solver to use, by name or with its options; None for the method's own.
         time_limit: Seconds that one solve may take.
+        gap: Relative gap at which a solve is good enough; 0 asks for a proof.
         seed: Seed of everything random.
         measure_alone: Times the whole network with each group's width changed alone; None where nothing is measured.
     """
@@ -102,6 +103,7 @@ class StageContext:
     walk_on_choices: bool = False
     solver: str | Solver | None = None
     time_limit: float | None = None
+    gap: float = 0.0
     seed: int = 0
     measure_alone: MeasureAlone | None = None
 

@@ -55,7 +55,7 @@ class SolvedProposer(Proposer):
 
     def _solved(self, problem: Problem, limit: float) -> Proposal:
         problem = problem.replace_limits({problem.costs[0].name: limit})
-        solution: Solution = solve(problem, solver=self._solver, time_limit=self._context.time_limit)
+        solution: Solution = solve(problem, solver=self._solver, time_limit=self._context.time_limit, gap=self._context.gap)
         require_answer(problem, solution)
         if solution.assignment is None:
             raise SolverLimitError(

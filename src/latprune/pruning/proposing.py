@@ -42,6 +42,8 @@ __all__ = ["ProposalSearch"]
 
 _ALMOST_NOTHING = 1e-9
 _ROUNDED = 1.0 + _ALMOST_NOTHING
+_COMPARED_GAP = 2e-3
+"""Of the solves whose networks are only compared with each other: what the judge can tell apart is many times as much."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -144,14 +146,15 @@ class ProposalSearch:
     def best_reading(self, readings: Readings, since: Selection, *, limit: float, others: tuple[Limit, ...]) -> Importance:
         """The scores whose network diverges least as a whole, among several readings of one measurement.
 
-        Each reading's network is the one that is predicted to meet ``limit``; nothing is timed. The model must be as it was when it was
-        measured.
+        Each reading's network is one that is predicted to meet ``limit``, near its optimum and not proven; nothing is timed. The model must
+        be as it was when it was measured.
         """
         if not self.method.needs_tables:  # whole networks are timed: nothing can be compared by prediction
             return next(iter(readings.importances.values()))
 
         def network(found: Importance) -> Selection:
-            return self._counted(self.context(found, since, None, others), since, limit=limit).selection
+            context = replace(self.context(found, since, None, others), gap=_COMPARED_GAP)
+            return self._counted(context, since, limit=limit).selection
 
         return self.least_divergent(readings, network, since)[1]
 

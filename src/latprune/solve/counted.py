@@ -42,6 +42,8 @@ FINER = 3
 """By how much a grid's step shrinks."""
 APART = 2e-3
 """Relative distance of the dual from the best answer from which on a box is split rather than searched."""
+FEWER = 50_000
+"""Most labels at a time where the states were split: what overflows there is split again, which many searches of few labels do faster."""
 THIN = 1e-4
 """Relative distance from the dual within which states are looked at first."""
 
@@ -180,7 +182,7 @@ class CountedSearch(BoxSearch):
             graph=small.graph,
             control=self.control,
             max_table=self.max_table,
-            label_cap=self.label_cap,
+            label_cap=self.label_cap if self.boxes == 1 else min(self.label_cap, FEWER),
             start=price if price > 0 else None,
             incumbent=max(self.gain, above) - small.gain,
         )
