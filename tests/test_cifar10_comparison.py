@@ -58,7 +58,7 @@ def test_convolution_shortcuts_compute_what_padding_does_and_can_be_pruned_whole
 
 
 def test_the_least_ratio_that_meets_a_target_is_found_though_latency_rises_again(benchmark: Any) -> None:
-    rivals, structures = benchmark("rivals"), benchmark("structures")
+    rivals, structures = benchmark("rivals"), benchmark("structure")
     asked: list[float] = []
 
     def share(ratio: float) -> float:
@@ -80,7 +80,7 @@ def test_a_step_in_latency_leaves_the_network_just_below_it(benchmark: Any) -> N
 
 
 def test_structures_are_read_back_to_the_bit(benchmark: Any, tmp_path: Path) -> None:
-    networks, structures = benchmark("networks"), benchmark("structures")
+    networks, structures = benchmark("networks"), benchmark("structure")
     model, x = trained_like(8), torch.randn(2, 3, 32, 32)
     dense = networks.Dense(name="resnet8", model=model, example=x[:1], accuracy=0.5, note="")
     graph = latprune.trace(model, x[:1])
@@ -107,7 +107,7 @@ def test_the_rate_is_the_best_of_the_first_seed(benchmark: Any) -> None:
 @pytest.mark.parametrize("whose", ["theirs", "ours"])
 def test_only_what_torch_pruning_does_counts_as_its_refusal(benchmark: Any, monkeypatch: pytest.MonkeyPatch, whose: str) -> None:
     """An error in the reading of its groups is a mistake of the benchmark, not a row that says that the rival cannot."""
-    networks, rivals, structures = benchmark("networks"), benchmark("rivals"), benchmark("structures")
+    networks, rivals, structures = benchmark("networks"), benchmark("rivals"), benchmark("structure")
 
     class Group(list):  # type: ignore[type-arg]
         def prune(self) -> None:
@@ -169,7 +169,7 @@ def test_a_kept_structure_is_judged_again_on_another_number_of_test_images(
         return float(self.args.test_images)
 
     monkeypatch.setattr(type(bench), "accuracy", accuracy)
-    structures = benchmark("structures")
+    structures = benchmark("structure")
     kept = structures.Structure(network=bench.dense.model, selection=latprune.graph.Selection(kept={}), found={"cut": 0.1})
     for name in ("best", "best+recover"):
         kept.save(bench.path(budget, name, 0))
@@ -183,7 +183,7 @@ def test_a_kept_structure_is_judged_again_on_another_number_of_test_images(
 def test_a_refusal_is_final_only_where_another_try_would_say_the_same(
     benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    structures, rows = benchmark("structures"), benchmark("rows")
+    structures, rows = benchmark("structure"), benchmark("rows")
     budget = benchmark("measuring").Budget(text="50%", share=0.5)
     file = benchmark("result_file").ResultFile(tmp_path / "rows.json", "rows", key=rows.KEY, completed=rows.completed)
     bench = bench_of(benchmark, tmp_path)
@@ -216,7 +216,7 @@ def test_a_refusal_is_final_only_where_another_try_would_say_the_same(
 
 @pytest.mark.parametrize(("error", "final"), [("BudgetInfeasibleError", True), ("SolverNotApplicableError", True), ("EngineError", False)])
 def test_which_errors_of_ours_are_final(benchmark: Any, monkeypatch: pytest.MonkeyPatch, error: str, final: bool, tmp_path: Path) -> None:
-    ours, structures = benchmark("ours"), benchmark("structures")
+    ours, structures = benchmark("ours"), benchmark("structure")
     kind = getattr(latprune.errors, error)
     raised = kind("it", limit={}, floor={}) if error == "BudgetInfeasibleError" else kind("it")
 

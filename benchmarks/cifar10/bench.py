@@ -17,7 +17,7 @@ from ours import own_of, own_structure, trains
 from result_file import ResultFile
 from rivals import BEST_OF, RIVALS, Ratios, gradients_of, rival_structure
 from rows import best_rate, line
-from structures import Structure, Unreachable
+from structure import Structure, Unreachable
 from torch import nn
 
 import latprune

@@ -10,7 +10,7 @@ from typing import Any
 
 from measuring import Budget
 from networks import Dense
-from structures import Structure, Unreachable, cut
+from structure import Structure, Unreachable, cut
 
 import latprune
 from latprune.errors import BudgetInfeasibleError, LatpruneError, SolverNotApplicableError

