@@ -57,6 +57,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "halp": HALP,
     "halp, stem whole, floor 10 %": lambda: HALP(protect_stem=True, floor=0.1),
     "smcp": SMCP,
+    "smcp, norms scaled": lambda: SMCP(masks=SoftMasks(norm_scaling=True)),
     "lamp": Lamp,
     "global, L1": lambda: GlobalThreshold(score=get_criterion("l1"), normalise="mean"),
     "global, L2": lambda: GlobalThreshold(score=MagnitudeConfig(), normalise="mean"),

@@ -113,6 +113,20 @@ def test_stages_recover_and_train_as_they_are_told(nets: str, tmp_path: Path) ->
     assert settings["recovery_images"] == 8 and settings["trained by"]["distillation"] is not None
 
 
+def test_options_of_soft_masks_are_given_to_the_method_or_as_a_schedule(nets: str, tmp_path: Path) -> None:
+    given = {
+        "method": ["--method", "smcp", "--method-arg", 'masks={"every": 1, "norm_scaling": true}'],
+        "schedule": ["--method", "smcp", "--schedule", "soft_masks", "--schedule-arg", "every=1", "--schedule-arg", "norm_scaling=true"],
+    }
+    for kind, words_of in given.items():
+        out = tmp_path / kind
+        train = ["--data", f"{nets}:batches", "--epochs", "3", "--learning-rate", "0.01", "--log", "none", "--recover", "none"]
+        assert main(words(nets, out, "--budget", "flops=70%", *words_of, *train)) == 0
+        settings = json.loads((out / "state.json").read_text())["pruner"]["settings"]
+        found = settings["options"]["masks"] if kind == "method" else settings["schedule"]
+        assert (found["every"], found["norm_scaling"]) == (1, True)
+
+
 def test_candidates_are_picked_by_accuracy_before_a_fit_of_ones_own(nets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     given = ["--budget", "flops=70%", "--criterion", "magnitude", "--candidates", "2", "--fit", f"{nets}:fit", "--recover", "none"]
@@ -151,6 +165,7 @@ def test_a_predictor_is_read_in_place_of_tables(nets: str, tmp_path: Path) -> No
         (["--slack", "2"], "slack (=2.0) must be a share of the budget"),
         (["--within", "layer3", "--form", "program"], "within (='layer3') needs form='class'"),
         (["--method-arg", "blocks=no"], "blocks (='no') must be True or False; on the command line write true or false"),
+        (["--method", "smcp", "--method-arg", 'masks={"norm_scaling": "yes"}'], "norm_scaling (='yes') must be True or False; on"),
         (["--method-arg", "soft_masks=5"], "soft_masks (=5) must be a SoftMasks schedule"),
         (["--method-arg", 'soft_masks={"evry": 20}'], "schedule 'soft_masks' has no option 'evry'"),
         (["--method", "halp", "--criterion", "magnitude", "--method-arg", "stages=2.5"], "stages (=2.5) must be a whole number"),

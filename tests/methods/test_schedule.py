@@ -89,6 +89,8 @@ def test_soft_masks_know_whether_a_training_has_any():
         (lambda: SoftMasks(every=0), r"every \(=0\)"),
         (lambda: SoftMasks(straight_through=False, weight_decay=0.1), "needs straight_through=True: hard masks"),
         (lambda: SoftMasks(weight_decay=math.nan), r"weight_decay \(=nan\) must be a number of at least 0, or None"),
+        (lambda: SoftMasks(norm_scaling=1), r"norm_scaling \(=1\) must be True or False"),
+        (lambda: get_method("smcp", masks={"norm_scaling": "yes"}), "norm_scaling .*; on the command line write true or false"),
         (lambda: SMCP(masks=Stages()), r"masks \(=Stages\(.*\) must be a SoftMasks schedule"),
         (lambda: get_method("smcp", masks=False), r"masks \(=False\) must be a SoftMasks schedule"),
         (lambda: MDP(soft_masks=True), r"soft_masks \(=True\) must be a SoftMasks schedule"),
@@ -124,6 +126,8 @@ def test_options_are_json():
     for method in (HALP(), SMCP(), SPLAMP(), MDP(soft_masks=SoftMasks()), FromScratch(structure=MDP(blocks=False))):
         options = json.loads(json.dumps(method.options()))
         assert options
+    assert [SMCP(masks=SoftMasks(norm_scaling=on)).options()["masks"]["norm_scaling"] for on in (False, True)] == [False, True]
+    assert SoftMasks().norm_scaling is False
     assert MDP(stages=10).schedule.count == 10 and MDP(stages=10, blocks=True).schedule.after_stage == "cut"
 
 

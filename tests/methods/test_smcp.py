@@ -64,3 +64,25 @@ def test_a_mask_that_is_not_at_the_budget_yet_is_narrowed_by_the_cut():
     assert mask.removed_blocks <= pruner.selection.removed_blocks
     for name, kept in mask.kept.items():
         assert set(pruner.selection.kept[name].tolist()) <= set(kept.tolist())
+
+
+def test_norm_scaling_reaches_a_loop_of_ones_own_behind_the_scores():
+    """Scores are of the gradients as they arrive: with weights that stay, masks and scores are the same to the bit; steps are not."""
+
+    def run(rate: float, **options: bool):
+        pruner = pruner_of(network(), SMCP(masks=SoftMasks(every=2, warmup=0.1, cooldown=0.4, **options)))
+        optimizer = torch.optim.SGD(pruner.model.parameters(), lr=rate)
+        training = trained_under_masks(pruner, optimizer=optimizer)
+        with training.dense_values():
+            weights = [p.detach().clone() for p in pruner.model.parameters()]
+        taken = [p.grad.clone() for p in pruner.model.parameters() if p.grad is not None]
+        return pruner.scorer.state_dict(), [change.widths for change in training.changes], weights, taken
+
+    off, on = run(0.0), run(0.0, norm_scaling=True)
+    assert off[0].keys() == on[0].keys() and all(torch.equal(off[0][name], on[0][name]) for name in off[0])
+    assert off[1] == on[1] and len(off[1]) > 2
+    assert all(float(b.norm()) <= float(a.norm()) for a, b in zip(off[3], on[3], strict=True))
+    assert any(float(b.norm()) < 0.95 * float(a.norm()) for a, b in zip(off[3], on[3], strict=True))
+    default, told, moved = run(0.05), run(0.05, norm_scaling=False), run(0.05, norm_scaling=True)
+    assert all(torch.equal(a, b) for a, b in zip(default[2], told[2], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(default[2], moved[2], strict=True))

@@ -31,6 +31,7 @@ FEW = SoftMasks(every=2, warmup=0.1, cooldown=0.4)
 METHODS: dict[str, Method] = {
     "smcp": METHOD,
     "decay of its own": SMCP(masks=dataclasses.replace(FEW, weight_decay=0.01)),
+    "norms scaled": SMCP(masks=dataclasses.replace(FEW, norm_scaling=True)),
     "held at zero": SMCP(masks=dataclasses.replace(FEW, straight_through=False)),
     "channels and blocks": MDP(soft_masks=FEW),
 }
@@ -103,6 +104,7 @@ def with_other(path: Path, change: Any) -> None:
     [
         ({"budget": "flops=55%"}, "budget"),
         ({"method": SMCP(masks=SoftMasks(every=3, warmup=0.1, cooldown=0.4))}, "method option masks"),
+        ({"method": METHODS["norms scaled"]}, "method option masks.norm_scaling=no, this one yes"),
         ({"method": SMCP(masks=FEW, score=TaylorConfig())}, "criterion"),
         ({"method": MDP(soft_masks=FEW)}, "method"),
         ({"keep": ["conv1"]}, "keep"),

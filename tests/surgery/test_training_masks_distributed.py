@@ -26,24 +26,26 @@ torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
 for straight_through in (False, True):
     save_file(train(straight_through, rank, 2), f"{sys.argv[1]}/{straight_through}{rank}.safetensors")
+save_file(train(True, rank, 2, norm_scaling=True), f"{sys.argv[1]}/scaled{rank}.safetensors")
 torch.distributed.destroy_process_group()
 """
 
 
-def network() -> nn.Module:
-    """Without batch norm, so that the mean of two half batches' gradients is the whole batch's."""
+def network(batch_norm: bool = False) -> nn.Module:
+    """Without batch norm the mean of two half batches' gradients is the whole batch's."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 5))
+    norm = nn.BatchNorm1d(8) if batch_norm else nn.LayerNorm(8)
+    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), norm, nn.GELU(), nn.Linear(8, 5))
 
 
-def train(straight_through: bool, rank: int, processes: int) -> dict[str, Tensor]:
+def train(straight_through: bool, rank: int, processes: int, *, norm_scaling: bool | None = None) -> dict[str, Tensor]:
     """Steps under masks that are chosen anew by reduced running scores; the last mask with its hidden values, and the weights."""
-    model = network()
+    model = network(batch_norm=norm_scaling is not None)
     generator = torch.Generator().manual_seed(1)
     data = [(torch.randn(16, 6, generator=generator), torch.randint(5, (16,), generator=generator)) for _ in range(9)]
     graph = trace(model, data[0][0])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
-    mask = TrainingMask(model, graph, straight_through=straight_through)
+    mask = TrainingMask(model, graph, straight_through=straight_through, norm_scaling=bool(norm_scaling))
     mask.attach(optimizer)
     scores = TaylorAccumulator(model, graph, TaylorConfig())
     run = nn.parallel.DistributedDataParallel(model) if distributed.is_initialized() else model
@@ -98,3 +100,7 @@ def test_two_processes_train_the_masked_network_of_one(tmp_path: Path) -> None:
             assert torch.equal(first[name], second[name])
             assert torch.allclose(first[name].float(), value.float(), rtol=1e-4, atol=1e-6), name
         assert any(name.startswith("hidden.") for name in alone)
+    first, second = (load_file(tmp_path / f"scaled{rank}.safetensors") for rank in (0, 1))
+    assert set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
+    alone, unscaled = (train(True, 0, 1, norm_scaling=on) for on in (True, False))
+    assert any(not torch.equal(alone[name], unscaled[name]) for name in alone if name.startswith("weight."))

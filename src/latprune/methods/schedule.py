@@ -208,6 +208,9 @@ class SoftMasks(Schedule):
         ramp: Shape of the limit between warm-up and cool-down.
         straight_through: Whether masked weights go on learning; False holds them at zero (they come back with the values that they had).
         weight_decay: Decay of masked weights in place of the optimizer's own; None leaves them to the optimizer.
+        norm_scaling: Whether the gradient of a layer whose inputs are masked and that a batch norm normalises is multiplied, per output
+            channel, by ``||W * m|| / ||W||``: masks narrow the spread that the norm divides by, and gradients grow by the inverse. This
+            project's own form of SMCP's scaling of batch norms.
     """
 
     name: ClassVar[str] = "soft_masks"
@@ -218,6 +221,7 @@ class SoftMasks(Schedule):
     ramp: Ramp = "exponential"
     straight_through: bool = True
     weight_decay: float | None = None
+    norm_scaling: bool = False
 
     def __post_init__(self) -> None:
         for name in ("warmup", "cooldown", "held"):
@@ -230,6 +234,7 @@ class SoftMasks(Schedule):
         check_one_of("ramp", self.ramp, RAMPS)
         check_flag("straight_through", self.straight_through)
         check_mask_decay(self.weight_decay, straight_through=self.straight_through)
+        check_flag("norm_scaling", self.norm_scaling)
 
     @property
     def count(self) -> int:

@@ -319,6 +319,7 @@ class Pruner:
                 self.graph,
                 straight_through=soft.straight_through if soft is not None else False,
                 weight_decay=soft.weight_decay if soft is not None else None,
+                norm_scaling=soft.norm_scaling if soft is not None else False,
                 example_inputs=self.example_inputs,
             )
         selection = proposal if isinstance(proposal, Selection) else proposal.selection

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from latprune.errors import InvalidArgumentError
+from latprune.surgery.mask_scaling import NormScaling
 from latprune.surgery.mask_values import HeldValues
 
 __all__ = ["MaskedSteps"]
@@ -25,12 +26,14 @@ class MaskedSteps:
     Args:
         straight_through: Whether steps update the hidden dense values; else these keep theirs.
         weight_decay: Decay of the hidden values of the masked places, per unit of learning rate.
+        scaling: Scales gradients in front of batch norms; None leaves them.
     """
 
-    def __init__(self, *, straight_through: bool, weight_decay: float | None) -> None:
+    def __init__(self, *, straight_through: bool, weight_decay: float | None, scaling: NormScaling | None) -> None:
         self.held: Mapping[int, HeldValues] = {}
         self._straight_through = straight_through
         self._weight_decay = weight_decay
+        self._scaling = scaling
         self._hooks: dict[int, tuple[Optimizer, tuple[RemovableHandle, RemovableHandle]]] = {}
 
     def attach(self, *optimizers: Optimizer) -> None:
@@ -65,6 +68,8 @@ class MaskedSteps:
                 "optimizer.step(closure) runs the network within the step, where no mask is set; call backward() before it"
             )
         for held, _ in self._of(optimizer):
+            if self._scaling is not None:
+                self._scaling.apply(held)
             if self._straight_through:
                 held.show()
             elif held.parameter.grad is not None:

@@ -102,19 +102,28 @@ class HeldValues:
 
     def show(self) -> None:
         """Put the dense values that are held back into the parameter."""
-        self._write(self.fixed, self.fixed_values)
-        self._write(self.zeros, self.values)
+        self._write_dense(self.parameter)
+
+    def dense(self) -> Tensor:
+        """A copy of the parameter with the dense values that are held."""
+        copy = self.parameter.detach().clone()
+        self._write_dense(copy)
+        return copy
 
     def fix(self) -> None:
         """After an update of the parameter: the fixed places take their values again, the masked ones 0."""
-        self._write(self.fixed, self.fixed_values)
+        self._write(self.parameter, self.fixed, self.fixed_values)
         self.clear()
 
-    def _write(self, slices: list[Slice], values: list[Tensor]) -> None:
+    def _write_dense(self, tensor: Tensor) -> None:
+        self._write(tensor, self.fixed, self.fixed_values)
+        self._write(tensor, self.zeros, self.values)
+
+    def _write(self, tensor: Tensor, slices: list[Slice], values: list[Tensor]) -> None:
         for k, s in enumerate(slices):
             if values[k].device != self.parameter.device or values[k].dtype != self.parameter.dtype:
                 values[k] = values[k].to(self.parameter)
-            s.write(self.parameter, values[k])
+            s.write(tensor, values[k])
 
     def decay(self, factor: float) -> None:
         """Multiply the held values of the masked places."""

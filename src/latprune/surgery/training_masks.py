@@ -19,6 +19,7 @@ from latprune.surgery.mask_check import check_masked
 from latprune.surgery.mask_decay import check_mask_decay
 from latprune.surgery.mask_norms import CountedNorms
 from latprune.surgery.mask_places import MaskPlaces
+from latprune.surgery.mask_scaling import NormScaling
 from latprune.surgery.mask_selection import Removed, check_dense
 from latprune.surgery.mask_steps import MaskedSteps
 from latprune.surgery.mask_values import HeldValues
@@ -48,6 +49,11 @@ class TrainingMask:
     each step, ``lr`` being that of the parameter's group. SMCP decays masked weights apart; that it is done after the step and outside of
     the momentum is this library's choice, as the formula of that paper is not at hand.
 
+    A batch norm behind a layer whose inputs are masked divides by what spread is left, so that the gradients of all the layer's weights
+    grow by the inverse. ``norm_scaling`` multiplies them by ``||W * m|| / ||W||`` per output channel, right before the step: what the
+    network computes stays as it is, and so do the gradients that are scored and clipped before. SMCP scales batch norms by a formula that
+    is not at hand; this is this library's own form (:class:`latprune.surgery.mask_scaling.NormScaling`).
+
     Call :meth:`set` between steps, not between a forward and its backward pass. A state dict of the model taken while a mask is set holds
     the masked values; take it under :meth:`dense_values`, or keep :meth:`state_dict` of the mask beside it.
 
@@ -59,6 +65,7 @@ class TrainingMask:
         graph: Its traced graph.
         straight_through: Whether gradients reach the hidden dense values and train them.
         weight_decay: Decay of the masked weights, per unit of learning rate; only with ``straight_through``.
+        norm_scaling: Whether gradients of layers in front of batch norms are scaled by what masks leave of their weights.
         example_inputs: Inputs as they were traced; with them each :meth:`set` checks that the masked network computes what the masked
             executor does (one forward pass each, in evaluation mode).
 
@@ -84,10 +91,12 @@ class TrainingMask:
         *,
         straight_through: bool = False,
         weight_decay: float | None = None,
+        norm_scaling: bool = False,
         example_inputs: Any = None,
     ) -> None:
         check_flag("straight_through", straight_through)
         check_mask_decay(weight_decay, straight_through=straight_through)
+        check_flag("norm_scaling", norm_scaling)
         if graph.program is not None and not isinstance(model, CapturedNetwork):
             raise SurgeryError("the graph is that of a captured program: mask graph.program, not the model that it was captured from")
         check_dense(model, graph)
@@ -95,9 +104,11 @@ class TrainingMask:
         self.graph = graph
         self.straight_through = straight_through
         self.weight_decay = weight_decay
+        self.norm_scaling = norm_scaling
         self.example_inputs = example_inputs
         self._places = MaskPlaces(model, graph)
-        self._steps = MaskedSteps(straight_through=straight_through, weight_decay=weight_decay)
+        scaling = NormScaling(model, graph) if norm_scaling else None
+        self._steps = MaskedSteps(straight_through=straight_through, weight_decay=weight_decay, scaling=scaling)
         self._norms = CountedNorms(model)
         self._selection: Selection | None = None
         self._held: dict[str, HeldValues] = {}
