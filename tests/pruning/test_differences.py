@@ -58,3 +58,11 @@ def test_an_option_that_releases_before_did_not_have_differs_once_it_is_given() 
     assert first_difference(saved, mine) is None and first_difference(mine, saved) is None
     given = {**mine, "options": {"structure": {"name": "mdp", "score": "taylor"}}}
     assert first_difference(saved, given) == "criterion none, this one 'taylor' (--criterion)"
+
+
+def test_a_flag_that_a_release_before_did_not_have_was_off() -> None:
+    off, on = ({**SAVED, "options": {**SAVED["options"], "masks": {"every": 4, "norm_scaling": flag}}} for flag in (False, True))
+    assert first_difference(SAVED, off) is None
+    assert first_difference(SAVED, on) == "method option masks.norm_scaling=none, this one yes (--method-arg)"
+    assert first_difference(on, off) == "method option masks.norm_scaling=yes, this one no (--method-arg)"
+    assert first_difference(SAVED, {**SAVED, "recover": False}) is not None

@@ -61,12 +61,18 @@ def first_difference(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str |
 
 
 def _same(saved: Any, mine: Any) -> bool:
-    """Whether two values are the same; an option that releases before did not have is None where it is not given."""
+    """Whether two values are the same; an option that releases before did not have is None, or a flag that is off, where it is not given."""
     if isinstance(saved, Mapping) and isinstance(mine, Mapping):
-        return all(_same(saved.get(name), mine.get(name)) for name in {**saved, **mine})
+        return not _differing(saved, mine)
     if isinstance(saved, list) and isinstance(mine, list):
         return len(saved) == len(mine) and all(map(_same, saved, mine))
     return bool(saved == mine)
+
+
+def _differing(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    """Names of the entries that are not the same."""
+    off = {name: False for name, value in mine.items() if value is False and name not in saved}
+    return [name for name in {**saved, **mine} if not _same({**saved, **off}.get(name), mine.get(name))]
 
 
 def _difference(path: tuple[str, ...], saved: Any, mine: Any, part: str | None) -> str:
@@ -75,7 +81,7 @@ def _difference(path: tuple[str, ...], saved: Any, mine: Any, part: str | None) 
     part = _PARTS.get(key, part)
     inner = None
     if isinstance(saved, Mapping) and isinstance(mine, Mapping) and _kind(saved) == _kind(mine) and key not in _WHOLE:
-        inner = next((name for name in {**saved, **mine} if not _same(saved.get(name), mine.get(name))), None)
+        inner = next(iter(_differing(saved, mine)), None)
     if inner is not None:
         below = (inner,) if key in _PARTS or key == "target" else (*path, inner)
         return _difference(below, saved.get(inner), mine.get(inner), part)
