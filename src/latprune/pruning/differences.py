@@ -61,7 +61,7 @@ def first_difference(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> str |
 
 
 def _same(saved: Any, mine: Any) -> bool:
-    """Whether two values are the same; an option that releases before did not have is None, or a flag that is off, where it is not given."""
+    """Whether two values are the same; an option that releases before did not have is None, or an off flag, where it is not given."""
     if isinstance(saved, Mapping) and isinstance(mine, Mapping):
         return not _differing(saved, mine)
     if isinstance(saved, list) and isinstance(mine, list):
