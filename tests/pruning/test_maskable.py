@@ -129,3 +129,16 @@ def test_criteria_that_do_not_see_what_is_masked_are_named():
         assert "criterion TaylorConfig" in line and "side='readers'" in line
     for seen in (MDP(soft_masks=masks), SMCP(masks=masks), SMCP(masks=masks, score=MagnitudeConfig()), HALP(stages=3)):
         assert told(seen) == []
+
+
+def test_scaling_in_front_of_norms_needs_norms() -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(4)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    plain(x)
+    for norms in (True, False):
+        method = SMCP(masks=SoftMasks(norm_scaling=norms))
+        if not norms:
+            assert latprune.Pruner(plain, x, budget="flops=50%", method=method, measure_latency=False).graph.groups
+            continue
+        with pytest.raises(InvalidArgumentError, match=r"norm_scaling \(=True\) .* this network has none"):
+            latprune.Pruner(plain, x, budget="flops=50%", method=method, measure_latency=False)

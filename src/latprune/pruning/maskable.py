@@ -13,6 +13,7 @@ from latprune.graph.types import Selection
 from latprune.importance import accumulator_for, needs_gradients
 from latprune.methods import Schedule, SoftMasks
 from latprune.surgery import TrainingMask, present
+from latprune.surgery.mask_scaling import NormScaling
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
@@ -46,8 +47,13 @@ def maskable(model: nn.Module, graph: ModelGraph, schedule: Schedule) -> tuple[M
         The graph, and what people are told; empty where everything can be masked.
 
     Raises:
-        InvalidArgumentError: Nothing is left to prune.
+        InvalidArgumentError: Nothing is left to prune, or the schedule scales gradients in front of batch norms and there are none.
     """
+    if isinstance(schedule, SoftMasks) and schedule.norm_scaling and not NormScaling(model, graph).weights:
+        raise InvalidArgumentError(
+            "norm_scaling (=True) scales gradients of layers that are pruned and whose results go straight into a batch norm, and this "
+            "network has none; leave it out"
+        )
     whole = TrainingMask(model, graph).unmaskable if trains_masked(schedule) else {}
     if not whole:
         return graph, ""

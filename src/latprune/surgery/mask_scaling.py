@@ -60,7 +60,10 @@ class NormScaling:
     def __init__(self, model: nn.Module, graph: ModelGraph) -> None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._model = model
-        self._weights = {id(parameters[name]): weight for name, weight in _normalised(graph).items() if name in parameters}
+        found = {name: weight for name, weight in _normalised(graph).items() if name in parameters}
+        self.weights = frozenset(found)
+        """Names of the weights whose gradients it scales."""
+        self._weights = {id(parameters[name]): weight for name, weight in found.items()}
 
     @torch.no_grad()
     def apply(self, held: HeldValues) -> None:
