@@ -124,12 +124,12 @@ def test_pages_of_figures_are_what_the_results_say(tool: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_choice_of_a_method_quotes_what_the_pages_print() -> None:
+@pytest.mark.parametrize(("page", "least"), [("docs/which-method.md", 40), ("docs/methods/smcp.md", 2), ("README.md", 3)])
+def test_pages_quote_what_the_pages_of_figures_print(page: str, least: int) -> None:
     """Every accuracy, latency and time on that page stands on a page that is written from the results."""
-    docs = ROOT / "docs"
-    printed = "".join((docs / page).read_text(encoding="utf-8") for page in ("benchmarks.md", "papers.md"))
-    figures = re.findall(r"\d+\.\d+ %|\b\d+ s\b", (docs / "which-method.md").read_text(encoding="utf-8"))
-    assert len(figures) > 40
+    printed = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("benchmarks.md", "papers.md"))
+    figures = re.findall(r"\d+\.\d+ %|\b\d+ s\b", (ROOT / page).read_text(encoding="utf-8"))
+    assert len(figures) >= least
     assert [figure for figure in figures if f" {figure}" not in printed] == []
 
 
