@@ -13,7 +13,7 @@ from latprune.graph import Selection
 from latprune.importance import MagnitudeConfig
 from latprune.latency import Store, Target, build_tables
 from latprune.methods import HALP, MDP, SMCP, SPLAMP, FromScratch, Greedy, Lamp, Method, RandomChoice, Stages, Uniform
-from latprune.pruning import reachable
+from latprune.pruning import lowest
 from latprune.pruning.proposing import ProposalSearch
 from pruning.test_verbs import X as SMALL
 from pruning.test_verbs import network, pruner_of
@@ -100,7 +100,7 @@ def test_a_latency_below_the_tables_floor_is_refused_before_anything_is_trained(
 
 def test_a_latency_above_the_tables_floor_is_not_asked_about(monkeypatch):
     """The linearisation's own floor, around the dense network, is no reason: later stages stand on narrower ones."""
-    monkeypatch.setattr(reachable, "lowest_use", lambda *args: pytest.fail("the smallest network meets it"))
+    monkeypatch.setattr(lowest, "lowest_use", lambda *args: pytest.fail("the smallest network meets it"))
     pruner = latprune.Pruner(
         explored.network(),
         explored.X,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from torch import nn
@@ -66,7 +68,7 @@ def measurement(ms: float, ratio: float) -> Measurement:
     return Measurement(name="pruned", **around, **counts)
 
 
-def search(machine: Machine, budget: float, proposer: Proposer | None = None, seconds: float = 0.0) -> CandidateSearch:
+def search(machine: Machine, budget: float, proposer: Proposer | None = None, seconds: float = 0.0, **options: Any) -> CandidateSearch:
     """A search by a clock on which each measurement takes ``seconds``."""
     return CandidateSearch(
         proposer or Steps(),
@@ -76,6 +78,7 @@ def search(machine: Machine, budget: float, proposer: Proposer | None = None, se
         asked=f"{budget}ms",
         say=lambda text: None,
         now=lambda: seconds * len(machine.calls),
+        **options,
     )
 
 
@@ -117,6 +120,20 @@ def test_a_staircase_without_a_lower_step_is_refused_with_the_smallest_network()
     with pytest.raises(BudgetInfeasibleError, match=r"cannot be met: the smallest network .* measured at 5.17 ms") as caught:
         search(Machine(lambda width: 5.15 + 0.001 * width), 5.0).run()
     assert caught.value.floor["latency"] == pytest.approx(5.17)
+
+
+@pytest.mark.parametrize("truth", [4.9, 5.1])
+def test_where_a_methods_own_costs_end_the_tables_smallest_network_is_measured_too(truth: float) -> None:
+    """What linear costs call the smallest network need not be the fastest."""
+    fastest = Proposal(widths={"g": 7}, removed_blocks=(), predicted=1.5)
+    machine = Machine(lambda width: 5.15 + 0.001 * width if width != 7 else truth)
+    found = search(machine, 5.0, least=lambda: fastest)
+    if truth < 5.0:
+        assert found.run().network.width == 7
+        return
+    with pytest.raises(BudgetInfeasibleError, match=r"cannot be met: the smallest network .* measured at 5.1 ms"):
+        found.run()
+    assert [width for width, _ in machine.calls].count(7) == 1
 
 
 def test_where_no_width_lies_in_the_window_the_closest_under_it_is_delivered_with_a_note():

@@ -8,6 +8,7 @@ from latprune.errors import SolverLimitError
 from latprune.methods.assemble import proposal_of
 from latprune.methods.base import Proposal, ProposalsInterrupted, Proposer, StageContext
 from latprune.problem import Problem, Solution, at_least, at_most
+from latprune.resources.terms import block_variable
 from latprune.solve import Frontier, FrontierInterrupted, Solver, require_answer, solve, solve_frontier
 
 __all__ = ["SolvedProposer"]
@@ -47,11 +48,11 @@ class SolvedProposer(Proposer):
 
     def widened(self, found: Proposal, limit: float) -> Proposal | None:
         """Solve for ``limit`` among the networks that are nowhere narrower; see the base class."""
-        return self._solved(at_least(self._problem, _assignment(found)), limit)
+        return self._solved(at_least(self._problem, _assignment(self._problem, found)), limit)
 
     def narrowed(self, found: Proposal, limit: float) -> Proposal | None:
         """Solve for ``limit`` among the networks that are nowhere wider; see the base class."""
-        return self._solved(at_most(self._problem, _assignment(found)), limit)
+        return self._solved(at_most(self._problem, _assignment(self._problem, found)), limit)
 
     def _solved(self, problem: Problem, limit: float) -> Proposal:
         problem = problem.replace_limits({problem.costs[0].name: limit})
@@ -65,6 +66,7 @@ class SolvedProposer(Proposer):
         return proposal_of(self._context, problem, solution)
 
 
-def _assignment(found: Proposal) -> Mapping[str, int]:
-    assert found.solution is not None and found.solution.assignment is not None
-    return found.solution.assignment
+def _assignment(problem: Problem, found: Proposal) -> Mapping[str, int]:
+    """Variable -> value of a network, whoever found it."""
+    removed = {block_variable(block) for block in found.removed_blocks}
+    return {v.name: found.widths[v.name] if v.kind == "width" else int(v.name not in removed) for v in problem.variables}

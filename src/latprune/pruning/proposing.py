@@ -23,11 +23,13 @@ from latprune.pruning.judging import NetworkJudge
 from latprune.pruning.latency_source import LatencySource
 from latprune.pruning.least import least_of
 from latprune.pruning.limits import Limits
+from latprune.pruning.lowest import lowest_network
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.scoring import only_present
 from latprune.pruning.search import CandidateSearch
 from latprune.pruning.search_counted import search_counted
 from latprune.pruning.trials import Trial
+from latprune.solve import SolverError
 from latprune.surgery import prune as cut_model
 
 if TYPE_CHECKING:
@@ -319,6 +321,7 @@ class ProposalSearch:
             measure=self.trial,
             asked=self.limits.budget.text,
             say=self.say,
+            least=lambda: self._least(context, limit),
         )
         # The next stage starts from what this one measures; only the last has to meet its limit.
         found = candidates.run() if last else candidates.first()
@@ -333,6 +336,19 @@ class ProposalSearch:
             note=found.note,
             context=context,
         )
+
+    def _least(self, context: StageContext, limit: float) -> Proposal | None:
+        """The network of the stage that is fastest by the tables; None without tables, and where it breaks another limit."""
+        if not self.method.needs_tables:
+            return None
+        asked = Limit(resource=context.resource, value=limit / self.speed(context))
+        try:
+            found = lowest_network(context, self.method.offer(context), asked, time_limit=self.time_limit)
+        except SolverError:
+            return None
+        if found is None or any(other.resource.value(found.widths, found.removed_blocks) > other.value for other in context.limits):
+            return None
+        return found
 
     def _counted(self, context: StageContext, since: Selection, *, limit: float) -> StageProposal:
         proposer, chosen = self.prepared(context, since)

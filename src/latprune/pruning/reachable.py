@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING
 from latprune.errors import BudgetInfeasibleError
 from latprune.export.verdict import verdict
 from latprune.graph.types import Selection
-from latprune.methods import Limit, Method, Offer, Proposal, StageContext, selection_of
-from latprune.methods.assemble import cost_row
-from latprune.problem import Problem, Variable
+from latprune.methods import Limit, Method, Offer, selection_of
 from latprune.pruning.advice import ALLOW_MORE
-from latprune.resources import TabulatedLatency
-from latprune.resources.terms import block_variable
-from latprune.solve import Control, SolverError
-from latprune.solve.floor import lowest_use
+from latprune.pruning.lowest import lowest_network
+from latprune.solve import SolverError
 
 if TYPE_CHECKING:
     from latprune.importance import Importance
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["below_floor", "told_of_stage", "require_reachable"]
 
 _ROUNDED = 1.0 + 1e-9
-_SMALLEST = 1e-3
 
 
 def below_floor(missed: Sequence[Limit], least: Mapping[str, float], method: Method, offer: Offer) -> BudgetInfeasibleError:
@@ -77,7 +72,7 @@ def require_reachable(pruner: Pruner, importance: Importance | None) -> None:
             continue
         try:
             with pruner.clock.timed("solve"):
-                found = _lowest(context, offer, limit, time_limit=search.time_limit)
+                found = lowest_network(context, offer, limit, time_limit=search.time_limit)
         except SolverError:
             pruner._progress("whether the last stage can meet its limit is not known: the smallest network was not found within time_limit")
             continue
@@ -98,29 +93,6 @@ def require_reachable(pruner: Pruner, importance: Importance | None) -> None:
         least[limit.resource.name] = value
     if missed:
         raise below_floor(missed, least, method, offer)
-
-
-def _lowest(context: StageContext, offer: Offer, limit: Limit, *, time_limit: float | None) -> Proposal | None:
-    """The network with the lowest value of a limit's resource, ``predicted`` in its unit; None where there is none."""
-    resource = limit.resource
-    costed = resource
-    if isinstance(resource, TabulatedLatency) and resource.tables.cache_effect:
-        # A network meets a limit where its kernels do inside a network of just that latency.
-        costed = TabulatedLatency(resource.graph, resource.tables.at(max(limit.value / resource.tables.predict(), _SMALLEST)))
-    of_offer = replace(context, choices=offer.choices)
-    variables = [
-        Variable(name=name, kind="width", choices=tuple(int(width) for width in offer.choices[name])) for name in context.graph.groups
-    ]
-    variables += [Variable(name=block_variable(block), kind="block", choices=(0, 1)) for block in offer.removable]
-    row = cost_row(of_offer, costed, limit=None, removable=offer.removable)
-    problem = Problem(variables=tuple(variables), gains=(), costs=(row,))
-    _, positions = lowest_use(problem, row.name, Control(time_limit=time_limit))
-    if positions is None:
-        return None
-    chosen = {variable.name: variable.choices[int(at)] for variable, at in zip(problem.variables, positions, strict=True)}
-    widths = {name: chosen[name] for name in context.graph.groups}
-    removed = tuple(block for block in offer.removable if chosen[block_variable(block)] == 0)
-    return Proposal(widths=widths, removed_blocks=removed, predicted=resource.value(widths, removed))
 
 
 @contextmanager

@@ -70,6 +70,8 @@ class CandidateSearch:
             converted and compiled anew.
         asked: The budget in the user's words, for errors.
         say: Takes one line of text per candidate.
+        least: Gives the network that is fastest by the tables themselves, if there is one, for costs that are a linearisation: their own
+            smallest network need not be it.
         now: Seconds by a clock that never goes back.
     """
 
@@ -82,6 +84,7 @@ class CandidateSearch:
         measure: Callable[..., Trial],
         asked: str,
         say: Callable[[str], None],
+        least: Callable[[], Proposal | None] = lambda: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.proposer = proposer
@@ -90,6 +93,7 @@ class CandidateSearch:
         self._measure = measure
         self._asked = asked
         self._say = say
+        self._least = least
         self._now = now
         self._began = now()
         self._tries: dict[Any, _Try] = {}
@@ -305,6 +309,8 @@ class CandidateSearch:
             raise error
         proposal = self.proposer.propose(self.proposer.just_above(floor))
         candidate = self._tried(floor, proposal)
+        if self._verdict(candidate.trial) == "over" and (other := self._least()) is not None and other.key not in self._tries:
+            candidate = min(candidate, self._tried(floor, other), key=lambda tried: tried.trial.value)
         value, found = candidate.trial.value, self._verdict(candidate.trial)
         if found != "over":
             candidate.note = self._note(candidate.trial) if found == "close" else ""

@@ -281,6 +281,8 @@ def test_a_network_is_widened_up_to_a_higher_limit_and_narrowed_down_to_a_lower_
         assert best is not None and best.gain is not None and at is not None and at.gain is not None and at.gain <= best.gain * (1 + 1e-9)
         assert wider.problem is not None and wider.problem.to_dict()
     assert wider.predicted > 1.15 * found.predicted
+    unsolved = proposer.widened(dataclasses.replace(found, problem=None, solution=None), 0.6 * dense)  # whoever found it
+    assert unsolved is not None and (unsolved.widths, unsolved.removed_blocks) == (wider.widths, wider.removed_blocks)
     narrower = proposer.narrowed(wider, 0.8 * wider.predicted)
     assert narrower is not None and 0.6 * wider.predicted < narrower.predicted <= 0.8 * wider.predicted * (1 + 1e-5)
     assert all(narrower.widths[name] <= wider.widths[name] for name in wider.widths)
