@@ -249,7 +249,7 @@ def _driven(script: str, heading: str, text: str, what: str = "", *, note: str =
 
     head = ["row", "network", "budget", "engine", "seed", *(name.replace("_", " ") for name in apart)]
     head += ["latency", "im/s", "multiply-adds", "parameters", "blocks gone", "as cut", "top-1", "images trained on"]
-    few = sorted({row["stage_images"] for row in found["rows"] if "stage_images" in row})
+    few = sorted({row["stage_images"] for row in found["rows"] if row.get("stage_images") is not None})
     text += f" As cut: on the first {' or '.join(map(str, few))} evaluation images" if few else ""
     seen = sorted({row["test_images"] for row in found["rows"]})
     text += f"; top-1: on {' or '.join(f'{count:,}' for count in seen)} at most." if few else ""
