@@ -84,31 +84,31 @@ class Cut:
 
 
 def _ours(
-    dense: nn.Module, example: Tensor, graph: ModelGraph, method: Method, budget: str, labelled: Iterable[Any], target: Target
-) -> tuple[ArchitectureEdits, float | None, float]:
-    """Edits of one of our methods, its measured share of the latency (None for a counted budget), its share of multiply-adds."""
-    counted = budget.startswith(("flops=", "params="))
+    dense: nn.Module, example: Tensor, method: Method, budget: str, labelled: Iterable[Any], target: Target
+) -> tuple[ArchitectureEdits, float | None]:
+    """Edits of one of our methods, and its measured share of the latency (None for a counted budget)."""
     pruner = Pruner(copy.deepcopy(dense), example, budget=budget, method=method, target=target, progress=print)
     try:
         while not pruner.done:
-            report = pruner.step(labelled)
-        ratio = None if counted else (lambda pair: pair[1].ms / pair[0].ms)(pruner.final_measurement())
+            pruner.step(labelled)
+        pair = None if budget.startswith(("flops=", "params=")) else pruner.final_measurement()
     finally:
         pruner.close()
-    macs = graph.macs({**graph.dense_widths(), **report.widths}, report.removed_blocks) / graph.macs(graph.dense_widths())
-    return ArchitectureEdits(steps=tuple(step for e in pruner.edits for step in e.steps)), ratio, macs
+    ratio = None if pair is None else pair[1].ms / pair[0].ms
+    return ArchitectureEdits(steps=tuple(step for e in pruner.edits for step in e.steps)), ratio
 
 
 def _rival(
     dense: Dense, graph: ModelGraph, method: str, budget: str, labelled: Iterable[Any], target: Target, folder: Path
-) -> tuple[ArchitectureEdits, float | None, float]:
-    """The same of one of Torch-Pruning's pruners, its ratio searched until the measured latency is the budget's."""
+) -> tuple[ArchitectureEdits, float | None]:
+    """The same of one of Torch-Pruning's pruners, its ratio searched until the budget is met."""
+    if budget.startswith("params="):
+        raise SystemExit(f"--budgets (={budget}): the ratio of {method} is searched by latency or multiply-adds (flops=); take one of them")
     asked = Budget.of(budget, lambda other: math.nan)
     ratios = Ratios(path=folder / f"{dense.name}-ratios.json")
     found = rival_structure(method, dense, graph, asked, target, gradients=gradients_of(dense.model, labelled), ratios=ratios)
     ratio = measured(dense, found.network, target)["pruned"].ratio if asked.on_latency else None
-    edits = prune(copy.deepcopy(dense.model), graph, found.selection)
-    return edits, ratio, float(counted(graph, found.selection)["macs"])
+    return prune(copy.deepcopy(dense.model), graph, found.selection), ratio
 
 
 def cut_network(
@@ -121,18 +121,12 @@ def cut_network(
     if not kept.exists():
         target = Target(engine=engine, threads=1)
         if method in RIVALS:
-            edits, ratio, macs = _rival(
-                Dense(name=name, model=dense, example=example, accuracy=math.nan, note="pretrained"),
-                graph,
-                method,
-                budget,
-                labelled,
-                target,
-                folder,
-            )
+            whole = Dense(name=name, model=dense, example=example, accuracy=math.nan, note="pretrained")
+            edits, ratio = _rival(whole, graph, method, budget, labelled, target, folder)
         else:
             options = {"blocks": blocks} if method == "mdp" else {}
-            edits, ratio, macs = _ours(dense, example, graph, get_method(method, **options), budget, labelled, target)
+            edits, ratio = _ours(dense, example, get_method(method, **options), budget, labelled, target)
+        macs = float(counted(graph, selection_of_edits(graph, edits))["macs"])
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, json.dumps({"edits": edits.to_dict(), "ratio": macs if ratio is None else ratio, "macs": macs}))
     read = json.loads(kept.read_text())

@@ -71,8 +71,8 @@ def _same(saved: Any, mine: Any) -> bool:
 
 def _differing(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
     """Names of the entries that are not the same."""
-    off = {name: False for name, value in mine.items() if value is False and name not in saved}
-    return [name for name in {**saved, **mine} if not _same({**saved, **off}.get(name), mine.get(name))]
+    known = {name: False for name, value in mine.items() if value is False} | dict(saved)
+    return [name for name in {**saved, **mine} if not _same(known.get(name), mine.get(name))]
 
 
 def _difference(path: tuple[str, ...], saved: Any, mine: Any, part: str | None) -> str:

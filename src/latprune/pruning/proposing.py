@@ -338,13 +338,15 @@ class ProposalSearch:
         )
 
     def _least(self, context: StageContext, limit: float) -> Proposal | None:
-        """The network of the stage that is fastest by the tables; None without tables, and where it breaks another limit."""
+        """The stage's network that is fastest by the tables; None without tables, where it breaks another limit, or was not found."""
         if not self.method.needs_tables:
             return None
         asked = Limit(resource=context.resource, value=limit / self.speed(context))
         try:
-            found = lowest_network(context, self.method.offer(context), asked, time_limit=self.time_limit)
-        except SolverError:
+            with self.clock.timed("solve"):
+                found = lowest_network(context, self.method.offer(context), asked, time_limit=self.time_limit)
+        except SolverError as error:
+            self.say(f"the network that is fastest by the tables was not found, and is not tried: {error}")
             return None
         if found is None or any(other.resource.value(found.widths, found.removed_blocks) > other.value for other in context.limits):
             return None
