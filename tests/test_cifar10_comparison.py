@@ -97,7 +97,7 @@ def test_structures_are_read_back_to_the_bit(benchmark: Any, tmp_path: Path) -> 
 
 def test_the_rate_is_the_best_of_the_first_seed(benchmark: Any) -> None:
     rows = benchmark("rows")
-    head = dict(network="a", engine="b", batch=1, budget="50%", method="best", epochs=1, train_images=10, distilled=False, seed=0)
+    head = dict(network="a", engine="b", batch=1, budget="50%", method="best", epochs=1, train_images=10, teacher="no", seed=0)
     found = [{**head, "rate": 0.01, "trained": 0.8}, {**head, "rate": 0.03, "trained": 0.9}, {**head, "rate": 0.1, "trained": None}]
     found.append({**head, "seed": 1, "rate": 0.01, "trained": 0.95})
     assert rows.best_rate(found, head) == 0.03
@@ -132,7 +132,7 @@ def test_only_what_torch_pruning_does_counts_as_its_refusal(benchmark: Any, monk
 
 def options(**other: Any) -> SimpleNamespace:
     """What the command line gives a bench."""
-    given = dict(prepare_epochs=2, dense_epochs=200, epochs=1, train_images=512, test_images=500, distill=False, rates=[0.01], threads=1)
+    given = dict(prepare_epochs=2, dense_epochs=200, epochs=1, train_images=512, test_images=500, teacher="no", rates=[0.01], threads=1)
     return SimpleNamespace(**{**given, "scratch_rates": [0.1], "adamw_rates": [1e-4], **other})
 
 
@@ -149,9 +149,9 @@ def bench_of(benchmark: Any, tmp_path: Path, name: str = "resnet8", **other: Any
 
 def test_a_structure_that_training_makes_is_found_again_for_the_same_training_alone(benchmark: Any, tmp_path: Path) -> None:
     budget = benchmark("measuring").Budget(text="50%", share=0.5)
-    other: tuple[dict[str, Any], ...] = ({"epochs": 200}, {"train_images": 50_000}, {"distill": True})
+    other: tuple[dict[str, Any], ...] = ({"epochs": 200}, {"train_images": 50_000}, {"teacher": "classes"}, {"teacher": "match"})
     for name in ("smcp", "best=smcp"):
-        assert len({bench_of(benchmark, tmp_path, **o).path(budget, name, 0) for o in ({}, *other)}) == 4
+        assert len({bench_of(benchmark, tmp_path, **o).path(budget, name, 0) for o in ({}, *other)}) == 5
     for name in ("best", "tp_taylor", "from_scratch", "best=tp_taylor+recover"):
         assert len({bench_of(benchmark, tmp_path, **o).path(budget, name, 0) for o in ({}, *other, {"test_images": 9})}) == 1
     assert bench_of(benchmark, tmp_path).path(budget, "best", 0).name == "resnet8-2-200-torch-b1-50-best-s0"
@@ -247,6 +247,28 @@ def test_rates_are_those_of_the_networks_optimizer(benchmark: Any, tmp_path: Pat
     assert [convolutions.rates(name) for name in ("best", "from_scratch")] == [[0.01], [0.1]]
     assert [transformer.rates(name) for name in ("best", "from_scratch")] == [[1e-4], [1e-4]]
     assert type(transformer.recipe(1e-4, 0).optimizer).__name__ == "AdamW"
+
+
+@pytest.mark.parametrize("recovered", [True, False])
+def test_training_to_the_dense_network_compares_what_the_cut_left(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recovered: bool
+) -> None:
+    """Outputs and streams, no labels; norms stay only where they were measured again."""
+    structures, module = benchmark("structure"), benchmark("bench")
+    bench = bench_of(benchmark, tmp_path, teacher="match", device="cpu")
+    groups = [name for name, width in bench.graph.dense_widths().items() if width == 32][:1]
+    selection = latprune.graph.Selection(kept={name: np.arange(0, 32, 2) for name in groups})
+    found = {"recovered": 0.5} if recovered else {}
+    start = structures.Structure(network=structures.cut(bench.dense, bench.graph, selection), selection=selection, found=found)
+    images = [(torch.randn(8, 3, 32, 32), torch.full((8,), -1)) for _ in range(2)]  # no label that any loss could read
+    monkeypatch.setattr(module, "cifar10_train", lambda *_, **__: images)
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "evaluate", lambda network, data: seen.append(network) or 0.75)
+    assert bench.trained(start, 1e-3, 0, 2)["trained"] == 0.75
+    norms = [name for name, _ in start.network.named_buffers() if name.endswith("running_mean")]
+    moved = [not torch.equal(seen[0].get_buffer(name), start.network.get_buffer(name)) for name in norms]
+    assert not any(moved) if recovered else all(moved)
+    assert not torch.equal(seen[0].conv1.weight, start.network.conv1.weight)
 
 
 def test_the_whole_comparison_is_two_engines_and_a_budget_of_resnet56_alone(benchmark: Any) -> None:

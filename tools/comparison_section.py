@@ -10,7 +10,7 @@ from page_parts import machine, percent, read, table
 
 __all__ = ["equal_latency"]
 
-_SETTING = ("network", "engine", "device", "batch", "epochs", "train_images", "distilled", "test_images")
+_SETTING = ("network", "engine", "device", "batch", "epochs", "train_images", "teacher", "test_images")
 _ENGINES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _NETWORKS = {
     "resnet20": "ResNet-20",
@@ -18,6 +18,11 @@ _NETWORKS = {
     "resnet56": "ResNet-56",
     "resnet56-conv": "ResNet-56 with convolution shortcuts",
     "vit": "small ViT",
+}
+_TAUGHT = {
+    "no": "",
+    "classes": ", the dense network's classes teaching by half",
+    "match": " to the dense network's outputs and streams, without labels (the recipe `match-dense`)",
 }
 _MARGINS = {"50%": 0.5, "25%": 1.0}
 """Points by which ours is to be ahead of Torch-Pruning's best, by budget."""
@@ -68,7 +73,7 @@ def equal_latency() -> str | None:
 def _setting(rows: Sequence[Row]) -> str:
     """One network under one setting: a table and what it says of the bars."""
     first = rows[0]
-    taught = ", the dense network teaching" if first["distilled"] else ""
+    taught = _TAUGHT[first["teacher"]]
     taught += "" if first["test_images"] == _TEST_IMAGES else f"; accuracy on the first {first['test_images']:,} test images"
     device = "" if first["device"] == "cpu" else f" on {first['device']}"
     head = (

@@ -6,7 +6,8 @@ import argparse
 import copy
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from torch import nn
 
 import latprune
 from latprune.errors import TrainingError
-from latprune.graph import ModelGraph
+from latprune.graph import ModelGraph, Selection
 from latprune.latency import Store, Target
 from latprune.methods.from_scratch import reinitialise
 from latprune.pruning import training_threads
-from latprune.recovery import recover
+from latprune.recovery import kept_channels, recover, stream_modules
 from latprune.storage import write_atomic
-from latprune.train import SGD, AdamW, Batches, Distillation, Recipe, evaluate, finetune
+from latprune.train import RECIPES, SGD, AdamW, Batches, Distillation, KeptChannels, Recipe, evaluate, finetune
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train
@@ -79,7 +80,7 @@ class Bench:
             "seed": seed,
             "epochs": args.epochs,
             "train_images": args.train_images,
-            "distilled": args.distill,
+            "teacher": args.teacher,
             "test_images": args.test_images,
         }
         rates = self.rates(method)
@@ -108,7 +109,7 @@ class Bench:
             if each in done:
                 continue
             made = {**start.found, **counted(self.graph, start.selection)}
-            row = {**each, **common, **made, **self.trained(start.network, each["rate"], seed, self.left_to_train(method))}
+            row = {**each, **common, **made, **self.trained(start, each["rate"], seed, self.left_to_train(method))}
             file.add(row, self.target)
             print(line(row), flush=True)
 
@@ -181,7 +182,10 @@ class Bench:
         data, train = str(self.args.data), cifar10_train(str(self.args.data), seed=seed)
         own = own_of(name)
         if own is not None:
-            soft = (FirstBatches(train, self.batches - self.left_to_train(name)), self.recipe(MASKED_RATES[self.adamw], seed))
+            recipe = self.recipe(MASKED_RATES[self.adamw], seed)
+            if own.trains and self.args.teacher == "match":
+                recipe, _ = self.matching(recipe, Selection(kept={}), fixed_norms=False)
+            soft = (FirstBatches(train, self.batches - self.left_to_train(name)), recipe)
             return own_structure(
                 own,
                 self.dense,
@@ -253,23 +257,30 @@ class Bench:
         own = own_of(method)
         return self.batches - self.batches // 2 if own is not None and own.trains else self.batches
 
-    def trained(self, network: nn.Module, rate: float, seed: int, batches: int) -> dict[str, Any]:
+    def trained(self, start: Structure, rate: float, seed: int, batches: int) -> dict[str, Any]:
         """Accuracy of a copy after training on so many batches an epoch; at the last epoch."""
         args = self.args
-        student = copy.deepcopy(network).to(args.device)
-        teacher = copy.deepcopy(self.dense.model).to(args.device) if args.distill else None
+        student = copy.deepcopy(start.network).to(args.device)
+        teacher = copy.deepcopy(self.dense.model).to(args.device) if args.teacher != "no" else None
+        recipe, kept = self.recipe(rate, seed), None
+        if args.teacher == "match":
+            # Norms that were never measured again must move; those of a recovered network may stay.
+            recipe, kept = self.matching(recipe, start.selection, fixed_norms="recovered" in start.found)
         train = FirstBatches(cifar10_train(str(args.data), seed=100 + seed), batches)
-        start = time.perf_counter()
+        begun = time.perf_counter()
         try:
             with training_threads(args.threads):
-                finetune(student, train, self.recipe(rate, seed), teacher=teacher)
+                finetune(student, train, recipe, teacher=teacher, kept=kept)
         except TrainingError as error:  # diverged
             return {"trained": None, "note": str(error)[:200]}
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - begun
         return {"trained": self.accuracy(student), "training_seconds": seconds}
 
     def recipe(self, rate: float, seed: int) -> Recipe:
-        """The same for every method."""
+        """The same for every method; of ``match`` still without what is compared."""
+        if self.args.teacher == "match":
+            shared = RECIPES["match-dense"].with_epochs(self.args.epochs)
+            return replace(shared, learning_rate=rate, precision=native_precision(), channels_last=self.dense.name not in ADAMW, seed=seed)
         return Recipe(
             epochs=self.args.epochs,
             learning_rate=rate,
@@ -277,9 +288,17 @@ class Bench:
             weight_decay=0.05 if self.adamw else 5e-4,
             precision=native_precision(),
             channels_last=not self.adamw,
-            distillation=Distillation() if self.args.distill else None,
+            distillation=Distillation() if self.args.teacher == "classes" else None,
             seed=seed,
         )
+
+    def matching(self, recipe: Recipe, selection: Selection, *, fixed_norms: bool) -> tuple[Recipe, Mapping[str, KeptChannels]]:
+        """The recipe with the streams at which both networks are compared, and the channels that are left there."""
+        assert recipe.distillation is not None
+        dense, example = self.dense.model, self.dense.example
+        streams = stream_modules(dense, self.graph, selection, example)
+        recipe = replace(recipe, fixed_norms=fixed_norms, distillation=recipe.distillation.at(streams))
+        return recipe, kept_channels(dense, self.graph, selection, example, streams)
 
     def accuracy(self, network: nn.Module, data: Batches | None = None) -> float:
         with training_threads(self.args.threads):
@@ -287,8 +306,8 @@ class Bench:
 
     @property
     def adamw(self) -> bool:
-        """Whether the network trains with AdamW."""
-        return self.dense.name in ADAMW
+        """Whether the training is by AdamW."""
+        return self.dense.name in ADAMW or self.args.teacher == "match"
 
     @property
     def stem(self) -> str:
@@ -300,7 +319,7 @@ class Bench:
     def path(self, budget: Budget, name: str, seed: int) -> Path:
         """Where a method's structure is kept; of one that trains it is another for every length of the training."""
         args = self.args
-        trained = f"-e{args.epochs}-i{args.train_images}{'-distilled' if args.distill else ''}" if trains(name) else ""
+        trained = f"-e{args.epochs}-i{args.train_images}{'' if args.teacher == 'no' else f'-{args.teacher}'}" if trains(name) else ""
         work: Path = args.work
         return work / f"{self.stem}-{budget.text.replace('%', '').replace('=', '')}-{name}{trained}-s{seed}"
 

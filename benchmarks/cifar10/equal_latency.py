@@ -86,7 +86,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--train-images", type=int, default=50_000, help="images of an epoch")
     parser.add_argument("--test-images", type=int, default=10_000)
-    parser.add_argument("--distill", action="store_true", help="the dense network teaches, every method alike")
+    teacher = "the dense network teaches, every method alike: its classes by half, or the recipe match-dense (at --adamw-rates)"
+    parser.add_argument("--teacher", choices=["no", "classes", "match"], default="no", help=teacher)
     parser.add_argument("--prepare-epochs", type=int, default=2, help="training of shortcuts that were made convolutions")
     parser.add_argument("--dense-epochs", type=int, default=200, help="training of networks that no weights are given of")
     parser.add_argument("--threads", type=int, default=1, help="threads of training; latency is always measured on one")

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["KEY", "best_rate", "completed", "line", "print_table"]
 
-KEY = ("network", "engine", "device", "batch", "budget", "method", "seed", "epochs", "train_images", "distilled", "test_images", "rate")
+KEY = ("network", "engine", "device", "batch", "budget", "method", "seed", "epochs", "train_images", "teacher", "test_images", "rate")
 """Columns that name a row."""
 
 Row = Mapping[str, Any]

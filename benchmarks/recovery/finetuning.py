@@ -27,6 +27,7 @@ from structures import ResultFile, cut_network, print_rows, top
 from latprune.errors import TrainingError
 from latprune.recovery import kept_channels, recover, stream_modules
 from latprune.train import RECIPES, SGD, Distillation, Recipe, finetune
+from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train
 
@@ -76,12 +77,12 @@ def main() -> None:
             )
             share = report.error_left or share
         before = top(begun, test)[0]
-        batches = list(islice(cifar10_train(str(args.data), seed=100 + seed), -(-args.train_images // 128)))
+        batches = FirstBatches(cifar10_train(str(args.data), seed=100 + seed), -(-args.train_images // 128))  # new crops in each epoch
         for head in heads:
             trained = copy.deepcopy(begun)
             recipe, kept = recipe_of(head), None
             if recipe.distillation is not None and recipe.distillation.features:
-                example = batches[0][0][:2]
+                example = labelled[0][0][:2]
                 streams = stream_modules(cut.dense, cut.graph, cut.selection, example)
                 recipe = replace(recipe, distillation=recipe.distillation.at(streams))
                 kept = kept_channels(cut.dense, cut.graph, cut.selection, example, streams)

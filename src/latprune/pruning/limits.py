@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from latprune.methods import Limit, StageContext
 from latprune.pruning.agreement import of_first
 from latprune.pruning.reachable import below_floor
+from latprune.pruning.rounding import ALMOST_NOTHING
 from latprune.resources import MultiplyAdds, Parameters, Resource, TabulatedLatency, UntabulatedLatency
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits"]
 
-_ALMOST_NOTHING = 1e-9
 _COUNTED: dict[str, type[Resource]] = {"flops": MultiplyAdds, "params": Parameters}
 
 
@@ -126,7 +126,7 @@ class Limits:
         )
         offer = method.offer(context)
         least = {limit.resource.name: limit.resource.value(offer.smallest, offer.removable) for limit in limits}
-        missed = [limit for limit in limits if limit.value < least[limit.resource.name] * (1.0 - _ALMOST_NOTHING)]
+        missed = [limit for limit in limits if limit.value < least[limit.resource.name] * (1.0 - ALMOST_NOTHING)]
         if missed:
             raise below_floor(missed, least, method, offer)
 

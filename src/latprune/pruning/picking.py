@@ -13,6 +13,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.methods import Method, selection_of
 from latprune.methods.assemble import proposal_of
 from latprune.pruning.proposal import StageProposal
+from latprune.pruning.rounding import ROUNDED
 from latprune.solve import near_optimal
 from latprune.surgery import prune as cut_model
 from latprune.train import recalibrate_batch_norm
@@ -91,7 +92,7 @@ def pick(
         if pruner.limits.measured and not over:
             trial = pruner.trial(network)
             candidate, value = replace(candidate, trial=trial), trial.value
-        if over or value * search.room > proposal.limit * (1.0 + 1e-9):
+        if over or value * search.room > proposal.limit * ROUNDED:
             seen.append(Candidate(gain=gain, value=value, accuracy=None))
             continue
         recalibrate_batch_norm(network, data, batches=batches)

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from latprune.copying import copied
-from latprune.errors import BudgetInfeasibleError, SolverLimitError
-from latprune.export.verdict import Verdict, verdict
 from latprune.graph.narrowing import without_blocks
 from latprune.graph.types import Selection
 from latprune.methods import Limit, Method, Proposal, StageContext, selection_of
@@ -25,6 +23,7 @@ from latprune.pruning.least import least_of
 from latprune.pruning.limits import Limits
 from latprune.pruning.lowest import lowest_network
 from latprune.pruning.proposal import StageProposal
+from latprune.pruning.rounding import ALMOST_NOTHING
 from latprune.pruning.scoring import only_present
 from latprune.pruning.search import CandidateSearch
 from latprune.pruning.search_counted import search_counted
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ProposalSearch"]
 
-_ALMOST_NOTHING = 1e-9
-_ROUNDED = 1.0 + _ALMOST_NOTHING
 _COMPARED_GAP = 2e-3
 """Of the solves whose networks are only compared with each other: what the judge can tell apart is many times as much."""
 
@@ -172,71 +169,6 @@ class ProposalSearch:
         self.promises = Promises(readings=readings, values=values, networks=selections, taken=taken)
         return taken, readings.importances[taken]
 
-    def held(
-        self,
-        importance: Importance | None,
-        mask: Selection,
-        *,
-        limit: float,
-        others: tuple[Limit, ...],
-        measure: bool,
-        measure_alone: MeasureAlone,
-    ) -> StageProposal | None:
-        """The network that trained under ``mask``, as it is; None where it is over ``limit``.
-
-        Its weights have learnt to do without what is masked, and without nothing else: another network under the limit is one that nobody
-        trained.
-        """
-        context = self.context(importance, mask, measure_alone, others)
-        if context.exceeds(context.widths):
-            return None
-        predicted = context.current * self.speed(context)
-        measured = measure and self.limits.measured
-        if not measured and predicted * self.room > limit * _ROUNDED:
-            return None
-        found = StageProposal(
-            proposal=replace(self._as_solved(context, mask), predicted=context.current),
-            selection=mask,
-            limit=limit,
-            predicted=predicted,
-            note=self.only_predicted(context.current, limit),
-            context=context,
-        )
-        return self._held_by_the_clock(found) if measured else found
-
-    def _as_solved(self, context: StageContext, mask: Selection) -> Proposal:
-        """The network that ``context`` starts from, with the problem whose answer it is where the solver finds it."""
-        kept = Proposal(widths=dict(context.widths), removed_blocks=tuple(sorted(mask.removed_blocks)), predicted=context.current)
-        try:
-            proposer, _ = self.prepared(context, mask)
-            with self.clock.timed("solve"):
-                solved = proposer.propose(context.current * _ROUNDED)
-        except (BudgetInfeasibleError, SolverLimitError):  # it is for the record alone
-            return kept
-        same = not solved.removed_blocks and all(solved.widths[name] == kept.widths[name] for name in context.graph.groups)
-        return replace(kept, problem=solved.problem, solution=solved.solution) if same else kept
-
-    def _held_by_the_clock(self, held: StageProposal) -> StageProposal | None:
-        """``held`` with its measurements; None where one of them is over the limit."""
-        limit, network = held.limit, self.network(held.selection)
-        window = (limit * (1.0 - self.slack), limit)
-        trials: list[Trial] = []
-        found: Verdict = "under"
-        for anew in (False, True):
-            trials.append(self.trial(network, fresh=anew, window=window))
-            self.say(f"the network under the mask: measured {trials[-1].value:.3f} ms, limit {limit:.3f} ms")
-            found = verdict(trials[-1].value, trials[-1].uncertainty, limit)
-            if found == "over":
-                return None
-        trial, fresh = trials
-        share = fresh.value / limit
-        note = ""
-        if found == "close":
-            note = f"the delivered network lies at {share:.1%} of the budget: within what two measurements differ by, and as it was trained"
-        elif share < 1.0 - self.slack:
-            note = f"the delivered network lies at {share:.1%} of the budget, as it was trained"
-        return replace(held, trial=trial, fresh=fresh, rounds=((limit, held.predicted, trial.value),), note=note)
-
     def picked(self, importance: Importance | None, picked: PickedNetwork, *, limit: float) -> StageProposal:
         """The network that was picked from an exploration, as it was shown; nothing is solved, and no tables are built.
 
@@ -361,7 +293,7 @@ class ProposalSearch:
             start=context.current,
             start_predicted=context.current,
             slack=self.slack,
-            margin=_ALMOST_NOTHING,
+            margin=ALMOST_NOTHING,
         )
         with self.clock.timed("solve"):
             proposal = search_counted(self._within_further(proposer, context), search, context)

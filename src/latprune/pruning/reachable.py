@@ -13,6 +13,7 @@ from latprune.graph.types import Selection
 from latprune.methods import Limit, Method, Offer, selection_of
 from latprune.pruning.advice import ALLOW_MORE
 from latprune.pruning.lowest import lowest_network
+from latprune.pruning.rounding import ROUNDED
 from latprune.solve import SolverError
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
 
 __all__ = ["below_floor", "told_of_stage", "require_reachable"]
-
-_ROUNDED = 1.0 + 1e-9
 
 
 def below_floor(missed: Sequence[Limit], least: Mapping[str, float], method: Method, offer: Offer) -> BudgetInfeasibleError:
@@ -68,7 +67,7 @@ def require_reachable(pruner: Pruner, importance: Importance | None) -> None:
     speed = search.speed(context)
     missed, least = [], {}
     for number, limit in enumerate((Limit(resource=context.resource, value=limits.limit / speed / search.room), *context.limits)):
-        if not limit.resource.on_latency or limit.resource.value(offer.smallest, offer.removable) <= limit.value * _ROUNDED:
+        if not limit.resource.on_latency or limit.resource.value(offer.smallest, offer.removable) <= limit.value * ROUNDED:
             continue
         try:
             with pruner.clock.timed("solve"):
@@ -76,7 +75,7 @@ def require_reachable(pruner: Pruner, importance: Importance | None) -> None:
         except SolverError:
             pruner._progress("whether the last stage can meet its limit is not known: the smallest network was not found within time_limit")
             continue
-        if found is None or found.predicted <= limit.value * _ROUNDED:
+        if found is None or found.predicted <= limit.value * ROUNDED:
             continue
         value = found.predicted
         if number == 0:

@@ -20,6 +20,7 @@ from latprune.pruning.masked_record import (
     read_as,
     require_same,
 )
+from latprune.pruning.rounding import ROUNDED
 from latprune.pruning.stage_search import propose_stage
 from latprune.pruning.state import plain_settings, selection_to_dict
 from latprune.train.driver import DriverState
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HeldMasks", "MaskChange", "MaskedTraining"]
 
-_ALMOST_NOTHING = 1e-9
 _ROUNDING = 1e-6
 """What a network's prediction may exceed its own limit by, as a share: the smallest network must stay within reach."""
 
@@ -163,7 +163,7 @@ class MaskedTraining(_UnderMasks):
         those between are solved for under what the first was predicted at: what trains under the last mask can then be cut as it is.
         """
         pruner = self._pruner
-        if not pruner.limits.measured or limit > pruner.limit * (1.0 + _ALMOST_NOTHING):
+        if not pruner.limits.measured or limit > pruner.limit * ROUNDED:
             return self._under(limit, measure=False)
         known = self._delivers * (1.0 + _ROUNDING) if self._delivers is not None else None
         if known is not None and self.step < self._schedule.last_solution(self._steps):

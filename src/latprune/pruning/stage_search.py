@@ -13,8 +13,10 @@ from latprune.methods import SoftMasks
 from latprune.pruning.advice import with_advice
 from latprune.pruning.agreement import agreed
 from latprune.pruning.clocked_readings import best_by_the_clock
+from latprune.pruning.held import held_network
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.reachable import require_reachable, told_of_stage
+from latprune.pruning.rounding import ROUNDED
 
 if TYPE_CHECKING:
     from latprune.graph.types import Selection
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
 
 __all__ = ["propose_stage"]
-
-_ROUNDED = 1.0 + 1e-9
 
 
 def propose_stage(
@@ -86,7 +86,7 @@ def propose_stage(
         if picked is not None:
             return search.picked(chosen, picked, limit=wanted)
         alone = partial(pruner._latency.own.alone, since)
-        held = search.held(chosen, since, limit=wanted, others=others, measure=by_clock, measure_alone=alone) if trained else None
+        held = held_network(search, chosen, since, limit=wanted, others=others, measure=by_clock, measure_alone=alone) if trained else None
         if held is not None:
             return held
         last = stage == schedule.count or limit is not None
@@ -114,4 +114,4 @@ def _reached(pruner: Pruner, limit: float) -> int:
     """The last stage whose limit a network under ``limit`` meets; 0 for none."""
     schedule, dense = pruner.schedule, pruner.limits.dense
     limits = (schedule.limit(stage=stage, dense=dense, limit=pruner.limit) for stage in range(1, schedule.count + 1))
-    return max((stage for stage, own in enumerate(limits, start=1) if limit <= own * _ROUNDED), default=0)
+    return max((stage for stage, own in enumerate(limits, start=1) if limit <= own * ROUNDED), default=0)
