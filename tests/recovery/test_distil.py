@@ -87,10 +87,41 @@ def test_variants_follow_the_generator_and_leave_other_inputs() -> None:
             ImageVariants(**{option: value})
 
 
-@pytest.mark.parametrize(("option", "value"), [("epochs", 0), ("batch_size", 0), ("memory", 0), ("seconds", 0), ("shift", 2), ("mix", -1)])
-def test_options_out_of_range_are_refused(option: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"), [("epochs", 0), ("batch_size", 0), ("memory", 0), ("seconds", 0), ("shift", 2), ("mix", -1), ("precision", "fp8")]
+)
+def test_options_out_of_range_are_refused(option: str, value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=option):
         Distil(**{option: value})
+
+
+def test_steps_in_mixed_precision_train_the_weights_in_full() -> None:
+    model, x = resnet()
+    kinds: set[tuple[bool, torch.dtype]] = set()
+    model.conv1.register_forward_hook(lambda _, args, output: kinds.add((torch.is_autocast_enabled("cpu"), output.dtype)))
+    network, report, before = distilled(model, x[:80], epochs=30, batch_size=32, precision="bf16")
+    assert kinds == {(True, torch.bfloat16), (False, torch.float32)}  # steps, and what judges them
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    plain = distilled(model, x[:80], epochs=30, batch_size=32)[1]
+    assert report.output_after < 0.9 * report.output_before
+    assert report.output_after == pytest.approx(plain.output_after, rel=0.2)
+
+
+@pytest.mark.parametrize("strategy", [Refit(), Distil(first=False, epochs=3)])
+def test_a_callers_autocast_changes_nothing(strategy: Any) -> None:
+    """Autocast copies weights once: what a strategy writes into them later would not be seen, neither by it nor by what judges it."""
+    model, x = resnet()
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    networks = []
+    for enabled in (False, True):
+        network = copy.deepcopy(model)
+        prune(network, graph, selection)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            report = recover(network, model, [x[:80]], graph=graph, selection=selection, strategy=strategy)
+        assert report.changed
+        networks.append(network)
+    assert not _moved(*networks)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:

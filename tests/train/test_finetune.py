@@ -51,6 +51,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
     assert same(first, second) and not same(first, other)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_callers_autocast_changes_nothing(precision: str) -> None:
+    """While it is open, its copies of the weights are kept, and a step's change would not be seen by the next one."""
+    recipe = replace(RECIPE, precision=precision)
+    plain, _ = train(None, recipe=recipe)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, _ = train(None, recipe=recipe)
+    assert same(plain, inside)
+
+
 def test_the_callers_generators_and_modes_are_untouched() -> None:
     model = network()
     model[1].eval()
@@ -353,3 +363,25 @@ def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
         assert found["digest"] == expected["digest"] and found["steps"] == 18
         total, run = total + killed, run + 1
         assert run < 60
+
+
+class OwnPrecision(nn.Module):
+    """A model with an autocast of its own in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            output: torch.Tensor = self.inner(x)
+        return output
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_with_an_autocast_of_its_own_sees_each_step(precision: str) -> None:
+    model, plain = OwnPrecision(), network()
+    recipe = replace(RECIPE, epochs=3, precision=precision)
+    finetune(model, loader(), recipe)
+    finetune(plain, loader(), replace(recipe, precision="bf16"))
+    assert same(model.inner, plain)

@@ -15,7 +15,7 @@ from latprune.train.batch_losses import BatchLosses
 from latprune.train.batches import move
 from latprune.train.calibration import statistics_keepers
 from latprune.train.contracts import as_tensors
-from latprune.train.precision import autocast_type
+from latprune.train.precision import mixed_precision
 from latprune.train.random_state import RandomState
 from latprune.train.teaching import Teaching
 
@@ -55,7 +55,7 @@ def check_taught_step(pruner: Pruner, fit: RecipeFit, batch: Any) -> None:
                         norm.eval()
                 losses = BatchLosses(model, model, recipe, loss=fit.loss, teacher=teacher, exact=torch.float32, rank=0)
                 ready = move(as_tensors(batch), device)
-                with torch.autocast(device.type, autocast_type(recipe.precision), enabled=recipe.precision != "fp32"):
+                with mixed_precision(device.type, recipe.precision):
                     if chosen.loss is None and not chosen.features:
                         losses.own(ready, number=0, step=0)
                         return

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from latprune.argument_rules import check_flag, check_instance, check_number, check_whole
+from latprune.argument_rules import check_flag, check_instance, check_number, check_one_of, check_whole
 from latprune.progress import stretch
 from latprune.recovery.augmentation import ImageVariants
 from latprune.recovery.batches import alike, count, joined, reordered, run_on_few
@@ -56,6 +56,8 @@ class Distil(Recovery):
         mirror: Whether images are mirrored at random.
         shift: Images are shifted at random by up to this share of their height and width.
         mix: Share of the steps in which each image is mixed with another one.
+        precision: ``bf16`` runs each step in automatic mixed precision, ``fp32`` in what the networks are held in. Weights are kept,
+            and held-out images judged, in full.
         memory: Bytes that a step may keep for its gradients; a step of more goes in several pieces, with the same sum.
         seconds: Wall time after which it ends early with what it has; the learning rate follows the time then, and the weights depend on
             the speed of the machine. None: no limit.
@@ -73,6 +75,7 @@ class Distil(Recovery):
     mirror: bool = True
     shift: float = 0.125
     mix: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
     memory: float = 1e9
     seconds: float | None = None
     refit: Refit = Refit()
@@ -83,6 +86,7 @@ class Distil(Recovery):
         check_whole("batch_size", self.batch_size, least=1)
         for name in ("relative_rate", "features"):
             check_number(name, getattr(self, name), "be a number of at least 0", 0.0)
+        check_one_of("precision", self.precision, ("fp32", "bf16"))
         check_number("memory", self.memory, "be a number of bytes, at least 1", 1.0)
         if self.seconds is not None:
             check_number("seconds", self.seconds, "be a number above 0, or None for no limit", 0.0, above=True)
@@ -114,7 +118,7 @@ class Distil(Recovery):
     def _distilled_where_possible(self, situation: Situation) -> LayerRecovery:
         parameters = [p for p in situation.pruned.get_submodule(situation.within).parameters() if p.is_floating_point()]
         with _trained(parameters):
-            likeness = Likeness(situation, streams=self.features, piece=_piece(situation, self.memory))
+            likeness = Likeness(situation, streams=self.features, piece=_piece(situation, self.memory), precision=self.precision)
             reason = _cannot(situation, likeness, parameters)
             if reason:
                 situation.say(f"recovery: no distillation, {reason}")

@@ -17,6 +17,7 @@ from latprune.recovery.output_error import outputs_of
 from latprune.recovery.pairing import Pairing
 from latprune.recovery.stepper import record_operations
 from latprune.train.batches import forward
+from latprune.train.precision import mixed_precision
 
 __all__ = ["Likeness"]
 
@@ -42,12 +43,14 @@ class Likeness:
         situation: The networks and the images.
         streams: Weight of all streams together, beside 1 for each output.
         piece: Images of a run at most; None where batches cannot be divided.
+        precision: What :meth:`loss` computes in: ``fp32`` for what the networks are held in, ``bf16`` for automatic mixed precision.
+            :meth:`error`, which judges, always goes without.
 
     Attributes:
         compared: Outputs that have the same shape in both networks, and streams where they have a weight.
     """
 
-    def __init__(self, situation: Situation, *, streams: float, piece: int | None) -> None:
+    def __init__(self, situation: Situation, *, streams: float, piece: int | None, precision: str = "fp32") -> None:
         self._dense, self._pruned = situation.dense, situation.pruned
         example = situation.fitted[0]
         dense = record_operations(situation.dense, example, situation.within)
@@ -55,7 +58,7 @@ class Likeness:
         self._pairing = Pairing(situation.graph, situation.selection, dense, pruned, situation.dense, situation.pruned)
         found = streams_of(dense, self._pairing) if streams else {}
         self._streams = [_Stream(path=path, dense_index=at) for path, at in found.items() if path in pruned.returned]
-        self._weight, self.piece = streams, piece
+        self._weight, self.piece, self._precision = streams, piece, precision
         with torch.no_grad():
             self._outputs = len(outputs_of(forward(situation.dense, example)))
         self._variation = self._variations(situation.fitted)
@@ -104,7 +107,10 @@ class Likeness:
 
     def loss(self, inputs: Any) -> Tensor:
         """The loss of a batch, a scalar; its mean over images is the same however they are batched."""
-        return self._summed(self._pairs(inputs))
+        device = next((tensor.device.type for tensor in tensors_of(inputs)), "cpu")
+        with mixed_precision(device, self._precision):
+            pairs = self._pairs(inputs)
+        return self._summed(pairs)
 
     @torch.no_grad()
     def error(self, batches: list[Any]) -> float:
@@ -122,8 +128,13 @@ class Likeness:
         for k, (given, wanted) in enumerate(pairs):
             share = 1.0 if k < self._outputs else self._weight / len(self._streams)
             if given is not None and self._variation[k] > 0:
-                loss = loss + share * (given - wanted).square().mean() / self._variation[k]
+                loss = loss + share * (_wide(given) - _wide(wanted)).square().mean() / self._variation[k]
         return loss
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Values in at least 32 bits: a difference of what is all but equal."""
+    return values.float() if values.dtype.itemsize < 4 else values
 
 
 class _Spread:

@@ -27,6 +27,7 @@ from latprune.recovery.report import LayerRecovery, RecoveryReport
 from latprune.recovery.values import Values
 from latprune.recovery.watching import Watch
 from latprune.states import state_tensors
+from latprune.train.precision import mixed_precision
 
 __all__ = ["output_error", "outputs_of", "recover"]
 
@@ -86,7 +87,7 @@ def recover(
     device = parameter.device if parameter is not None else torch.device("cpu")
     only = pruned.only_batch if isinstance(pruned, ProgramModule) else None
     shapes = _shapes(pruned)
-    with _put_back_unless_done(pruned, dense) as held:
+    with mixed_precision(device.type, "fp32"), _put_back_unless_done(pruned, dense) as held:
         fitted: list[Piece] = []
         held_out: list[Piece] = []
         if data is not None:

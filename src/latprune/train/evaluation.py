@@ -14,7 +14,7 @@ from latprune.graph.conditions import preserved_modes
 from latprune.progress import counted
 from latprune.train.batches import length_of, logits_of, move, split_batch
 from latprune.train.contracts import answer, check_targets, numbered, takes_labels
-from latprune.train.precision import autocast_type
+from latprune.train.precision import mixed_precision
 
 __all__ = ["check_test_batches", "evaluate"]
 
@@ -61,7 +61,7 @@ def _counts(model: nn.Module, data: Iterable[Any], precision: str) -> tuple[int,
     """Examples whose highest logit is the target's class, and examples that have a target."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     correct, total, turn = 0, 0, not takes_labels(model)
-    with preserved_modes(model), torch.no_grad(), torch.autocast(device.type, autocast_type(precision), enabled=precision != "fp32"):
+    with preserved_modes(model), torch.no_grad(), mixed_precision(device.type, precision):
         model.eval()
         for index, batch in counted(numbered(data), "evaluating", unit="batches", total=length_of(data)):
             inputs, targets = split_batch(move(batch, device), model)

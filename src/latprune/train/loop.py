@@ -15,6 +15,7 @@ from latprune.train.batches import Batches, length_of
 from latprune.train.driver import Driver
 from latprune.train.evaluation import evaluate as evaluate_accuracy
 from latprune.train.layout import lay_out
+from latprune.train.precision import mixed_precision
 from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
@@ -108,7 +109,8 @@ def finetune(
         progress=progress,
     )
     saving = Saving(folder=Path(checkpoint_dir), every=checkpoint_seconds) if checkpoint_dir is not None else None
-    with preserved_modes(model):
+    # The gradients are computed outside of the steps' own contexts, and would be in a caller's.
+    with preserved_modes(model), mixed_precision(accelerator.device.type, "fp32"):
         try:
             run = Run(model, data, recipe, accelerator, hooks, saving)
             if resume:

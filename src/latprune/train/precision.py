@@ -1,17 +1,33 @@
-"""Which precision a processor trains fastest in."""
+"""Which precision a processor trains fastest in, and the context that a step is computed in."""
 
 from __future__ import annotations
 
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 
-__all__ = ["autocast_type", "native_precision"]
+__all__ = ["mixed_precision", "native_precision"]
 
 
-def autocast_type(precision: str) -> torch.dtype:
+def _autocast_type(precision: str) -> torch.dtype:
     """The type of automatic mixed precision; of ``fp32``, which has none, the one that stands for it while it is switched off."""
     return torch.float16 if precision == "fp16" else torch.bfloat16
+
+
+def mixed_precision(device: str, precision: str) -> AbstractContextManager[Any]:
+    """Automatic mixed precision in ``bf16`` or ``fp16``; for ``fp32`` none, in a caller's autocast neither.
+
+    Autocast keeps the copies that it makes of weights until the outermost context ends. Where a caller has one open, they would outlive
+    the step that changes the weights: so nothing is kept. Where none is open, ``fp32`` opens none either, for a model that has its own.
+
+    Args:
+        device: Type of the device, such as ``cpu``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+    """
+    if precision == "fp32" and not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return nullcontext()
+    return torch.autocast(device, _autocast_type(precision), enabled=precision != "fp32", cache_enabled=False)
 
 
 def native_precision() -> Literal["fp32", "bf16"]:

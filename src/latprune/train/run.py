@@ -29,7 +29,7 @@ from latprune.train.example_weights import ExampleWeights
 from latprune.train.hooks import Evaluate, Hooks, Loss, Saving
 from latprune.train.layout import LEAST_CHANNELS, lay_out, strided_projection
 from latprune.train.optimizer import build_optimizer
-from latprune.train.precision import autocast_type
+from latprune.train.precision import mixed_precision
 from latprune.train.processes import take_buffers_of_first
 from latprune.train.progress import TrainProgress
 from latprune.train.random_state import RandomState
@@ -244,7 +244,7 @@ class Run:
                 self.driver.before_forward()
             self.optimizer.zero_grad(set_to_none=True)
             self.weights.begin()
-        with torch.autocast(device.type, autocast_type(recipe.precision), enabled=recipe.precision != "fp32"):
+        with mixed_precision(device.type, recipe.precision):
             number, losses = self.position.batch, self.losses
             if self.teaching is None:
                 loss, correct, examples = losses.own(batch, number=number, step=self.step)
