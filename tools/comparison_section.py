@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
-from page_parts import machine, percent, read, table
+from page_parts import duration, machine, percent, read, table
 
 __all__ = ["equal_latency"]
 
@@ -63,8 +63,7 @@ def equal_latency() -> str | None:
         "Torch-Pruning 1.6.1 (`tp_...`) searches its ratio until the measured latency is within 1.5 % of the budget (or just below, where "
         "its widths leave nothing nearer); `+recover` is its network with our recovery. Networks whose latencies lie more than 3 % apart "
         "are not compared, unless one is faster and more accurate. `tp_best` is the variant, of ten, that is best on training images once "
-        "recovered. "
-        f"{machine(found)}.\n\n"
+        "recovered.\n\n"
     )
     source = "`benchmarks/cifar10/equal_latency.py`; with `--gpu` the whole comparison by full recipes, on a GPU"
     return text + "\n\n".join([*parts, _published(), source])
@@ -79,7 +78,8 @@ def _setting(rows: Sequence[Row]) -> str:
     head = (
         f"### {_NETWORKS.get(first['network'], first['network'])}, {_ENGINES.get(first['engine'], first['engine'])}{device}, batch "
         f"{first['batch']}\n\nDense {percent(first['dense_accuracy'], 2)} ({first['dense']}); {first['epochs']} x "
-        f"{first['train_images']:,} images of training{taught}.\n\n"
+        f"{first['train_images']:,} images of training{taught}. {duration(_seconds(rows))} of machine time: structures, recovery, "
+        f"training at every rate. {machine({'rows': rows})}.\n\n"
     )
     lines, values, ratios = [], {}, {}
     for budget, method in dict.fromkeys((row["budget"], row["method"]) for row in rows):
@@ -114,6 +114,13 @@ def _setting(rows: Sequence[Row]) -> str:
     columns = ["budget", "method", "latency", "multiply-adds", "cut", "recovered", "trained", "rate", ""]
     said = _bars(rows, values, ratios)
     return head + table(columns, lines) + (f"\n\n{said}" if said else "")
+
+
+def _seconds(rows: Sequence[Row]) -> float:
+    """What the rows took: a structure and its recovery once for all rates, each training for itself."""
+    once = {(row["budget"], row["method"], row["seed"]): row for row in rows}
+    made = sum(row.get(name) or 0.0 for row in once.values() for name in ("structure_seconds", "recovery_seconds"))
+    return made + sum(row.get("training_seconds") or 0.0 for row in rows)
 
 
 def _reason(row: Row) -> str:

@@ -44,6 +44,13 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
+def duration(seconds: float) -> str:
+    """A time as text."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+
+
 def machine(found: Any) -> str:
     """What a result was measured on; where its rows come from several machines, each has a letter in the tables (``measured_table``)."""
     if "machine" in found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from page_parts import ROOT, machine, measured_table, percent, read, table
+from page_parts import ROOT, duration, machine, measured_table, percent, read, table
 
 __all__ = [
     "hours",
@@ -43,10 +43,7 @@ def _name(text: str) -> str:
 
 def hours(found: Any) -> str:
     """Processor time of all rows of a result."""
-    seconds = sum(row["cpu_seconds"] for row in found["rows"])
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
+    return duration(sum(row["cpu_seconds"] for row in found["rows"]))
 
 
 def _end(script: str, picture: str, what: str) -> str:
