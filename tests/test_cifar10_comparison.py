@@ -271,6 +271,30 @@ def test_training_to_the_dense_network_compares_what_the_cut_left(
     assert not torch.equal(seen[0].conv1.weight, start.network.conv1.weight)
 
 
+def test_a_method_that_trains_under_masks_learns_from_the_dense_network_too(
+    benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = benchmark("bench")
+    bench = bench_of(benchmark, tmp_path, teacher="match")
+    seen: list[Any] = []
+    monkeypatch.setattr(module, "own_structure", lambda *_, masked, **__: seen.append(masked))
+    monkeypatch.setattr(module, "cifar10_train", lambda *_, **__: [])
+    bench.searched(benchmark("measuring").Budget(text="50%", share=0.5), "smcp", 0)
+    recipe = seen[0][1]
+    assert recipe.distillation.loss == "matching" and len(recipe.distillation.features) >= 3 and not recipe.fixed_norms
+
+
+def test_the_page_counts_a_structure_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE.parents[1] / "tools"))
+    section = importlib.import_module("comparison_section")
+    rows = [
+        {"budget": "50%", "seed": 0, "method": method, "rate": rate, "structure_seconds": 100.0, "recovery_seconds": recovery, **trained}
+        for method, recovery in (("tp_taylor", None), ("tp_taylor+recover", 10.0))
+        for rate, trained in ((0.1, {"training_seconds": 1.0}), (0.2, {}))
+    ]
+    assert section._seconds(rows) == 100.0 + 10.0 + 2 * 1.0
+
+
 def test_the_whole_comparison_is_two_engines_and_a_budget_of_resnet56_alone(benchmark: Any) -> None:
     module = benchmark("equal_latency")
     args = SimpleNamespace(**module.GPU, engine_device="cpu")

@@ -117,9 +117,10 @@ def _setting(rows: Sequence[Row]) -> str:
 
 
 def _seconds(rows: Sequence[Row]) -> float:
-    """What the rows took: a structure and its recovery once for all rates, each training for itself."""
-    once = {(row["budget"], row["method"], row["seed"]): row for row in rows}
-    made = sum(row.get(name) or 0.0 for row in once.values() for name in ("structure_seconds", "recovery_seconds"))
+    """What the rows took: a structure once, recovered or not, its recovery once for all rates, each training for itself."""
+    structures = {(row["budget"], row["method"].removesuffix("+recover"), row["seed"]): row.get("structure_seconds") or 0.0 for row in rows}
+    recoveries = {(row["budget"], row["method"], row["seed"]): row.get("recovery_seconds") or 0.0 for row in rows}
+    made = sum(structures.values()) + sum(recoveries.values())
     return made + sum(row.get("training_seconds") or 0.0 for row in rows)
 
 

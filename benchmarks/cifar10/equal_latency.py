@@ -81,7 +81,11 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=[0.01, 0.03], help="peak learning rates to choose from")
     parser.add_argument("--scratch-rates", nargs="+", type=float, default=[0.1], help="the same for fresh weights")
     parser.add_argument(
-        "--adamw-rates", nargs="+", type=float, default=[1e-4, 3e-4, 1e-3], help="the same for networks that train with AdamW, all weights"
+        "--adamw-rates",
+        nargs="+",
+        type=float,
+        default=[1e-4, 3e-4, 1e-3],
+        help="the same for trainings by AdamW, all weights: of transformers, and of every network with --teacher match",
     )
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--train-images", type=int, default=50_000, help="images of an epoch")

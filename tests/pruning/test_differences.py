@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from latprune.pruning.differences import first_difference
+from latprune.recovery import Distil
 
 SAVED: dict[str, Any] = {
     "method": "mdp",
@@ -66,3 +67,10 @@ def test_a_flag_that_a_release_before_did_not_have_was_off() -> None:
     assert first_difference(SAVED, on) == "method option masks.norm_scaling=none, this one yes (--method-arg)"
     assert first_difference(on, off) == "method option masks.norm_scaling=yes, this one no (--method-arg)"
     assert first_difference(SAVED, {**SAVED, "recover": False}) is not None
+
+
+def test_a_distillation_of_a_release_without_precisions_was_in_the_networks_own() -> None:
+    saved = {name: value for name, value in Distil().settings().items() if name != "precision"}
+    assert first_difference({"recover": saved}, {"recover": Distil().settings()}) is None
+    mixed = Distil(precision="bf16").settings()
+    assert first_difference({"recover": saved}, {"recover": mixed}) == "recover option precision=none, this one 'bf16' (--recover-arg)"

@@ -107,21 +107,27 @@ def test_steps_in_mixed_precision_train_the_weights_in_full() -> None:
     assert report.output_after == pytest.approx(plain.output_after, rel=0.2)
 
 
-@pytest.mark.parametrize("strategy", [Refit(), Distil(first=False, epochs=3)])
-def test_a_callers_autocast_changes_nothing(strategy: Any) -> None:
-    """Autocast copies weights once: what a strategy writes into them later would not be seen, neither by it nor by what judges it."""
+@pytest.mark.parametrize(
+    "strategy", [Refit(), Distil(first=False, epochs=3), Distil(first=False, epochs=30, batch_size=32, precision="bf16")]
+)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_callers_autocast_changes_nothing(strategy: Any, enabled: bool) -> None:
+    """Autocast copies weights once: what a strategy writes into them later would not be seen by it, by what judges it, or by the caller."""
     model, x = resnet()
     graph = trace(model, x[:2])
     selection = half(graph)
-    networks = []
-    for enabled in (False, True):
-        network = copy.deepcopy(model)
-        prune(network, graph, selection)
+    plain, network = copy.deepcopy(model), copy.deepcopy(model)
+    for cut in (plain, network):
+        prune(cut, graph, selection)
+    assert recover(plain, model, [x[:80]], graph=graph, selection=selection, strategy=strategy).changed
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = plain.eval()(x[:8])
+    with torch.autocast("cpu", torch.bfloat16):
+        network.eval()(x[:8])
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            report = recover(network, model, [x[:80]], graph=graph, selection=selection, strategy=strategy)
-        assert report.changed
-        networks.append(network)
-    assert not _moved(*networks)
+            recover(network, model, [x[:80]], graph=graph, selection=selection, strategy=strategy)
+        assert torch.equal(network(x[:8]), wanted)
+    assert not _moved(plain, network)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:

@@ -56,9 +56,14 @@ def test_a_callers_autocast_changes_nothing(precision: str) -> None:
     """While it is open, its copies of the weights are kept, and a step's change would not be seen by the next one."""
     recipe = replace(RECIPE, precision=precision)
     plain, _ = train(None, recipe=recipe)
+    model, points = network(), NoisyPoints().points
     with torch.autocast("cpu", torch.bfloat16):
-        inside, _ = train(None, recipe=recipe)
-    assert same(plain, inside)
+        wanted = plain.eval()(points)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.eval()(points)
+        finetune(model.train(), loader(), recipe)
+        assert torch.equal(model.eval()(points), wanted)
+    assert same(plain, model)
 
 
 def test_the_callers_generators_and_modes_are_untouched() -> None:
@@ -385,3 +390,8 @@ def test_a_model_with_an_autocast_of_its_own_sees_each_step(precision: str) -> N
     finetune(model, loader(), recipe)
     finetune(plain, loader(), replace(recipe, precision="bf16"))
     assert same(model.inner, plain)
+    for enabled in (True, False):
+        inside = OwnPrecision()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            finetune(inside, loader(), recipe)
+        assert same(inside.inner, plain)

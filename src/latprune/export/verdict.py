@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from latprune.rounding import ROUNDED
+
 __all__ = ["CLOSE", "Verdict", "verdict"]
 
 Verdict = Literal["under", "close", "over"]
@@ -31,7 +33,7 @@ def verdict(value: float, uncertainty: float, limit: float, *, close: float = CL
         >>> verdict(5.0001, 0.0, 5.0)
         'over'
     """
-    if value + uncertainty <= limit * (1.0 + 1e-9):
+    if value + uncertainty <= limit * ROUNDED:
         return "under"
     measured = uncertainty > 0.0
     return "close" if measured and value - uncertainty <= limit * (1.0 + close) else "over"

@@ -17,6 +17,7 @@ from latprune.graph.types import Selection
 from latprune.methods.offer import Offer
 from latprune.methods.schedule import SCHEDULES, Schedule, SinglePass, SoftMasks
 from latprune.registry import ClassRegistry
+from latprune.rounding import ROUNDED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,8 +43,6 @@ __all__ = [
     "registered_methods",
     "selection_of",
 ]
-
-_ROUNDED = 1.0 + 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,7 +127,7 @@ class StageContext:
     def exceeds(self, widths: Mapping[str, int], removed_blocks: Sequence[str] = ()) -> bool:
         """Whether the network's own value of a further resource is over its limit, by more than rounding."""
         gone = (*self.removed_blocks, *removed_blocks)
-        return any(other.resource.value(widths, gone) > other.value * _ROUNDED for other in self.limits)
+        return any(other.resource.value(widths, gone) > other.value * ROUNDED for other in self.limits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -14,6 +14,7 @@ from latprune.methods import StageContext, selection_of
 from latprune.pruning.explored_points import FrontierNetwork
 from latprune.pruning.fitting import Evaluate
 from latprune.recovery import recover
+from latprune.rounding import ALMOST_NOTHING
 from latprune.train.contracts import accuracy_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def measured_networks(
     Yields:
         After each of them all results so far: place in ``found`` (-1: the dense network) -> fields of an ``ExploredPoint``.
     """
-    smaller = [place for place, network in enumerate(found) if network.value < context.current * (1.0 - 1e-9)]
+    smaller = [place for place, network in enumerate(found) if network.value < context.current * (1.0 - ALMOST_NOTHING)]
     if not count or not smaller:
         return
 

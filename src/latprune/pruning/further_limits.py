@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from latprune.errors import BudgetInfeasibleError
 from latprune.methods import Proposal, Proposer, StageContext
 from latprune.pruning.correction import LimitSearch
+from latprune.rounding import ROUNDED
 
 __all__ = ["MAX_CORRECTIONS", "FurtherLimits"]
 
@@ -17,7 +18,6 @@ _ROUNDS = 8
 """Problems solved under one limit of the first resource, at most."""
 _STEP = 0.25
 """Limits to solve for are told apart down to this share of the slack: between closer ones lie a channel or two."""
-_ROUNDING = 1e-9
 _EXACT = 1e-6
 """A cost and the value that it stands for differ by less, as a share, unless the costs are a linearisation."""
 
@@ -99,7 +99,7 @@ class FurtherLimits(Proposer):
         if search.refused is not None and not search.linear:
             raise search.refused
         units = {other.resource.name: other.resource.unit for other in self._context.limits}
-        over = {name: value for name, value in search.lowest.items() if value > self._limits[name] * (1.0 + _ROUNDING)} or search.lowest
+        over = {name: value for name, value in search.lowest.items() if value > self._limits[name] * ROUNDED} or search.lowest
         told = "; ".join(
             f"{name} (={self._limits[name]:.6g} {units[name]}) was {value:.6g} {units[name]} at the least" for name, value in over.items()
         )
@@ -133,7 +133,7 @@ class _Search:
 
     def goes_on(self, found: Proposal, values: Mapping[str, float]) -> bool:
         """Note a network and move the limits to solve for; False where no others are worth it."""
-        over = {name for name, limit in self._limits.items() if values[name] > limit * (1.0 + _ROUNDING)}
+        over = {name for name, limit in self._limits.items() if values[name] > limit * ROUNDED}
         self.lowest = {name: min(value, self.lowest.get(name, value)) for name, value in values.items()}
         if not over and (self.best is None or _gain(found) >= _gain(self.best)):
             # Of equals the last: it was found under the looser limits, which are the ones to start from next.

@@ -9,7 +9,7 @@ from latprune.errors import BudgetInfeasibleError, SolverLimitError
 from latprune.export.verdict import Verdict, verdict
 from latprune.methods import Limit, Proposal, StageContext
 from latprune.pruning.proposal import StageProposal
-from latprune.pruning.rounding import ROUNDED
+from latprune.rounding import ROUNDED
 
 if TYPE_CHECKING:
     from latprune.graph.types import Selection

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from latprune.methods import Limit, StageContext
 from latprune.pruning.agreement import of_first
 from latprune.pruning.reachable import below_floor
-from latprune.pruning.rounding import ALMOST_NOTHING
 from latprune.resources import MultiplyAdds, Parameters, Resource, TabulatedLatency, UntabulatedLatency
+from latprune.rounding import ALMOST_NOTHING
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph

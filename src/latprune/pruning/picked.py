@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 from latprune.errors import InvalidArgumentError
 from latprune.export.exploration import ExplorationRecord, ExploredPoint
 from latprune.pruning.budget import Budget
+from latprune.rounding import ROUNDED
 
 if TYPE_CHECKING:
     from latprune.graph import ModelGraph
 
 __all__ = ["PickedNetwork", "pick_point"]
-
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,7 +113,7 @@ def pick_point(record: ExplorationRecord, text: str) -> PickedNetwork:
             f"pick (={text!r}) is on {budget.name}, and what was explored is {record.resource}; write for instance '63%'"
         )
     limit = budget.limit(dense=record.dense.value, batch=record.target.batch)
-    under = [point for point in record.points if point.value <= limit * (1.0 + _ROUNDING)]
+    under = [point for point in record.points if point.value <= limit * ROUNDED]
     if not under:
         least = record.points[0]
         raise InvalidArgumentError(

@@ -13,7 +13,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.methods import Method, selection_of
 from latprune.methods.assemble import proposal_of
 from latprune.pruning.proposal import StageProposal
-from latprune.pruning.rounding import ROUNDED
+from latprune.rounding import ROUNDED
 from latprune.solve import near_optimal
 from latprune.surgery import prune as cut_model
 from latprune.train import recalibrate_batch_norm

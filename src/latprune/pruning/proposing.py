@@ -23,11 +23,11 @@ from latprune.pruning.least import least_of
 from latprune.pruning.limits import Limits
 from latprune.pruning.lowest import lowest_network
 from latprune.pruning.proposal import StageProposal
-from latprune.pruning.rounding import ALMOST_NOTHING
 from latprune.pruning.scoring import only_present
 from latprune.pruning.search import CandidateSearch
 from latprune.pruning.search_counted import search_counted
 from latprune.pruning.trials import Trial
+from latprune.rounding import ALMOST_NOTHING
 from latprune.solve import SolverError
 from latprune.surgery import prune as cut_model
 

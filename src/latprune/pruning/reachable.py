@@ -13,7 +13,7 @@ from latprune.graph.types import Selection
 from latprune.methods import Limit, Method, Offer, selection_of
 from latprune.pruning.advice import ALLOW_MORE
 from latprune.pruning.lowest import lowest_network
-from latprune.pruning.rounding import ROUNDED
+from latprune.rounding import ROUNDED
 from latprune.solve import SolverError
 
 if TYPE_CHECKING:

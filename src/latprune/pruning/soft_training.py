@@ -20,9 +20,9 @@ from latprune.pruning.masked_record import (
     read_as,
     require_same,
 )
-from latprune.pruning.rounding import ROUNDED
 from latprune.pruning.stage_search import propose_stage
 from latprune.pruning.state import plain_settings, selection_to_dict
+from latprune.rounding import ROUNDED
 from latprune.train.driver import DriverState
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HeldMasks", "MaskChange", "MaskedTraining"]
 
-_ROUNDING = 1e-6
+_PREDICTED_AGAIN = 1e-6
 """What a network's prediction may exceed its own limit by, as a share: the smallest network must stay within reach."""
 
 
@@ -165,7 +165,7 @@ class MaskedTraining(_UnderMasks):
         pruner = self._pruner
         if not pruner.limits.measured or limit > pruner.limit * ROUNDED:
             return self._under(limit, measure=False)
-        known = self._delivers * (1.0 + _ROUNDING) if self._delivers is not None else None
+        known = self._delivers * (1.0 + _PREDICTED_AGAIN) if self._delivers is not None else None
         if known is not None and self.step < self._schedule.last_solution(self._steps):
             return self._under(known, measure=False)
         try:

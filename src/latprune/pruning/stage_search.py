@@ -16,7 +16,7 @@ from latprune.pruning.clocked_readings import best_by_the_clock
 from latprune.pruning.held import held_network
 from latprune.pruning.proposal import StageProposal
 from latprune.pruning.reachable import require_reachable, told_of_stage
-from latprune.pruning.rounding import ROUNDED
+from latprune.rounding import ROUNDED
 
 if TYPE_CHECKING:
     from latprune.graph.types import Selection

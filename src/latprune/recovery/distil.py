@@ -97,8 +97,8 @@ class Distil(Recovery):
         return ImageVariants(mirror=self.mirror, shift=self.shift, mix=self.mix)
 
     def settings(self) -> dict[str, Any]:
-        """The options, for the record."""
-        return asdict(self)
+        """The options, for the record; without a precision that is the networks' own, as runs were saved before there was a choice."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("precision", "fp32")}
 
     @property
     def stand_in(self) -> Recovery:
@@ -170,6 +170,7 @@ class Distil(Recovery):
                 optimizer.zero_grad()
                 losses.append(_gradients(likeness, variants(inputs, generator)))
                 optimizer.step()
+                torch.clear_autocast_cache()  # of a context that a caller has open: the next forward would not see the step
                 work.reached(step + 1, loss=losses[-1])
                 if (step + 1) % len(data) == 0:
                     mean = sum(losses[-len(data) :]) / len(data)

@@ -175,6 +175,7 @@ def _put_back_unless_done(pruned: nn.Module, dense: nn.Module) -> Iterator[_Held
     values, buffers, moved = Values(pruned), Values(dense, buffers=True), MovedBuffers(pruned, dense)
     done = False
     with ExitStack() as last:
+        last.callback(torch.clear_autocast_cache)  # of a context that a caller has open: it has copies of the weights before
         for module, training in modes:
             last.callback(setattr, module, "training", training)
         last.enter_context(preserved_state(dense))

@@ -207,7 +207,11 @@ def shard(value: Any, rank: int, processes: int) -> Any:
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
-    """Call ``model`` with a tensor, a tuple of positional inputs, or a mapping of keyword inputs."""
+    """Call ``model`` with a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+
+    Weights may have been written into since its last call: copies that an autocast context of a caller keeps of them are dropped first.
+    """
+    torch.clear_autocast_cache()
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, (tuple, list)):

@@ -59,7 +59,8 @@ def finetune(
         data: Sized iterable of ``(inputs, targets)`` batches or of mappings with ``labels``, such as a ``DataLoader``; see
             :class:`~latprune.train.batches.Batches`. With several processes each trains on its share of every batch.
         recipe: Epochs, learning rate, optimizer, schedule and the rest.
-        evaluate: Called as ``evaluate(model) -> accuracy`` after each epoch, or data for :func:`~latprune.train.evaluation.evaluate`.
+        evaluate: Called as ``evaluate(model) -> accuracy`` after each epoch, or data for :func:`~latprune.train.evaluation.evaluate`. This
+            and all other callbacks run outside of an autocast that the caller has enabled.
         teacher: The dense network, for ``recipe.distillation``.
         kept: Which channels of the teacher's features the network kept, by module, where it did not keep all
             (:func:`latprune.recovery.kept_channels`).
@@ -118,6 +119,7 @@ def finetune(
             return run.train(time_limit)
         finally:
             before.restore()
+            torch.clear_autocast_cache()  # of a context that a caller has open: it has copies of the weights before
             model.to(home)
             if recipe.channels_last:
                 lay_out(model, torch.contiguous_format)

@@ -16,10 +16,10 @@ def _autocast_type(precision: str) -> torch.dtype:
 
 
 def mixed_precision(device: str, precision: str) -> AbstractContextManager[Any]:
-    """Automatic mixed precision in ``bf16`` or ``fp16``; for ``fp32`` none, in a caller's autocast neither.
+    """Automatic mixed precision in ``bf16`` or ``fp16``; ``fp32`` switches one off that a caller has enabled.
 
-    Autocast keeps the copies that it makes of weights until the outermost context ends. Where a caller has one open, they would outlive
-    the step that changes the weights: so nothing is kept. Where none is open, ``fp32`` opens none either, for a model that has its own.
+    Autocast keeps the copies that it makes of weights until the outermost context ends, whatever is written into the weights meanwhile.
+    Where a caller may have a context open, what changes weights calls :func:`torch.clear_autocast_cache` after it.
 
     Args:
         device: Type of the device, such as ``cpu``.
@@ -27,7 +27,7 @@ def mixed_precision(device: str, precision: str) -> AbstractContextManager[Any]:
     """
     if precision == "fp32" and not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
         return nullcontext()
-    return torch.autocast(device, _autocast_type(precision), enabled=precision != "fp32", cache_enabled=False)
+    return torch.autocast(device, _autocast_type(precision), enabled=precision != "fp32")
 
 
 def native_precision() -> Literal["fp32", "bf16"]:
