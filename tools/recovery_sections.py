@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
-from page_parts import budget_words, machines, network_name, read, table
+from page_parts import budget_words, machines, network_name, percent, read, table
 
 __all__ = [
     "recovery",
@@ -62,18 +62,23 @@ def recovery_imagenet() -> str | None:
             network_name(row["network"]),
             str(row["budget"]),
             str(row["method"]),
+            percent(row["ratio"]),
+            percent(row["macs"]),
             str(row["strategy"]),
             f"{row['top1']:.1f} % / {row['top5']:.1f} %",
             str(row["images"]),
             f"{row['cpu_seconds']:.0f} s" if "cpu_seconds" in row else "–",
             f"{row['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in row else "–",
         ]
-        for row in found["rows"]
+        for row in sorted(found["rows"], key=lambda row: (row["network"], row["budget"], row["method"]))
     ]
-    head = ["network", "budget", "method", "strategy", "top-1 / top-5", "images at most", "CPU time", "peak of the process"]
+    head = ["network", "budget", "method", "delivered", "multiply-adds", "strategy", "top-1 / top-5", "images at most", "CPU time"]
+    head.append("peak of the process")
     text = (
         "## Accuracy without training on ImageNet\n\nOn 1,000 evaluation images, fitted to at most 1,000 training images; [the table of "
-        f"defaults](#methods-and-criteria-without-any-training) has the dense networks' accuracies. {machines(found)}\n\n"
+        "defaults](#methods-and-criteria-without-any-training) has the dense networks' accuracies. Delivered: measured share of the "
+        "latency (OpenVINO), or counted one of the multiply-adds. Torch-Pruning's networks (`tp_...`) are the nearest that its ratio leads to, as "
+        f"they come (`cut`) and with the same recovery. {machines(found)}\n\n"
     )
     return text + table(head, lines) + "\n\n`benchmarks/recovery/imagenet.py`"
 
