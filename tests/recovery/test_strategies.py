@@ -399,3 +399,18 @@ def test_keys_that_forward_does_not_take_are_named() -> None:
     network = cut(model, graph, selection)
     with pytest.raises(InvalidArgumentError, match=r"batch 0 of the data.*'image', which are passed as keyword arguments.*takes 'x'"):
         recover(network, model, [{"image": x, "label": torch.zeros(len(x))}], graph=graph, selection=selection)
+
+
+@pytest.mark.parametrize("strategy", sorted(strategies()))
+def test_layers_of_removed_blocks_are_left_out(strategy: str) -> None:
+    """With narrowed streams they read what is cut, and strategies that change a copy of the dense network change them too."""
+    model, x = resnet()
+    graph = trace(model, x[:2])
+    removed = sorted(graph.blocks)[0]
+    selection = half(graph, removed=(removed,))
+    network = cut(model, graph, selection)
+    before = output_error(network, model, [x])
+    report = recover(network, model, [x], graph=graph, selection=selection, strategy=strategy)
+    gone = {name for name, _ in model.named_modules()} - {name for name, _ in network.named_modules()}
+    assert gone and not gone & {layer.layer for layer in report.layers if layer.action}
+    assert report.changed and output_error(network, model, [x]) < before

@@ -49,9 +49,11 @@ def kept_where_it_helps(situation: Situation, before: Values, changes: Sequence[
         changes: The changes, in the order in which the layers run.
 
     Returns:
-        An entry for each change, with the error with and without what was decided together with it. Where there are no images, all
-        changes stay and no entry has an error.
+        An entry for each change, with the error with and without what was decided together with it; none of a layer that went with its
+        block. Where there are no images, all changes stay and no entry has an error.
     """
+    left = {name for name, _ in (*situation.pruned.named_parameters(), *situation.pruned.named_buffers())}
+    changes = [replace(change, tensors=change.tensors & left) for change in changes if not change.tensors or change.tensors & left]
     watch = situation.watch
     if watch is None or not (situation.held_out or situation.fitted):
         return [change.entry for change in changes]
