@@ -78,8 +78,8 @@ def recovery_imagenet() -> str | None:
         "## Accuracy without training on ImageNet\n\nOn 1,000 evaluation images, fitted to at most 1,000 training images; [the table of "
         "defaults](#methods-and-criteria-without-any-training) has the dense networks' accuracies. Delivered: measured share of the "
         "latency (OpenVINO), or counted one of the multiply-adds. Torch-Pruning's networks (`tp_...`) are the nearest that its "
-        "ratio leads to, as "
-        f"they come (`cut`) and with the same recovery. {machines(found)}\n\n"
+        "ratio leads to, as they come (`cut`) and with the same recovery. `mdp-earlier` is a structure that `mdp` chose before, "
+        f"from `benchmarks/recovery/kept`. {machines(found)}\n\n"
     )
     return text + table(head, lines) + "\n\n`benchmarks/recovery/imagenet.py`"
 

@@ -6,7 +6,6 @@ import argparse
 import copy
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from result_file import ResultFile
 from rivals import BEST_OF, RIVALS, Ratios, gradients_of, rival_structure
 from rows import best_rate, line
 from structure import Structure, Unreachable
+from teaching import matching
 from torch import nn
 
 import latprune
@@ -27,9 +27,9 @@ from latprune.graph import ModelGraph, Selection
 from latprune.latency import Store, Target
 from latprune.methods.from_scratch import reinitialise
 from latprune.pruning import training_threads
-from latprune.recovery import kept_channels, recover, stream_modules
+from latprune.recovery import recover
 from latprune.storage import write_atomic
-from latprune.train import RECIPES, SGD, AdamW, Batches, Distillation, KeptChannels, Recipe, evaluate, finetune
+from latprune.train import RECIPES, SGD, AdamW, Batches, Distillation, Recipe, evaluate, finetune
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train
@@ -184,7 +184,8 @@ class Bench:
         if own is not None:
             recipe = self.recipe(MASKED_RATES[self.adamw], seed)
             if own.trains and self.args.teacher == "match":
-                recipe, _ = self.matching(recipe, Selection(kept={}), fixed_norms=False)
+                uncut = matching(recipe, self.dense.model, self.graph, Selection(kept={}), self.dense.example)
+                recipe = replace(uncut[0], fixed_norms=False)
             soft = (FirstBatches(train, self.batches - self.left_to_train(name)), recipe)
             return own_structure(
                 own,
@@ -267,7 +268,8 @@ class Bench:
         recipe, kept = self.recipe(rate, seed), None
         if args.teacher == "match":
             # Norms that were never measured again must move; those of a recovered network may stay.
-            recipe, kept = self.matching(recipe, start.selection, fixed_norms="recovered" in start.found)
+            recipe = replace(recipe, fixed_norms="recovered" in start.found)
+            recipe, kept = matching(recipe, self.dense.model, self.graph, start.selection, self.dense.example)
         train = FirstBatches(cifar10_train(str(args.data), seed=100 + seed), batches)
         begun = time.perf_counter()
         try:
@@ -293,14 +295,6 @@ class Bench:
             distillation=Distillation() if self.args.teacher == "classes" else None,
             seed=seed,
         )
-
-    def matching(self, recipe: Recipe, selection: Selection, *, fixed_norms: bool) -> tuple[Recipe, Mapping[str, KeptChannels]]:
-        """The recipe with the streams at which both networks are compared, and the channels that are left there."""
-        assert recipe.distillation is not None
-        dense, example = self.dense.model, self.dense.example
-        streams = stream_modules(dense, self.graph, selection, example)
-        recipe = replace(recipe, fixed_norms=fixed_norms, distillation=recipe.distillation.at(streams))
-        return recipe, kept_channels(dense, self.graph, selection, example, streams)
 
     def accuracy(self, network: nn.Module, data: Batches | None = None) -> float:
         with training_threads(self.args.threads):

@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from structures import ResultFile, cut_network, print_rows, top
+from teaching import matching  # on the path by structures
 
 from latprune.errors import TrainingError
-from latprune.recovery import kept_channels, recover, stream_modules
+from latprune.recovery import recover
 from latprune.train import RECIPES, SGD, Distillation, Recipe, finetune
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
@@ -82,10 +83,7 @@ def main() -> None:
             trained = copy.deepcopy(begun)
             recipe, kept = recipe_of(head), None
             if recipe.distillation is not None and recipe.distillation.features:
-                example = labelled[0][0][:2]
-                streams = stream_modules(cut.dense, cut.graph, cut.selection, example)
-                recipe = replace(recipe, distillation=recipe.distillation.at(streams))
-                kept = kept_channels(cut.dense, cut.graph, cut.selection, example, streams)
+                recipe, kept = matching(recipe, cut.dense, cut.graph, cut.selection, labelled[0][0][:2])
             try:
                 finetune(trained, batches, recipe, teacher=cut.dense if recipe.distillation is not None else None, kept=kept)
                 accuracy = top(trained, test)[0]

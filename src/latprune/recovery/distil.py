@@ -170,7 +170,6 @@ class Distil(Recovery):
                 optimizer.zero_grad()
                 losses.append(_gradients(likeness, variants(inputs, generator)))
                 optimizer.step()
-                torch.clear_autocast_cache()  # of a context that a caller has open: the next forward would not see the step
                 work.reached(step + 1, loss=losses[-1])
                 if (step + 1) % len(data) == 0:
                     mean = sum(losses[-len(data) :]) / len(data)

@@ -87,7 +87,7 @@ class BatchLosses:
         # A language model shifts its labels itself, so its own loss counts wherever its scores are not of one class per example.
         labelled = isinstance(batch, Mapping) and takes_labels(self._model) and plain
         with calling(f"the model ({type(self._model).__name__})", batch=number, given=inputs):
-            output = self._wrapped(**{**inputs, "labels": targets}) if labelled else forward(self._wrapped, inputs)
+            output = forward(self._wrapped, {**inputs, "labels": targets} if labelled else inputs)
         if labelled and (own := own_loss(output)) is not None and logits_of(output).ndim > 2:
             self.judged = False
             return _without_labels(own, logits_of(output), targets), None, len(targets)

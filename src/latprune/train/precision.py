@@ -19,7 +19,7 @@ def mixed_precision(device: str, precision: str) -> AbstractContextManager[Any]:
     """Automatic mixed precision in ``bf16`` or ``fp16``; ``fp32`` switches one off that a caller has enabled.
 
     Autocast keeps the copies that it makes of weights until the outermost context ends, whatever is written into the weights meanwhile.
-    Where a caller may have a context open, what changes weights calls :func:`torch.clear_autocast_cache` after it.
+    A caller may have a context open, so :func:`latprune.train.batches.forward` drops them before each run.
 
     Args:
         device: Type of the device, such as ``cpu``.

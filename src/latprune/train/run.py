@@ -284,7 +284,6 @@ class Run:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.recipe.max_gradient_norm)
         self.scaler.step(self._plain)
         self.scaler.update()
-        torch.clear_autocast_cache()  # of a context that a caller has open: the next forward would not see the step
         if self.hooks.after_step is not None:
             with calling(named(self.hooks.after_step, "(model)")):
                 self.hooks.after_step(self.model)
