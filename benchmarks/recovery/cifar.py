@@ -29,6 +29,7 @@ STRATEGIES: dict[str, str | Recovery | None] = {
     "distil": Distil(),
     "distil, 4 epochs": Distil(epochs=4),
     "distil, 12 epochs": Distil(epochs=12),
+    "distil, 16 epochs": Distil(epochs=16),
     "distil, 24 epochs": Distil(epochs=24),
     "distil, a third of the rate": Distil(relative_rate=0.01),
     "distil, outputs alone": Distil(features=0.0),

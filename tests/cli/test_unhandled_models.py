@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from latprune.cli import main
+from latprune.export import load_result
 
 SOURCE = """
 import torch
@@ -157,3 +159,19 @@ def test_a_model_that_no_onnx_runtime_takes_as_it_is(models: str, tmp_path: Path
     _told(capsys, "bfloat16", "--float32")
     assert not net.exists()
     assert main([*export, "--float32"]) == 0 and net.exists()
+
+
+def test_prune_tells_before_the_run_that_no_runtime_takes_the_type(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = tmp_path / "net.onnx"
+    job = ["prune", *JOB, "--model", f"{models}halved", "--input", "2x4", "-o", str(net)]
+    assert main(job) == 2
+    _told(capsys, "bfloat16", "--float32")
+    assert not net.exists() and not net.with_suffix("").exists()
+    assert main([*job, "--float32"]) == 0 and net.exists()
+    kept = load_result(net.with_suffix("") / "result").tensors
+    assert {tensor.dtype for tensor in kept.values()} == {torch.bfloat16}
+
+
+def test_float32_without_an_onnx_file_is_refused(models: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", *JOB, "--model", f"{models}plain", "--input", "2x4", "-o", str(tmp_path / "out"), "--float32"]) == 2
+    _told(capsys, "--float32", "--onnx")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from latprune.export import OnnxExport, ResultRecord
 
-__all__ = ["add_parser", "described", "run"]
+__all__ = ["add_parser", "described", "in_float32", "run"]
 
 _EPILOG = """\
 examples:
@@ -65,13 +65,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from pathlib import Path
 
-    import torch
-
     from latprune.cli.loading import recorded_constructor, recorded_inputs
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx, export_program, load_result
-    from latprune.graph.containers import rebuilt
-    from latprune.latency.engines.inputs import evaluation_copy
 
     output = Path(args.output)
     if output.suffix not in (".onnx", ".pt2"):
@@ -85,8 +81,7 @@ def run(args: argparse.Namespace) -> int:
         model = saved.restore(recorded_constructor(saved.record, args.model, args.model_arg, trust=args.trust_recorded_model))
     inputs = recorded_inputs(saved.record, args.input, model=model)
     if args.float32:
-        model = evaluation_copy(model, dtype=torch.float32)
-        inputs = rebuilt(inputs, lambda leaf: leaf.float() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf)
+        model, inputs = in_float32(model, inputs)
     if output.suffix == ".pt2":
         print(f"wrote {export_program(model, inputs, output)}")
         return 0
@@ -105,6 +100,17 @@ def _overlay(model: nn.Module, inputs: Any, output: Path, record: ResultRecord) 
     print(f"wrote {found.time} and {found.kept} (Model Explorer) and {found.annotated} (Netron)")
     missing = f"; {found.unplaced_ms:.3g} ms more are of kernels that no node stands for" if found.unplaced_ms else ""
     print(f"{found.ms:.4g} ms on {found.nodes} nodes{missing}")
+
+
+def in_float32(model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
+    """A model and its example inputs in float32: themselves where they are held in it."""
+    import torch
+
+    from latprune.graph.containers import rebuilt
+    from latprune.latency.engines.inputs import evaluation_copy
+
+    model = evaluation_copy(model, dtype=torch.float32)
+    return model, rebuilt(inputs, lambda leaf: leaf.float() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf)
 
 
 def described(written: OnnxExport) -> str:

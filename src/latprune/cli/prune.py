@@ -114,6 +114,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_table_arguments(out)
     out.add_argument("--onnx", action="store_true", help="also export FOLDER/result/model.onnx")
+    out.add_argument(
+        "--float32", action="store_true", help="write the ONNX file of a model of another type (bf16, fp16) in float32; the result keeps it"
+    )
     add_progress_arguments(parser)
 
 
@@ -129,12 +132,13 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     """Prune, report and export by the arguments of :func:`add_arguments`."""
     from pathlib import Path
 
+    from latprune.cli.export import in_float32
     from latprune.cli.loading import parse_arguments
     from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
     from latprune.cli.option_rules import output_file
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx
-    from latprune.export.onnx import require_onnx
+    from latprune.export.onnx import require_onnx, require_onnx_type
     from latprune.pruning.exploration import Exploration
     from latprune.pruning.run import prune
 
@@ -150,10 +154,15 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     _check_stages(args, options)
     output = Path(args.output)
     written = output_file(args.output, argument="--output") if output.suffix == ".onnx" else None
-    if args.onnx or written is not None:
+    exports = args.onnx or written is not None
+    if args.float32 and not exports:
+        raise InvalidArgumentError("--float32 is about the ONNX file, and none is written: add --onnx, or give -o FILE.onnx")
+    if exports:
         require_onnx()  # told now rather than after the run
     output = output.with_suffix("") if written is not None else output
     model, inputs, batches = model_and_batches(args)
+    if exports and not args.float32:
+        require_onnx_type(model)
     if type(batches).__module__.startswith("latprune.") and not args.quiet:
         print(f"{'images' if args.images else 'data'}: {batches}")
     evaluate = evaluation_of(args, parse_arguments(args.data_arg, argument="--data-arg"))
@@ -181,9 +190,10 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     )
     result.report(output / "result" / "report.html")
     exported = None
-    if args.onnx or written is not None:
+    if exports:
         path = written or output / "result" / "model.onnx"
-        exported = export_onnx(result.model, inputs, path, dynamic_batch=args.open_batch)
+        delivered, example = in_float32(result.model, inputs) if args.float32 else (result.model, inputs)
+        exported = export_onnx(delivered, example, path, dynamic_batch=args.open_batch)
     return Outcome(result=result, folder=output, exported=exported)
 
 

@@ -97,11 +97,7 @@ def export_onnx(
         {'onnxruntime': 2.4e-06, 'openvino': 3.1e-06}
     """
     require_onnx()
-    if held_type(model) == torch.bfloat16:
-        raise EngineError(
-            f"the model ({type(model).__name__}) is held in bfloat16, which ONNX runtimes do not take: bring it and the example inputs to "
-            "float32 first (model.float(); latprune export --float32)"
-        )
+    require_onnx_type(model)
     started = time.perf_counter()
     failures: list[str] = []
     dynamic = _Open(batch=dynamic_batch, size=dynamic_size)
@@ -152,6 +148,19 @@ def _what_to_do(model: nn.Module, types: Collection[torch.dtype]) -> str:
         "replace that operation in the model, try another opset (opset=; --opset), or write a torch.export program instead "
         "(export_program; a file that ends in .pt2)"
     )
+
+
+def require_onnx_type(model: nn.Module) -> None:
+    """Refuse a model that is held in a type which no ONNX runtime takes.
+
+    Raises:
+        EngineError: All of its parameters are bfloat16.
+    """
+    if held_type(model) == torch.bfloat16:
+        raise EngineError(
+            f"the model ({type(model).__name__}) is held in bfloat16, which ONNX runtimes do not take: bring it and the example inputs to "
+            "float32 first (model.float(); --float32 of latprune export and latprune prune)"
+        )
 
 
 def require_onnx() -> None:
