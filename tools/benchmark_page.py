@@ -28,6 +28,7 @@ SECTIONS: tuple[Callable[[], str | None], ...] = (
     recovery_sections.recovery,
     recovery_sections.recovery_imagenet,
     recovery_sections.recovery_made,
+    recovery_sections.recovery_text,
     recovery_sections.recovery_curves,
     recovery_sections.recovery_comparing,
     recovery_sections.recovery_finetuning,

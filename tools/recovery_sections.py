@@ -15,7 +15,14 @@ __all__ = [
     "recovery_finetuning",
     "recovery_imagenet",
     "recovery_made",
+    "recovery_text",
 ]
+
+
+def _with_spread(shares: list[float]) -> str:
+    """Their mean, and half of their range where there are several."""
+    spread = f" ± {(max(shares) - min(shares)) / 2:.2f}" if len(shares) > 1 else ""
+    return f"{mean(shares):.2f} %{spread}"
 
 
 def recovery() -> str | None:
@@ -29,15 +36,13 @@ def recovery() -> str | None:
         groups.setdefault(key, []).append(row)
     lines = []
     for (network, budget, removable, blocks, channels, strategy), rows in sorted(groups.items(), key=lambda item: item[0][:4]):
-        top1 = [row["top1"] for row in rows]
-        spread = f" ± {(max(top1) - min(top1)) / 2:.2f}" if len(top1) > 1 else ""
         lines.append(
             [
                 network_name(network),
                 f"{budget}, {blocks} blocks removed" if removable else str(budget),
                 str(channels),
                 str(strategy),
-                f"{mean(top1):.2f} %{spread}",
+                _with_spread([row["top1"] for row in rows]),
                 str(len(rows)),
                 f"{mean(row.get('cpu_seconds', 0.0) for row in rows):.0f} s",
             ]
@@ -105,10 +110,33 @@ def recovery_made() -> str | None:
     return text + table(["network", "budget", "method", "score", "dense", *strategies], lines) + "\n\n`benchmarks/recovery/made.py`"
 
 
-def _with_spread(shares: list[float]) -> str:
-    """Their mean, and half of their range where there are several."""
-    spread = f" ± {(max(shares) - min(shares)) / 2:.2f}" if len(shares) > 1 else ""
-    return f"{mean(shares):.2f} %{spread}"
+def recovery_text() -> str | None:
+    """The same on a network of sentences."""
+    found = read("recovery-text")
+    if found is None:
+        return None
+    groups: dict[tuple[str, str, str], list[Any]] = {}
+    for row in found["rows"]:
+        groups.setdefault((row["budget"], row["method"], row["strategy"]), []).append(row)
+    lines = [
+        [
+            str(budget),
+            str(method),
+            str(strategy),
+            _with_spread([row["score"] for row in rows]),
+            str(len(rows)),
+            f"{mean(row['cpu_seconds'] for row in rows):.0f} s" if "cpu_seconds" in rows[0] else "–",
+        ]
+        for (budget, method, strategy), rows in groups.items()
+    ]
+    first = found["rows"][0]
+    text = (
+        f"## Recovery of a network of sentences\n\nMiniLM-L6, pretrained: of which of {first['modules']} modules of Python's standard "
+        f"library is a docstring? Share of {first['asked']} told right; the dense network tells {first['dense']:.2f} %. Recovered from at "
+        f"most {first['texts']:,} other docstrings, without their modules; the spread is half of the range over draws of them. "
+        f"{machines(found)}\n\n"
+    )
+    return text + table(["budget", "method", "strategy", "told right", "seeds", "CPU time"], lines) + "\n\n`benchmarks/recovery/text.py`"
 
 
 def recovery_curves() -> str | None:
