@@ -133,7 +133,7 @@ def test_only_what_torch_pruning_does_counts_as_its_refusal(benchmark: Any, monk
 def options(**other: Any) -> SimpleNamespace:
     """What the command line gives a bench."""
     given = dict(prepare_epochs=2, dense_epochs=200, epochs=1, train_images=512, test_images=500, teacher="no", rates=[0.01], threads=1)
-    return SimpleNamespace(**{**given, "scratch_rates": [0.1], "adamw_rates": [1e-4], **other})
+    return SimpleNamespace(**{**given, "scratch_rates": [0.1], "adamw_rates": [1e-4], "match_rates": [0.03], **other})
 
 
 def bench_of(benchmark: Any, tmp_path: Path, name: str = "resnet8", **other: Any) -> Any:

@@ -39,8 +39,8 @@ __all__ = ["Bench"]
 RECOVERY_IMAGES = 2048
 SLACK = 0.03
 """Our networks are accepted from so far below a budget."""
-MASKED_RATES = {False: 0.01, True: 3e-4}
-"""Peak learning rate of a training under masks: of SGD, and of AdamW (True)."""
+MASKED_RATES = {"sgd": 0.01, "adamw": 3e-4, "match": 0.03}
+"""Peak learning rate of a training under masks, for each kind of training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -114,9 +114,9 @@ class Bench:
             print(line(row), flush=True)
 
     def rates(self, method: str) -> list[float]:
-        """Peak learning rates to choose from: fresh weights and AdamW have their own."""
-        rates: list[float] = self.args.adamw_rates if self.adamw else self.args.rates
-        return self.args.scratch_rates if method == "from_scratch" and not self.adamw else rates
+        """Peak learning rates to choose from: each kind of training has its own, and fresh weights trained by SGD."""
+        rates: dict[str, list[float]] = {"sgd": self.args.rates, "adamw": self.args.adamw_rates, "match": self.args.match_rates}
+        return self.args.scratch_rates if method == "from_scratch" and self.training == "sgd" else rates[self.training]
 
     def share_of(self, name: str) -> float:
         """Latency of another dense network as a share of this one's; measured once."""
@@ -182,7 +182,7 @@ class Bench:
         data, train = str(self.args.data), cifar10_train(str(self.args.data), seed=seed)
         own = own_of(name)
         if own is not None:
-            recipe = self.recipe(MASKED_RATES[self.adamw], seed)
+            recipe = self.recipe(MASKED_RATES[self.training], seed)
             if own.trains and self.args.teacher == "match":
                 uncut = matching(recipe, self.dense.model, self.graph, Selection(kept={}), self.dense.example)
                 recipe = replace(uncut[0], fixed_norms=False)
@@ -288,10 +288,10 @@ class Bench:
         return Recipe(
             epochs=self.args.epochs,
             learning_rate=rate,
-            optimizer=AdamW() if self.adamw else SGD(momentum=0.9),
-            weight_decay=0.05 if self.adamw else 5e-4,
+            optimizer=SGD(momentum=0.9) if self.training == "sgd" else AdamW(),
+            weight_decay=5e-4 if self.training == "sgd" else 0.05,
             precision=native_precision(),
-            channels_last=not self.adamw,
+            channels_last=self.training == "sgd",
             distillation=Distillation() if self.args.teacher == "classes" else None,
             seed=seed,
         )
@@ -301,9 +301,11 @@ class Bench:
             return evaluate(network.eval(), self.test if data is None else data)
 
     @property
-    def adamw(self) -> bool:
-        """Whether the training is by AdamW."""
-        return self.dense.name in ADAMW or self.args.teacher == "match"
+    def training(self) -> str:
+        """``match`` (to the dense network's outputs and streams), else by ``adamw`` or ``sgd``."""
+        if self.args.teacher == "match":
+            return "match"
+        return "adamw" if self.dense.name in ADAMW else "sgd"
 
     @property
     def stem(self) -> str:

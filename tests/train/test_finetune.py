@@ -100,8 +100,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, stop_at: 
     assert [epoch.loss for epoch in report.epochs] == [epoch.loss for epoch in expected.epochs]
 
 
-def test_adamw_and_groups_without_decay_resume_as_well(tmp_path: Path) -> None:
-    chosen = replace(RECIPE, optimizer=AdamW(), learning_rate=1e-2, decay_norm_and_bias=False)
+@pytest.mark.parametrize("relative", [False, True])
+def test_adamw_and_groups_without_decay_resume_as_well(tmp_path: Path, relative: bool) -> None:
+    chosen = replace(RECIPE, optimizer=AdamW(relative=relative), learning_rate=1e-2, decay_norm_and_bias=False)
     whole, _ = train(None, recipe=chosen)
 
     def stop(progress: TrainProgress) -> None:

@@ -24,7 +24,7 @@ def test_every_part_survives_json() -> None:
     chosen = Recipe(
         epochs=5,
         learning_rate=1e-3,
-        optimizer=AdamW(beta1=0.8),
+        optimizer=AdamW(beta1=0.8, relative=True),
         schedule=Steps(milestones=(2, 4), gamma=0.5),
         distillation=Distillation(temperature=2.0, weight=0.3),
         max_gradient_norm=1.0,
@@ -84,6 +84,7 @@ def test_values_break_their_rule_out_loud(values: dict[str, object], message: st
         (lambda: SGD(momentum=1.0), "momentum"),
         (lambda: SGD(momentum=0.0, nesterov=True), "nesterov"),
         (lambda: AdamW(beta2=1.5), "beta2"),
+        (lambda: AdamW(relative="no"), "relative"),
         (lambda: Steps(milestones=(4, 2)), "milestones"),
         (lambda: Steps(milestones=(1,), gamma=0.0), "gamma"),
         (lambda: Cosine(final=2.0), "final"),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -23,6 +22,7 @@ from latprune.recovery.refit import Refit
 from latprune.recovery.report import LayerRecovery
 from latprune.recovery.spread import restore_spread, vectors_of
 from latprune.train.batches import forward
+from latprune.train.optimizer import set_learning_rate, tensor_sizes
 
 __all__ = ["Distil"]
 
@@ -32,8 +32,6 @@ _AWAY = 2.0
 """The rate is too high where it has made the error so many times as large: at its peak it may well be above where the refit left it."""
 _SLOWER = 4.0
 """What the rate is divided by then."""
-_LEAST = 0.01
-"""Size of a tensor at least, as a share of the median of its kind: what is zero has to move, too."""
 
 
 @register_strategy
@@ -152,7 +150,7 @@ class Distil(Recovery):
         """Train in place, from the values ``before`` and the held-out error ``start``; the relative rate that it came down to."""
         watched = situation.held_out or situation.fitted
         generator = torch.Generator().manual_seed(situation.seed)
-        data, variants, sizes = _Steps(situation, self.batch_size), self._variants(), _sizes(before)
+        data, variants = _Steps(situation, self.batch_size), self._variants()
         total, rate, begun = len(data) * self.epochs, self.relative_rate, time.perf_counter()
         optimizer, first, losses = _adam(parameters), 0, []
         steps = (inputs for _ in range(self.epochs) for inputs in data.of_epoch(generator))
@@ -165,8 +163,7 @@ class Distil(Recovery):
                     situation.say(f"recovery: distillation ends after {step} of {total} steps, at its time limit")
                     break
                 now = rate * min(1.0, (step - first + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * through))
-                for group, size in zip(optimizer.param_groups, sizes, strict=True):
-                    group["lr"] = now * size
+                set_learning_rate(optimizer, now)
                 optimizer.zero_grad()
                 losses.append(_gradients(likeness, variants(inputs, generator)))
                 optimizer.step()
@@ -232,21 +229,13 @@ class _Steps:
 
 
 def _adam(parameters: list[nn.Parameter]) -> torch.optim.Adam:
-    return torch.optim.Adam([{"params": [p]} for p in parameters])
-
-
-@torch.no_grad()
-def _sizes(parameters: Sequence[Tensor]) -> list[float]:
-    """Root mean square of each tensor; of those that are all but zero a share of what others of their kind (vectors, or not) have."""
-    found = [float(p.double().square().mean().sqrt()) if p.numel() else 0.0 for p in parameters]
-    vector = [p.dim() < 2 for p in parameters]
-    usual = {kind: median([s for s, v in zip(found, vector, strict=True) if v is kind and s > 0] or [0.0]) for kind in (True, False)}
-    return [max(size, _LEAST * (usual[kind] or max(usual.values()))) for size, kind in zip(found, vector, strict=True)]
+    """Adam whose rate is relative to the sizes that the parameters have now."""
+    return torch.optim.Adam([{"params": [p], "size": size} for p, size in zip(parameters, tensor_sizes(parameters), strict=True)])
 
 
 def _cannot(situation: Situation, likeness: Likeness, parameters: list[nn.Parameter]) -> str:
     """Why there is nothing to train."""
-    if not any(_sizes(parameters)):
+    if not any(tensor_sizes(parameters)):
         return "there are no weights to train"
     if not likeness.compared:
         return "no output varies that has the dense network's shape"

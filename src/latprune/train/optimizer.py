@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.train.recipe import SGD, Recipe
 
-__all__ = ["build_optimizer"]
+__all__ = ["build_optimizer", "set_learning_rate", "tensor_sizes"]
+
+_LEAST = 0.01
+"""Size of a tensor at least, as a share of the median of its kind: what is zero has to move, too."""
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -31,4 +36,22 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     optimizer = recipe.optimizer
     if isinstance(optimizer, SGD):
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=optimizer.momentum, nesterov=optimizer.nesterov)
+    if optimizer.relative:
+        sizes = dict(zip(parameters, tensor_sizes(parameters), strict=True))
+        groups = [{**group, "params": [p], "size": sizes[p]} for group in groups for p in group["params"]]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.epsilon)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of all groups: times the ``size`` of those that have one, whose rate is relative to it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("size", 1.0)
+
+
+@torch.no_grad()
+def tensor_sizes(parameters: Sequence[Tensor]) -> list[float]:
+    """Root mean square of each tensor; of those that are all but zero a share of what others of their kind (vectors, or not) have."""
+    found = [float(p.double().square().mean().sqrt()) if p.numel() else 0.0 for p in parameters]
+    vector = [p.dim() < 2 for p in parameters]
+    usual = {kind: median([s for s, v in zip(found, vector, strict=True) if v is kind and s > 0] or [0.0]) for kind in (True, False)}
+    return [max(size, _LEAST * (usual[kind] or max(usual.values()))) for size, kind in zip(found, vector, strict=True)]

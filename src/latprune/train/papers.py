@@ -119,9 +119,10 @@ RECIPES: dict[str, Recipe] = {
     ),
     "match-dense": Recipe(
         epochs=3,
-        learning_rate=1e-3,
-        optimizer=AdamW(),
+        learning_rate=0.03,
+        optimizer=AdamW(relative=True),
         schedule=Cosine(),
+        warmup_epochs=0.05,
         fixed_norms=True,
         distillation=Distillation(weight=1.0, loss="matching", features="streams"),
         batch_size=128,

@@ -32,16 +32,27 @@ class SGD:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW:
-    """Adam with decoupled weight decay (arXiv:1711.05101)."""
+    """Adam with decoupled weight decay (arXiv:1711.05101).
+
+    Attributes:
+        beta1: Decay of the mean of gradients.
+        beta2: Decay of the mean of their squares.
+        epsilon: Added to the root of the latter.
+        relative: The learning rate is a share of each tensor's size: of the root mean square of its values when training begins. Adam moves
+            a value by about the learning rate in a step, whatever its size, and those of a trained network differ a hundredfold between
+            layers, and between weights and the scales of norms.
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
+    relative: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             check_number(name, value, "be a number in [0, 1)", 0.0, 1.0)
         check_number("epsilon", self.epsilon, "be a number of at least 0", 0.0)
+        check_flag("relative", self.relative)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,9 +329,9 @@ class Recipe:
         data["optimizer"] = {"type": type(self.optimizer).__name__, **data["optimizer"]}
         data["schedule"] = {"type": type(self.schedule).__name__, **data["schedule"]}
         data["distillation"] = self.distillation.to_dict() if self.distillation is not None else None
-        for name, plain in (("after_recovery", 1.0), ("fixed_norms", False)):
-            if data[name] == plain:
-                del data[name]  # as files of earlier releases have it
+        for held, name, plain in ((data, "after_recovery", 1.0), (data, "fixed_norms", False), (data["optimizer"], "relative", False)):
+            if held.get(name) == plain:
+                del held[name]  # as files of earlier releases have it
         data["notes"] = list(self.notes)
         if "milestones" in data["schedule"]:
             data["schedule"]["milestones"] = list(data["schedule"]["milestones"])

@@ -28,7 +28,7 @@ from latprune.train.driver import ResumableDriver
 from latprune.train.example_weights import ExampleWeights
 from latprune.train.hooks import Evaluate, Hooks, Loss, Saving
 from latprune.train.layout import LEAST_CHANNELS, lay_out, strided_projection
-from latprune.train.optimizer import build_optimizer
+from latprune.train.optimizer import build_optimizer, set_learning_rate
 from latprune.train.precision import mixed_precision
 from latprune.train.processes import take_buffers_of_first
 from latprune.train.progress import TrainProgress
@@ -238,8 +238,7 @@ class Run:
         first = self.position.batch - self.position.batch % recipe.accumulate
         gathered = min(recipe.accumulate, self.steps_per_epoch - first)
         if self.position.batch == first:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, self.step, self.steps_per_epoch)
+            set_learning_rate(self.optimizer, learning_rate(recipe, self.step, self.steps_per_epoch))
             if self.driver is not None:
                 self.driver.before_forward()
             self.optimizer.zero_grad(set_to_none=True)
