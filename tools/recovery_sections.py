@@ -25,6 +25,11 @@ def _with_spread(shares: list[float]) -> str:
     return f"{mean(shares):.2f} %{spread}"
 
 
+def _budget(row: dict[str, Any]) -> str:
+    """The budget, and where blocks might have been removed how many were."""
+    return f"{row['budget']}, {row['blocks_removed']} blocks removed" if row["blocks"] else str(row["budget"])
+
+
 def recovery() -> str | None:
     """Accuracy after the cut without training."""
     found = read("recovery-cifar")
@@ -35,11 +40,11 @@ def recovery() -> str | None:
         key = (row["network"], row["budget"], row["blocks"], row["blocks_removed"], row["channels"], row["strategy"])
         groups.setdefault(key, []).append(row)
     lines = []
-    for (network, budget, removable, blocks, channels, strategy), rows in sorted(groups.items(), key=lambda item: item[0][:4]):
+    for (network, _, _, _, channels, strategy), rows in sorted(groups.items(), key=lambda item: item[0][:4]):
         lines.append(
             [
                 network_name(network),
-                f"{budget}, {blocks} blocks removed" if removable else str(budget),
+                _budget(rows[0]),
                 str(channels),
                 str(strategy),
                 _with_spread([row["top1"] for row in rows]),
@@ -65,7 +70,7 @@ def recovery_imagenet() -> str | None:
     lines = [
         [
             network_name(row["network"]),
-            str(row["budget"]),
+            _budget(row),
             str(row["method"]),
             percent(row["ratio"]),
             percent(row["macs"]),
@@ -75,7 +80,7 @@ def recovery_imagenet() -> str | None:
             f"{row['cpu_seconds']:.0f} s" if "cpu_seconds" in row else "–",
             f"{row['peak_memory_gb']:.1f} GB" if "peak_memory_gb" in row else "–",
         ]
-        for row in sorted(found["rows"], key=lambda row: (row["network"], row["budget"], row["method"]))
+        for row in sorted(found["rows"], key=lambda row: (row["network"], row["budget"], row["blocks"], row["method"]))
     ]
     head = ["network", "budget", "method", "delivered", "multiply-adds", "strategy", "top-1 / top-5", "images at most", "CPU time"]
     head.append("peak of the process")
