@@ -284,6 +284,19 @@ def test_a_method_that_trains_under_masks_learns_from_the_dense_network_too(
     assert recipe.distillation.loss == "matching" and len(recipe.distillation.features) >= 3 and not recipe.fixed_norms
 
 
+@pytest.mark.parametrize(
+    ("teacher", "kind", "rates", "relative"), [("match", "match", [0.03], True), ("match-absolute", "adamw", [1e-4], False)]
+)
+def test_matching_has_rates_of_its_own_or_one_for_all_tensors(
+    benchmark: Any, tmp_path: Path, teacher: str, kind: str, rates: list[float], relative: bool
+) -> None:
+    bench = bench_of(benchmark, tmp_path, teacher=teacher, epochs=2)
+    assert bench.training == kind and bench.rates("mdp") == bench.rates("from_scratch") == rates
+    recipe = bench.recipe(rates[0], 0)
+    assert recipe.optimizer.relative is relative and recipe.learning_rate == rates[0] and recipe.distillation.loss == "matching"
+    assert bool(recipe.warmup_epochs) is relative and recipe.epochs == 2
+
+
 def test_the_page_counts_a_structure_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE.parents[1] / "tools"))
     section = importlib.import_module("comparison_section")

@@ -23,6 +23,7 @@ _TAUGHT = {
     "no": "",
     "classes": ", the dense network's classes teaching by half",
     "match": " to the dense network's outputs and streams, without labels (the recipe `match-dense`)",
+    "match-absolute": " to the dense network's outputs and streams, without labels (the recipe `match-dense`, one rate for all tensors)",
 }
 _MARGINS = {"50%": 0.5, "25%": 1.0}
 """Points by which ours is to be ahead of Torch-Pruning's best, by budget."""

@@ -227,9 +227,9 @@ def recovery_finetuning() -> str | None:
     text = (
         "## Fine-tuning after a recovery\n\nCIFAR-10, top-1 after a short fine-tuning at several peak learning rates: with labels (SGD, "
         "momentum 0.9, weight decay 5e-4, cosine), without a teacher or with the dense network's classes by half, or with its outputs and "
-        "streams alone (`match`: the recipe `match-dense`, Adam), from the cut, from norms measured again and from the refit (2,048 "
-        "unlabelled images), "
-        "with batch-norm statistics fixed or moving. "
+        "streams alone (`match`: the recipe `match-dense`, Adam at a rate relative to the size of each tensor; `match-absolute`: at "
+        "one rate for all), from the cut, from norms measured again and from the refit (2,048 unlabelled images), with batch-norm "
+        "statistics fixed or moving. Structures are those that the machine's own tables lead to. "
         f"Error left: what recovery left of the outputs' error, as a ratio of root mean squares. {machines(found)}\n\n"
     )
     return text + table(head, lines) + "\n\n`benchmarks/recovery/finetuning.py`"

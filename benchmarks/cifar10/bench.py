@@ -18,7 +18,7 @@ from result_file import ResultFile
 from rivals import BEST_OF, RIVALS, Ratios, gradients_of, rival_structure
 from rows import best_rate, line
 from structure import Structure, Unreachable
-from teaching import matching
+from teaching import match_dense, matching
 from torch import nn
 
 import latprune
@@ -29,7 +29,7 @@ from latprune.methods.from_scratch import reinitialise
 from latprune.pruning import training_threads
 from latprune.recovery import recover
 from latprune.storage import write_atomic
-from latprune.train import RECIPES, SGD, AdamW, Batches, Distillation, Recipe, evaluate, finetune
+from latprune.train import SGD, AdamW, Batches, Distillation, Recipe, evaluate, finetune
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train
@@ -183,7 +183,7 @@ class Bench:
         own = own_of(name)
         if own is not None:
             recipe = self.recipe(MASKED_RATES[self.training], seed)
-            if own.trains and self.args.teacher == "match":
+            if own.trains and self.matches:
                 uncut = matching(recipe, self.dense.model, self.graph, Selection(kept={}), self.dense.example)
                 recipe = replace(uncut[0], fixed_norms=False)
             soft = (FirstBatches(train, self.batches - self.left_to_train(name)), recipe)
@@ -266,7 +266,7 @@ class Bench:
         student = copy.deepcopy(start.network).to(args.device)
         teacher = copy.deepcopy(self.dense.model).to(args.device) if args.teacher != "no" else None
         recipe, kept = self.recipe(rate, seed), None
-        if args.teacher == "match":
+        if self.matches:
             # Norms that were never measured again must move; those of a recovered network may stay.
             recipe = replace(recipe, fixed_norms="recovered" in start.found)
             recipe, kept = matching(recipe, self.dense.model, self.graph, start.selection, self.dense.example)
@@ -282,9 +282,9 @@ class Bench:
 
     def recipe(self, rate: float, seed: int) -> Recipe:
         """The same for every method; of ``match`` still without what is compared."""
-        if self.args.teacher == "match":
-            shared = RECIPES["match-dense"].with_epochs(self.args.epochs)
-            return replace(shared, learning_rate=rate, precision=native_precision(), channels_last=self.dense.name not in ADAMW, seed=seed)
+        if self.matches:
+            shared = match_dense(self.args.epochs, rate, absolute=self.training == "adamw")
+            return replace(shared, precision=native_precision(), channels_last=self.dense.name not in ADAMW, seed=seed)
         return Recipe(
             epochs=self.args.epochs,
             learning_rate=rate,
@@ -301,11 +301,16 @@ class Bench:
             return evaluate(network.eval(), self.test if data is None else data)
 
     @property
+    def matches(self) -> bool:
+        """Whether training is to the dense network's outputs and streams."""
+        return str(self.args.teacher).startswith("match")
+
+    @property
     def training(self) -> str:
-        """``match`` (to the dense network's outputs and streams), else by ``adamw`` or ``sgd``."""
+        """Whose rates it takes: ``sgd``, ``adamw`` (one rate for all tensors) or ``match`` (relative to the size of each)."""
         if self.args.teacher == "match":
             return "match"
-        return "adamw" if self.dense.name in ADAMW else "sgd"
+        return "adamw" if self.matches or self.dense.name in ADAMW else "sgd"
 
     @property
     def stem(self) -> str:

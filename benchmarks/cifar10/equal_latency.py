@@ -85,15 +85,16 @@ def main() -> None:
         nargs="+",
         type=float,
         default=[1e-4, 3e-4, 1e-3],
-        help="the same for trainings by AdamW, all weights: of transformers",
+        help="the same for trainings by AdamW, all weights: of transformers, and with --teacher match-absolute",
     )
     match = "the same with --teacher match, as shares of the size of each tensor, all weights"
     parser.add_argument("--match-rates", nargs="+", type=float, default=[0.03], help=match)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--train-images", type=int, default=50_000, help="images of an epoch")
     parser.add_argument("--test-images", type=int, default=10_000)
-    teacher = "the dense network teaches, every method alike: its classes by half, or the recipe match-dense (at --match-rates)"
-    parser.add_argument("--teacher", choices=["no", "classes", "match"], default="no", help=teacher)
+    teacher = "the dense network teaches, every method alike: its classes by half, or the recipe match-dense at --match-rates, or "
+    teacher += "(match-absolute) at --adamw-rates, each for all tensors alike"
+    parser.add_argument("--teacher", choices=["no", "classes", "match", "match-absolute"], default="no", help=teacher)
     parser.add_argument("--prepare-epochs", type=int, default=2, help="training of shortcuts that were made convolutions")
     parser.add_argument("--dense-epochs", type=int, default=200, help="training of networks that no weights are given of")
     parser.add_argument("--threads", type=int, default=1, help="threads of training; latency is always measured on one")

@@ -10,9 +10,15 @@ from torch import nn
 
 from latprune.graph import ModelGraph, Selection
 from latprune.recovery import kept_channels, stream_modules
-from latprune.train import KeptChannels, Recipe
+from latprune.train import RECIPES, AdamW, KeptChannels, Recipe
 
-__all__ = ["matching"]
+__all__ = ["match_dense", "matching"]
+
+
+def match_dense(epochs: int, rate: float, *, absolute: bool = False) -> Recipe:
+    """The recipe ``match-dense``; ``absolute`` gives all tensors one rate, as it had at first, in place of one relative to their size."""
+    chosen = replace(RECIPES["match-dense"], learning_rate=rate).with_epochs(epochs)
+    return replace(chosen, optimizer=AdamW(), warmup_epochs=0.0) if absolute else chosen
 
 
 def matching(

@@ -7,10 +7,10 @@ r"""Which peak learning rate is right after a recovery: short fine-tuning on CIF
 
 Every start (the cut, norms measured again, the refit) is trained on the same images, once per rate, with batch-norm statistics that move
 and with fixed ones, without and with the dense network teaching (``yes``: labels and its classes by half; ``match``: the recipe
-``match-dense``, its outputs and streams without labels, whose rate is relative to the size of each tensor; ``match, absolute rates`` with
-one rate for all tensors). Each row has the share of the outputs' error that the start left, so that
-the rate of ``Recipe.after_recovering`` (the rate that is best from the cut times the share) can be compared with the best one. Rows are
-written as they end; a row that is there is not computed again.
+``match-dense``, its outputs and streams without labels, whose rate is relative to the size of each tensor; ``match-absolute`` with one
+rate for all tensors). Each row has the share of the outputs' error that the start left, so that the rate of ``Recipe.after_recovering``
+(the rate that is best from the cut times the share) can be compared with the best one. Rows are written as they end; a row that is there
+is not computed again.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 from structures import ResultFile, cut_network, print_rows, top
-from teaching import matching  # on the path by structures
+from teaching import match_dense, matching  # on the path by structures
 
 from latprune.errors import TrainingError
 from latprune.recovery import recover
-from latprune.train import RECIPES, SGD, AdamW, Distillation, Recipe, finetune
+from latprune.train import SGD, Distillation, Recipe, finetune
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--blocks", action="store_true", help="blocks may be removed")
     parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=list(STARTS))
     parser.add_argument("--rates", nargs="+", type=float, default=[0.001, 0.003, 0.01, 0.03])
-    parser.add_argument("--teacher", nargs="+", default=["no", "yes"], choices=["no", "yes", "match", "match, absolute rates"])
+    parser.add_argument("--teacher", nargs="+", default=["no", "yes"], choices=["no", "yes", "match", "match-absolute"])
     parser.add_argument("--norms", nargs="+", default=["fixed", "moving"], choices=["fixed", "moving"], help="statistics in training")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--train-images", type=int, default=50_000, help="labelled images of an epoch (default: %(default)s)")
@@ -103,9 +103,7 @@ def main() -> None:
 def recipe_of(head: dict[str, Any]) -> Recipe:
     """The recipe of a row; ``features="streams"`` are still to be found."""
     if head["teacher"].startswith("match"):
-        recipe = replace(RECIPES["match-dense"], learning_rate=head["rate"]).with_epochs(head["epochs"])
-        if head["teacher"] == "match, absolute rates":
-            recipe = replace(recipe, optimizer=AdamW(), warmup_epochs=0.0)
+        recipe = match_dense(head["epochs"], head["rate"], absolute=head["teacher"] == "match-absolute")
     else:
         recipe = Recipe(
             epochs=head["epochs"],
