@@ -37,7 +37,7 @@ from rivals import RIVALS, Ratios, gradients_of, rival_structure
 
 from train_vit import WEIGHTS, WIDTH
 
-__all__ = ["Cut", "ResultFile", "by_reconstruction", "cut_network", "dense_network", "print_rows", "recovered_row", "top"]
+__all__ = ["Cut", "ResultFile", "by_reconstruction", "cut_network", "dense_network", "edits_of", "print_rows", "recovered_row", "top"]
 
 
 def dense_network(name: str, data: Path) -> tuple[nn.Module, Tensor]:
@@ -89,13 +89,18 @@ def _ours(
     """Edits of one of our methods, and its measured share of the latency (None for a counted budget)."""
     pruner = Pruner(copy.deepcopy(dense), example, budget=budget, method=method, target=target, progress=print)
     try:
-        while not pruner.done:
-            pruner.step(labelled)
+        edits = edits_of(pruner, labelled)
         pair = None if budget.startswith(("flops=", "params=")) else pruner.final_measurement()
     finally:
         pruner.close()
-    ratio = None if pair is None else pair[1].ms / pair[0].ms
-    return ArchitectureEdits(steps=tuple(step for e in pruner.edits for step in e.steps)), ratio
+    return edits, None if pair is None else pair[1].ms / pair[0].ms
+
+
+def edits_of(pruner: Pruner, data: Iterable[Any]) -> ArchitectureEdits:
+    """All that a pruner cuts, by stages that see ``data``; it chooses knowing that a recovery comes."""
+    while not pruner.done:
+        pruner.step(data)
+    return ArchitectureEdits(steps=tuple(step for e in pruner.edits for step in e.steps))
 
 
 def _rival(

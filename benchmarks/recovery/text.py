@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from structures import ResultFile, print_rows
+from structures import ResultFile, edits_of, print_rows
 from torch import Tensor, nn
 
 import latprune
-from latprune.recovery import recover
+from latprune.recovery import recover, selection_of_edits
+from latprune.surgery import replay
 
 STRATEGIES = ("cut", "norms", "map", "refit", "distil")
 LEAST_DOCSTRINGS = 40
@@ -170,22 +171,20 @@ def main() -> None:
         ]
         if not todo:
             continue
-        pruned = copy.deepcopy(dense)
         pruner = latprune.Pruner(
-            pruned, {k: v[:1] for k, v in example.items()}, budget=budget, method=method, measure_latency=False, recover=False
+            copy.deepcopy(dense), {k: v[:1] for k, v in example.items()}, budget=budget, method=method, measure_latency=False
         )
-        while not pruner.done:
-            pruner.step(data.unlabelled(256, seed=0))
+        edits = edits_of(pruner, data.unlabelled(256, seed=0))
         pruner.close()
+        pruned, graph = replay(copy.deepcopy(dense), edits), pruner.graph
+        selection = selection_of_edits(graph, edits)
         for strategy, seed in todo:
             network = copy.deepcopy(pruned)
             row: dict[str, Any] = {}
             if strategy != "cut":
                 start = time.process_time()
                 texts = data.unlabelled(args.texts, seed=seed)
-                report = recover(
-                    network, dense, texts, graph=pruner.graph, selection=pruner.cut_to, strategy=strategy, images=args.texts, seed=seed
-                )
+                report = recover(network, dense, texts, graph=graph, selection=selection, strategy=strategy, images=args.texts, seed=seed)
                 row = {
                     "cpu_seconds": time.process_time() - start,
                     "output_before": report.output_before,
