@@ -14,7 +14,6 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph import Selection, trace
 from latprune.recovery import Distil, LayerRecovery, RecoveryReport, Refit, recover
 from latprune.recovery.augmentation import ImageVariants
-from latprune.recovery.distil import _sizes
 from latprune.recovery.likeness import _Spread
 from latprune.surgery import prune
 from recovery.nets import half, line, packed, resnet
@@ -289,13 +288,6 @@ def test_a_layer_that_is_exact_is_neither_changed_nor_told() -> None:
     )
     assert not said and not report.changed and not _moved(network, model)
     assert all("already" in layer.reason for layer in report.layers if layer.fitted_before is not None)
-
-
-def test_the_rate_follows_the_size_of_each_tensor() -> None:
-    large, small, vector = torch.full((3, 5), 4.0), torch.full((5, 5), 1e-3), torch.tensor([3.0, 3.0])
-    assert _sizes([large, small, vector]) == pytest.approx([4.0, 0.01 * 2.0005, 3.0], rel=1e-3)  # a hundredth of the median of 4 and 0.001
-    assert _sizes([large, torch.zeros(2)]) == pytest.approx([4.0, 0.04])  # nothing of its kind to go by
-    assert not any(_sizes([torch.zeros(3, 3), torch.zeros(3), torch.zeros(0)]))
 
 
 def test_layers_of_unlike_sizes_learn_alike() -> None:
