@@ -14,7 +14,6 @@ import argparse
 import copy
 import sys
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,17 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from structures import ResultFile, print_rows
+from structures import ResultFile, add_counted_arguments, print_rows, recovered
 from torch import Tensor, nn
 
 import latprune
-from latprune.recovery import recover
 from latprune.zoo import unet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
-
-STRATEGIES = ("cut", "norms", "map", "refit", "distil")
 
 
 class Task(ABC):
@@ -153,14 +149,10 @@ class Detector(Task):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["unet", "yolov8n"], help="unet, or the name of an Ultralytics model")
-    parser.add_argument("--budgets", nargs="+", default=["flops=65%", "flops=50%"])
-    parser.add_argument("--methods", nargs="+", default=["mdp", "uniform"])
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--steps", type=int, default=600, help="training steps of the U-Net")
     parser.add_argument("--epochs", type=int, default=30, help="training epochs of the detector")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("-o", "--output", type=Path)
+    add_counted_arguments(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     columns = ("network", "training", "budget", "method", "strategy", "images")
@@ -196,16 +188,8 @@ def outcome(task: Task, pruned: nn.Module, pruner: latprune.Pruner, strategy: st
     network, dense = copy.deepcopy(pruned), copy.deepcopy(task.dense)
     row: dict[str, Any] = {}
     if strategy != "cut":
-        start = time.process_time()
         with task.deployed(network), task.deployed(dense):
-            report = recover(network, dense, images, graph=pruner.graph, selection=pruner.cut_to, strategy=strategy, images=count)
-        row = {
-            "cpu_seconds": time.process_time() - start,
-            "output_before": report.output_before,
-            "output_after": report.output_after,
-            "layers_changed": report.changed,
-            "layers_left": {layer.layer: layer.reason for layer in report.left},
-        }
+            row = recovered(network, dense, images, graph=pruner.graph, selection=pruner.cut_to, strategy=strategy, images=count)
     return {"score": task.score(network), **row}
 
 

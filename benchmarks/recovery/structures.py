@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
@@ -37,7 +38,23 @@ from rivals import RIVALS, Ratios, gradients_of, rival_structure
 
 from train_vit import WEIGHTS, WIDTH
 
-__all__ = ["Cut", "ResultFile", "by_reconstruction", "cut_network", "dense_network", "edits_of", "print_rows", "recovered_row", "top"]
+__all__ = [
+    "STRATEGIES",
+    "Cut",
+    "ResultFile",
+    "add_counted_arguments",
+    "by_reconstruction",
+    "cut_network",
+    "dense_network",
+    "edits_of",
+    "print_rows",
+    "recovered",
+    "recovered_row",
+    "top",
+]
+
+STRATEGIES = ("cut", "norms", "map", "refit", "distil")
+"""Of the scripts that measure no latency."""
 
 
 def dense_network(name: str, data: Path) -> tuple[nn.Module, Tensor]:
@@ -97,7 +114,7 @@ def _ours(
 
 
 def edits_of(pruner: Pruner, data: Iterable[Any]) -> ArchitectureEdits:
-    """All that a pruner cuts, by stages that see ``data``; it chooses knowing that a recovery comes."""
+    """All that a pruner cuts, by stages that see ``data``."""
     while not pruner.done:
         pruner.step(data)
     return ArchitectureEdits(steps=tuple(step for e in pruner.edits for step in e.steps))
@@ -170,27 +187,41 @@ def by_reconstruction(cut: Cut, data: Iterable[Any], *, images: int = 512, strea
     return replace(cut, selection=selection, pruned=network)
 
 
+def recovered(network: nn.Module, dense: nn.Module, data: Iterable[Any], **options: Any) -> dict[str, Any]:
+    """Recover a network in place, with the options of :func:`latprune.recovery.recover`: what it cost and changed, as columns of a row."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    report = recover(network, dense, data, **options)
+    return {
+        "seconds": time.perf_counter() - wall,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "used": report.images + report.held_out,
+        "layers_changed": report.changed,
+        "layers_left": {layer.layer: layer.reason for layer in report.left},
+        "output_before": report.output_before,
+        "output_after": report.output_after,
+    }
+
+
 def recovered_row(cut: Cut, strategy: str | Recovery | None, data: Iterable[Any], test: Iterable[Any], **options: Any) -> dict[str, Any]:
     """Recover a copy of the cut network: accuracies, errors, seconds, peak memory of the process."""
     network = copy.deepcopy(cut.pruned)
     ranks = options.pop("ranks", (1,))
     row: dict[str, Any] = {}
     if strategy is not None:
-        wall, cpu = time.perf_counter(), time.process_time()
-        report = recover(network, cut.dense, data, graph=cut.graph, selection=cut.selection, strategy=strategy, **options)
-        row = {
-            "seconds": time.perf_counter() - wall,
-            "cpu_seconds": time.process_time() - cpu,
-            "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            "used": report.images + report.held_out,
-            "layers_changed": report.changed,
-            "layers_left": {layer.layer: layer.reason for layer in report.left},
-            "output_before": report.output_before,
-            "output_after": report.output_after,
-        }
+        row = recovered(network, cut.dense, data, graph=cut.graph, selection=cut.selection, strategy=strategy, **options)
     accuracies = top(network, test, ranks)
     row["logit_error"] = output_error(network, cut.dense, [images for images, _ in test][:4])
     return {**row, **{f"top{rank}": accuracy for rank, accuracy in zip(ranks, accuracies, strict=True)}}
+
+
+def add_counted_arguments(parser: argparse.ArgumentParser) -> None:
+    """Budgets of multiply-adds, methods, strategies, threads and output, of the scripts that measure no latency."""
+    parser.add_argument("--budgets", nargs="+", default=["flops=65%", "flops=50%"])
+    parser.add_argument("--methods", nargs="+", default=["mdp", "uniform"])
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("-o", "--output", type=Path)
 
 
 def print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...], accuracy: str = "top1") -> None:

@@ -17,7 +17,6 @@ import copy
 import json
 import sys
 import sysconfig
-import time
 import zipfile
 from collections.abc import Iterator
 from itertools import product
@@ -26,14 +25,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from structures import ResultFile, edits_of, print_rows
+from structures import ResultFile, add_counted_arguments, edits_of, print_rows, recovered
 from torch import Tensor, nn
 
 import latprune
-from latprune.recovery import recover, selection_of_edits
+from latprune.recovery import selection_of_edits
 from latprune.surgery import replay
 
-STRATEGIES = ("cut", "norms", "map", "refit", "distil")
 LEAST_DOCSTRINGS = 40
 """Of a module that is among those to tell apart."""
 LEAST_WORDS = 8
@@ -146,13 +144,9 @@ class Docstrings:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budgets", nargs="+", default=["flops=65%", "flops=50%"])
-    parser.add_argument("--methods", nargs="+", default=["mdp", "uniform"])
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("--texts", type=int, default=1024)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("-o", "--output", type=Path)
+    add_counted_arguments(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     columns = ("network", "budget", "method", "strategy", "texts", "seed")
@@ -182,16 +176,9 @@ def main() -> None:
             network = copy.deepcopy(pruned)
             row: dict[str, Any] = {}
             if strategy != "cut":
-                start = time.process_time()
                 texts = data.unlabelled(args.texts, seed=seed)
-                report = recover(network, dense, texts, graph=graph, selection=selection, strategy=strategy, images=args.texts, seed=seed)
-                row = {
-                    "cpu_seconds": time.process_time() - start,
-                    "output_before": report.output_before,
-                    "output_after": report.output_after,
-                    "layers_changed": report.changed,
-                    "layers_left": {layer.layer: layer.reason for layer in report.left},
-                }
+                options = {"strategy": strategy, "images": args.texts, "seed": seed}
+                row = recovered(network, dense, texts, graph=graph, selection=selection, **options)
             score = data.score(network)
             file.add({**head, "strategy": strategy, "seed": seed, **about, "threads": args.threads, "score": score, **row})
             print(f"minilm {budget} {method} {strategy} seed {seed}: {score:.2f} %", flush=True)
