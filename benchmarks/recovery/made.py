@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from structures import ResultFile, add_counted_arguments, print_rows, recovered
+from structures import ResultFile, add_counted_arguments, edits_of, print_rows, recovered
 from torch import Tensor, nn
 
 import latprune
+from latprune.recovery import selection_of_edits
+from latprune.surgery import replay
 from latprune.zoo import unet
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
@@ -168,28 +170,28 @@ def main() -> None:
             rest = [strategy for strategy in args.strategies if not file.has(**head, strategy=strategy)]
             if not rest:
                 continue
-            pruned = copy.deepcopy(task.dense)
-            with task.deployed(pruned):
-                pruner = latprune.Pruner(
-                    pruned, task.example, budget=budget, method=method, widths=task.widths(), measure_latency=False, recover=False
-                )
-                while not pruner.done:
-                    pruner.step(images[:16])
+            working = copy.deepcopy(task.dense)
+            with task.deployed(working):
+                pruner = latprune.Pruner(working, task.example, budget=budget, method=method, widths=task.widths(), measure_latency=False)
+                edits = edits_of(pruner, images[:16])
                 pruner.close()
+            # The pruner chooses as for a network that is recovered; what it has recovered itself is not used.
+            pruned = replay(copy.deepcopy(task.dense), edits)
+            options = {"graph": pruner.graph, "selection": selection_of_edits(pruner.graph, edits), "images": args.images}
             for strategy in rest:
-                row = outcome(task, pruned, pruner, strategy, images, args.images)
+                row = outcome(task, pruned, strategy, images, **options)
                 file.add({**head, "strategy": strategy, "score_name": task.score_name, "dense": dense, "threads": args.threads, **row})
                 print(f"{network} {budget} {method} {strategy}: {task.score_name} {row['score']:.2f} %", flush=True)
     print_rows(file.rows, ("network", "budget", "method", "strategy"), accuracy="score")
 
 
-def outcome(task: Task, pruned: nn.Module, pruner: latprune.Pruner, strategy: str, images: list[Tensor], count: int) -> dict[str, Any]:
+def outcome(task: Task, pruned: nn.Module, strategy: str, data: list[Tensor], **options: Any) -> dict[str, Any]:
     """Recover a copy of the cut network, and score it."""
     network, dense = copy.deepcopy(pruned), copy.deepcopy(task.dense)
     row: dict[str, Any] = {}
     if strategy != "cut":
         with task.deployed(network), task.deployed(dense):
-            row = recovered(network, dense, images, graph=pruner.graph, selection=pruner.cut_to, strategy=strategy, images=count)
+            row = recovered(network, dense, data, strategy=strategy, **options)
     return {"score": task.score(network), **row}
 
 
