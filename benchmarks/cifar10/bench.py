@@ -29,7 +29,7 @@ from latprune.methods.from_scratch import reinitialise
 from latprune.pruning import training_threads
 from latprune.recovery import recover
 from latprune.storage import write_atomic
-from latprune.train import SGD, AdamW, Batches, Distillation, Recipe, evaluate, finetune
+from latprune.train import SGD, AdamW, Batches, Distillation, ProgressPrinter, Recipe, evaluate, finetune
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train
@@ -274,7 +274,7 @@ class Bench:
         begun = time.perf_counter()
         try:
             with training_threads(args.threads):
-                finetune(student, train, recipe, teacher=teacher, kept=kept)
+                finetune(student, train, recipe, teacher=teacher, kept=kept, progress=ProgressPrinter())
         except TrainingError as error:  # diverged
             return {"trained": None, "note": str(error)[:200]}
         seconds = time.perf_counter() - begun

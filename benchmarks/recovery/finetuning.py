@@ -28,7 +28,7 @@ from teaching import match_dense, matching  # on the path by structures
 
 from latprune.errors import TrainingError
 from latprune.recovery import recover
-from latprune.train import SGD, Distillation, Recipe, finetune
+from latprune.train import SGD, Distillation, ProgressPrinter, Recipe, finetune
 from latprune.train.batches import FirstBatches
 from latprune.train.precision import native_precision
 from latprune.zoo import cifar10_test, cifar10_train
@@ -86,7 +86,8 @@ def main() -> None:
             if recipe.distillation is not None and recipe.distillation.features:
                 recipe, kept = matching(recipe, cut.dense, cut.graph, cut.selection, labelled[0][0][:2])
             try:
-                finetune(trained, batches, recipe, teacher=cut.dense if recipe.distillation is not None else None, kept=kept)
+                teacher = cut.dense if recipe.distillation is not None else None
+                finetune(trained, batches, recipe, teacher=teacher, kept=kept, progress=ProgressPrinter())
                 accuracy = top(trained, test)[0]
             except TrainingError:  # diverged
                 accuracy = None
