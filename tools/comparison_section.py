@@ -25,6 +25,8 @@ _TAUGHT = {
     "match": " to the dense network's outputs and streams, without labels (the recipe `match-dense`)",
     "match-absolute": " to the dense network's outputs and streams, without labels (the recipe `match-dense`, one rate for all tensors)",
 }
+_HOW = {"no": "", "classes": ", taught", "match": " without labels", "match-absolute": " without labels, one rate"}
+"""How the images of a heading are trained on."""
 _MARGINS = {"50%": 0.5, "25%": 1.0}
 """Points by which ours is to be ahead of Torch-Pruning's best, by budget."""
 
@@ -78,7 +80,7 @@ def _setting(rows: Sequence[Row]) -> str:
     device = "" if first["device"] == "cpu" else f" on {first['device']}"
     head = (
         f"### {_NETWORKS.get(first['network'], first['network'])}, {_ENGINES.get(first['engine'], first['engine'])}{device}, batch "
-        f"{first['batch']}\n\nDense {percent(first['dense_accuracy'], 2)} ({first['dense']}); {first['epochs']} x "
+        f"{first['batch']}: {first['epochs']} x {first['train_images']:,} images{_HOW[first['teacher']]}\n\nDense {percent(first['dense_accuracy'], 2)} ({first['dense']}); {first['epochs']} x "
         f"{first['train_images']:,} images of training{taught}. {duration(_seconds(rows))} of machine time: structures, recovery, "
         f"training at every rate. {machine({'rows': rows})}.\n\n"
     )
