@@ -263,8 +263,19 @@ def test_training_to_the_dense_network_compares_what_the_cut_left(
     images = [(torch.randn(8, 3, 32, 32), torch.full((8,), -1)) for _ in range(2)]  # no label that any loss could read
     monkeypatch.setattr(module, "cifar10_train", lambda *_, **__: images)
     seen: list[Any] = []
-    monkeypatch.setattr(module, "evaluate", lambda network, data: seen.append(network) or 0.75)
-    assert bench.trained(start, 1e-3, 0, 2)["trained"] == 0.75
+
+    def judged(network: Any, data: Any) -> float:
+        seen.append(network)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return 0.75
+
+    monkeypatch.setattr(module, "evaluate", judged)
+    with pytest.raises(KeyboardInterrupt):
+        bench.trained(start, 1e-3, 0, 2, tmp_path / "training")
+    assert bench.trained(start, 1e-3, 0, 2, tmp_path / "training")["trained"] == 0.75  # goes on where it was interrupted
+    assert not (tmp_path / "training").exists()
+    assert all(torch.equal(one, other) for one, other in zip(*(network.state_dict().values() for network in seen), strict=True))
     norms = [name for name, _ in start.network.named_buffers() if name.endswith("running_mean")]
     moved = [not torch.equal(seen[0].get_buffer(name), start.network.get_buffer(name)) for name in norms]
     assert not any(moved) if recovered else all(moved)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import re
+import shutil
 import time
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -39,6 +40,8 @@ __all__ = ["Bench"]
 RECOVERY_IMAGES = 2048
 SLACK = 0.03
 """Our networks are accepted from so far below a budget."""
+_TRAINING = ("epochs", "train_images", "teacher", "rate")
+"""Columns that tell trainings of one structure apart."""
 MASKED_RATES = {"sgd": 0.01, "adamw": 3e-4, "match": 0.03}
 """Peak learning rate of a training under masks, for each kind of training."""
 
@@ -109,7 +112,9 @@ class Bench:
             if each in done:
                 continue
             made = {**start.found, **counted(self.graph, start.selection)}
-            row = {**each, **common, **made, **self.trained(start, each["rate"], seed, self.left_to_train(method))}
+            # An interrupted training goes on; what it began with is part of its name, through the structure's.
+            kept = args.work / "training" / f"{self.path(budget, method, seed).name}-{'-'.join(str(each[name]) for name in _TRAINING)}"
+            row = {**each, **common, **made, **self.trained(start, each["rate"], seed, self.left_to_train(method), kept)}
             file.add(row, self.target)
             print(line(row), flush=True)
 
@@ -260,7 +265,7 @@ class Bench:
         own = own_of(method)
         return self.batches - self.batches // 2 if own is not None and own.trains else self.batches
 
-    def trained(self, start: Structure, rate: float, seed: int, batches: int) -> dict[str, Any]:
+    def trained(self, start: Structure, rate: float, seed: int, batches: int, checkpoints: Path) -> dict[str, Any]:
         """Accuracy of a copy after training on so many batches an epoch; at the last epoch."""
         args = self.args
         student = copy.deepcopy(start.network).to(args.device)
@@ -271,14 +276,16 @@ class Bench:
             recipe = replace(recipe, fixed_norms="recovered" in start.found)
             recipe, kept = matching(recipe, self.dense.model, self.graph, start.selection, self.dense.example)
         train = FirstBatches(cifar10_train(str(args.data), seed=100 + seed), batches)
-        begun = time.perf_counter()
         try:
             with training_threads(args.threads):
-                finetune(student, train, recipe, teacher=teacher, kept=kept, progress=ProgressPrinter())
+                report = finetune(
+                    student, train, recipe, teacher=teacher, kept=kept, checkpoint_dir=checkpoints, progress=ProgressPrinter()
+                )
+            found = {"trained": self.accuracy(student), "training_seconds": report.seconds}
         except TrainingError as error:  # diverged
-            return {"trained": None, "note": str(error)[:200]}
-        seconds = time.perf_counter() - begun
-        return {"trained": self.accuracy(student), "training_seconds": seconds}
+            found = {"trained": None, "note": str(error)[:200]}
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return found
 
     def recipe(self, rate: float, seed: int) -> Recipe:
         """The same for every method; of ``match`` still without what is compared."""
