@@ -79,3 +79,20 @@ def test_attention_that_drops_nothing_is_not_random(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys.modules["latprune.graph.trace"], "check_repeatable", lambda *_: called.append(True))
     trace(Attention().eval(), torch.randn(2, 3, 8))
     assert bool(called) == runs
+
+
+def test_a_model_that_writes_into_its_inputs_is_told_so_and_they_are_put_back() -> None:
+    class Writing(nn.Module):
+        def __init__(self, rectified: bool) -> None:
+            super().__init__()
+            self.last, self.rectified = nn.Linear(8, 4), rectified
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(x.relu_() if self.rectified else x.sub_(0.5).div_(2.0))
+
+    x = torch.randn(3, 8)
+    before = x.clone()
+    with pytest.raises(CaptureError, match="the model writes into its inputs"):
+        check_repeatable(Writing(False), x)
+    assert torch.equal(x, before)
+    check_repeatable(Writing(True), x)  # the same at each run

@@ -82,3 +82,23 @@ def test_the_trial_changes_nothing_of_a_training_that_works(monkeypatch: pytest.
     tried = trained()
     monkeypatch.setattr("latprune.pruning.preflight.check_taught_step", lambda *arguments: None)
     assert all(torch.equal(value, tried[name]) for name, value in trained().items())
+
+
+@pytest.mark.parametrize(
+    ("data", "recipe", "words"),
+    [
+        ([({"x": X[:8]}, torch.zeros(8).long())], Recipe(epochs=1, learning_rate=0.1, mixup=0.2), "mixup blends one floating-point tensor"),
+        ([(X[:8], torch.rand(8, 4))], Recipe(epochs=1, learning_rate=0.1, cutmix=1.0), "cutmix needs one class index"),
+        ([(X[:8], torch.zeros(8).long())], Recipe(epochs=1, learning_rate=0.1, precision="fp16"), "precision"),
+    ],
+)
+def test_what_a_recipe_cannot_do_with_the_data_or_the_weights_is_told_first(data: Any, recipe: Recipe, words: str) -> None:
+    torch.manual_seed(0)
+    model = Losing().eval()
+    if recipe.precision == "fp16":
+        model, data = model.half(), [(x.half(), y) for x, y in data]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = data[0][0]
+    with pytest.raises(InvalidArgumentError, match=words):
+        latprune.prune(model, x, budget="flops=60%", method="uniform", data=data, fit=recipe, measure_latency=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

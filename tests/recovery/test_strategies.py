@@ -34,6 +34,7 @@ from latprune.recovery.recover import output_error
 from latprune.recovery.stepper import held_values, record_operations
 from latprune.recovery.walk import Layer, walk
 from latprune.surgery import prune
+from latprune.train import recalibrate_batch_norm
 from recovery.nets import half, line, packed, resnet, transformer
 
 
@@ -191,7 +192,7 @@ def test_distillation_that_does_harm_is_undone() -> None:
         network, model, [x], graph=graph, selection=half(graph, 1.0), strategy=Distil(first=False, relative_rate=10.0, epochs=1)
     )
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), model.parameters(), strict=True))
-    assert "grow" in report.layers[-1].reason
+    assert "is no lower" in report.layers[-1].reason  # it was 0
 
 
 def test_the_selection_of_several_stages_is_read_from_their_edits() -> None:
@@ -414,3 +415,67 @@ def test_layers_of_removed_blocks_are_left_out(strategy: str) -> None:
     gone = {name for name, _ in model.named_modules()} - {name for name, _ in network.named_modules()}
     assert gone and not gone & {layer.layer for layer in report.layers if layer.action}
     assert report.changed and output_error(network, model, [x]) < before
+
+
+class Domains(nn.Module):
+    """A network with batch norms of two domains, of which the images show one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.here, self.elsewhere = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.b, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor, domain: int = 0) -> torch.Tensor:
+        norm = self.here if domain == 0 else self.elsewhere
+        return self.head(self.b(torch.relu(norm(self.a(x)))).mean((2, 3)))
+
+
+def test_norms_that_do_not_run_keep_their_statistics() -> None:
+    torch.manual_seed(0)
+    model, x = Domains(), torch.randn(64, 3, 8, 8)
+    with torch.no_grad():
+        for domain in (0, 1):
+            model(x + domain, domain)
+    model.eval()
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    network = cut(model, graph, selection)
+    kept = {name: value.clone() for name, value in network.elsewhere.state_dict().items()}
+    assert recalibrate_batch_norm(network, [(x, None)]) == 1
+    report = recover(network, model, [x], graph=graph, selection=selection, strategy="norms")
+    assert all(torch.equal(value, kept[name]) for name, value in network.elsewhere.state_dict().items())
+    assert [layer.layer for layer in report.layers if layer.action == "norms"] == ["here"]
+
+
+class Masked(nn.Module):
+    """Scores of which some classes are ruled out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.head(self.b(torch.relu(self.a(x))).mean((2, 3)))
+        return scores.masked_fill(torch.tensor([False, False, True, False]), -torch.inf)
+
+
+def test_scores_that_both_networks_rule_out_count_nothing_in_distillation() -> None:
+    torch.manual_seed(0)
+    model, x = Masked().eval(), torch.randn(96, 3, 8, 8)
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    report = recover(cut(model, graph, selection), model, [x], graph=graph, selection=selection, strategy=Distil(first=False, epochs=8))
+    assert [layer.action for layer in report.layers] == ["distil"] and report.output_after < report.output_before
+
+
+def test_batches_without_images_are_named_and_the_callers_images_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 3)).eval()
+    x = torch.randn(32, 3, 8, 8)
+    data = [x[:16].clone(), x[16:].clone()]
+    graph = trace(model, x[:2].clone())
+    selection = half(graph)
+    recover(cut(model, graph, selection), model, data, graph=graph, selection=selection)
+    assert torch.equal(torch.cat(data), x)
+    with pytest.raises(InvalidArgumentError, match="batch 1 of data holds no image"):
+        recover(cut(model, graph, selection), model, [data[0], x[:0]], graph=graph, selection=selection)

@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import support.training_task
 from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError, TrainingError
@@ -98,6 +100,50 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, stop_at: 
         resumed, report = train(tmp_path / "again")
     assert same(resumed, whole)
     assert [epoch.loss for epoch in report.epochs] == [epoch.loss for epoch in expected.epochs]
+
+
+def test_a_loader_with_a_generator_of_its_own_has_the_same_order_in_a_resumed_run(tmp_path: Path) -> None:
+    def own() -> DataLoader[Any]:
+        return DataLoader(NoisyPoints(), batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+    def stop(progress: TrainProgress) -> None:
+        if progress.step == 9:
+            raise Stop
+
+    whole, data = network(), own()
+    finetune(whole, data, RECIPE)
+    assert torch.equal(data.generator.get_state(), torch.Generator().manual_seed(0).get_state())  # as it came in
+    with pytest.raises(Stop):
+        finetune(network(), own(), RECIPE, checkpoint_dir=tmp_path, checkpoint_seconds=0.0, progress=stop)
+    resumed = network(seed=9)
+    finetune(resumed, own(), RECIPE, checkpoint_dir=tmp_path)
+    assert same(resumed, whole)
+
+
+def test_a_time_limit_delivers_the_average_and_training_goes_on_from_the_weights(tmp_path: Path) -> None:
+    recipe, points = replace(RECIPE, ema=0.9), NoisyPoints()
+    test = [(points.points, points.labels)]
+    whole = network()
+    finetune(whole, loader(), recipe)
+    model, judged = network(), []
+
+    def watched(network: nn.Module) -> float:
+        judged.append({name: value.clone() for name, value in network.state_dict().items()})
+        time.sleep(0.2)
+        return evaluate(network, test)
+
+    report = finetune(model, loader(), recipe, evaluate=watched, checkpoint_dir=tmp_path, time_limit=0.2)
+    assert not report.finished and len(judged) == 1
+    if report.steps == 6:  # nothing came after the evaluation
+        assert all(torch.equal(value, judged[0][name]) for name, value in model.state_dict().items())
+    resumed = network(seed=2)
+    finetune(resumed, loader(), recipe, evaluate=test, checkpoint_dir=tmp_path)
+    assert same(resumed, whole)
+
+
+def test_a_batch_without_examples_is_named() -> None:
+    with pytest.raises(InvalidArgumentError, match="batch 1 of data holds no example"):
+        finetune(network(), [(torch.randn(4, 2), torch.zeros(4).long()), (torch.zeros(0, 2), torch.zeros(0).long())], RECIPE)
 
 
 @pytest.mark.parametrize("relative", [False, True])

@@ -75,3 +75,12 @@ def test_a_models_own_mean_over_no_label_is_nothing_too() -> None:
 
 def test_the_loss_of_scores_is_nothing_too() -> None:
     assert plain_loss(linear(), (X, NONE)).item() == 0.0
+
+
+def test_training_accuracy_is_of_the_labels_that_count() -> None:
+    model = linear()
+    known = model(X).argmax(1)
+    left_out = torch.where(torch.arange(8) % 2 == 0, known, -100)
+    report = finetune(model, [(X, left_out), (X, NONE)], replace(PLAIN, learning_rate=1e-9))
+    assert report.epochs[0].train_accuracy == 1.0
+    assert finetune(model, [(X, NONE)], replace(PLAIN, learning_rate=1e-9)).epochs[0].train_accuracy is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from latprune.train import AdamW, Recipe
+from latprune.train import AdamW, Recipe, finetune
 from latprune.train.optimizer import build_optimizer, set_learning_rate, tensor_sizes
 
 RECIPE = Recipe(epochs=1, learning_rate=0.1, optimizer=AdamW(relative=True), weight_decay=0.5, decay_norm_and_bias=False)
@@ -42,7 +42,18 @@ def test_sizes_are_root_mean_squares_and_what_is_zero_gets_a_share_of_its_kind()
     assert tensor_sizes([matrix, torch.zeros(4)]) == pytest.approx([2.0, 0.02])  # no other vector: of what there is
     large, small = torch.full((3, 5), 4.0), torch.full((5, 5), 1e-3)
     assert tensor_sizes([large, small, vectors[0]]) == pytest.approx([4.0, 0.01 * 2.0005, 0.5], rel=1e-3)  # the median of 4 and 0.001
-    assert tensor_sizes([torch.zeros(2, 2), torch.zeros(0)]) == [0.0, 0.0]
+    assert tensor_sizes([torch.zeros(2, 2), torch.zeros(0)]) == [0.01, 0.01]  # there is nothing to go by
+    assert tensor_sizes([torch.zeros(2, 2)], among=[torch.zeros(2, 2), matrix, *vectors]) == pytest.approx([2.0])
+
+
+def test_a_head_of_zeros_is_trained_beside_frozen_layers() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8).requires_grad_(False), nn.ReLU(), nn.Linear(8, 2))
+    for p in model[2].parameters():
+        nn.init.zeros_(p)
+    x = torch.randn(64, 4)
+    report = finetune(model, [(x, (x[:, 0] > 0).long())], replace(RECIPE, epochs=100, weight_decay=0.0))
+    assert report.epochs[-1].loss < 0.9 * report.epochs[0].loss and model[2].weight.any()
 
 
 def test_relative_groups_keep_their_decay_and_plain_ones_have_one_rate() -> None:

@@ -230,12 +230,6 @@ def test_noisy_points_learn_with_all_of_it_together():
     assert report.accuracy > 0.85
 
 
-def test_what_watches_modules_does_not_go_with_compiling():
-    recipe = replace(PLAIN, compile=True, distillation=Distillation(features=("0",)))
-    with pytest.raises(InvalidArgumentError, match="compile=False"):
-        finetune(linear(), BATCHES, recipe, teacher=linear())
-
-
 @pytest.mark.parametrize("form", ["class", "program"])
 def test_fixed_norms_train_with_the_statistics_that_they_have(form: str):
     torch.manual_seed(0)

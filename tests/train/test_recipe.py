@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -237,3 +238,30 @@ def test_a_recovered_network_is_trained_at_a_lower_rate_where_the_recipe_says_so
         Recipe(epochs=1, learning_rate=0.1, after_recovery=0.0)
     with pytest.raises(InvalidArgumentError, match="'error'"):
         Recipe(epochs=1, learning_rate=0.1, after_recovery="slower")  # type: ignore[arg-type]
+
+
+LABEL_FREE = Distillation(weight=1.0, loss="matching")
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "label_smoothing"])
+def test_what_changes_labels_is_refused_where_no_label_is_read_here(name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=rf"recipe.{name} \(=0.2\) does nothing beside a distillation that reads no labels"):
+        Recipe(epochs=1, learning_rate=0.1, distillation=LABEL_FREE, **{name: 0.2})
+    mixing = Recipe(epochs=1, learning_rate=0.1, **{name: 0.2})
+    mixing.check_own_loss(None)
+    with pytest.raises(InvalidArgumentError, match=rf"recipe.{name} \(=0.2\) does nothing beside a loss of your own"):
+        mixing.check_own_loss(lambda model, batch: None)
+
+
+def test_compiling_is_refused_beside_watched_modules() -> None:
+    for distillation in (LABEL_FREE, Distillation(features=("0",))):
+        with pytest.raises(InvalidArgumentError, match="recipe.compile"):
+            Recipe(epochs=1, learning_rate=0.1, compile=True, distillation=distillation)
+    Recipe(epochs=1, learning_rate=0.1, compile=True, distillation=Distillation())
+
+
+def test_scaled_losses_are_refused_for_weights_in_half() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(2, dtype=torch.float16))]
+    with pytest.raises(InvalidArgumentError, match="precision.*float16"):
+        Recipe(epochs=1, learning_rate=0.1, precision="fp16").check_types(weights)
+    Recipe(epochs=1, learning_rate=0.1, precision="bf16").check_types(weights)

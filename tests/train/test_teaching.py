@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,10 @@ def test_features_add_to_the_distillation_of_classes() -> None:
         recipe = Recipe(epochs=1, learning_rate=1e-9, distillation=Distillation(features=features, feature_weight=2.0))
         losses[features] = finetune(copy.deepcopy(student), data, recipe, teacher=teacher).epochs[0].loss
     with torch.no_grad():
-        parts = [matching_loss(student[:2](x), teacher[:2](x)) for x, _ in data]
+        wanted = [teacher[:2](x) for x, _ in data]
+        errors = [(student[:2](x) - found).square().mean() for (x, _), found in zip(data, wanted, strict=True)]
+        seen = [torch.stack([found.var(0).mean() for found in wanted[: k + 1]]).mean() for k in range(len(data))]  # of all batches so far
+        parts = [error / variance for error, variance in zip(errors, seen, strict=True)]
     assert losses["1",] - losses[()] == pytest.approx(2.0 * float(torch.stack(parts).mean()), rel=1e-3)
 
 
@@ -238,3 +242,64 @@ def test_what_does_not_go_together_is_said() -> None:
     with pytest.raises(InvalidArgumentError, match="does not run exactly once"):
         kept_channels(dense, graph, selection, images[:1], ["boxes"])
     assert KeptChannels(dim=1, index=torch.tensor([1])).of(torch.arange(6).reshape(2, 3)).tolist() == [[1], [4]]
+
+
+def test_a_small_last_batch_counts_no_more_than_others() -> None:
+    """The variance over a batch of one is nothing: a loss relative to it would outweigh all that was learned before."""
+    torch.manual_seed(0)
+    dense, images = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(65, 6)
+    start = copy.deepcopy(dense)
+    with torch.no_grad():
+        for p in start.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    for whole in (64, 65):
+        data = [(x, None) for x in images[:whole].split(16)]
+        for loss in ("matching", matching_loss):
+            network = copy.deepcopy(start)
+            report = finetune(network, data, matched(loss, epochs=20), teacher=dense)
+            assert report.epochs[0].loss < 1.0 and report.epochs[-1].loss < 0.5 * report.epochs[0].loss
+            with torch.no_grad():
+                assert matching_loss(network(images), dense(images)) < 0.3 * matching_loss(start(images), dense(images))
+
+
+def test_batches_of_one_learn_as_well() -> None:
+    torch.manual_seed(0)
+    dense, images = nn.Linear(6, 4), torch.randn(32, 6)
+    report = finetune(nn.Linear(6, 4), [(x[None], None) for x in images], matched("matching", epochs=5), teacher=dense)
+    assert report.epochs[-1].loss < 0.5 * report.epochs[0].loss < 50.0
+
+
+def test_a_resumed_run_is_relative_to_the_same_variance(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense, images = nn.Linear(6, 4), torch.randn(60, 6) * torch.linspace(0.1, 3.0, 60)[:, None]  # each batch varies by another amount
+    data, weights = [(x, None) for x in images.split(8)], nn.Linear(6, 4).state_dict()
+
+    def trained(stop: int | None) -> nn.Module:
+        network, seen = nn.Linear(6, 4), []
+        network.load_state_dict(weights)
+
+        def step(progress: Any) -> None:
+            seen.append(progress)
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+
+        folder = tmp_path / "run" if stop != 0 else None
+        finetune(network, data, matched("matching", epochs=2), teacher=dense, checkpoint_dir=folder, checkpoint_seconds=0, progress=step)
+        return network
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(11)
+    assert torch.equal(trained(None).weight, trained(0).weight)
+
+
+def matched(loss: Any, epochs: int) -> Recipe:
+    return Recipe(epochs=epochs, learning_rate=0.02, optimizer=AdamW(), distillation=Distillation(weight=1.0, loss=loss))
+
+
+def test_the_teacher_gets_its_mode_back_and_a_callers_no_grad_changes_nothing() -> None:
+    torch.manual_seed(0)
+    dense, network, data = nn.Linear(6, 4).train(), nn.Linear(6, 4), [(torch.randn(8, 6), None)]
+    before = network.weight.detach().clone()
+    with torch.no_grad():
+        finetune(network, data, matched("matching", epochs=1), teacher=dense)
+    assert dense.training and not torch.equal(network.weight, before)

@@ -190,6 +190,7 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
 
     modes = [(module, module.training) for module in model.modules()]
     numbers = random.getstate(), np.random.get_state()
+    given = [(tensor, tensor.detach().clone()) for tensor in flatten_tensors(example_inputs, opaque=False)]
     try:
         for module, _ in modes:
             module.training = False
@@ -213,6 +214,14 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
         forget_cached(model)
     first, second = runs
     different = [index for index, (a, b) in enumerate(zip(first, second, strict=False)) if not _close(a, b)]
+    if different and any(not torch.equal(tensor, value) for tensor, value in given):
+        with torch.no_grad():
+            for tensor, value in given:
+                tensor.copy_(value)
+        raise CaptureError(
+            "the model writes into its inputs, so that no run is like the one before; let forward work on a copy (x = x.clone(), or "
+            "operations whose names do not end in _)"
+        )
     if different or len(first) != len(second):
         where = f" (output {different[0]} of {len(first)})" if different else ""
         raise CaptureError(

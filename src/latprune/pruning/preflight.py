@@ -24,7 +24,9 @@ from latprune.pruning.preflight_data import Preview, check_criterion_data, check
 from latprune.pruning.preflight_taught import check_taught_step
 from latprune.recovery.batches import inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
-from latprune.train.contracts import calling, check_batched, named
+from latprune.train.batches import split_batch
+from latprune.train.contracts import as_tensors, calling, check_batched, named
+from latprune.train.mixing import check_mixing
 
 if TYPE_CHECKING:
     from latprune.pruning.pruner import Pruner
@@ -95,6 +97,8 @@ def check_run(run: StagedRun) -> None:
                 check_inputs(pruner.model, trained.first, shapes=pruner.graph.input_shapes)
             elif trained is not data or loss is not run.loss or not (seen or pruner.needs_gradients):
                 check_loss(pruner.model, trained.first, loss)
+            if run.fit.recipe.mixup or run.fit.recipe.cutmix:
+                check_mixing(*split_batch(as_tensors(trained.first), pruner.model), run.fit.recipe)
             if distillation is not None:
                 check_taught_step(pruner, run.fit, trained.first)
         if isinstance(run.evaluate, LoaderAccuracy):
@@ -111,6 +115,7 @@ def _check_together(run: StagedRun) -> None:
         if trains_masked(pruner.schedule):
             run.fit.recipe.check_under_masks()
         run.fit.recipe.check_own_loss(run.fit.loss)
+        run.fit.recipe.check_types(pruner.model.parameters())
     if isinstance(pruner.schedule, SoftMasks) and run.fit is None:
         raise InvalidArgumentError(
             f"method {pruner.method.name!r} solves for masks while the network trains: give fit= (a Recipe or a function)"

@@ -145,10 +145,15 @@ def run_on_few(model: nn.Module, inputs: Any, *, number: int = 0) -> tuple[Any, 
         if not fixed and sliceable(inputs) and count(inputs) > _FEW:
             few = sliced(inputs, 0, _FEW)
             try:
-                return few, forward(model, few)
+                return few, forward(model, _copied(few))
             except Exception:  # whether it is the number of images or the images, the whole batch tells
                 pass
-        return inputs, answer(model, inputs, batch=number)
+        return inputs, answer(model, _copied(inputs), batch=number)
+
+
+def _copied(inputs: Any) -> Any:
+    """Inputs that a network may write into."""
+    return rebuilt(inputs, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
 
 def calibration_pieces(
@@ -193,6 +198,8 @@ def calibration_pieces(
         check_batched(inputs, shapes or {}, batch=number)
         _check_finite(inputs, number)
         here = count(inputs)
+        if not here:
+            raise InvalidArgumentError(f"batch {number} of data holds no image (its first dimension is 0); leave it out")
         if model is not None and not whole and _form(inputs) not in forms:
             forms.append(_form(inputs))
             ran, _ = run_on_few(model, inputs, number=number)

@@ -82,8 +82,8 @@ class Distil(Recovery):
         check_flag("first", self.first)
         check_whole("epochs", self.epochs, least=1)
         check_whole("batch_size", self.batch_size, least=1)
-        for name in ("relative_rate", "features"):
-            check_number(name, getattr(self, name), "be a number of at least 0", 0.0)
+        check_number("relative_rate", self.relative_rate, "be a number above 0", 0.0, above=True)
+        check_number("features", self.features, "be a number of at least 0", 0.0)
         check_one_of("precision", self.precision, ("fp32", "bf16"))
         check_number("memory", self.memory, "be a number of bytes, at least 1", 1.0)
         if self.seconds is not None:
@@ -142,7 +142,7 @@ class Distil(Recovery):
             at="outputs",
             held_out_before=start,
             held_out_after=end,
-            reason="" if kept else "the error on held-out images would grow",
+            reason="" if kept else f"the error on held-out images {'would grow' if end > start else 'is no lower after it'}",
             note=_note(self._variants(), situation.fitted) + (f"; at a relative rate of {rate:.3g}" if rate != self.relative_rate else ""),
         )
 
@@ -235,7 +235,7 @@ def _adam(parameters: list[nn.Parameter]) -> torch.optim.Adam:
 
 def _cannot(situation: Situation, likeness: Likeness, parameters: list[nn.Parameter]) -> str:
     """Why there is nothing to train."""
-    if not any(tensor_sizes(parameters)):
+    if not any(p.numel() for p in parameters):
         return "there are no weights to train"
     if not likeness.compared:
         return "no output varies that has the dense network's shape"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from latprune.recovery.batches import count, sliced, tensors_of
 from latprune.recovery.contract import Situation
 from latprune.recovery.features import streams_of
-from latprune.recovery.output_error import outputs_of
+from latprune.recovery.output_error import outputs_of, without_masked
 from latprune.recovery.pairing import Pairing
 from latprune.recovery.stepper import record_operations
 from latprune.train.batches import forward
@@ -99,7 +99,7 @@ class Likeness:
         if not len(given) == len(wanted) == self._outputs:  # such as one tensor for each object that a detector found
             given = wanted = [torch.empty(0)] * self._outputs
         pairs: list[tuple[Tensor | None, Tensor]] = [
-            (a if a.numel() and a.shape == b.shape else None, b) for a, b in zip(given, wanted, strict=True)
+            without_masked(a, b) if a.numel() and a.shape == b.shape else (None, b) for a, b in zip(given, wanted, strict=True)
         ]
         for s in watched:
             pairs.append((mine[s.path], self._pairing.target(s.dense_index, theirs[s.path], tuple(mine[s.path].shape))))

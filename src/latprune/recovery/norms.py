@@ -29,10 +29,8 @@ class Norms(Recovery):
         data = [(inputs, None) for inputs in situation.fitted]
         recalibrate_batch_norm(model, data, batches=len(data), within=situation.within)
         changes = [
-            Change(
-                entry=LayerRecovery(layer=path, action="norms"),
-                tensors=frozenset(f"{path}.{name}".strip(".") for name, _ in norm.named_buffers(recurse=False)),
-            )
+            Change(entry=LayerRecovery(layer=path, action="norms"), tensors=tensors)
             for path, norm in norms.items()
+            if any(map(before.changed, tensors := frozenset(f"{path}.{name}".strip(".") for name, _ in norm.named_buffers(recurse=False))))
         ]
         return kept_where_it_helps(situation, before, changes)

@@ -13,7 +13,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph.tensors import tensors_in
 from latprune.train.batches import forward
 
-__all__ = ["Pair", "no_worse", "output_error", "outputs_of", "relative_error"]
+__all__ = ["Pair", "no_worse", "output_error", "outputs_of", "relative_error", "without_masked"]
 
 Pair = tuple[list[Tensor], list[Tensor], str]
 """Results of the pruned network and of the dense one on the same images, and the place of these in the data, in words."""
@@ -62,17 +62,23 @@ def relative_error(pairs: Iterable[Pair]) -> float | None:
         for number, (a, b) in enumerate(zip(mine, theirs, strict=True)):
             if not b.numel():
                 continue
+            a, b = without_masked(a, b)
             if not bool(torch.isfinite(b).all()):
-                masked = torch.isinf(b) & (a == b)
-                if not bool((torch.isfinite(b) | masked).all()):
-                    raise InvalidArgumentError(
-                        f"the dense network's results on {place} of the data are not finite: there is nothing to recover towards; check "
-                        "its inputs (their scale, and how they are normalised)"
-                    )
-                a, b = a.masked_fill(masked, 0.0), b.masked_fill(masked, 0.0)
+                raise InvalidArgumentError(
+                    f"the dense network's results on {place} of the data are not finite: there is nothing to recover towards; check "
+                    "its inputs (their scale, and how they are normalised)"
+                )
             error += float((a.double() - b.double()).square().sum())
             variation.add(number, b)
     return error / variation.value if variation.value > 0 else None
+
+
+def without_masked(mine: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Two results of one shape, with zeros where both have the same infinite value."""
+    if bool(torch.isfinite(theirs).all()):
+        return mine, theirs
+    masked = torch.isinf(theirs) & (mine == theirs)
+    return mine.masked_fill(masked, 0.0), theirs.masked_fill(masked, 0.0)
 
 
 def no_worse(after: float, before: float) -> bool:

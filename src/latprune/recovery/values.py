@@ -32,6 +32,11 @@ class Values:
                 tensor.data = memory
             tensor.data.copy_(value)
 
+    def changed(self, name: str) -> bool:
+        """Whether a tensor has other values by now."""
+        tensor, _, value = self._held[name]
+        return not torch.equal(tensor, value)
+
     @torch.no_grad()
     def spoiled(self) -> str:
         """Name of a tensor that has come to hold a value that is not finite and was another one; empty where none has."""

@@ -61,7 +61,7 @@ class BatchLosses:
         """Whether every example so far had one right class, so that answers could be counted."""
 
     def own(self, batch: Any, *, number: int, step: int) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-        """The network's own loss, correct answers where it classifies, and the examples of the batch."""
+        """The network's own loss; where it classifies, correct answers and labels, ``(2,)``; and the examples of the batch."""
         if self._loss is None:
             return self._classify(batch, number, step)
         what = named(self._loss, "(model, batch)")
@@ -108,8 +108,9 @@ class BatchLosses:
         if mixed is not None or targets.is_floating_point():  # class probabilities: no one class is right
             self.judged = False
             return loss, None, len(targets)
-        right = (logits.detach().argmax(dim=1) == targets).to(self._exact)
-        return loss, right.reshape(len(targets), -1).mean(dim=1).sum(), len(targets)
+        known = targets >= 0
+        right = (logits.detach().argmax(dim=1) == targets) & known
+        return loss, torch.stack([right.sum(), known.sum()]).to(self._exact), len(targets)
 
 
 def _without_labels(own: torch.Tensor, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,8 @@ class FirstBatches:
     """The first ``count`` batches of other data, as an epoch of their own (all of them where there are fewer)."""
 
     def __init__(self, data: Batches, count: int) -> None:
-        self._data = data
+        self.data = data
+        """The other data."""
         self._count = min(count, len(data))
 
     def __len__(self) -> int:
@@ -69,19 +70,20 @@ class FirstBatches:
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the data, where it wants to know."""
-        if hasattr(self._data, "set_epoch"):
-            self._data.set_epoch(epoch)
+        if hasattr(self.data, "set_epoch"):
+            self.data.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
         """The batches."""
-        return itertools.islice(iter(self._data), self._count)
+        return itertools.islice(iter(self.data), self._count)
 
 
 def batches_of_epoch(data: Batches, *, epoch: int, start: int, seed: int) -> Generator[Any, None, None]:
     """The batches of ``epoch`` from index ``start`` on, the same ones in every run.
 
     Random generators of the process (torch, numpy, random) are seeded by ``(seed, epoch)`` while the data works and put back while the
-    model works, so that order and augmentation do not depend on what the model draws, nor on where a run was interrupted.
+    model works, so that order and augmentation do not depend on what the model draws, nor on where a run was interrupted. So are those that
+    a ``DataLoader`` or its samplers were given, until the epoch ends.
 
     Raises:
         InvalidArgumentError: The data's own code failed; the batch is named.
@@ -94,9 +96,13 @@ def batches_of_epoch(data: Batches, *, epoch: int, start: int, seed: int) -> Gen
             data.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
     model_state = RandomState.capture()
     RandomState.seed(seed, DATA_STREAM, epoch)
+    own = [(generator, generator.get_state()) for generator in _generators(data)]
+    for generator, _ in own:
+        generator.manual_seed(torch.initial_seed())
     try:
         with calling(f"iterating over {what}"):
-            iterator = iter(data.batches(start)) if hasattr(data, "batches") else itertools.islice(iter(data), start, None)
+            rest = getattr(data, "batches", None)
+            iterator = iter(rest(start)) if callable(rest) else itertools.islice(iter(data), start, None)
         for number in itertools.count(start):
             with calling(what, batch=number):
                 try:
@@ -111,7 +117,19 @@ def batches_of_epoch(data: Batches, *, epoch: int, start: int, seed: int) -> Gen
                 model_state = RandomState.capture()
             data_state.restore()
     finally:
+        for generator, state in own:
+            generator.set_state(state)
         model_state.restore()
+
+
+def _generators(data: Any) -> list[torch.Generator]:
+    """Generators that the data draws its order from: a loader's own, those of its samplers, and those of the data that is part of it."""
+    found: dict[int, torch.Generator] = {}
+    for holder in (data, getattr(data, "sampler", None), getattr(data, "batch_sampler", None)):
+        for each in (holder, getattr(holder, "sampler", None)):
+            if isinstance(generator := getattr(each, "generator", None), torch.Generator):
+                found[id(generator)] = generator
+    return [*found.values(), *(_generators(data.data) if isinstance(data, FirstBatches) else ())]
 
 
 def length_of(data: Any) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain, islice
 from typing import Any
 
@@ -37,7 +37,7 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
         within: Path of the part of the network whose norms are recalibrated; all of it by default.
 
     Returns:
-        Number of norms that were recalibrated.
+        Number of norms that were recalibrated; those that no batch reached (of another domain, say) keep what they had.
 
     Raises:
         InvalidArgumentError: ``batches`` is below 1, the data is empty or fails, or the model fails on a batch; the statistics are as they
@@ -55,7 +55,7 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
     first = next(read, None)
     if first is None:
         raise InvalidArgumentError("data holds no batch to recalibrate with")
-    kept = [(tensor, tensor.clone()) for norm in (*norms, *scopes) for tensor in norm.buffers(recurse=False)]
+    kept = {norm: [(tensor, tensor.clone()) for tensor in norm.buffers(recurse=False)] for norm in (*norms, *scopes)}
     momenta = [norm.momentum for norm in norms]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with preserved_modes(model), torch.no_grad():
@@ -75,12 +75,19 @@ def recalibrate_batch_norm(model: nn.Module, data: Iterable[Any], *, batches: in
             for number, batch in islice(chain([first], read), batches):
                 answer(model, inputs_of(move(batch, device), model), batch=number)
         except BaseException:
-            for tensor, value in kept:
-                tensor.copy_(value)
+            _put_back(kept)
             raise
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
             for program in programs:
                 program.cumulative_statistics = False
-    return len(norms) + len(scopes)
+    idle = {norm: values for norm, values in kept.items() if not int(norm.num_batches_tracked)}
+    _put_back(idle)
+    return len(kept) - len(idle)
+
+
+def _put_back(kept: Mapping[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]) -> None:
+    for values in kept.values():
+        for tensor, value in values:
+            tensor.copy_(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def finetune(
     masks were last solved for.
 
     Args:
-        model: The network; its training mode is put back at the end.
+        model: The network; its training mode is put back at the end, and the teacher's, too.
         data: Sized iterable of ``(inputs, targets)`` batches or of mappings with ``labels``, such as a ``DataLoader``; see
             :class:`~latprune.train.batches.Batches`. With several processes each trains on its share of every batch.
         recipe: Epochs, learning rate, optimizer, schedule and the rest.
@@ -97,12 +98,12 @@ def finetune(
             raise MissingExtraError("accelerate", "train") from error
         # Mixed precision is the loop's own autocast: Accelerate's would leave a patched forward on the user's module.
         accelerator = Accelerator(mixed_precision="no")
-    _check_arguments(data, recipe, teacher, loss, checkpoint_seconds, time_limit)
+    _check_arguments(model, data, recipe, teacher, loss, checkpoint_seconds, time_limit)
     home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     before = RandomState.capture()
     hooks = Hooks(
         evaluate=_evaluation(evaluate, recipe),
-        teacher=teacher.to(accelerator.device).eval() if teacher is not None else None,
+        teacher=teacher.to(accelerator.device) if teacher is not None else None,
         kept=kept or {},
         loss=loss,
         after_step=after_step,
@@ -111,7 +112,14 @@ def finetune(
     )
     saving = Saving(folder=Path(checkpoint_dir), every=checkpoint_seconds) if checkpoint_dir is not None else None
     # The gradients are computed outside of the steps' own contexts, and would be in a caller's.
-    with preserved_modes(model), mixed_precision(accelerator.device.type, "fp32"):
+    with ExitStack() as stack:
+        for network in (model, teacher):
+            if network is not None:
+                stack.enter_context(preserved_modes(network))
+        stack.enter_context(mixed_precision(accelerator.device.type, "fp32"))
+        stack.enter_context(torch.enable_grad())
+        if teacher is not None:
+            teacher.eval()
         try:
             run = Run(model, data, recipe, accelerator, hooks, saving)
             if resume:
@@ -126,13 +134,20 @@ def finetune(
 
 
 def _check_arguments(
-    data: Batches, recipe: Recipe, teacher: nn.Module | None, loss: Loss | None, checkpoint_seconds: float, time_limit: float | None
+    model: nn.Module,
+    data: Batches,
+    recipe: Recipe,
+    teacher: nn.Module | None,
+    loss: Loss | None,
+    checkpoint_seconds: float,
+    time_limit: float | None,
 ) -> None:
     if not length_of(data):
         raise InvalidArgumentError("data must have a length (batches per epoch) of at least 1")
     if recipe.distillation is not None and teacher is None:
         raise InvalidArgumentError("recipe.distillation needs teacher=, the dense network")
     recipe.check_own_loss(loss)
+    recipe.check_types(model.parameters())
     if teacher is not None and recipe.distillation is None:
         raise InvalidArgumentError("teacher was given, but recipe.distillation is None; set it, for instance to Distillation()")
     if not checkpoint_seconds >= 0.0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from latprune.errors import InvalidArgumentError
 from latprune.train.recipe import Recipe
 
-__all__ = ["Mixed", "mix"]
+__all__ = ["Mixed", "check_mixing", "mix"]
 
 MIX_STREAM = 2
 """First number of the random stream that mixing draws from, beside the model's and the data's."""
@@ -33,6 +33,16 @@ class Mixed:
     targets: Tensor
     partners: Tensor
     share: float
+
+
+def check_mixing(inputs: Any, targets: Any, recipe: Recipe) -> None:
+    """Refuse what :func:`mix` would refuse, of each kind of mixing that the recipe has.
+
+    Raises:
+        InvalidArgumentError: Inputs or targets are no such tensors.
+    """
+    for alone in (replace(recipe, mixup=0.0), replace(recipe, cutmix=0.0)):
+        mix(inputs, targets, alone, step=0)
 
 
 def mix(inputs: Any, targets: Any, recipe: Recipe, *, step: int, rank: int = 0) -> Mixed | None:

@@ -37,7 +37,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if isinstance(optimizer, SGD):
         return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=optimizer.momentum, nesterov=optimizer.nesterov)
     if optimizer.relative:
-        sizes = dict(zip(parameters, tensor_sizes(parameters), strict=True))
+        sizes = dict(zip(parameters, tensor_sizes(parameters, among=list(model.parameters())), strict=True))
         groups = [{**group, "params": [p], "size": sizes[p]} for group in groups for p in group["params"]]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.epsilon)
 
@@ -49,9 +49,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 @torch.no_grad()
-def tensor_sizes(parameters: Sequence[Tensor]) -> list[float]:
-    """Root mean square of each tensor; of those that are all but zero a share of what others of their kind (vectors, or not) have."""
-    found = [float(p.double().square().mean().sqrt()) if p.numel() else 0.0 for p in parameters]
-    vector = [p.dim() < 2 for p in parameters]
-    usual = {kind: median([s for s, v in zip(found, vector, strict=True) if v is kind and s > 0] or [0.0]) for kind in (True, False)}
-    return [max(size, _LEAST * (usual[kind] or max(usual.values()))) for size, kind in zip(found, vector, strict=True)]
+def tensor_sizes(parameters: Sequence[Tensor], *, among: Sequence[Tensor] = ()) -> list[float]:
+    """Root mean square of each tensor; of those that are all but zero a share of what others of their kind (vectors, or not) have.
+
+    Args:
+        parameters: Tensors that are trained.
+        among: All tensors of the network, whose sizes are taken whole where everything that is trained is zero (a new head).
+    """
+    found = [_size(p) for p in parameters]
+    others, share = (parameters, _LEAST) if any(found) else (among, 1.0)
+    sizes = [(_size(p), p.dim() < 2) for p in others]
+    usual = {kind: median([size for size, vector in sizes if vector is kind and size > 0] or [0.0]) for kind in (True, False)}
+    every = max(usual.values()) or _LEAST
+    return [max(size, share * (usual[p.dim() < 2] or every)) for size, p in zip(found, parameters, strict=True)]
+
+
+def _size(values: Tensor) -> float:
+    """Root mean square of a floating-point tensor."""
+    return float(values.double().square().mean().sqrt()) if values.numel() and values.is_floating_point() else 0.0

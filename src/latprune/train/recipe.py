@@ -104,7 +104,7 @@ class Distillation:
     Classifiers need no more than the defaults (arXiv:1503.02531):
     ``(1 - weight) * cross_entropy + weight * T^2 * KL(teacher / T || student / T)`` with ``T = temperature``. With a ``loss`` it is
     ``(1 - weight) * own + weight * loss(student, teacher)``, where ``own`` is the cross-entropy or the ``loss(model, batch)`` that training
-    was given. Features add ``feature_weight`` times their mean squared error, each relative to the dense one's variation over the batch.
+    was given. Features add ``feature_weight`` times their mean squared error, each relative to the dense one's variance over examples.
 
     Attributes:
         temperature: Of the softmax, where no ``loss`` is given.
@@ -257,6 +257,7 @@ class Recipe:
             check_flag(name, getattr(self, name))
         if self.distillation is not None and not isinstance(self.distillation, Distillation):
             raise InvalidArgumentError(f"distillation (={self.distillation!r}) must be Distillation(...), or None")
+        self._check_together()
         if self.after_recovery != "error":
             check_number("after_recovery", self.after_recovery, "be a positive number, or 'error'", 0.0, above=True)
         if self.max_gradient_norm is not None:
@@ -266,6 +267,25 @@ class Recipe:
         check_whole("seed", self.seed, least=0)
         if not isinstance(self.notes, tuple) or not all(isinstance(note, str) for note in self.notes):
             raise InvalidArgumentError(f"notes (={self.notes!r}) must be a tuple of texts")
+
+    def _check_together(self) -> None:
+        """What does not go with the distillation."""
+        chosen = self.distillation
+        if chosen is None:
+            return
+        if self.compile and (chosen.loss is not None or chosen.features):
+            raise InvalidArgumentError(
+                "recipe.compile (=True) does not go with a distillation that has a loss of its own or features: they watch the network's "
+                "modules, which compiling takes apart; set compile=False"
+            )
+        if not chosen.needs_labels:
+            self._refuse_mixing("a distillation that reads no labels")
+
+    def _refuse_mixing(self, beside: str) -> None:
+        """Refuse what changes labels, or the inputs with them, beside a loss that does not go through the labels here."""
+        for name in ("mixup", "cutmix", "label_smoothing"):
+            if value := getattr(self, name):
+                raise InvalidArgumentError(f"recipe.{name} (={value!r}) does nothing beside {beside}; set it to 0")
 
     def updates(self, batches: int) -> int:
         """Optimizer steps over so many batches of one epoch: what is left at its end is a step too."""
@@ -286,15 +306,29 @@ class Recipe:
                 raise InvalidArgumentError(f"recipe.{name} (={value!r}) does not go with masks that the network trains under; {instead}")
 
     def check_own_loss(self, loss: Callable[..., Any] | None) -> None:
-        """Refuse a distillation that does not go with a loss of the caller's own; None is the classification loss.
+        """Refuse what does not go with a loss of the caller's own; None is the classification loss.
 
         Raises:
-            InvalidArgumentError: It compares class scores.
+            InvalidArgumentError: A distillation compares class scores, or labels would be mixed or smoothed, which is up to the loss.
         """
+        if loss is not None:
+            self._refuse_mixing("a loss of your own, which reads the labels itself")
         if self.distillation is not None and self.distillation.of_classes and loss is not None:
             raise InvalidArgumentError(
                 "recipe.distillation without a loss compares class scores, which cannot go with a loss of your own for training; give "
                 "Distillation(loss=...) on the outputs of both networks, such as latprune.train.matching_loss"
+            )
+
+    def check_types(self, parameters: Iterable[Any]) -> None:
+        """Refuse scaled losses for parameters that are held in half precision.
+
+        Raises:
+            InvalidArgumentError: ``precision`` is fp16, and a parameter to train is float16.
+        """
+        if self.precision == "fp16" and any(p.requires_grad and str(p.dtype) == "torch.float16" for p in parameters):
+            raise InvalidArgumentError(
+                "recipe.precision (='fp16') scales losses for weights that are held in float32, and the model's are float16: bring it to "
+                "float32 first (model.float())"
             )
 
     def with_epochs(self, epochs: int) -> Recipe:

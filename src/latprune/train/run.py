@@ -87,14 +87,9 @@ class Run:
         chosen, teacher = recipe.distillation, hooks.teacher
         beyond = chosen is not None and (chosen.loss is not None or bool(chosen.features))
         self.teaching = Teaching(chosen, model, teacher, hooks.kept) if beyond and chosen is not None and teacher is not None else None
-        if self.teaching is not None and recipe.compile:
-            raise InvalidArgumentError(
-                "recipe.compile (=True) does not go with a distillation that has a loss of its own or features: they watch the network's "
-                "modules, which compiling takes apart; set compile=False"
-            )
-        # Sums since the last look, on the device: loss times examples, correct ones.
+        # Sums since the last look, on the device: loss times examples, correct ones, those that have a label.
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
-        self.sums = torch.zeros(2, dtype=exact, device=accelerator.device)
+        self.sums = torch.zeros(3, dtype=exact, device=accelerator.device)
         self.losses = BatchLosses(
             model, self.wrapped, recipe, loss=hooks.loss, teacher=teacher, exact=exact, rank=accelerator.process_index
         )
@@ -140,12 +135,14 @@ class Run:
         )
         if record.scaler is not None:
             self.scaler.load_state_dict(record.scaler)
+        if self.teaching is not None and record.variation is not None:
+            self.teaching.variation.load_state(record.variation)
         self.position, self.history = record.position, record.history
         self.resumed_from = self.step
         if self.accelerator.is_main_process:
             random.restore()
         else:  # the main process has the sums of all, and its random state; the others begin with none, and a stream of their own
-            self.position = self.position.model_copy(update={"loss_sum": 0.0, "correct": 0.0, "counted": 0})
+            self.position = self.position.model_copy(update={"loss_sum": 0.0, "correct": 0.0, "counted": 0, "labelled": 0})
             RandomState.seed(self.recipe.seed, MODEL_STREAM, self.accelerator.process_index, self.step)
 
     def _require_seen_by_all(self, record: TrainRecord | None, folder: Path) -> None:
@@ -174,7 +171,7 @@ class Run:
             while self.position.epoch < self.recipe.epochs and self._train_epoch(deadline):
                 self._end_epoch()
         finished = self.position.epoch == self.recipe.epochs
-        if finished and self.average is not None:
+        if self.average is not None:  # at a time limit, too: the checkpoint has the weights that training goes on with
             self.average.copy_to(self.model)
         take_buffers_of_first(self.model, self.accelerator)
         return TrainReport(
@@ -231,6 +228,8 @@ class Run:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         whole = as_tensors(batch)
         total = first_size(whole)
+        if not total:
+            raise InvalidArgumentError(f"batch {self.position.batch} of data holds no example (its first dimension is 0); leave it out")
         here = share(total, rank, processes)
         batch = move(shard(whole, rank, processes), device)
         if self.contiguous:
@@ -246,11 +245,11 @@ class Run:
         with mixed_precision(device.type, recipe.precision):
             number, losses = self.position.batch, self.losses
             if self.teaching is None:
-                loss, correct, examples = losses.own(batch, number=number, step=self.step)
+                loss, judged, examples = losses.own(batch, number=number, step=self.step)
             else:
                 with self.teaching.watched():
                     labelled = self.teaching.needs_labels
-                    own, correct, examples = (
+                    own, judged, examples = (
                         losses.own(batch, number=number, step=self.step) if labelled else losses.unlabelled(batch, number=number)
                     )
                 loss = self.teaching.mixed(own)
@@ -262,10 +261,10 @@ class Run:
         if ends:
             self._update()
         if here == 0:  # took part with examples of others
-            examples, correct = 0, None
+            examples, judged = 0, None
         self.sums[0] += loss.detach().to(self.sums.dtype) * examples
-        if correct is not None:
-            self.sums[1] += correct
+        if judged is not None:
+            self.sums[1:] += judged
         self.unseen += examples
         self.trained += examples
         self.position = self.position.model_copy(update={"batch": self.position.batch + 1})
@@ -292,7 +291,7 @@ class Run:
     def _look(self) -> None:
         """Bring the sums from the device into the position, check the loss, and tell the progress."""
         now = time.monotonic()
-        loss, correct = (float(value) for value in self.sums)
+        loss, correct, labelled = (float(value) for value in self.sums)
         self.sums.zero_()
         position = self.position
         self.position = position.model_copy(
@@ -300,6 +299,7 @@ class Run:
                 "loss_sum": position.loss_sum + loss,
                 "correct": position.correct + correct,
                 "counted": position.counted + self.unseen,
+                "labelled": round(labelled) + (position.counted if position.labelled is None else position.labelled),
                 "seconds": position.seconds + now - self.last_look,
                 "epoch_seconds": position.epoch_seconds + now - self.last_look,
             }
@@ -351,12 +351,12 @@ class Run:
         progress = self._progress(rate)
         accuracy = self._evaluate() if self.hooks.evaluate is not None else None
         done = self._position_of_all()
-        loss, counted = done.loss_sum, done.counted
+        loss, counted, labelled = done.loss_sum, done.counted, done.labelled
         self.history += (
             EpochRecord(
                 epoch=done.epoch,
                 loss=loss / counted,
-                train_accuracy=done.correct / counted if self.hooks.loss is None and self.losses.judged else None,
+                train_accuracy=done.correct / labelled if labelled and self.hooks.loss is None and self.losses.judged else None,
                 accuracy=accuracy,
                 learning_rate=rate,
                 seconds=done.epoch_seconds,
@@ -377,9 +377,10 @@ class Run:
         here = self.position
         if self.accelerator.num_processes == 1:
             return here
-        sums = torch.tensor([here.loss_sum, here.correct, here.counted], dtype=self.sums.dtype, device=self.accelerator.device)
-        loss, correct, counted = (float(value) for value in self.accelerator.reduce(sums, "sum"))
-        return here.model_copy(update={"loss_sum": loss, "correct": correct, "counted": round(counted)})
+        mine = [here.loss_sum, here.correct, here.counted, here.labelled or 0]
+        sums = torch.tensor(mine, dtype=self.sums.dtype, device=self.accelerator.device)
+        loss, correct, counted, labelled = (float(value) for value in self.accelerator.reduce(sums, "sum"))
+        return here.model_copy(update={"loss_sum": loss, "correct": correct, "counted": round(counted), "labelled": round(labelled)})
 
     def _judged_last(self) -> dict[str, float]:
         """The accuracy of the last epoch that was evaluated, by its name."""
@@ -401,6 +402,7 @@ class Run:
                 driver=self._kept_driver(),
                 average=self.average,
                 scaler=self.scaler.state_dict() if self.scaler.is_enabled() else None,
+                variation=self.teaching.variation.state() if self.teaching is not None else None,
                 finished=self.position.epoch == self.recipe.epochs,
             )
         self.last_save = time.monotonic()

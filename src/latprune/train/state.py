@@ -39,13 +39,17 @@ class EpochRecord(FileModel, allow_inf_nan=True):
 
 
 class Position(FileModel):
-    """Where the run stands: the next batch to train on, and the sums of the epoch so far."""
+    """Where the run stands: the next batch to train on, and the sums of the epoch so far.
+
+    ``correct`` is counted among ``labelled`` labels; None in files of earlier releases, which counted among the examples.
+    """
 
     epoch: int = Field(ge=0)
     batch: int = Field(ge=0)
     loss_sum: float = 0.0
     correct: float = 0.0
     counted: int = 0
+    labelled: int | None = None
     seconds: float = 0.0
     epoch_seconds: float = 0.0
 
@@ -66,6 +70,7 @@ class TrainRecord(FileModel):
     driver: dict[str, Any] | None = None
     average_updates: int | None = None
     scaler: dict[str, Any] | None = None
+    variation: dict[str, list[float]] | None = None
     finished: bool = False
 
 
@@ -110,6 +115,7 @@ def save_state(
     driver: ResumableDriver | None = None,
     average: RunningAverage | None = None,
     scaler: Mapping[str, Any] | None = None,
+    variation: dict[str, list[float]] | None = None,
 ) -> None:
     """Write a checkpoint into ``folder``; the new ``train.json`` commits it, and older tensors are removed after that.
 
@@ -141,6 +147,7 @@ def save_state(
         driver=dict(kept.data) or None,
         average_updates=average.updates if average is not None else None,
         scaler=dict(scaler) if scaler is not None else None,
+        variation=variation,
         finished=finished,
     )
     write_atomic(folder / RECORD, record.model_dump_json(indent=1) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from latprune.errors import InvalidArgumentError
 from latprune.graph.tensors import tensors_in
 from latprune.train.contracts import calling, check_loss_value, described, named
 from latprune.train.recipe import Distillation
+from latprune.train.variation import RunningVariation
 
 __all__ = ["KeptChannels", "Teaching", "matching_loss"]
 
@@ -36,7 +38,10 @@ class KeptChannels:
 
 
 def matching_loss(student: Any, teacher: Any) -> Tensor:
-    """Squared error of all floating-point tensors of an output, each relative to the teacher's variation over the batch, averaged.
+    """Squared error of all floating-point tensors of an output, each relative to the teacher's variance over the batch, averaged.
+
+    As the loss of a :class:`~latprune.train.Distillation` it is relative to the variance over all batches so far, so that a batch of few
+    examples, whose own variance may be next to nothing, counts no more than others.
 
     Args:
         student: Output of the network in training: a tensor, or a nest of tuples, lists, mappings and objects with attributes.
@@ -49,6 +54,10 @@ def matching_loss(student: Any, teacher: Any) -> Tensor:
         >>> float(matching_loss({"boxes": torch.zeros(4, 2)}, {"boxes": torch.zeros(4, 2)}))
         0.0
     """
+    return _matching(student, teacher, RunningVariation())
+
+
+def _matching(student: Any, teacher: Any, variation: RunningVariation) -> Tensor:
     mine = [t for t in tensors_in(student) if t.is_floating_point()]
     theirs = [t for t in tensors_in(teacher) if t.is_floating_point()]
     if not mine or [t.shape for t in mine] != [t.shape for t in theirs]:
@@ -56,12 +65,13 @@ def matching_loss(student: Any, teacher: Any) -> Tensor:
             f"outputs to match are {described(student)} and the teacher's {described(teacher)}; they must hold floating-point tensors of "
             "the same shapes; give a loss of your own, or match features instead"
         )
-    return torch.stack([_relative(a, b) for a, b in zip(mine, theirs, strict=True)]).mean()
+    pairs = zip(mine, theirs, strict=True)
+    return torch.stack([_relative(a, b, variation, f"output {k}") for k, (a, b) in enumerate(pairs)]).mean()
 
 
-def _relative(given: Tensor, wanted: Tensor) -> Tensor:
+def _relative(given: Tensor, wanted: Tensor, variation: RunningVariation, name: str) -> Tensor:
     given, wanted = given.float(), wanted.float()
-    return (given - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean().clamp_min(1e-12)
+    return (given - wanted).square().mean() / variation.of(name, wanted)
 
 
 class Teaching:
@@ -95,6 +105,8 @@ class Teaching:
         self._distillation = distillation
         self._student, self._teacher = student, teacher
         self._kept = kept
+        self.variation = RunningVariation()
+        """What squared errors are relative to; a part of the run's state."""
         self._mine: dict[str, Tensor] = {}
         self._call: tuple[tuple[Any, ...], Mapping[str, Any], Any] | None = None
 
@@ -140,6 +152,8 @@ class Teaching:
         if chosen.loss is not None and chosen.weight:
             loss = matching_loss if isinstance(chosen.loss, str) else chosen.loss
             what = named(loss, "(student, teacher)")
+            if loss is matching_loss:
+                loss = partial(_matching, variation=self.variation)
             with calling(what, given=(output, taught)):
                 value = loss(output, taught)
             parts.append(chosen.weight * check_loss_value(value, what))
@@ -174,5 +188,5 @@ class Teaching:
                     f"the module '{name}' of features gives {described(mine)} and the teacher's {described(theirs[name])}; give its kept "
                     "channels (latprune.recovery.kept_channels), or name one whose channels all stayed"
                 )
-            parts.append(_relative(mine, wanted))
+            parts.append(_relative(mine, wanted, self.variation, name))
         return torch.stack(parts).mean()
