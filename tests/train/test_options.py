@@ -14,7 +14,7 @@ from torch import nn
 
 from latprune.errors import CheckpointError, InvalidArgumentError
 from latprune.program import capture
-from latprune.train import Constant, Distillation, Recipe, TrainProgress, evaluate, finetune
+from latprune.train import Constant, Recipe, TrainProgress, evaluate, finetune
 from latprune.train.average import RunningAverage
 from latprune.train.mixing import mix
 from support.training_task import RECIPE, NoisyPoints, loader, network
