@@ -94,12 +94,16 @@ class Site:
         return tuple(self.operation.constants[3:9])
 
     @property
+    def output_dim(self) -> int:
+        """The dimension of :attr:`weight` along which its filters lie (of one group where it is a transposed convolution)."""
+        return 0 if self.convolution and not self.options[3] else 1
+
+    @property
     def outputs(self) -> int:
         """Output channels."""
         assert self.weight is not None
-        if self.convolution:
-            return int(self.weight.shape[1]) * int(self.options[5]) if self.options[3] else int(self.weight.shape[0])
-        return int(self.weight.shape[1])
+        groups = int(self.options[5]) if self.convolution and self.options[3] else 1
+        return int(self.weight.shape[self.output_dim]) * groups
 
     def rescale(self) -> tuple[Tensor, Tensor]:
         """``(scale, shift)``, each ``(outputs,)`` float64: what all per-channel maps together do."""
