@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -248,6 +249,7 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
     key = site.operation.results[0]
     site.compared = site.index
     shape = site.operation.result_shapes[0]
+    channels: int | None = 1 if site.convolution else len(shape) - 1
     views: list[Callable[[Tensor], Tensor]] = []
     place = site.index
     while key is not None:
@@ -259,9 +261,10 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
         if operation.name in _VIEWS and operation.sources[:1] == (key,):
             # The place of comparison stays before views: behind them channels may lie on several dimensions (heads and their places).
             views.append(_undo(operation, shape))
+            channels = _moved(operation, shape, channels)
             shape, key = operation.result_shapes[0], operation.results[0]
             continue
-        elif operation.name in _NORMS and operation.sources[0] == key and _evaluating(operation):
+        elif operation.name in _NORMS and operation.sources[0] == key and channels == 1 and _evaluating(operation):
             affine = _norm(operation, outputs)
             if affine is None:
                 return
@@ -270,7 +273,7 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
             position = 0 if operation.sources[0] == key else 1
             other = operation.sources[1 - position]
             parameter = operation.operands.get(1 - position)
-            if parameter is not None and parameter.numel() == outputs and parameter.dim() == 1 and shape[-1] == outputs:
+            if parameter is not None and parameter.dim() == 1 and _per_channel(parameter, operation, shape, channels):
                 site.affine.append(_added(parameter, names))
             elif other is not None and other != key and operation.shapes[0] == operation.shapes[1]:
                 site.plain = (site.compared, len(site.views))
@@ -285,7 +288,7 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
         elif operation.name in ("aten.mul", "aten.mul_") and len(operation.sources) == 2 and operation.operands:
             position = 0 if operation.sources[0] == key else 1
             parameter = operation.operands.get(1 - position)
-            if parameter is None or parameter.numel() != outputs or operation.sources[position] != key:
+            if parameter is None or operation.sources[position] != key or not _per_channel(parameter, operation, shape, channels):
                 return
             site.affine.append(_factor(parameter))
         else:
@@ -298,6 +301,29 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
 
 def _alpha(operation: Operation) -> bool:
     return any(isinstance(c, (int, float)) and c != 1 for c in operation.constants)
+
+
+def _moved(operation: Operation, before: tuple[int, ...], dim: int | None) -> int | None:
+    """Where a dimension of a view's argument is in its result; None where it no longer stands alone."""
+    if dim is None:
+        return None
+    name, constants, after = operation.name, operation.constants, operation.result_shapes[0]
+    if name == "aten.permute":
+        return [int(d) % len(before) for d in constants[1]].index(dim)
+    if name in ("aten.transpose", "aten.t"):
+        first, second = (int(d) % len(before) for d in (constants[1:3] if name == "aten.transpose" else (0, -1)))
+        return {first: second, second: first}.get(dim, dim)
+    # All others keep the order of the values: a dimension is the one with its size and as many values behind it.
+    behind = math.prod(before[dim + 1 :])
+    return next((d for d, size in enumerate(after) if size == before[dim] and math.prod(after[d + 1 :]) == behind), None)
+
+
+def _per_channel(parameter: Tensor, operation: Operation, shape: tuple[int, ...], channels: int | None) -> bool:
+    """Whether a parameter that meets a tensor of ``shape`` has one value for each place of its dimension ``channels``, and for no other."""
+    if channels is None or operation.result_shapes[0] != shape:
+        return False
+    own = [1] * (len(shape) - parameter.dim()) + list(parameter.shape)
+    return own == [size if d == channels else 1 for d, size in enumerate(shape)]
 
 
 def _undo(operation: Operation, before: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
