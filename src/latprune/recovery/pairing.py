@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
+from latprune.recovery.parameter_names import ParameterNames
 from latprune.recovery.sites import Site
 from latprune.recovery.stepper import Sequence_
 from latprune.surgery.masked import _kept_classes, keep_mask
@@ -137,13 +138,12 @@ class Pairing:
         return kept_values(tensor, self.mask(dense_index), shape)
 
 
-def _named(model: nn.Module) -> dict[int, str]:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {t.untyped_storage().data_ptr(): name for name, t in tensors if isinstance(t, torch.Tensor) and t.numel()}
+def _named(model: nn.Module) -> ParameterNames:
+    return ParameterNames((name, t) for name, t in (*model.named_parameters(), *model.named_buffers()) if isinstance(t, Tensor))
 
 
-def _parameters(operation: Any, names: dict[int, str]) -> tuple[str, ...]:
-    return tuple(names.get(t.untyped_storage().data_ptr(), "") for _, t in sorted(operation.operands.items()))
+def _parameters(operation: Any, names: ParameterNames) -> tuple[str, ...]:
+    return tuple(names.of(t) or "" for _, t in sorted(operation.operands.items()))
 
 
 def aligned(first: list[Any], second: list[Any]) -> dict[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latprune.recovery.parameter_names import ParameterNames
 from latprune.recovery.stepper import FOREVER, Key, Operation, Sequence_
 
 __all__ = ["CLAMPS", "RELUS", "Affine", "Site", "find_sites"]
@@ -167,7 +168,7 @@ def find_sites(sequence: Sequence_, model: nn.Module) -> list[Site]:
     A norm or factor that follows a contraction is part of it; one that stands alone (a layer norm, a scale, a position embedding) has an
     entry of its own.
     """
-    names = {p.untyped_storage().data_ptr(): n for n, p in model.named_parameters() if p.numel()}
+    names = ParameterNames(model.named_parameters())
     uses: dict[tuple[int, int, int], int] = {}
     for operation in sequence.operations:
         if operation.name in _CONTRACTIONS or operation.name in _OTHER_WEIGHTED:
@@ -180,9 +181,9 @@ def find_sites(sequence: Sequence_, model: nn.Module) -> list[Site]:
             if site is not None:
                 found.append(site)
         elif operation.name in _OTHER_WEIGHTED:
-            weights = [t for t in operation.operands.values() if t.untyped_storage().data_ptr() in names]
+            weights = [n for t in operation.operands.values() if (n := names.of(t)) is not None]
             if weights:
-                name = names[weights[0].untyped_storage().data_ptr()].rpartition(".")[0]
+                name = weights[0].rpartition(".")[0]
                 embedding = "embedding" in operation.name
                 reason = (
                     "looked-up rows are the dense network's at the kept channels already"
@@ -193,7 +194,7 @@ def find_sites(sequence: Sequence_, model: nn.Module) -> list[Site]:
     return sorted([*found, *_alone(sequence, names, found)], key=lambda site: site.index)
 
 
-def _alone(sequence: Sequence_, names: dict[int, str], sites: list[Site]) -> list[Site]:
+def _alone(sequence: Sequence_, names: ParameterNames, sites: list[Site]) -> list[Site]:
     """Parameters that no contraction holds, at the first operation that reads them."""
     held = {_region(t) for s in sites for t in (s.weight, s.bias, *(h for a in s.affine for h in a.held)) if t is not None}
     seen = {s.name for s in sites}
@@ -202,7 +203,7 @@ def _alone(sequence: Sequence_, names: dict[int, str], sites: list[Site]) -> lis
         if operation.name in _CONTRACTIONS or operation.name in _OTHER_WEIGHTED or operation.name in _VIEWS:
             continue
         for tensor in operation.operands.values():
-            full = names.get(tensor.untyped_storage().data_ptr())
+            full = names.of(tensor)
             if full is None or _region(tensor) in held:
                 continue
             name = full.rpartition(".")[0] if operation.module and full.startswith(f"{operation.module}.") else full
@@ -213,17 +214,17 @@ def _alone(sequence: Sequence_, names: dict[int, str], sites: list[Site]) -> lis
 
 
 def _site(
-    index: int, operation: Operation, sequence: Sequence_, names: dict[int, str], uses: dict[tuple[int, int, int], int]
+    index: int, operation: Operation, sequence: Sequence_, names: ParameterNames, uses: dict[tuple[int, int, int], int]
 ) -> Site | None:
     at_input, at_weight, at_bias = _CONTRACTIONS[operation.name]
     weight = operation.operands.get(at_weight)
-    if weight is None or weight.untyped_storage().data_ptr() not in names:
+    full = names.of(weight) if weight is not None else None
+    if weight is None or full is None:
         if at_weight < len(operation.sources) and operation.module and not (operation.name == "aten.mm" and not operation.operands):
             name = operation.module
             if operation.name == "aten.convolution":
                 return Site(index=index, name=name, operation=operation, reason="its weights are computed from other parameters as it runs")
         return None
-    full = names[weight.untyped_storage().data_ptr()]
     site = Site(index=index, name=full.rpartition(".")[0] or full, operation=operation, tensor=full, inputs=at_input, weight=weight)
     if uses[_region(weight)] > 1:
         site.name = operation.module or site.name
@@ -234,7 +235,7 @@ def _site(
         return site
     if at_bias is not None and len(operation.shapes) > at_bias:
         bias = operation.operands.get(at_bias)
-        own = bias is not None and bias.dim() == 1 and bias.numel() == site.outputs and bias.untyped_storage().data_ptr() in names
+        own = bias is not None and bias.dim() == 1 and bias.numel() == site.outputs and names.of(bias) is not None
         if bias is not None and own and uses.get(_region(bias), 1) <= 1:
             site.bias = bias
         else:
@@ -243,7 +244,7 @@ def _site(
     return site
 
 
-def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
+def _follow(site: Site, sequence: Sequence_, names: ParameterNames) -> None:
     """Find the place of comparison: through views and per-channel maps to a sum of two activations, or else the last of the maps."""
     outputs = site.outputs
     key = site.operation.results[0]
@@ -378,8 +379,8 @@ def _is_tensor(operation: Operation, position: int) -> bool:
     return tensors == 5 or (tensors == 3 and position >= 3)
 
 
-def _added(parameter: Tensor, names: dict[int, str]) -> Affine:
-    mine = parameter.untyped_storage().data_ptr() in names
+def _added(parameter: Tensor, names: ParameterNames) -> Affine:
+    mine = names.of(parameter) is not None
 
     def read() -> tuple[Tensor, Tensor]:
         values = parameter.detach().double().reshape(-1)
