@@ -105,7 +105,7 @@ def paired_heads(product: Product, dense: Product, pairing: Pairing, sites: dict
         found = place_of[left[unique]]  # (heads, size, (dense head, place))
         if bool((found < 0).any()) or bool((found[:, :, 0] != found[:, :1, 0]).any()):
             return "its heads are not parts of the dense network's heads"
-        factors = pairing.output_scale(site.tensor)
+        factors = pairing.output_scale(site)
         factor = torch.ones(unique.shape, dtype=torch.float64) if factors is None else factors[unique]
         if bool((factor != factor[:, :1]).any()):
             return "the places of a head carry factors of their own"

@@ -13,6 +13,7 @@ from latprune.graph import Selection
 from latprune.recovery.backing_off import Change, kept_where_it_helps
 from latprune.recovery.contract import Recovery, Situation, register_strategy
 from latprune.recovery.pairing import Pairing
+from latprune.recovery.parameter_names import ParameterNames
 from latprune.recovery.report import LayerRecovery
 from latprune.recovery.rows import from_matrix, to_matrix
 from latprune.recovery.sites import Site, find_sites
@@ -57,7 +58,7 @@ class OnePassMap(Recovery):
         start = Values(situation.pruned)
 
         def change(network: nn.Module) -> None:
-            names = {p.untyped_storage().data_ptr(): name for name, p in network.named_parameters() if p.numel()}
+            names = ParameterNames(network.named_parameters())
             run = record_operations(network, situation.fitted[0], situation.within)
             pairing = Pairing(situation.graph, Selection(kept=situation.selection.kept), run, run, network, network)
             stepper = Stepper(network, situation.fitted, situation.within, run)
@@ -82,7 +83,7 @@ class OnePassMap(Recovery):
                 # Written after the walk, so that every map is fitted to the dense network's own inputs.
                 work.append((site, keep.to(rows.device), rows))
                 work[-1] = (site, work[-1][1], self._map(work[-1][2], work[-1][1]))
-                written = frozenset(names[t.untyped_storage().data_ptr()] for t in site.tensors())
+                written = frozenset(name for t in site.tensors() if (name := names.of(t)) is not None)
                 found.append(Change(entry=LayerRecovery(layer=site.name, action="map"), tensors=written))
                 situation.say(f"recovery: {site.name} mapped")
             for site, keep, solved in work:

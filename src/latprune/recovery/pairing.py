@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
+from latprune.recovery.parameter_names import ParameterNames
+from latprune.recovery.sites import Site
 from latprune.recovery.stepper import Sequence_
 from latprune.surgery.masked import _kept_classes, keep_mask
 from latprune.surgery.plan import plan_step
@@ -89,17 +91,34 @@ class Pairing:
         self._scales = step.scales
         self._edits = {edit.name: edit for edit in step.tensors}
         self._sizes = {name: tuple(t.shape) for name, t in dense_model.named_parameters()}
+        self._pruned = dict(pruned_model.named_parameters())
 
-    def output_scale(self, tensor: str) -> Tensor | None:
-        """``(outputs,)`` float64: factors that surgery put on the filters of a weight (attention keeps its dense scale); None: all 1."""
-        found = [s for s in self._scales if s.name == tensor and s.dim == 0]
-        if not found:
+    def output_scale(self, site: Site) -> Tensor | None:
+        """``(outputs,)`` float64: factors that surgery put on a layer's filters (attention keeps its dense scale); None: all 1.
+
+        They are those of the part of the parameter that the layer reads: queries and keys may be chunks of one packed projection.
+        """
+        dims = {scale.dim for scale in self._scales if scale.name == site.tensor}
+        if not dims:
             return None
-        factors = torch.ones(self._sizes[tensor][0], dtype=torch.float64)
-        for scale in found:
-            factors[slice(None) if scale.positions is None else torch.tensor(scale.positions)] *= scale.factor
+        parameter, weight = self._pruned[site.tensor], site.weight
+        assert weight is not None
+        along = site.output_dim
+        numbers = torch.arange(site.outputs) % weight.shape[along]
+        places = weight.storage_offset() - parameter.storage_offset() + numbers * weight.stride(along)  # of each filter's first value
+        factors = torch.ones(site.outputs, dtype=torch.float64)
+        for dim in dims:
+            factors *= self._factors(site.tensor, dim)[places // parameter.stride(dim) % parameter.shape[dim]]
+        return factors
+
+    def _factors(self, tensor: str, dim: int) -> Tensor:
+        """``(kept places of the dimension,)`` float64: factors that surgery put on a parameter along a dimension."""
+        factors = torch.ones(self._sizes[tensor][dim], dtype=torch.float64)
+        for scale in self._scales:
+            if scale.name == tensor and scale.dim == dim:
+                factors[slice(None) if scale.positions is None else torch.tensor(scale.positions)] *= scale.factor
         edit = self._edits.get(tensor)
-        return factors[torch.tensor(edit.keep[0])] if edit is not None and 0 in edit.keep else factors
+        return factors[torch.tensor(edit.keep[dim])] if edit is not None and dim in edit.keep else factors
 
     def mask(self, dense_index: int) -> Tensor | None:
         """Which places of the first result of a dense operation are kept; None where all are."""
@@ -119,13 +138,12 @@ class Pairing:
         return kept_values(tensor, self.mask(dense_index), shape)
 
 
-def _named(model: nn.Module) -> dict[int, str]:
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return {t.untyped_storage().data_ptr(): name for name, t in tensors if isinstance(t, torch.Tensor) and t.numel()}
+def _named(model: nn.Module) -> ParameterNames:
+    return ParameterNames((name, t) for name, t in (*model.named_parameters(), *model.named_buffers()) if isinstance(t, Tensor))
 
 
-def _parameters(operation: Any, names: dict[int, str]) -> tuple[str, ...]:
-    return tuple(names.get(t.untyped_storage().data_ptr(), "") for _, t in sorted(operation.operands.items()))
+def _parameters(operation: Any, names: ParameterNames) -> tuple[str, ...]:
+    return tuple(names.of(t) or "" for _, t in sorted(operation.operands.items()))
 
 
 def aligned(first: list[Any], second: list[Any]) -> dict[int, int]:

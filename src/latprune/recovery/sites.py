@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latprune.recovery.parameter_names import ParameterNames
 from latprune.recovery.stepper import FOREVER, Key, Operation, Sequence_
 
 __all__ = ["CLAMPS", "RELUS", "Affine", "Site", "find_sites"]
@@ -94,12 +96,16 @@ class Site:
         return tuple(self.operation.constants[3:9])
 
     @property
+    def output_dim(self) -> int:
+        """The dimension of :attr:`weight` along which its filters lie (of one group where it is a transposed convolution)."""
+        return 0 if self.convolution and not self.options[3] else 1
+
+    @property
     def outputs(self) -> int:
         """Output channels."""
         assert self.weight is not None
-        if self.convolution:
-            return int(self.weight.shape[1]) * int(self.options[5]) if self.options[3] else int(self.weight.shape[0])
-        return int(self.weight.shape[1])
+        groups = int(self.options[5]) if self.convolution and self.options[3] else 1
+        return int(self.weight.shape[self.output_dim]) * groups
 
     def rescale(self) -> tuple[Tensor, Tensor]:
         """``(scale, shift)``, each ``(outputs,)`` float64: what all per-channel maps together do."""
@@ -162,7 +168,7 @@ def find_sites(sequence: Sequence_, model: nn.Module) -> list[Site]:
     A norm or factor that follows a contraction is part of it; one that stands alone (a layer norm, a scale, a position embedding) has an
     entry of its own.
     """
-    names = {p.untyped_storage().data_ptr(): n for n, p in model.named_parameters() if p.numel()}
+    names = ParameterNames(model.named_parameters())
     uses: dict[tuple[int, int, int], int] = {}
     for operation in sequence.operations:
         if operation.name in _CONTRACTIONS or operation.name in _OTHER_WEIGHTED:
@@ -175,9 +181,9 @@ def find_sites(sequence: Sequence_, model: nn.Module) -> list[Site]:
             if site is not None:
                 found.append(site)
         elif operation.name in _OTHER_WEIGHTED:
-            weights = [t for t in operation.operands.values() if t.untyped_storage().data_ptr() in names]
+            weights = [n for t in operation.operands.values() if (n := names.of(t)) is not None]
             if weights:
-                name = names[weights[0].untyped_storage().data_ptr()].rpartition(".")[0]
+                name = weights[0].rpartition(".")[0]
                 embedding = "embedding" in operation.name
                 reason = (
                     "looked-up rows are the dense network's at the kept channels already"
@@ -188,7 +194,7 @@ def find_sites(sequence: Sequence_, model: nn.Module) -> list[Site]:
     return sorted([*found, *_alone(sequence, names, found)], key=lambda site: site.index)
 
 
-def _alone(sequence: Sequence_, names: dict[int, str], sites: list[Site]) -> list[Site]:
+def _alone(sequence: Sequence_, names: ParameterNames, sites: list[Site]) -> list[Site]:
     """Parameters that no contraction holds, at the first operation that reads them."""
     held = {_region(t) for s in sites for t in (s.weight, s.bias, *(h for a in s.affine for h in a.held)) if t is not None}
     seen = {s.name for s in sites}
@@ -197,7 +203,7 @@ def _alone(sequence: Sequence_, names: dict[int, str], sites: list[Site]) -> lis
         if operation.name in _CONTRACTIONS or operation.name in _OTHER_WEIGHTED or operation.name in _VIEWS:
             continue
         for tensor in operation.operands.values():
-            full = names.get(tensor.untyped_storage().data_ptr())
+            full = names.of(tensor)
             if full is None or _region(tensor) in held:
                 continue
             name = full.rpartition(".")[0] if operation.module and full.startswith(f"{operation.module}.") else full
@@ -208,17 +214,17 @@ def _alone(sequence: Sequence_, names: dict[int, str], sites: list[Site]) -> lis
 
 
 def _site(
-    index: int, operation: Operation, sequence: Sequence_, names: dict[int, str], uses: dict[tuple[int, int, int], int]
+    index: int, operation: Operation, sequence: Sequence_, names: ParameterNames, uses: dict[tuple[int, int, int], int]
 ) -> Site | None:
     at_input, at_weight, at_bias = _CONTRACTIONS[operation.name]
     weight = operation.operands.get(at_weight)
-    if weight is None or weight.untyped_storage().data_ptr() not in names:
+    full = names.of(weight) if weight is not None else None
+    if weight is None or full is None:
         if at_weight < len(operation.sources) and operation.module and not (operation.name == "aten.mm" and not operation.operands):
             name = operation.module
             if operation.name == "aten.convolution":
                 return Site(index=index, name=name, operation=operation, reason="its weights are computed from other parameters as it runs")
         return None
-    full = names[weight.untyped_storage().data_ptr()]
     site = Site(index=index, name=full.rpartition(".")[0] or full, operation=operation, tensor=full, inputs=at_input, weight=weight)
     if uses[_region(weight)] > 1:
         site.name = operation.module or site.name
@@ -229,7 +235,7 @@ def _site(
         return site
     if at_bias is not None and len(operation.shapes) > at_bias:
         bias = operation.operands.get(at_bias)
-        own = bias is not None and bias.dim() == 1 and bias.numel() == site.outputs and bias.untyped_storage().data_ptr() in names
+        own = bias is not None and bias.dim() == 1 and bias.numel() == site.outputs and names.of(bias) is not None
         if bias is not None and own and uses.get(_region(bias), 1) <= 1:
             site.bias = bias
         else:
@@ -238,12 +244,13 @@ def _site(
     return site
 
 
-def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
+def _follow(site: Site, sequence: Sequence_, names: ParameterNames) -> None:
     """Find the place of comparison: through views and per-channel maps to a sum of two activations, or else the last of the maps."""
     outputs = site.outputs
     key = site.operation.results[0]
     site.compared = site.index
     shape = site.operation.result_shapes[0]
+    channels: int | None = 1 if site.convolution else len(shape) - 1
     views: list[Callable[[Tensor], Tensor]] = []
     place = site.index
     while key is not None:
@@ -255,9 +262,10 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
         if operation.name in _VIEWS and operation.sources[:1] == (key,):
             # The place of comparison stays before views: behind them channels may lie on several dimensions (heads and their places).
             views.append(_undo(operation, shape))
+            channels = _moved(operation, shape, channels)
             shape, key = operation.result_shapes[0], operation.results[0]
             continue
-        elif operation.name in _NORMS and operation.sources[0] == key and _evaluating(operation):
+        elif operation.name in _NORMS and operation.sources[0] == key and channels == 1 and _evaluating(operation):
             affine = _norm(operation, outputs)
             if affine is None:
                 return
@@ -266,7 +274,7 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
             position = 0 if operation.sources[0] == key else 1
             other = operation.sources[1 - position]
             parameter = operation.operands.get(1 - position)
-            if parameter is not None and parameter.numel() == outputs and parameter.dim() == 1 and shape[-1] == outputs:
+            if parameter is not None and parameter.dim() == 1 and _per_channel(parameter, operation, shape, channels):
                 site.affine.append(_added(parameter, names))
             elif other is not None and other != key and operation.shapes[0] == operation.shapes[1]:
                 site.plain = (site.compared, len(site.views))
@@ -281,7 +289,7 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
         elif operation.name in ("aten.mul", "aten.mul_") and len(operation.sources) == 2 and operation.operands:
             position = 0 if operation.sources[0] == key else 1
             parameter = operation.operands.get(1 - position)
-            if parameter is None or parameter.numel() != outputs or operation.sources[position] != key:
+            if parameter is None or operation.sources[position] != key or not _per_channel(parameter, operation, shape, channels):
                 return
             site.affine.append(_factor(parameter))
         else:
@@ -294,6 +302,29 @@ def _follow(site: Site, sequence: Sequence_, names: dict[int, str]) -> None:
 
 def _alpha(operation: Operation) -> bool:
     return any(isinstance(c, (int, float)) and c != 1 for c in operation.constants)
+
+
+def _moved(operation: Operation, before: tuple[int, ...], dim: int | None) -> int | None:
+    """Where a dimension of a view's argument is in its result; None where it no longer stands alone."""
+    if dim is None:
+        return None
+    name, constants, after = operation.name, operation.constants, operation.result_shapes[0]
+    if name == "aten.permute":
+        return [int(d) % len(before) for d in constants[1]].index(dim)
+    if name in ("aten.transpose", "aten.t"):
+        first, second = (int(d) % len(before) for d in (constants[1:3] if name == "aten.transpose" else (0, -1)))
+        return {first: second, second: first}.get(dim, dim)
+    # All others keep the order of the values: a dimension is the one with its size and as many values behind it.
+    behind = math.prod(before[dim + 1 :])
+    return next((d for d, size in enumerate(after) if size == before[dim] and math.prod(after[d + 1 :]) == behind), None)
+
+
+def _per_channel(parameter: Tensor, operation: Operation, shape: tuple[int, ...], channels: int | None) -> bool:
+    """Whether a parameter that meets a tensor of ``shape`` has one value for each place of its dimension ``channels``, and for no other."""
+    if channels is None or operation.result_shapes[0] != shape:
+        return False
+    own = [1] * (len(shape) - parameter.dim()) + list(parameter.shape)
+    return own == [size if d == channels else 1 for d, size in enumerate(shape)]
 
 
 def _undo(operation: Operation, before: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
@@ -348,8 +379,8 @@ def _is_tensor(operation: Operation, position: int) -> bool:
     return tensors == 5 or (tensors == 3 and position >= 3)
 
 
-def _added(parameter: Tensor, names: dict[int, str]) -> Affine:
-    mine = parameter.untyped_storage().data_ptr() in names
+def _added(parameter: Tensor, names: ParameterNames) -> Affine:
+    mine = names.of(parameter) is not None
 
     def read() -> tuple[Tensor, Tensor]:
         values = parameter.detach().double().reshape(-1)

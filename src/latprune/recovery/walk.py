@@ -242,7 +242,7 @@ def _rows(
     taken, drawn = sampler.rows(x, values)
     if drawn[0].shape != (taken.shape[0], site.outputs):
         raise InvalidArgumentError(f"the dense result has {drawn[0].shape[-1]} kept channels at its place, the layer {site.outputs}")
-    factors = pairing.output_scale(site.tensor)
+    factors = pairing.output_scale(site)
     if factors is not None and not joined:
         drawn[0] = drawn[0] * factors.to(drawn[0])
     matrix = to_matrix(site)
