@@ -42,6 +42,7 @@ from latprune.graph.folding import folded, folds_of
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.provenance import CallWatcher, planted
+from latprune.graph.realise import Branch
 from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
@@ -76,7 +77,7 @@ def trace(
     Args:
         model: The model. Of ``torch.compile`` and ``DataParallel`` the module inside is traced, with an :class:`UnwrappedWarning`.
         example_inputs: One batch of inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
-        keep: Paths or globs of modules that are left whole.
+        keep: Paths or globs of modules that are left whole; a block in which one of them runs stays.
         blocks_keep: Names or globs of blocks that stay.
         min_widths: Smallest width by group name or glob.
         within: Path of a sub-module: only what lies inside it is pruned, with the inputs that it sees in the run of the whole model. What
@@ -156,9 +157,8 @@ def _trace(
         for pattern in blocks_keep:
             if branch.name == pattern or fnmatchcase(branch.name, pattern):
                 kept_blocks[branch.name] = f"named in blocks_keep ('{pattern}')"
-        for pattern in keep:
-            if _matches(branch.name.split("#")[0], pattern):
-                kept_blocks[branch.name] = f"named in keep ('{pattern}')"
+        if why := _kept_by(branch, recording, keep):
+            kept_blocks[branch.name] = why
         if within is not None and not _inside(branch.name.split("#")[0], within):
             kept_blocks[branch.name] = f"lies outside within='{within}'"
         if any(info.node in branch.nodes or info.node in branch.beside for info in recording.returned):
@@ -294,6 +294,20 @@ def _derived(recording: Recording, model: nn.Module) -> dict[int, str]:
             if r.kind == "tensor" and r.tensor.startswith(starts):
                 frozen |= dict.fromkeys(range(r.start, r.stop), why)
     return frozen
+
+
+def _kept_by(branch: Branch, recording: Recording, keep: Sequence[str]) -> str:
+    """Why a block stays whose module ``keep`` names, or in which such a module runs; empty for others."""
+    if not keep:
+        return ""
+    for pattern in keep:
+        if _matches(branch.name.split("#")[0], pattern):
+            return f"named in keep ('{pattern}')"
+    ran = [recording.nodes[index] for index in sorted(branch.nodes)]
+    # A layer's weights may be read without a call of the layer.
+    inside = dict.fromkeys(path for node in ran for path in (node.module, *(info.name for info in node.inputs if info.name is not None)))
+    found = ((path, pattern) for path in inside for pattern in keep if _matches(path, pattern))
+    return next((f"'{path}' inside it is named in keep ('{pattern}')" for path, pattern in found), "")
 
 
 def _kept(recording: Recording, keep: Sequence[str], within: str | None) -> dict[int, str]:

@@ -76,7 +76,7 @@ class Options:
             of the engine that a budget names, where none is on the target's own latency, else of OpenVINO.
         method: A registered method's name, or a method object with its options.
         schedule: A schedule in place of the method's own, by name or as an object (``latprune.Stages(stages=5)``).
-        keep: Modules or globs to leave whole.
+        keep: Modules or globs to leave whole; a block in which one of them runs stays.
         blocks_keep: Blocks (module names or globs) that must stay.
         min_widths: Group name or glob -> smallest width.
         widths: Further rules for the widths on offer (multiples, largest widths, shares).
