@@ -180,6 +180,13 @@ def test_a_predictor_stands_in_for_tables(clock: Clock, method: Method, monkeypa
     assert 0.5 < result.latency_ratio <= 0.6 and result.verdict == "under" and result.record.tables is None
 
 
+@pytest.mark.parametrize("budget", ["70%", "flops=70%"])
+@pytest.mark.parametrize("slack", [0.01, 1e-10])
+def test_any_slack_that_is_accepted_is_searched_with(clock: Clock, budget: str, slack: float) -> None:
+    result = prune(budget, slack=slack)
+    assert result.verdict == "under"
+
+
 def run_over(clock: Clock, slower: float, **options: Any) -> tuple[latprune.Result, list[str]]:
     """A run whose network turns out slower once it is trained, by that share."""
     said: list[str] = []
