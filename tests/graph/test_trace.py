@@ -198,6 +198,16 @@ def test_a_block_at_the_root_stays_with_what_runs_in_it(kept: str, stays: bool) 
     assert graph.blocks[""].removable is not stays
 
 
+def test_a_block_at_the_root_has_a_name_for_people() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    graph = trace(Rooted(), x, form="program")
+    assert "  (the model itself)  [identity shortcut, " in graph.describe() and "(in (the model itself))" in graph.describe()
+    kept = trace(Rooted(), x, form="program", blocks_keep=["(the model itself)"]).blocks[""]
+    assert kept.reason == "named in blocks_keep ('(the model itself)')"
+    with pytest.raises(InvalidArgumentError, match=r"matches no block; blocks: \['\(the model itself\)'\]"):
+        trace(Rooted(), x, form="program", blocks_keep=["nope"])
+
+
 def test_minimum_widths() -> None:
     graph = trace(Chain(), torch.randn(1, 3, 8, 8), min_widths={"conv*": 4})
     assert {g.min_width for g in graph.groups.values()} == {4}

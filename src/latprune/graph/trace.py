@@ -22,6 +22,7 @@ import latprune.graph.rules_scatter  # noqa: F401
 import latprune.graph.rules_transforms  # noqa: F401
 import latprune.graph.rules_views  # noqa: F401
 from latprune.argument_rules import check_one_of, check_wholes
+from latprune.block_names import names_block, shown_block
 from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.admission import check_inputs, check_kind
@@ -78,7 +79,7 @@ def trace(
         model: The model. Of ``torch.compile`` and ``DataParallel`` the module inside is traced, with an :class:`UnwrappedWarning`.
         example_inputs: One batch of inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
         keep: Paths or globs of modules that are left whole; a block in which one of them runs stays.
-        blocks_keep: Names or globs of blocks that stay.
+        blocks_keep: Names or globs of blocks that stay; a block in the model's own code is called ``(the model itself)``.
         min_widths: Smallest width by group name or glob.
         within: Path of a sub-module: only what lies inside it is pruned, with the inputs that it sees in the run of the whole model. What
             runs outside of it may depend on the data.
@@ -155,7 +156,7 @@ def _trace(
     kept_blocks: dict[str, str] = {}
     for branch in branches:
         for pattern in blocks_keep:
-            if branch.name == pattern or fnmatchcase(branch.name, pattern):
+            if names_block(pattern, branch.name):
                 kept_blocks[branch.name] = f"named in blocks_keep ('{pattern}')"
         if why := _kept_by(branch, recording, keep):
             kept_blocks[branch.name] = why
@@ -168,8 +169,9 @@ def _trace(
         if (layer := next(inside, None)) is not None:
             kept_blocks[branch.name] = f"what is computed inside it is {reads.layers[layer]}"
     for pattern in blocks_keep:
-        if not any(b.name == pattern or fnmatchcase(b.name, pattern) for b in branches):
-            raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {[b.name for b in branches]}")
+        if not any(names_block(pattern, branch.name) for branch in branches):
+            blocks = [shown_block(branch.name) for branch in branches]
+            raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {blocks}")
     graph = build(recording, settled, branches, min_widths={}, blocks_kept=kept_blocks, within=within or "")
     return replace(_with_min_widths(graph, min_widths or {}), notes=_notes(graph, reads))
 
