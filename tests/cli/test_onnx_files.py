@@ -64,6 +64,39 @@ def test_a_file_is_pruned_with_images_and_written_under_its_names(tmp_path: Path
     assert main(["inspect", str(out)]) == 0
 
 
+@pytest.mark.parametrize("name", ["net.onnx", "folder/../net.onnx", "link.onnx", "hard.onnx"])
+def test_the_file_that_is_pruned_is_never_written_over(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, inputs = make("mobilenet")
+    path = write(model, inputs, tmp_path / "net.onnx", "torchscript")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.onnx").symlink_to("net.onnx")
+    (tmp_path / "hard.onnx").hardlink_to(path)
+    before, there = path.read_bytes(), sorted(tmp_path.iterdir())
+    job = ["prune", "net.onnx", "--budget", "flops=70%", "--criterion", "magnitude", "--predict-only"]
+    assert main([*job, "-o", name]) == 2
+    assert f"--output (='{name}') is the file 'net.onnx' itself" in capsys.readouterr().err
+    assert main(["frontier", "net.onnx", "--resource", "flops", "--criterion", "magnitude", "-o", name]) == 2
+    assert path.read_bytes() == before and sorted(tmp_path.iterdir()) == there
+
+
+def test_neither_export_nor_a_result_in_its_folder_takes_the_dense_files_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, inputs = make("mobilenet")
+    path = write(model, inputs, tmp_path / "net.onnx", "torchscript")
+    job = ["prune", str(path), "--budget", "flops=70%", "--criterion", "magnitude", "--predict-only"]
+    assert main([*job, "-o", str(tmp_path / "out")]) == 0
+    before = path.read_bytes()
+    assert main(["export", str(tmp_path / "out" / "result"), "-o", str(path)]) == 2
+    assert "itself, which would be lost" in capsys.readouterr().err and path.read_bytes() == before
+    inside = tmp_path / "again" / "result" / "model.onnx"
+    inside.parent.mkdir(parents=True)
+    path.rename(inside)
+    assert main(["prune", str(inside), *job[2:], "--onnx", "-o", str(tmp_path / "again")]) == 2
+    assert "itself, which would be lost" in capsys.readouterr().err and inside.read_bytes() == before
+
+
 def test_a_file_that_runs_at_one_batch_size_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,6 +170,44 @@ def test_keep_is_honoured_and_shown() -> None:
     assert "named in keep" in graph.describe()
 
 
+class Rooted(nn.Module):
+    """A block in the network's own code, between layers of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.outer, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + F.conv2d(torch.relu(self.inner(x)), self.outer.weight, self.outer.bias, padding=1))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", ["class", "program"])
+@pytest.mark.parametrize("pattern", ["layer1.0", "layer1.0.*", "layer1.0.conv2", "layer1.*.conv1", "layer1"])
+def test_a_block_stays_in_which_a_kept_module_runs(pattern: str, form: str) -> None:
+    blocks = trace(zoo.cifar_resnet(8, "B"), torch.randn(1, 3, 16, 16), keep=[pattern], form=form).blocks
+    assert not blocks["layer1.0"].removable and f"named in keep ('{pattern}')" in blocks["layer1.0"].reason
+    assert blocks["layer2.0"].removable and blocks["layer3.0"].removable
+
+
+@pytest.mark.parametrize(("kept", "stays"), [("inner", True), ("outer", True), ("*", True), ("head", False), ("stem", False)])
+def test_a_block_at_the_root_stays_with_what_runs_in_it(kept: str, stays: bool) -> None:
+    graph = trace(Rooted(), torch.randn(1, 3, 8, 8), keep=[kept], form="program")
+    assert graph.blocks[""].removable is not stays
+
+
+def test_a_block_at_the_root_has_a_name_for_people() -> None:
+    x = torch.randn(1, 3, 8, 8)
+    graph = trace(Rooted(), x, form="program")
+    assert "  (the model itself)  [identity shortcut, " in graph.describe() and "(in (the model itself))" in graph.describe()
+    kept = trace(Rooted(), x, form="program", blocks_keep=["(the model itself)"]).blocks[""]
+    assert kept.reason == "named in blocks_keep ('(the model itself)')"
+    with pytest.raises(InvalidArgumentError, match=r"matches no block; blocks: \['\(the model itself\)'\]"):
+        trace(Rooted(), x, form="program", blocks_keep=["nope"])
+
+
 def test_minimum_widths() -> None:
     graph = trace(Chain(), torch.randn(1, 3, 8, 8), min_widths={"conv*": 4})
     assert {g.min_width for g in graph.groups.values()} == {4}

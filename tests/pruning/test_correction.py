@@ -47,7 +47,15 @@ def test_acceptance_needs_the_whole_interval_under_the_budget():
 
 def test_margin_must_lie_inside_the_slack():
     with pytest.raises(InvalidArgumentError, match="margin"):
-        LimitSearch(budget=4.0, start=8.0, start_predicted=8.0, slack=0.01)
+        LimitSearch(budget=4.0, start=8.0, start_predicted=8.0, slack=0.01, margin=0.012)
+
+
+@pytest.mark.parametrize("slack", [1e-9, 0.001, 0.01, 0.012, 0.03, 0.5])
+def test_the_aim_lies_inside_any_slack(slack):
+    search = LimitSearch(budget=4.0, start=8.0, start_predicted=8.0, slack=slack)
+    low, high = search.window
+    assert low < search.aim < high and search.aim >= 4.0 * (1 - 0.012)
+    assert (search.aim == pytest.approx(4.0 * (1 - 0.012))) is (slack >= 0.03)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -18,7 +18,7 @@ from latprune.latency import Measurement, Target, train_predictor
 from latprune.methods import HALP, MDP, SPLAMP, Method, Stages
 from latprune.pruning import latency_source, trials
 from latprune.pruning.verification import _met
-from support.explored import CONTEXT, TARGET, X, made_up_latency, made_up_samples, made_up_tables, network
+from support.explored import CONTEXT, TARGET, X, made_up_latency, made_up_samples, made_up_tables, network, without_kernels
 
 BY_MAGNITUDE = MDP(score=MagnitudeConfig())
 
@@ -178,6 +178,28 @@ def test_a_predictor_stands_in_for_tables(clock: Clock, method: Method, monkeypa
     predictor = train_predictor(CONTEXT, made_up_samples())
     result = prune("60%", method=method, predictor=predictor)
     assert 0.5 < result.latency_ratio <= 0.6 and result.verdict == "under" and result.record.tables is None
+
+
+def test_a_predictor_brings_its_target_and_is_refused_for_another_and_beside_tables(clock: Clock) -> None:
+    pruner = latprune.Pruner(network(), X, budget="60%", method=BY_MAGNITUDE, predictor=without_kernels())
+    assert pruner.target == CONTEXT.target
+    pruner.close()
+    clock.ran.clear()
+    for options, words in (
+        ({"target": "torch"}, "predictor holds for onnxruntime.*target is torch.*train one for this target"),
+        ({"target": replace(TARGET, threads=2)}, "predictor holds for .*1 thread,.*target is .*2 threads"),
+        ({"tables": made_up_tables()}, r"tables and predictor both say.*\(--tables, --predictor\)"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            prune("60%", predictor=without_kernels(), **options)
+    assert not clock.ran
+
+
+@pytest.mark.parametrize("budget", ["70%", "flops=70%"])
+@pytest.mark.parametrize("slack", [0.01, 1e-10])
+def test_any_slack_that_is_accepted_is_searched_with(clock: Clock, budget: str, slack: float) -> None:
+    result = prune(budget, slack=slack)
+    assert result.verdict == "under"
 
 
 def run_over(clock: Clock, slower: float, **options: Any) -> tuple[latprune.Result, list[str]]:

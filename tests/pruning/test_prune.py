@@ -338,6 +338,17 @@ def test_tables_bring_their_target_and_may_vary_what_is_kept(tables):
     assert report.measured is not None and report.measured.ratio <= 0.6 and "conv1" not in report.widths
 
 
+@pytest.mark.parametrize("method", [BY_MAGNITUDE, latprune.SPLAMP(stages=2), latprune.Uniform()])
+@pytest.mark.parametrize("measure", [True, False])
+def test_tables_that_vary_what_is_kept_are_shown_in_the_record(tables, method, measure, tmp_path):
+    kept = ["conv1", "layer1"]
+    result = prune(network(), "70%", tables=tables, method=method, keep=kept, measure_latency=measure)
+    shown = result.record.tables
+    assert {name for name in tables.widths if name not in {group.name for group in result.record.groups}}
+    assert shown is not None and all(stairs.kept is None or stairs.kept >= 1 for stairs in shown.staircases)
+    result.report(tmp_path / "report.html")
+
+
 def test_the_command_takes_tables_from_a_file(tables, tmp_path, capsys):
     path = tmp_path / "tables.json"
     path.write_text(json.dumps(tables.to_dict()))

@@ -78,6 +78,13 @@ def test_a_large_page_gets_coarser_staircases_and_then_an_error(monkeypatch):
         explorer_page(record)
 
 
+def test_a_block_of_the_models_own_code_has_a_name_on_the_page():
+    record = exploration("flops").record
+    rooted = record.model_copy(update={"blocks": (record.blocks[0].model_copy(update={"name": ""}), *record.blocks[1:])})
+    assert data_of_record(rooted)["blocks"][0]["name"] == "(the model itself)"
+    assert [block["name"] for block in data_of_record(rooted)["blocks"][1:]] == [block.name for block in record.blocks[1:]]
+
+
 def data_of_record(record) -> dict:
     return explorer_data(record, file="explorer.json")
 

@@ -126,3 +126,9 @@ def test_the_terminal_summary_has_the_same_numbers_and_keeps_its_width() -> None
         assert expected in text, expected
     assert max(map(len, text.splitlines())) <= 90
     assert "\x1b" not in text
+
+
+def test_a_block_of_the_models_own_code_is_shown_by_a_name() -> None:
+    record = sample_record(blocks=["", "#2", "layer1.0"], blocks_removed=["", "#2"], groups=[])
+    assert "blocks removed: (the model itself), (the model itself)#2 (2 of 3 removable)" in summary_text(record)
+    assert '<ul class="chips"><li>(the model itself)</li><li>(the model itself)#2</li></ul>' in html_page(record)

@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from latprune.cli.loading import recorded_constructor, recorded_inputs
+    from latprune.cli.model_files import READER
+    from latprune.cli.option_rules import refuse_overwriting
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx, export_program, load_result
 
@@ -75,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
     if args.overlay and output.suffix != ".onnx":
         raise InvalidArgumentError(f"--overlay writes figures for the nodes of an ONNX file, and --output (={args.output!r}) is none")
     saved = load_result(args.result)
+    if saved.record.model.constructor == READER:
+        refuse_overwriting(output, saved.record.model.arguments.get("path"), argument="--output")
     if saved.record.program is not None:
         model = saved.restore()  # a captured program needs no class
     else:

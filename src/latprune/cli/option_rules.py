@@ -22,6 +22,7 @@ __all__ = [
     "output_file",
     "refuse_alone",
     "refuse_ignored",
+    "refuse_overwriting",
 ]
 
 
@@ -49,6 +50,17 @@ def output_file(text: str, *, argument: str) -> Path:
             f"{argument} (={text!r}) cannot be written: {error.strerror}; name a file in a folder that can be"
         ) from error
     return path
+
+
+def refuse_overwriting(path: str | Path | None, source: str | Path | None, *, argument: str) -> None:
+    """Refuse to write ``path`` where it is the file ``source`` that the work is made from, by another name or through a link too."""
+    if path is None or source is None or not Path(source).is_file():
+        return
+    written = Path(path)
+    if written.resolve() == Path(source).resolve() or (written.exists() and written.samefile(source)):
+        raise InvalidArgumentError(
+            f"{argument} (={str(path)!r}) is the file {str(source)!r} itself, which would be lost: name another file"
+        )
 
 
 def check_seed(seed: int) -> None:

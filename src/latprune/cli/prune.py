@@ -135,7 +135,7 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     from latprune.cli.export import in_float32
     from latprune.cli.loading import parse_arguments
     from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
-    from latprune.cli.option_rules import output_file
+    from latprune.cli.option_rules import output_file, refuse_overwriting
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx
     from latprune.export.onnx import require_onnx, require_onnx_type
@@ -146,13 +146,16 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
         raise InvalidArgumentError("--budget is missing: give one, for instance 50%, or --explore FILE and --pick BUDGET")
     if (args.explore is None) != (args.pick is None):
         raise InvalidArgumentError("--explore FILE and --pick BUDGET go together: the file holds the networks, the budget says which one")
+    output = Path(args.output)
+    if output.suffix == ".onnx" or args.onnx:
+        file = output if output.suffix == ".onnx" else output / "result" / "model.onnx"
+        refuse_overwriting(file, args.file, argument="--output")
     pick = Exploration.load(args.explore).pick(args.pick) if args.explore else None
     settle_inputs(args)
     check_training(args)
     options = options_of(args)
     _check_data(args)
     _check_stages(args, options)
-    output = Path(args.output)
     written = output_file(args.output, argument="--output") if output.suffix == ".onnx" else None
     exports = args.onnx or written is not None
     if args.float32 and not exports:

@@ -88,8 +88,9 @@ def run(args: argparse.Namespace) -> int:
     from latprune.report.trade_off import plot_trade_offs
     from latprune.sweeping import grid, sweep_with
 
-    if args.tables and len(args.engine or ()) > 1:
-        raise InvalidArgumentError("--tables holds the latency of one engine; leave it out of a sweep over several")
+    for name in ("tables", "predictor"):
+        if getattr(args, name) and len(args.engine or ()) > 1:
+            raise InvalidArgumentError(f"--{name} holds the latency of one engine; leave it out of a sweep over several")
     if args.pick or args.explore:
         raise InvalidArgumentError("--explore and --pick name one network; give them to latprune prune")
     prune.check_training(args)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from latprune.block_names import shown_block
+
 if TYPE_CHECKING:
     from latprune.graph.model_graph import ModelGraph
     from latprune.graph.surgery_plan import UntouchedAttribute
@@ -26,13 +28,13 @@ def describe(graph: ModelGraph) -> str:
         lines.append(f"  {group.name}  [{_size(group)}, {group.kind}]")
         for m in group.members:
             places = "" if m.positions.size == group.units else f", {m.positions.size} places"
-            inside = f"  (in {' > '.join(m.blocks)})" if m.blocks else ""
+            inside = f"  (in {' > '.join(map(shown_block, m.blocks))})" if m.blocks else ""
             lines.append(f"    {m.role.value:<9} {m.tensor} dim {m.dim}{places}{inside}")
     lines += ["", "blocks"]
     for block in graph.blocks.values():
         state = "removable" if block.removable else f"stays: {block.reason}"
-        inside = f" (in {' > '.join(block.parents)})" if block.parents else ""
-        lines.append(f"  {block.name}{inside}  [{block.shortcut} shortcut, {len(block.kernels)} kernels]  {state}")
+        inside = f" (in {' > '.join(map(shown_block, block.parents))})" if block.parents else ""
+        lines.append(f"  {shown_block(block.name)}{inside}  [{block.shortcut} shortcut, {len(block.kernels)} kernels]  {state}")
     if not graph.blocks:
         lines.append("  none")
     lines += ["", "kept whole"]

@@ -22,6 +22,7 @@ import latprune.graph.rules_scatter  # noqa: F401
 import latprune.graph.rules_transforms  # noqa: F401
 import latprune.graph.rules_views  # noqa: F401
 from latprune.argument_rules import check_one_of, check_wholes
+from latprune.block_names import names_block, shown_block
 from latprune.collector import collector_resting
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.admission import check_inputs, check_kind
@@ -42,6 +43,7 @@ from latprune.graph.folding import folded, folds_of
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
 from latprune.graph.provenance import CallWatcher, planted
+from latprune.graph.realise import Branch
 from latprune.graph.recorder import Recorder
 from latprune.graph.recording import Info, Recording
 from latprune.graph.sizes import settle
@@ -76,8 +78,8 @@ def trace(
     Args:
         model: The model. Of ``torch.compile`` and ``DataParallel`` the module inside is traced, with an :class:`UnwrappedWarning`.
         example_inputs: One batch of inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
-        keep: Paths or globs of modules that are left whole.
-        blocks_keep: Names or globs of blocks that stay.
+        keep: Paths or globs of modules that are left whole; a block in which one of them runs stays.
+        blocks_keep: Names or globs of blocks that stay; a block in the model's own code is called ``(the model itself)``.
         min_widths: Smallest width by group name or glob.
         within: Path of a sub-module: only what lies inside it is pruned, with the inputs that it sees in the run of the whole model. What
             runs outside of it may depend on the data.
@@ -154,11 +156,10 @@ def _trace(
     kept_blocks: dict[str, str] = {}
     for branch in branches:
         for pattern in blocks_keep:
-            if branch.name == pattern or fnmatchcase(branch.name, pattern):
+            if names_block(pattern, branch.name):
                 kept_blocks[branch.name] = f"named in blocks_keep ('{pattern}')"
-        for pattern in keep:
-            if _matches(branch.name.split("#")[0], pattern):
-                kept_blocks[branch.name] = f"named in keep ('{pattern}')"
+        if why := _kept_by(branch, recording, keep):
+            kept_blocks[branch.name] = why
         if within is not None and not _inside(branch.name.split("#")[0], within):
             kept_blocks[branch.name] = f"lies outside within='{within}'"
         if any(info.node in branch.nodes or info.node in branch.beside for info in recording.returned):
@@ -168,8 +169,9 @@ def _trace(
         if (layer := next(inside, None)) is not None:
             kept_blocks[branch.name] = f"what is computed inside it is {reads.layers[layer]}"
     for pattern in blocks_keep:
-        if not any(b.name == pattern or fnmatchcase(b.name, pattern) for b in branches):
-            raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {[b.name for b in branches]}")
+        if not any(names_block(pattern, branch.name) for branch in branches):
+            blocks = [shown_block(branch.name) for branch in branches]
+            raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {blocks}")
     graph = build(recording, settled, branches, min_widths={}, blocks_kept=kept_blocks, within=within or "")
     return replace(_with_min_widths(graph, min_widths or {}), notes=_notes(graph, reads))
 
@@ -294,6 +296,20 @@ def _derived(recording: Recording, model: nn.Module) -> dict[int, str]:
             if r.kind == "tensor" and r.tensor.startswith(starts):
                 frozen |= dict.fromkeys(range(r.start, r.stop), why)
     return frozen
+
+
+def _kept_by(branch: Branch, recording: Recording, keep: Sequence[str]) -> str:
+    """Why a block stays whose module ``keep`` names, or in which such a module runs; empty for others."""
+    if not keep:
+        return ""
+    for pattern in keep:
+        if _matches(branch.name.split("#")[0], pattern):
+            return f"named in keep ('{pattern}')"
+    ran = [recording.nodes[index] for index in sorted(branch.nodes)]
+    # A layer's weights may be read without a call of the layer.
+    inside = dict.fromkeys(path for node in ran for path in (node.module, *(info.name for info in node.inputs if info.name is not None)))
+    found = ((path, pattern) for path in inside for pattern in keep if _matches(path, pattern))
+    return next((f"'{path}' inside it is named in keep ('{pattern}')" for path, pattern in found), "")
 
 
 def _kept(recording: Recording, keep: Sequence[str], within: str | None) -> dict[int, str]:

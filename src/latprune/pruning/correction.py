@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 
 from latprune.errors import InvalidArgumentError
 
-__all__ = ["LimitSearch", "Round"]
+__all__ = ["LimitSearch", "Round", "margin_within"]
+
+_MARGIN, _OF_SLACK = 0.012, 0.4
+"""Share of the budget that is aimed below it, and the share of the slack that this may be at most."""
+
+
+def margin_within(slack: float, margin: float = _MARGIN) -> float:
+    """``margin``, or what of it fits well into ``slack``, both shares of the budget."""
+    return min(margin, _OF_SLACK * slack)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +40,8 @@ class LimitSearch:
         start: The measured value of the network before this stage.
         start_predicted: The predicted value of the same network.
         slack: A candidate is accepted within ``[1 - slack, 1]`` of the budget.
-        margin: Share of the budget to aim below it, so that the fresh measurement at the end stays under it.
+        margin: Share of the budget to aim below it, so that the fresh measurement at the end stays under it; None takes what
+            fits into the slack (:func:`margin_within`).
         rounds: Candidates so far.
     """
 
@@ -40,12 +49,16 @@ class LimitSearch:
     start: float
     start_predicted: float
     slack: float = 0.03
-    margin: float = 0.012
+    margin: float | None = None
     rounds: list[Round] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not 0 < self.margin < self.slack < 1:
-            raise InvalidArgumentError(f"slack (={self.slack}) and margin (={self.margin}) must satisfy 0 < margin < slack < 1")
+        if not 0 < self._margin < self.slack < 1:
+            raise InvalidArgumentError(f"slack (={self.slack}) and margin (={self._margin}) must satisfy 0 < margin < slack < 1")
+
+    @property
+    def _margin(self) -> float:
+        return margin_within(self.slack) if self.margin is None else self.margin
 
     @property
     def speed(self) -> float:
@@ -55,7 +68,7 @@ class LimitSearch:
     @property
     def aim(self) -> float:
         """The measured value that a candidate should have."""
-        return self.budget * (1.0 - self.margin)
+        return self.budget * (1.0 - self._margin)
 
     @property
     def window(self) -> tuple[float, float]:

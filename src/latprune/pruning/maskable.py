@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from latprune.block_names import shown_block
 from latprune.errors import InvalidArgumentError
 from latprune.graph.types import Selection
 from latprune.importance import accumulator_for, needs_gradients
@@ -120,4 +121,4 @@ def check_masks_move(schedule: Schedule, *, steps: int, gradients: bool) -> str:
 
 
 def _some(names: Collection[str]) -> str:
-    return ", ".join(f"'{name}'" for name in list(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return ", ".join(f"'{shown_block(name)}'" for name in list(names)[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -72,17 +72,18 @@ class Options:
             was picked is judged by; that which it was picked by, by default.
         pick: A network of an exploration (:meth:`latprune.Exploration.pick`), cut with the widths and blocks that were shown; nothing is
             searched. Its method must go to its budget in one pass.
-        target: Engine, device, threads, batch size and precision, or an engine's name; by default those of ``tables``, else one CPU thread
-            of the engine that a budget names, where none is on the target's own latency, else of OpenVINO.
+        target: Engine, device, threads, batch size and precision, or an engine's name; by default those of ``tables`` or
+            ``predictor``, else one CPU thread of the engine that a budget names, where none is on the target's own latency, else of
+            OpenVINO.
         method: A registered method's name, or a method object with its options.
         schedule: A schedule in place of the method's own, by name or as an object (``latprune.Stages(stages=5)``).
-        keep: Modules or globs to leave whole.
+        keep: Modules or globs to leave whole; a block in which one of them runs stays.
         blocks_keep: Blocks (module names or globs) that must stay.
         min_widths: Group name or glob -> smallest width.
         widths: Further rules for the widths on offer (multiples, largest widths, shares).
         within: Path of a sub-module: only what lies inside it is pruned.
         tables: Latency tables of this model on ``target``, measured earlier; None builds them.
-        predictor: A kernel predictor of ``target`` in place of tables; the end is measured all the same.
+        predictor: A kernel predictor of ``target`` in the place of ``tables``; the end is measured all the same.
         store: Where measurements are kept between runs; None uses the default store.
         solver: A solver's name, or a solver with its options (``latprune.solve.GroupKnapsack(units=20_000)``); None leaves it to the
             method.
@@ -205,7 +206,12 @@ class Options:
         asked = self.budget if self.budget is not None else self.pick.budget if self.pick is not None else None
         if asked is None:
             raise InvalidArgumentError("budget (=None) must be given, for instance '50%', or a network to take as pick=")
-        given = Target.of(self.target) if self.target is not None else self.tables.target if self.tables is not None else None
+        if self.target is not None:
+            given: Target | None = Target.of(self.target)
+        elif self.tables is not None:
+            given = self.tables.target
+        else:
+            given = self.predictor.context.target if self.predictor is not None else None
         return placed(Budget.parse_all(asked), target=given)
 
     def settings(self, *, method: Method, placed: Placed, folded: bool) -> dict[str, Any]:
@@ -265,6 +271,10 @@ def check_together(given: Options, *, method: Method, schedule: Schedule, placed
     from latprune.methods import SoftMasks
 
     budgets, target, criterion = placed.budgets, placed.target, method.importance
+    if given.tables is not None and given.predictor is not None:
+        raise InvalidArgumentError(
+            "tables and predictor both say what kernels cost, and one of them would do nothing: leave one out (--tables, --predictor)"
+        )
     if given.pick is not None and (schedule.count != 1 or isinstance(schedule, SoftMasks)):
         raise InvalidArgumentError(
             f"pick is cut in one pass, and method {method.name!r} has {schedule.count} stages or masks; use stages=1, or mdp"

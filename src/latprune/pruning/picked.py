@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from latprune.block_names import shown_block
 from latprune.errors import InvalidArgumentError
 from latprune.export.exploration import ExplorationRecord, ExploredPoint
 from latprune.pruning.budget import Budget
@@ -83,7 +84,7 @@ class PickedNetwork:
             block = graph.blocks.get(name)
             if block is None or not block.removable:
                 reason = "which this model does not have" if block is None else f"which must stay here ({block.reason})"
-                raise InvalidArgumentError(f"pick removes block {name!r}, {reason}; {remedy}")
+                raise InvalidArgumentError(f"pick removes block {shown_block(name)!r}, {reason}; {remedy}")
 
     def to_dict(self) -> dict[str, Any]:
         """What tells one pick from another, as a JSON object."""

@@ -15,7 +15,7 @@ from latprune.methods import Limit, Method, Proposal, StageContext, selection_of
 from latprune.methods.width_rules import WidthRules
 from latprune.pruning.clock import Clock, TimedProposer
 from latprune.pruning.clocked_readings import Promises
-from latprune.pruning.correction import LimitSearch
+from latprune.pruning.correction import LimitSearch, margin_within
 from latprune.pruning.further_limits import FurtherLimits
 from latprune.pruning.judging import NetworkJudge
 from latprune.pruning.latency_source import LatencySource
@@ -293,7 +293,7 @@ class ProposalSearch:
             start=context.current,
             start_predicted=context.current,
             slack=self.slack,
-            margin=ALMOST_NOTHING,
+            margin=margin_within(self.slack, ALMOST_NOTHING),
         )
         with self.clock.timed("solve"):
             proposal = search_counted(self._within_further(proposer, context), search, context)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import nn
 
-from latprune.errors import LatpruneError, SurgeryError
+from latprune.errors import InvalidArgumentError, LatpruneError, SurgeryError
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
 from latprune.latency import LatencyTables, Measurement
@@ -137,6 +137,11 @@ class Pruner:
         if tables is not None:
             require_same_network(tables, self.graph, example_inputs, self.target, kept=bool(given.keep))
             TabulatedLatency(self.graph, tables)  # a layer without an entry is told before anything is measured
+        if given.predictor is not None and given.predictor.context.target != self.target:
+            raise InvalidArgumentError(
+                f"predictor holds for {given.predictor.context.target}, but the target is {self.target}: latencies of one say nothing of "
+                "the other. Ask for the predictor's own target, or train one for this target"
+            )
         if given.pick is not None:
             given.pick.check(self.graph, self.dense_tensors)
         self.scorer = Scorer(self.model, self.graph, self.method.importance)

@@ -131,7 +131,8 @@ def build_record(
         edits=tuple(edits.to_dict() for edits in (*_folds(pruner), *pruner.edits, *_norms(pruner))),
         problem=dict(last.problem) if last and last.problem else None,
         solution=dict(last.solution) if last and last.solution else None,
-        tables=_tables(tables, {group.name: group.kept for group in groups}, removed) if tables is not None else None,
+        # Tables may vary groups that this run keeps whole.
+        tables=_tables(tables, {**tables.widths, **{group.name: group.kept for group in groups}}, removed) if tables is not None else None,
         predicted_ms=last.predicted if last and latency and last.predicted >= 0 else None,
         corrections=tuple(
             CorrectionRecord(iteration=index, limit_ms=max(limit, 0.0), predicted_ms=max(predicted, 0.0), measured_ms=value)

@@ -13,6 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from latprune.block_names import shown_block
 from latprune.errors import InvalidArgumentError
 from latprune.export.exploration import CostRecord, ExplorationRecord
 from latprune.report.style import STYLE
@@ -94,6 +95,8 @@ def explorer_data(record: ExplorationRecord, *, file: str, cells: int | None = N
     data["model"] = {"name": record.model.name}
     for name in ("provenance", "settings", "seconds", "method"):
         data.pop(name, None)
+    for block in data.get("blocks", ()):
+        block["name"] = shown_block(block["name"])
     if cells is not None:
         for layer, entry in zip(record.layers, data["layers"], strict=True):
             costs = [cost for cost in layer.costs if cost.coefficient is not None or cells]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+from latprune.block_names import shown_block
 from latprune.export.record import LatencyRecord, ResultRecord
 from latprune.report import formatting as fmt
 from latprune.report.data import ReportData, compute_report
@@ -173,7 +174,7 @@ def _blocks(data: ReportData) -> str:
     title = f"Blocks removed: {len(data.blocks_removed)} of {data.blocks} removable"
     if not data.blocks_removed:
         return _card(title, "<p>All blocks stayed.</p>")
-    return _card(title, '<ul class="chips">' + "".join(f"<li>{_text(name)}</li>" for name in data.blocks_removed) + "</ul>")
+    return _card(title, '<ul class="chips">' + "".join(f"<li>{_text(shown_block(name))}</li>" for name in data.blocks_removed) + "</ul>")
 
 
 def _tables(data: ReportData) -> str:

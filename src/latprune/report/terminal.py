@@ -6,6 +6,7 @@ import io
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from latprune.block_names import shown_block
 from latprune.export.record import ResultRecord
 from latprune.report import formatting as fmt
 from latprune.report.data import ReportData, compute_report
@@ -99,7 +100,7 @@ def _details(data: ReportData, console: Console) -> None:
     console.print()
     lines = []
     if data.blocks:
-        names = ", ".join(data.blocks_removed) or "none"
+        names = ", ".join(map(shown_block, data.blocks_removed)) or "none"
         lines.append(f"blocks removed: {names} ({len(data.blocks_removed)} of {data.blocks} removable)")
     if data.solver is not None:
         gap = f", gap {data.solver.gap:.2g}" if data.solver.gap is not None else ""
