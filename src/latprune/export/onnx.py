@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from latprune.argument_rules import check_whole
-from latprune.errors import EngineError, InvalidArgumentError, MissingExtraError
+from latprune.errors import BrokenPackageError, EngineError, InvalidArgumentError, MissingExtraError
 from latprune.export.open_dimensions import OpenDimensions, doubled, shapes_by_parameter
 from latprune.export.signature import FlatCall, Inputs, call, inputs_as_numpy, is_plain, named_inputs
+from latprune.extras import importing
 from latprune.graph.computed_types import computed_types
 from latprune.graph.conditions import check_runs, preserved_buffers, preserved_modes, preserved_state
 from latprune.graph.example_inputs import as_call
@@ -118,7 +119,7 @@ def export_onnx(
                 if written != opset:
                     raise EngineError(f"writes opset {written} where {opset} was asked for")
                 errors = _check(data, model, example_inputs, dynamic, allowed)
-            except MissingExtraError:
+            except (BrokenPackageError, MissingExtraError):
                 raise
             except Exception as error:  # exporters raise whatever the model's code and their own raise
                 failures.append(f"{exporter}: {in_a_line(error)}")
@@ -191,9 +192,9 @@ def require_onnx_type(model: nn.Module) -> None:
 
 
 def require_onnx() -> None:
-    """Raise MissingExtraError where ``onnx`` is not installed, before there is anything to export."""
-    if importlib.util.find_spec("onnx") is None:
-        raise MissingExtraError("onnx", "onnx")
+    """Raise MissingExtraError or BrokenPackageError where ``onnx`` cannot be imported, before there is anything to export."""
+    with importing("onnx", "onnx"):
+        import onnx  # noqa: F401
 
 
 def check_onnx(
@@ -286,8 +287,8 @@ def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic: OpenDime
 
 
 def _dynamo(model: nn.Module, inputs: Inputs, opset: int, dynamic: OpenDimensions) -> bytes:
-    if importlib.util.find_spec("onnxscript") is None:
-        raise MissingExtraError("onnxscript", "onnx")
+    with importing("onnxscript", "onnx"):
+        import onnxscript  # noqa: F401
     outputs = _output_names(model, inputs)
     # The exporter takes a size of 1 for a fixed one.
     called, positional, names = _split(model, doubled(inputs, (0,), 1) if dynamic.batch else inputs)
