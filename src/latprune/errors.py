@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 __all__ = [
+    "BrokenPackageError",
     "BudgetInfeasibleError",
     "CaptureError",
     "CheckpointError",
@@ -58,6 +59,12 @@ class MissingExtraError(LatpruneError, ImportError):
         super().__init__(f"package '{package}' is not installed; install it with: pip install 'latprune[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+class BrokenPackageError(LatpruneError, ImportError):
+    """An optional dependency is installed, and cannot be imported; the message carries why."""
+
+    exit_code = 5
 
 
 class PluginError(LatpruneError):

@@ -69,6 +69,14 @@ def test_an_overlay_needs_an_onnx_file(saved: Path, tmp_path: Path, capsys: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+def test_options_of_one_format_are_refused_for_the_other(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(saved), "--opset", "18", "-o", str(tmp_path / "net.pt2")]) == 2
+    assert "--opset (=18) is of ONNX files" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert main(["export", str(saved), "--dynamic-batch", "-o", str(tmp_path / "net.pt2")]) == 0
+    with torch.no_grad():
+        assert torch.export.load(tmp_path / "net.pt2").module()(torch.randn(5, 3, 32, 32)).shape[0] == 5
+
+
 def test_export_says_what_is_wrong(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(saved), "-o", str(tmp_path / "net.tflite")]) == 2
     assert "must end in .onnx or .pt2" in capsys.readouterr().err

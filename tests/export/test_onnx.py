@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from latprune.errors import EngineError, MissingExtraError
+import latprune
+from latprune.errors import CaptureError, EngineError, InvalidArgumentError, MissingExtraError
 from latprune.export import check_onnx, export_onnx, export_program
 from latprune.export import onnx as onnx_export
+from latprune.export.open_dimensions import OpenDimensions
 from latprune.export.signature import call, named_inputs, output_tensors
 from support.pruned import INPUT, pruned_network
 
@@ -74,8 +77,8 @@ def test_where_the_fast_exporter_is_wrong_the_other_one_is_used(tmp_path: Path, 
 def test_dynamo_holds_for_a_pruned_network_with_open_batch() -> None:
     model, _ = pruned_network()
     inputs = torch.randn(INPUT)
-    data = onnx_export._dynamo(model, inputs, 18, onnx_export._Open(batch=True, size=False))
-    assert max(onnx_export._check(data, model, inputs, onnx_export._Open(batch=True, size=False), 1e-4).values()) < 1e-5
+    data = onnx_export._dynamo(model, inputs, 18, OpenDimensions(batch=True, size=False))
+    assert max(onnx_export._check(data, model, inputs, OpenDimensions(batch=True, size=False), 1e-4).values()) < 1e-5
 
 
 def test_a_model_that_no_exporter_takes_is_an_error_and_nothing_is_written(tmp_path: Path) -> None:
@@ -97,9 +100,42 @@ def test_a_file_of_another_network_fails_the_check(tmp_path: Path) -> None:
         check_onnx(tmp_path / "net.onnx", TwoInputs(), {"a": torch.randn(1, 4), "b": torch.randn(1, 3)})
 
 
+@pytest.mark.parametrize("opset", [0, 3, 99])
+def test_an_opset_that_no_exporter_writes_is_refused_before_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opset: int) -> None:
+    for exporter in ("_torchscript", "_dynamo"):
+        monkeypatch.setattr(onnx_export, exporter, lambda *_: pytest.fail("was exported"))
+    with pytest.raises(InvalidArgumentError, match=rf"opset \(={opset}\) must be from 7, .* to \d\d, the newest of the installed onnx"):
+        export_onnx(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "net.onnx", opset=opset)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_opset_is_the_one_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter by ``torch.export`` writes 18 where less is asked for, and says so in a log alone."""
+    model, inputs = nn.Linear(2, 2), torch.randn(1, 2)
+    assert export_onnx(model, inputs, tmp_path / "net.onnx", opset=11).opset == 11
+
+    def fails(*_: Any) -> bytes:
+        raise RuntimeError("not this one")
+
+    monkeypatch.setattr(onnx_export, "_torchscript", fails)
+    with pytest.raises(EngineError, match="writes opset 18 where 11 was asked for"):
+        export_onnx(model, inputs, tmp_path / "other.onnx", opset=11)
+    assert not (tmp_path / "other.onnx").exists()
+
+
+@pytest.mark.parametrize("inputs", [torch.randn(1, 3), {"z": torch.randn(1, 4)}])
+def test_inputs_that_the_model_does_not_run_on_are_told_first(tmp_path: Path, inputs: Any) -> None:
+    export_onnx(nn.Linear(4, 2), torch.randn(1, 4), tmp_path / "right.onnx")
+    for write in (export_onnx, export_program):
+        with pytest.raises(CaptureError, match="the model does not run on the example inputs: "):
+            write(nn.Linear(4, 2), inputs, tmp_path / "net")
+    with pytest.raises(CaptureError, match="the model does not run on the example inputs: "):
+        check_onnx(tmp_path / "right.onnx", nn.Linear(4, 2), inputs)
+    assert [path.name for path in tmp_path.iterdir()] == ["right.onnx"]
+
+
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find: Callable[..., Any] = onnx_export.importlib.util.find_spec
-    monkeypatch.setattr(onnx_export.importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'latprune\[onnx\]'"):
         export_onnx(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "net.onnx")
 
@@ -114,6 +150,44 @@ def test_a_program_gives_the_models_outputs_without_its_class(tmp_path: Path, ke
     program = torch.export.load(path)
     for mine, its in zip(call(model, inputs), call(program.module(), inputs), strict=True):
         assert torch.allclose(mine, its, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["tensor", "keywords", "nested"])
+def test_a_program_leaves_the_batch_open(tmp_path: Path, form: str) -> None:
+    a, b = torch.randn(1, 4), torch.randn(1, 3)
+    model: nn.Module = nn.Linear(4, 2) if form == "tensor" else TwoInputs()
+    inputs: Any = a if form == "tensor" else {"a": a, "b": b} if form == "keywords" else (a, b)
+    program = torch.export.load(export_program(model, inputs, tmp_path / "net.pt2", dynamic_batch=True)).module()
+    for batch in (1, 5):
+        more: Any = pytree.tree_map(lambda leaf, rows=batch: leaf.repeat(rows, 1), inputs)
+        for mine, its in zip(call(model, more), call(program, more), strict=True):
+            assert torch.allclose(mine, its, atol=1e-6)
+
+
+def test_a_pruned_program_leaves_batch_and_size_open(tmp_path: Path) -> None:
+    model, _ = pruned_network()
+    path = export_program(model, torch.randn(INPUT), tmp_path / "net.pt2", dynamic_batch=True, dynamic_size=True)
+    other = torch.randn(3, 3, 24, 40)
+    assert torch.allclose(call(model, other)[0], call(torch.export.load(path).module(), other)[0], atol=1e-4)
+
+
+def test_a_program_of_a_captured_network_leaves_the_batch_open(tmp_path: Path) -> None:
+    model, inputs = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    program = latprune.capture(model, inputs)
+    path = export_program(program, inputs, tmp_path / "net.pt2", dynamic_batch=True)
+    more = torch.randn(7, 4)
+    assert torch.allclose(call(model, more)[0], call(torch.export.load(path).module(), more)[0], atol=1e-5)
+
+
+def test_what_the_model_itself_fixes_cannot_be_open_in_a_program(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(2, 8) + 1
+
+    with pytest.raises(EngineError, match="does not run at twice the batch, so that dimension cannot be left open"):
+        export_program(Fixed(), torch.randn(2, 8), tmp_path / "net.pt2", dynamic_batch=True)
+    with pytest.raises(InvalidArgumentError, match="no input is one"):
+        export_program(nn.Linear(4, 2), torch.randn(1, 4), tmp_path / "net.pt2", dynamic_size=True)
 
 
 def test_a_program_that_cannot_be_captured_is_an_error(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _engine(engine: EngineHealth) -> str:
     if engine.version is None:
-        return "not installed"
+        return engine.problem or "not installed"
     if engine.itself is None:
         return f"{engine.version}  does not run: {engine.problem}"
     m = engine.itself

@@ -45,9 +45,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="[NAME=]SHAPE[:DTYPE[:HIGH]]",
         help="example input (default: as recorded in the result); may be repeated",
     )
-    parser.add_argument("--opset", type=int, help="ONNX opset (default: %(default)s)", default=18)
-    parser.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open (ONNX)")
-    parser.add_argument("--dynamic-size", action="store_true", help="leave height and width of images open, where the model does (ONNX)")
+    parser.add_argument("--opset", type=int, help="with .onnx: opset of the file (default: 18)")
+    parser.add_argument("--dynamic-batch", action="store_true", help="leave the batch size open")
+    parser.add_argument("--dynamic-size", action="store_true", help="leave height and width of images open, where the model does")
     parser.add_argument(
         "--float32", action="store_true", help="bring a model of another type (bf16, fp16) to float32 first, which every ONNX runtime takes"
     )
@@ -70,12 +70,15 @@ def run(args: argparse.Namespace) -> int:
     from latprune.cli.option_rules import refuse_overwriting
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx, export_program, load_result
+    from latprune.export.onnx import OPSET
 
     output = Path(args.output)
     if output.suffix not in (".onnx", ".pt2"):
         raise InvalidArgumentError(f"--output (={args.output!r}) must end in .onnx or .pt2")
     if args.overlay and output.suffix != ".onnx":
         raise InvalidArgumentError(f"--overlay writes figures for the nodes of an ONNX file, and --output (={args.output!r}) is none")
+    if args.opset is not None and output.suffix != ".onnx":
+        raise InvalidArgumentError(f"--opset (={args.opset}) is of ONNX files, and --output (={args.output!r}) is none; leave it out")
     saved = load_result(args.result)
     if saved.record.model.constructor == READER:
         refuse_overwriting(output, saved.record.model.arguments.get("path"), argument="--output")
@@ -87,9 +90,10 @@ def run(args: argparse.Namespace) -> int:
     if args.float32:
         model, inputs = in_float32(model, inputs)
     if output.suffix == ".pt2":
-        print(f"wrote {export_program(model, inputs, output)}")
+        print(f"wrote {export_program(model, inputs, output, dynamic_batch=args.dynamic_batch, dynamic_size=args.dynamic_size)}")
         return 0
-    written = export_onnx(model, inputs, output, opset=args.opset, dynamic_batch=args.dynamic_batch, dynamic_size=args.dynamic_size)
+    opset = OPSET if args.opset is None else args.opset
+    written = export_onnx(model, inputs, output, opset=opset, dynamic_batch=args.dynamic_batch, dynamic_size=args.dynamic_size)
     print(f"wrote {written.path}: {described(written)}")
     if args.overlay:
         _overlay(model, inputs, output, saved.record)

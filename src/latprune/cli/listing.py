@@ -60,9 +60,10 @@ def _entries(kind: str) -> list[tuple[str, str, list[str]]]:
         from latprune.train import RECIPES
 
         return [(name, f"{RECIPES[name].epochs} epochs, learning rate {RECIPES[name].learning_rate:g}", []) for name in RECIPES]
-    from latprune.latency import available_engines
+    from latprune.latency import available_engines, engine_problems
 
-    return [(name, version or "not installed", []) for name, version in available_engines().items()]
+    problems = engine_problems()
+    return [(name, version or problems.get(name, "not installed"), []) for name, version in available_engines().items()]
 
 
 def _described(name: str, kind: type) -> tuple[str, str, list[str]]:

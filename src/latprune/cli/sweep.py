@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from functools import partial
     from pathlib import Path
 
-    from latprune.errors import InvalidArgumentError, LatpruneError, MissingExtraError
+    from latprune.errors import BrokenPackageError, InvalidArgumentError, LatpruneError, MissingExtraError
     from latprune.report.trade_off import plot_trade_offs
     from latprune.sweeping import grid, sweep_with
 
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     if any(point.accuracy is not None for point in found.summary()):
         try:
             plot_trade_offs(found.summary(), folder / "trade-off.svg")
-        except MissingExtraError as error:
+        except (BrokenPackageError, MissingExtraError) as error:
             print(f"trade-off.svg is not drawn: {error}")
     print(f"written in {folder}")
     if found.failed:

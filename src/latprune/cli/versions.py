@@ -15,7 +15,7 @@ def described() -> str:
     import torch
 
     from latprune.export.provenance import current_provenance
-    from latprune.latency import available_engines
+    from latprune.latency import available_engines, engine_problems
     from latprune.latency.storing.store import default_store_path
 
     here = current_provenance()
@@ -28,7 +28,8 @@ def described() -> str:
             lines.append(f"{package:<10} {version(package)}")
         except PackageNotFoundError:
             continue
+    problems = engine_problems()
     for name, number in available_engines().items():
-        lines.append(f"engine     {name}: {number or 'not installed'}")
+        lines.append(f"engine     {name}: {number or problems.get(name, 'not installed')}")
     lines.append(f"store      {default_store_path()}")
     return "\n".join(lines)

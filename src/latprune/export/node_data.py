@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latprune.errors import InvalidArgumentError, MissingExtraError
+from latprune.errors import InvalidArgumentError
+from latprune.extras import importing
 from latprune.storage import write_atomic
 
 __all__ = ["PREFIX", "node_data", "with_node_properties", "write_node_data"]
@@ -68,10 +69,8 @@ def with_node_properties(data: bytes, properties: Mapping[str, Mapping[str, str]
         InvalidArgumentError: The file has no node of one of the names.
         MissingExtraError: ``onnx`` is not installed.
     """
-    try:
+    with importing("onnx", "onnx"):
         import onnx
-    except ImportError:
-        raise MissingExtraError("onnx", "onnx") from None
     model = onnx.load_from_string(data)
     nodes = {node.name: node for node in model.graph.node}
     for name, entries in properties.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import io
 import time
 import warnings
@@ -16,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from latprune.errors import EngineError, InvalidArgumentError, MissingExtraError
+from latprune.argument_rules import check_whole
+from latprune.errors import BrokenPackageError, EngineError, InvalidArgumentError, MissingExtraError
+from latprune.export.open_dimensions import OpenDimensions, doubled, shapes_by_parameter
 from latprune.export.signature import FlatCall, Inputs, call, inputs_as_numpy, is_plain, named_inputs
+from latprune.extras import importing
 from latprune.graph.computed_types import computed_types
-from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.conditions import check_runs, preserved_buffers, preserved_modes, preserved_state
 from latprune.graph.example_inputs import as_call
 from latprune.graph.wrappers import scripted_parts
 from latprune.latency.engines.inputs import held_type
@@ -33,7 +34,8 @@ from latprune.surgery.verify import TOLERANCES
 __all__ = ["OnnxExport", "check_onnx", "export_onnx"]
 
 OPSET = 18
-_IMAGE = 4
+_LEAST_OPSET = 7
+"""The first that PyTorch's exporters write; the last is the newest of the ``onnx`` that is installed."""
 
 Arrays = Sequence[npt.NDArray[Any]]
 Runtime = Callable[[bytes, Mapping[str, npt.NDArray[Any]]], Arrays]
@@ -45,7 +47,7 @@ class OnnxExport:
 
     Attributes:
         path: The ONNX file.
-        opset: Opset of the default domain.
+        opset: Opset of the default domain, as the file states it.
         exporter: ``torchscript`` (fast, follows one run) or ``dynamo`` (``torch.export``).
         reason: Why the fast exporter was not used; empty where it was.
         errors: Runtime -> largest difference from PyTorch's outputs, relative to the larger of 1 and the largest output.
@@ -79,7 +81,7 @@ def export_onnx(
         model: The network; exported in evaluation mode, and left in the mode it came in.
         example_inputs: A tensor, a tuple, or a dict of keyword inputs.
         path: File to write; replaced in one step, and only by a file that passed the check.
-        opset: ONNX opset.
+        opset: ONNX opset of the file, from 7 to the newest one of the installed ``onnx``.
         dynamic_batch: Leave the first dimension of inputs and outputs open; the check then also runs twice the batch.
         dynamic_size: Leave height and width of the images among the inputs ``(batch, channels, height, width)`` open; the check then also
             runs twice the height and width, which the model itself must take.
@@ -88,31 +90,36 @@ def export_onnx(
 
     Raises:
         MissingExtraError: ``onnx`` is not installed.
-        EngineError: No exporter gives a file whose outputs are the model's; says what each did, and what to do. Or the model is held in
-            bfloat16, which runtimes do not take, or does not run at the sizes that are to be open.
-        InvalidArgumentError: ``dynamic_size`` is asked for and no input is an image.
+        CaptureError: The model does not run on the example inputs, or returns no tensor.
+        EngineError: No exporter gives a file of that opset whose outputs are the model's; says what each did, and what to do. Or the model
+            is held in bfloat16, which runtimes do not take, or does not run at the sizes that are to be open.
+        InvalidArgumentError: ``opset`` is none that is written, or ``dynamic_size`` is asked for and no input is an image.
 
     Example:
         >>> export_onnx(net, torch.randn(1, 3, 224, 224), "net.onnx").errors  # doctest: +SKIP
         {'onnxruntime': 2.4e-06, 'openvino': 3.1e-06}
     """
     require_onnx()
+    _require_opset(opset)
     require_onnx_type(model)
+    check_runs(model, example_inputs)
     started = time.perf_counter()
     failures: list[str] = []
-    dynamic = _Open(batch=dynamic_batch, size=dynamic_size)
+    dynamic = OpenDimensions(batch=dynamic_batch, size=dynamic_size)
     with preserved_modes(model), preserved_state(model), preserved_buffers(model):
         model.eval()
         named_inputs(model, example_inputs)
         types = computed_types(model, *as_call(example_inputs))
         allowed = _allowed(types) if tolerance is None else tolerance
-        for case, inputs in dynamic.cases(example_inputs):
-            _require_runs(model, inputs, case)
+        dynamic.require_runs(model, example_inputs)
         for exporter, convert in (("torchscript", _torchscript), ("dynamo", _dynamo)):
             try:
                 data = _with_file_names(convert(model, example_inputs, opset, dynamic), model)
+                written = _opset_of(data)
+                if written != opset:
+                    raise EngineError(f"writes opset {written} where {opset} was asked for")
                 errors = _check(data, model, example_inputs, dynamic, allowed)
-            except MissingExtraError:
+            except (BrokenPackageError, MissingExtraError):
                 raise
             except Exception as error:  # exporters raise whatever the model's code and their own raise
                 failures.append(f"{exporter}: {in_a_line(error)}")
@@ -122,18 +129,39 @@ def export_onnx(
             write_atomic(path, data)
             return OnnxExport(
                 path=path,
-                opset=opset,
+                opset=written,
                 exporter=exporter,
                 reason="; ".join(failures),
                 errors=errors,
                 seconds=time.perf_counter() - started,
             )
-    raise EngineError(f"the model cannot be exported to ONNX ({'; '.join(failures)}); {_what_to_do(model, types)}")
+    raise EngineError(f"the model cannot be exported to ONNX of opset {opset} ({'; '.join(failures)}); {_what_to_do(model, types)}")
+
+
+def _require_opset(opset: int) -> None:
+    """Refuse an opset that no exporter writes, rather than to find another one in the file."""
+    import onnx
+
+    newest = int(onnx.defs.onnx_opset_version())
+    check_whole("opset", opset)
+    if not _LEAST_OPSET <= opset <= newest:
+        raise InvalidArgumentError(
+            f"opset (={opset}) must be from {_LEAST_OPSET}, the first that PyTorch writes, to {newest}, the newest of the installed onnx "
+            f"{onnx.__version__}; {OPSET} is the default"
+        )
+
+
+def _opset_of(data: bytes) -> int:
+    """Opset of the default domain that a file states."""
+    import onnx
+
+    proto = onnx.load_from_string(data)
+    return int(next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")))
 
 
 def _allowed(types: Collection[torch.dtype]) -> float:
     """The tolerance of the least exact type that is computed in; runtimes compute what is in float64 in float32 too."""
-    return max(TOLERANCES[torch.float32], *(TOLERANCES.get(kind, 0.0) for kind in types))
+    return max([TOLERANCES[torch.float32], *(TOLERANCES.get(kind, 0.0) for kind in types)])
 
 
 def _what_to_do(model: nn.Module, types: Collection[torch.dtype]) -> str:
@@ -164,9 +192,9 @@ def require_onnx_type(model: nn.Module) -> None:
 
 
 def require_onnx() -> None:
-    """Raise MissingExtraError where ``onnx`` is not installed, before there is anything to export."""
-    if importlib.util.find_spec("onnx") is None:
-        raise MissingExtraError("onnx", "onnx")
+    """Raise MissingExtraError or BrokenPackageError where ``onnx`` cannot be imported, before there is anything to export."""
+    with importing("onnx", "onnx"):
+        import onnx  # noqa: F401
 
 
 def check_onnx(
@@ -184,46 +212,17 @@ def check_onnx(
         Runtime -> largest difference, relative to the larger of 1 and the largest output. Empty where no runtime is installed.
 
     Raises:
+        CaptureError: The model does not run on the example inputs, or returns no tensor.
         EngineError: A runtime cannot run the file, or an output differs by more than ``tolerance`` (None: as for :func:`export_onnx`).
     """
+    check_runs(model, example_inputs)
     with preserved_modes(model):
-        dynamic = _Open(batch=dynamic_batch, size=dynamic_size)
+        dynamic = OpenDimensions(batch=dynamic_batch, size=dynamic_size)
         allowed = _allowed(computed_types(model.eval(), *as_call(example_inputs))) if tolerance is None else tolerance
         return _check(Path(path).read_bytes(), model, example_inputs, dynamic, allowed)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Open:
-    """Dimensions that the file leaves open."""
-
-    batch: bool
-    size: bool
-
-    def of(self, rank: int, *, given: bool = True) -> dict[int, str]:
-        """The open dimensions of a tensor of that rank; of what is returned only the batch is known."""
-        dims = {0: "batch"} if self.batch and rank else {}
-        return dims | ({2: "height", 3: "width"} if self.size and rank == _IMAGE and given else {})
-
-    def cases(self, inputs: Inputs) -> list[tuple[str, Inputs]]:
-        """Inputs of other sizes that the file must take, and what they are."""
-        found: list[tuple[str, Inputs]] = []
-        if self.batch:
-            found.append((" at twice the batch", _doubled(inputs, (0,), 1)))
-        if self.size:
-            if not any(isinstance(leaf, torch.Tensor) and leaf.dim() == _IMAGE for leaf in pytree.tree_leaves(inputs)):
-                raise InvalidArgumentError("dynamic_size opens height and width of images, and no input is one (of four dimensions)")
-            found.append((" at twice the height and width", _doubled(inputs, (2, 3), _IMAGE)))
-        return found
-
-
-def _require_runs(model: nn.Module, inputs: Inputs, case: str) -> None:
-    try:
-        call(model, inputs)
-    except Exception as error:  # whatever the model's code raises
-        raise EngineError(f"the model itself does not run{case}, so that dimension cannot be left open: {in_a_line(error)}") from error
-
-
-def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic: _Open, tolerance: float) -> dict[str, float]:
+def _check(data: bytes, model: nn.Module, example_inputs: Inputs, dynamic: OpenDimensions, tolerance: float) -> dict[str, float]:
     named = named_inputs(model, example_inputs)
     cases: list[tuple[str, Inputs]] = [("", example_inputs), *dynamic.cases(example_inputs)]
     errors: dict[str, float] = {}
@@ -255,18 +254,6 @@ def _difference(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> float:
     return float(np.abs(expected - found.astype(np.float32)).max()) / scale
 
 
-def _doubled(inputs: Inputs, dims: tuple[int, ...], rank: int) -> Inputs:
-    """Inputs with twice the places along ``dims``; tensors of fewer dimensions than ``rank`` stay."""
-
-    def double(value: torch.Tensor) -> torch.Tensor:
-        for dim in dims if value.dim() == rank or (rank == 1 and value.dim()) else ():
-            value = torch.cat([value, value.flip(dim)], dim)
-        return value
-
-    doubled: Inputs = pytree.tree_map_only(torch.Tensor, double, inputs)
-    return doubled
-
-
 def _split(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[torch.Tensor, ...], list[str]]:
     """What to export, with which tensors by position, and their names."""
     named = named_inputs(model, inputs)
@@ -278,7 +265,7 @@ def _output_names(model: nn.Module, inputs: Inputs) -> list[str]:
     return ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
 
 
-def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic: _Open) -> bytes:
+def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic: OpenDimensions) -> bytes:
     outputs = _output_names(model, inputs)
     model, positional, names = _split(model, inputs)
     axes = {name: dims for name, tensor in zip(names, positional, strict=True) if (dims := dynamic.of(tensor.dim()))}
@@ -299,20 +286,16 @@ def _torchscript(model: nn.Module, inputs: Inputs, opset: int, dynamic: _Open) -
     return buffer.getvalue()
 
 
-def _dynamo(model: nn.Module, inputs: Inputs, opset: int, dynamic: _Open) -> bytes:
-    if importlib.util.find_spec("onnxscript") is None:
-        raise MissingExtraError("onnxscript", "onnx")
+def _dynamo(model: nn.Module, inputs: Inputs, opset: int, dynamic: OpenDimensions) -> bytes:
+    with importing("onnxscript", "onnx"):
+        import onnxscript  # noqa: F401
     outputs = _output_names(model, inputs)
     # The exporter takes a size of 1 for a fixed one.
-    called, positional, names = _split(model, _doubled(inputs, (0,), 1) if dynamic.batch else inputs)
+    called, positional, names = _split(model, doubled(inputs, (0,), 1) if dynamic.batch else inputs)
     shapes: Any = None
     if dynamic.batch or dynamic.size:
         # What a model asks of its sizes (to divide by 32, say) is not known; the check at other sizes tells whether they are open.
-        sizes: dict[str, Any] = {"batch": torch.export.Dim("batch"), "height": torch.export.Dim.AUTO, "width": torch.export.Dim.AUTO}
-        shapes = tuple({dim: sizes[name] for dim, name in dynamic.of(tensor.dim()).items()} for tensor in positional)
-        # One parameter, *tensors, holds all of them in a program and in what calls a model flatly.
-        listed = any(p.kind is p.VAR_POSITIONAL for p in inspect.signature(called.forward).parameters.values())
-        shapes = (shapes,) if listed else shapes
+        shapes = shapes_by_parameter(called, tuple(dynamic.sizes(tensor) for tensor in positional))
     with warnings.catch_warnings(), quiet_exporters():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from operator import is_
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from latprune.graph.wrappers import check_modes
 __all__ = [
     "capture_conditions",
     "check_repeatable",
+    "check_returned",
+    "check_runs",
     "cut_unfolded",
     "during_calls",
     "failing_module",
@@ -31,6 +33,8 @@ __all__ = [
     "preserved_state",
     "unfolded",
 ]
+
+Read = TypeVar("Read")
 
 
 @contextmanager
@@ -178,6 +182,30 @@ def failing_module(model: nn.Module, error: BaseException, *, own: bool = False)
     return found
 
 
+def check_runs(model: nn.Module, example_inputs: Any) -> None:
+    """Run ``model`` once in evaluation mode; nothing stays of the run, random generators included.
+
+    Raises:
+        CaptureError: The model does not run on the inputs, or returns no tensor.
+    """
+    _read_runs(model, example_inputs, check_returned, runs=1)
+
+
+def check_returned(output: Any) -> None:
+    """Refuse what a model returned where it holds no tensor.
+
+    Raises:
+        CaptureError: It holds none; the message names its class.
+    """
+    from latprune.graph.tensors import flatten_tensors, tensors_in
+
+    if not tensors_in(output) and not flatten_tensors(output):
+        raise CaptureError(
+            f"the model returns no tensor on the example inputs (but a {type(output).__name__}): its forward must return what it computes, "
+            "as a tensor or as tuples, lists, mappings or objects of tensors"
+        )
+
+
 def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
     """Run ``model`` twice in evaluation mode on the same inputs; nothing stays of the runs, random generators included.
 
@@ -185,34 +213,14 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
         CaptureError: The model does not run, or its outputs differ from run to run: nothing that is traced, measured or compared of such a
             model would mean anything.
     """
-    from latprune.graph.example_inputs import call_with
     from latprune.graph.tensors import flatten_tensors
 
-    modes = [(module, module.training) for module in model.modules()]
-    numbers = random.getstate(), np.random.get_state()
     given = [(tensor, tensor.detach().clone()) for tensor in flatten_tensors(example_inputs, opaque=False)]
-    try:
-        for module, _ in modes:
-            module.training = False
-        with unfolded(model), preserved_state(model), preserved_buffers(model), capture_conditions(), torch.random.fork_rng():
-            runs = []
-            for _ in range(2):
-                try:
-                    output = call_with(model, example_inputs)
-                except LatpruneError:
-                    raise
-                except Exception as error:
-                    failed = failing_module(model, error)
-                    where = f" (in module '{failed}')" if failed else ""
-                    raise CaptureError(f"the model does not run on the example inputs: {type(error).__name__}: {error}{where}") from error
-                runs.append([tensor.detach().clone() for tensor in flatten_tensors(output, opaque=False)])
-    finally:
-        random.setstate(numbers[0])
-        np.random.set_state(numbers[1])
-        for module, training in modes:
-            module.training = training
-        forget_cached(model)
-    first, second = runs
+
+    def copies(output: Any) -> list[torch.Tensor]:
+        return [tensor.detach().clone() for tensor in flatten_tensors(output, opaque=False)]
+
+    first, second = _read_runs(model, example_inputs, copies, runs=2)
     different = [index for index, (a, b) in enumerate(zip(first, second, strict=False)) if not _close(a, b)]
     if different and any(not torch.equal(tensor, value) for tensor, value in given):
         with torch.no_grad():
@@ -229,6 +237,36 @@ def check_repeatable(model: nn.Module, example_inputs: Any) -> None:
             "(functional.dropout without training=self.training), random numbers in forward, or a state that each run moves on; make it "
             "repeatable before pruning"
         )
+
+
+def _read_runs(model: nn.Module, example_inputs: Any, read: Callable[[Any], Read], *, runs: int) -> list[Read]:
+    """What ``read`` makes of the output of each run in evaluation mode; the model and random generators are left as they were."""
+    from latprune.graph.example_inputs import call_with
+
+    modes = [(module, module.training) for module in model.modules()]
+    numbers = random.getstate(), np.random.get_state()
+    found = []
+    try:
+        for module, _ in modes:
+            module.training = False
+        with unfolded(model), preserved_state(model), preserved_buffers(model), capture_conditions(), torch.random.fork_rng():
+            for _ in range(runs):
+                try:
+                    output = call_with(model, example_inputs)
+                except LatpruneError:
+                    raise
+                except Exception as error:
+                    failed = failing_module(model, error)
+                    where = f" (in module '{failed}')" if failed else ""
+                    raise CaptureError(f"the model does not run on the example inputs: {type(error).__name__}: {error}{where}") from error
+                found.append(read(output))
+    finally:
+        random.setstate(numbers[0])
+        np.random.set_state(numbers[1])
+        for module, training in modes:
+            module.training = training
+        forget_cached(model)
+    return found
 
 
 def _close(first: torch.Tensor, second: torch.Tensor) -> bool:

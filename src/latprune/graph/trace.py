@@ -32,6 +32,7 @@ from latprune.graph.captured import FORMS, CapturedNetwork, captured_form
 from latprune.graph.conditions import (
     capture_conditions,
     check_repeatable,
+    check_returned,
     forget_cached,
     preserved_buffers,
     preserved_modes,
@@ -90,7 +91,7 @@ def trace(
             ``graph.folded`` then, and takes the model's place.
 
     Raises:
-        CaptureError: The model does not run on the inputs, or cannot be followed or captured.
+        CaptureError: The model does not run on the inputs, returns no tensor, or cannot be followed or captured.
         InvalidArgumentError: A path or glob matches nothing, or ``within`` is given for a program.
 
     Example:
@@ -243,6 +244,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs, within: str | None,
                 raise CaptureError(f"the model does not run on the example inputs: {type(error).__name__}: {error}{where}") from error
     finally:
         forget_cached(model)
+    check_returned(output)
     # Objects that a model hands back to itself (a cache of keys and values) are its state: they may shrink; the outputs proper may not.
     outputs = [recorder.info(t) for t in flatten_tensors(output, opaque=False)]
     for info in outputs:

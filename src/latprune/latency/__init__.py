@@ -7,6 +7,7 @@ from latprune.latency.engines import (
     Engine,
     KernelTime,
     available_engines,
+    engine_problems,
     get_engine,
     register_engine,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "Target",
     "Timing",
     "available_engines",
+    "engine_problems",
     "build_tables",
     "default_store_path",
     "design_points",

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from latprune.errors import LatpruneError
-from latprune.latency.engines.base import available_engines, get_engine
-from latprune.latency.machine import clock_information, machine_name
+from latprune.latency.engines.base import available_engines, engine_problems, get_engine
+from latprune.latency.machine import clock_information, machine_name, usable_processors
 from latprune.latency.measuring.protocol import Measurement, measure
 from latprune.latency.target import Target
 from latprune.progress import Progress, speaker
@@ -28,7 +28,7 @@ class EngineHealth:
 
     Attributes:
         name: Its name in a target.
-        version: None where it is not installed.
+        version: None where it is not installed, or cannot be imported (``problem`` says why then).
         precisions: What it computes in on this processor.
         itself: A small network against itself; its ratio should be 1. None where the engine was not asked, or failed.
         problem: Why it does not run; empty where it does.
@@ -73,15 +73,15 @@ def examine(*, seconds: float = 10.0, progress: Progress | None = None) -> Machi
     """
     say = speaker(progress)
     before = _processor_times()
-    engines = []
+    engines, problems = [], engine_problems()
     for name, version in available_engines().items():
         if version is None:
-            engines.append(EngineHealth(name=name, version=None))
+            engines.append(EngineHealth(name=name, version=None, problem=problems.get(name, "")))
             continue
         say(f"measuring a network against itself on {name}")
         engines.append(_engine(name, version, seconds))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_processors()
     stolen = _stolen(before, _processor_times())
     clock = {name: str(value) for name, value in clock_information().items()}
     return MachineHealth(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from latprune.errors import CaptureError, MissingExtraError
+from latprune.errors import CaptureError
+from latprune.extras import importing
 from latprune.onnx_reader.graph import Graph
 from latprune.onnx_reader.inputs import example_tensors
 from latprune.program import ProgramModule
@@ -75,10 +76,8 @@ def _mistake(path: Path, what: str) -> CaptureError:
 
 
 def _session(path: Path) -> Any:
-    try:
+    with importing("onnxruntime", "onnx"):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "onnx") from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1

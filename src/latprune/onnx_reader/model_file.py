@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from latprune.errors import CaptureError, FileFormatError, MissingExtraError
+from latprune.errors import CaptureError, FileFormatError
+from latprune.extras import importing
 from latprune.onnx_reader.graph import Array, Branch, Graph, GraphInput, Node
 
 __all__ = ["OLDEST_OPSET", "read_graph", "read_model"]
@@ -25,10 +26,8 @@ def read_model(path: str | Path) -> Any:
         MissingExtraError: ``onnx`` is not installed.
         FileFormatError: The file, or the data beside it, cannot be read as ONNX.
     """
-    try:
+    with importing("onnx", "onnx"):
         import onnx
-    except ImportError as error:
-        raise MissingExtraError("onnx", "onnx") from error
     path = Path(path)
     if not path.is_file():
         raise FileFormatError(f"there is no file {path}")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from latprune.errors import EngineError, MissingExtraError
+from latprune.errors import EngineError
 from latprune.export.node_data import with_node_properties, write_node_data
+from latprune.extras import importing
 from latprune.graph import trace
 from latprune.latency import get_engine
 from latprune.latency.engines.onnx_graph import module_paths
@@ -72,10 +73,8 @@ def write_overlay(model: nn.Module, example_inputs: Any, onnx_file: str | Path, 
         EngineError: The engine has no profile of the network, or no node of the file can be told by its layer.
         MissingExtraError: ``onnx`` or the engine is not installed.
     """
-    try:
+    with importing("onnx", "onnx"):
         import onnx
-    except ImportError:
-        raise MissingExtraError("onnx", "onnx") from None
     path = Path(onnx_file)
     data = path.read_bytes()
     graph = trace(model, example_inputs)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
+from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.export.record import ResultRecord
+from latprune.extras import importing
 from latprune.report.data import LatencyBars, WidthRow, compute_report
 from latprune.storage import write_atomic
 
@@ -96,10 +97,8 @@ def new_figure(width: float, height: float) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
+    with importing("matplotlib", "demo"):
         from matplotlib.figure import Figure as NewFigure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "demo") from error
     return NewFigure(figsize=(width, height), layout="constrained")
 
 

@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 
 from pydantic import ValidationError
 
-from latprune.errors import FileFormatError, MissingExtraError
+from latprune.errors import FileFormatError
 from latprune.export import ResultRecord
+from latprune.extras import importing
 from latprune.file_model import FileModel
 from latprune.storage import write_atomic
 from latprune.sweeping.cells import Cell
@@ -137,11 +138,9 @@ def write_parquet(rows: Sequence[SweepRow], path: str | Path) -> None:
     Raises:
         MissingExtraError: pyarrow is not installed (extra ``tables``).
     """
-    try:
+    with importing("pyarrow", "tables"):
         import pyarrow
         import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "tables") from error
     kinds = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
     schema = pyarrow.schema([(name, kinds[_kind(field.annotation)]) for name, field in SweepRow.model_fields.items()])
     table = pyarrow.Table.from_pylist([row.model_dump() for row in rows], schema=schema)

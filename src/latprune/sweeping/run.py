@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latprune.errors import (
+    BrokenPackageError,
     BudgetInfeasibleError,
     CheckpointError,
     FileFormatError,
@@ -282,7 +283,7 @@ def _row_of(folder: Path, cell: Cell) -> SweepRow | None:
 def _write_table(folder: Path, rows: list[SweepRow], say: Callable[[str], None] | None) -> None:
     try:
         write_parquet(rows, folder / TABLE)
-    except MissingExtraError as error:
+    except (BrokenPackageError, MissingExtraError) as error:
         if say is not None:
             say(f"{TABLE} is not written ({error}); the rows lie in each run's {ROW}")
 

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from latprune.errors import InvalidArgumentError, MissingExtraError
+from latprune.errors import InvalidArgumentError
+from latprune.extras import importing
 from latprune.zoo.cifar_resnet import CifarResNet
 
 __all__ = ["digits", "digits_resnet"]
@@ -34,10 +35,8 @@ def digits(*, upscale: int = 4, test_share: float = 0.2, seed: int = 0) -> tuple
         raise InvalidArgumentError(f"upscale (={upscale}) must be at least 1")
     if not 0.0 < test_share < 1.0:
         raise InvalidArgumentError(f"test_share (={test_share}) must lie between 0 and 1")
-    try:
+    with importing("scikit-learn", "demo", module="sklearn"):
         from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError("scikit-learn", "demo") from error
     data = load_digits()
     small = torch.from_numpy(np.ascontiguousarray(data.images, dtype=np.float32))[:, None] * (255.0 / 16.0)
     large = F.interpolate(small, scale_factor=upscale, mode="bilinear", align_corners=False) if upscale > 1 else small

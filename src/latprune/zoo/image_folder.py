@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
+from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.extras import importing
 from latprune.zoo.loading import IMAGENET_NORMALISATION
 
 __all__ = ["IMAGE_ENDINGS", "ImageFolder"]
@@ -61,10 +62,8 @@ class ImageFolder:
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        try:
+        with importing("pillow", "images", module="PIL"):
             import PIL  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("pillow", "images") from error
         if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
             raise InvalidArgumentError(f"shape (={tuple(shape)}) must be (channels, height, width) with 1 or 3 channels: images have those")
         if batch < 1 or not 0 < crop <= 1:

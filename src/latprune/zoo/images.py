@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
+from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.extras import importing
 from latprune.zoo.reading.cifar_binary import binary_folder, load_cifar10_binary, refuse_pickled
 
 __all__ = ["cifar10", "image_classes", "load_image_set"]
@@ -41,10 +42,8 @@ def _open(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _decode(blob: npt.NDArray[Any], grid: npt.NDArray[Any], tile: int) -> Images:
-    try:
+    with importing("pillow", "demo", module="PIL"):
         from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "demo") from error
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # a mosaic is larger than the limit against decompression bombs
     try:
         data = blob.item() if blob.ndim == 0 else blob.tobytes()

@@ -18,10 +18,12 @@ from torch import nn
 from latprune.errors import EngineError
 from latprune.graph import trace
 from latprune.latency import Target, get_engine, kit_runner, write_kit
+from latprune.latency.engines import base
 from latprune.latency.engines import openvino as openvino_engine
 from latprune.latency.engines.inputs import prepare_inputs
 from latprune.latency.engines.onnx_graph import export_onnx
 from latprune.latency.engines.torch_network import flatten_outputs
+from latprune.latency.machine import usable_processors
 from latprune.latency.measuring.sampling import NetworkSampler
 from support.openvino_precision import computes_in
 
@@ -66,7 +68,20 @@ def test_openvino_reads_its_precision_back(precision: str, profile: bool) -> Non
             compiled("openvino", precision=precision, profile=profile)
 
 
-def test_openvino_refuses_more_threads_than_it_would_use() -> None:
+@pytest.mark.parametrize("engine", ["torch", "torch_compile", "onnxruntime", "openvino"])
+def test_more_threads_than_processors_are_refused(engine: str) -> None:
+    most = usable_processors()
+    refused = rf"threads \(={most + 1}\) must be at most {most}, the processors .* choose at most {most}$"
+    with pytest.raises(EngineError, match=refused):
+        get_engine(engine).check(Target(engine=engine, threads=most + 1))
+    with pytest.raises(EngineError, match=refused):
+        compiled(engine, threads=most + 1)
+    get_engine(engine).check(Target(engine=engine, threads=most))
+
+
+def test_openvino_refuses_more_threads_than_it_would_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may take fewer than there are processors, and is asked what it took."""
+    monkeypatch.setattr(base, "usable_processors", lambda: 4096)
     with pytest.raises(EngineError, match=r"threads \(=4096\) .* would take \d+ instead; choose at most \d+$"):
         compiled("openvino", threads=4096)
     # A GPU has no threads of this kind.

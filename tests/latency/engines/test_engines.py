@@ -15,7 +15,7 @@ from torch import nn
 from latprune.errors import EngineError, InvalidArgumentError, MissingExtraError
 from latprune.graph import trace
 from latprune.latency import CompiledNetwork, Engine, KernelTime, Target, available_engines, get_engine, register_engine
-from latprune.latency.engines import TorchEngine
+from latprune.latency.engines import TorchEngine, base
 from latprune.latency.engines.inputs import prepare_inputs
 from latprune.latency.engines.onnx_graph import export_onnx
 from latprune.latency.engines.torch_eager import EagerNetwork
@@ -250,7 +250,7 @@ def test_a_missing_engine_says_which_extra(monkeypatch: pytest.MonkeyPatch, name
 
     def fake(module: str, *args: Any, **kwargs: Any) -> Any:
         if module.split(".")[0] == package:
-            raise ImportError(module)
+            raise ModuleNotFoundError(module, name=module)
         return real(module, *args, **kwargs)
 
     for loaded in [module for module in sys.modules if module.split(".")[0] == package]:
@@ -352,7 +352,8 @@ class TestExecuTorchAlone:
         assert {"0", "2", "3"} <= {entry.path for entry in entries}
         assert {"0", "2", "3"} <= set(match_profile(entries, list(graph.kernels.values())).shares)
 
-    def test_threads_are_pinned_for_the_process(self) -> None:
+    def test_threads_are_pinned_for_the_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(base, "usable_processors", lambda: 2)
         engine, x = get_engine("executorch"), torch.randn(1, 8, 8, 8)
         with engine.compile(Twice(), x, self.target) as network:
             network.run()

@@ -37,7 +37,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     """A node in a folder of its own. It lacks ExecuTorch, whether or not that is installed here."""
     lacking = folder / "lacking" / "executorch"
     lacking.mkdir(parents=True, exist_ok=True)
-    (lacking / "__init__.py").write_text("raise ImportError(name=__name__)\n")
+    (lacking / "__init__.py").write_text("raise ModuleNotFoundError(name=__name__)\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(lacking.parent), *filter(None, sys.path)])}
     common = ["--object-store-memory=100000000", "--num-cpus=1", "--disable-usage-stats", "--block"]
     return subprocess.Popen(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from latprune.errors import MissingExtraError
+from latprune.extras import importing
 
 __all__ = ["EXTRA", "huggingface_hub", "transformers"]
 
@@ -31,9 +31,5 @@ def huggingface_hub() -> Any:
 
 
 def _imported(package: str) -> Any:
-    try:
+    with importing(package, EXTRA):
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:  # it is there, and lacks something of its own
-            raise
-        raise MissingExtraError(package, EXTRA) from error

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime, available_engines, get_engine, register_engine
+from latprune.latency.engines.base import (
+    CompiledNetwork,
+    Engine,
+    KernelTime,
+    available_engines,
+    engine_problems,
+    get_engine,
+    register_engine,
+)
 from latprune.latency.engines.executorch import ExecuTorchEngine
 from latprune.latency.engines.onnxruntime import OnnxRuntimeEngine
 from latprune.latency.engines.openvino import OpenVinoEngine
@@ -19,6 +27,7 @@ __all__ = [
     "TorchCompileEngine",
     "TorchEngine",
     "available_engines",
+    "engine_problems",
     "get_engine",
     "register_engine",
 ]

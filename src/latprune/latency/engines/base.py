@@ -13,12 +13,22 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from latprune.errors import EngineError, MissingExtraError
 from latprune.latency.engines.interruptions import involuntary_switches
-from latprune.latency.machine import machine_name
+from latprune.latency.machine import machine_name, usable_processors
 from latprune.latency.target import Target
 from latprune.registry import Registry
 
-__all__ = ["CompiledNetwork", "Engine", "KernelTime", "available_engines", "get_engine", "register_engine"]
+__all__ = [
+    "CompiledNetwork",
+    "Engine",
+    "KernelTime",
+    "available_engines",
+    "engine_problems",
+    "get_engine",
+    "register_engine",
+    "require_threads",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +122,7 @@ class Engine(ABC):
     Contract (``latprune.latency.testing.EngineContract`` checks it): ``compile`` never changes the module or its training flags, its
     outputs equal PyTorch's to the precision of the target, every parametrised contraction that runs shows up in the profile with its
     module's path, times are milliseconds, and anything the engine cannot do raises EngineError (MissingExtraError where a package is not
-    installed).
+    installed, BrokenPackageError where it is and cannot be imported).
     """
 
     name: ClassVar[str]
@@ -174,6 +184,20 @@ class Engine(ABC):
         }
 
 
+def require_threads(target: Target) -> None:
+    """Refuse more threads on the CPU than there are processors: they would wait for each other, and that would be what is measured.
+
+    Raises:
+        EngineError: ``target`` asks for more than this process may run on.
+    """
+    processors = usable_processors()
+    if target.threads > processors:
+        raise EngineError(
+            f"threads (={target.threads}) must be at most {processors}, the processors that this process may run on (taskset and "
+            f"containers allow fewer than the machine has): more would wait for each other; choose at most {processors}"
+        )
+
+
 ENGINES = Registry[Callable[[], Engine]]("engine", group="latprune.engines", hint="add one with latprune.latency.register_engine")
 """Makers of engine adapters by name."""
 
@@ -195,11 +219,22 @@ def get_engine(name: str) -> Engine:
 
 
 def available_engines() -> Mapping[str, str | None]:
-    """Registered names -> version, or None where the engine is not installed."""
-    found: dict[str, str | None] = {}
+    """Registered names -> version, or None where the engine is not installed or cannot be imported (:func:`engine_problems`)."""
+    return {name: None if isinstance(found, ImportError) else found for name, found in _versions().items()}
+
+
+def engine_problems() -> Mapping[str, str]:
+    """Names of engines that are installed and cannot be imported -> why."""
+    absent = (MissingExtraError, ModuleNotFoundError)
+    return {name: str(found) for name, found in _versions().items() if isinstance(found, ImportError) and not isinstance(found, absent)}
+
+
+def _versions() -> dict[str, str | ImportError]:
+    """Registered names -> version, or why there is none."""
+    found: dict[str, str | ImportError] = {}
     for name in ENGINES.names():
         try:
             found[name] = get_engine(name).version()
-        except ImportError:
-            found[name] = None
+        except ImportError as error:
+            found[name] = error
     return found

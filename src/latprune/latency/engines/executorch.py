@@ -20,8 +20,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from latprune.errors import EngineError, MissingExtraError
-from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
+from latprune.errors import EngineError
+from latprune.extras import importing
+from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime, require_threads
 from latprune.latency.engines.inputs import ModelInputs, prepare
 from latprune.latency.engines.interruptions import undisturbed
 from latprune.latency.engines.refusals import NetworkRefusedError, with_remedy
@@ -63,10 +64,6 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _missing() -> MissingExtraError:
-    return MissingExtraError("executorch", "executorch")
-
-
 class ExecuTorchEngine(Engine):
     """ExecuTorch through its Python bindings; what XNNPACK does not take stays with ExecuTorch's own portable kernels."""
 
@@ -77,10 +74,8 @@ class ExecuTorchEngine(Engine):
 
     def version(self) -> str:
         """Version of the executorch package."""
-        try:
+        with importing("executorch", "executorch", module="executorch.version"):
             from executorch.version import __version__
-        except ImportError:
-            raise _missing() from None
         return str(__version__)
 
     def check(self, target: Target) -> None:
@@ -90,6 +85,7 @@ class ExecuTorchEngine(Engine):
             raise EngineError(f"device (={target.device!r}) must be 'cpu': XNNPACK runs nowhere else")
         if target.precision != "fp32":
             raise EngineError(f"precision (={target.precision!r}) must be 'fp32' on executorch")
+        require_threads(target)
 
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> CompiledNetwork:
         """See ``Engine.compile``. Takes seconds: the network is exported, decomposed and lowered in Python.
@@ -123,11 +119,9 @@ class _Program:
 
 
 def _lower(model: nn.Module, inputs: ModelInputs) -> _Program:
-    try:
+    with importing("executorch", "executorch"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
-    except ImportError:
-        raise _missing() from None
     try:
         with torch.no_grad():
             exported = torch.export.export(model, inputs.args, dict(inputs.kwargs), strict=False)

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from latprune.errors import EngineError, MissingExtraError
+from latprune.errors import EngineError
+from latprune.extras import importing
 from latprune.latency.engines.inputs import ModelInputs
 from latprune.latency.engines.refusals import NetworkRefusedError, with_remedy
 from latprune.quiet import in_a_line, quiet_exporters
@@ -128,10 +129,8 @@ def export_onnx(model: nn.Module, inputs: ModelInputs, *, exporter: str | None =
 
 
 def _export(model: nn.Module, inputs: ModelInputs, exporter: str, opset: int) -> OnnxNetwork:
-    try:
+    with importing("onnx", "onnx"):
         import onnx
-    except ImportError:
-        raise MissingExtraError("onnx", "onnx") from None
     if exporter not in ("torchscript", "dynamo"):
         raise EngineError(f"exporter (={exporter!r}) must be 'torchscript' or 'dynamo'")
     names = _names(inputs)

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from latprune.errors import EngineError, MissingExtraError
-from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
+from latprune.errors import EngineError
+from latprune.extras import importing
+from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime, require_threads
 from latprune.latency.engines.inputs import prepare
 from latprune.latency.engines.interruptions import undisturbed
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
@@ -31,10 +32,8 @@ _CONTRACTIONS = frozenset({"Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedG
 
 
 def _module() -> Any:
-    try:
+    with importing("onnxruntime", "onnx"):
         import onnxruntime
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "onnx") from None
     return onnxruntime
 
 
@@ -62,6 +61,8 @@ class OnnxRuntimeEngine(Engine):
         runtime = _module()
         check_target(target)
         _provider(runtime, target)
+        if _provider_name(target.device) == _PROVIDERS["cpu"]:
+            require_threads(target)
 
     def machine(self, target: Target) -> str:
         """See ``Engine.machine``."""

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from latprune.errors import EngineError, MissingExtraError
-from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
+from latprune.errors import EngineError
+from latprune.extras import importing
+from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime, require_threads
 from latprune.latency.engines.inputs import prepare
 from latprune.latency.engines.interruptions import undisturbed
 from latprune.latency.engines.onnx_graph import OnnxNetwork, export_onnx
@@ -32,10 +33,8 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def _module() -> Any:
-    try:
+    with importing("openvino", "openvino"):
         import openvino
-    except ImportError:
-        raise MissingExtraError("openvino", "openvino") from None
     return openvino
 
 
@@ -87,12 +86,14 @@ class OpenVinoEngine(Engine):
 
 
 def _usable(target: Target) -> tuple[Any, str]:
-    """The core, and openvino's name of the device; raises EngineError where it does not have that, or does not know the precision."""
+    """The core, and openvino's name of the device; raises EngineError where it does not have that, the precision, or the threads."""
     core = _module().Core()
     if target.precision not in _HINTS:
         raise EngineError(f"precision (={target.precision!r}) must be one of {', '.join(_HINTS)} on openvino")
     device = _device(target)
     _full_name(core, device, target)
+    if device == "CPU":
+        require_threads(target)
     return core, device
 
 

@@ -16,7 +16,7 @@ from latprune.errors import EngineError
 from latprune.latency.engines.base import CompiledNetwork, Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, prepare
 from latprune.latency.engines.refusals import NetworkRefusedError, with_remedy
-from latprune.latency.engines.torch_network import TorchNetwork, torch_device, torch_machine, torch_version
+from latprune.latency.engines.torch_network import TorchNetwork, torch_machine, torch_version, usable_device
 from latprune.latency.target import Target
 from latprune.quiet import in_a_line
 
@@ -55,7 +55,7 @@ class TorchCompileEngine(Engine):
 
     def check(self, target: Target) -> None:
         """See ``Engine.check``."""
-        torch_device(target)
+        usable_device(target)
 
     def machine(self, target: Target) -> str:
         """See ``Engine.machine``."""
@@ -66,7 +66,7 @@ class TorchCompileEngine(Engine):
         if profile:
             raise EngineError(f"profile (=True) must be False on torch_compile: {_NO_PROFILE}")
         start = time.perf_counter()
-        device = torch_device(target)
+        device = usable_device(target)
         held, inputs = prepare(model, example_inputs, target, cast=True, device=device, keep_format=True)
         if held is model:
             # Dynamo guards what it compiled by the module's state, which the caller may go on changing.

@@ -15,7 +15,7 @@ from torch import nn
 from latprune.errors import EngineError
 from latprune.latency.engines.base import Engine, KernelTime
 from latprune.latency.engines.inputs import ModelInputs, prepare
-from latprune.latency.engines.torch_network import TorchNetwork, cuda_event, torch_device, torch_machine, torch_version
+from latprune.latency.engines.torch_network import TorchNetwork, cuda_event, torch_machine, torch_version, usable_device
 from latprune.latency.target import Target
 from latprune.program.module import ProgramScope
 
@@ -40,7 +40,7 @@ class TorchEngine(Engine):
 
     def check(self, target: Target) -> None:
         """See ``Engine.check``."""
-        torch_device(target)
+        usable_device(target)
 
     def machine(self, target: Target) -> str:
         """See ``Engine.machine``."""
@@ -49,7 +49,7 @@ class TorchEngine(Engine):
     def compile(self, model: nn.Module, example_inputs: Any, target: Target, *, profile: bool = False) -> EagerNetwork:
         """See ``Engine.compile``."""
         start = time.perf_counter()
-        device = torch_device(target)
+        device = usable_device(target)
         held, inputs = prepare(model, example_inputs, target, cast=True, device=device, keep_format=True)
         return EagerNetwork(held, inputs, target, device, profile, start)
 

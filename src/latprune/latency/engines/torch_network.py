@@ -15,12 +15,21 @@ from torch.utils import _pytree as pytree
 
 from latprune.errors import EngineError
 from latprune.latency.engines.allocator import allocator_kept, keep_freed_memory
-from latprune.latency.engines.base import CompiledNetwork
+from latprune.latency.engines.base import CompiledNetwork, require_threads
 from latprune.latency.engines.inputs import ModelInputs
 from latprune.latency.machine import machine_name
 from latprune.latency.target import Target
 
-__all__ = ["TorchNetwork", "cuda_conditions", "cuda_event", "flatten_outputs", "torch_device", "torch_machine", "torch_version"]
+__all__ = [
+    "TorchNetwork",
+    "cuda_conditions",
+    "cuda_event",
+    "flatten_outputs",
+    "torch_device",
+    "torch_machine",
+    "torch_version",
+    "usable_device",
+]
 
 
 class TorchNetwork(CompiledNetwork):
@@ -122,6 +131,14 @@ def torch_device(target: Target) -> torch.device:
     if index >= torch.cuda.device_count():
         raise EngineError(f"device (={target.device!r}) must be one of {torch.cuda.device_count()} CUDA devices, cuda:0 and up")
     return torch.device("cuda", index)
+
+
+def usable_device(target: Target) -> torch.device:
+    """:func:`torch_device`; raises EngineError also where the CPU is asked for more threads than it has processors."""
+    device = torch_device(target)
+    if device.type == "cpu":
+        require_threads(target)
+    return device
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import FileFormatError, MissingExtraError
+from latprune.errors import FileFormatError
+from latprune.extras import importing
 
 __all__ = ["Forest", "cross_predict", "fit_forest"]
 
@@ -90,10 +91,8 @@ class Forest:
 
 def fit_forest(features: FloatArray, target: FloatArray, weights: FloatArray, *, trees: int = 60, leaf: int = 2, seed: int = 0) -> Forest:
     """Fit a forest to ``(n, features)`` and ``(n,)``; raises MissingExtraError without scikit-learn."""
-    try:
+    with importing("scikit-learn", "tables", module="sklearn"):
         from sklearn.ensemble import ExtraTreesRegressor
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "tables") from None
     model = ExtraTreesRegressor(n_estimators=trees, min_samples_leaf=leaf, max_features=0.6, random_state=seed, n_jobs=1)
     model.fit(features, target, sample_weight=weights)
     parts = [estimator.tree_ for estimator in model.estimators_]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import MissingExtraError
+from latprune.extras import importing
 from latprune.latency.features import FEATURES
 
 __all__ = ["PRICES", "fit_trunk", "trunk_logarithm"]
@@ -67,10 +67,8 @@ def fit_trunk(features: FloatArray, target: FloatArray, weights: FloatArray) -> 
 
     Raises MissingExtraError without SciPy, which scikit-learn brings.
     """
-    try:
+    with importing("scikit-learn", "tables", module="scipy"):
         from scipy.optimize import nnls
-    except ImportError:
-        raise MissingExtraError("scikit-learn", "tables") from None
     columns, goal = _columns(features), np.exp(target)
     scale = np.maximum(columns.max(axis=0), 1e-30)
     level, robust, prices = goal, np.ones(len(goal)), np.zeros(columns.shape[1])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latprune.errors import EngineError, InvalidArgumentError, LatpruneError, MissingExtraError
+from latprune.extras import importing
 
 __all__ = ["Patience", "connect", "count_devices", "one_line", "ray_package"]
 
@@ -22,10 +23,8 @@ _SAID_AFTER = 5.0
 
 def ray_package() -> Any:
     """The package ``ray``; raises MissingExtraError."""
-    try:
+    with importing("ray", "ray"):
         import ray
-    except ImportError:
-        raise MissingExtraError("ray", "ray") from None
     return ray
 
 

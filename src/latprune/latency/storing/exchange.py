@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
+from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.extras import importing
 from latprune.latency.samples import ContextInfo, KernelSample, NetworkSample
 from latprune.latency.storing.store import Store
 from latprune.latency.target import Target
@@ -30,11 +31,9 @@ _COLUMNS = (
 
 
 def _arrow() -> tuple[Any, Any]:
-    try:
+    with importing("pyarrow", "tables"):
         import pyarrow
         import pyarrow.parquet as parquet
-    except ImportError:
-        raise MissingExtraError("pyarrow", "tables") from None
     return pyarrow, parquet
 
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latprune.errors import InvalidArgumentError, MissingExtraError
+from latprune.errors import InvalidArgumentError
+from latprune.extras import importing
 from latprune.zoo.loading import IMAGENET_NORMALISATION, Normalisation
 
 __all__ = ["SCENE_CLASSES", "MadeScenes", "SceneKind"]
@@ -89,10 +90,8 @@ class MadeScenes:
         seed: int = 0,
         normalisation: Normalisation = IMAGENET_NORMALISATION,
     ) -> None:
-        try:
+        with importing("pillow", "images", module="PIL"):
             import PIL  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("pillow", "images") from error
         if min(count, frames, *size, stride, most, batch_size) < 1 or first < 0:
             raise InvalidArgumentError(
                 f"count (={count}), frames (={frames}), size (={size}), stride (={stride}), most (={most}) and batch_size (={batch_size}) "

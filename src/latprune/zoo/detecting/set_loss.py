@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latprune.errors import InvalidArgumentError, MissingExtraError
+from latprune.errors import InvalidArgumentError
+from latprune.extras import importing
 
 __all__ = ["SetLoss", "StreamingLoss", "decode_places", "encode_places"]
 
@@ -51,10 +52,8 @@ class SetLoss:
     """
 
     def __init__(self, reach: float, *, class_weight: float = 2.0, box_weight: float = 5.0, velocity_weight: float = 0.2) -> None:
-        try:
+        with importing("scipy", "demo"):
             import scipy  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("scipy", "demo") from error
         if not reach > 0.0:
             raise InvalidArgumentError(f"reach (={reach}) must be above 0")
         self.reach, self.class_weight, self.box_weight = reach, class_weight, box_weight

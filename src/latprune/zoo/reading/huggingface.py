@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
+from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.extras import importing
 from latprune.zoo.reading.streamed import StreamedImages, image_batches, opened
 
 __all__ = ["DatasetImages", "huggingface_test", "huggingface_train"]
@@ -95,10 +96,8 @@ class DatasetImages:
 
 def _split(path: str, *, train: bool) -> Any:
     """A split of a saved data set (``save_to_disk``), or of a named one."""
-    try:
+    with importing("datasets", "datasets"):
         import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "datasets") from error
     found = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path)
     names = ("train",) if train else _HELD_OUT
     if not isinstance(found, Mapping):

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latprune.errors import FileFormatError, InvalidArgumentError, MissingExtraError
+from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.extras import importing
 from latprune.zoo.loading import IMAGENET_NORMALISATION, Normalisation
 from latprune.zoo.reading.crops import Part, RandomResizedCrop, middle, taken
 
@@ -75,10 +76,8 @@ class StreamedImages:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        try:
+        with importing("pillow", "images", module="PIL"):
             import PIL  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("pillow", "images") from error
         if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
             raise InvalidArgumentError(f"shape (={tuple(shape)}) must be (channels, height, width) with 1 or 3 channels: images have those")
         if batch_size < 1 or not 0.0 < crop <= 1.0:
