@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection
-from latprune.recovery.pairing import Pairing
+from latprune.recovery.pairing import UNKNOWN, Pairing
 from latprune.recovery.stepper import Sequence_, record_operations
 from latprune.train.teaching import KeptChannels
 
@@ -32,8 +32,8 @@ def kept_channels(
         Module -> kept channels of the (first) tensor that it returns; modules that keep all have no entry.
 
     Raises:
-        InvalidArgumentError: A module does not run once with a tensor as its result, lies in a removed block, or its channels lie on
-            several dimensions.
+        InvalidArgumentError: A module does not run once with a tensor as its result, lies in a removed block, its channels lie on
+            several dimensions, or the operation that makes its result is none of the traced ones.
 
     Example:
         >>> kept = kept_channels(dense, graph, selection, x, ["layer2", "layer3"])
@@ -51,6 +51,8 @@ def kept_channels(
             raise InvalidArgumentError(f"features name the module '{name}', which does not run exactly once with a tensor as its result")
         if _inside(selection.removed_blocks, graph, pairing, at):
             raise InvalidArgumentError(f"features name the module '{name}', which lies in a removed block")
+        if not pairing.known(at):
+            raise InvalidArgumentError(f"features name the module '{name}': {UNKNOWN}")
         mask = pairing.mask(at)
         carrying = _carrying(mask)
         if mask is None or not carrying:  # all are kept, or there is but one
@@ -95,7 +97,7 @@ def streams_of(run: Sequence_, pairing: Pairing) -> dict[str, int]:
     """
     calls = pairing.graph.calls
     sums = {calls[c].module for c in pairing.call_of.values() if calls[c].joins}
-    found = {path: at for path, at in run.returned.items() if path in sums and len(_carrying(pairing.mask(at))) <= 1}
+    found = {path: at for path, at in run.returned.items() if path in sums and pairing.known(at) and len(_carrying(pairing.mask(at))) <= 1}
     return dict(sorted(found.items(), key=lambda entry: entry[1]))
 
 

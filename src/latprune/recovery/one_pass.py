@@ -12,7 +12,7 @@ from latprune.argument_rules import check_number, check_whole
 from latprune.graph import Selection
 from latprune.recovery.backing_off import Change, kept_where_it_helps
 from latprune.recovery.contract import Recovery, Situation, register_strategy
-from latprune.recovery.pairing import Pairing
+from latprune.recovery.pairing import UNKNOWN, Pairing
 from latprune.recovery.parameter_names import ParameterNames
 from latprune.recovery.report import LayerRecovery
 from latprune.recovery.rows import from_matrix, to_matrix
@@ -68,7 +68,7 @@ class OnePassMap(Recovery):
                 call = pairing.call_of.get(site.index)
                 fields = situation.graph.calls[call].all_fields[site.inputs] if call is not None and not site.reason else ()
                 masks = [m for f in fields if (m := keep_mask(f, pairing.kept)) is not None]
-                reason = site.reason or _unfit(site, masks)
+                reason = site.reason or (_unfit(site, masks) if call is not None else UNKNOWN)
                 if reason:
                     found.append(Change(entry=LayerRecovery(layer=site.name, reason=reason)))
                     continue

@@ -18,7 +18,12 @@ from latprune.recovery.stepper import Sequence_
 from latprune.surgery.masked import _kept_classes, keep_mask
 from latprune.surgery.plan import plan_step
 
-__all__ = ["Pairing", "aligned", "kept_values"]
+__all__ = ["UNKNOWN", "Pairing", "aligned", "kept_values"]
+
+UNKNOWN = (
+    "which channels are kept at its place is not known: the network runs other operations on the data than on the example inputs; trace it "
+    "with a batch like the data's"
+)
 
 
 def kept_values(tensor: Tensor, mask: Tensor | None, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -86,6 +91,9 @@ class Pairing:
             [(str(op.func), op.module, _parameters(op, named_pruned)) for op in pruned.operations],
         )
         self.dense_of = {p: left[k] for p, k in found.items()}
+        self._shapes = [op.result_shapes[:1] for op in dense.operations]
+        both = self.dense_of if pruned is not dense else {}  # features are of the dense network alone
+        self._left = {d: pruned.operations[p].result_shapes[:1] for p, d in both.items()}
         self._masks: dict[int, Tensor | None] = {}
         step = plan_step(dense_model, graph, selection)
         self._scales = step.scales
@@ -121,12 +129,38 @@ class Pairing:
         return factors[torch.tensor(edit.keep[dim])] if edit is not None and dim in edit.keep else factors
 
     def mask(self, dense_index: int) -> Tensor | None:
-        """Which places of the first result of a dense operation are kept; None where all are."""
+        """Which places of the first result of a dense operation are kept; None where all are.
+
+        Raises:
+            InvalidArgumentError: It is not known: the operation is none of the traced calls, or one of another shape.
+        """
         if dense_index not in self._masks:
-            call = self.call_of.get(dense_index)
-            field = self.graph.calls[call].output_fields[0] if call is not None and self.graph.calls[call].output_fields else None
-            self._masks[dense_index] = None if field is None else keep_mask(field, self.kept)
+            self._masks[dense_index] = self._mask(dense_index)
         return self._masks[dense_index]
+
+    def known(self, dense_index: int) -> bool:
+        """Whether :meth:`mask` knows which places are kept."""
+        try:
+            self.mask(dense_index)
+        except InvalidArgumentError:
+            return False
+        return True
+
+    def _mask(self, dense_index: int) -> Tensor | None:
+        shapes, left = self._shapes[dense_index], self._left.get(dense_index)
+        call = self.call_of.get(dense_index)
+        if call is None:
+            if shapes == left:  # nothing was removed
+                return None
+            raise InvalidArgumentError(UNKNOWN)
+        fields = self.graph.calls[call].output_fields
+        mask = None if not fields or fields[0] is None else keep_mask(fields[0], self.kept)
+        if not shapes:
+            return mask
+        kept = _kept_count(mask, shapes[0])
+        if kept is None or (left is not None and kept != int(np.prod(left[0]))):
+            raise InvalidArgumentError(UNKNOWN)
+        return mask
 
     def removed_join(self, dense_index: int) -> bool:
         """Whether a removed block joins its shortcut at a dense operation."""
@@ -136,6 +170,15 @@ class Pairing:
     def target(self, dense_index: int, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Kept places of the dense result, in the pruned network's shape."""
         return kept_values(tensor, self.mask(dense_index), shape)
+
+
+def _kept_count(mask: Tensor | None, shape: tuple[int, ...]) -> int | None:
+    """Kept places of a tensor; None where the mask is not one of its shape."""
+    if mask is None:
+        return int(np.prod(shape))
+    if mask.dim() != len(shape) or any(m not in (1, n) for m, n in zip(mask.shape, shape, strict=True)):
+        return None
+    return int(mask.sum()) * int(np.prod([n for m, n in zip(mask.shape, shape, strict=True) if m == 1]))
 
 
 def _named(model: nn.Module) -> ParameterNames:

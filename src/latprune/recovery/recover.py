@@ -24,6 +24,7 @@ from latprune.recovery.contract import Progress, Recovery, Situation, get_strate
 from latprune.recovery.norm_basis import norms_on_own_statistics
 from latprune.recovery.output_error import no_worse, output_error, outputs_of
 from latprune.recovery.report import LayerRecovery, RecoveryReport
+from latprune.recovery.retracing import graph_on
 from latprune.recovery.values import Values
 from latprune.recovery.watching import Watch
 from latprune.states import state_tensors
@@ -97,7 +98,7 @@ def recover(
         situation = Situation(
             pruned=pruned,
             dense=dense,
-            graph=graph,
+            graph=graph_on(graph, selection, dense, fitted[0].inputs) if fitted else graph,
             selection=selection,
             fitted=[piece.inputs for piece in fitted],
             held_out=[piece.inputs for piece in held_out],

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latprune.errors import InvalidArgumentError
 from latprune.recovery.attention import Product, find_products, has_products
 from latprune.recovery.batches import count, run_on_few, sliceable
 from latprune.recovery.contract import Situation
@@ -80,11 +81,12 @@ class Products:
         self._dense_sites = dense_sites
         for product in products:
             dense = dense_products.get((pairing.dense_of.get(product.query, -1), pairing.dense_of.get(product.key, -1)))
-            heads = (
-                "the dense network has no such product at its place"
-                if dense is None
-                else paired_heads(product, dense, pairing, by_index, dense_sites)
-            )
+            heads: Heads | str = "the dense network has no such product at its place"
+            if dense is not None:
+                try:
+                    heads = paired_heads(product, dense, pairing, by_index, dense_sites)
+                except InvalidArgumentError as error:
+                    heads = str(error)
             indices = {product.query, product.key}
             if isinstance(heads, Heads) and indices & self._found.keys():
                 heads = "it takes part in several products"
