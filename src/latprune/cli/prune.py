@@ -12,7 +12,7 @@ from latprune.cli.pruning_arguments import (
     add_data_arguments,
     add_method_arguments,
     add_table_arguments,
-    check_images,
+    check_data,
     evaluation_of,
     options_of,
 )
@@ -269,10 +269,13 @@ def _check_stages(args: argparse.Namespace, options: SharedOptions) -> None:
 
 
 def _check_data(args: argparse.Namespace) -> None:
-    """Refuse options about images without images, and training that reads labels on images that have none."""
+    """Refuse options about images without images, what would do nothing, and training that reads labels on images that have none."""
+    from latprune.cli.option_rules import refuse_ignored
     from latprune.errors import InvalidArgumentError
 
-    check_images(args)
+    check_data(args)
+    if args.recover == "none":
+        refuse_ignored(args, ("recovery_images",), beside="--recover none")
     if args.images is not None and (args.epochs is not None or args.recipe is not None) and _reads_labels(args):
         raise InvalidArgumentError(
             "--epochs and --recipe train on labels, which --images have none of; give --data, a --fit of your own, or --recipe "
