@@ -170,6 +170,15 @@ def test_a_predictor_is_read_in_place_of_tables(nets: str, tmp_path: Path) -> No
         (["--method-arg", 'soft_masks={"evry": 20}'], "schedule 'soft_masks' has no option 'evry'"),
         (["--method", "halp", "--criterion", "magnitude", "--method-arg", "stages=2.5"], "stages (=2.5) must be a whole number"),
         (["--recover", "refit", "--recover-arg", "rows=many"], "rows (='many') must be a whole number"),
+        (["--train-threads", "-1"], "--train-threads (=-1) must be a whole number of at least 1"),
+        (["--train-threads", "0"], "--train-threads (=0) must be a whole number of at least 1"),
+        (["--criterion", "fpgm", "--method-arg", "score=magnitude"], "--method-arg score does nothing with --criterion"),
+        (["--stages", "3", "--method-arg", "stages=5"], "--method-arg stages does nothing with --stages"),
+        (["--schedule", "stages", "--schedule-arg", "stages=3", "--stages", "5"], "--stages does nothing with --schedule (='stages')"),
+        (["--no-blocks", "--method-arg", "blocks=true"], "--method-arg blocks does nothing with --no-blocks"),
+        (["--no-channels", "--method-arg", "channels=true"], "--method-arg channels does nothing with --no-channels"),
+        (["--test-data", "nets:x", "--evaluate", "nets:accuracy"], "--test-data does nothing with --evaluate"),
+        (["--recover", "none", "--recovery-images", "5"], "--recovery-images does nothing with --recover none"),
     ],
 )
 def test_what_does_nothing_or_is_of_another_kind_is_refused_before_anything_is_done(
@@ -177,6 +186,30 @@ def test_what_does_nothing_or_is_of_another_kind_is_refused_before_anything_is_d
 ) -> None:
     assert main(words(nets, tmp_path / "out", "--budget", "flops=70%", *given)) == 2
     assert told in capsys.readouterr().err and not list(tmp_path.rglob("*.json"))
+
+
+def test_folding_for_good_and_for_a_while_exclude_each_other(nets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(words(nets, tmp_path / "out", "--budget", "flops=70%", "--fold", "--fold-temporarily"))
+    assert refused.value.code == 2 and "--fold-temporarily: not allowed with argument --fold" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--evaluate", "nets:accuracy", "--test-data", "nets:x"], "--test-data does nothing with --evaluate"),
+        (["--criterion", "fpgm", "--method-arg", "score=magnitude"], "--method-arg score does nothing with --criterion"),
+        (["--train-threads", "0"], "--train-threads (=0) must be"),
+    ],
+)
+@pytest.mark.parametrize("command", ["explore", "sweep"])
+def test_other_commands_refuse_the_same(
+    command: str, given: Sequence[str], told: str, nets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", f"{nets}:net", "--input", "1x1x32x32"]
+    more = ["--budget", "flops=70%"] if command == "sweep" else ["--resource", "flops", "--predict-only"]
+    assert main([command, *model, *more, *given, "-o", str(tmp_path / "out.html")]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out.html").exists()
 
 
 def test_a_sweep_refuses_options_of_a_training_that_there_is_not(nets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from latprune.importance import L1Config, MagnitudeConfig
 from latprune.methods import HALP, MDP, SPLAMP, FromScratch, Method, SoftMasks, get_method
 from latprune.methods.base import StageContext
 from latprune.methods.from_scratch import reinitialise
+from latprune.report import html_page
 from latprune.resources import MultiplyAdds
 from latprune.zoo import digits_resnet
 
@@ -78,6 +79,22 @@ def test_from_scratch_takes_a_methods_network_and_none_of_its_weights(structure)
     assert weights and not any(torch.allclose(after[name], before[name]) for name in weights)
     norms = [module for module in fresh.model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert norms and all(torch.all(norm.weight == 1) and torch.all(norm.running_mean == 0) for norm in norms)
+
+
+@pytest.mark.parametrize("accuracy", [None, lambda model: 0.1])
+def test_fresh_weights_that_nothing_trained_are_told(accuracy):
+    def run(**options):
+        x = torch.randn(1, 1, 32, 32)
+        model = digits_resnet(blocks=1, widths=(8, 16, 16)).eval()
+        method = FromScratch(structure="uniform")
+        return latprune.prune(model, x, budget="flops=60%", method=method, measure_latency=False, evaluate=accuracy, **options)
+
+    told = run()
+    assert [note for note in told.record.notes if note.startswith("the weights are fresh: they were drawn anew after the cut")]
+    for shown in (str(told), html_page(told.record)):
+        assert "ext: train the network (--epochs or --recipe with --data, fit=): its weights are fresh" in shown
+    trained = run(fit=lambda model, context: None)
+    assert not any("fresh" in note for note in trained.record.notes) and "fresh" not in str(trained)
 
 
 class Layers(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import fields, replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import latprune
 from latprune.cli import build_parser
-from latprune.cli.prune import _fit
+from latprune.cli.prune import _check_data, _fit
 from latprune.cli.pruning_arguments import options_of
 from latprune.errors import InvalidArgumentError
 from latprune.importance import DivergenceConfig, L1Config, MagnitudeConfig
@@ -135,6 +136,32 @@ def test_the_method_behind_fresh_weights_has_its_options_on_the_command_line() -
     assert method_told(*words).importance == method_told("--method", "halp", *words[4:]).importance
     whole = method_told("--method", "from_scratch", "--method-arg", 'structure={"name": "halp", "stages": 1, "score": "l1"}')
     assert whole == FromScratch(structure=HALP(stages=1, score=L1Config()))
+
+
+MATCHING = 'distillation={"weight": 1.0, "loss": "matching"}'
+
+
+@pytest.mark.parametrize(
+    ("words", "reads"),
+    [
+        (["--epochs", "1"], True),
+        (["--epochs", "1", "--distill"], True),
+        (["--epochs", "1", "--recipe-arg", MATCHING], False),
+        (["--recipe", "match-dense"], False),
+        (["--recipe", "match-dense", "--recipe-arg", "distillation=null"], True),
+        (["--recipe", "match-dense", "--distill"], True),
+        (["--recipe", "sp-lamp-cifar10", "--recipe-arg", MATCHING], False),
+    ],
+)
+def test_images_train_whatever_recipe_reads_no_labels(words: list[str], reads: bool) -> None:
+    args = build_parser().parse_args([*WORDS, "--images", "photos", *words])
+    with pytest.raises(InvalidArgumentError, match="train on labels, which --images have none of") if reads else nullcontext():
+        _check_data(args)
+
+
+def test_a_value_of_the_recipe_is_told_once() -> None:
+    with pytest.raises(InvalidArgumentError, match="--recipe-arg learning_rate does nothing with --learning-rate"):
+        recipe_told("--epochs", "1", "--learning-rate", "0.1", "--recipe-arg", "learning_rate=0.2")
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -57,13 +57,14 @@ def add_form_argument(parser: argparse._ActionsContainer) -> None:
 
 def add_fold_argument(parser: argparse._ActionsContainer, *, temporary: bool = False) -> None:
     """Add ``--fold``, and ``--fold-temporarily`` where there is a result that could have its weight norms back."""
-    parser.add_argument(
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument(
         "--fold",
         action="store_true",
         help="make weights that are computed of others (weight norm, spectral norm, masks) plain ones first, in a copy; changes no output",
     )
     if temporary:
-        parser.add_argument(
+        several.add_argument(
             "--fold-temporarily",
             dest="fold",
             action="store_const",

@@ -13,7 +13,7 @@ from latprune.cli.pruning_arguments import (
     add_data_arguments,
     add_method_arguments,
     add_table_arguments,
-    check_images,
+    check_data,
     evaluation_of,
     options_of,
 )
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     command = given_arguments(args, shared)
     beside = [Exploration.load(file) for file in args.beside]
     settle_inputs(args)
-    check_images(args)
+    check_data(args)
     model, inputs, batches = model_and_batches(args)
     constructor, arguments = recorded_as(args, parse_arguments(args.model_arg))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from latprune.cli.arguments import add_image_arguments, add_model_arguments, add_target_arguments
 from latprune.cli.progress import add_progress_arguments
-from latprune.cli.pruning_arguments import add_data_arguments, add_method_arguments, add_table_arguments, check_images, options_of
+from latprune.cli.pruning_arguments import add_data_arguments, add_method_arguments, add_table_arguments, check_data, options_of
 
 if TYPE_CHECKING:
     from latprune.problem import Problem
@@ -171,7 +171,7 @@ def _of_model(args: argparse.Namespace) -> tuple[Frontier, Problem]:
     args.file = args.source if args.source is not None and args.source.endswith(".onnx") else None
     tables = args.tables if args.file else args.source or args.tables
     settle_inputs(args)
-    check_images(args)
+    check_data(args)
     model, inputs, batches = model_and_batches(args)
     args.solver = None if args.solver == "exact" and not args.solver_arg else args.solver
     pruner = Pruner(model, inputs, budget=budgets[resource], **options_of(args, tables=tables))

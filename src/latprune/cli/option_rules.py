@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latprune.argument_rules import check_whole
 from latprune.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_numbers",
     "check_seed",
+    "check_threads",
     "conditions",
     "existing_store",
     "note_given",
@@ -23,6 +25,7 @@ __all__ = [
     "refuse_alone",
     "refuse_ignored",
     "refuse_overwriting",
+    "refuse_twice",
 ]
 
 
@@ -69,6 +72,13 @@ def check_seed(seed: int) -> None:
         raise InvalidArgumentError(f"--seed (={seed}) must be at least 0 and below {2**32}")
 
 
+def check_threads(args: argparse.Namespace) -> None:
+    """Refuse a ``--train-threads`` that nothing can be done with, where the command has it."""
+    threads = getattr(args, "train_threads", None)
+    if threads is not None:
+        check_whole("--train-threads", threads, least=1)
+
+
 def check_numbers(args: argparse.Namespace) -> None:
     """Refuse a ``--seed`` or ``--time-limit`` that nothing can be done with, by the names that the user knows."""
     check_seed(args.seed)
@@ -109,6 +119,12 @@ def refuse_alone(args: argparse.Namespace, names: Iterable[str], *, needed: str)
     for name in names:
         if _was_given(args, name):
             raise InvalidArgumentError(f"--{name.replace('_', '-')} does nothing without {needed}; give one, or leave it out")
+
+
+def refuse_twice(told: Iterable[str], name: str, *, argument: str, beside: str) -> None:
+    """Refuse a value of an option ``argument`` of several (``KEY=VALUE``) that an option ``beside`` says too."""
+    if name in told:
+        raise InvalidArgumentError(f"{argument} {name} does nothing with {beside}, which decides it; leave one of them out")
 
 
 def _was_given(args: argparse.Namespace, name: str) -> bool:

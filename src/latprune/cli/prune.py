@@ -12,7 +12,7 @@ from latprune.cli.pruning_arguments import (
     add_data_arguments,
     add_method_arguments,
     add_table_arguments,
-    check_images,
+    check_data,
     evaluation_of,
     options_of,
 )
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from latprune.pruning.options import SharedOptions
     from latprune.pruning.result import Result
     from latprune.pruning.run import Fit
+    from latprune.train import Recipe
 
 _TRAINING = ("learning_rate", "train_precision", "recipe_arg", "log", "channels_last", "distill", "stage_epochs")
 """Options of a training by a recipe, beside those that ask for one."""
 
-__all__ = ["Outcome", "add_arguments", "add_parser", "check_training", "prune_as_told", "run"]
+__all__ = ["Outcome", "add_arguments", "add_parser", "check_training", "prune_as_told", "recipe_of", "run"]
 
 _EPILOG = """\
 examples:
@@ -269,52 +270,61 @@ def _check_stages(args: argparse.Namespace, options: SharedOptions) -> None:
 
 
 def _check_data(args: argparse.Namespace) -> None:
-    """Refuse options about images without images, and training that reads labels on images that have none."""
+    """Refuse options about images without images, what would do nothing, and training that reads labels on images that have none."""
+    from latprune.cli.option_rules import refuse_ignored
     from latprune.errors import InvalidArgumentError
 
-    check_images(args)
-    if args.images is not None and (args.epochs is not None or args.recipe is not None) and _reads_labels(args):
+    check_data(args)
+    if args.recover == "none":
+        refuse_ignored(args, ("recovery_images",), beside="--recover none")
+    chosen = recipe_of(args) if args.images is not None else None
+    if chosen is not None and (chosen.distillation is None or chosen.distillation.needs_labels):
         raise InvalidArgumentError(
             "--epochs and --recipe train on labels, which --images have none of; give --data, a --fit of your own, or --recipe "
             "match-dense, which learns from the dense network alone"
         )
 
 
-def _reads_labels(args: argparse.Namespace) -> bool:
-    """Whether the training that is asked for reads labels."""
-    from latprune.train import recipe
-
-    distillation = recipe(args.recipe).distillation if args.recipe else None
-    return args.distill or distillation is None or distillation.needs_labels
-
-
-def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:
+def recipe_of(args: argparse.Namespace) -> Recipe | None:
+    """The recipe that the arguments come to; None where none trains."""
     from dataclasses import replace
 
-    from latprune.cli.loading import load_callable, parse_arguments
-    from latprune.errors import InvalidArgumentError
-
-    if args.fit:
-        return load_callable(args.fit, argument="--fit")
-    if args.epochs is None and args.recipe is None:
-        return None
-    if batches is None:
-        raise InvalidArgumentError("--epochs and --recipe need --data to train on")
-    from latprune.pruning.finetuning import fit_with
+    from latprune.cli.loading import parse_arguments
+    from latprune.cli.option_rules import refuse_twice
     from latprune.train import Distillation, Recipe, recipe
 
+    if args.fit or (args.epochs is None and args.recipe is None):
+        return None
     chosen = recipe(args.recipe) if args.recipe else Recipe(epochs=args.epochs, learning_rate=args.learning_rate or 0.02)
     if args.recipe and args.epochs is not None:
         chosen = chosen.with_epochs(args.epochs)
-    given: dict[str, Any] = {
-        "learning_rate": args.learning_rate,
-        "precision": args.train_precision,
-        "channels_last": args.channels_last or None,
-        "distillation": Distillation() if args.distill else None,
+    given: dict[str, tuple[str, Any]] = {
+        "epochs": ("--epochs", args.epochs),
+        "learning_rate": ("--learning-rate", args.learning_rate),
+        "precision": ("--train-precision", args.train_precision),
+        "channels_last": ("--channels-last", args.channels_last or None),
+        "distillation": ("--distill", Distillation() if args.distill else None),
     }
+    given = {name: (option, value) for name, (option, value) in given.items() if value is not None}
     told = parse_arguments(args.recipe_arg, argument="--recipe-arg")
+    for name, (option, _) in given.items():
+        refuse_twice(told, name, argument="--recipe-arg", beside=option)
     chosen = Recipe.from_dict({**chosen.to_dict(), **told})
-    chosen = replace(chosen, **{name: value for name, value in given.items() if value is not None})
+    return replace(chosen, **{name: value for name, (_, value) in given.items() if name != "epochs"})
+
+
+def _fit(args: argparse.Namespace, batches: Any, evaluate: Any) -> Fit | None:
+    from latprune.cli.loading import load_callable
+    from latprune.errors import InvalidArgumentError
+    from latprune.pruning.finetuning import fit_with
+
+    if args.fit:
+        return load_callable(args.fit, argument="--fit")
+    chosen = recipe_of(args)
+    if chosen is None:
+        return None
+    if batches is None:
+        raise InvalidArgumentError("--epochs and --recipe need --data to train on")
     return fit_with(
         batches,
         chosen,

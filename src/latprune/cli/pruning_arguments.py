@@ -19,7 +19,7 @@ __all__ = [
     "add_method_arguments",
     "add_solver_argument",
     "add_table_arguments",
-    "check_images",
+    "check_data",
     "evaluation_of",
     "method_of",
     "options_of",
@@ -108,10 +108,12 @@ def add_table_arguments(group: argparse._ActionsContainer) -> None:
     )
 
 
-def check_images(args: argparse.Namespace) -> None:
-    """Refuse options about images without images, and images beside other batches."""
+def check_data(args: argparse.Namespace) -> None:
+    """Refuse options about images without images, images beside other batches, and two ways to evaluate."""
     from latprune.errors import InvalidArgumentError
 
+    if getattr(args, "evaluate", None) and args.test_data:
+        raise InvalidArgumentError("--test-data does nothing with --evaluate, which evaluates in its own way; leave one of them out")
     if args.images is None:
         given = next((name for name in ("mean", "std") if getattr(args, name) is not None), None)
         if given is not None:
@@ -123,11 +125,25 @@ def check_images(args: argparse.Namespace) -> None:
 def method_of(args: argparse.Namespace) -> Method:
     """The method that the arguments describe."""
     from latprune.cli.loading import parse_arguments
+    from latprune.cli.option_rules import refuse_twice
     from latprune.errors import InvalidArgumentError
     from latprune.importance import get_criterion
     from latprune.methods import get_method
 
     options: dict[str, Any] = parse_arguments(args.method_arg, argument="--method-arg")
+    for short, name, given in (
+        ("--stages", "stages", args.stages is not None),
+        ("--criterion", "score", args.criterion is not None),
+        ("--no-blocks", "blocks", args.no_blocks),
+        ("--no-channels", "channels", args.no_channels),
+    ):
+        if given:
+            refuse_twice(options, name, argument="--method-arg", beside=short)
+    if args.schedule is not None and args.stages is not None:
+        raise InvalidArgumentError(
+            f"--stages does nothing with --schedule (={args.schedule!r}), which goes to the budget in its own way; leave one of them out "
+            f"(--schedule-arg stages={args.stages})"
+        )
     if args.stages is not None:
         options["stages"] = args.stages
     if args.criterion is not None:
@@ -149,11 +165,11 @@ def options_of(args: argparse.Namespace, *, tables: str | None = None) -> Shared
         tables: File of latency tables in place of ``--tables``.
     """
     from latprune.cli.loading import glob_numbers, load_tables, target_from
-    from latprune.cli.option_rules import check_seed
+    from latprune.cli.option_rules import check_seed, check_threads
     from latprune.latency import KernelPredictor, Store
 
     check_seed(args.seed)
-
+    check_threads(args)
     file = tables or args.tables
     return {
         "target": target_from(args),

@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from latprune.cli import prune
-from latprune.cli.option_rules import note_given
-from latprune.cli.pruning_arguments import method_of
+from latprune.cli.option_rules import check_threads, note_given
+from latprune.cli.pruning_arguments import check_data, method_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidArgumentError(f"--{name} holds the latency of one engine; leave it out of a sweep over several")
     if args.pick or args.explore:
         raise InvalidArgumentError("--explore and --pick name one network; give them to latprune prune")
+    check_threads(args)
+    check_data(args)
     prune.check_training(args)
     methods, seeds = args.method or ["mdp"], args.seed or [0]
     engines = args.engine or (["openvino"] if args.tables else None)  # tables have an engine of their own, whatever a budget names

@@ -16,6 +16,7 @@ from latprune.export.verdict import Verdict, verdict
 from latprune.file_model import DocumentModel, FileModel
 
 __all__ = [
+    "FRESH_WEIGHTS",
     "RECORD_FORMAT",
     "RECORD_VERSION",
     "AccuracyRecord",
@@ -42,6 +43,10 @@ __all__ = [
 
 RECORD_FORMAT: Literal["latprune/result"] = "latprune/result"
 RECORD_VERSION: Literal[1] = 1
+FRESH_WEIGHTS = (
+    "the weights are fresh: they were drawn anew after the cut, and no training of this run came after it (a loop of your own is not seen)"
+)
+"""The note of a network that knows nothing yet; advice goes by it."""
 
 
 def _mapping(value: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from latprune.export.record import (
+    FRESH_WEIGHTS,
     AccuracyRecord,
     BudgetRecord,
     CorrectionRecord,
@@ -80,6 +81,8 @@ def build_record(
     notes += tuple(f"the model {word}" for word in pruner.wrappers)
     notes += (pruner.type_note,) if pruner.type_note else ()
     notes += pruner.mask_notes
+    if not pruner.method.keeps_weights and not training and "fine-tune" not in pruner.stages_seconds:
+        notes += (FRESH_WEIGHTS,)
     notes += dense.notes
     plain = [fold for fold in pruner.folds if fold not in pruner.norms]
     if plain:

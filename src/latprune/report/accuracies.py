@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from latprune.export.record import ResultRecord
+from latprune.export.record import FRESH_WEIGHTS, ResultRecord
 from latprune.report import formatting as fmt
 
 __all__ = [
@@ -120,11 +120,14 @@ _SHORT = ("fold", "map", "norms", "shift")
 
 
 def compute_advice(record: ResultRecord) -> Advice | None:
-    """What to do next where the accuracy fell by more than three points or by training, is not known, or is what the cut left.
+    """What to do next where the accuracy fell by more than three points or by training, is not known, is what the cut left, or is that of
+    fresh weights.
 
     None: all is well.
     """
     dense, pruned = record.dense.accuracy, record.pruned.accuracy
+    if FRESH_WEIGHTS in record.notes:
+        return Advice(text="train the network (--epochs or --recipe with --data, fit=): its weights are fresh", warns=True)
     if pruned is None or dense is None:
         return _without_accuracy(record)
     lost = dense - pruned
