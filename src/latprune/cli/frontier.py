@@ -69,6 +69,10 @@ def run(args: argparse.Namespace) -> int:
     from latprune.cli.solve import EXIT_CODES, INTERRUPTED, write_output
     from latprune.solve import FrontierInterrupted
 
+    if args.plot is not None:  # told now rather than when all is solved
+        from latprune.report import figure_kind
+
+        figure_kind(args.plot, argument="--plot")
     interrupted = False
     problem = None
     try:
