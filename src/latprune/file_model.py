@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latprune.errors import FileFormatError
+from latprune.file_errors import naming
 
 __all__ = ["DocumentModel", "FileModel", "StrictFileModel", "parsed", "validated"]
 
@@ -49,8 +50,9 @@ class DocumentModel(FileModel):
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a file; raises as :meth:`from_dict`."""
-        return cls.from_json(Path(path).read_bytes())
+        """Read a file; raises as :meth:`from_dict`, with the file's name."""
+        with naming(path):
+            return cls.from_json(Path(path).read_bytes())
 
 
 def parsed(text: str | bytes) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 import latprune
 from latprune.cli import main
-from latprune.errors import InvalidArgumentError
+from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.latency import Target, get_engine
 from latprune.pruning.comparison import compare
 from latprune.zoo import digits_resnet
@@ -113,3 +113,26 @@ def test_the_hint_to_verify_can_be_pasted(tmp_path, capsys, monkeypatch):
     assert main(["verify", "my run"]) == 2
     told = capsys.readouterr().err.partition("give ")[2].partition(" if that")[0]
     assert main(["verify", "my run", *shlex.split(told), "--no-save"]) == 0
+
+
+class _Silent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> None:
+        self.linear(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "words"),
+    [
+        (nn.Linear(3, 4), torch.randn(2, 4), "network 'other': the model does not run on the example inputs: RuntimeError: "),
+        (nn.Linear(4, 4), {"z": torch.randn(2, 4)}, "network 'one': the model does not run on the example inputs: TypeError: "),
+        (_Silent(), torch.randn(2, 4), r"network 'other': the model returns no tensor on the example inputs \(but a NoneType\)"),
+    ],
+)
+def test_networks_that_do_not_run_are_named_before_anything_is_measured(monkeypatch, model, inputs, words):
+    monkeypatch.setattr(type(get_engine("torch")), "compile", lambda *_: pytest.fail("was compiled"))
+    with pytest.raises(CaptureError, match=words):
+        compare({"one": nn.Linear(4, 4), "other": model}, inputs, Target(engine="torch"))

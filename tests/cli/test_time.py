@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +59,18 @@ def test_unknown_scenarios_are_refused(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         build_parser().parse_args([*NETWORK, "--scenario", "server"])
     assert "single-stream" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
+def test_a_model_that_does_not_run_on_the_inputs_is_told(capsys: pytest.CaptureFixture[str], engine: str) -> None:
+    assert main(["time", "--model", "latprune.zoo:digits_resnet", "--input", "1x3x32x32", "--engine", engine, "--max-seconds", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "the model does not run on the example inputs: RuntimeError: " in told and "exporter" not in told
+
+
+def test_a_model_that_returns_nothing_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "class Net(nn.Linear):\n    def forward(self, x):\n        super().forward(x)\n\ndef net():\n    return Net(4, 4)\n"
+    (tmp_path / "silent.py").write_text(f"from torch import nn\n\n{code}")
+    monkeypatch.chdir(tmp_path)
+    assert main(["time", "--model", "silent.py:net", "--input", "1x4", "--engine", "onnxruntime"]) == 2
+    assert "the model returns no tensor on the example inputs (but a NoneType)" in capsys.readouterr().err

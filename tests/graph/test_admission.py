@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -322,3 +323,31 @@ def test_scripted_parts_are_cut_with_what_is_around_them(kind: str, tmp_path: Pa
     if kind != "function":  # which the exporters do follow
         with pytest.raises(EngineError, match=r"module '\d' is TorchScript.*form='program'"):
             result.export_onnx(tmp_path / "net.onnx")
+
+
+class Silent(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> None:
+        super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "error", "words"),
+    [
+        (
+            Silent(nn.Linear(4, 8), nn.Linear(8, 2)),
+            torch.randn(2, 4),
+            CaptureError,
+            r"returns no tensor on the example inputs \(but a NoneType\)",
+        ),
+        (
+            nn.Linear(4, 2),
+            torch.randn(0, 4),
+            InvalidArgumentError,
+            r"of shape \(0, 4\) are a batch of 0: the first dimension must be at least 1",
+        ),
+        (nn.Linear(4, 2), {"input": torch.randn(0, 4)}, InvalidArgumentError, "are a batch of 0"),
+    ],
+)
+def test_nothing_in_and_nothing_out_is_refused(model: nn.Module, inputs: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        trace(model, inputs)

@@ -230,6 +230,33 @@ def test_on_the_command_line(tmp_path, capsys):
     assert "refused" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--engine", "foo"], "foo"),
+        (["--engine", "torch", "--engine", "torch_compile", "--threads", "4096"], r"threads (=4096) must be at most"),
+        (["--seed", "0", "--seed", "-1"], "--seed (=-1) must be at least 0"),
+        (["--method", "mdp", "--method", "smcp"], "method 'smcp' solves for masks while the network trains: give --epochs or --recipe"),
+        (["-o", "net.onnx"], "--output (='net.onnx') must be a folder"),
+        (["-o", ""], "--output (='') must be a folder"),
+    ],
+)
+def test_what_no_run_could_do_is_told_before_the_first(tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("latprune.cli.prune.prune_as_told", lambda told: pytest.fail("was run"))
+    command = ["sweep", "--model", "latprune.zoo:digits_resnet", "--input", "1x1x32x32", "--budget", "flops=60%", "-o", "sweep"]
+    assert main([*command, *options]) == 2
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("axis", [{"targets": ["foo"]}, {"seeds": [-1]}])
+def test_engines_and_seeds_of_a_sweep_in_python_are_told_before_the_first_run(tmp_path, axis):
+    with pytest.raises(InvalidArgumentError, match=r"foo|seeds \(=-1\)"):
+        latprune.sweep(build, X, budgets=["flops=60%"], folder=tmp_path / "sweep", **axis)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_budget_that_names_its_engine_is_run_on_it_unless_another_is_given(tmp_path, monkeypatch):
     budgets = ["60%@torch", "flops=60%", "60%@onnxruntime+flops=60%"]
     cells = grid(budgets=budgets, methods=["mdp"], engines=None, seeds=[0])

@@ -36,7 +36,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("networks", metavar="NETWORK", nargs="+", help="a saved result, or MODULE:CALLABLE that returns a model")
     add_recorded_model_arguments(parser)
     add_target_arguments(parser)
-    parser.set_defaults(engine=None, device=None, threads=None, precision=None)
+    for action in parser._actions:
+        if action.dest in ("engine", "device", "threads", "precision"):
+            action.default = None
+            action.help = str(action.help).replace("(default: %(default)s)", "(default: as the first result records)")
     parser.add_argument(
         "--input",
         action="append",

@@ -130,6 +130,7 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
         arguments=arguments,
         command=command,
         save=save,
+        beside=beside,
         **options_of(args),
     )
     try:

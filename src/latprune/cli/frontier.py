@@ -72,7 +72,10 @@ def run(args: argparse.Namespace) -> int:
 
     refuse_overwriting(args.output, args.source, argument="--output")
     refuse_overwriting(args.write_problem, args.source, argument="--write-problem")
+    if args.plot is not None:  # told now rather than when all is solved
+        from latprune.report import figure_kind
 
+        figure_kind(args.plot, argument="--plot")
     interrupted = False
     problem = None
     try:

@@ -261,6 +261,7 @@ def load_tables(path: str) -> LatencyTables:
         FileFormatError: The file cannot be read, or holds no tables.
     """
     from latprune.errors import FileFormatError
+    from latprune.file_errors import naming
     from latprune.latency.tabulating.tables import LatencyTables
 
     try:
@@ -269,7 +270,8 @@ def load_tables(path: str) -> LatencyTables:
         raise FileFormatError(f"tables {path} cannot be read: {error}; give a file that `latprune measure -o FILE` wrote") from error
     if not isinstance(data, dict):
         raise FileFormatError(f"tables {path} must hold a JSON object, not a {type(data).__name__}")
-    return LatencyTables.from_dict(data)
+    with naming(path):
+        return LatencyTables.from_dict(data)
 
 
 def load_batches(spec: str, keywords: Mapping[str, Any], *, argument: str) -> Any:

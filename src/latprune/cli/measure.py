@@ -186,7 +186,7 @@ def _stored(args: argparse.Namespace) -> int:
         model = load_model(args.model, args.model_arg, args.weights)
         inputs = example_inputs(args.input, batch=context.target.batch, seed=args.seed, model=model)
         tables = stored_tables(trace(model, inputs), inputs, context, store)
-    _show(tables)
+    _show(tables, stored=True)
     _write(tables, args.output)
     return 0
 
@@ -279,7 +279,7 @@ def _most(args: argparse.Namespace) -> int:
     return args.max_networks if args.max_networks is not None else _MOST
 
 
-def _show(tables: LatencyTables) -> None:
+def _show(tables: LatencyTables, *, stored: bool = False) -> None:
     stats, residual = tables.stats, tables.residual
     print(f"target    {tables.target}, engine {tables.version}")
     print(f"dense     {tables.dense_ms:.3f} ms, of which {tables.constant_ms:.3f} ms that no width changes")
@@ -288,7 +288,8 @@ def _show(tables: LatencyTables) -> None:
         f"{stats.positions_differing} positions that differ"
     )
     print(
-        f"measured  {stats.measured_networks} networks now, {stats.networks} in all; {stats.engine_runs} engine runs, {stats.seconds:.1f} s"
+        f"measured  {'no' if stored else stats.measured_networks} networks now, {stats.networks} in all; "
+        f"{stats.engine_runs} engine runs, {stats.seconds:.1f} s"
     )
     if stats.priced:
         named = ", ".join(stats.priced[:4]) + (", ..." if stats.priced[4:] else "")

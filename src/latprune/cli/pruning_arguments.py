@@ -90,7 +90,9 @@ def add_data_arguments(group: argparse._ActionsContainer, *, accuracy: bool = Tr
         metavar="KEY=VALUE",
         help="option of the strategy, such as ridge=0.01; may be repeated",
     )
-    group.add_argument("--importance-batches", type=int, default=16, help="batches to score with; 0 takes all (default: %(default)s)")
+    group.add_argument(
+        "--importance-batches", type=_count_or_all, default=16, help="batches to score with; 0 takes all (default: %(default)s)"
+    )
     if accuracy:
         group.add_argument("--evaluate", metavar="MODULE:CALLABLE", help="evaluate(model) -> accuracy of your own instead of --test-data")
         group.add_argument("--train-threads", type=int, help="threads of fine-tuning and evaluation (default: all cores)")
@@ -120,6 +122,13 @@ def check_data(args: argparse.Namespace) -> None:
             raise InvalidArgumentError(f"--{given} says how --images are read; there are none")
     elif args.data:
         raise InvalidArgumentError("--images and --data are both batches to score and recover with; leave one of them out")
+
+
+def _count_or_all(text: str) -> int:
+    """A number of batches; 0 is all of them."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"(={text}) must be a whole number of at least 1, or 0 for all")
+    return int(text)
 
 
 def method_of(args: argparse.Namespace) -> Method:

@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from latprune.cli import prune
-from latprune.cli.option_rules import check_threads, note_given
-from latprune.cli.pruning_arguments import check_data, method_of
+from latprune.cli.option_rules import check_seed, check_threads, note_given
+from latprune.cli.pruning_arguments import check_data, method_of, schedule_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,10 +98,16 @@ def run(args: argparse.Namespace) -> int:
     prune.check_training(args)
     methods, seeds = args.method or ["mdp"], args.seed or [0]
     engines = args.engine or (["openvino"] if args.tables else None)  # tables have an engine of their own, whatever a budget names
-    for method in methods:  # what is wrong with a method is said before the first run
-        method_of(_of_cell(args, method=method))
-    cells = grid(budgets=args.budget, methods=methods, engines=engines, seeds=seeds)
     folder = Path(args.output)
+    if not args.output or folder.suffix == ".onnx":
+        raise InvalidArgumentError(f"--output (={args.output!r}) must be a folder: a sweep keeps one for each run in it")
+    for seed in seeds:
+        check_seed(seed)
+    for method in methods:  # what is wrong with a method is said before the first run
+        _check_method(_of_cell(args, method=method))
+    cells = grid(budgets=args.budget, methods=methods, engines=engines, seeds=seeds)
+    for engine in dict.fromkeys(cell.engine for cell in cells):
+        _check_engine(args, engine)
     found = sweep_with(
         partial(_prune_cell, args),
         cells,
@@ -119,6 +125,28 @@ def run(args: argparse.Namespace) -> int:
     if found.failed:
         raise LatpruneError(f"{len(found.failed)} of {len(found.cells)} runs failed (see above); the same command runs them again")
     return 0
+
+
+def _check_method(told: argparse.Namespace) -> None:
+    """Refuse a method that cannot be made of its options, or that needs a training and has none."""
+    from latprune.errors import InvalidArgumentError
+    from latprune.methods import SoftMasks
+
+    method = method_of(told)
+    if isinstance(schedule_of(told) or method.schedule, SoftMasks) and not (told.fit or told.epochs is not None or told.recipe):
+        raise InvalidArgumentError(
+            f"method {method.name!r} solves for masks while the network trains: give --epochs or --recipe with --data, or --fit"
+        )
+
+
+def _check_engine(args: argparse.Namespace, name: str) -> None:
+    """Refuse an engine that no run could use; on a cluster the nodes have it, not this machine."""
+    from latprune.cli.loading import target_from
+    from latprune.latency import get_engine
+
+    engine = get_engine(name)
+    if not args.ray and not args.predict_only:
+        engine.check(target_from(argparse.Namespace(**{**vars(args), "engine": name})))
 
 
 def _prune_cell(args: argparse.Namespace, cell: Cell, folder: Path) -> Result:

@@ -54,6 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from latprune.cli.option_rules import conditions, existing_store, output_file
+    from latprune.errors import InvalidArgumentError
     from latprune.latency import Store, export_samples
     from latprune.latency.samples import SWEEP
     from latprune.latency.storing.exchange import add_samples, read_samples, read_store
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
                 )
         elif args.action == "export":
             chosen = [conditions(store, number) for number in args.context] if args.context else None
+            if not args.file.endswith(".parquet"):
+                raise InvalidArgumentError(f"FILE (={args.file!r}) must end in .parquet: it is written as Parquet")
             file = output_file(args.file, argument="FILE")
             print(f"{export_samples(store, file, contexts=chosen)} networks written to {file}")
         else:

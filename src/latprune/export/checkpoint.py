@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError, LatpruneError
 from latprune.export.record import ResultRecord
+from latprune.file_errors import naming
 from latprune.states import load_stored, state_shapes, stored_shapes, stored_state
 from latprune.storage import decode_tensors, encode_tensors, sha256_hex, stage_file, sync_folder, write_atomic
 
@@ -172,7 +173,8 @@ def load_result(path: str | Path) -> SavedResult:
     """
     path = _place(path)
     weights, text = _read(path)
-    record = ResultRecord.from_json(text)
+    with naming(f"{path}/{RECORD}"):
+        record = ResultRecord.from_json(text)
     expected, found = record.provenance.weights_sha256, sha256_hex(weights)
     if expected is not None and expected != found:
         raise CheckpointError(

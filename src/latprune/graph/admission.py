@@ -101,12 +101,18 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def check_inputs(example_inputs: Any) -> None:
-    """Refuse example inputs that are tensors of a type of their own.
+    """Refuse example inputs that are tensors of a type of their own, or a batch of nothing.
 
     Raises:
         InvalidArgumentError: An input is one; the message says which.
     """
-    for index, tensor in enumerate(flatten_tensors(example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs))):
+    tensors = flatten_tensors(example_inputs if not isinstance(example_inputs, list) else tuple(example_inputs))
+    if tensors and tensors[0].dim() and not tensors[0].shape[0]:
+        raise InvalidArgumentError(
+            f"example inputs of shape {tuple(tensors[0].shape)} are a batch of 0: the first dimension must be at least 1, the "
+            "batch that is counted and measured"
+        )
+    for index, tensor in enumerate(tensors):
         if type(tensor) not in (torch.Tensor, nn.Parameter):
             raise InvalidArgumentError(
                 f"tensor {index} of the example inputs is a {type(tensor).__name__}, a tensor type of its own: give a plain one, "

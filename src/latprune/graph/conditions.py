@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from operator import is_
 from typing import Any, TypeVar
@@ -192,18 +192,25 @@ def check_runs(model: nn.Module, example_inputs: Any) -> None:
 
 
 def check_returned(output: Any) -> None:
-    """Refuse what a model returned where it holds no tensor.
+    """Refuse what a model returned where it holds no tensor, and no container that is empty only here (a detector that found nothing).
 
     Raises:
         CaptureError: It holds none; the message names its class.
     """
     from latprune.graph.tensors import flatten_tensors, tensors_in
 
-    if not tensors_in(output) and not flatten_tensors(output):
+    if not tensors_in(output) and not flatten_tensors(output) and not _holds_empty(output):
         raise CaptureError(
             f"the model returns no tensor on the example inputs (but a {type(output).__name__}): its forward must return what it computes, "
             "as a tensor or as tuples, lists, mappings or objects of tensors"
         )
+
+
+def _holds_empty(output: Any) -> bool:
+    """Whether an output is an empty list, tuple or mapping, or holds one."""
+    if not isinstance(output, (list, tuple, Mapping)):
+        return False
+    return not output or any(map(_holds_empty, output.values() if isinstance(output, Mapping) else output))
 
 
 def check_repeatable(model: nn.Module, example_inputs: Any) -> None:

@@ -113,6 +113,8 @@ class Solution:
     @classmethod
     def read(cls, path: str | Path) -> Solution:
         """Read a solution file. Raises FileFormatError naming the path of the offending value."""
+        from latprune.file_errors import naming
         from latprune.problem.reader import read_text, solution_from_json
 
-        return solution_from_json(read_text(path))
+        with naming(path):
+            return solution_from_json(read_text(path))

@@ -395,6 +395,8 @@ class Problem:
     @classmethod
     def read(cls, path: str | Path) -> Problem:
         """Read a problem file. Raises FileFormatError naming the path of the offending value."""
+        from latprune.file_errors import naming
         from latprune.problem.reader import problem_from_json, read_text
 
-        return problem_from_json(read_text(path))
+        with naming(path):
+            return problem_from_json(read_text(path))

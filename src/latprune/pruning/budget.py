@@ -111,7 +111,9 @@ class Budget:
         names = [entry.name for entry in found]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise InvalidArgumentError(f"budget (={list(budget)!r}) limits {twice[0]} twice; give each resource one limit")
+            raise InvalidArgumentError(
+                f"budget (={[entry.text for entry in found]!r}) limits {twice[0]} twice; give each resource one limit"
+            )
         # What the target's own clock decides comes first: candidates are searched for under it.
         return tuple(sorted(found, key=lambda entry: (not entry.on_latency, entry.engine is not None)))
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from latprune.errors import InvalidArgumentError, LatpruneError
+from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
 from latprune.graph.conditions import preserved_modes
 from latprune.graph.trace import trace
 from latprune.latency import Measurement, Target, get_engine, measure
+from latprune.latency.engines.inputs import check_network
 from latprune.latency.measuring.held_types import settled_target
 from latprune.train.contracts import accuracy_of
 
@@ -61,6 +62,7 @@ def compare(
 
     Raises:
         InvalidArgumentError: Fewer than two networks, or ``evaluate`` fails or gives no fraction.
+        CaptureError: One of them does not run on the inputs, or returns no tensor.
         EngineError: The engine does not run one of them.
 
     Example:
@@ -68,6 +70,11 @@ def compare(
     """
     if len(networks) < 2:
         raise InvalidArgumentError(f"networks (={list(networks)}) must be at least two, to be compared")
+    for name, network in networks.items():
+        try:
+            check_network(network, example_inputs, target)
+        except CaptureError as error:
+            raise CaptureError(f"network '{name}': {error}") from error
     accuracies = {name: accuracy_of(evaluate, network) for name, network in networks.items()} if evaluate is not None else {}
     engine = get_engine(target.engine)
     first, *others = [settled_target(network, target) for network in networks.values()]

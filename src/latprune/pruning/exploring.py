@@ -58,6 +58,7 @@ def explore(
     arguments: Mapping[str, Any] | None = None,
     command: Sequence[str] = (),
     save: Callable[[Exploration], None] | None = None,
+    beside: Sequence[Exploration] = (),
     **options: Unpack[SharedOptions],
 ) -> Exploration:
     """Solve for every budget at once, from the smallest network that can be reached to the dense one; ``model`` is left as it is.
@@ -83,6 +84,7 @@ def explore(
         arguments: Its keyword arguments, for the record too.
         command: Arguments of ``latprune prune`` that lead to the same networks, for the page to show.
         save: Called with what is known once all is solved, or Ctrl-C stopped the solving, and again after each network that is measured.
+        beside: Explorations that a page is to show beside this one: those that it cannot show are refused before anything is scored.
         **options: What is explored: :class:`~latprune.pruning.options.Options`, such as ``target``, ``method`` (one that goes to its budget
             in one pass), ``keep``; but for ``budget``, ``pick``, ``time_limit`` and ``slack``, which belong to one network.
 
@@ -101,6 +103,11 @@ def explore(
     budgets = (Budget.parse(_UNLIMITED[resource]), *Budget.parse_all(further)) if further else (Budget.parse(_UNLIMITED[resource]),)
     if not budgets[0].on_latency and any(entry.on_latency for entry in budgets):
         raise InvalidArgumentError("budget limits the latency, and another resource is explored: explore the latency under the other limit")
+    if any(entry.resource == budgets[0].resource and entry.engine is None for entry in budgets[1:]):
+        raise InvalidArgumentError(
+            f"budget (={[entry.text for entry in budgets[1:]]!r}) limits {resource}, which is explored at every limit; leave that out, or "
+            "take the networks below it"
+        )
     pruner = Pruner(model, example_inputs, budget=budgets, **options)
     try:
         return explore_with(
@@ -117,6 +124,7 @@ def explore(
             arguments=arguments,
             command=command,
             save=save,
+            beside=beside,
         )
     finally:
         pruner.close()
@@ -137,6 +145,7 @@ def explore_with(
     arguments: Mapping[str, Any] | None = None,
     command: Sequence[str] = (),
     save: Callable[[Exploration], None] | None = None,
+    beside: Sequence[Exploration] = (),
 ) -> Exploration:
     """What :meth:`latprune.Pruner.explore` does; see :func:`explore`.
 
@@ -152,6 +161,18 @@ def explore_with(
         get_engine(pruner.target.engine).check(pruner.target)
     if evaluate is not None and not measure:
         raise InvalidArgumentError("evaluate is asked for each network that is measured, and measure (=0) measures none; set measure=")
+    if beside:
+        from latprune.report.explorer import check_beside
+
+        graph = pruner.graph
+        groups = [(group.name, group.rows, group.columns) for group in graph.groups.values()]
+        check_beside(
+            str(pruner.target),
+            pruner.budget.resource,
+            groups,
+            [block.name for block in blocks_of(graph)],
+            [other.record for other in beside],
+        )
     judge = evaluation_of(evaluate)
     if isinstance(judge, LoaderAccuracy):
         with preserved_state(pruner.model), preserved_buffers(pruner.model):

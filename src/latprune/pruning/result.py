@@ -129,9 +129,15 @@ class Result:
         return export_onnx(self.model, self.example_inputs, path, dynamic_batch=dynamic_batch, dynamic_size=dynamic_size)
 
     def report(self, path: str | Path) -> None:
-        """Write a self-contained HTML page."""
+        """Write a self-contained HTML page.
+
+        Raises:
+            InvalidArgumentError: ``path`` ends in something else than ``.html``.
+        """
         from latprune.report import write_html
 
+        if Path(path).suffix.lower() not in (".html", ".htm"):
+            raise InvalidArgumentError(f"path (={str(path)!r}) must end in .html: the report is a page")
         write_html(self.record, path)
 
     def _repr_html_(self) -> str:

@@ -111,42 +111,62 @@ def explorer_data(record: ExplorationRecord, *, file: str, cells: int | None = N
 
 def _others(record: ExplorationRecord, beside: Sequence[ExplorationRecord]) -> list[dict[str, Any]]:
     """What the page shows of explorations for other targets: their networks, by the names of their targets."""
-    if len(beside) > MOST_BESIDE:
-        raise InvalidArgumentError(
-            f"beside (={len(beside)} explorations) must be at most {MOST_BESIDE}: more cannot be told apart on one page"
-        )
+    check_beside(str(record.target), record.resource, _groups(record), [block.name for block in record.blocks], beside)
     found = []
     for other in beside:
-        _require_same_model(record, other)
         known = {"value", "low", "high", "gain", "macs", "widths", "removed"}
         points = [point.model_dump(mode="json", exclude_defaults=True, include=known) for point in other.points]
         dense = other.dense.model_dump(mode="json", exclude_defaults=True, include=known)
         found.append({"name": str(other.target), "worth": other.worth, "dense": dense, "points": points})
-    names = [str(record.target), *(entry["name"] for entry in found)]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InvalidArgumentError(f"beside holds {twice} twice; give explorations for different targets")
     return found
 
 
-def _require_same_model(record: ExplorationRecord, other: ExplorationRecord) -> None:
-    """Refuse to show networks of different models beside each other, with the first difference."""
-    if other.resource != record.resource:
+def check_beside(
+    target: str, resource: str, groups: Sequence[tuple[str, int, int]], blocks: Sequence[str], beside: Sequence[ExplorationRecord]
+) -> None:
+    """Refuse explorations that no page can show beside one of ``target``, by ``resource``, with these groups and blocks.
+
+    Args:
+        target: The target in words.
+        resource: What is explored.
+        groups: Name, rows and dense width of each channel group.
+        blocks: Names of the residual blocks.
+        beside: The explorations for other targets.
+
+    Raises:
+        InvalidArgumentError: One is of another model or resource, a target is there twice, or they are too many.
+    """
+    if len(beside) > MOST_BESIDE:
         raise InvalidArgumentError(
-            f"beside holds an exploration by {_RESOURCES[other.resource]}, and this one is by {_RESOURCES[record.resource]}; explore both "
-            "by the same resource"
+            f"beside (={len(beside)} explorations) must be at most {MOST_BESIDE}: more cannot be told apart on one page"
         )
-    differs = ""
-    for mine, theirs in zip_longest(record.groups, other.groups):
-        if mine is None or theirs is None or (mine.name, mine.rows, mine.dense) != (theirs.name, theirs.rows, theirs.dense):
-            shown = ["none" if group is None else f"{group.name!r} of {group.dense}" for group in (theirs, mine)]
-            differs = f"a group {shown[0]} where this one has {shown[1]}"
-            break
-    else:
-        if [block.name for block in record.blocks] != [block.name for block in other.blocks]:
-            differs = "other blocks"
-    if differs:
-        raise InvalidArgumentError(f"beside holds an exploration of another model, with {differs}; explore the same model for both targets")
+    for other in beside:
+        if other.resource != resource:
+            raise InvalidArgumentError(
+                f"beside holds an exploration by {_RESOURCES[other.resource]}, and this one is by {_RESOURCES[resource]}; explore both "
+                "by the same resource"
+            )
+        if differs := _difference(groups, blocks, other):
+            raise InvalidArgumentError(
+                f"beside holds an exploration of another model, with {differs}; explore the same model for both targets"
+            )
+    names = [target, *(str(other.target) for other in beside)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidArgumentError(f"beside holds {twice} twice; give explorations for different targets")
+
+
+def _groups(record: ExplorationRecord) -> list[tuple[str, int, int]]:
+    return [(group.name, group.rows, group.dense) for group in record.groups]
+
+
+def _difference(groups: Sequence[tuple[str, int, int]], blocks: Sequence[str], other: ExplorationRecord) -> str:
+    """The first difference between models; empty where there is none."""
+    for mine, theirs in zip_longest(groups, _groups(other)):
+        if mine != theirs:
+            shown = ["none" if group is None else f"{group[0]!r} of {group[2]}" for group in (theirs, mine)]
+            return f"a group {shown[0]} where this one has {shown[1]}"
+    return "other blocks" if list(blocks) != [block.name for block in other.blocks] else ""
 
 
 def _thinned(cost: CostRecord, cells: int) -> CostRecord:

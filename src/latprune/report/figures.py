@@ -22,6 +22,7 @@ __all__ = [
     "FrontierCurve",
     "TradeOffPoint",
     "compute_frontier",
+    "figure_kind",
     "new_figure",
     "plot_frontier",
     "plot_latency",
@@ -102,6 +103,18 @@ def new_figure(width: float, height: float) -> Figure:
     return NewFigure(figsize=(width, height), layout="constrained")
 
 
+def figure_kind(path: str | Path, *, argument: str = "path") -> str:
+    """The kind of a figure's file by its ending: ``svg``, ``png`` or ``pdf``.
+
+    Raises:
+        InvalidArgumentError: The ending is another one.
+    """
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in ("svg", "png", "pdf"):
+        raise InvalidArgumentError(f"{argument} (={str(path)!r}) must end in .svg, .png or .pdf")
+    return kind
+
+
 def save_figure(figure: Figure, path: str | Path, *, dpi: int = 160) -> Path:
     """Write a figure as ``.svg``, ``.png`` or ``.pdf``; the same data gives the same bytes.
 
@@ -109,9 +122,7 @@ def save_figure(figure: Figure, path: str | Path, *, dpi: int = 160) -> Path:
         InvalidArgumentError: The file's ending is another one.
     """
     path = Path(path)
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("svg", "png", "pdf"):
-        raise InvalidArgumentError(f"path (={str(path)!r}) must end in .svg, .png or .pdf")
+    kind = figure_kind(path)
     from matplotlib import rc_context
 
     buffer = io.BytesIO()

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from latprune.argument_rules import check_whole
 from latprune.errors import InvalidArgumentError
 from latprune.latency import Target
 from latprune.pruning.budget import Budget
@@ -58,7 +59,7 @@ def grid(*, budgets: Sequence[str], methods: Sequence[str], engines: Sequence[st
         seeds: Seeds.
 
     Raises:
-        InvalidArgumentError: An axis has no value, or one twice; a budget that is to name its engine is none.
+        InvalidArgumentError: An axis has no value, or one twice; a seed is negative; a budget that is to name its engine is none.
 
     Example:
         >>> [str(cell) for cell in grid(budgets=["70%", "50%"], methods=["mdp"], engines=["openvino"], seeds=[0])]
@@ -73,6 +74,8 @@ def grid(*, budgets: Sequence[str], methods: Sequence[str], engines: Sequence[st
         twice = sorted({str(value) for value in values if list(values).count(value) > 1})
         if twice:
             raise InvalidArgumentError(f"{name} has {', '.join(twice)} twice; name each value once")
+    for seed in seeds:
+        check_whole("seeds", seed, least=0)
     cells = [
         Cell(budget=str(budget), method=method, engine=engine, seed=seed)
         for seed in seeds

@@ -19,6 +19,7 @@ from latprune.errors import (
     MissingExtraError,
     SolverNotApplicableError,
 )
+from latprune.latency import Target, get_engine
 from latprune.methods import Method, get_method
 from latprune.progress import Progress, listener_of, listening, speaker, stretch
 from latprune.pruning.lock import locked
@@ -33,8 +34,6 @@ from latprune.sweeping.turns import machine_turn
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from latprune.latency import Target
 
 __all__ = ["Job", "Sweep", "read_sweep", "sweep", "sweep_with"]
 
@@ -114,7 +113,7 @@ def sweep(
         The rows; ``print(sweep)`` shows accuracy against measured latency.
 
     Raises:
-        InvalidArgumentError: An axis is empty or has a value twice, or a method is not known.
+        InvalidArgumentError: An axis is empty or has a value twice, a seed is negative, or a method or an engine is not known.
         CheckpointError: ``folder`` holds another sweep's cells, or another process works in it.
         MissingExtraError: Ray is asked for and not installed.
 
@@ -128,6 +127,8 @@ def sweep(
     known = {label: get_method(method) for label, method in named.items()}
     cells = grid(budgets=budgets, methods=list(methods), engines=list(targets) if targets is not None else None, seeds=seeds)
     places = targets if isinstance(targets, Mapping) else {cell.engine: cell.engine for cell in cells}
+    for target in places.values():
+        get_engine(Target.of(target).engine)  # one that nobody knows is told before the first run
     settings: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, (str, int, float, bool))}
     settings |= {f"method {label}": {"name": method.name, **method.options()} for label, method in known.items()}
     settings |= {f"target {label}": target.to_dict() for label, target in places.items() if not isinstance(target, str)}

@@ -12,9 +12,11 @@ from torch.utils import _pytree as pytree
 
 from latprune.copying import copied
 from latprune.errors import EngineError, InvalidArgumentError
+from latprune.graph.conditions import check_runs
+from latprune.graph.tensors import tensors_in
 from latprune.latency.target import Target
 
-__all__ = ["DTYPES", "ModelInputs", "evaluation_copy", "held_type", "prepare", "prepare_inputs", "type_to_run"]
+__all__ = ["DTYPES", "ModelInputs", "check_network", "evaluation_copy", "held_type", "prepare", "prepare_inputs", "type_to_run"]
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,6 +83,19 @@ def prepare_inputs(
 
     args, kwargs = pytree.tree_map(bring, (args, kwargs))
     return ModelInputs(args=args, kwargs=kwargs)
+
+
+def check_network(model: nn.Module, example_inputs: Any, target: Target) -> None:
+    """Run a network once where it lies, on inputs of ``target.batch`` and of its own type, before an engine gets it; it is left as it is.
+
+    Raises:
+        CaptureError: It does not run on the inputs, or returns no tensor: engines tell that in words of their own, or not at all.
+    """
+    if not tensors_in(example_inputs):
+        return  # engines say what inputs are
+    place = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), _CPU)
+    inputs = prepare_inputs(example_inputs, target, dtype=held_type(model), device=place, keep_format=True)
+    check_runs(model, inputs.kwargs or inputs.args)
 
 
 def held_type(model: nn.Module) -> torch.dtype | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.latency.engines import get_engine
+from latprune.latency.engines.inputs import check_network
 from latprune.latency.measuring.held_types import settled_target, type_note
 from latprune.latency.measuring.protocol import FixedRunsMeasurement, Measurement, measure, measure_fixed_runs, require_kept_runs
 from latprune.latency.samples import ContextInfo
@@ -262,9 +263,14 @@ def time_network(model: nn.Module, example_inputs: Any, target: Target, scenario
     Returns:
         Latency, throughput, conditions, and what speaks against them.
 
+    Raises:
+        CaptureError: The model does not run on the inputs, or returns no tensor.
+        EngineError: The engine does not run it, or cannot meet the target.
+
     Example:
         >>> time_network(model, x, Target(engine="openvino"), Offline(max_batch=64)).per_second  # doctest: +SKIP
     """
+    check_network(model, example_inputs, target)
     found = (scenario or SingleStream()).time(model, example_inputs, settled_target(model, target))
     return dataclasses.replace(found, note=type_note(model, target))
 

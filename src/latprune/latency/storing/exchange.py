@@ -112,6 +112,8 @@ def read_samples(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
 
 def _read(path: str | Path) -> list[tuple[ContextInfo, NetworkSample]]:
     pyarrow, parquet = _arrow()
+    if not Path(path).is_file():
+        raise FileFormatError(f"there is no file {path}")
     try:
         table = parquet.read_table(str(path), page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
