@@ -172,6 +172,7 @@ def test_a_predictor_is_read_in_place_of_tables(nets: str, tmp_path: Path) -> No
         (["--recover", "refit", "--recover-arg", "rows=many"], "rows (='many') must be a whole number"),
         (["--train-threads", "-1"], "--train-threads (=-1) must be a whole number of at least 1"),
         (["--train-threads", "0"], "--train-threads (=0) must be a whole number of at least 1"),
+        (["-o", ""], "--output (='') must name a folder, or a file that ends in .onnx"),
         (["--criterion", "fpgm", "--method-arg", "score=magnitude"], "--method-arg score does nothing with --criterion"),
         (["--stages", "3", "--method-arg", "stages=5"], "--method-arg stages does nothing with --stages"),
         (["--schedule", "stages", "--schedule-arg", "stages=3", "--stages", "5"], "--stages does nothing with --schedule (='stages')"),

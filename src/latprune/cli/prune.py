@@ -147,6 +147,8 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
         raise InvalidArgumentError("--budget is missing: give one, for instance 50%, or --explore FILE and --pick BUDGET")
     if (args.explore is None) != (args.pick is None):
         raise InvalidArgumentError("--explore FILE and --pick BUDGET go together: the file holds the networks, the budget says which one")
+    if not args.output:
+        raise InvalidArgumentError("--output (='') must name a folder, or a file that ends in .onnx")
     output = Path(args.output)
     if output.suffix == ".onnx" or args.onnx:
         file = output if output.suffix == ".onnx" else output / "result" / "model.onnx"

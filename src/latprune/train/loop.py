@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from latprune.errors import InvalidArgumentError, MissingExtraError
+from latprune.errors import InvalidArgumentError
+from latprune.extras import importing
 from latprune.graph.conditions import preserved_modes
 from latprune.train.batches import Batches, length_of
 from latprune.train.driver import Driver
@@ -80,7 +81,7 @@ def finetune(
         The report of the whole run, resumed parts included.
 
     Raises:
-        MissingExtraError: Accelerate is not installed.
+        MissingExtraError, BrokenPackageError: Accelerate is not installed, or cannot be imported.
         InvalidArgumentError: Arguments do not go together, or the data is not what it says.
         CheckpointError: ``checkpoint_dir`` holds a run of another model or recipe.
         TrainingError: The loss is not a finite number any more; the last checkpoint is from before.
@@ -92,10 +93,8 @@ def finetune(
         (3, 6)
     """
     if accelerator is None:
-        try:
+        with importing("accelerate", "train"):
             from accelerate import Accelerator
-        except ImportError as error:
-            raise MissingExtraError("accelerate", "train") from error
         # Mixed precision is the loop's own autocast: Accelerate's would leave a patched forward on the user's module.
         accelerator = Accelerator(mixed_precision="no")
     _check_arguments(model, data, recipe, teacher, loss, checkpoint_seconds, time_limit)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latprune.errors import MissingExtraError
+from latprune.extras import importing
 from latprune.train.logs.base import figures
 from latprune.train.progress import TrainProgress
 
@@ -29,11 +29,9 @@ class MlflowLog:
 
     @staticmethod
     def require() -> None:
-        """Raise MissingExtraError where its package is not installed."""
-        try:
+        """Raise MissingExtraError where its package is not installed, BrokenPackageError where it cannot be imported."""
+        with importing("mlflow", "logs-mlflow"):
             import mlflow  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("mlflow", "logs-mlflow") from error
 
     def __call__(self, progress: TrainProgress) -> None:
         """Send the figures of one moment."""

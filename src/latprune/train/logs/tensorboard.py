@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latprune.errors import MissingExtraError
+from latprune.extras import importing
 from latprune.train.logs.base import figures
 from latprune.train.progress import TrainProgress
 
@@ -27,11 +27,9 @@ class TensorBoardLog:
 
     @staticmethod
     def require() -> None:
-        """Raise MissingExtraError where its package is not installed."""
-        try:
+        """Raise MissingExtraError where its package is not installed, BrokenPackageError where it cannot be imported."""
+        with importing("tensorboard", "logs"):
             import torch.utils.tensorboard  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("tensorboard", "logs") from error
 
     def __call__(self, progress: TrainProgress) -> None:
         """Write the figures of one moment."""
