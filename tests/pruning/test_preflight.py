@@ -416,3 +416,9 @@ def test_a_lock_whose_folder_went_holds_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_lock", removed_under_it)
     with locked(place):
         assert len(tries) == 2 and (place / lock.LOCK).exists()
+
+
+def test_inputs_that_are_not_finite_are_told_first():
+    spoiled = [(torch.full((4, 1, 32, 32), float("nan")), torch.zeros(4).long())]
+    with pytest.raises(InvalidArgumentError, match="batch 0 of data holds values that are not finite"):
+        latprune.prune(network(), X, budget="flops=70%", method="uniform", data=spoiled, measure_latency=False)

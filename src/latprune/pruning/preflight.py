@@ -22,7 +22,7 @@ from latprune.pruning.maskable import check_masks_move, trains_masked
 from latprune.pruning.picking import no_problem
 from latprune.pruning.preflight_data import Preview, check_criterion_data, check_handed_over, check_stages
 from latprune.pruning.preflight_taught import check_taught_step
-from latprune.recovery.batches import inputs_of, run_on_few
+from latprune.recovery.batches import check_finite, inputs_of, run_on_few
 from latprune.resources import MultiplyAdds, Parameters
 from latprune.train.batches import split_batch
 from latprune.train.contracts import as_tensors, calling, check_batched, named
@@ -186,10 +186,11 @@ def check_inputs(model: nn.Module, batch: Any, *, shapes: Mapping[int | str, tup
         shapes: Shapes of the example inputs (``ModelGraph.input_shapes``), by which single examples are told.
 
     Raises:
-        InvalidArgumentError: The model does not run on them, or they are a single example.
+        InvalidArgumentError: The model does not run on them, they are a single example, or they are not finite.
     """
     inputs = inputs_of(batch, model)
     check_batched(inputs, shapes or {}, batch=0)
+    check_finite(inputs, 0)
     with preserved_state(model), preserved_buffers(model):
         try:
             run_on_few(model, inputs)

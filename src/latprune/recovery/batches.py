@@ -22,6 +22,7 @@ __all__ = [
     "Piece",
     "alike",
     "calibration_pieces",
+    "check_finite",
     "count",
     "inputs_of",
     "joined",
@@ -196,7 +197,7 @@ def calibration_pieces(
     for number, batch in numbered(data):
         inputs = move(inputs_of(batch, model), device)
         check_batched(inputs, shapes or {}, batch=number)
-        _check_finite(inputs, number)
+        check_finite(inputs, number)
         here = count(inputs)
         if not here:
             raise InvalidArgumentError(f"batch {number} of data holds no image (its first dimension is 0); leave it out")
@@ -244,7 +245,7 @@ def _joined_pieces(batches: list[Any], numbers: list[int], size: int) -> list[Pi
     return pieces
 
 
-def _check_finite(inputs: Any, number: int) -> None:
+def check_finite(inputs: Any, number: int) -> None:
     """Refuse values that nothing can be computed from; minus infinity may stand in a mask."""
     for tensor in tensors_of(inputs):
         if tensor.is_floating_point() and bool((torch.isnan(tensor) | torch.isposinf(tensor)).any()):
