@@ -77,7 +77,7 @@ class Pairing:
             for d, c in self.call_of.items()
             if not self.removed.isdisjoint(graph.calls[c].blocks) or not self.removed.isdisjoint(graph.calls[c].joins)
         }
-        named_dense, named_pruned = _named(dense_model), _named(pruned_model)
+        named_dense, named_pruned = ({at: self._known(name) for at, name in _named(m).items()} for m in (dense_model, pruned_model))
         left = [d for d in range(len(dense.operations)) if d not in gone]
         found = aligned(
             [(*dense_tokens[d], _parameters(dense.operations[d], named_dense)) for d in left],
@@ -90,8 +90,13 @@ class Pairing:
         self._edits = {edit.name: edit for edit in step.tensors}
         self._sizes = {name: tuple(t.shape) for name, t in dense_model.named_parameters()}
 
+    def _known(self, name: str) -> str:
+        """What the graph calls a tensor: a tied one may have lost that name with a block."""
+        return str(self.graph.plan.aliases.get(name, name))
+
     def output_scale(self, tensor: str) -> Tensor | None:
         """``(outputs,)`` float64: factors that surgery put on the filters of a weight (attention keeps its dense scale); None: all 1."""
+        tensor = self._known(tensor)
         found = [s for s in self._scales if s.name == tensor and s.dim == 0]
         if not found:
             return None

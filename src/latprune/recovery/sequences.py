@@ -58,6 +58,7 @@ class Products:
         memory: float,
     ) -> None:
         self._situation = situation
+        self._pairing = pairing
         self._rows, self._memory = rows, memory
         self._examples = [count(batch) for batch in (*situation.fitted, *situation.held_out)]
         self._found: dict[int, tuple[Product, Heads]] = {}
@@ -163,7 +164,7 @@ class Products:
 
     def _dense(self, site: Site, value: Tensor) -> Tensor:
         """``(rows, outputs)`` of the dense layer at the place of a pruned one."""
-        wide = next(s for s in self._dense_sites.values() if s.tensor == site.tensor)
+        wide = self._dense_sites[self._pairing.dense_of[site.index]]
         for undo in reversed(wide.views):
             value = undo(value)
         return value.reshape(-1, wide.outputs)
