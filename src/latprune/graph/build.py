@@ -98,21 +98,26 @@ class _Builder(Axes):
         return tuple(common)
 
     def blocks_that_take(self, name: str) -> tuple[str, ...]:
-        """Blocks whose removal takes the tensor away with a replaced module."""
+        """Blocks whose removal takes a name of a tensor away with a replaced module."""
         cut = tuple(b.name for b in self.branches if isinstance(b.removal, BranchCut) and name in b.removal.tensors)
         return cut + tuple(block for block, taken, stays in self._replaced if name.startswith(taken) and not name.startswith(stays))
 
     @cached_property
     def _replaced(self) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
         """Per block the prefixes of the tensors that go with a replaced module, and of those among them that stay."""
+        modules = dict(self.recording.modules)
+        paths: dict[int, list[str]] = {}
+        for path, module in modules[""].named_modules(remove_duplicate=False):
+            paths.setdefault(id(module), []).append(path)
         found: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
         for b in self.branches:
             r = b.removal
             if isinstance(r, ModuleReplacement):
-                stays = [f"{r.module}.{path}." for path in (*r.shortcut, *(t.module for t in r.tail if t.module))]
-                found.append((b.name, (f"{r.module}.",), tuple(stays)))
+                taken = [f"{path}." for path in paths[id(modules[r.module])]]
+                kept = [*r.shortcut, *(t.module for t in r.tail if t.module)]
+                found.append((b.name, tuple(taken), tuple(f"{start}{path}." for start in taken for path in kept)))
             elif isinstance(r, tuple):
-                found.append((b.name, tuple(f"{p.module}." for p in r), ()))
+                found.append((b.name, tuple(f"{path}." for p in r for path in paths[id(modules[p.module])]), ()))
         return found
 
     # -- groups ----------------------------------------------------------------------------------------------------
@@ -390,12 +395,17 @@ def build(
             reason=why,
         )
     tensor_axes = b.tensor_axes()
+    name_blocks = {name: b.blocks_that_take(name) for name in (*tensor_axes, *recording.aliases)}
+    tensor_blocks = {name: name_blocks[name] for name in tensor_axes}
+    for alias, name in recording.aliases.items():
+        tensor_blocks[name] = tuple(block for block in tensor_blocks[name] if block in name_blocks[alias])
     program = isinstance(recording.modules[0][1], CapturedNetwork)
     further, untouched = ((), ()) if program else untouched_attributes(recording, b, settled.attributes, tensor_axes)
     plan = SurgeryPlan(
         parameters=tuple(recording.parameters),
         within=within,
         aliases=dict(recording.aliases),
+        name_blocks=name_blocks,
         tensors=_tensor_plans(b),
         removals={br.name: br.removal for br in branches if br.removal is not None},
         paddings=_paddings(b),
@@ -417,7 +427,7 @@ def build(
         tensor_axes=tensor_axes,
         calls=calls,
         class_units=class_units,
-        tensor_blocks={name: b.blocks_that_take(name) for name in tensor_axes},
+        tensor_blocks=tensor_blocks,
         plan=plan,
         carried=carried_on(recording, b.kernel_names),
         norms={kernel: after[0] for kernel, after in b.norms.items() if len(set(after)) == 1},

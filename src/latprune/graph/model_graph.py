@@ -31,7 +31,7 @@ class ModelGraph:
         tensor_axes: For each parameter and buffer, the size of each dimension as a function of the widths.
         calls: The recorded sequence of operations (those inside of ``within`` where a sub-module is pruned).
         class_units: For each coordinate class its memberships ``(group name, unit)``; a class is kept iff all its units are kept.
-        tensor_blocks: For each parameter and buffer the blocks that it goes with.
+        tensor_blocks: For each parameter and buffer the blocks each of which takes all of its names away.
         plan: What surgery needs: how each tensor, module attribute and removable block follows a selection.
         carried: Depthwise kernel -> the contractions that its channels reach before any other contraction makes new ones.
         norms: Kernel -> the norm that reads what it makes, inside the same blocks, where nothing else reads it and nothing but views stands
@@ -85,11 +85,20 @@ class ModelGraph:
     def parameters(self, widths: Mapping[str, int], removed_blocks: Iterable[str] = ()) -> int:
         """Number of parameters (tied ones counted once)."""
         removed = frozenset(removed_blocks)
-        total = 0
-        for name in self.plan.parameters:
-            if removed.isdisjoint(self.tensor_blocks.get(name, ())):
-                total += math.prod(axis.size(widths, removed) for axis in self.tensor_axes[name])
-        return total
+        left = self.names_left(removed)
+        return sum(
+            math.prod(axis.size(widths, removed) for axis in self.tensor_axes[name]) for name in self.plan.parameters if name in left
+        )
+
+    def names_left(self, removed_blocks: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Each parameter and buffer that stays -> those of its names that stay: a tied one may lose the name that it is known by here."""
+        removed = frozenset(removed_blocks)
+        left: dict[str, tuple[str, ...]] = {}
+        for name, blocks in self.plan.name_blocks.items():
+            if removed.isdisjoint(blocks):
+                tensor = self.plan.aliases.get(name, name)
+                left[tensor] = (*left.get(tensor, ()), name)
+        return left
 
     def to_json(self) -> str:
         """Groups, kernels, blocks and reasons as JSON (what ``latprune inspect --json`` prints)."""

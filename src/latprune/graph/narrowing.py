@@ -21,10 +21,11 @@ def without_blocks(graph: ModelGraph, removed_blocks: Iterable[str]) -> ModelGra
     if not gone:
         return graph
     gone |= {block.name for block in graph.blocks.values() if gone.intersection(block.parents)}
+    left = graph.names_left(gone)
     return replace(
         graph,
         groups={
-            name: replace(group, members=tuple(m for m in group.members if gone.isdisjoint(m.blocks)))
+            name: replace(group, members=tuple(m for m in group.members if m.tensor in left and gone.isdisjoint(m.blocks)))
             for name, group in graph.groups.items()
         },
         kernels={
@@ -33,11 +34,7 @@ def without_blocks(graph: ModelGraph, removed_blocks: Iterable[str]) -> ModelGra
             if gone.isdisjoint(kernel.blocks)
         },
         blocks={name: block for name, block in graph.blocks.items() if name not in gone},
-        tensor_axes={
-            name: tuple(_axis(axis, gone) for axis in axes)
-            for name, axes in graph.tensor_axes.items()
-            if gone.isdisjoint(graph.tensor_blocks.get(name, ()))
-        },
+        tensor_axes={name: tuple(_axis(axis, gone) for axis in axes) for name, axes in graph.tensor_axes.items() if name in left},
     )
 
 

@@ -210,6 +210,7 @@ class SurgeryPlan:
         parameters: Names of the parameters, tied ones once.
         within: Path of the sub-module whose operations were recorded; empty for the whole model.
         aliases: Further name of a tied tensor -> its canonical name.
+        name_blocks: Each name of a parameter or buffer, the canonical one first -> the blocks that take the name away.
         tensors: Parameters and buffers with a dimension that can shrink.
         removals: Block -> how its branch is removed; lacks blocks that cannot be.
         paddings: Attributes that state amounts of zero channels.
@@ -221,6 +222,7 @@ class SurgeryPlan:
     parameters: tuple[str, ...] = ()
     within: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
+    name_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tensors: Mapping[str, TensorPlan] = field(default_factory=dict)
     removals: Mapping[str, Removal] = field(default_factory=dict)
     paddings: tuple[PaddingAmount, ...] = ()

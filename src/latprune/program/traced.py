@@ -74,10 +74,10 @@ def scales_shortcut(program: Program, join: int, operand: int) -> bool:
 def lost_tensors(program: Program, join: int, operand: int, skipped: Sequence[int]) -> tuple[str, ...]:
     """Parameters, buffers and constants that only the branch reads."""
     steps, returned = list(program.steps), list(program.outputs["returned"])
-    before = _held(steps)
-    after = _held(live_steps(*without_branch(steps, returned, join, operand, skipped)))
-    return tuple(name for name in before if name not in after)
+    lost = _held(program, steps) - _held(program, live_steps(*without_branch(steps, returned, join, operand, skipped)))
+    return tuple(name for name, tensor in program.tensors.items() if (tensor.alias_of or name) in lost)
 
 
-def _held(steps: list[Step]) -> dict[str, None]:
-    return {r.name: None for step in steps for r in step.reads() if isinstance(r, Held)}
+def _held(program: Program, steps: list[Step]) -> set[str]:
+    """What the steps read, tied tensors under their first name."""
+    return {program.tensors[r.name].alias_of or r.name for step in steps for r in step.reads() if isinstance(r, Held)}

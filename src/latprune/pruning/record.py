@@ -187,13 +187,13 @@ def _network(
 
 
 def _groups(dense: ModelGraph, widths: Mapping[str, int], removed: Sequence[str]) -> tuple[GroupRecord, ...]:
-    gone = set(removed)
+    gone, left = set(removed), dense.names_left(removed)
     found = []
     for group in dense.groups.values():
         chains = [set(member.blocks) for member in group.members]
         blocks = tuple(b for b in (group.members[0].blocks if group.members else ()) if all(b in chain for chain in chains))
         # A group that lay in removed blocks alone has no channels left, whatever width it was given.
-        alive = any(gone.isdisjoint(member.blocks) for member in group.members if member.within is None)
+        alive = any(m.tensor in left and gone.isdisjoint(m.blocks) for m in group.members if m.within is None)
         kept = widths[group.name] if alive else 0
         found.append(GroupRecord(name=group.name, dense=group.columns, kept=kept, kind=group.kind, rows=group.rows, blocks=blocks))
     return tuple(found)

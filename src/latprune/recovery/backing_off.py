@@ -53,7 +53,10 @@ def kept_where_it_helps(situation: Situation, before: Values, changes: Sequence[
         block. Where there are no images, all changes stay and no entry has an error.
     """
     left = {name for name, _ in (*situation.pruned.named_parameters(), *situation.pruned.named_buffers())}
-    changes = [replace(change, tensors=change.tensors & left) for change in changes if not change.tensors or change.tensors & left]
+    # A tied tensor that a strategy wrote in the dense network may have lost the name that it has there.
+    now = {tensor: names[0] for tensor, names in situation.graph.names_left(situation.selection.removed_blocks).items()}
+    written = [(change, frozenset(now.get(name, name) for name in change.tensors) & left) for change in changes]
+    changes = [replace(change, tensors=tensors) for change, tensors in written if tensors or not change.tensors]
     watch = situation.watch
     if watch is None or not (situation.held_out or situation.fitted):
         return [change.entry for change in changes]

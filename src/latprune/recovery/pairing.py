@@ -84,7 +84,7 @@ class Pairing:
             for d, c in self.call_of.items()
             if not self.removed.isdisjoint(graph.calls[c].blocks) or not self.removed.isdisjoint(graph.calls[c].joins)
         }
-        named_dense, named_pruned = _named(dense_model), _named(pruned_model)
+        named_dense, named_pruned = self._named(dense_model), self._named(pruned_model)
         left = [d for d in range(len(dense.operations)) if d not in gone]
         found = aligned(
             [(*dense_tokens[d], _parameters(dense.operations[d], named_dense)) for d in left],
@@ -101,12 +101,21 @@ class Pairing:
         self._sizes = {name: tuple(t.shape) for name, t in dense_model.named_parameters()}
         self._pruned = dict(pruned_model.named_parameters())
 
+    def _known(self, name: str) -> str:
+        """What the graph calls a tensor: a tied one may have lost that name with a block."""
+        return str(self.graph.plan.aliases.get(name, name))
+
+    def _named(self, model: nn.Module) -> ParameterNames:
+        named = (*model.named_parameters(), *model.named_buffers())
+        return ParameterNames((self._known(name), tensor) for name, tensor in named if isinstance(tensor, Tensor))
+
     def output_scale(self, site: Site) -> Tensor | None:
         """``(outputs,)`` float64: factors that surgery put on a layer's filters (attention keeps its dense scale); None: all 1.
 
         They are those of the part of the parameter that the layer reads: queries and keys may be chunks of one packed projection.
         """
-        dims = {scale.dim for scale in self._scales if scale.name == site.tensor}
+        tensor = self._known(site.tensor)
+        dims = {scale.dim for scale in self._scales if scale.name == tensor}
         if not dims:
             return None
         parameter, weight = self._pruned[site.tensor], site.weight
@@ -116,7 +125,7 @@ class Pairing:
         places = weight.storage_offset() - parameter.storage_offset() + numbers * weight.stride(along)  # of each filter's first value
         factors = torch.ones(site.outputs, dtype=torch.float64)
         for dim in dims:
-            factors *= self._factors(site.tensor, dim)[places // parameter.stride(dim) % parameter.shape[dim]]
+            factors *= self._factors(tensor, dim)[places // parameter.stride(dim) % parameter.shape[dim]]
         return factors
 
     def _factors(self, tensor: str, dim: int) -> Tensor:
@@ -179,10 +188,6 @@ def _kept_count(mask: Tensor | None, shape: tuple[int, ...]) -> int | None:
     if mask.dim() != len(shape) or any(m not in (1, n) for m, n in zip(mask.shape, shape, strict=True)):
         return None
     return int(mask.sum()) * int(np.prod([n for m, n in zip(mask.shape, shape, strict=True) if m == 1]))
-
-
-def _named(model: nn.Module) -> ParameterNames:
-    return ParameterNames((name, t) for name, t in (*model.named_parameters(), *model.named_buffers()) if isinstance(t, Tensor))
 
 
 def _parameters(operation: Any, names: ParameterNames) -> tuple[str, ...]:

@@ -23,22 +23,23 @@ def selection_of_edits(graph: ModelGraph, edits: ArchitectureEdits | Iterable[Ar
     """
     steps = [s for e in ([edits] if isinstance(edits, ArchitectureEdits) else edits) for s in e.steps]
     removed = frozenset([*(b.name for s in steps for b in s.blocks), *(b.name for s in steps for b in s.branches)])
-    gone = {name for name, blocks in graph.tensor_blocks.items() if removed & set(blocks)}
+    left = graph.names_left(removed)
     places: dict[tuple[str, int], np.ndarray] = {}
     grouped: set[str] = set()
     for step in steps:
         for edit in step.tensors:
+            tensor = graph.plan.aliases.get(edit.name, edit.name)
             if edit.grouped is not None:
-                grouped.add(edit.name)
+                grouped.add(tensor)
             for dim, keep in edit.keep.items():
                 kept = np.asarray(keep, dtype=np.int64)
-                before = places.get((edit.name, dim))
-                places[edit.name, dim] = kept if before is None else before[kept]
+                before = places.get((tensor, dim))
+                places[tensor, dim] = kept if before is None else before[kept]
     chosen = {}
     for name, group in graph.groups.items():
         alive = np.ones(group.units, dtype=bool)
         for member in group.members:
-            if member.tensor in gone or (member.tensor in grouped and member.dim == 1):
+            if member.tensor not in left or (member.tensor in grouped and member.dim == 1):
                 continue
             there = places.get((member.tensor, member.dim))
             if there is None:

@@ -120,7 +120,7 @@ def _averaged(model: nn.Module, average: nn.Module, number: int, step: EditStep)
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def _check(model: nn.Module, step: EditStep) -> None:
@@ -165,17 +165,18 @@ def _carry_out(model: nn.Module, step: EditStep) -> list[ParameterChange]:
     tensors = _tensors(model)
     parameters = dict(model.named_parameters())
     places = _places(model)
-    scales: dict[str, list[ScaleEdit]] = {}
+    scales: dict[int, list[ScaleEdit]] = {}
     for scale in step.scales:
         tensor = tensors[scale.name]
         scale_tensor(tensor, scale)
         if tensor.grad is not None:
             scale_tensor(tensor.grad, scale, -1)
-        scales.setdefault(scale.name, []).append(scale)
-    sliced: dict[str, torch.Tensor] = {}
+        scales.setdefault(id(tensor), []).append(scale)
+    sliced: dict[int, tuple[torch.Tensor, TensorEdit]] = {}
     for edit in step.tensors:
         old = tensors[edit.name]
-        new = sliced[edit.name] = _replacement(old, edit)
+        new = _replacement(old, edit)
+        sliced[id(old)] = (new, edit)
         for holder, name in places[id(old)]:
             holder[name] = new
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -203,26 +204,25 @@ def _carry_out(model: nn.Module, step: EditStep) -> list[ParameterChange]:
             original = modules[part.module]
             stand_in = RemovedPart(original, argument=part.argument, output=part.output, passed=part.passed, zero=part.zero)
             _replace(model, original, stand_in)
-    return _changes(model, step, parameters, sliced, scales)
+    return _changes(model, parameters, sliced, scales)
 
 
 def _changes(
     model: nn.Module,
-    step: EditStep,
     before: Mapping[str, nn.Parameter],
-    sliced: Mapping[str, torch.Tensor],
-    scales: Mapping[str, list[ScaleEdit]],
+    sliced: Mapping[int, tuple[torch.Tensor, TensorEdit]],
+    scales: Mapping[int, list[ScaleEdit]],
 ) -> list[ParameterChange]:
     """What became of the parameters: those that were sliced, scaled or are gone. What is no longer part of the model is marked."""
     left = {id(parameter): parameter for parameter in model.parameters()}
-    edits = {edit.name: edit for edit in step.tensors}
     changes = []
     for name, old in before.items():
-        new = left.get(id(sliced.get(name, old)))
+        tensor, edit = sliced.get(id(old), (old, None))
+        new = left.get(id(tensor))
         if new is not old:
             mark_removed(old, name)
-        if new is not old or name in scales:
-            changes.append(ParameterChange(name=name, old=old, new=new, edit=edits.get(name), scales=tuple(scales.get(name, ()))))
+        if new is not old or id(old) in scales:
+            changes.append(ParameterChange(name=name, old=old, new=new, edit=edit, scales=tuple(scales.get(id(old), ()))))
     return changes
 
 

@@ -56,6 +56,7 @@ class Kept:
         units: Group -> ``(units,)`` True where the unit stays.
         removed_blocks: Blocks that go.
         gone: Parameters and buffers that go with them.
+        names: Each parameter and buffer that stays -> those of its names that stay; the cut model calls it by the first.
         widths: Group -> units that each row keeps.
     """
 
@@ -63,6 +64,7 @@ class Kept:
     units: Mapping[str, Mask]
     removed_blocks: frozenset[str]
     gone: frozenset[str]
+    names: Mapping[str, tuple[str, ...]]
     widths: Mapping[str, int]
 
     @property
@@ -132,11 +134,13 @@ def kept_of(graph: ModelGraph, selection: Selection | None) -> Kept:
 
 
 def _kept(graph: ModelGraph, masks: Mapping[str, Mask], removed: frozenset[str]) -> Kept:
+    names = graph.names_left(removed)
     return Kept(
         graph=graph,
         units=masks,
         removed_blocks=removed,
-        gone=frozenset(name for name, blocks in graph.tensor_blocks.items() if removed & set(blocks)),
+        gone=frozenset(graph.tensor_axes.keys() - names.keys()),
+        names=names,
         widths={name: int(mask.sum()) // graph.groups[name].rows for name, mask in masks.items()},
     )
 

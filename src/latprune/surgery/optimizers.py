@@ -78,7 +78,8 @@ def check_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], step: Ed
             something of a parameter whose places cannot be told.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    edits = {edit.name: edit for edit in step.tensors}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    edits = {id(parameters[edit.name]): edit for edit in step.tensors if edit.name in parameters}
     for optimizer in optimizers:
         kind = type(optimizer).__name__
         gone = removed_of(optimizer)
@@ -100,7 +101,7 @@ def check_optimizers(model: nn.Module, optimizers: Iterable[Optimizer], step: Ed
             if name is None:
                 continue
             # What is not sliced is looked at too: LBFGS keeps one vector over all parameters beside the first.
-            edit = edits.get(name, TensorEdit(name=name, shape=tuple(parameter.shape), keep={}))
+            edit = edits.get(id(parameter), TensorEdit(name=name, shape=tuple(parameter.shape), keep={}))
             for key, value in optimizer.state.get(parameter, {}).items():
                 if not _can_cut(value, edit):
                     raise InvalidArgumentError(

@@ -46,25 +46,25 @@ def plan_step(model: nn.Module, graph: ModelGraph, selection: Selection, since: 
     before = kept_of(graph, since)
     after = nested(before, kept_of(graph, selection))
     cut_before = before.cut
-    shapes = {n: tuple(t.shape) for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    shapes = {n: tuple(t.shape) for n, t in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
     tensors: list[TensorEdit] = []
-    new_shapes: dict[str, tuple[int, ...]] = {}
-    grouped_counts: dict[str, int] = {}
+    new_sizes: dict[str, tuple[tuple[int, ...], int | None]] = {}
     for name in graph.plan.tensors:
         if name in before.gone:
             continue
-        if name not in shapes:
-            raise SurgeryError(f"tensor '{name}' of the traced model does not exist in this one; trace the model that is to be pruned")
+        now = before.names[name][0]
+        if now not in shapes:
+            raise SurgeryError(f"tensor '{now}' of the traced model does not exist in this one; trace the model that is to be pruned")
         if name in after.gone:
             continue
         left = after.places(name)
-        edit = _tensor_edit(name, shapes[name], before.places(name), left, cut_before=cut_before)
-        if left.grouped is not None:
-            grouped_counts[name] = len(left.groups_left())
+        edit = _tensor_edit(now, shapes[now], before.places(name), left, cut_before=cut_before)
         if edit is not None:
             tensors.append(edit)
-            new_shapes[name] = _shape_after(edit)
-    attributes = _layer_attributes(model, tensors, new_shapes, grouped_counts, graph.plan.aliases, before)
+            shape = _shape_after(edit)
+            groups = len(left.groups_left()) if left.grouped is not None else None
+            new_sizes |= dict.fromkeys(after.names[name], (shape, groups))
+    attributes = _layer_attributes(model, new_sizes, before)
     attributes += _followed_attributes(model, graph, before, after, attributes)
     further, stale = untouched_edits(graph, before, after, lambda path, name: _attribute(_module(model, path, before), path, name, before))
     attributes += further
@@ -152,27 +152,23 @@ def _went(path: str, earlier: Kept) -> bool:
     return any(path == place or path.startswith(f"{place}.") for place in replaced)
 
 
-def _layer_attributes(
-    model: nn.Module,
-    tensors: list[TensorEdit],
-    shapes: Mapping[str, tuple[int, ...]],
-    grouped_counts: Mapping[str, int],
-    aliases: Mapping[str, str],
-    earlier: Kept,
-) -> list[AttributeEdit]:
-    """The sizes that PyTorch's own layers keep beside their weights."""
+def _layer_attributes(model: nn.Module, sizes: Mapping[str, tuple[tuple[int, ...], int | None]], earlier: Kept) -> list[AttributeEdit]:
+    """The sizes that PyTorch's own layers keep beside their weights.
+
+    Args:
+        model: The model as it is.
+        sizes: Each name that a tensor which is cut keeps -> its shape after, and the groups of filters that are left where it has some.
+        earlier: What earlier cuts left.
+    """
     edits: list[AttributeEdit] = []
-    cut = {edit.name: edit.name for edit in tensors}
-    cut |= {alias: name for alias, name in aliases.items() if name in cut}
-    for place, name_of_tensor in cut.items():
+    for place, (after, groups_left) in sizes.items():
         path, _, leaf = place.rpartition(".")
         module = _module(model, path, earlier)
-        after = shapes[name_of_tensor]
         wanted: dict[str, int | tuple[int, ...]] = {}
         if isinstance(module, nn.modules.conv._ConvNd) and leaf == "weight":
             groups = module.groups
-            if name_of_tensor in grouped_counts:
-                groups = grouped_counts[name_of_tensor]
+            if groups_left is not None:
+                groups = groups_left
             elif module.groups == module.in_channels and module.groups > 1:
                 groups = after[0] if module.transposed else after[0] * module.in_channels // module.out_channels
             first, second = after[0], after[1] * groups
@@ -276,7 +272,7 @@ def _scales(graph: ModelGraph, before: Kept, after: Kept) -> list[ScaleEdit]:
             there = before.places(target.tensor).dims.get(target.dim)
             at = target.positions if there is None else (np.cumsum(there) - 1)[target.positions[there[target.positions]]]
             positions = tuple(at.tolist())
-        edits.append(ScaleEdit(name=target.tensor, dim=target.dim, positions=positions, factor=factor))
+        edits.append(ScaleEdit(name=before.names[target.tensor][0], dim=target.dim, positions=positions, factor=factor))
     return edits
 
 

@@ -69,7 +69,7 @@ def present(graph: ModelGraph, selection: Selection) -> PresentModel:
                 known[member.tensor] = kept.places(member.tensor)
             left = _left(member, known[member.tensor])
             if left is not None:
-                members.append(left)
+                members.append(replace(left, tensor=kept.names[member.tensor][0]))
         groups[name] = replace(group, members=tuple(members))
     return PresentModel(
         groups=groups,

@@ -49,11 +49,12 @@ def widened(dense: nn.Module, model: nn.Module, graph: ModelGraph, selection: Se
         for name, target in _tensors(wide).items():
             if name in kept.gone:
                 continue
-            if name not in present:
+            now = kept.names.get(name, (name,))[0]
+            if now not in present:
                 if name not in graph.plan.tensors:
                     continue  # a buffer that runs leave behind
                 raise SurgeryError(f"the model has no tensor '{name}', which the selection that it was cut to keeps")
-            _put(name, target, present[name].to(device=target.device, dtype=target.dtype), kept.places(name))
+            _put(name, target, present[now].to(device=target.device, dtype=target.dtype), kept.places(name))
         for scaled, factor in scale_factors(graph, kept_of(graph, None), kept):
             tensor = _tensors(wide)[scaled.tensor]
             if scaled.positions is None:
