@@ -80,7 +80,8 @@ def _setting(rows: Sequence[Row]) -> str:
     device = "" if first["device"] == "cpu" else f" on {first['device']}"
     head = (
         f"### {_NETWORKS.get(first['network'], first['network'])}, {_ENGINES.get(first['engine'], first['engine'])}{device}, batch "
-        f"{first['batch']}: {first['epochs']} x {first['train_images']:,} images{_HOW[first['teacher']]}\n\nDense {percent(first['dense_accuracy'], 2)} ({first['dense']}); {first['epochs']} x "
+        f"{first['batch']}: {first['epochs']} x {first['train_images']:,} images{_HOW[first['teacher']]}\n\n"
+        f"Dense {percent(first['dense_accuracy'], 2)} ({first['dense']}); {first['epochs']} x "
         f"{first['train_images']:,} images of training{taught}. {duration(_seconds(rows))} of machine time: structures, recovery, "
         f"training at every rate. {machine({'rows': rows})}.\n\n"
     )

@@ -188,8 +188,9 @@ def test_reading_commands_leave_no_store_and_no_file_where_there_is_none(tmp_pat
         pass
     with pytest.raises(InvalidArgumentError, match="holds nothing yet"):
         run("show", "1", "--store", typo)
+    (tmp_path / "folder.parquet").mkdir()
     with pytest.raises(InvalidArgumentError, match="is a folder"):
-        run("export", str(tmp_path), "--store", typo)
+        run("export", str(tmp_path / "folder.parquet"), "--store", typo)
     with pytest.raises(InvalidArgumentError, match="no networks to export"):
         run("export", str(tmp_path / "new" / "x.parquet"), "--store", typo)
     assert list((tmp_path / "new").iterdir()) == []

@@ -161,7 +161,7 @@ def test_measure_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     base = arguments[:5] + ["--store", str(tmp_path / "s.sqlite")]
     args = parser.parse_args([*base, "--context", "2", "-o", str(tmp_path / "new" / "board.json")])
     assert args.run(args) == 0
-    assert "0 networks now, 12 in all" in capsys.readouterr().out
+    assert "no networks now, 12 in all" in capsys.readouterr().out
     found = LatencyTables.from_dict(json.loads((tmp_path / "new" / "board.json").read_text()))
     assert found.machine == "a board" and found.predict() == pytest.approx(tables.predict())
     with pytest.raises(InvalidArgumentError, match="between 1 and 2"):
