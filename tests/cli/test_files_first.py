@@ -71,3 +71,16 @@ def test_help_and_numbers_say_what_holds(capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as ended:
         build_parser().parse_args(["explore", "--importance-batches", "-1", "-o", "x.html"])
     assert ended.value.code == 2 and "at least 1, or 0 for all" in capsys.readouterr().err
+
+
+def test_no_command_writes_over_the_file_that_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _explored(16, "flops").save(tmp_path / "first.json")
+    problem = tmp_path / "problem.json"
+    problem.write_text("{}")
+    before = (tmp_path / "first.json").read_bytes()
+    model = ["--model", "latprune.zoo:digits_resnet", "--input", "1x1x32x32", "--resource", "flops", "--predict-only"]
+    beside = ["--beside", str(tmp_path / "first.json"), "-o", str(tmp_path / "first.html")]
+    for words in (["explore", *model, *beside], ["solve", str(problem), "-o", str(problem)]):
+        assert main(words) == 2
+        assert "itself, which would be lost" in capsys.readouterr().err
+    assert (tmp_path / "first.json").read_bytes() == before and problem.read_text() == "{}"

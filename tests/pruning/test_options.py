@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields, replace
 
@@ -175,3 +176,17 @@ def test_the_command_line_changes_of_a_named_recipe_what_it_is_told_and_no_more(
     changed = replace(own, learning_rate=0.3, precision="bf16", channels_last=True, weight_decay=0.25)
     assert recipe_told("--recipe", "sp-lamp-cifar10", *words) == changed
     assert (own.precision, own.channels_last) == ("fp32", False) and own.weight_decay not in (0.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("criterion", "has no option 'criterion'; a method has its own"),
+        ("budgett", "did you mean 'budget'?"),
+        ("zzz", "has no option 'zzz'$"),
+    ],
+)
+@pytest.mark.parametrize("function", [latprune.prune, latprune.explore, latprune.Pruner])
+def test_unknown_options_are_named_with_what_they_may_have_meant(function: Callable[..., object], name: str, told: str) -> None:
+    with pytest.raises(TypeError, match=f"^{function.__name__} .*{told}"):
+        function(torch.nn.Linear(2, 2), torch.zeros(1, 2), **{name: 1})

@@ -75,10 +75,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import sys
 
+    from latprune.cli.option_rules import refuse_overwriting
     from latprune.problem import Problem, Solution
     from latprune.progress import stretch
     from latprune.solve import SolveInterrupted, solve
 
+    refuse_overwriting(args.output, args.problem, argument="--output")
     problem = None
     interrupted = False
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from latprune.argument_rules import check_whole
 from latprune.errors import InvalidArgumentError
 from latprune.train.batches import length_of
 
@@ -130,7 +131,7 @@ def fit_with(
         logs: Names of logs (:func:`latprune.train.logs.open_log`) that take each stage's curves, in ``logs`` beside its checkpoints.
 
     Raises:
-        InvalidArgumentError: There is no data, it has no length, or no log has that name.
+        InvalidArgumentError: There is no data, it has no length, no log has that name, or ``threads`` is below 1.
         MissingExtraError: The package of a log is not installed.
 
     Example:
@@ -140,6 +141,8 @@ def fit_with(
     from latprune.train.logs import require_log
 
     check_training_data(data)
+    if threads is not None:
+        check_whole("threads", threads, least=1)
     for name in logs:
         require_log(name)
     return RecipeFit(

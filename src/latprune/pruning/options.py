@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 from latprune.argument_rules import check_flag, check_instance, check_number, check_one_of, check_whole, check_wholes
 from latprune.errors import InvalidArgumentError
@@ -313,6 +315,8 @@ def check_together(given: Options, *, method: Method, schedule: Schedule, placed
 def with_options(given: type[SharedOptions]) -> Callable[[F], F]:
     """Decorator: the signature of a function that takes ``**options`` shows them one by one, for ``help`` and in notebooks.
 
+    A name that is no option is refused with the one that it may have been meant for (TypeError).
+
     Args:
         given: The options that it takes.
     """
@@ -326,7 +330,24 @@ def with_options(given: type[SharedOptions]) -> Callable[[F], F]:
             for entry in fields(Options)
             if entry.name in names and entry.name not in own.parameters
         ]
-        function.__signature__ = own.replace(parameters=[*kept, *shown])  # type: ignore[attr-defined]
-        return function
+        known = {*(p.name for p in kept), *(entry.name for entry in fields(Options))}
+
+        @functools.wraps(function)
+        def checked(*args: Any, **options: Any) -> Any:
+            for name in options:
+                if name not in known:
+                    raise TypeError(f"{function.__qualname__.removesuffix('.__init__')} has no option {name!r}{_meant(name, known)}")
+            return function(*args, **options)
+
+        checked.__signature__ = own.replace(parameters=[*kept, *shown])  # type: ignore[attr-defined]
+        return cast(F, checked)
 
     return decorated
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    """What an unknown option may have been meant for, to be put behind its name."""
+    if name == "criterion":
+        return "; a method has its own, for instance method=latprune.methods.MDP(score=...)"
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
