@@ -74,9 +74,9 @@ def test_a_wrong_name_is_told_before_anything_runs():
     assert {"tensorboard", "wandb", "mlflow"} <= set(registered_logs())
 
 
-@pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow"), ("tensorboard", "torch.utils.tensorboard")])
-def test_what_is_not_installed_is_told(tmp_path, monkeypatch, name, package):
-    monkeypatch.setitem(sys.modules, package, None)
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "tensorboard"])
+def test_what_is_not_installed_is_told(tmp_path, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingExtraError, match="logs"):
         open_log(name, tmp_path)
 

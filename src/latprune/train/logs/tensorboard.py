@@ -29,6 +29,7 @@ class TensorBoardLog:
     def require() -> None:
         """Raise MissingExtraError where its package is not installed, BrokenPackageError where it cannot be imported."""
         with importing("tensorboard", "logs"):
+            import tensorboard  # noqa: F401
             import torch.utils.tensorboard  # noqa: F401
 
     def __call__(self, progress: TrainProgress) -> None:
