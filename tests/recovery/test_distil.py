@@ -324,3 +324,22 @@ def test_the_spread_is_the_variance_over_images_however_they_come() -> None:
     constant = _Spread()
     constant.add(torch.full((7, 3), 0.1))
     assert constant.mean_square() == 0.0 == _Spread().mean_square()
+
+
+def test_a_huge_filter_behind_a_norm_of_next_to_no_scale_trains_like_any_other() -> None:
+    """A refit may leave such a pair; taken as it is, each step that moves the norm's weight takes the network away."""
+    model, x = resnet()
+    graph = trace(model, x[:2])
+    selection = half(graph)
+    found = []
+    for factor in (1.0, 300.0):
+        network = copy.deepcopy(model)
+        prune(network, graph, selection)
+        with torch.no_grad():
+            for module in network.modules():
+                if hasattr(module, "bn2"):  # the same function
+                    module.conv2.weight[0] *= factor
+                    module.bn2.running_mean[0] *= factor
+                    module.bn2.weight[0] /= factor
+        found.append(recover(network, model, [x], graph=graph, selection=selection, strategy=Distil(epochs=4)).output_after)
+    assert found[1] == pytest.approx(found[0], rel=0.02)

@@ -42,6 +42,8 @@ def test_sizes_are_root_mean_squares_and_what_is_zero_gets_a_share_of_its_kind()
     assert tensor_sizes([matrix, torch.zeros(4)]) == pytest.approx([2.0, 0.02])  # no other vector: of what there is
     large, small = torch.full((3, 5), 4.0), torch.full((5, 5), 1e-3)
     assert tensor_sizes([large, small, vectors[0]]) == pytest.approx([4.0, 0.01 * 2.0005, 0.5], rel=1e-3)  # the median of 4 and 0.001
+    few = torch.cat([torch.full((6, 4), 0.5), torch.full((1, 4), 100.0), torch.zeros(9, 4)])  # what a few filters have, and masked ones
+    assert tensor_sizes([few]) == pytest.approx([0.75])
     assert tensor_sizes([torch.zeros(2, 2), torch.zeros(0)]) == [0.01, 0.01]  # there is nothing to go by
     assert tensor_sizes([torch.zeros(2, 2)], among=[torch.zeros(2, 2), matrix, *vectors]) == pytest.approx([2.0])
 

@@ -18,6 +18,7 @@ from latprune.recovery.augmentation import ImageVariants
 from latprune.recovery.batches import alike, count, joined, reordered, run_on_few
 from latprune.recovery.contract import Recovery, Situation, register_strategy
 from latprune.recovery.likeness import Likeness
+from latprune.recovery.norm_basis import norms_on_own_statistics
 from latprune.recovery.refit import Refit
 from latprune.recovery.report import LayerRecovery
 from latprune.recovery.spread import restore_spread, vectors_of
@@ -45,10 +46,10 @@ class Distil(Recovery):
     Attributes:
         first: Refit before it; False starts from the network as it is.
         epochs: Passes over the images.
-        relative_rate: Peak of the learning rate (cosine to zero) as a share of the size of the weights, tensor by tensor: of their root
-            mean square. Adam moves a weight by about the learning rate in a step, whatever its size, and layers differ a hundredfold
-            (depthwise and pointwise convolutions, a layer that refitting scaled). Where it takes the network away from the dense one,
-            training begins again at a quarter of it, with the steps that are left.
+        relative_rate: Peak of the learning rate (cosine to zero) as a share of the size of the weights, tensor by tensor: of the root
+            mean square of their usual values. Adam moves a weight by about the learning rate in a step, whatever its size, and layers
+            differ a hundredfold (depthwise and pointwise convolutions, a layer that refitting scaled). Where it takes the network away
+            from the dense one, training begins again at a quarter of it, with the steps that are left.
         batch_size: Images of a step.
         features: Weight of all streams together, beside the outputs' 1.
         mirror: Whether images are mirrored at random.
@@ -108,6 +109,9 @@ class Distil(Recovery):
         start = vectors_of(situation)
         # The training goes by squared errors, of which the refit without its norms' spread leaves the least; the spread comes after it.
         layers = replace(self.refit, spread=False).run(situation) if self.first else []
+        if any(layer.action for layer in layers):
+            # A filter that was fitted behind a norm of next to no scale is huge, and what is trained there as sensitive.
+            norms_on_own_statistics(situation.pruned, situation.fitted, within=situation.within)
         layers.append(self._distilled_where_possible(situation))
         spread = self.first and self.refit.spread and any(layer.action for layer in layers)
         norms = restore_spread(situation, start) if spread else None

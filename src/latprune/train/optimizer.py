@@ -14,6 +14,8 @@ from latprune.train.recipe import SGD, Recipe
 
 __all__ = ["build_optimizer", "set_learning_rate", "tensor_sizes"]
 
+_USUAL = 1.5
+"""Root mean square of Gaussian values over the median of their magnitudes."""
 _LEAST = 0.01
 """Size of a tensor at least, as a share of the median of its kind: what is zero has to move, too."""
 
@@ -50,7 +52,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @torch.no_grad()
 def tensor_sizes(parameters: Sequence[Tensor], *, among: Sequence[Tensor] = ()) -> list[float]:
-    """Root mean square of each tensor; of those that are all but zero a share of what others of their kind (vectors, or not) have.
+    """Size of each tensor: the root mean square of its usual values; of one that is all but zero a share of what others of its kind have.
+
+    Kinds are vectors (norms, biases) and all others.
 
     Args:
         parameters: Tensors that are trained.
@@ -65,5 +69,13 @@ def tensor_sizes(parameters: Sequence[Tensor], *, among: Sequence[Tensor] = ()) 
 
 
 def _size(values: Tensor) -> float:
-    """Root mean square of a floating-point tensor."""
-    return float(values.double().square().mean().sqrt()) if values.numel() and values.is_floating_point() else 0.0
+    """Root mean square of a floating-point tensor, at most half as much again as the median of its magnitudes (which Gaussian values have).
+
+    A refit may give the few weights that read an all but silent channel values a hundred times those of the others, which a rate that is
+    relative to those few would destroy. Zeros, as masks leave them, have no part in the median.
+    """
+    if not values.is_floating_point() or not bool(values.any()):
+        return 0.0
+    exact = values.double()
+    magnitudes = exact[exact != 0].abs()
+    return min(float(exact.square().mean().sqrt()), _USUAL * float(magnitudes.median()))

@@ -38,9 +38,9 @@ class AdamW:
         beta1: Decay of the mean of gradients.
         beta2: Decay of the mean of their squares.
         epsilon: Added to the root of the latter.
-        relative: The learning rate is a share of each tensor's size: of the root mean square of its values when training begins. Adam moves
-            a value by about the learning rate in a step, whatever its size, and those of a trained network differ a hundredfold between
-            layers, and between weights and the scales of norms.
+        relative: The learning rate is a share of each tensor's size: of the root mean square of its usual values when training begins.
+            Adam moves a value by about the learning rate in a step, whatever its size, and those of a trained network differ a
+            hundredfold between layers, and between weights and the scales of norms.
     """
 
     beta1: float = 0.9
