@@ -59,8 +59,8 @@ def recovery() -> str | None:
     known = ", ".join(f"{network_name(n)} {100 * dense[n]['top1']:.2f} %" for n in dict.fromkeys(row["network"] for row in found["rows"]))
     text = (
         "## Accuracy without training\n\nCIFAR-10, at most 2,048 unlabelled training images; the spread is half of the range over seeds of "
-        "calibration images. Delivered: measured share of the latency (OpenVINO), or counted one of the multiply-adds; each machine's tables "
-        f"lead to a structure of their own. The dense networks: {known}. {machines(found)}\n\n"
+        "calibration images. Delivered: measured share of the latency (OpenVINO), or counted one of the multiply-adds; each machine's "
+        f"tables lead to a structure of their own. The dense networks: {known}. {machines(found)}\n\n"
     )
     return text + table(head, lines) + "\n\n`benchmarks/recovery/cifar.py`"
 
