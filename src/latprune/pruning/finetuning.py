@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from torch import nn
 
 from latprune.argument_rules import check_whole
 from latprune.errors import InvalidArgumentError
+from latprune.latency.machine import usable_processors
 from latprune.train.batches import length_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ __all__ = ["RecipeFit", "check_training_data", "fit_with", "training_threads"]
 def training_threads(threads: int | None = None) -> Iterator[None]:
     """Let PyTorch use ``threads`` threads (all cores by default) for a while: measuring pins one, training wants all."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or usable_processors())
     try:
         yield
     finally:

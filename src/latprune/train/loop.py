@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,12 +111,8 @@ def finetune(
     )
     saving = Saving(folder=Path(checkpoint_dir), every=checkpoint_seconds) if checkpoint_dir is not None else None
     # The gradients are computed outside of the steps' own contexts, and would be in a caller's.
-    with ExitStack() as stack:
-        for network in (model, teacher):
-            if network is not None:
-                stack.enter_context(preserved_modes(network))
-        stack.enter_context(mixed_precision(accelerator.device.type, "fp32"))
-        stack.enter_context(torch.enable_grad())
+    modes = preserved_modes(teacher) if teacher is not None else nullcontext()
+    with preserved_modes(model), modes, mixed_precision(accelerator.device.type, "fp32"), torch.enable_grad():
         if teacher is not None:
             teacher.eval()
         try:

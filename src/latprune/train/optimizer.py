@@ -60,19 +60,19 @@ def tensor_sizes(parameters: Sequence[Tensor], *, among: Sequence[Tensor] = ()) 
         parameters: Tensors that are trained.
         among: All tensors of the network, whose sizes are taken whole where everything that is trained is zero (a new head).
     """
-    found = [_size(p) for p in parameters]
-    others, share = (parameters, _LEAST) if any(found) else (among, 1.0)
-    sizes = [(_size(p), p.dim() < 2) for p in others]
-    usual = {kind: median([size for size, vector in sizes if vector is kind and size > 0] or [0.0]) for kind in (True, False)}
+    found = [(_size(p), p.dim() < 2) for p in parameters]
+    trained = any(size for size, _ in found)
+    others, share = (found, _LEAST) if trained else ([(_size(p), p.dim() < 2) for p in among], 1.0)
+    usual = {kind: median([size for size, vector in others if vector is kind and size > 0] or [0.0]) for kind in (True, False)}
     every = max(usual.values()) or _LEAST
-    return [max(size, share * (usual[p.dim() < 2] or every)) for size, p in zip(found, parameters, strict=True)]
+    return [max(size, share * (usual[vector] or every)) for size, vector in found]
 
 
 def _size(values: Tensor) -> float:
     """Root mean square of a floating-point tensor, at most half as much again as the median of its magnitudes (which Gaussian values have).
 
-    A refit may give the few weights that read an all but silent channel values a hundred times those of the others, which a rate that is
-    relative to those few would destroy. Zeros, as masks leave them, have no part in the median.
+    A refit may give a filter behind a norm of next to no scale values a hundred times those of the others, which a rate that is relative
+    to that one would destroy. Zeros, as masks leave them, have no part in the median.
     """
     if not values.is_floating_point() or not bool(values.any()):
         return 0.0
