@@ -176,6 +176,7 @@ def test_a_predictor_is_read_in_place_of_tables(nets: str, tmp_path: Path) -> No
         (["--criterion", "fpgm", "--method-arg", "score=magnitude"], "--method-arg score does nothing with --criterion"),
         (["--stages", "3", "--method-arg", "stages=5"], "--method-arg stages does nothing with --stages"),
         (["--schedule", "stages", "--schedule-arg", "stages=3", "--stages", "5"], "--stages does nothing with --schedule (='stages')"),
+        (["--schedule", "stages", "--method-arg", "stages=4"], "--method-arg stages= does nothing with --schedule (='stages')"),
         (["--no-blocks", "--method-arg", "blocks=true"], "--method-arg blocks does nothing with --no-blocks"),
         (["--no-channels", "--method-arg", "channels=true"], "--method-arg channels does nothing with --no-channels"),
         (["--test-data", "nets:x", "--evaluate", "nets:accuracy"], "--test-data does nothing with --evaluate"),

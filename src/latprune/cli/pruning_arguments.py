@@ -148,6 +148,8 @@ def method_of(args: argparse.Namespace) -> Method:
     ):
         if given:
             refuse_twice(options, name, argument="--method-arg", beside=short)
+    if args.schedule is not None:
+        _refuse_unscheduled(args.method, options, schedule=args.schedule)
     if args.schedule is not None and args.stages is not None:
         raise InvalidArgumentError(
             f"--stages does nothing with --schedule (={args.schedule!r}), which goes to the budget in its own way; leave one of them out "
@@ -164,6 +166,21 @@ def method_of(args: argparse.Namespace) -> Method:
     if args.no_channels:
         options["channels"] = False
     return get_method(args.method, **options)
+
+
+def _refuse_unscheduled(method: str, options: dict[str, Any], *, schedule: str) -> None:
+    """Refuse options that say how the method itself goes to its budget, where a schedule stands in for that."""
+    from latprune.errors import InvalidArgumentError
+    from latprune.methods import get_method
+
+    own = get_method(method, **options).schedule
+    for name in options:
+        without = get_method(method, **{other: value for other, value in options.items() if other != name})
+        if without.schedule != own:
+            raise InvalidArgumentError(
+                f"--method-arg {name}= does nothing with --schedule (={schedule!r}), which goes to the budget in its own way; leave one of "
+                f"them out (--schedule-arg {name}=)"
+            )
 
 
 def options_of(args: argparse.Namespace, *, tables: str | None = None) -> SharedOptions:

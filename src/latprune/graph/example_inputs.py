@@ -36,7 +36,11 @@ def call_with(model: nn.Module, example_inputs: ExampleInputs) -> Any:
 
 
 def random_inputs(inputs: Any, seed: int) -> Any:
-    """Inputs of the same shapes with floating-point values drawn anew (mean and spread of the given ones); other values are kept."""
+    """Inputs of the same shapes with floating-point values drawn anew; other values are kept.
+
+    They have the mean and spread of the given ones and stay within their range, for a model may take the logarithm or the root of values
+    that are never negative. Of a tensor that holds one value alone the range is not known, and the spread is 1.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(value: Any) -> Any:
@@ -46,8 +50,9 @@ def random_inputs(inputs: Any, seed: int) -> Any:
             return torch.view_as_complex(drawn(torch.view_as_real(value.resolve_conj())))
         if not value.is_floating_point() or value.numel() < 2:
             return value
-        spread = value.float().std().item() or 1.0
+        spread = value.float().std().item()
         noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        return (noise * spread + value.double().mean().item()).to(value)
+        fresh = (noise * (spread or 1.0) + value.double().mean().item()).to(value)
+        return fresh.clamp(value.min(), value.max()) if spread else fresh
 
     return rebuilt(inputs, drawn)

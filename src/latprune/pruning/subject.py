@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latprune.copying import copied
 from latprune.errors import InvalidArgumentError, UnwrappedWarning
 from latprune.graph import ModelGraph, trace
 from latprune.graph.admission import check_derived_weights, check_kind, check_state
+from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.containers import rebuilt
+from latprune.graph.example_inputs import call_with
 from latprune.graph.folding import Fold, folded
+from latprune.graph.tensors import tensors_in
 from latprune.graph.wrappers import without_wrapper
 from latprune.states import state_shapes, state_tensors
 
@@ -55,7 +59,8 @@ def admitted(model: nn.Module, example_inputs: Any, options: Options, clock: Clo
         clock: Where the seconds of tracing count.
 
     Raises:
-        InvalidArgumentError: The model is of a kind that cannot be pruned, holds values that are not finite, or nothing in it can go.
+        InvalidArgumentError: The model is of a kind that cannot be pruned, holds values that are not finite, has NaN in its outputs, or
+            nothing in it can go.
     """
     model, wrappers = without_wrapper(model)
     for word in wrappers:
@@ -80,6 +85,7 @@ def admitted(model: nn.Module, example_inputs: Any, options: Options, clock: Clo
         )
     if not graph.groups and not any(block.removable for block in graph.blocks.values()):
         raise InvalidArgumentError(f"nothing in this model can be pruned{_reasons(graph)}; `latprune inspect` lists each layer's")
+    _check_outputs(model, example_inputs)
     stated = given if folds and options.form == "class" else model
     tensors = state_shapes(stated)
     return Subject(model=model, dense=copied(model).eval(), graph=graph, folds=folds, wrappers=wrappers, tensors=tensors)
@@ -98,6 +104,20 @@ def _check_finite(model: nn.Module) -> None:
         if value.is_floating_point() and not bool(torch.isfinite(value.sum())) and not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())
             raise InvalidArgumentError(f"tensor {name!r} holds {count} NaN or infinite values; load sound weights before pruning")
+
+
+def _check_outputs(model: nn.Module, example_inputs: Any) -> None:
+    """The pruned network is compared by its outputs before it is handed out, which no NaN can be; said now, not after the tables."""
+    inputs = rebuilt(example_inputs, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+    with preserved_modes(model), preserved_state(model), preserved_buffers(model), torch.no_grad():
+        outputs = tensors_in(call_with(model.eval(), inputs))
+    for index, output in enumerate(outputs):
+        count = int(output.isnan().sum())
+        if count:
+            raise InvalidArgumentError(
+                f"output {index} of the model holds {count} NaN of {output.numel()} values on the example inputs; give inputs of the kind "
+                "that it is made for (a model that takes logarithms or roots may not have numbers for random ones)"
+            )
 
 
 def _reasons(graph: ModelGraph) -> str:

@@ -60,6 +60,10 @@ class _DenseFailsError(Exception):
     """The dense model itself does not run in the type, or on the values, that were tried."""
 
 
+class _NoNumbersError(Exception):
+    """The dense model's own outputs hold NaN, or nothing finite, on the values that were tried."""
+
+
 _WIDE = {False: torch.float64, True: torch.complex128}
 
 
@@ -95,12 +99,21 @@ def _kept(tensor: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor | No
 def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: float | None = None) -> EqualityReport:
     """Run both once on the same inputs, in the type that they are in, and compare every output tensor in its kept coordinates.
 
+    What is infinite (a class that is ruled out) must be so in both, with the same sign, and the rest is compared.
+
     Args:
         pruned: The pruned network; runs in evaluation mode, its mode is restored.
         masked: The masked dense network.
         inputs: Tensor, tuple of positional or mapping of keyword inputs.
         tolerance: Largest relative error; None takes the one of the outputs' type in :data:`TOLERANCES`.
     """
+    try:
+        return _compared(pruned, masked, inputs, tolerance)
+    except _NoNumbersError as error:
+        return EqualityReport(max_abs=0.0, max_rel=0.0, tolerance=0.0, dtype="", outputs=0, problem=str(error))
+
+
+def _compared(pruned: nn.Module, masked: MaskedModel, inputs: Any, tolerance: float | None) -> EqualityReport:
     args, kwargs = as_call(inputs)
     try:
         run = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
@@ -132,15 +145,19 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
             if not torch.equal(mine, expected):
                 return report(f"output {index} ({mine.dtype}) differs")
             continue
-        if not bool(torch.isfinite(expected).all()):
-            return report(f"output {index} of the masked network holds NaN or infinite values; check the model with other inputs")
-        if not bool(torch.isfinite(mine).all()):
-            return report(f"output {index} of the pruned network holds NaN or infinite values")
+        finite = torch.isfinite(expected)
+        if bool(expected.isnan().any()) or not (bool(finite.any()) or not expected.numel()):
+            raise _NoNumbersError(
+                f"output {index} of the masked network holds NaN, or nothing finite; check the model with inputs of the kind it is made for"
+            )
+        if not torch.equal(mine.isfinite(), finite) or not torch.equal(mine[~finite], expected[~finite]):
+            return report(f"output {index} of the pruned network holds NaN, or infinite values in other places than the masked one's")
         if mine.numel():
             wide = _WIDE[mine.is_complex()]
-            difference = float((mine.to(wide) - expected.to(wide)).abs().max())
+            mine, expected = mine[finite].to(wide), expected[finite].to(wide)
+            difference = float((mine - expected).abs().max())
             largest = max(largest, difference)
-            relative = max(relative, difference / max(float(expected.to(wide).abs().max()), torch.finfo(expected.dtype).tiny))
+            relative = max(relative, difference / max(float(expected.abs().max()), torch.finfo(theirs.dtype).tiny))
     return report("")
 
 
@@ -218,7 +235,11 @@ def _check(pruned: nn.Module, masked: MaskedModel, inputs: Any, trials: int, see
     for trial in range(max(trials, 1)):
         values = inputs if trial == 0 else random_inputs(inputs, seed + trial)
         try:
-            report = compare(pruned, masked, values, tolerance=tolerance)
+            report = _compared(pruned, masked, values, tolerance)
+        except _NoNumbersError as error:
+            if trial == 0:
+                raise SurgeryError(f"the pruned network cannot be compared with the masked one: {error}") from None
+            continue  # random values may lie where the model is not defined, and say nothing then
         except (CaptureError, _DenseFailsError):
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
