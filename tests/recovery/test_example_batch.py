@@ -6,6 +6,7 @@ import copy
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 import latprune
 from latprune.errors import InvalidArgumentError
 from latprune.graph import ModelGraph, Selection, trace
-from latprune.recovery import RecoveryReport, kept_channels, recover, strategies
+from latprune.recovery import RecoveryReport, kept_channels, reconstruction_ranking, recover, strategies
+from latprune.recovery.elimination import unread_groups
 from latprune.recovery.pairing import UNKNOWN, Pairing
 from latprune.recovery.stepper import record_operations
 from latprune.surgery import prune
@@ -90,6 +92,20 @@ def test_the_batch_of_the_example_makes_no_difference(kind: str, form: str, bloc
         (layer.layer, bool(layer.action), layer.reason) for layer in two.layers
     ]
     assert not any(layer.reason == UNKNOWN for layer in one.layers)
+
+
+@pytest.mark.parametrize(("kind", "form"), [("attention", "program"), ("norm first", "class"), ("norm last", "program")])
+def test_reconstruction_ranks_alike_whatever_the_batch_of_the_example(kind: str, form: str) -> None:
+    model, x = net(kind)
+    ranked = []
+    for examples in (1, 2):
+        graph = trace(model, x[:examples], form=form)
+        ranked.append(reconstruction_ranking(graph.program or model, graph, x.split(8)))
+        assert unread_groups(graph.program or model, graph, x[:8]) == [name for name in graph.groups if name not in ranked[-1]]
+    one, two = ranked
+    assert list(one) == list(two) and one
+    for name, scores in one.items():
+        np.testing.assert_allclose(scores, two[name], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("strategy", sorted(strategies()))

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph import ModelGraph
+from latprune.graph import ModelGraph, Selection
+from latprune.importance.ranking import best_units
 from latprune.program.module import ProgramModule
 from latprune.recovery.batches import calibration_pieces
 from latprune.recovery.readers import Block, find_readers, measured_blocks, silent_groups
+from latprune.recovery.retracing import graph_on
 
 __all__ = ["reconstruction_ranking", "unread_groups"]
 
@@ -57,6 +59,7 @@ def reconstruction_ranking(
     if images < 1 or rows < 1 or not ridge >= 0:
         raise InvalidArgumentError(f"images (={images}) and rows (={rows}) must be at least 1 and ridge (={ridge}) at least 0")
     batches = _batches(dense, graph, data, images)
+    graph = _followed(dense, graph, batches)
     blocks = list(measured_blocks(dense, graph, batches, rows=rows, ridge=ridge, seed=seed))
     silent = silent_groups(graph, [block.members for block in blocks])
     return {name: _eliminate(name, graph.groups[name].units, blocks) for name in graph.groups if name not in silent}
@@ -71,7 +74,9 @@ def unread_groups(dense: nn.Module, graph: ModelGraph, batch: Any, *, images: in
         batch: A batch of inputs.
         images: Images that are taken of it at most.
     """
-    _, readers = find_readers(dense, graph, _batches(dense, graph, [batch], images)[0])
+    batches = _batches(dense, graph, [batch], images)
+    graph = _followed(dense, graph, batches)
+    _, readers = find_readers(dense, graph, batches[0])
     return silent_groups(graph, [members for reader in readers for members in reader.members])
 
 
@@ -81,6 +86,12 @@ def _batches(dense: nn.Module, graph: ModelGraph, data: Iterable[Any], images: i
     shapes = graph.input_shapes
     fitted, held = calibration_pieces(data, images, device, size=only, whole=only is not None, model=dense, shapes=shapes)
     return [piece.inputs for piece in (*fitted, *held)]
+
+
+def _followed(dense: nn.Module, graph: ModelGraph, batches: list[Any]) -> ModelGraph:
+    """The graph with the calls of a run on the data, where that would narrow every group in the same way."""
+    narrowed = {n: best_units(g, np.arange(g.units, 0.0, -1.0), max(g.min_width, g.columns // 2)) for n, g in graph.groups.items()}
+    return graph_on(graph, Selection(kept=narrowed), dense, batches[0]) if batches else graph
 
 
 @dataclass(slots=True, eq=False)
