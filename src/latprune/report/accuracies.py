@@ -189,15 +189,18 @@ def _strategy(record: ResultRecord) -> str:
 
 def _remedy(record: ResultRecord) -> str:
     """What brings the network nearer to the dense one than it is after what was done so far."""
-    rest = "fine-tune (--epochs, fit=), or ask for a larger budget"
+    rest = "train it to the dense network's outputs (--recipe match-dense, no labels), fine-tune on labels (--epochs, fit=), or ask for a "
+    rest += "larger budget"
     if _trained(record):
-        return "train longer, or ask for a larger budget"
+        return "train longer, to the dense network's outputs too (--recipe match-dense), or ask for a larger budget"
     if record.recovery is None:
         return f"recover without training (--data, recover=), {rest}"
     if not record.recovery.get("images"):
         return f"recover with images (--recover refit and --data or --images; recover='refit', data=), {rest}"
     if _strategy(record) in _SHORT:
         return f"recover by refit (--recover refit, recover='refit'), {rest}"
+    if _strategy(record) == "refit":
+        return f"go on with the same images (--recover distil, recover='distil'), {rest}"
     return rest
 
 
