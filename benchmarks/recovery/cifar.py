@@ -34,8 +34,6 @@ STRATEGIES: dict[str, str | Recovery | None] = {
     "distil, a third of the rate": Distil(relative_rate=0.01),
     "distil, outputs alone": Distil(features=0.0),
     "distil, half of the steps mixed": Distil(mix=0.5),
-    "distil, enlarged": Distil(zoom=0.5),
-    "distil, enlarged, not shifted": Distil(zoom=0.5, shift=0.0),
     "distil, images as they are": Distil(mirror=False, shift=0.0),
     "distil, mirrored only": Distil(shift=0.0),
 }

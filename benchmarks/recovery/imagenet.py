@@ -29,7 +29,6 @@ STRATEGIES: dict[str, str | Recovery | None] = {
     "refit": Refit(),
     "distil, 4 epochs": Distil(epochs=4),
     "distil, 24 epochs": Distil(epochs=24, batch_size=32, relative_rate=0.003),
-    "distil, 24 epochs, enlarged": Distil(epochs=24, batch_size=32, relative_rate=0.003, zoom=0.5, shift=0.0),
 }
 NORMALISATIONS = {"efficientnet_lite0": Normalisation(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)}
 """Of the images that a network was trained on, where it is not the usual one."""

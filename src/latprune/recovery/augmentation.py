@@ -16,33 +16,29 @@ __all__ = ["ImageVariants"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageVariants:
-    """Mirrors, enlarges, shifts and mixes a batch of images; inputs of any other kind stay as they are.
+    """Mirrors, shifts and mixes a batch of images; inputs of any other kind stay as they are.
 
     The dense network sees the same variants, so nothing is assumed about what an image shows: a mirrored digit need not be a digit, the
     pruned network must do with it what the dense one does.
 
     Attributes:
         mirror: Whether each image is mirrored left to right with probability one half.
-        zoom: A random part of each image, from ``1 - zoom`` of its height and of its width up to all of it, is enlarged to the whole.
         shift: Each image moves by up to this share of its height and width, zeros (the mean colour of normalised images) move in.
         mix: Share of batches whose images are each mixed with another one of the batch, by weights drawn evenly from 0 to 1.
     """
 
     mirror: bool = True
-    zoom: float = 0.0
     shift: float = 0.125
     mix: float = 0.0
 
     def __post_init__(self) -> None:
         check_flag("mirror", self.mirror)
-        check_share("zoom", self.zoom)
         check_share("shift", self.shift)
         check_share("mix", self.mix)
 
     def __str__(self) -> str:
         parts = [
             "mirrored" if self.mirror else "",
-            f"enlarged from {1 - self.zoom:.3g} of their edges up" if self.zoom else "",
             f"shifted by up to {self.shift:.3g} of their size" if self.shift else "",
             f"mixed in {self.mix:.3g} of the steps" if self.mix else "",
         ]
@@ -62,8 +58,6 @@ class ImageVariants:
         if self.mirror:
             turned = (torch.rand(count, generator=generator) < 0.5).to(images.device)
             images = torch.where(turned[:, None, None, None], images.flip(3), images)
-        if self.zoom:
-            images = _enlarged(images, self.zoom, generator)
         if self.shift:
             images = _shifted(images, self.shift, generator)
         if self.mix and float(torch.rand((), generator=generator)) < self.mix:
@@ -71,14 +65,6 @@ class ImageVariants:
             images = torch.lerp(images[torch.randperm(count, generator=generator).to(images.device)], images, weights)
         # Which convolutions run faster on: gathering lays images out anew.
         return images.contiguous(memory_format=torch.channels_last) if last else images
-
-
-def _enlarged(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """``(images, channels, height, width)``, each a random part of itself of at least ``1 - share`` of its edges, brought to full size."""
-    edges = 1.0 - share * torch.rand((images.shape[0], 2), generator=generator)  # of width and height
-    centres = (1.0 - edges) * (2.0 * torch.rand((images.shape[0], 2), generator=generator) - 1.0)
-    windows = torch.cat([torch.diag_embed(edges), centres[:, :, None]], dim=2).to(images)
-    return F.grid_sample(images, F.affine_grid(windows, list(images.shape), align_corners=False), align_corners=False)
 
 
 def _shifted(images: Tensor, share: float, generator: torch.Generator) -> Tensor:

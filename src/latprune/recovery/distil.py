@@ -53,7 +53,6 @@ class Distil(Recovery):
         batch_size: Images of a step.
         features: Weight of all streams together, beside the outputs' 1.
         mirror: Whether images are mirrored at random.
-        zoom: Random parts of the images, from ``1 - zoom`` of their height and width up, are enlarged to the whole.
         shift: Images are shifted at random by up to this share of their height and width.
         mix: Share of the steps in which each image is mixed with another one.
         precision: ``bf16`` runs each step in automatic mixed precision, ``fp32`` in what the networks are held in. Weights are kept,
@@ -73,7 +72,6 @@ class Distil(Recovery):
     batch_size: int = 64
     features: float = 1.0
     mirror: bool = True
-    zoom: float = 0.0
     shift: float = 0.125
     mix: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -95,7 +93,7 @@ class Distil(Recovery):
         self._variants()
 
     def _variants(self) -> ImageVariants:
-        return ImageVariants(mirror=self.mirror, zoom=self.zoom, shift=self.shift, mix=self.mix)
+        return ImageVariants(mirror=self.mirror, shift=self.shift, mix=self.mix)
 
     def settings(self) -> dict[str, Any]:
         """The options, for the record; without a precision that is the networks' own, as runs were saved before there was a choice."""
