@@ -213,6 +213,14 @@ def test_minimum_widths() -> None:
     assert {g.min_width for g in graph.groups.values()} == {4}
 
 
+@pytest.mark.parametrize("order", [("conv1", "conv*"), ("conv*", "conv1")])
+def test_of_several_minimum_widths_the_largest_counts(order: tuple[str, str]) -> None:
+    widths = {"conv1": 6, "conv*": 4}
+    graph = trace(Chain(), torch.randn(1, 3, 8, 8), min_widths={name: widths[name] for name in order})
+    found = {name: group.min_width for name, group in graph.groups.items()}
+    assert found.pop("conv1") == 6 and set(found.values()) == {4}
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

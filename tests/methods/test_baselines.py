@@ -6,7 +6,7 @@ from torch import nn
 
 import latprune
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError
-from latprune.importance import L1Config, MagnitudeConfig
+from latprune.importance import L1Config, MagnitudeConfig, RandomConfig
 from latprune.methods import HALP, MDP, SPLAMP, FromScratch, Method, SoftMasks, get_method
 from latprune.methods.base import StageContext
 from latprune.methods.from_scratch import reinitialise
@@ -26,6 +26,16 @@ def context() -> StageContext:
         choices={name: tuple(range(4, group.columns + 1, 4)) for name, group in graph.groups.items()},
         widths=graph.dense_widths(),
     )
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_by_random_scores_a_block_takes_its_share_with_it(share: float) -> None:
+    model = digits_resnet(blocks=3).eval()
+    result = latprune.prune(
+        model, torch.randn(1, 1, 16, 16), budget=f"flops={share:.0%}", method=MDP(score=RandomConfig()), measure_latency=False
+    )
+    assert 0.95 * share <= result.record.pruned.macs / result.record.dense.macs <= share
+    assert len(result.record.blocks_removed) < len([block for block in result.graph.blocks.values() if block.removable])
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.62, 0.9])

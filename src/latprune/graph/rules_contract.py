@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -293,21 +294,44 @@ def _product_kernel(
     step: Step, a: torch.Tensor, b: torch.Tensor, wide_a: Fields, wide_b: Fields, weight: Info | None, k: int, bias: bool
 ) -> KernelDraft:
     macs = float(a.numel()) * b.shape[-1]
-    inner = _axis(wide_a, k, a.shape[-1])
-    if isinstance(inner, int):
-        inner = _axis(wide_b, k, a.shape[-1])
-    if weight is not None:
-        flipped = weight is step.info(a)
-        outer = _axis(wide_a, k - 1, a.shape[-2]) if flipped else _axis(wide_b, k + 1, b.shape[-1])
-        axes: list[torch.Tensor | int] = [inner, outer]
-        kind = "linear"
-    else:
-        outer = _axis(wide_b, k + 1, b.shape[-1])
-        axes = [inner if not isinstance(inner, int) else outer]
-        kind = "matmul"
+    extents = {k - 1: a.shape[-2], k: a.shape[-1], k + 1: b.shape[-1]}
+    flipped = weight is step.info(a)
+    # What a layer with weights is run for, then what it reads, then what it makes.
+    order = (k + 1, k, k - 1) if flipped else (k - 1, k, k + 1)
+    axes = _product_axes((*wide_a, *wide_b), order, extents, layer=weight is not None)
+    kind = "linear" if weight is not None else "matmul"
     dense = math.prod(n if isinstance(n, int) else n.numel() for n in axes)
     attributes: dict[str, Any] = {"input_shape": list(a.shape), "output_shape": list(step.out.shape), "bias": bias}
     return KernelDraft(kind, weight.name if weight is not None else None, axes, macs / max(dense, 1), attributes)
+
+
+def _product_axes(fields: Fields, order: tuple[int, int, int], extents: Mapping[int, int], *, layer: bool) -> list[torch.Tensor | int]:
+    """What the multiply-adds of a product go with: each of its dimensions that carries channels.
+
+    Args:
+        fields: Those of both operands in ``(batch..., rows, inner, columns)``.
+        order: The last three dimensions, in the order of the kernel's axes.
+        extents: Their sizes.
+        layer: Whether it has weights: what it reads and makes are axes then, whether or not they carry channels.
+
+    Returns:
+        At least one axis. Channels along the batch (heads) count once: with those of the first field that varies along it too.
+    """
+    axes: list[torch.Tensor | int] = []
+    first = min(order)
+    batched = next((f for f in fields if varying(f) and max(varying(f)) < first), None)
+    merged = batched is not None
+    if batched is not None:
+        axes.append(batched.reshape(-1))
+    for place, dim in enumerate(order):
+        field = _one(fields, dim)
+        if field is not None and varying(field) != (dim,):
+            field, merged = None if merged else field, True
+        if field is not None:
+            axes.append(field.reshape(-1))
+        elif layer and place:
+            axes.append(extents[dim])
+    return axes or [extents[order[-1]]]
 
 
 @register_rule(*ATTENTION)

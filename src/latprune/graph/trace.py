@@ -81,7 +81,7 @@ def trace(
         example_inputs: One batch of inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs.
         keep: Paths or globs of modules that are left whole; a block in which one of them runs stays.
         blocks_keep: Names or globs of blocks that stay; a block in the model's own code is called ``(the model itself)``.
-        min_widths: Smallest width by group name or glob.
+        min_widths: Smallest width by group name or glob; the largest of those that match a group.
         within: Path of a sub-module: only what lies inside it is pruned, with the inputs that it sees in the run of the whole model. What
             runs outside of it may depend on the data.
         form: What the pruned model is to be. ``"class"``: the user's own class with smaller layers, in which every size that the class's
@@ -187,7 +187,7 @@ def _notes(graph: ModelGraph, reads: TrainingReads) -> tuple[str, ...]:
 
 def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelGraph:
     check_wholes("min_widths", min_widths, least=1)
-    groups = dict(graph.groups)
+    groups, least = dict(graph.groups), dict[str, int]()
     for pattern, width in min_widths.items():
         hits = [n for n in groups if n == pattern or fnmatchcase(n, pattern)]
         if not hits:
@@ -197,7 +197,8 @@ def _with_min_widths(graph: ModelGraph, min_widths: Mapping[str, int]) -> ModelG
                 raise InvalidArgumentError(
                     f"min_widths['{pattern}'] (={width}) must be from 1 to {groups[name].columns} for group '{name}'"
                 )
-            groups[name] = replace(groups[name], min_width=width)
+            least[name] = max(width, least.get(name, width))
+    groups |= {name: replace(groups[name], min_width=width) for name, width in least.items()}
     return replace(graph, groups=groups)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from latprune.argument_rules import check_whole
 from latprune.importance.core import GroupedModel, Importance, LossFunction, register
-from latprune.importance.tensors import check_finite, named_tensors, present_units
+from latprune.importance.tensors import check_finite, evenly_shared, named_tensors, present_units
 
 __all__ = ["RandomConfig"]
 
@@ -33,7 +33,7 @@ class RandomConfig:
 
 @register(RandomConfig, name="random")
 def score_random(model: nn.Module, graph: GroupedModel, config: RandomConfig, data: Iterable[Any] | None, loss: LossFunction) -> Importance:
-    """Uniform between 0 and 1, drawn from the seed and the group's name; the whole score hangs on no block."""
+    """Uniform between 0 and 1, drawn from the seed and the group's name; split evenly over the layers that make the channels."""
     tensors = named_tensors(model)
     for tensor in dict.fromkeys(member.tensor for group in graph.groups.values() for member in group.members):
         check_finite(tensors[tensor].detach(), tensor)  # a broken network is refused by this criterion as by all others
@@ -41,4 +41,4 @@ def score_random(model: nn.Module, graph: GroupedModel, config: RandomConfig, da
         name: np.random.default_rng([config.seed, zlib.crc32(name.encode())]).random(group.units) * present_units(group)
         for name, group in graph.groups.items()
     }
-    return Importance(units=units, shares={(name, ()): values for name, values in units.items()})
+    return evenly_shared(graph, units)

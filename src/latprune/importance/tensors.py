@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.types import ChannelGroup, Member
+from latprune.graph.types import ChannelGroup, Member, Role
 from latprune.importance.core import Blocks, GroupedModel, Importance, Scores
 
 __all__ = [
     "along",
     "check_finite",
     "combine",
+    "evenly_shared",
     "named_tensors",
     "norm_after",
     "present_units",
@@ -140,3 +141,19 @@ def combine(groups: Mapping[str, Scores], parts: Mapping[str, Iterable[tuple[Blo
             key = (name, blocks)
             shares[key] = shares.get(key, np.zeros_like(total)) + fraction * total
     return Importance(units=dict(groups), shares=shares)
+
+
+def evenly_shared(graph: GroupedModel, units: Mapping[str, Scores]) -> Importance:
+    """Scores that say nothing of single layers: each group's are split evenly over the layers that make its channels.
+
+    Without shares a block that goes would take nothing of a score with it, and removing blocks would be free.
+
+    Args:
+        graph: The groups.
+        units: Group -> ``(units,)`` score.
+    """
+    parts: dict[str, list[tuple[Blocks, Scores]]] = {}
+    for name, group in graph.groups.items():
+        makers = dict.fromkeys((member.kernel, member.blocks) for member in group.members if member.role is Role.PRODUCER)
+        parts[name] = [(blocks, np.ones(group.units)) for _, blocks in makers]
+    return combine(units, parts)

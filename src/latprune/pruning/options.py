@@ -81,7 +81,7 @@ class Options:
         schedule: A schedule in place of the method's own, by name or as an object (``latprune.Stages(stages=5)``).
         keep: Modules or globs to leave whole; a block in which one of them runs stays.
         blocks_keep: Blocks (module names or globs) that must stay.
-        min_widths: Group name or glob -> smallest width.
+        min_widths: Group name or glob -> smallest width; a group has the largest of those that match it, whatever their order.
         widths: Further rules for the widths on offer (multiples, largest widths, shares).
         within: Path of a sub-module: only what lies inside it is pruned.
         tables: Latency tables of this model on ``target``, measured earlier; None builds them.

@@ -6,15 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from latprune.argument_rules import check_number, check_whole
 from latprune.errors import InvalidArgumentError
 from latprune.graph.model_graph import ModelGraph
-from latprune.graph.types import Role
-from latprune.importance.core import GroupedModel, Importance, LossFunction, Scores, register
-from latprune.importance.tensors import combine
+from latprune.importance.core import GroupedModel, Importance, LossFunction, register
+from latprune.importance.tensors import evenly_shared
 from latprune.recovery.elimination import reconstruction_ranking, unread_groups
 
 __all__ = ["ReconstructionConfig", "score_reconstruction"]
@@ -83,8 +81,4 @@ def score_reconstruction(
     units = reconstruction_ranking(model, _dense(graph), data, images=config.images, rows=config.rows, ridge=config.ridge, seed=config.seed)
     if len(units) < len(graph.groups):
         raise _unread(name for name in graph.groups if name not in units)
-    parts: dict[str, list[tuple[tuple[str, ...], Scores]]] = {}
-    for name, group in graph.groups.items():
-        makers = dict.fromkeys((m.kernel, m.blocks) for m in group.members if m.role is Role.PRODUCER)
-        parts[name] = [(blocks, np.ones(group.units)) for _, blocks in makers]
-    return combine(units, parts)
+    return evenly_shared(graph, units)
