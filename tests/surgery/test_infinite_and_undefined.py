@@ -79,3 +79,12 @@ def test_outputs_that_hold_no_number_cannot_be_compared(number: float) -> None:
 def test_nan_on_the_example_inputs_is_told_before_anything_is_measured() -> None:
     with pytest.raises(InvalidArgumentError, match=r"output 0 of the model holds 16 NaN of 16 values on the example inputs; "):
         latprune.prune(Perceptron(lambda x: torch.log(x - 5), as_it_is), POSITIVE, budget="50%", progress=None)
+
+
+@pytest.mark.parametrize("form", ["class", "program"])
+def test_inputs_that_another_module_computed_are_taken_as_they_are(form: str) -> None:
+    made = nn.Linear(8, 8)(POSITIVE)
+    result = latprune.prune(
+        Perceptron(as_it_is, as_it_is), made, budget="flops=50%", method="sp_lamp", measure_latency=False, form=form, progress=None
+    )
+    assert result.record.pruned.macs == 0.5 * result.record.dense.macs and made.grad_fn is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from latprune.graph.containers import rebuilt
 
-__all__ = ["ExampleInputs", "as_call", "by_argument", "call_with", "random_inputs"]
+__all__ = ["ExampleInputs", "as_call", "by_argument", "call_with", "own_copy", "random_inputs", "redrawn"]
 
 ExampleInputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 """A tensor, a tuple or list of positional inputs, or a mapping of keyword inputs."""
@@ -35,12 +36,31 @@ def call_with(model: nn.Module, example_inputs: ExampleInputs) -> Any:
     return model(*args, **kwargs)
 
 
-def random_inputs(inputs: Any, seed: int) -> Any:
-    """Inputs of the same shapes with floating-point values drawn anew; other values are kept.
+def own_copy(inputs: Any) -> Any:
+    """Inputs that a run may write into and keep: a copy, cut off from whatever computed them (PyTorch copies no tensor with a history)."""
+    cut: dict[int, Tensor] = {}
 
-    They have the mean and spread of the given ones and stay within their range, for a model may take the logarithm or the root of values
-    that are never negative. Of a tensor that holds one value alone the range is not known, and the spread is 1.
+    def detached(leaf: Any) -> Any:
+        return cut.setdefault(id(leaf), leaf.detach()) if isinstance(leaf, Tensor) and leaf.requires_grad else leaf
+
+    return copy.deepcopy(rebuilt(inputs, detached))
+
+
+def redrawn(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Other floating-point values of the same kind: with the mean and spread of the given ones, two at least, and within their range.
+
+    A model may take the logarithm or the root of what is never negative. Where all values are one the range is not known, and the spread
+    is 1.
     """
+    values = values.detach()
+    spread = values.double().std().item()
+    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64)
+    fresh = (noise * (spread or 1.0) + values.double().mean().item()).to(values)
+    return fresh.clamp(values.min(), values.max()) if spread else fresh
+
+
+def random_inputs(inputs: Any, seed: int) -> Any:
+    """Inputs of the same shapes with floating-point values drawn anew (:func:`redrawn`); other values are kept."""
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(value: Any) -> Any:
@@ -48,11 +68,6 @@ def random_inputs(inputs: Any, seed: int) -> Any:
             return value
         if value.is_complex():
             return torch.view_as_complex(drawn(torch.view_as_real(value.resolve_conj())))
-        if not value.is_floating_point() or value.numel() < 2:
-            return value
-        spread = value.float().std().item()
-        noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-        fresh = (noise * (spread or 1.0) + value.double().mean().item()).to(value)
-        return fresh.clamp(value.min(), value.max()) if spread else fresh
+        return redrawn(value, generator) if value.is_floating_point() and value.numel() > 1 else value
 
     return rebuilt(inputs, drawn)

@@ -45,6 +45,8 @@ _VALUE_CALLS = frozenset(
     "pow __pow__ __rpow__ full full_like fill_ softmax".split()
 )
 
+_LIKE_ANOTHER = {"view_as": "view", "reshape_as": "reshape", "expand_as": "expand"}
+"""Methods that take their sizes from another tensor -> those that are told them."""
 _NORM_CALLS = frozenset({"layer_norm", "rms_norm"})
 _ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
 
@@ -336,6 +338,20 @@ class CallWatcher(TorchFunctionMode):
         if name in ("numel", "nelement"):
             sizes = self.trace_sizes(args[0])
             return func(*args, **kwargs) if sizes is None else math.prod(sizes)
+        if name == "stride":
+            strides = self._strides(args[0])
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            return func(*args, **kwargs) if strides is None else strides if dim is None else strides[dim]
+        if name in _LIKE_ANOTHER:
+            other = args[1] if len(args) > 1 else kwargs["other"]
+            sizes = self.trace_sizes(other)
+            if sizes is not None:
+                return self.__torch_function__(getattr(torch.Tensor, _LIKE_ANOTHER[name]), types, (args[0], torch.Size(sizes)))
+        if name == "as_strided":
+            for value in (*args[1:], *kwargs.values()):
+                for number in value if isinstance(value, Iterable) else (value,):
+                    if isinstance(number, TracedInt):
+                        self.used.add(number.expr)
         if name in READING_METHODS:
             self.on_values(args[0])
         if name in _VALUE_CALLS:
@@ -357,6 +373,13 @@ class CallWatcher(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self.stack.pop()
+
+    def _strides(self, tensor: torch.Tensor) -> tuple[int, ...] | None:
+        """Steps between places as products of sizes; None where no size is traced, or the places do not lie in order."""
+        sizes = self.trace_sizes(tensor)
+        if sizes is None or not tensor.is_contiguous():
+            return None
+        return tuple(math.prod(sizes[dim + 1 :]) for dim in range(len(sizes)))
 
     def _scaled(self, name: str, args: tuple[Any, ...], value: TracedFloat) -> None:
         """A product or quotient of a tensor and a traced scale."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latprune.errors import CaptureError
+from latprune.errors import CaptureError, LatpruneError
 from latprune.graph.captured import CapturedNetwork
 from latprune.graph.fields import varying
 from latprune.graph.labels import LabelSpace
@@ -189,9 +189,12 @@ class Recorder(SizeFacts, ModuleFacts, TorchDispatchMode):  # type: ignore[no-un
         """What a rule says; outside of the module that is pruned an operation may be more than the rule can take."""
         try:
             return rule(step)
-        except Exception:  # of any kind: rules come from other packages too, and meet results whose sizes follow the data
-            if inside:
+        except Exception as error:  # of any kind: rules come from other packages too, and meet results whose sizes follow the data
+            if inside and isinstance(error, (ValueRead, LatpruneError)):
                 raise
+            if inside:
+                told = f"{type(error).__name__}: {error}"
+                raise CaptureError(f"{step.place} is of a form that this operation's rule does not take ({told})") from error
             # Nothing is lost but width: all that the operation reads stays whole, with this reason, also where the rule got half way.
             for i in infos:
                 step.freeze(i.fields, f"read outside of '{self._within}' by {step.place}")

@@ -87,7 +87,7 @@ def convolution(step: Step) -> Fields:
             step.freeze([f], f"channels vary along the image in {step.place}")
     along = [f for f in x_fields if 1 in varying(f)]
     fin = unite_own(step.space, along, step.place) if along else None
-    w_fields = step.fields(weight)
+    w_fields = _apart(step, weight, groups)
     w0, w1 = _one(w_fields, 0), _one(w_fields, 1)
     bias_field = _one(step.fields(bias), 0) if bias is not None else None
     rank = out.dim()
@@ -153,6 +153,21 @@ def convolution(step: Step) -> Fields:
         },
     )
     return tuple(passing) if produced is None else (produced, *passing)
+
+
+def _apart(step: Step, weight: torch.Tensor, groups: int) -> Fields:
+    """The fields of a weight along its filters and along their inputs; of a grouped one, the latter may differ from group to group.
+
+    Filters that a layer makes (a hypernetwork, dynamic convolution) have a channel of that layer at each of their places. These stay.
+    """
+    found = []
+    for field in step.fields(weight):
+        dims = varying(field)
+        if len(dims) == 1 or (groups > 1 and dims == (0, 1) and _one(step.fields(weight), 0) is not field):
+            found.append(field)
+        else:
+            step.space.freeze(field, f"made into filters, each place a channel, in {step.place}")
+    return tuple(found)
 
 
 def _parameter(step: Step, weight: torch.Tensor, first: torch.Tensor | None) -> str | None:
@@ -388,7 +403,7 @@ def embedding(step: Step) -> Fields:
     rows, columns = _one(step.fields(weight), 0), _one(step.fields(weight), 1)
     if rows is not None:
         step.freeze([rows], "the rows of an embedding are its vocabulary")
-    if columns is None:
+    if columns is None or len(varying(columns)) > 1:  # a table that is computed, with a channel at each of its places
         return ()
     step.role(columns, "producer")
     step.kernel = KernelDraft("embedding", step.info(weight).name, [columns.reshape(-1)], 0.0, {"output_shape": list(step.out.shape)})

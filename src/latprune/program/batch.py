@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from latprune.graph.example_inputs import redrawn
 from latprune.program.operators import SIZE_ARGUMENTS
 from latprune.program.steps import BatchMultiple, Size, Step, mapped
 
@@ -34,8 +35,7 @@ def larger_batch(tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[
 def _varied(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Other values of the same kind: floats drawn with the same mean and spread, other types rearranged."""
     if tensor.is_floating_point() and tensor.numel() > 1:
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-        return (noise * (float(tensor.double().std()) or 1.0) + float(tensor.double().mean())).to(tensor)
+        return redrawn(tensor, generator)
     return tensor.roll(1, tensor.dim() - 1)
 
 

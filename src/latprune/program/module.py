@@ -66,10 +66,13 @@ class ProgramModule(CapturedNetwork):
     def _place(self, name: str, tensor: torch.Tensor, kind: str) -> None:
         path, _, leaf = name.rpartition(".")
         holder = self.get_submodule(path)
-        if isinstance(tensor, nn.Parameter):
-            holder.register_parameter(leaf, tensor)
-        else:
-            holder.register_buffer(leaf, tensor, persistent=kind == "buffer")
+        try:
+            if isinstance(tensor, nn.Parameter):
+                holder.register_parameter(leaf, tensor)
+            else:
+                holder.register_buffer(leaf, tensor, persistent=kind == "buffer")
+        except KeyError as error:
+            raise CaptureError(f"a {kind} of the model is called '{name}', which a program cannot have: {error}") from error
 
     # -- running ---------------------------------------------------------------------------------------------------
 

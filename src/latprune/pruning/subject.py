@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from latprune.copying import copied
 from latprune.errors import InvalidArgumentError, UnwrappedWarning
 from latprune.graph import ModelGraph, trace
 from latprune.graph.admission import check_derived_weights, check_kind, check_state
 from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
-from latprune.graph.containers import rebuilt
-from latprune.graph.example_inputs import call_with
+from latprune.graph.example_inputs import call_with, own_copy
 from latprune.graph.folding import Fold, folded
 from latprune.graph.tensors import tensors_in
 from latprune.graph.wrappers import without_wrapper
@@ -108,9 +107,8 @@ def _check_finite(model: nn.Module) -> None:
 
 def _check_outputs(model: nn.Module, example_inputs: Any) -> None:
     """The pruned network is compared by its outputs before it is handed out, which no NaN can be; said now, not after the tables."""
-    inputs = rebuilt(example_inputs, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
     with preserved_modes(model), preserved_state(model), preserved_buffers(model), torch.no_grad():
-        outputs = tensors_in(call_with(model.eval(), inputs))
+        outputs = tensors_in(call_with(model.eval(), own_copy(example_inputs)))
     for index, output in enumerate(outputs):
         count = int(output.isnan().sum())
         if count:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,7 +13,7 @@ from latprune.errors import CaptureError
 from latprune.graph import ModelGraph, Selection
 from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
 from latprune.graph.containers import rebuilt
-from latprune.graph.example_inputs import as_call
+from latprune.graph.example_inputs import as_call, own_copy
 from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import masked
 from latprune.surgery.verify import TOLERANCES, doubled, in_double
@@ -60,8 +59,7 @@ def check_masked(
 
 
 def _copied(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args, kwargs = as_call(inputs)
-    return copy.deepcopy(args), copy.deepcopy(kwargs)
+    return own_copy(as_call(inputs))  # type: ignore[no-any-return]
 
 
 def _run(model: nn.Module, inputs: Any) -> Any:

@@ -28,6 +28,7 @@ from latprune.graph.conditions import (
     preserved_state,
     unfolded,
 )
+from latprune.graph.example_inputs import own_copy
 from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.tensors import tensors_in
 from latprune.graph.types import Call, ChannelGroup, Selection
@@ -128,7 +129,7 @@ class MaskedModel:
             CaptureError: The run performs other operations than the recorded one did.
         """
         try:
-            return self._follow(copy.deepcopy(args), copy.deepcopy(kwargs))
+            return self._follow(*own_copy((args, kwargs)))
         except CaptureError:
             if not any(parameter.ndim == 4 for parameter in self.model.parameters()):
                 raise

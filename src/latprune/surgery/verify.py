@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from latprune.copying import copied
 from latprune.errors import CaptureError, LatpruneError, SurgeryError
 from latprune.graph.conditions import failing_module, folds_weights, preserved_modes
 from latprune.graph.containers import rebuilt
-from latprune.graph.example_inputs import as_call, random_inputs
+from latprune.graph.example_inputs import as_call, own_copy, random_inputs
 from latprune.graph.tensors import tensors_in
 from latprune.surgery.masked import MaskedModel
 
@@ -116,13 +115,14 @@ def compare(pruned: nn.Module, masked: MaskedModel, inputs: Any, *, tolerance: f
 def _compared(pruned: nn.Module, masked: MaskedModel, inputs: Any, tolerance: float | None) -> EqualityReport:
     args, kwargs = as_call(inputs)
     try:
-        run = masked.run(copy.deepcopy(args), copy.deepcopy(kwargs))
+        run = masked.run(*own_copy((args, kwargs)))
     except LatpruneError:
         raise
     except Exception as error:
         raise _DenseFailsError(f"{type(error).__name__}: {error}") from error
     with preserved_modes(pruned), torch.no_grad():
-        got = tensors_in(pruned.eval()(*copy.deepcopy(args), **copy.deepcopy(kwargs)))
+        args, kwargs = own_copy((args, kwargs))
+        got = tensors_in(pruned.eval()(*args, **kwargs))
     wanted, masks = tensors_in(run.output), run.masks
     floats = {tensor.dtype.to_real() for tensor in wanted if tensor.is_floating_point() or tensor.is_complex()} | run.types
     dtype = max(floats, key=lambda kind: TOLERANCES.get(kind, 0.0), default=torch.float32)
