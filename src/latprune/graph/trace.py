@@ -43,6 +43,7 @@ from latprune.graph.example_inputs import ExampleInputs, by_argument, call_with
 from latprune.graph.folding import folded, folds_of
 from latprune.graph.form_hint import REMOVE, add_hints, capturable, snapshot
 from latprune.graph.model_graph import ModelGraph
+from latprune.graph.other_courses import other_courses
 from latprune.graph.provenance import CallWatcher, planted
 from latprune.graph.realise import Branch
 from latprune.graph.recorder import Recorder
@@ -174,7 +175,9 @@ def _trace(
             blocks = [shown_block(branch.name) for branch in branches]
             raise InvalidArgumentError(f"blocks_keep names '{pattern}', which matches no block; blocks: {blocks}")
     graph = build(recording, settled, branches, min_widths={}, blocks_kept=kept_blocks, within=within or "")
-    return replace(_with_min_widths(graph, min_widths or {}), notes=_notes(graph, reads))
+    read = frozenset(recording.parameters) if reads.note else reads.names
+    courses = other_courses(recording, read) if within is None else ()
+    return replace(_with_min_widths(graph, min_widths or {}), notes=(*_notes(graph, reads), *courses))
 
 
 def _notes(graph: ModelGraph, reads: TrainingReads) -> tuple[str, ...]:

@@ -45,11 +45,13 @@ class TrainingReads:
         frozen: Label -> reason, for what must stay.
         layers: Parameter or buffer -> reason, where what is computed with it is read by itself: a branch around it must stay.
         note: What could not be looked at, with the remedy; empty where all was.
+        names: Parameters and buffers that it reads.
     """
 
     frozen: Mapping[int, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    names: frozenset[str] = frozenset()
 
 
 def training_reads(model: nn.Module, example_inputs: Any, recording: Recording) -> TrainingReads:
@@ -73,7 +75,8 @@ def training_reads(model: nn.Module, example_inputs: Any, recording: Recording) 
             frozen = _held(run, recording) | frozen
         except (LatpruneError, AssertionError) as unsettled:  # sizes of training alone: the recorded run is sound without them
             error = unsettled
-    return TrainingReads(frozen=frozen, layers=_layers_read(recorder, outputs, idle), note=_not_seen(error))
+    names = frozenset(recorder.tensor_labels)
+    return TrainingReads(frozen=frozen, layers=_layers_read(recorder, outputs, idle), note=_not_seen(error), names=names)
 
 
 def _reader(name: str) -> str:

@@ -129,7 +129,7 @@ class Pruner:
         blind = check_masked_scores(self.model, self.graph, self.schedule, self.method.importance)
         self.mask_notes = tuple(note for note in (whole, blind) if note)
         """What people are told of masks in training: what they cannot hold, and what does not come back."""
-        for note in self.mask_notes:
+        for note in (*self.graph.notes, *self.mask_notes):
             self._progress(note)
         self._stages_done = 0
         self._masks: TrainingMask | None = None
