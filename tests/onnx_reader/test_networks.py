@@ -205,3 +205,19 @@ def test_a_bert_of_a_user_is_pruned_by_the_front_door(tmp_path: Path) -> None:
     back = latprune.load_result(tmp_path / "pruned").restore()
     with torch.no_grad():
         assert torch.equal(back(*inputs), result.model(*inputs))
+
+
+def test_what_an_instance_norm_learnt_and_measured_are_told_apart(tmp_path: Path) -> None:
+    """The exporter stores a scale of ones and a variance of ones once, and expands it to the shape that it has."""
+    layers = [torch.nn.Conv2d(3, 16, 3), torch.nn.InstanceNorm2d(16, affine=True, track_running_stats=True), torch.nn.Conv2d(16, 4, 3)]
+    x = torch.randn(1, 3, 12, 12)
+    program = latprune.load_onnx(write(torch.nn.Sequential(*layers).eval(), (x,), tmp_path / "net.onnx", "torchscript"))
+    kinds = dict.fromkeys(("weight", "bias"), True) | dict.fromkeys(("running_mean", "running_var"), False)
+    learnt = {name for name, _ in program.named_parameters()}
+    for leaf, is_learnt in kinds.items():
+        (name,) = (
+            name for name in program.state_dict() if name.endswith(leaf) and program.state_dict()[name].shape == (16,) and name[0] != "0"
+        )
+        assert (name in learnt) == is_learnt
+    program(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in program.parameters())

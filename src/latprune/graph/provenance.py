@@ -344,7 +344,8 @@ class CallWatcher(TorchFunctionMode):
             return func(*args, **kwargs) if strides is None else strides if dim is None else strides[dim]
         if name in _LIKE_ANOTHER:
             other = args[1] if len(args) > 1 else kwargs["other"]
-            sizes = self.trace_sizes(other)
+            # A parameter is cut itself, so what takes its shape has the right one; stating its sizes would tie those of a grouped weight.
+            sizes = None if isinstance(other, nn.Parameter) else self.trace_sizes(other)
             if sizes is not None:
                 return self.__torch_function__(getattr(torch.Tensor, _LIKE_ANOTHER[name]), types, (args[0], torch.Size(sizes)))
         if name == "as_strided":

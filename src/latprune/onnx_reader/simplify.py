@@ -61,14 +61,15 @@ def separate_copies(graph: Graph, held: Mapping[str, str]) -> None:
     Exporters store equal tensors once, and the biases and scales of a fresh network are all equal, as are layers that begin at zero. A
     layer that runs several times keeps one. Other weights that are shared are meant to be: a table and the layer that reads it backwards.
     """
-    owners: dict[str, dict[object, str]] = {}
+    owners: dict[str, dict[tuple[object, bool], str]] = {}
     for number, node in enumerate(graph.every_node()):
         weights = tuple(name for name in node.inputs if name in held and not _plain(graph, name))
         for place, name in enumerate(node.inputs):
             if name not in held or not _plain(graph, name):
                 continue
             copies = owners.setdefault(name, {})
-            key = node.scope or weights or number
+            # What a norm learnt and what it measured are not the same, however equal.
+            key = (node.scope or weights or number, node.kind == "BatchNormalization" and place > 2)
             if key not in copies:
                 copies[key] = name if not copies else f"{name}#{len(copies)}"
                 graph.tensors[copies[key]] = graph.tensors[name]
@@ -83,7 +84,7 @@ def _plain(graph: Graph, name: str) -> bool:
 
 
 def follow_names(graph: Graph) -> None:
-    """Read what ``Identity`` and inference's ``Dropout`` hand on by its own name."""
+    """Read what ``Identity``, inference's ``Dropout`` and an ``Expand`` or ``Tile`` that changes nothing hand on by its own name."""
     same: dict[str, str] = {}
     kept = []
 
@@ -95,12 +96,22 @@ def follow_names(graph: Graph) -> None:
     outputs = set(graph.outputs)
     for node in graph.nodes:
         _rename(node, origin)
-        plain = node.kind == "Identity" or (node.kind == "Dropout" and not any(node.outputs[1:]))
+        plain = node.kind == "Identity" or (node.kind == "Dropout" and not any(node.outputs[1:])) or _expands_nothing(graph, node)
         if plain and node.outputs[0] not in outputs:
             same[node.outputs[0]] = node.inputs[0]
         else:
             kept.append(node)
     graph.nodes = kept
+
+
+def _expands_nothing(graph: Graph, node: Node) -> bool:
+    """Whether a stored tensor is expanded to the shape that it has, or repeated once."""
+    if node.kind not in ("Expand", "Tile") or any(name not in graph.tensors for name in node.inputs[:2]):
+        return False
+    tensor, sizes = (graph.tensors[name] for name in node.inputs[:2])
+    if node.kind == "Tile":
+        return bool((sizes == 1).all())
+    return tensor.ndim == sizes.size and all(size in (1, own) for size, own in zip(sizes.tolist(), tensor.shape, strict=True))
 
 
 def _rename(node: Node, origin: Callable[[str], str]) -> None:
