@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,3 +80,25 @@ def test_what_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidArgumentError, match=message):
             ImageFolder(tmp_path, **{"shape": (3, 4, 4), **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shape": 4},
+        {"shape": "3x4x4"},
+        {"batch": 2.0},
+        {"limit": -1},
+        {"limit": 1.5},
+        {"whole": "no"},
+        {"seed": -1},
+        {"mean": "0.5"},
+        {"mean": float("nan")},
+        {"dtype": torch.int64},
+    ],
+)
+def test_arguments_that_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    _save(tmp_path / "a.png", np.zeros((4, 4, 3)))
+    with pytest.raises(InvalidArgumentError, match=next(iter(options))):
+        ImageFolder(tmp_path, **({"shape": (3, 4, 4)} | options))
+    assert ImageFolder(tmp_path, (3, 4, 4), mean=0.5).mean == (0.5, 0.5, 0.5)

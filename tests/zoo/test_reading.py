@@ -364,3 +364,73 @@ def test_a_saved_hugging_face_data_set(tmp_path: Path) -> None:
     assert sorted(colours(train)) == [(k, 0) for k in range(6)]
     with pytest.raises(InvalidArgumentError, match="must be a column"):
         huggingface_train(str(tmp_path), image="img")
+
+
+def given(root: Path, **changes: Any) -> dict[str, Any]:
+    return {"root": str(root), "shape": [3, 8, 8], "batch_size": 2, "workers": 0} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shape": [3, 8]}, r"shape \(=\[3, 8\]\) must be \(channels, height, width\)"),
+        ({"shape": "3x8x8"}, r"shape \(='3x8x8'\) .*on the command line write shape=\[3,224,224\]"),
+        ({"shape": 8}, "shape"),
+        ({"shape": [3, 8.5, 8]}, r"shape\[1\] \(=8\.5\) must be a whole number"),
+        ({"shape": [2, 8, 8]}, "1 or 3 channels"),
+        ({"batch_size": 2.0}, "batch_size"),
+        ({"workers": 1.5}, "workers"),
+        ({"seed": "a"}, "seed"),
+        ({"crop": "all"}, "crop"),
+        ({"augment": "no"}, "augment .*on the command line write true or false"),
+        ({"mean": [0.5, 0.5]}, "mean .* must be one number, or one for each of 3 channels"),
+        ({"mean": "0.5,0.5,0.5"}, r"mean .*on the command line write mean=\[0\.5,0\.5,0\.5\]"),
+        ({"mean": float("nan")}, "mean"),
+        ({"std": ["a"] * 3}, "std"),
+        ({"std": 0}, "std .*above 0"),
+    ],
+)
+def test_arguments_of_loaders_that_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    write_images(tmp_path / "train", {"a": 3})
+    write_images(tmp_path / "val", {"a": 1})
+    for loads in (image_folders_train, image_folders_test):
+        with pytest.raises(InvalidArgumentError, match=words):
+            loads(**given(tmp_path, **changes))
+
+
+def test_one_number_is_that_of_all_channels(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", {"a": 3})
+    write_images(tmp_path / "val", {"a": 1})
+    loader = image_folders_train(**given(tmp_path, mean=0.5, std=[0.25]))
+    assert loader.normalisation == Normalisation(mean=(0.5,) * 3, std=(0.25,) * 3)
+    write_binary(tmp_path)
+    for loads in (cifar10_train, cifar10_test):
+        mine = loads(str(tmp_path), batch_size=2, mean=[0.5, 0.4, 0.3], normalisation="cifar10").normalisation
+        assert mine.mean == (0.5, 0.4, 0.3) and mine.std == CIFAR10_NORMALISATION.std
+        with pytest.raises(InvalidArgumentError, match="mean"):
+            loads(str(tmp_path), mean=[0.5, 0.4])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 2.0}, {"seed": "a"}, {"padding": 1.5}, {"flip": "no"}, {"augment": "no"}, {"mean": "0.5"}]
+)
+def test_arguments_of_arrays_that_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    np.savez(tmp_path / "train.npz", images=np.zeros((6, 8, 8), np.uint8), labels=np.arange(6))
+    with pytest.raises(InvalidArgumentError, match=next(iter(changes))):
+        npz_train(str(tmp_path), **({"batch_size": 2} | changes))
+
+
+def test_pillow_images_of_a_data_set_are_read_as_files_are() -> None:
+    ramp = np.linspace(0, 65535, 8).astype(np.uint16)[None].repeat(8, 0)
+    source = DatasetImages(Rows(image=[Image.fromarray(ramp), Image.new("F", (8, 8)), np.zeros((0, 8, 3), np.uint8)], label=[0, 0, 0]))
+    assert np.asarray(source.image(0, mode="L"))[0].tolist() == np.linspace(0, 255, 8).round().tolist()
+    with pytest.raises(FileFormatError, match="row 1 of the data set holds floating-point values"):
+        source.image(1, mode="L")
+    with pytest.raises(FileFormatError, match=r"uint8 \[0, 8, 3\]"):
+        source.image(2, mode="RGB")
+
+
+def test_no_class_at_all_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path, {"a": 1})
+    with pytest.raises(InvalidArgumentError, match="must name at least one class"):
+        LabelledFolder(tmp_path, classes=())

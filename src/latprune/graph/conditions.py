@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError, LatpruneError
-from latprune.graph.wrappers import check_modes
+from latprune.modes import preserved_modes
 
 __all__ = [
     "capture_conditions",
@@ -142,27 +142,6 @@ def _put_entries(container: Any, kind: Any, saved: list[Any]) -> None:
             kind.__setitem__(container, key, value)
     else:
         (kind.update if kind is set else kind.extend)(container, saved)
-
-
-@contextmanager
-def preserved_modes(model: nn.Module) -> Iterator[None]:
-    """Give each module its own training mode back.
-
-    A module that does more in ``train`` than to set its flag (merged adapters) is told first, as the whole model is put back.
-
-    Raises:
-        CaptureError: The model's ``train`` sets no mode, but starts something.
-    """
-    check_modes(model)
-    modes = [(m, m.training) for m in model.modules()]
-    training = model.training
-    try:
-        yield
-    finally:
-        if model.training != training and any(type(m).train is not nn.Module.train for m, _ in modes):
-            model.train(training)
-        for m, mode in modes:
-            m.training = mode
 
 
 def failing_module(model: nn.Module, error: BaseException, *, own: bool = False) -> str:

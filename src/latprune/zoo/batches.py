@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
+from latprune.argument_rules import check_flag
 from latprune.errors import InvalidArgumentError
 from latprune.zoo.digits import digits
 from latprune.zoo.images import cifar10
@@ -15,6 +17,7 @@ from latprune.zoo.loading import (
     Augmentation,
     ImageLoader,
     Normalisation,
+    normalisation_of,
 )
 
 __all__ = ["cifar10_test", "cifar10_train", "digits_test", "digits_train"]
@@ -39,7 +42,13 @@ def _normalisation(given: Normalisation | str) -> Normalisation:
 
 
 def cifar10_train(
-    root: str, batch_size: int = 128, seed: int = 0, normalisation: Normalisation | str = IMAGENET_NORMALISATION, augment: bool = True
+    root: str,
+    batch_size: int = 128,
+    seed: int = 0,
+    normalisation: Normalisation | str = IMAGENET_NORMALISATION,
+    augment: bool = True,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> ImageLoader:
     """Training batches of CIFAR-10, shuffled, with random crops and flips.
 
@@ -51,14 +60,18 @@ def cifar10_train(
         normalisation: ``imagenet`` (its constants, which the pretrained CIFAR-10 networks use), ``cifar10`` (SP-LAMP's), or one of your
             own.
         augment: False leaves the images as they are.
+        mean: By channel (one number is that of all), 0 to 1, in the place of the normalisation's.
+        std: By channel, in the place of the normalisation's.
     """
+    check_flag("augment", augment)
+    constants = normalisation_of(3, mean, std, base=_normalisation(normalisation))
     (images, labels), _ = cifar10(root, cache_dir=_decoded())
     augmentation = Augmentation() if augment else None
     return ImageLoader(
         images,
         labels,
         batch_size=batch_size,
-        normalisation=_normalisation(normalisation),
+        normalisation=constants,
         shuffle=True,
         augmentation=augmentation,
         seed=seed,
@@ -67,11 +80,18 @@ def cifar10_train(
 
 
 def cifar10_test(
-    root: str, batch_size: int = 500, normalisation: Normalisation | str = IMAGENET_NORMALISATION, seed: int = 0, augment: bool = True
+    root: str,
+    batch_size: int = 500,
+    normalisation: Normalisation | str = IMAGENET_NORMALISATION,
+    seed: int = 0,
+    augment: bool = True,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> ImageLoader:
     """Test batches of CIFAR-10 in their order, as they are; arguments as for :func:`cifar10_train`, so that both can be given the same."""
+    constants = normalisation_of(3, mean, std, base=_normalisation(normalisation))
     _, (images, labels) = cifar10(root, cache_dir=_decoded())
-    return ImageLoader(images, labels, batch_size=batch_size, normalisation=_normalisation(normalisation))
+    return ImageLoader(images, labels, batch_size=batch_size, normalisation=constants)
 
 
 def digits_train(batch_size: int = 64, seed: int = 0, upscale: int = 4) -> ImageLoader:

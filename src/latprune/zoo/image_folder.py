@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.argument_rules import check_flag, check_whole
+from latprune.errors import InvalidArgumentError
 from latprune.extras import importing
-from latprune.zoo.loading import IMAGENET_NORMALISATION
+from latprune.zoo.decoding import opened
+from latprune.zoo.image_arguments import check_crop, image_shape
+from latprune.zoo.loading import normalisation_of
 
 __all__ = ["IMAGE_ENDINGS", "ImageFolder"]
 
@@ -24,12 +27,14 @@ class ImageFolder:
     """The images of a folder and its sub-folders as batches ``(n, channels, height, width)``, in an order that ``seed`` shuffles once.
 
     An image is scaled (bilinear) until its shorter sides cover the input's by ``1 / crop``, and cut in the middle; its values become
-    ``(value / 255 - mean) / std``, channel by channel. Nothing is kept: each pass reads the files again.
+    ``(value / 255 - mean) / std``, channel by channel. Grey values of 16 bits are scaled to 0 to 255 first, an alpha channel is dropped,
+    and files of floating-point or 32-bit values are refused. Nothing is kept: each pass reads the files again.
 
     Args:
         folder: Where the images are.
         shape: ``(channels, height, width)`` of the network's input, with 1 or 3 channels.
-        mean: Mean of each channel, on a scale from 0 to 1; those of ImageNet for three channels, 0 for one, by default.
+        mean: Mean of each channel (one number is that of all), on a scale from 0 to 1; those of ImageNet for three channels, 0 for one, by
+            default.
         std: Deviation of each channel; those of ImageNet for three channels, 1 for one, by default.
         batch: Images in a batch; what is left at the end makes a smaller one, unless ``whole``.
         crop: Share of the scaled image's shorter side that is kept.
@@ -41,6 +46,7 @@ class ImageFolder:
     Raises:
         MissingExtraError: Pillow is not installed.
         InvalidArgumentError: There is no such folder, it holds no image, or an argument breaks its rule.
+        FileFormatError: In a pass: a file is no image, broken, or has values of no known range.
 
     Example:
         >>> images = ImageFolder("photos", (3, 224, 224))  # doctest: +SKIP
@@ -53,8 +59,8 @@ class ImageFolder:
         folder: str | Path,
         shape: Sequence[int],
         *,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
         batch: int = 32,
         crop: float = 0.875,
         limit: int | None = None,
@@ -64,16 +70,17 @@ class ImageFolder:
     ) -> None:
         with importing("pillow", "images", module="PIL"):
             import PIL  # noqa: F401
-        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
-            raise InvalidArgumentError(f"shape (={tuple(shape)}) must be (channels, height, width) with 1 or 3 channels: images have those")
-        if batch < 1 or not 0 < crop <= 1:
-            raise InvalidArgumentError(f"batch (={batch}) must be at least 1, and crop (={crop}) above 0 and at most 1")
-        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
-        colour = shape[0] == 3
-        self.mean = self._channels("mean", mean, IMAGENET_NORMALISATION.mean if colour else (0.0,))
-        self.std = self._channels("std", std, IMAGENET_NORMALISATION.std if colour else (1.0,))
-        if min(self.std) <= 0:
-            raise InvalidArgumentError(f"std (={self.std}) must be above 0")
+        self.shape = image_shape(shape)
+        check_whole("batch", batch, least=1)
+        check_crop(crop)
+        if limit is not None:
+            check_whole("limit", limit, least=1, instead=", or None for all")
+        check_flag("whole", whole)
+        check_whole("seed", seed, least=0)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InvalidArgumentError(f"dtype (={dtype!r}) must be a floating-point type: normalised values are fractions")
+        constants = normalisation_of(self.shape[0], mean, std)
+        self.mean, self.std = constants.mean, constants.std
         root = Path(folder)
         if not root.is_dir():
             raise InvalidArgumentError(f"folder (={str(folder)!r}) must be a folder with images; there is none")
@@ -86,14 +93,6 @@ class ImageFolder:
         self._stop = len(self.paths) // batch * batch if whole else len(self.paths)
         if self._stop == 0:
             raise InvalidArgumentError(f"folder (={str(folder)!r}) holds {len(self.paths)} images; one batch takes {batch}")
-
-    def _channels(self, name: str, given: Sequence[float] | None, default: tuple[float, ...]) -> tuple[float, ...]:
-        if given is None:
-            return default
-        values = tuple(float(v) for v in given)
-        if len(values) not in (1, self.shape[0]):
-            raise InvalidArgumentError(f"{name} (={values}) must be one number, or one for each of {self.shape[0]} channels")
-        return values * (self.shape[0] // len(values))
 
     def __len__(self) -> int:
         """Batches in a pass."""
@@ -108,14 +107,10 @@ class ImageFolder:
 
     def _read(self, path: Path) -> Any:
         """An image's pixels ``(channels, height, width)``, 0 to 255."""
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image
 
         channels, height, width = self.shape
-        try:
-            with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise FileFormatError(f"{path} cannot be read as an image ({error}); remove it, or write it anew") from error
+        image = opened(path, str(path), mode="RGB" if channels == 3 else "L")
         scale = max(width / image.width, height / image.height) / self._crop
         size = max(round(image.width * scale), width), max(round(image.height * scale), height)
         left, top = (size[0] - width) // 2, (size[1] - height) // 2

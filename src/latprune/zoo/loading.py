@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import NoneType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from latprune.argument_rules import check_flag, check_instance, check_whole
 from latprune.errors import InvalidArgumentError
+from latprune.zoo.image_arguments import per_channel
 
 __all__ = [
     "CIFAR10_NORMALISATION",
@@ -21,6 +25,7 @@ __all__ = [
     "ImageLoader",
     "Normalisation",
     "augment",
+    "normalisation_of",
 ]
 
 
@@ -35,7 +40,7 @@ class Normalisation:
         if len(self.mean) != len(self.std):
             raise InvalidArgumentError(f"mean (={self.mean}) and std (={self.std}) must have the same length")
         if min(self.std) <= 0:
-            raise InvalidArgumentError(f"std (={self.std}) must be positive")
+            raise InvalidArgumentError(f"std (={self.std}) must be above 0")
 
     def __call__(self, images: Tensor) -> Tensor:
         """``(n, c, h, w)`` uint8 -> the same shape, float32."""
@@ -57,6 +62,29 @@ DIGITS_NORMALISATION = Normalisation(mean=(0.3054,), std=(0.3237,))
 """Mean and standard deviation of scikit-learn's digits, four times enlarged, on the scale 0 to 1."""
 
 
+def normalisation_of(channels: int, mean: Any = None, std: Any = None, *, base: Normalisation | None = None) -> Normalisation:
+    """A normalisation of which ``mean`` and ``std`` are exchanged where they are given.
+
+    Args:
+        channels: 1 or 3.
+        mean: One number for all channels, or a sequence of one for each; None: that of ``base``.
+        std: The same.
+        base: ImageNet's constants for three channels, none (0 and 1) for one, by default.
+
+    Raises:
+        InvalidArgumentError: ``mean`` or ``std`` is something else, or ``std`` is not above 0.
+
+    Example:
+        >>> print(normalisation_of(1, std=0.5))
+        (value / 255 - mean) / std with mean 0 and std 0.5
+    """
+    base = base or (IMAGENET_NORMALISATION if channels == 3 else Normalisation(mean=(0.0,), std=(1.0,)))
+    return Normalisation(
+        mean=per_channel("mean", base.mean if mean is None else mean, channels),
+        std=per_channel("std", base.std if std is None else std, channels),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
     """Random crop after zero padding, and horizontal flip (arXiv:1512.03385).
@@ -70,8 +98,8 @@ class Augmentation:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.padding < 0:
-            raise InvalidArgumentError(f"padding (={self.padding}) must be at least 0")
+        check_whole("padding", self.padding, least=0)
+        check_flag("flip", self.flip)
 
 
 def augment(images: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
@@ -143,8 +171,11 @@ class ImageLoader:
             )
         if len(images) != len(labels):
             raise InvalidArgumentError(f"labels (={len(labels)} entries) must be as many as images (={len(images)})")
-        if batch_size < 1:
-            raise InvalidArgumentError(f"batch_size (={batch_size}) must be at least 1")
+        check_whole("batch_size", batch_size, least=1)
+        check_whole("seed", seed)
+        check_flag("shuffle", shuffle)
+        check_flag("drop_last", drop_last)
+        check_instance("augmentation", augmentation, (Augmentation, NoneType), "an Augmentation, or None")
         if drop_last and len(images) < batch_size:
             raise InvalidArgumentError(f"images (={len(images)}) must be at least batch_size (={batch_size}): only full batches are given")
         self.images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

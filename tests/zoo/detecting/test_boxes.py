@@ -190,3 +190,34 @@ def test_detectors_and_data_that_do_not_fit_are_told() -> None:
         loss.of(torch.zeros(1, len(ANCHORS), 4), torch.zeros(1, len(ANCHORS), 4), torch.zeros(1, 1, 4), torch.tensor([[7]]))
     with pytest.raises(InvalidArgumentError, match="overlap"):
         MultiboxLoss(ANCHORS, overlap=1.0)
+
+
+def test_no_box_stays_where_none_may() -> None:
+    boxes, scores, labels = some_boxes(3, 0), torch.rand(3), torch.zeros(3)
+    assert suppress(boxes, scores, labels, most=0).tolist() == []
+    for options, words in (({"most": -1}, "most"), ({"most": 1.5}, "most"), ({"overlap": 2.0}, "overlap")):
+        with pytest.raises(InvalidArgumentError, match=words):
+            suppress(boxes, scores, labels, **options)
+
+
+def test_a_batch_without_a_place_for_objects_is_background() -> None:
+    """Boxes ``(n, 0, 4)`` say the same as rows of padding."""
+    model, loss = Given(2), MultiboxLoss(ANCHORS)
+    images = torch.zeros(2, 3, 8, 8)
+    none = loss(model, (images, {"boxes": torch.zeros(2, 0, 4), "labels": torch.zeros(2, 0, dtype=torch.long)}))
+    padded = loss(model, (images, {"boxes": torch.zeros(2, 1, 4), "labels": torch.full((2, 1), -1)}))
+    none.backward()
+    assert torch.equal(none, padded) and float(none.detach()) == 0.0 and model.classes.grad is not None
+
+
+def test_anchors_of_another_size_are_told_when_boxes_are_made() -> None:
+    with pytest.raises(InvalidArgumentError, match="gives 5 boxes an image, and there are"):
+        detections_of(torch.zeros(1, 5, 3), torch.zeros(1, 5, 4), ANCHORS)
+    with pytest.raises(InvalidArgumentError, match="candidates"):
+        detections_of(torch.zeros(1, len(ANCHORS), 3), torch.zeros(1, len(ANCHORS), 4), ANCHORS, candidates=0)
+
+
+@pytest.mark.parametrize("options", [{"overlap": "0.5"}, {"negatives": float("inf")}, {"weight": -1.0}])
+def test_weights_of_the_loss_that_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match=next(iter(options))):
+        MultiboxLoss(ANCHORS, **options)

@@ -82,3 +82,24 @@ def test_misuse_is_named() -> None:
         average_precision(np.ones(1, dtype=bool), 1, "voc")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="count"):
         average_precision(np.ones(1, dtype=bool), 0)
+
+
+def test_the_rest_of_a_row_is_no_class() -> None:
+    """Rows of a batch end in labels of -1, as :class:`DetectionLoader` gives them."""
+    there = [objects([[0, 0, 10, 10, 0], [0, 0, 0, 0, -1]])]
+    assert mean_average_precision([detections([[0, 0, 10, 10, 0, 0.9]])], there).by_class == {0: 1.0}
+
+
+def test_arguments_are_checked_where_no_class_counts_too() -> None:
+    for options, words in (({"metric": "voc"}, "metric .*area, 11-point"), ({"overlap": 0.0}, "overlap"), ({"overlap": 1.5}, "overlap")):
+        with pytest.raises(InvalidArgumentError, match=words):
+            mean_average_precision([detections([])], [objects([])], **options)  # type: ignore[arg-type]
+
+
+def test_tensors_of_an_image_that_do_not_go_together_are_named() -> None:
+    one, there = detections([[0, 0, 1, 1, 0, 0.9]]), objects([[0, 0, 1, 1, 0]])
+    short = Detections(boxes=one.boxes, scores=one.scores, labels=one.labels.repeat(2))
+    with pytest.raises(InvalidArgumentError, match=r"found\[1\] .*must have them of \(n, 4\)"):
+        mean_average_precision([one, short], [there, there])
+    with pytest.raises(InvalidArgumentError, match=r"wanted\[0\] .*must have them of"):
+        mean_average_precision([one], [Objects(boxes=there.boxes, labels=there.labels.repeat(3))])

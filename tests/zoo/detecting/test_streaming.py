@@ -206,3 +206,45 @@ def test_a_small_network_learns_a_scene() -> None:
             optimizer.step()
             values.append(float(value.detach()))
     assert np.mean(values[-3:]) < 0.6 * np.mean(values[:3])
+
+
+class Unsure(nn.Module):
+    """Finds nothing, in a mode of its own for its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2).eval()
+
+    def forward(self, images: torch.Tensor, places: torch.Tensor, memory: torch.Tensor) -> Any:
+        assert not self.training and not self.norm.training
+        return torch.zeros(len(images), 3, 4), torch.zeros(len(images), 3, 10), memory
+
+
+def test_an_evaluation_leaves_each_module_its_mode() -> None:
+    model = Unsure()
+    scenes = MadeScenes(2, frames=1, size=(16, 24))
+    evaluate_streaming(model, scenes, kept=2, dim=4, reach=20.0)
+    assert model.training and not model.norm.training
+    with pytest.raises(InvalidArgumentError, match="most"):
+        evaluate_streaming(model, scenes, kept=2, dim=4, reach=20.0, most=-1)
+
+
+def test_a_frame_without_a_place_for_objects_has_a_loss() -> None:
+    """Boxes ``(n, 0, 9)`` say the same as rows of padding."""
+    classes, codes = torch.zeros(2, 5, 4), torch.zeros(2, 5, 10)
+    none = SetLoss(20.0).of(classes, codes, torch.zeros(2, 0, 9), torch.zeros(2, 0, dtype=torch.long))
+    assert torch.equal(none, SetLoss(20.0).of(classes, codes, torch.zeros(2, 1, 9), torch.full((2, 1), -1)))
+
+
+def test_the_rest_of_a_row_is_no_class() -> None:
+    boxes = torch.rand(2, 9) + 1.0
+    found = centre_distance_precision([(boxes[:1], torch.ones(1), torch.tensor([0]))], [(boxes, torch.tensor([0, -1]))])
+    assert set(found.by_class) == {0} and found.mean == pytest.approx(1.0)
+
+
+def test_scenes_that_are_refused_are_named() -> None:
+    for name, value in (("count", 2.0), ("size", 16), ("frames", 1.5), ("seed", 1.5), ("batch_size", "4"), ("shuffle", "yes")):
+        with pytest.raises(InvalidArgumentError, match=name):
+            MadeScenes(**({"count": 2, "size": (16, 24)} | {name: value}))
+    with pytest.raises(InvalidArgumentError, match="epoch"):
+        MadeScenes(1, frames=1, size=(16, 24)).set_epoch(-1)

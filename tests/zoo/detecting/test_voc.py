@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch import nn
 
 from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.train import Recipe, finetune
@@ -20,6 +21,7 @@ from latprune.zoo.detecting import (
     MultiboxLoss,
     evaluate_detector,
     map_sizes,
+    match,
 )
 from latprune.zoo.detecting.augmentation import in_view, seen
 
@@ -185,3 +187,106 @@ def test_a_small_detector_learns_to_find_rectangles(tmp_path: Path) -> None:
     after = evaluate_detector(model, test, anchors)
     assert report.epochs[-1].loss < 0.5 * report.epochs[0].loss
     assert set(after.by_class) == {7, 11} and after.mean > max(0.6, before + 0.3)
+
+
+class Knowing(nn.Module):
+    """Finds what there is, by the look of each image, with a norm that stays in evaluation mode."""
+
+    def __init__(self, known: DetectionLoader, anchors: torch.Tensor) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3).eval()
+        self.anchors = anchors
+        self.known: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        for images, targets in known:
+            for image, boxes, labels in zip(images, targets["boxes"], targets["labels"], strict=True):
+                self.known.append((image, boxes[labels >= 0], labels[labels >= 0]))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        classes, offsets = [], []
+        for image in images:
+            _, boxes, labels = min(self.known, key=lambda entry: float((entry[0] - image).abs().sum()))
+            label, offset = match(boxes, labels, self.anchors)
+            classes.append(10.0 * nn.functional.one_hot(label, 21).float())
+            offsets.append(offset)
+        return torch.stack(classes), torch.stack(offsets)
+
+
+ANCHORS = DefaultBoxes(maps=map_sizes(80, 120, maps=3, stride=8), scales=(0.15, 0.3, 0.6, 0.9)).boxes()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"shuffle": True}, {"shuffle": True, "drop_last": True}, {"workers": 2, "shuffle": True, "seed": 4}]
+)
+def test_a_perfect_detector_is_perfect_in_every_order(tmp_path: Path, options: dict[str, Any]) -> None:
+    write_voc(tmp_path)
+    model = Knowing(loader(tmp_path), ANCHORS).train()
+    model.norm.eval()
+    for metric in ("area", "11-point"):
+        assert evaluate_detector(model, loader(tmp_path, **options), ANCHORS, metric=metric).mean == 1.0  # type: ignore[arg-type]
+    assert model.training and not model.norm.training
+
+
+def test_what_is_judged_is_what_a_batch_shows(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    model = Knowing(loader(tmp_path), ANCHORS)
+    batches = list(loader(tmp_path, batch_size=1))
+    assert evaluate_detector(model, batches[1:2], ANCHORS).by_class == {11: 1.0}  # a list of batches, with one of the dogs
+    images, targets = batches[0]
+    missed = {"boxes": torch.tensor([[[0.0, 0.0, 0.05, 0.05]]]), "labels": targets["labels"]}
+    assert evaluate_detector(model, [(images, missed)], ANCHORS).by_class == {7: 0.0}
+    with pytest.raises(InvalidArgumentError, match="metric"):
+        evaluate_detector(model, [], ANCHORS, metric="voc")  # type: ignore[arg-type]
+
+
+def test_pixels_are_those_that_boxes_were_drawn_on(tmp_path: Path) -> None:
+    """An orientation says how to show an image; annotations count the pixels as they are stored."""
+    folder = write_voc(tmp_path)
+    path = folder / "JPEGImages" / "2012_000000.jpg"
+    for orientation in (3, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, quality=95, exif=exif)
+        assert VOCFolder(tmp_path).image(0).size == (60, 40)
+        check_colours(*next(iter(loader(tmp_path))))
+
+
+def test_an_image_of_another_size_than_its_annotation_is_refused(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path)
+    Image.new("RGB", (40, 60)).save(folder / "JPEGImages" / "2012_000001.jpg")
+    with pytest.raises(FileFormatError, match=r"2012_000001\.jpg has 40x60 pixels, and its annotation is for 60x40"):
+        list(loader(tmp_path))
+
+
+def test_lists_of_images_in_other_encodings(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path)
+    listed = folder / "ImageSets" / "Main" / "train.txt"
+    listed.write_bytes(b"\xef\xbb\xbf2012_000000\r\n2012_000001\r\n")
+    assert VOCFolder(tmp_path).names == ["2012_000000", "2012_000001"]
+    listed.write_bytes(b"2012_\xe9\n")
+    with pytest.raises(FileFormatError, match="write it as UTF-8"):
+        VOCFolder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 2.0),
+        ("workers", 1.5),
+        ("seed", "a"),
+        ("shuffle", "yes"),
+        ("augmentation", True),
+        ("normalisation", Normalisation(mean=(0.5,), std=(0.5,))),
+    ],
+)
+def test_loaders_that_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    write_voc(tmp_path)
+    with pytest.raises(InvalidArgumentError, match=name):
+        loader(tmp_path, **{name: value})
+    for size in (64, (64,), (64.0, 64), "64x64"):
+        with pytest.raises(InvalidArgumentError, match="size"):
+            DetectionLoader(VOCFolder(tmp_path), size)  # type: ignore[arg-type]
+    for options in ({"expand": "4"}, {"tries": 1.5}, {"crop": "no"}):
+        with pytest.raises(InvalidArgumentError, match=next(iter(options))):
+            DetectionAugmentation(**options)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_flag, check_number, check_whole
 
 __all__ = ["DetectionAugmentation", "change_colours"]
 
@@ -40,12 +39,11 @@ class DetectionAugmentation:
     tries: int = 50
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.expand) and self.expand >= 1.0):
-            raise InvalidArgumentError(f"expand (={self.expand}) must be at least 1")
-        if not 0.0 <= self.colours < 1.0:
-            raise InvalidArgumentError(f"colours (={self.colours}) must lie in [0, 1)")
-        if self.tries < 1:
-            raise InvalidArgumentError(f"tries (={self.tries}) must be at least 1")
+        check_number("expand", self.expand, "be a number of at least 1", 1.0)
+        check_flag("crop", self.crop)
+        check_flag("flip", self.flip)
+        check_number("colours", self.colours, "lie in [0, 1)", 0.0, 1.0)
+        check_whole("tries", self.tries, least=1)
 
     def view(self, boxes: Boxes, random: np.random.Generator) -> View:
         """What is seen of an image: left, top, right, bottom as shares of it, beyond 0 to 1 where a canvas is around it.

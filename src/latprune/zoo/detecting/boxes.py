@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from latprune.argument_rules import check_share, check_whole
 from latprune.errors import InvalidArgumentError
 
 __all__ = ["VARIANCES", "decode", "encode", "overlaps", "suppress", "to_centres", "to_corners"]
@@ -76,13 +77,13 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, *, overlap: float = 
         scores: ``(n,)``; of equal ones the first goes first.
         labels: ``(n,)`` classes; boxes of other classes do not suppress one another.
         overlap: Intersection over union.
-        most: Boxes that stay at most.
+        most: Boxes that stay at most; None: all.
 
     Returns:
         ``(kept,)`` places of those that stay, by falling score.
 
     Raises:
-        InvalidArgumentError: Shapes do not go together.
+        InvalidArgumentError: Shapes do not go together, or a number is out of its range.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.9], [0.0, 0.0, 1.0, 1.0]])
@@ -93,17 +94,20 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, *, overlap: float = 
         raise InvalidArgumentError(
             f"boxes (={list(boxes.shape)}), scores (={list(scores.shape)}) and labels (={list(labels.shape)}) must be (n, 4), (n,) and (n,)"
         )
+    check_share("overlap", overlap)
+    if most is not None:
+        check_whole("most", most, least=0, instead=", or None for all")
     order = torch.argsort(scores, descending=True, stable=True)
     above = (overlaps(boxes[order], boxes[order]) > overlap) & (labels[order][:, None] == labels[order][None, :])
     rows = above.cpu().numpy()
     gone = [False] * len(order)
     kept: list[int] = []
     for index in range(len(order)):
+        if most is not None and len(kept) == most:
+            break
         if gone[index]:
             continue
         kept.append(index)
-        if most is not None and len(kept) == most:
-            break
         for other in rows[index, index + 1 :].nonzero()[0]:
             gone[index + 1 + int(other)] = True
     return order[torch.tensor(kept, dtype=torch.long, device=order.device)]

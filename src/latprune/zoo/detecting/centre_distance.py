@@ -12,7 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from latprune.argument_rules import check_whole
 from latprune.errors import InvalidArgumentError
+from latprune.modes import preserved_modes
 from latprune.zoo.detecting.set_loss import decode_places
 
 __all__ = ["CentreDistance", "DISTANCES", "centre_distance_precision", "evaluate_streaming", "precision_over_recall"]
@@ -67,14 +69,14 @@ def centre_distance_precision(found: Sequence[tuple[Tensor, Tensor, Tensor]], wa
 
     Args:
         found: For each frame boxes ``(n, 9)``, scores ``(n,)`` and labels ``(n,)``.
-        wanted: For each frame boxes ``(m, 9)`` and labels ``(m,)``.
+        wanted: For each frame boxes ``(m, 9)`` and labels ``(m,)``; negative ones are no objects (the rest of a batch's row).
 
     Raises:
         InvalidArgumentError: The two differ in length, or there is no object at all.
     """
     if len(found) != len(wanted):
         raise InvalidArgumentError(f"found (={len(found)} frames) must be as many as wanted (={len(wanted)})")
-    classes = sorted({int(label) for _, labels in wanted for label in labels})
+    classes = sorted({int(label) for _, labels in wanted for label in labels if label >= 0})
     if not classes:
         raise InvalidArgumentError("wanted holds no object, so there is nothing to find")
     by_class, errors = {}, []
@@ -129,17 +131,20 @@ def evaluate_streaming(model: nn.Module, clips: Iterable[Any], *, kept: int, dim
     """A streaming detector's precision on clips, every frame with the memory of the one before.
 
     Args:
-        model: Evaluated on the device of its parameters, and left in the mode it came in.
+        model: Evaluated on the device of its parameters, and left in the modes it came in.
         clips: Batches ``((images, places), {"boxes", "labels"})`` of :class:`MadeScenes`.
         kept: Queries of the memory.
         dim: Their width.
         reach: Metres that are 1 in a predicted centre.
         most: Strongest detections of a frame that count.
+
+    Raises:
+        InvalidArgumentError: ``most`` is no whole number of at least 1, or the clips hold no object.
     """
+    check_whole("most", most, least=1)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    training = model.training
     found, wanted = [], []
-    try:
+    with preserved_modes(model):
         model.eval()
         for (images, places), targets in clips:
             memory = torch.zeros(len(images), kept, dim, device=device)
@@ -152,6 +157,4 @@ def evaluate_streaming(model: nn.Module, clips: Iterable[Any], *, kept: int, dim
                     found.append((decode_places(codes[row].float().cpu(), reach)[query], best.values, label))
                     here = targets["labels"][row, index] >= 0
                     wanted.append((targets["boxes"][row, index][here], targets["labels"][row, index][here]))
-    finally:
-        model.train(training)
     return centre_distance_precision(found, wanted)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
+from latprune.argument_rules import check_one_of, check_whole
+from latprune.errors import InvalidArgumentError
+from latprune.modes import preserved_modes
 from latprune.zoo.detecting.boxes import decode, suppress
-from latprune.zoo.detecting.loader import DetectionLoader
-from latprune.zoo.detecting.precision import AveragePrecision, Detections, Metric, mean_average_precision
+from latprune.zoo.detecting.loader import Batch
+from latprune.zoo.detecting.precision import METRICS, AveragePrecision, Detections, Metric, Objects, mean_average_precision
 
 __all__ = ["detections_of", "evaluate_detector"]
 
@@ -35,7 +40,15 @@ def detections_of(
 
     Returns:
         For each image its detections, boxes as shares of the image, by falling score.
+
+    Raises:
+        InvalidArgumentError: The detector has another number of anchors, or a number is out of its range.
     """
+    check_whole("candidates", candidates, least=1)
+    if offsets.shape[1:] != anchors.shape:
+        raise InvalidArgumentError(
+            f"the detector gives {offsets.shape[1]} boxes an image, and there are {len(anchors)} anchors; make both for one image size"
+        )
     found = []
     boxes = decode(offsets.float(), anchors.to(offsets.device)).clamp(0.0, 1.0)
     for probabilities, here in zip(classes.float().softmax(dim=2)[:, :, 1:], boxes, strict=True):
@@ -50,27 +63,39 @@ def detections_of(
 
 
 @torch.no_grad()
-def evaluate_detector(model: nn.Module, data: DetectionLoader, anchors: Tensor, *, metric: Metric = "area") -> AveragePrecision:
-    """Mean average precision at an overlap of one half, in the images' own pixels.
+def evaluate_detector(model: nn.Module, data: Iterable[Batch], anchors: Tensor, *, metric: Metric = "area") -> AveragePrecision:
+    """Mean average precision at an overlap of one half, over the images that ``data`` gives, in whatever order.
+
+    Detections are judged by the objects that come with their image, so that a shuffled loader has the value of one in order; what a loader
+    leaves out (``drop_last``) or does not show (augmentation) does not count. Boxes are compared as shares of the image, in which their
+    overlaps are those in pixels.
 
     Args:
-        model: Gives class logits and offsets; evaluated on the device of its parameters, and left in the mode it came in.
-        data: Images in their order, without augmentation.
+        model: Gives class logits and offsets; evaluated on the device of its parameters, and left in the modes it came in.
+        data: Batches ``(images, {"boxes": (n, most, 4), "labels": (n, most), "difficult": (n, most)})`` as :class:`DetectionLoader` gives
+            them; without ``difficult``, every object counts.
         anchors: ``(anchors, 4)`` that the detector was trained with.
         metric: ``area`` (Pascal VOC 2010 and later) or ``11-point`` (2007).
+
+    Raises:
+        InvalidArgumentError: The detector has another number of anchors, or the metric is unknown.
     """
+    check_one_of("metric", metric, METRICS)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    training = model.training
     found: list[Detections] = []
-    try:
+    wanted: list[Objects] = []
+    with preserved_modes(model):
         model.eval()
-        for images, _ in data:
+        for images, targets in data:
             classes, offsets = model(images.to(device))
             found += detections_of(classes, offsets, anchors)
-    finally:
-        model.train(training)
-    scaled = []
-    for one, annotation in zip(found, data.source.annotations, strict=True):
-        size = torch.tensor([*annotation.size, *annotation.size], dtype=torch.float64)
-        scaled.append(Detections(boxes=one.boxes.double() * size, scores=one.scores, labels=one.labels))
-    return mean_average_precision(scaled, data.objects(), metric=metric)
+            wanted += _objects(targets)
+    return mean_average_precision(found, wanted, metric=metric)
+
+
+def _objects(targets: Mapping[str, Tensor]) -> list[Objects]:
+    """The objects of each image of a batch, without the rest of its rows."""
+    boxes, labels = targets["boxes"].cpu(), targets["labels"].cpu()
+    difficult = targets["difficult"].cpu() if "difficult" in targets else torch.zeros_like(labels, dtype=torch.bool)
+    there = labels >= 0
+    return [Objects(boxes=boxes[row, kept], labels=labels[row, kept], difficult=difficult[row, kept]) for row, kept in enumerate(there)]

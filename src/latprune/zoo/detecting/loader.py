@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from latprune.argument_rules import check_flag, check_instance
 from latprune.errors import InvalidArgumentError
+from latprune.extras import importing
 from latprune.zoo.detecting.augmentation import DetectionAugmentation, View, change_colours, in_view, seen
 from latprune.zoo.detecting.precision import Objects
+from latprune.zoo.image_arguments import check_batching, image_size
 from latprune.zoo.loading import IMAGENET_NORMALISATION, Normalisation
 from latprune.zoo.reading.voc import VOCFolder
 
-__all__ = ["DetectionLoader"]
+__all__ = ["Batch", "DetectionLoader"]
 
 Batch = tuple[Tensor, dict[str, Tensor]]
+"""Images ``(n, 3, h, w)``, and by name ``boxes`` ``(n, most, 4)``, ``labels`` and ``difficult`` ``(n, most)``."""
 
 
 class DetectionLoader:
@@ -41,6 +46,11 @@ class DetectionLoader:
         workers: Threads that decode; 0 decodes in the thread that asks. All cores, at most 8, by default.
         seed: Of order and augmentation.
         drop_last: Leave out a last batch that is not full.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+        InvalidArgumentError: An argument breaks its rule, or there is no image.
+        FileFormatError: In a pass: an image is broken, or of another size than its annotation says.
     """
 
     def __init__(
@@ -56,13 +66,20 @@ class DetectionLoader:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        if min(size) < 1 or batch_size < 1 or (workers is not None and workers < 0):
+        with importing("pillow", "images", module="PIL"):
+            import PIL  # noqa: F401
+        self.size = image_size(size)
+        check_batching(batch_size, workers, seed)
+        check_flag("shuffle", shuffle)
+        check_flag("drop_last", drop_last)
+        check_instance("augmentation", augmentation, (DetectionAugmentation, NoneType), "a DetectionAugmentation, or None")
+        if len(normalisation.mean) != 3:
             raise InvalidArgumentError(
-                f"size (={size}) and batch_size (={batch_size}) must be at least 1, and workers (={workers}) at least 0"
+                f"normalisation (={len(normalisation.mean)} channels) must have 3 channels: images are read in colour"
             )
-        if drop_last and len(source) < batch_size:
-            raise InvalidArgumentError(f"the source has {len(source)} images; one batch takes {batch_size}")
-        self.source, self.size, self.batch_size, self.normalisation = source, size, batch_size, normalisation
+        if len(source) < (batch_size if drop_last else 1):
+            raise InvalidArgumentError(f"the source has {len(source)} images; one batch takes {batch_size if drop_last else 1}")
+        self.source, self.batch_size, self.normalisation = source, batch_size, normalisation
         self.shuffle, self.augmentation, self.seed, self.drop_last = shuffle, augmentation, seed, drop_last
         self.workers = min(8, os.cpu_count() or 1) if workers is None else workers
         self.epoch = 0

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latprune.argument_rules import check_number
 from latprune.errors import InvalidArgumentError
 from latprune.zoo.detecting.boxes import encode, overlaps, to_corners
 
@@ -56,8 +57,9 @@ class MultiboxLoss:
     """
 
     def __init__(self, anchors: Tensor, *, overlap: float = 0.5, negatives: float = 3.0, weight: float = 1.0) -> None:
-        if not 0.0 < overlap < 1.0 or not negatives > 0.0:
-            raise InvalidArgumentError(f"overlap (={overlap}) must lie between 0 and 1, and negatives (={negatives}) be above 0")
+        check_number("overlap", overlap, "lie between 0 and 1", 0.0, 1.0, above=True)
+        check_number("negatives", negatives, "be a number above 0", 0.0, above=True)
+        check_number("weight", weight, "be a number of at least 0", 0.0)
         self.anchors = anchors
         self.overlap, self.negatives, self.weight = overlap, negatives, weight
 
@@ -84,7 +86,7 @@ class MultiboxLoss:
             raise InvalidArgumentError(
                 f"the detector gives {offsets.shape[1]} boxes an image, and there are {len(anchors)} anchors; make both for one image size"
             )
-        if int(labels.max()) + 1 >= classes.shape[2]:
+        if labels.numel() and int(labels.max()) + 1 >= classes.shape[2]:
             raise InvalidArgumentError(f"labels go to {int(labels.max())}; the detector has {classes.shape[2]} classes with the background")
         with torch.no_grad():
             pairs = [match(one, label, anchors, overlap=self.overlap) for one, label in zip(boxes.float(), labels, strict=True)]

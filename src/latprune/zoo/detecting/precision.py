@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from latprune.argument_rules import check_number, check_one_of
 from latprune.errors import InvalidArgumentError
 from latprune.zoo.detecting.boxes import overlaps
 
 __all__ = ["AveragePrecision", "Detections", "Objects", "average_precision", "mean_average_precision"]
 
 Metric = Literal["area", "11-point"]
+METRICS: tuple[str, ...] = get_args(Metric)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,7 +43,7 @@ class Objects:
 
     Attributes:
         boxes: ``(n, 4)`` left, top, right, bottom: edges, so that a box over the pixels 3 to 5 goes from 3 to 6.
-        labels: ``(n,)`` classes from 0.
+        labels: ``(n,)`` classes from 0; negative ones are no objects (the rest of a batch's row).
         difficult: ``(n,)`` whether an object counts neither as found nor as missed; None: no one.
     """
 
@@ -81,6 +83,7 @@ def average_precision(hits: npt.NDArray[np.bool_], count: int, metric: Metric = 
     """
     if count < 1:
         raise InvalidArgumentError(f"count (={count}) must be at least 1: without objects there is no recall")
+    check_one_of("metric", metric, METRICS)
     found = np.cumsum(hits)
     recall = found / count
     precision = found / np.arange(1, len(hits) + 1)
@@ -88,8 +91,6 @@ def average_precision(hits: npt.NDArray[np.bool_], count: int, metric: Metric = 
     if metric == "area":
         steps = np.diff(recall, prepend=0.0)
         return float((steps * best).sum())
-    if metric != "11-point":
-        raise InvalidArgumentError(f"metric (={metric!r}) must be area or 11-point")
     values = []
     for tenth in range(11):
         reached = np.flatnonzero(recall >= tenth / 10 - 1e-12)
@@ -108,15 +109,19 @@ def mean_average_precision(
     Args:
         found: Detections of each image.
         wanted: Objects of each image, in the same order.
-        overlap: Intersection over union.
+        overlap: Intersection over union, above 0 and at most 1.
         metric: ``area`` or ``11-point``, see :func:`average_precision`.
 
     Raises:
-        InvalidArgumentError: The two differ in length, or the metric is unknown.
+        InvalidArgumentError: The two differ in length, or the tensors of an image do; the metric is unknown, or ``overlap`` is out of its
+            range.
     """
+    check_one_of("metric", metric, METRICS)
+    check_number("overlap", overlap, "be above 0 and at most 1", 0.0, math.nextafter(1.0, 2.0), above=True)
     if len(found) != len(wanted):
         raise InvalidArgumentError(f"found (={len(found)} images) must be as many as wanted (={len(wanted)})")
-    classes = sorted({int(label) for one in wanted for label in one.labels})
+    _check_shapes(found, wanted)
+    classes = sorted({int(label) for one in wanted for label in one.labels if label >= 0})
     result = {}
     for label in classes:
         scores: list[npt.NDArray[np.float64]] = []
@@ -137,6 +142,16 @@ def mean_average_precision(
         told = np.concatenate(verdicts)[order]
         result[label] = average_precision(told[told >= 0] > 0, count, metric)
     return AveragePrecision(by_class=result)
+
+
+def _check_shapes(found: Sequence[Detections], wanted: Sequence[Objects]) -> None:
+    for index, (one, there) in enumerate(zip(found, wanted, strict=True)):
+        shapes = [list(tensor.shape) for tensor in (one.boxes, one.scores, one.labels)]
+        if shapes != [[len(one.labels), 4], [len(one.labels)], [len(one.labels)]]:
+            raise InvalidArgumentError(f"found[{index}] (=boxes, scores and labels of {shapes}) must have them of (n, 4), (n,) and (n,)")
+        shapes = [list(tensor.shape) for tensor in (there.boxes, there.labels)]
+        if shapes != [[len(there.labels), 4], [len(there.labels)]]:
+            raise InvalidArgumentError(f"wanted[{index}] (=boxes and labels of {shapes}) must have them of (n, 4) and (n,)")
 
 
 def _verdicts(shared: npt.NDArray[np.float64], difficult: npt.NDArray[np.bool_], overlap: float) -> npt.NDArray[np.int64]:

@@ -12,8 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_flag, check_number, check_whole
 from latprune.extras import importing
+from latprune.zoo.image_arguments import image_size
 from latprune.zoo.loading import IMAGENET_NORMALISATION, Normalisation
 
 __all__ = ["SCENE_CLASSES", "MadeScenes", "SceneKind"]
@@ -71,6 +72,7 @@ class MadeScenes:
 
     Raises:
         MissingExtraError: Pillow, which draws, is not installed.
+        InvalidArgumentError: An argument breaks its rule.
     """
 
     def __init__(
@@ -92,16 +94,15 @@ class MadeScenes:
     ) -> None:
         with importing("pillow", "images", module="PIL"):
             import PIL  # noqa: F401
-        if min(count, frames, *size, stride, most, batch_size) < 1 or first < 0:
-            raise InvalidArgumentError(
-                f"count (={count}), frames (={frames}), size (={size}), stride (={stride}), most (={most}) and batch_size (={batch_size}) "
-                f"must be at least 1, and first (={first}) at least 0"
-            )
-        if cameras < 3:
-            raise InvalidArgumentError(f"cameras (={cameras}) must be at least 3: with fewer, none could see all around")
-        if not reach > 6.0:
-            raise InvalidArgumentError(f"reach (={reach}) must be above 6 metres, where objects begin")
-        self.size, self.cameras, self.stride, self.reach, self.most = size, cameras, stride, reach, most
+        self.size = image_size(size)
+        for name, value in (("count", count), ("frames", frames), ("stride", stride), ("most", most), ("batch_size", batch_size)):
+            check_whole(name, value, least=1)
+        check_whole("first", first, least=0)
+        check_whole("seed", seed)
+        check_flag("shuffle", shuffle)
+        check_whole("cameras", cameras, least=3, instead=": with fewer, none could see all around")
+        check_number("reach", reach, "be above 6 metres, where objects begin", 6.0, above=True)
+        self.cameras, self.stride, self.reach, self.most = cameras, stride, reach, most
         self.frames, self.seconds, self.batch_size, self.shuffle, self.seed = frames, seconds, batch_size, shuffle, seed
         self.normalisation = normalisation
         self.epoch = 0
@@ -109,6 +110,7 @@ class MadeScenes:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next pass uses."""
+        check_whole("epoch", epoch, least=0)
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -74,7 +74,7 @@ class SetLoss:
             boxes: ``(n, most, 9)``.
             labels: ``(n, most)``, negative where there is no object.
         """
-        if int(labels.max()) >= classes.shape[2]:
+        if labels.numel() and int(labels.max()) >= classes.shape[2]:
             raise InvalidArgumentError(f"labels go to {int(labels.max())}; the detector has {classes.shape[2]} classes")
         classes, codes = classes.float(), codes.float()
         wanted = torch.zeros_like(classes)

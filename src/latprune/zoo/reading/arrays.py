@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from latprune.argument_rules import check_flag
 from latprune.errors import FileFormatError, InvalidArgumentError
-from latprune.zoo.loading import Augmentation, ImageLoader
-from latprune.zoo.reading.streamed import normalisation_of
+from latprune.zoo.loading import Augmentation, ImageLoader, normalisation_of
 
 __all__ = ["load_arrays", "npz_test", "npz_train"]
 
@@ -110,8 +110,8 @@ def npz_train(
     labels: str = "labels",
     batch_size: int = 128,
     seed: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     padding: int = 4,
     flip: bool = True,
     augment: bool = True,
@@ -125,7 +125,7 @@ def npz_train(
         labels: Name of the array of labels.
         batch_size: Images per batch.
         seed: Of order and augmentation.
-        mean: By channel, 0 to 1; ImageNet's for three channels, 0 for one, by default.
+        mean: By channel (one number is that of all), 0 to 1; ImageNet's for three channels, 0 for one, by default.
         std: By channel; ImageNet's for three channels, 1 for one, by default.
         padding: Pixels that a crop may be shifted by.
         flip: Whether images are mirrored at random (not for digits and text).
@@ -135,6 +135,7 @@ def npz_train(
         InvalidArgumentError: There is no such file, or it has fewer images than one batch takes.
         FileFormatError: It does not hold such arrays.
     """
+    check_flag("augment", augment)
     pixels, classes = _of(root, images, labels, train=True)
     return ImageLoader(
         pixels,
@@ -154,8 +155,8 @@ def npz_test(
     labels: str = "labels",
     batch_size: int = 500,
     seed: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     padding: int = 4,
     flip: bool = True,
     augment: bool = True,

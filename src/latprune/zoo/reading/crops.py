@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latprune.errors import InvalidArgumentError
+from latprune.argument_rules import check_flag, check_number
 
 __all__ = ["Part", "RandomResizedCrop", "middle"]
 
@@ -34,10 +34,9 @@ class RandomResizedCrop:
     TRIES = 10
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.least <= 1.0:
-            raise InvalidArgumentError(f"least (={self.least}) must lie in (0, 1]")
-        if not (math.isfinite(self.ratio) and self.ratio >= 1.0):
-            raise InvalidArgumentError(f"ratio (={self.ratio}) must be at least 1")
+        check_number("least", self.least, "lie in (0, 1]", 0.0, math.nextafter(1.0, 2.0), above=True)
+        check_number("ratio", self.ratio, "be a number of at least 1", 1.0)
+        check_flag("flip", self.flip)
 
     def draws(self, generator: np.random.Generator, count: int) -> npt.NDArray[np.float64]:
         """The random numbers that :meth:`part` decides by, for ``count`` images: ``(count, tries, 4)``."""

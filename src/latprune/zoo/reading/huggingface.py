@@ -11,7 +11,8 @@ import numpy as np
 
 from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.extras import importing
-from latprune.zoo.reading.streamed import StreamedImages, image_batches, opened
+from latprune.zoo.decoding import in_mode, opened
+from latprune.zoo.reading.streamed import StreamedImages, image_batches
 
 __all__ = ["DatasetImages", "huggingface_test", "huggingface_train"]
 
@@ -74,7 +75,7 @@ class DatasetImages:
 
         value, name = self._dataset[index][self._image], f"row {index} of the data set"
         if isinstance(value, Image.Image):
-            return value.convert(mode)
+            return in_mode(value, name, mode=mode)
         if isinstance(value, Mapping) and (value.get("bytes") is not None or value.get("path")):
             place = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
             return opened(place, name, mode=mode, at_least=at_least)
@@ -86,7 +87,7 @@ class DatasetImages:
             raise FileFormatError(f"{name} has no image in {self._image!r}: {error}") from error
         if pixels.dtype.kind == "i" and pixels.size and pixels.min() >= 0 and pixels.max() <= 255:  # nested lists come back as int64
             pixels = pixels.astype(np.uint8)
-        if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        if pixels.dtype != np.uint8 or not pixels.size or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
             raise FileFormatError(
                 f"{name} has {pixels.dtype} {list(pixels.shape)} in {self._image!r}; an image must be a Pillow image, its encoded bytes, "
                 "or values 0 to 255 of shape (h, w), (h, w, 1) or (h, w, 3)"
@@ -115,8 +116,8 @@ def huggingface_train(
     shape: Sequence[int] = (3, 224, 224),
     batch_size: int = 64,
     seed: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     crop: float = 0.875,
     workers: int | None = None,
     augment: bool = True,
@@ -130,7 +131,7 @@ def huggingface_train(
         shape: ``(channels, height, width)`` of the network's input.
         batch_size: Images per batch.
         seed: Of order and augmentation.
-        mean: By channel, 0 to 1; ImageNet's for three channels, 0 for one, by default.
+        mean: By channel (one number is that of all), 0 to 1; ImageNet's for three channels, 0 for one, by default.
         std: By channel; ImageNet's for three channels, 1 for one, by default.
         crop: Share of the shorter side that is kept without augmentation.
         workers: Threads that decode; all cores, at most 8, by default.
@@ -161,8 +162,8 @@ def huggingface_test(
     shape: Sequence[int] = (3, 224, 224),
     batch_size: int = 64,
     seed: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     crop: float = 0.875,
     workers: int | None = None,
     augment: bool = True,

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from latprune.errors import InvalidArgumentError
+from latprune.zoo.decoding import opened
 from latprune.zoo.image_folder import IMAGE_ENDINGS
-from latprune.zoo.reading.streamed import StreamedImages, image_batches, opened
+from latprune.zoo.reading.streamed import StreamedImages, image_batches
 
 __all__ = ["LabelledFolder", "image_folders_test", "image_folders_train"]
 
@@ -43,6 +44,8 @@ class LabelledFolder:
             why = f"it holds {loose} images without a class; put those of a class into a folder of its name" if loose else "it holds none"
             raise InvalidArgumentError(f"folder (={str(folder)!r}) must hold a folder of images for each class; {why}")
         self.classes = tuple(found) if classes is None else tuple(classes)
+        if not self.classes:
+            raise InvalidArgumentError("classes (=()) must name at least one class, or be None for the folders that are there")
         unknown = sorted({name for name, images in found.items() if images} - set(self.classes))
         if unknown:
             raise InvalidArgumentError(
@@ -54,7 +57,7 @@ class LabelledFolder:
         self.labels = np.array([number[name] for name, images in found.items() for _ in images], dtype=np.int64)
 
     def image(self, index: int, *, mode: str, at_least: tuple[int, int] | None = None) -> Any:
-        """Image ``index``, read from its file."""
+        """Image ``index``, read from its file (:func:`~latprune.zoo.decoding.opened`): 16 bits become 8, an alpha channel is dropped."""
         return opened(self.paths[index], str(self.paths[index]), mode=mode, at_least=at_least)
 
 
@@ -79,8 +82,8 @@ def image_folders_train(
     shape: Sequence[int] = (3, 224, 224),
     batch_size: int = 64,
     seed: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     crop: float = 0.875,
     workers: int | None = None,
     augment: bool = True,
@@ -92,7 +95,7 @@ def image_folders_train(
         shape: ``(channels, height, width)`` of the network's input.
         batch_size: Images per batch.
         seed: Of order and augmentation.
-        mean: By channel, 0 to 1; ImageNet's for three channels, 0 for one, by default.
+        mean: By channel (one number is that of all), 0 to 1; ImageNet's for three channels, 0 for one, by default.
         std: By channel; ImageNet's for three channels, 1 for one, by default.
         crop: Share of the shorter side that is kept without augmentation.
         workers: Threads that decode; all cores, at most 8, by default.
@@ -117,8 +120,8 @@ def image_folders_test(
     shape: Sequence[int] = (3, 224, 224),
     batch_size: int = 64,
     seed: int = 0,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     crop: float = 0.875,
     workers: int | None = None,
     augment: bool = True,

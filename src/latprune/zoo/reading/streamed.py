@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import NoneType
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,12 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.argument_rules import check_flag, check_instance
+from latprune.errors import InvalidArgumentError
 from latprune.extras import importing
-from latprune.zoo.loading import IMAGENET_NORMALISATION, Normalisation
+from latprune.zoo.image_arguments import check_batching, check_crop, image_shape
+from latprune.zoo.loading import Normalisation, normalisation_of
 from latprune.zoo.reading.crops import Part, RandomResizedCrop, middle, taken
 
-__all__ = ["ImageSource", "StreamedImages", "image_batches", "normalisation_of", "opened"]
+__all__ = ["ImageSource", "StreamedImages", "image_batches"]
 
 _AHEAD = 2
 """Batches that are read while the network works on one."""
@@ -36,7 +39,11 @@ class ImageSource(Protocol):
     classes: tuple[str, ...]
 
     def image(self, index: int, *, mode: str, at_least: tuple[int, int] | None = None) -> Any:
-        """Image ``index`` as a Pillow image of ``mode``; where it may be coarser, no smaller than ``at_least`` (width, height)."""
+        """Image ``index`` as a Pillow image of ``mode``; where it may be coarser, no smaller than ``at_least`` (width, height).
+
+        Raises:
+            FileFormatError: It cannot be read as one (:func:`~latprune.zoo.decoding.opened`).
+        """
 
 
 class StreamedImages:
@@ -78,16 +85,15 @@ class StreamedImages:
     ) -> None:
         with importing("pillow", "images", module="PIL"):
             import PIL  # noqa: F401
-        if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
-            raise InvalidArgumentError(f"shape (={tuple(shape)}) must be (channels, height, width) with 1 or 3 channels: images have those")
-        if batch_size < 1 or not 0.0 < crop <= 1.0:
-            raise InvalidArgumentError(f"batch_size (={batch_size}) must be at least 1, and crop (={crop}) above 0 and at most 1")
-        if workers is not None and workers < 0:
-            raise InvalidArgumentError(f"workers (={workers}) must be at least 0, or None for as many as there are cores")
+        self.shape = image_shape(shape)
+        check_batching(batch_size, workers, seed)
+        check_crop(crop)
+        check_flag("shuffle", shuffle)
+        check_flag("drop_last", drop_last)
+        check_instance("augmentation", augmentation, (RandomResizedCrop, NoneType), "a RandomResizedCrop, or None")
         if len(source.labels) < (batch_size if drop_last else 1):
             raise InvalidArgumentError(f"the source has {len(source.labels)} images; one batch takes {batch_size if drop_last else 1}")
         self.source = source
-        self.shape = (int(shape[0]), int(shape[1]), int(shape[2]))
         self.batch_size = batch_size
         self.normalisation = normalisation or normalisation_of(self.shape[0])
         if len(self.normalisation.mean) != self.shape[0]:
@@ -183,19 +189,24 @@ def image_batches(
     train: bool,
     batch_size: int,
     seed: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
     crop: float,
     workers: int | None,
     augment: bool,
 ) -> StreamedImages:
-    """Batches to train on (shuffled, whole ones only, of random parts where ``augment``), or held-out ones in their order."""
-    channels, height, width = shape
+    """Batches to train on (shuffled, whole ones only, of random parts where ``augment``), or held-out ones in their order.
+
+    Raises:
+        InvalidArgumentError: An argument breaks its rule, or there is no whole batch.
+    """
+    given = image_shape(shape)
+    check_flag("augment", augment)
     return StreamedImages(
         source,
-        (channels, height, width),
+        given,
         batch_size=batch_size,
-        normalisation=normalisation_of(channels, mean, std),
+        normalisation=normalisation_of(given[0], mean, std),
         shuffle=train,
         augmentation=RandomResizedCrop() if train and augment else None,
         crop=crop,
@@ -203,34 +214,3 @@ def image_batches(
         seed=seed,
         drop_last=train,
     )
-
-
-def normalisation_of(channels: int, mean: Any = None, std: Any = None) -> Normalisation:
-    """ImageNet's constants for three channels, none (0 and 1) for one; what is given takes their place."""
-    colour = channels == 3
-    mean = (IMAGENET_NORMALISATION.mean if colour else (0.0,) * channels) if mean is None else tuple(float(v) for v in mean)
-    std = (IMAGENET_NORMALISATION.std if colour else (1.0,) * channels) if std is None else tuple(float(v) for v in std)
-    return Normalisation(mean=mean, std=std)
-
-
-def opened(file: Any, name: str, *, mode: str, at_least: tuple[int, int] | None = None) -> Any:
-    """A Pillow image of a file or stream, turned as its camera says.
-
-    Args:
-        file: Path or binary stream.
-        name: What the image is called in messages.
-        mode: ``RGB`` or ``L``.
-        at_least: Width and height that a JPEG's coarser decoding must keep; None decodes it whole.
-
-    Raises:
-        FileFormatError: It is no image, or broken.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as found:
-            if at_least is not None:
-                found.draft(mode, at_least)
-            return ImageOps.exif_transpose(found).convert(mode)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FileFormatError(f"{name} cannot be read as an image ({error}); remove it, or write it anew") from error

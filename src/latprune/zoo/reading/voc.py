@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.errors import FileFormatError, InvalidArgumentError
-from latprune.zoo.reading.streamed import opened
+from latprune.zoo.decoding import opened
 
 __all__ = ["VOC_CLASSES", "Annotation", "VOCFolder", "read_annotation"]
 
@@ -130,7 +130,11 @@ class VOCFolder:
             there = ", ".join(sorted(path.stem for path in listed.parent.glob("*.txt") if "_" not in path.stem))
             raise InvalidArgumentError(f"split (={split!r}) must be a list in {listed.parent}: {there or 'it holds none'}")
         self.classes = tuple(classes)
-        self.names = [line.split()[0] for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = listed.read_text(encoding="utf-8-sig").splitlines()  # with or without the mark that some editors begin a file with
+        except UnicodeDecodeError as error:
+            raise FileFormatError(f"{listed} cannot be read as a list of images: {error}; write it as UTF-8") from error
+        self.names = [line.split()[0] for line in lines if line.strip()]
         odd = next((name for name in self.names if not re.fullmatch(r"[\w-]+", name)), None)
         if odd is not None:
             raise FileFormatError(f"{listed} names the image {odd!r}; a name has letters, digits, - and _ alone")
@@ -151,6 +155,16 @@ class VOCFolder:
         return self._images / f"{name}.jpg"
 
     def image(self, index: int) -> Any:
-        """Image ``index`` as a Pillow image, RGB."""
+        """Image ``index`` as a Pillow image, RGB: the pixels as they are stored, which boxes are of, whatever EXIF says of turning them.
+
+        Raises:
+            FileFormatError: It is no image, or of another size than its annotation says.
+        """
         path = self.path(self.names[index])
-        return opened(path, str(path), mode="RGB")
+        image, size = opened(path, str(path), mode="RGB", turn=False), self.annotations[index].size
+        if image.size != size:
+            raise FileFormatError(
+                f"{path} has {image.width}x{image.height} pixels, and its annotation is for {size[0]}x{size[1]}: boxes would lie beside "
+                "their objects; mend the annotation, or write the image in that size"
+            )
+        return image
