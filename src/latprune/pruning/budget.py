@@ -103,7 +103,7 @@ class Budget:
             'flops=50%'
         """
         text: Any = given
-        if isinstance(text, Real) and not isinstance(text, bool):
+        if not isinstance(text, bool) and isinstance(text, Real):
             rule = "be a share of the dense network's value, above 0 and at most 1"
             check_number(name, text, rule, 0.0, math.nextafter(1.0, 2.0), above=True)
             text = f"{100.0 * float(text):g}%"
