@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar, overload, runtime_checkable
 
+from latprune.errors import InvalidArgumentError
+
 __all__ = [
     "Event",
     "LineListener",
@@ -139,7 +141,15 @@ def listener_of(progress: None) -> None: ...
 
 
 def listener_of(progress: Progress | None) -> Listener | None:
-    """What a ``progress=`` argument was given, as a listener."""
+    """What a ``progress=`` argument was given, as a listener.
+
+    Raises:
+        InvalidArgumentError: It is neither a listener nor a function.
+    """
+    if progress is not None and not isinstance(progress, Listener) and not callable(progress):
+        raise InvalidArgumentError(
+            f"progress (={progress!r}) must be a function of one line of text, such as print, a listener (latprune.progress), or None"
+        )
     return progress if progress is None or isinstance(progress, Listener) else LineListener(progress)
 
 

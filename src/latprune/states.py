@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["is_carried", "load_stored", "state_shapes", "state_tensors", "stored_shapes", "stored_state", "without_extra_states"]
+__all__ = [
+    "is_carried",
+    "load_stored",
+    "state_shapes",
+    "state_tensors",
+    "stored_shapes",
+    "stored_state",
+    "take_types",
+    "without_extra_states",
+]
 
 _JSON = ":json"
 """Behind the name of an entry whose tensor is a text: the bytes of a JSON value."""
@@ -113,6 +122,25 @@ def load_stored(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
     # Some modules (MNASNet) read the version of their state; without it they take the weights for those of an old release.
     state._metadata = getattr(model.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
     model.load_state_dict(state, strict=True)
+
+
+def take_types(model: nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
+    """Bring floating-point and complex parameters and buffers of ``model`` to the types of what is stored under their names.
+
+    A network that was cast (``half()``) was cast with all that it holds. So a buffer that is not stored follows, where all stored tensors
+    of its type became one other type.
+    """
+    held = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    held = {name: tensor for name, tensor in held.items() if tensor.is_floating_point() or tensor.is_complex()}
+    types: dict[torch.dtype, set[torch.dtype]] = {}
+    for name, tensor in held.items():
+        if name in stored:
+            types.setdefault(tensor.dtype, set()).add(stored[name].dtype)
+    # Taken before anything is cast: tied tensors have several names.
+    wanted = {name: {stored[name].dtype} if name in stored else types.get(tensor.dtype, set()) for name, tensor in held.items()}
+    for name, tensor in held.items():
+        if len(wanted[name]) == 1:
+            tensor.data = tensor.data.to(next(iter(wanted[name])))
 
 
 def _value(name: str, text: torch.Tensor) -> Any:

@@ -61,6 +61,7 @@ def test_accuracy_beside_them(results, tmp_path, capsys, monkeypatch):
     [
         (["latprune.zoo:digits_resnet", "latprune.zoo:cifar_resnet"], "give --input"),
         (["HALF"], "at least two"),
+        (["latprune.zoo:digits_resnet"], "at least two"),
         (["HALF", "HALF"], "named twice"),
         (["HALF", "no/such/result"], "module"),
     ],

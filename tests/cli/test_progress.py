@@ -217,6 +217,12 @@ def test_quiet_shows_nothing_and_the_log_file_has_it_all_the_same(words: list[st
     assert [line.split("] ")[1] for line in path.read_text().splitlines()] == ["first", "second"]
 
 
+def test_a_log_file_that_cannot_be_written_is_told_by_its_option(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"--log-file \(='.*x.log'\) cannot be written \(No such file or directory\)"):
+        with shown(arguments("--log-file", str(tmp_path / "nowhere" / "x.log")), stream=io.StringIO()):
+            pass
+
+
 def test_json_on_the_command_line() -> None:
     stream = io.StringIO()
     with shown(arguments("--progress", "json"), stream=stream):

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError
+import latprune
+from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError, RebuiltWarning
 from latprune.export import checkpoint, load_result, read_record, restore, save_result, tensor_shapes, update_record
 from latprune.states import load_stored
 from latprune.storage import encode_tensors
@@ -221,6 +222,13 @@ def test_a_plain_file_is_not_overwritten(tmp_path: Path, pruned: tuple[nn.Module
     assert path.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["result", "deep/result", "result.zip"])
+def test_a_place_inside_of_a_file_is_refused(tmp_path: Path, pruned: tuple[nn.Module, checkpoint.ResultRecord], name: str) -> None:
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(InvalidArgumentError, match=r"lies inside of '.*notes', which is a file"):
+        save_result(tmp_path / "notes" / name, *pruned)
+
+
 def test_what_is_no_tensor_cannot_be_saved(tmp_path: Path, pruned: tuple[nn.Module, checkpoint.ResultRecord]) -> None:
     class Extra(nn.Linear):
         def get_extra_state(self) -> object:
@@ -288,6 +296,94 @@ def test_tied_weights_are_stored_once_and_come_back_tied(tmp_path: Path) -> None
     again = restore(Tied, tmp_path)
     assert torch.equal(again.head.weight, model.embed.weight)  # type: ignore[union-attr, arg-type]
     assert again.head.weight is again.embed.weight  # type: ignore[union-attr]
+
+
+class Cached(nn.Module):
+    """A layer with a buffer that its state dict leaves out, and one in whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 8), nn.BatchNorm1d(8)
+        self.last = nn.Linear(8, 2)
+        self.register_buffer("shift", torch.linspace(0, 1, 4), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.norm(self.layer(x + self.shift))))
+
+
+def cached() -> nn.Module:
+    torch.manual_seed(0)
+    return Cached().eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_that_was_cast_comes_back_in_its_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    x = torch.randn(3, 4)
+    result = latprune.prune(cached(), x, budget="params=60%", method="uniform", measure_latency=False)
+    result.model.to(dtype)
+    result.save(tmp_path / "cast")
+    again = latprune.restore(cached, tmp_path / "cast")
+    assert isinstance(again, Cached) and again.shift.dtype == dtype and again.norm.num_batches_tracked.dtype == torch.int64
+    assert {p.dtype for p in again.parameters()} == {dtype}
+    assert torch.equal(again(x.to(dtype)), result.model(x.to(dtype)))
+
+
+def test_a_buffer_that_is_not_saved_keeps_its_type_where_a_part_alone_was_cast(tmp_path: Path) -> None:
+    result = latprune.prune(cached(), torch.randn(3, 4), budget="params=60%", method="uniform", measure_latency=False)
+    result.model.last.double()
+    result.save(tmp_path / "cast")
+    again = latprune.restore(cached, tmp_path / "cast")
+    assert again.last.weight.dtype == torch.float64 and again.layer.weight.dtype == again.shift.dtype == torch.float32
+
+
+def _other_head(model: Cached) -> None:
+    model.last = nn.Linear(model.last.in_features, 5)
+
+
+def _no_head(model: Cached) -> None:
+    model.last = nn.Identity()  # type: ignore[assignment]
+
+
+def _other_norm(model: Cached) -> None:
+    model.norm = nn.GroupNorm(1, model.norm.num_features)  # type: ignore[assignment]
+
+
+def _same_size(model: Cached) -> None:
+    model.last = nn.Linear(model.last.in_features, 2)
+
+
+@pytest.mark.parametrize(
+    ("replace", "words"),
+    [
+        (_other_head, r"'last.weight' is of shape \(5, \d\), and was of \(2, \d\)"),
+        (_no_head, "'last.weight' is gone"),
+        (_other_norm, "'norm.running_mean' is gone"),
+    ],
+)
+@pytest.mark.parametrize("when", ["after", "while it trains"])
+def test_a_network_whose_layer_was_replaced_is_saved_as_a_program(tmp_path: Path, replace: Any, words: str, when: str) -> None:
+    x = torch.randn(3, 4)
+    fit = (lambda model, context: replace(model)) if when != "after" else None
+    result = latprune.prune(cached(), x, budget="params=60%", method="uniform", measure_latency=False, fit=fit)
+    if when == "after":
+        replace(result.model)
+    with pytest.warns(RebuiltWarning, match=words):
+        result.save(tmp_path / "rebuilt")
+    assert torch.equal(latprune.restore(None, tmp_path / "rebuilt")(x), result.model.eval()(x))
+
+
+def test_a_network_whose_layer_was_replaced_by_one_alike_keeps_its_class(tmp_path: Path) -> None:
+    x = torch.randn(3, 4)
+    result = latprune.prune(cached(), x, budget="params=60%", method="uniform", measure_latency=False)
+    _same_size(result.model)  # type: ignore[arg-type]
+    for name in ("first", "second"):
+        result.save(tmp_path / name)
+        again = latprune.restore(cached, tmp_path / name)
+        assert isinstance(again, Cached) and torch.equal(again(x), result.model.eval()(x))
+    _no_head(again)
+    loaded = latprune.pruning.Result.load(tmp_path / "first", model=again, example_inputs=x)
+    with pytest.warns(RebuiltWarning, match="'last.weight' is gone"):
+        loaded.save(tmp_path / "third")
 
 
 @pytest.mark.parametrize("damage", [{"int8": 5, "dtype": "qint8", "scale": 1.0, "zero_point": 0}, {"type": "save"}, {"tuple": 3}, [1]])

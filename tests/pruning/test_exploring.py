@@ -118,9 +118,25 @@ def test_a_pick_takes_the_largest_network_under_its_budget():
         assert found.pick(f"flops={middle}").share * found.record.dense.value == pytest.approx(before.value)
 
 
+@pytest.mark.parametrize("resource", ["flops", "params", "latency"])
+def test_a_number_picks_the_share_that_it_is(resource):
+    found = exploration(resource)
+    by_number, by_text = found.pick(0.5), found.pick("50%")
+    assert by_number.widths == by_text.widths and by_number.budget == by_text.budget
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("fast", "is not a budget"), ("params=50%", "explored is flops"), ("8ms", "explored is flops"), ("0.0001%", "below the smallest")],
+    [
+        ("fast", "is not a budget"),
+        ("params=50%", "must be on flops"),
+        ("8ms", "must be on flops"),
+        ("0.0001%", "below the smallest"),
+        (1e-6, "below the smallest"),
+        (1.5, r"pick \(=1.5\) must be a share"),
+        (True, r"pick \(=True\) must be a share"),
+        (None, r"pick \(=None\) must be a share"),
+    ],
 )
 def test_what_cannot_be_picked_is_said(text, message):
     with pytest.raises(InvalidArgumentError, match=message):
@@ -202,6 +218,8 @@ def test_a_method_that_times_whole_networks_has_no_latency_to_explore():
         ({"measure": -1}, "measure"),
         ({"measure": 2}, "at hand"),
         ({"evaluate": lambda model: 0.5}, "measures none"),
+        ({"name": 5}, r"name \(=5\) must be a text"),
+        ({"arguments": {"n": torch.tensor(4)}}, r"arguments\['n'\].*JSON value"),
         ({"resource": "energy"}, "must be one of"),
         ({"budget": "50%"}, "another resource is explored"),
         ({"method": MDP()}, "data"),

@@ -266,6 +266,28 @@ def test_the_folder_of_a_finished_run_is_resumed_and_another_runs_folder_refused
         prune(network(), "flops=60%", measure_latency=False, method=method, folder=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "moments"),
+    [
+        ({}, ["dense", "pruned"]),
+        ({"data": batches()}, ["dense", "recovered"]),
+        ({"fit": lambda model, context: None}, ["dense", "fine-tuned"]),
+        ({"method": latprune.SPLAMP(stages=2)}, ["dense", "pruned 2"]),
+    ],
+)
+def test_a_finished_run_that_is_resumed_with_an_evaluation_has_the_accuracies_of_both_networks(tmp_path, options, moments):
+    def parameters(model: torch.nn.Module) -> float:
+        return sum(p.numel() for p in model.parameters()) / 1e6
+
+    options = {"measure_latency": False, "folder": tmp_path, **options}
+    first = prune(network(), "params=50%", **options)
+    for _ in range(2):
+        again = prune(network(), "params=50%", evaluate=parameters, **options)
+        assert [entry.stage for entry in again.record.accuracies] == moments
+        assert again.dense_accuracy == parameters(network()) > again.accuracy == parameters(first.model)
+        assert latprune.load_result(tmp_path).record.pruned.accuracy == again.accuracy
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Options of a run that is through, its folder among them; the same ones go on with it."""

@@ -324,6 +324,80 @@ def test_a_cut_counts_the_stages_whose_limits_it_was_proposed_under():
     assert mask.done and mask.result().record.groups == pruner.result().record.groups
 
 
+@pytest.mark.parametrize(
+    ("budget", "stages", "reached"),
+    [("flops=90%", 1, 0), ("flops=40%", 1, 1), ("flops=70%", 2, 1), ("flops=40%", 2, 1), ("params=40%", 2, 0)],
+)
+def test_a_proposal_of_another_pruner_counts_by_its_limit(budget, stages, reached):
+    pruner = pruner_of(network(), SPLAMP(stages=stages))
+    pruner.cut(pruner_of(network(), SPLAMP(stages=1), budget).propose())
+    assert pruner.stage == reached and pruner.done == (reached == stages)
+
+
+@pytest.mark.parametrize("limit", ["70%", "flops=70%", 0.7])
+def test_a_limit_is_a_number_or_the_text_of_a_budget(limit):
+    pruner = pruner_of(network(), SPLAMP(stages=1))
+    dense = pruner.limits.dense
+    proposal = pruner.propose(limit * dense if isinstance(limit, float) else limit)
+    assert proposal.limit == pytest.approx(0.7 * dense)
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("fast", "is not a budget"),
+        ("8ms", r"limit \(='8ms'\) is on latency, and must be on flops"),
+        ("flops=1T", "above the dense network"),
+        (-1, r"limit \(=-1\) must be a positive number of multiply-adds"),
+        (True, r"limit \(=True\) must be"),
+        ([1], r"limit \(=\[1\]\) must be"),
+    ],
+)
+def test_a_limit_of_another_kind_is_refused_in_words(limit, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        pruner_of(network(), SPLAMP(stages=1)).propose(limit)
+
+
+def test_what_is_no_proposal_is_refused_in_words_and_nothing_is_cut():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    pruner = pruner_of(model, SPLAMP(stages=1))
+    for given in ("x", {"a": 1}):
+        with pytest.raises(InvalidArgumentError, match=r"proposal \(=.*must be what propose\(\) gave, or None"):
+            pruner.cut(given)
+        with pytest.raises(InvalidArgumentError, match=r"proposal \(=.*must be what propose\(\) gave, a latprune.Selection"):
+            pruner.mask(given)
+    with pytest.raises(InvalidArgumentError, match=r"mask\(\) first"):
+        pruner.cut(pruner.selection)
+    assert same(model, before)
+
+
+def test_a_result_names_its_model_in_words_that_a_record_holds():
+    pruner = pruner_of(network(), SPLAMP(stages=1))
+    pruner.step()
+    with pytest.raises(InvalidArgumentError, match="constructor .*such as 'latprune.zoo.digits:digits_resnet'"):
+        pruner.result(constructor=digits_resnet)
+    assert pruner.result(constructor="latprune.zoo:digits_resnet", arguments={"widths": (8, 16, 16)}).record.model.arguments
+
+
+@pytest.mark.parametrize("inputs", [iter([X]), (x for x in [X]), X.numpy(), None, {1, 2}])
+def test_inputs_that_cannot_be_given_twice_are_refused_in_words(inputs):
+    with pytest.raises(InvalidArgumentError, match=r"example_inputs \(a \w+\) must be a tensor, a tuple or list"):
+        pruner_of(network(), SPLAMP(stages=1), example=inputs)
+
+
+@pytest.mark.parametrize(("examples", "budget", "said"), [(8, "flops=20M", True), (1, "flops=2.5M", False), (8, "flops=50%", False)])
+def test_a_number_of_multiply_adds_is_that_of_the_example_batch_and_says_so(examples, budget, said):
+    lines = []
+    example = X.repeat(examples, 1, 1, 1)
+    result = latprune.prune(
+        network(), example, budget=budget, method=SPLAMP(stages=1), measure_latency=False, recover=False, progress=lines.append
+    )
+    told = [line for line in lines if f"multiply-adds of the whole batch of {examples} example inputs" in line]
+    assert len(told) == said
+    assert ("FLOPs (multiply-adds, batch of 8 example inputs)" in str(result)) == (examples == 8)
+
+
 def test_a_result_has_the_recovery_since_the_last_cut_alone():
     pruner = pruner_of(network(), MDP(score=MagnitudeConfig()))
     pruner.step()

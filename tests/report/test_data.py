@@ -35,6 +35,12 @@ def test_the_comparison_has_the_records_numbers() -> None:
     assert found["Removable blocks"] == ("27", "23", "4 removed")
 
 
+def test_multiply_adds_of_several_example_inputs_are_named_so() -> None:
+    model = sample_dict()["model"]
+    for shape, label in (([8, 3, 32, 32], "FLOPs (multiply-adds, batch of 8 example inputs)"), ([1, 3, 32, 32], "FLOPs (multiply-adds)")):
+        assert label in rows(model=model | {"inputs": [{"shape": shape}]})
+
+
 def test_throughput_counts_the_batch() -> None:
     target = sample_dict()["target"] | {"batch": 32}
     assert rows(target=target)["Throughput"][:2] == ("10.0K/s", "20.4K/s")

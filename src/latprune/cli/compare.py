@@ -66,6 +66,10 @@ def run(args: argparse.Namespace) -> int:
     from latprune.export import load_result
     from latprune.pruning.comparison import compare
 
+    if len(args.networks) < 2:
+        raise InvalidArgumentError(
+            f"networks (={args.networks!r}) must be at least two, to be compared: name another result, or MODULE:CALLABLE"
+        )
     saved = {name: load_result(name) for name in args.networks if Path(name).exists()}
     first = next(iter(saved.values())).record if saved else None
     if first is None and not args.input:

@@ -59,7 +59,12 @@ def shown(args: argparse.Namespace, *, stream: TextIO | None = None) -> Iterator
             display = stack.enter_context(Display(stream))
             listeners.append(stack.enter_context(ticking(display, seconds=1.0)))
         if args.log_file:
-            file = stack.enter_context(open(args.log_file, "a", encoding="utf-8"))
+            try:
+                file = stack.enter_context(open(args.log_file, "a", encoding="utf-8"))
+            except OSError as error:
+                raise InvalidArgumentError(
+                    f"--log-file (={args.log_file!r}) cannot be written ({error.strerror or error}); give a file in a folder that exists"
+                ) from error
             listeners.append(stack.enter_context(ticking(Lines(file))))
         if listeners:
             stack.enter_context(listening(Several(listeners)))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from latprune.errors import CheckpointError, FileFormatError, InvalidArgumentError, LatpruneError
 from latprune.export.record import ResultRecord
 from latprune.file_errors import naming
-from latprune.states import load_stored, state_shapes, stored_shapes, stored_state
+from latprune.states import load_stored, state_shapes, stored_shapes, stored_state, take_types
 from latprune.storage import decode_tensors, encode_tensors, sha256_hex, stage_file, sync_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -67,14 +67,15 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
         The record as saved.
 
     Raises:
-        InvalidArgumentError: ``path`` is an existing plain file, or the state dict holds something other than dense tensors and
-            JSON values, or tensors that the model did not have when it was pruned.
+        InvalidArgumentError: ``path`` is an existing plain file or lies inside of one, or the state dict holds something other than dense
+            tensors and JSON values, or tensors that the model did not have when it was pruned.
         OSError: The place cannot be written; an older checkpoint there is untouched.
 
     Example:
         >>> save_result("pruned", model, record)  # doctest: +SKIP
     """
     path = Path(path)
+    _check_place(path)
     stored, program = _stored(model)
     weights = encode_tensors(stored)
     if program is None:
@@ -87,8 +88,6 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, _zip(weights, text))
         return record
-    if path.exists() and not path.is_dir():
-        raise InvalidArgumentError(f"path (={str(path)!r}) is a file; give a folder, or a name that ends in .zip")
     path.mkdir(parents=True, exist_ok=True)
     staged = stage_file(path / WEIGHTS, weights)
     write_atomic(path / _NEXT, text)
@@ -99,10 +98,56 @@ def save_result(path: str | Path, model: nn.Module, record: ResultRecord) -> Res
     return record
 
 
-def rebuilt_tensors(model: nn.Module, record: ResultRecord) -> list[str]:
-    """Names of a network's tensors that it got since it was pruned (branches fused by a method of its class); none of a program."""
+def _check_place(path: Path) -> None:
+    """Refuse a place that files lie in the way of."""
+    if path.suffix != ".zip" and path.exists() and not path.is_dir():
+        raise InvalidArgumentError(f"path (={str(path)!r}) is a file; give a folder, or a name that ends in .zip")
+    there = next((above for above in path.parents if above.exists()), None)
+    if there is not None and not there.is_dir():
+        raise InvalidArgumentError(f"path (={str(path)!r}) lies inside of {str(there)!r}, which is a file; give a place in a folder")
+
+
+def rebuilt_tensors(model: nn.Module, record: ResultRecord, led_to: Mapping[str, tuple[int, ...]] | None = None) -> list[str]:
+    """What of a network's tensors its edits do not lead to, in words (``'fc.weight' is new``), because it was rebuilt since it was pruned:
+    branches fused by a method of its class, a layer replaced. None of a program, which is saved as it is.
+
+    Args:
+        model: The network.
+        record: What is known of it.
+        led_to: Names and shapes of the state that the record's edits lead to; None compares the names that a network can have by
+            the record alone.
+    """
     stored, program = _stored(model)
-    return [] if program is not None else _further(stored_shapes(stored), record)
+    if program is not None:
+        return []
+    if led_to is None:
+        return [f"'{name}' is new" for name in _further(stored_shapes(stored), record)]
+    found, expected = stored_shapes(stored), _without_norms(led_to, record, stored)
+    new = [f"'{name}' is new" for name in found if name not in expected]
+    resized = [
+        f"'{name}' is of shape {shape}, and was of {tuple(expected[name])}"
+        for name, shape in found.items()
+        if name in expected and tuple(expected[name]) != shape
+    ]
+    return [*new, *resized, *(f"'{name}' is gone" for name in expected if name not in found)]
+
+
+def _without_norms(
+    shapes: Mapping[str, tuple[int, ...]], record: ResultRecord, stored: Mapping[str, torch.Tensor]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes with plain weights in place of the weight norms that were taken off since: :func:`_with_norms_that_are_there` drops these."""
+    expected = dict(shapes)
+    for edits in record.edits:
+        for norm in (norm for step in edits.get("steps", ()) for norm in step.get("norms", ())):
+            plain = f"{norm['module']}.{norm['tensor']}".lstrip(".")
+            inner = f"{norm['module']}.parametrizations.{norm['tensor']}.original".lstrip(".")
+            # Lengths first, then directions, which have the weight's own shape.
+            parts = (f"{plain}_g", f"{plain}_v") if norm["kind"] == "weight_norm" else (f"{inner}0", f"{inner}1")
+            if plain in stored and all(part in expected for part in parts):
+                expected[plain] = expected[parts[1]]
+                for part in parts:
+                    del expected[part]
+    return expected
 
 
 def _further(stored: Mapping[str, tuple[int, ...]], record: ResultRecord) -> list[str]:
@@ -202,7 +247,7 @@ def restore(model: nn.Module | Callable[[], nn.Module] | None, path: str | Path)
         path: Folder or ``.zip`` file written by :func:`save_result`.
 
     Returns:
-        The pruned network in evaluation mode.
+        The pruned network in evaluation mode, its tensors in the types that they were saved in, whatever the model was built in.
 
     Raises:
         CheckpointError: As :func:`load_result`, or the model is of another architecture; says what differs.
@@ -265,6 +310,7 @@ def _apply(model: nn.Module | Callable[[], nn.Module] | None, saved: SavedResult
         except (LatpruneError, AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{saved.path}: edits[{index}] cannot be replayed on this model: {error}") from error
     _compare(stored_shapes(saved.tensors), tensor_shapes(built), f"{saved.path} does not fit the model: after its edits, the model")
+    take_types(built, saved.tensors)
     load_stored(built, saved.tensors)
     return built.eval()
 

@@ -2,7 +2,8 @@
 
 A :class:`ResultRecord` is what ``prune()`` fills, what a checkpoint stores beside the weights, and what the report draws. It imports no
 torch, so that a report can be made, or a result read, on a machine without it. Latencies are in milliseconds for one inference of the
-target's batch, accuracies are fractions in ``[0, 1]``, ``macs`` are multiply-adds of one inference (called FLOPs in the papers).
+target's batch, accuracies are fractions in ``[0, 1]``, ``macs`` are multiply-adds of one inference of the example inputs, all
+examples of their batch together (called FLOPs in the papers).
 """
 
 from __future__ import annotations
@@ -84,6 +85,12 @@ class ModelRecord(FileModel):
     arguments: dict[str, Any] = Field(default_factory=dict)
     inputs: tuple[InputRecord, ...] = ()
     tensors: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+
+    @property
+    def example_batch(self) -> int | None:
+        """Examples in the example inputs: the first dimension of the first one, as engines take it; None where that is not known."""
+        shape = self.inputs[0].shape if self.inputs else ()
+        return shape[0] if shape else None
 
 
 class MethodRecord(FileModel):

@@ -6,8 +6,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
+from latprune.argument_rules import check_number
 from latprune.errors import InvalidArgumentError
 
 __all__ = ["Budget"]
@@ -29,7 +31,8 @@ class Budget:
     """An upper limit on one resource.
 
     Attributes:
-        resource: ``latency`` (measured on its engine), ``flops`` (multiply-adds per inference) or ``params``.
+        resource: ``latency`` (measured on its engine), ``flops`` (multiply-adds of one inference of the example inputs, all examples of
+            their batch together) or ``params``.
         value: The number.
         unit: ``%`` of the dense network, ``ms``, ``/s`` (inferences a second at the target's batch size) or ``count``.
         text: The budget as it was written.
@@ -84,6 +87,36 @@ class Budget:
         return budget
 
     @classmethod
+    def of(cls, resource: Resource, given: str | float | Budget, *, name: str) -> Budget:
+        """Read a budget on one ``resource``, whose share needs no name of it: ``"63%"`` and ``0.63`` are shares of the dense value.
+
+        Args:
+            resource: What is limited.
+            given: A share, or a value in the resource's own words (``"8.5ms"``, ``"flops=1.2G"``).
+            name: The argument, for messages.
+
+        Raises:
+            InvalidArgumentError: It is no budget, no share, or on another resource or engine.
+
+        Example:
+            >>> Budget.of("flops", 0.5, name="pick").text
+            'flops=50%'
+        """
+        text: Any = given
+        if not isinstance(text, bool) and isinstance(text, Real):
+            rule = "be a share of the dense network's value, above 0 and at most 1"
+            check_number(name, text, rule, 0.0, math.nextafter(1.0, 2.0), above=True)
+            text = f"{100.0 * float(text):g}%"
+        if not isinstance(text, (str, Budget)):
+            raise InvalidArgumentError(f"{name} (={given!r}) must be a share such as '63%' or 0.63, or a text such as {_EXAMPLES}")
+        if isinstance(text, str) and "=" not in text and text.strip().endswith("%") and resource != "latency":
+            text = f"{resource}={text.strip()}"
+        budget = cls.parse(text)
+        if budget.resource != resource or budget.engine is not None:
+            raise InvalidArgumentError(f"{name} (={given!r}) is on {budget.name}, and must be on {resource}; write for instance '63%'")
+        return budget
+
+    @classmethod
     def parse_all(cls, budget: str | float | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
         """Read one budget or several; those on latency first.
 
@@ -131,7 +164,7 @@ class Budget:
             return dense * self.value / 100.0
         limit = 1e3 * batch / self.value if self.unit == "/s" else self.value
         if limit > dense:
-            unit = _UNITS[self.resource]
+            unit = self.unit_of_limit
             raise InvalidArgumentError(
                 f"budget (={self.text!r}, that is {limit:.6g} {unit}) is above the dense network's {dense:.6g} {unit}; "
                 "the network already meets it: choose a smaller budget"
@@ -142,6 +175,11 @@ class Budget:
     def on_latency(self) -> bool:
         """Whether it limits a latency; what else can be limited is counted."""
         return self.resource == "latency"
+
+    @property
+    def unit_of_limit(self) -> str:
+        """The unit of its limit, in words: ``ms``, ``multiply-adds`` or ``parameters``."""
+        return _UNITS[self.resource]
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latprune.export.exploration import ExplorationRecord
+from latprune.pruning.budget import Budget
 from latprune.pruning.picked import PickedNetwork, pick_point
 from latprune.storage import write_atomic
 
@@ -29,14 +30,15 @@ class Exploration:
 
     record: ExplorationRecord
 
-    def pick(self, text: str) -> PickedNetwork:
+    def pick(self, text: str | float | Budget) -> PickedNetwork:
         """The best network shown under a budget, to be cut exactly as it was shown: ``latprune.prune(model, x, pick=...)``.
 
         Args:
-            text: ``"63%"`` of the dense network's value, or a value in the resource's own words (``"8.5ms"``, ``"flops=1.2G"``).
+            text: ``"63%"`` or ``0.63`` of the dense network's value, or a value in the resource's own words (``"8.5ms"``,
+                ``"flops=1.2G"``).
 
         Raises:
-            InvalidArgumentError: The text is no budget, is on another resource, or lies below the smallest network shown.
+            InvalidArgumentError: It is no budget, is on another resource, or lies below the smallest network shown.
         """
         return pick_point(self.record, text)
 

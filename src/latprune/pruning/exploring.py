@@ -24,6 +24,7 @@ from latprune.pruning.explored_measurements import measured_networks
 from latprune.pruning.explored_points import FrontierNetwork, concave_slopes, networks_along
 from latprune.pruning.explored_stage import WIDTHS, explored_stage
 from latprune.pruning.fitting import Evaluate, LoaderAccuracy, evaluation_of
+from latprune.pruning.model_origin import check_origin
 from latprune.pruning.options import SharedOptions, with_options
 from latprune.pruning.preflight import check_inputs
 from latprune.pruning.preflight_data import first_batch
@@ -95,6 +96,7 @@ def explore(
         InvalidArgumentError: An argument breaks its rule, or the method solves no single problem.
         LatpruneError: ``time_limit`` passed before any network was found.
     """
+    check_origin(name=name, constructor=constructor, arguments=arguments)
     other = sorted(set(options) - set(SharedOptions.__annotations__))
     if other:
         raise TypeError(f"explore() got an unexpected keyword argument {other[0]!r}")
@@ -154,6 +156,7 @@ def explore_with(
         EngineError: Networks are to be measured, and the engine cannot meet the target here.
         MissingExtraError: Networks are to be measured, and the engine is not installed.
     """
+    check_origin(name=name, constructor=constructor, arguments=arguments)
     check_whole("measure", measure, least=0, instead=", the networks that are measured")
     if measure and not pruner.measure_latency:
         raise InvalidArgumentError(f"measure (={measure}) needs the target at hand, and measure_latency=False measures nothing")

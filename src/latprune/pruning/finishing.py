@@ -6,17 +6,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from latprune.copying import copied
 from latprune.errors import LatpruneError
 from latprune.export.provenance import current_provenance
 from latprune.export.verdict import verdict
+from latprune.graph.captured import CapturedNetwork
 from latprune.graph.folding import norms_in_place, returning_norms
+from latprune.pruning.model_origin import check_origin
 from latprune.pruning.options import TEMPORARY
 from latprune.pruning.record import build_record
 from latprune.pruning.result import Result
 from latprune.pruning.trials import Trial, Trials
+from latprune.states import state_shapes
+from latprune.surgery import ArchitectureEdits, replay
 
 if TYPE_CHECKING:
-    from latprune.export.record import AccuracyRecord, BudgetRecord, TrainingRecord
+    from latprune.export.record import AccuracyRecord, BudgetRecord, ResultRecord, TrainingRecord
     from latprune.latency import Measurement
     from latprune.pruning.budget import Budget
     from latprune.pruning.pruner import Pruner
@@ -48,8 +53,10 @@ def result_of(
         arguments: Its keyword arguments.
 
     Raises:
+        InvalidArgumentError: ``name``, ``constructor`` or ``arguments`` are nothing that a record can hold.
         LatpruneError: Stages are left.
     """
+    check_origin(name=name, constructor=constructor, arguments=arguments)
     if not pruner.done:
         raise LatpruneError(
             f"{pruner.stage} of {pruner.stages} stages are through: call step(), or propose() and cut(), until done, then result(), with "
@@ -80,7 +87,7 @@ def result_of(
         note = f"on {budget.engine}: measured at {share:.1%} of {budget.text}: {verdict(share, uncertainty, 1.0)}"
         record = record.model_copy(update={"notes": (*record.notes, note)})
     record = record.model_copy(update={"further_budgets": tuple(_with_share(entry, known[entry.text]) for entry in record.further_budgets)})
-    return Result(model=pruner.model, record=record, example_inputs=pruner.example_inputs)
+    return Result(model=pruner.model, record=record, example_inputs=pruner.example_inputs, led_to=_led_to(pruner, record))
 
 
 def _with_share(budget: BudgetRecord, known: tuple[float, float] | None) -> BudgetRecord:
@@ -89,6 +96,21 @@ def _with_share(budget: BudgetRecord, known: tuple[float, float] | None) -> Budg
         return budget
     share, uncertainty = known
     return budget.model_copy(update={"share": share, "uncertainty": uncertainty or None})
+
+
+def _led_to(pruner: Pruner, record: ResultRecord) -> dict[str, tuple[int, ...]] | None:
+    """Names and shapes of the state that the record's edits lead to, from the dense network; None of a program, which is saved whole.
+
+    Runs may have moved buffers of the dense copy on (a cache of the batch's size); they count as they were when it was traced.
+    """
+    if isinstance(pruner.model, CapturedNetwork):
+        return None
+    network = copied(pruner.dense_model)
+    for edits in record.edits:
+        replay(network, ArchitectureEdits.from_dict(edits))
+    shapes, now = state_shapes(network), state_shapes(pruner.dense_model)
+    moved = {name: shape for name, shape in pruner.dense_tensors.items() if name in shapes and now.get(name, shape) != shape}
+    return {**shapes, **moved}
 
 
 def measured_elsewhere(pruner: Pruner) -> list[tuple[Budget, Trial]]:

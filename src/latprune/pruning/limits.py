@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from latprune.argument_rules import check_number
+from latprune.graph.tensors import tensors_in
 from latprune.methods import Limit, StageContext
 from latprune.pruning.agreement import of_first
+from latprune.pruning.budget import Budget
 from latprune.pruning.reachable import below_floor
 from latprune.resources import MultiplyAdds, Parameters, Resource, TabulatedLatency, UntabulatedLatency
 from latprune.rounding import ALMOST_NOTHING
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
     from latprune.latency import Target
     from latprune.methods import Method
     from latprune.methods.width_rules import WidthRules
-    from latprune.pruning.budget import Budget
     from latprune.pruning.clock import Clock
     from latprune.pruning.latency_source import LatencySources
     from latprune.pruning.trials import Trials
@@ -130,6 +132,20 @@ class Limits:
         if missed:
             raise below_floor(missed, least, method, offer)
 
+    def told_of_batch(self, example_inputs: Any) -> str:
+        """What people are told of a number of multiply-adds where the example inputs, which they are counted on, are a batch of several
+        examples; empty elsewhere.
+        """
+        sizes = [tensor.shape[0] for tensor in tensors_in(example_inputs)[:1] if tensor.dim()]
+        asked = [budget.text for budget in self.budgets if budget.resource == "flops" and budget.unit == "count"]
+        if not asked or sizes in ([], [1]):
+            return ""
+        dense = self._graph.macs(self._graph.dense_widths())
+        return (
+            f"{asked[0]} counts the multiply-adds of the whole batch of {sizes[0]} example inputs ({dense:,.0f} for the dense network), "
+            "whatever the target's batch is; to count those of one example give a batch of one, or give a share (flops=50%)"
+        )
+
     @property
     def dense(self) -> float:
         """The dense network's value of the first resource: counted, or measured where the clock decides."""
@@ -149,6 +165,21 @@ class Limits:
     def limit(self) -> float:
         """The first budget's limit in its resource's unit."""
         return self.budget.limit(dense=self.dense, batch=self._target.batch)
+
+    def asked(self, limit: float | str | Budget) -> float:
+        """A limit that was asked for beside the budget, in the first resource's unit.
+
+        Args:
+            limit: A number in that unit, or a budget's text on that resource.
+
+        Raises:
+            InvalidArgumentError: It is no positive number, no budget on the resource, or lies above the dense network.
+        """
+        if isinstance(limit, (str, Budget)):
+            return Budget.of(self.budget.resource, limit, name="limit").limit(dense=self.dense, batch=self._target.batch)
+        rule = f"be a positive number of {self.budget.unit_of_limit}, or a budget's text, such as '70%'"
+        check_number("limit", limit, rule, 0.0, above=True)
+        return float(limit)
 
     def others(self, on_the_way: Callable[[float, float], float] | None = None) -> tuple[Limit, ...]:
         """The limits of the other budgets; one on another engine's latency leaves room for the error of its tables.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 from latprune.argument_rules import check_flag, check_instance, check_number, check_one_of, check_whole, check_wholes
 from latprune.errors import InvalidArgumentError
 from latprune.graph.trace import FORMS
+from latprune.progress import listener_of
 from latprune.pruning.budget import Budget
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ class Options:
 
     Attributes:
         budget: ``"50%"`` of the dense latency (or ``0.5``), ``"8.5ms"``, ``"2000/s"``, ``"flops=45%"``, ``"params=1.2M"``; or a list of
-            several, all of which are met. One on latency may name its engine (``"60%@onnxruntime"``). With ``pick``, what the network that
-            was picked is judged by; that which it was picked by, by default.
+            several, all of which are met. Multiply-adds are those of one inference of the example inputs, all examples of their batch
+            together, whatever the target's batch is. One on latency may name its engine (``"60%@onnxruntime"``). With ``pick``, what the
+            network that was picked is judged by; that which it was picked by, by default.
         pick: A network of an exploration (:meth:`latprune.Exploration.pick`), cut with the widths and blocks that were shown; nothing is
             searched. Its method must go to its budget in one pass.
         target: Engine, device, threads, batch size and precision, or an engine's name; by default those of ``tables`` or
@@ -137,6 +139,11 @@ class Options:
             object.__setattr__(self, name, tuple(given))
             for entry in getattr(self, name):
                 check_instance(f"an entry of {name}", entry, str, "a name or glob")
+        if "" in self.keep:  # the name of the whole model, which as a glob would keep none of its layers
+            raise InvalidArgumentError(
+                f"keep (={list(self.keep)!r}) has an empty name, which would keep nothing; give a module's path or a glob, such as 'head' "
+                "or 'layer4.*', or leave it out (on the command line: is a variable of the shell unset?)"
+            )
         check_one_of("form", self.form, FORMS)
         if not isinstance(self.fold, bool) and self.fold != TEMPORARY:
             raise InvalidArgumentError(f"fold (={self.fold!r}) must be True, False or {TEMPORARY!r}")
@@ -166,8 +173,10 @@ class Options:
         """Refuse objects of another kind than the options take."""
         from latprune.latency import KernelPredictor, LatencyTables, Store
         from latprune.methods.width_rules import WidthRules
+        from latprune.pruning.picked import PickedNetwork
 
         kinds: dict[str, tuple[type, str]] = {
+            "pick": (PickedNetwork, "a network of an exploration, as Exploration.pick() gives it, or None"),
             "widths": (WidthRules, "rules for widths, such as latprune.WidthRules(multiple_of=8), or None"),
             "tables": (LatencyTables, "latency tables, as latprune.build_tables() makes them, or None"),
             "predictor": (KernelPredictor, "a predictor, as latprune.KernelPredictor.load() reads it, or None"),
@@ -176,6 +185,7 @@ class Options:
         for name, (kind, rule) in kinds.items():
             if getattr(self, name) is not None:
                 check_instance(name, getattr(self, name), kind, rule)
+        listener_of(self.progress)
 
     def _check_solver(self) -> None:
         from latprune.solve import Solver, solver_named

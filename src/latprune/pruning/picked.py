@@ -96,23 +96,18 @@ class PickedNetwork:
         }
 
 
-def pick_point(record: ExplorationRecord, text: str) -> PickedNetwork:
+def pick_point(record: ExplorationRecord, text: str | float | Budget) -> PickedNetwork:
     """The best network shown whose value is at most what ``text`` says.
 
     Args:
         record: The exploration.
-        text: A budget: ``"63%"`` of the dense network's value, whatever the resource; or a value in the resource's own words
+        text: A budget: ``"63%"`` or ``0.63`` of the dense network's value, whatever the resource; or a value in the resource's own words
             (``"8.5ms"``, ``"2000/s"``, ``"flops=1.2G"``).
 
     Raises:
-        InvalidArgumentError: The text is no budget, is on another resource, or lies below the smallest network shown.
+        InvalidArgumentError: It is no budget, is on another resource, or lies below the smallest network shown.
     """
-    share = text.strip().endswith("%") and "=" not in text
-    budget = Budget.parse(f"{record.resource}={text.strip()}" if share and not record.on_latency else text)
-    if budget.resource != record.resource or budget.engine is not None:
-        raise InvalidArgumentError(
-            f"pick (={text!r}) is on {budget.name}, and what was explored is {record.resource}; write for instance '63%'"
-        )
+    budget = Budget.of(record.resource, text, name="pick")
     limit = budget.limit(dense=record.dense.value, batch=record.target.batch)
     under = [point for point in record.points if point.value <= limit * ROUNDED]
     if not under:

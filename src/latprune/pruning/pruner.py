@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 from torch import nn
 
+from latprune.argument_rules import check_instance
 from latprune.errors import InvalidArgumentError, LatpruneError, SurgeryError
 from latprune.graph.types import Selection
 from latprune.importance import LossFunction, cross_entropy_loss, needs_gradients
@@ -31,7 +32,7 @@ from latprune.pruning.proposal import StageProposal
 from latprune.pruning.proposing import ProposalSearch
 from latprune.pruning.scoring import Scorer
 from latprune.pruning.stage import StageReport
-from latprune.pruning.stage_search import propose_stage
+from latprune.pruning.stage_search import propose_stage, stage_reached
 from latprune.pruning.state import PrunerState, dense_digest
 from latprune.pruning.subject import admitted
 from latprune.pruning.trials import Trial, Trials
@@ -158,6 +159,8 @@ class Pruner:
         self._latency = LatencySources(network, given=tables, predictor=given.predictor, asked=asked)
         self._trials = Trials(self.dense_model, example_inputs, target=self.target, budget=budgets[0], seed=given.seed)
         self.limits = Limits(budgets, self.graph, self.target, self._latency, self._trials, self.clock, measures=given.measure_latency)
+        if batched := self.limits.told_of_batch(example_inputs):
+            self._progress(batched)
         with with_advice():
             # A picked network is judged by its budget at the end.
             self.limits.check_counted(self.method, given.widths, floor=given.pick is None)
@@ -267,7 +270,7 @@ class Pruner:
 
     def propose(
         self,
-        limit: float | None = None,
+        limit: float | str | Budget | None = None,
         *,
         data: Iterable[Any] | None = None,
         loss: LossFunction = cross_entropy_loss,
@@ -277,16 +280,18 @@ class Pruner:
         """Find the best network under a limit; nothing is changed.
 
         Args:
-            limit: Limit in the resource's unit, beside which further budgets are at their final limits; by default the next stage's, for
-                each budget.
+            limit: A number in the resource's unit, or a budget's text on the pruner's first budget's resource (``"70%"``,
+                ``"flops=1.2G"``), beside which further budgets are at their final limits; by default the next stage's, for each budget.
             data: Batches for a criterion that needs them, unless gradients were accumulated.
             loss: Scalar loss of ``(model, batch)``.
             batches: Score so many batches of ``data``; None takes all.
             measure: Whether to measure candidates; by default what the schedule says of the next stage.
 
         Raises:
+            InvalidArgumentError: ``limit`` is no positive number and no budget on the resource, or lies above the dense network.
             BudgetInfeasibleError: The limit cannot be met; the error carries the lowest value.
         """
+        limit = self.limits.asked(limit) if limit is not None else None
         return propose_stage(self, limit=limit, data=data, loss=loss, batches=batches, measure=measure)
 
     @contextmanager
@@ -304,8 +309,12 @@ class Pruner:
             proposal: A proposal, or units and blocks of the dense network by themselves.
 
         Raises:
+            InvalidArgumentError: ``proposal`` is neither.
             SurgeryError: A group or block of the proposal cannot be masked while training, the message names it; or the model was cut.
         """
+        if proposal is not None:
+            rule = "what propose() gave, a latprune.Selection of the dense network's units and blocks, or None to take the mask off"
+            check_instance("proposal", proposal, (StageProposal, Selection), rule)
         if proposal is None:
             if self._masks is not None:
                 self._masks.set(None)
@@ -348,7 +357,7 @@ class Pruner:
         """Remove what ``proposal`` (or the present mask) leaves out, in place; masks are taken off.
 
         The stages whose limits it was proposed under are through then. Units and blocks that were masked by themselves, and a proposal
-        under a limit of one's own above the next stage's, count for none.
+        under a limit above the next stage's (one's own, or another pruner's), count for none.
 
         Args:
             proposal: The network to cut to; None takes the present mask.
@@ -359,7 +368,13 @@ class Pruner:
 
         Returns:
             How closely the cut network equals the masked one; the model is changed only if it does. None where nothing was compared.
+
+        Raises:
+            InvalidArgumentError: ``proposal`` is none; nothing was changed.
         """
+        if proposal is not None:
+            rule = "what propose() gave, or None for the present mask; give a selection of your own to mask() first"
+            check_instance("proposal", proposal, StageProposal, rule)
         selection = proposal.selection if proposal is not None else self.selection
         report = self._report_of(proposal if proposal is not None else self._masked)
         with self.evaluating():
@@ -379,7 +394,12 @@ class Pruner:
 
     def _report_of(self, masked: StageProposal | StageReport | None) -> StageReport | None:
         """What is said of a network once it counts for a stage; None for one that counts for none."""
-        if masked is None or masked.stage < max(1, self._stages_done):
+        if masked is None:
+            return None
+        if isinstance(masked, StageProposal):
+            # A proposal of another pruner counts stages and limits of its own.
+            masked = replace(masked, stage=min(masked.stage, stage_reached(self, masked)))
+        if masked.stage < max(1, self._stages_done):
             return None
         if isinstance(masked, StageReport):
             return masked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch import nn
 
 from latprune.errors import CaptureError, InvalidArgumentError, RebuiltWarning
 from latprune.export import OnnxExport, ResultRecord, load_result, save_result
-from latprune.export.checkpoint import rebuilt_tensors
+from latprune.export.checkpoint import rebuilt_tensors, tensor_shapes
 from latprune.export.verdict import Verdict
 from latprune.problem import Problem, Solution
+from latprune.states import stored_shapes
 
 __all__ = ["Result"]
 
@@ -27,6 +29,8 @@ class Result:
         model: The pruned module: the user's own, changed in place, or the captured program (``form="program"``).
         record: Everything that was found out, as plain data (``result.json``).
         example_inputs: The inputs that it was traced and measured with.
+        led_to: Names and shapes of the state that the record's edits lead to, by which a network that was rebuilt since is told; None
+            where they are not known, and names alone tell it.
 
     Example:
         >>> result = latprune.prune(model, x, budget="50%")  # doctest: +SKIP
@@ -37,6 +41,7 @@ class Result:
     model: nn.Module
     record: ResultRecord
     example_inputs: Any
+    led_to: Mapping[str, tuple[int, ...]] | None = None
 
     @property
     def latency_ms(self) -> float | None:
@@ -81,17 +86,21 @@ class Result:
     def save(self, path: str | Path) -> None:
         """Save as safetensors and JSON, a folder or a ``.zip``; :func:`latprune.restore` brings the network back.
 
-        A network that was rebuilt since it was pruned (branches fused by a method of its class) has no edits that lead to it: it is saved
-        as a captured program, which needs no class, with a :class:`~latprune.errors.RebuiltWarning`.
+        A network that was rebuilt since it was pruned (branches fused by a method of its class, a layer replaced by one of another size or
+        kind) has no edits that lead to it: it is saved as a captured program, which needs no class, with a
+        :class:`~latprune.errors.RebuiltWarning`. One that was cast (``half()``) comes back in the types that it has.
 
         Raises:
-            InvalidArgumentError: The network was rebuilt, and cannot be captured either.
+            InvalidArgumentError: The network was rebuilt, and cannot be captured either; or ``path`` lies at or inside of a file.
         """
-        self.record = save_result(path, self._restorable(), self.record)
+        saved = self._restorable()
+        self.record = save_result(path, saved, self.record)
+        if saved is self.model and self.led_to is not None:  # norms that were taken off are none of the record's edits any more
+            self.led_to = tensor_shapes(self.model)
 
     def _restorable(self) -> nn.Module:
         """What is saved: the network, or its program where no edits lead to it."""
-        further = rebuilt_tensors(self.model, self.record)
+        further = rebuilt_tensors(self.model, self.record, self.led_to)
         if not further:
             return self.model
         from latprune.program import capture
@@ -100,11 +109,11 @@ class Result:
             program = capture(self.model, self.example_inputs)
         except CaptureError as error:
             raise InvalidArgumentError(
-                f"the model was rebuilt since it was pruned ('{further[0]}' is new), and cannot be saved as a captured program either "
+                f"the model was rebuilt since it was pruned ({further[0]}), and cannot be saved as a captured program either "
                 f"({error}): save the result before it is rebuilt, and rebuild the restored network"
             ) from error
         warnings.warn(
-            f"the model was rebuilt since it was pruned ('{further[0]}' is new): it is saved as a captured program, which latprune.restore "
+            f"the model was rebuilt since it was pruned ({further[0]}): it is saved as a captured program, which latprune.restore "
             "brings back without the model's class; save before it is rebuilt to get the class back",
             RebuiltWarning,
             stacklevel=3,
@@ -114,7 +123,8 @@ class Result:
     @classmethod
     def load(cls, path: str | Path, *, model: nn.Module, example_inputs: Any) -> Result:
         """Read a saved record back for a network that is already in memory (after ``latprune verify`` added to it, say)."""
-        return cls(model=model, record=load_result(path).record, example_inputs=example_inputs)
+        saved = load_result(path)
+        return cls(model=model, record=saved.record, example_inputs=example_inputs, led_to=stored_shapes(saved.tensors))
 
     def export_onnx(self, path: str | Path, *, dynamic_batch: bool = False, dynamic_size: bool = False) -> OnnxExport:
         """Export the pruned network to ONNX; the file is checked against the module in the installed runtimes before this returns.

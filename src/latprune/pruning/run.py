@@ -12,6 +12,7 @@ from latprune.importance import LossFunction, cross_entropy_loss, keeping_values
 from latprune.progress import listener_of, listening, speaker
 from latprune.pruning.fitting import Evaluate, Fit, FitContext, evaluation_of
 from latprune.pruning.lock import locked
+from latprune.pruning.model_origin import check_origin
 from latprune.pruning.options import TEMPORARY, Options, PruningOptions, with_options
 from latprune.pruning.preflight import check_counts, check_run
 from latprune.pruning.pruner import Pruner
@@ -75,7 +76,7 @@ def prune(
         folder: Keeps the run's progress; the same call with the same folder goes on where an interrupted one stopped.
         name: Name of the model for people; its class by default.
         constructor: ``package.module:callable`` that builds the dense model, recorded so that ``latprune verify`` can rebuild it.
-        arguments: Keyword arguments of the constructor, recorded too.
+        arguments: Keyword arguments of the constructor, recorded too: JSON values.
         **options: What is pruned to what: :class:`~latprune.pruning.options.Options`, such as ``budget``, ``target``, ``method``, ``keep``.
 
     Returns:
@@ -89,6 +90,7 @@ def prune(
         BudgetInfeasibleError: The budget cannot be met; carries the lowest latency, measured.
         CheckpointError: ``folder`` holds the progress of another run, or is in use by one.
     """
+    check_origin(name=name, constructor=constructor, arguments=arguments)
     check_counts(recovery_images=recovery_images, importance_batches=importance_batches, candidates=candidates)
     options["progress"] = listener = listener_of(options.get("progress"))
     through = through_norms(model, options)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from latprune.pruning.picked import PickedNetwork
     from latprune.pruning.pruner import Pruner
 
-__all__ = ["propose_stage"]
+__all__ = ["propose_stage", "stage_reached"]
 
 
 def propose_stage(
@@ -108,6 +108,13 @@ def propose_stage(
     reached = stage if limit is None else _reached(pruner, limit)
     with with_advice():
         return agreed(lambda: replace(find(), stage=reached))
+
+
+def stage_reached(pruner: Pruner, proposal: StageProposal) -> int:
+    """The last of the pruner's stages whose limit is no lower than the proposal's; 0 for none, and for a limit on another resource."""
+    if proposal.context is not None and proposal.context.resource.name != pruner.budget.name:
+        return 0
+    return _reached(pruner, proposal.limit)
 
 
 def _reached(pruner: Pruner, limit: float) -> int:

@@ -12,6 +12,7 @@ from latprune.export.record import AccuracyRecord, TrainingRecord
 from latprune.graph.moved_buffers import preserved_shapes
 from latprune.importance import LossFunction
 from latprune.methods import SoftMasks
+from latprune.pruning.checking import in_evaluation
 from latprune.pruning.code_names import code_name
 from latprune.pruning.finetuning import RecipeFit
 from latprune.pruning.fitting import Evaluate, Fit
@@ -24,6 +25,8 @@ from latprune.recovery import reconstruction_ranking, reselected
 from latprune.train.contracts import accuracy_of
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from latprune.latency import Measurement
     from latprune.pruning.pruner import Pruner
     from latprune.recovery.contract import Recovery
@@ -97,7 +100,8 @@ class StagedRun:
         """All stages that are left; what was cut, recovered or trained is kept before the caller's code is asked about it."""
         pruner, state = self.pruner, self.state
         if not state.accuracies:
-            self._evaluate("dense")
+            # A run that had no evaluation before is resumed with one: its model is cut by now.
+            self._evaluate("dense", pruner.dense_model if pruner.stage else pruner.model)
         if isinstance(pruner.schedule, SoftMasks) and not pruner.done:
             self._train_masked()
         while not pruner.done or state.judged < pruner.stage:
@@ -117,6 +121,15 @@ class StagedRun:
             if self._recovers and self._owes("recovered") and not (self._trains_after and state.fitted == pruner.stage):
                 self._evaluate("recovered")
             self._fit(pruner.stage)
+            self._save()
+        self._judge_final()
+
+    def _judge_final(self) -> None:
+        """Evaluate the network that is delivered where the run that is resumed ended without an evaluation."""
+        moment = "fine-tuned" if self._trains_after else "recovered" if self._recovers else "pruned"
+        moment = "narrowed" if self.state.narrowed else moment
+        if self._owes(moment):
+            self._evaluate(moment)
             self._save()
 
     def narrow(self) -> None:
@@ -252,13 +265,15 @@ class StagedRun:
         stage = self.pruner.stage
         return f"{moment} {stage}" if stage and self.pruner.stages > 1 and moment != "narrowed" else moment
 
-    def _evaluate(self, moment: str) -> None:
+    def _evaluate(self, moment: str, model: nn.Module | None = None) -> None:
+        """Evaluate ``model``; None is the pruner's."""
         if self.evaluate is None:
             return
-        label = self._moment(moment)
+        model = model if model is not None else self.pruner.model
+        label = self._moment(moment) if moment != "dense" else moment
         with self.pruner.clock.timed("evaluate"):
-            with self.pruner.evaluating(), preserved_shapes(self.pruner.model):
-                accuracy = accuracy_of(self.evaluate, self.pruner.model)
+            with in_evaluation(model), preserved_shapes(model):
+                accuracy = accuracy_of(self.evaluate, model)
         self.say(f"accuracy, {label}: {accuracy:.4f}")
         self.state.accuracies = (*self.state.accuracies, AccuracyRecord(stage=label, accuracy=accuracy))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +59,10 @@ def admitted(model: nn.Module, example_inputs: Any, options: Options, clock: Clo
         clock: Where the seconds of tracing count.
 
     Raises:
-        InvalidArgumentError: The model is of a kind that cannot be pruned, holds values that are not finite, has NaN in its outputs, or
-            nothing in it can go.
+        InvalidArgumentError: The inputs or the model are of a kind that cannot be pruned, or the model holds values that are not finite,
+            has NaN in its outputs, or has nothing in it that can go.
     """
+    _check_kind_of_inputs(example_inputs)
     model, wrappers = without_wrapper(model)
     for word in wrappers:
         warnings.warn(f"the model {word}", UnwrappedWarning, stacklevel=4)
@@ -88,6 +90,16 @@ def admitted(model: nn.Module, example_inputs: Any, options: Options, clock: Clo
     stated = given if folds and options.form == "class" else model
     tensors = state_shapes(stated)
     return Subject(model=model, dense=copied(model).eval(), graph=graph, folds=folds, wrappers=wrappers, tensors=tensors)
+
+
+def _check_kind_of_inputs(example_inputs: Any) -> None:
+    """The inputs are run several times, so that an iterator would be at its end after the first."""
+    if not isinstance(example_inputs, (Tensor, tuple, list, Mapping)):
+        raise InvalidArgumentError(
+            f"example_inputs (a {type(example_inputs).__name__}) must be a tensor, a tuple or list of positional inputs, or a mapping of "
+            "keyword inputs; give a tuple of what an iterator yields, the inputs of one batch (next(iter(loader))[0]) for a loader, and "
+            "torch.from_numpy(array) for an array"
+        )
 
 
 def _in_form(model: nn.Module, example_inputs: Any, form: str) -> nn.Module:

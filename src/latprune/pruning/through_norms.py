@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -42,4 +43,4 @@ def brought_back(model: nn.Module, result: Result) -> Result:
     model.load_state_dict(result.model.state_dict())
     for mine, theirs in zip(model.modules(), result.model.modules(), strict=True):
         mine.training = theirs.training
-    return Result(model=model, record=result.record, example_inputs=result.example_inputs)
+    return replace(result, model=model)

@@ -98,7 +98,7 @@ def compute_comparison(record: ResultRecord) -> tuple[ComparisonRow, ...]:
     )
     rows.append(
         ComparisonRow(
-            label="FLOPs (multiply-adds)",
+            label=_counted_label(record),
             dense=fmt.count(dense.macs),
             pruned=fmt.count(pruned.macs),
             change=fmt.change(dense.macs, pruned.macs),
@@ -117,6 +117,12 @@ def compute_comparison(record: ResultRecord) -> tuple[ComparisonRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def _counted_label(record: ResultRecord) -> str:
+    """What is counted as multiply-adds: of one inference of the example inputs, said where these are a batch of several."""
+    batch = record.model.example_batch
+    return "FLOPs (multiply-adds)" if batch in (None, 1) else f"FLOPs (multiply-adds, batch of {batch} example inputs)"
 
 
 def _accuracy_row(dense: NetworkRecord, pruned: NetworkRecord) -> ComparisonRow:

@@ -145,7 +145,8 @@ def _check_names(model: nn.Module, inputs: Any, batch: int | None) -> None:
 
 
 def check_batched(inputs: Any, shapes: Mapping[int | str, tuple[int, ...]], *, batch: int) -> None:
-    """Refuse single examples where batches are read: some models take them without a word, and mean something else.
+    """Refuse single examples, and batches of a dimension less, where batches are read: some models take them without a word, and mean
+    something else.
 
     Args:
         inputs: The model's inputs, as :func:`inputs_of` gives them.
@@ -156,12 +157,18 @@ def check_batched(inputs: Any, shapes: Mapping[int | str, tuple[int, ...]], *, b
         InvalidArgumentError: Every tensor has one dimension less than in the example inputs.
     """
     given = by_argument(inputs if isinstance(inputs, (Tensor, Mapping, tuple, list)) else ())
-    ranks = [(value.dim(), len(shapes[key])) for key, value in given.items() if isinstance(value, Tensor) and key in shapes]
-    if ranks and all(here == traced - 1 for here, traced in ranks):
+    pairs = [(tuple(value.shape), tuple(shapes[key])) for key, value in given.items() if isinstance(value, Tensor) and key in shapes]
+    if pairs and all(len(here) == len(traced) - 1 for here, traced in pairs):
         example = ", ".join(str(list(shape)) for shape in shapes.values())
+        if all(here == traced[1:] for here, traced in pairs):
+            told = "these are single examples; give DataLoader(data, batch_size=64)"
+        else:  # a batch of another kind, or single examples of another size: the shapes do not say which
+            told = (
+                "they lack a dimension; give batches with as many dimensions as the example inputs, or, if these are single examples, "
+                "DataLoader(data, batch_size=64)"
+            )
         raise InvalidArgumentError(
-            f"the inputs in batch {batch} of the data are {described(inputs)}, and the example inputs are {example}: these are single "
-            "examples; give DataLoader(data, batch_size=64)"
+            f"the inputs in batch {batch} of the data are {described(inputs)}, and the example inputs are {example}: {told}"
         )
 
 
