@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latprune.copying import copied
 from latprune.errors import InvalidArgumentError, UnwrappedWarning
