@@ -202,6 +202,7 @@ def test_values_that_tables_cannot_have_are_told_with_their_place(
     ("name", "value", "words"),
     [
         ("steps", lambda old: [0] * len(old), "at least 1 and above 0"),
+        ("steps", lambda old: [1e308] * len(old), "at least 1 and above 0"),
         ("scale", lambda old: [0.0] * len(old), "at least 1 and above 0"),
         ("points", lambda old: [[math.inf for _ in row] for row in old], "malformed"),
         ("weights", lambda old: 1.0, "lists of numbers"),
@@ -215,6 +216,10 @@ def test_surfaces_that_cannot_be_are_told_with_their_name(tables: LatencyTables,
     with pytest.raises(FileFormatError, match=words) as caught:
         LatencyTables.from_dict(data)
     assert caught.value.path == f"surfaces[{key!r}]"
+    data = json.loads(json.dumps(tables.to_dict()))
+    data["surfaces"][key]["weights"][0] = 1e308
+    with pytest.raises(FileFormatError, match=r"entries\[\d+\].surface: .* ms of the dense kernel"):
+        LatencyTables.from_dict(data)
 
 
 @settings(max_examples=50, deadline=None)

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from latprune.errors import FileFormatError
 from latprune.graph.types import Piece, WidthAxis
 from latprune.latency.cache_effect import CacheEffect, Traffic
@@ -102,6 +104,10 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
                 f"dense (={list(entry.dense)}) must be the kernel's sizes at the file's widths, which are {list(dense)}",
                 path=f"entries[{index}].dense",
             )
+        with np.errstate(all="ignore"):  # what overflows is told below
+            cost = float(surfaces[entry.surface].at([entry.dense])[0])
+        if not math.isfinite(cost):
+            raise FileFormatError(f"surface (={entry.surface!r}) says {cost} ms of the dense kernel", path=f"entries[{index}].surface")
     return tables
 
 
