@@ -80,7 +80,19 @@ def test_no_command_writes_over_the_file_that_it_reads(tmp_path: Path, capsys: p
     before = (tmp_path / "first.json").read_bytes()
     model = ["--model", "latprune.zoo:digits_resnet", "--input", "1x1x32x32", "--resource", "flops", "--predict-only"]
     beside = ["--beside", str(tmp_path / "first.json"), "-o", str(tmp_path / "first.html")]
-    for words in (["explore", *model, *beside], ["solve", str(problem), "-o", str(problem)]):
+    tables = ["frontier", "--model", "latprune.zoo:digits_resnet", "--input", "1x1x32x32", "--tables", str(problem)]
+    latprune.latency.Store(tmp_path / "store.parquet").close()
+    store = ["--store", str(tmp_path / "store.parquet")]
+    for words in (
+        ["explore", *model, *beside],
+        ["explore", *model, "--tables", str(problem), "-o", str(tmp_path / "problem.html")],
+        ["solve", str(problem), "-o", str(problem)],
+        [*tables, "-o", str(problem)],
+        [*tables, "--write-problem", str(problem)],
+        ["predictor", "train", "1", *store, "-o", str(tmp_path / "store.parquet")],
+        ["table", *store, "export", str(tmp_path / "store.parquet")],
+    ):
         assert main(words) == 2
         assert "itself, which would be lost" in capsys.readouterr().err
     assert (tmp_path / "first.json").read_bytes() == before and problem.read_text() == "{}"
+    latprune.latency.Store(tmp_path / "store.parquet", reading=True).check()

@@ -37,6 +37,35 @@ def test_what_would_be_ignored_or_lost_is_refused_before_anything_else(
     assert (tmp_path / "kit.zip").read_text() == "the one before"
 
 
+@pytest.mark.parametrize(
+    ("option", "file"),
+    [
+        (["--store", "s.sqlite"], "s.sqlite"),
+        (["--store", "s.sqlite", "--context", "1"], "link"),
+        (["--store", "new.sqlite"], "new.sqlite"),
+        ([], "cache/latency.sqlite"),
+        (["--weights", "w.safetensors"], "w.safetensors"),
+        ([], "nets.py"),
+        (["--model", "nets:net"], "nets.py"),
+        (["--plan", "kit.zip", "--results", "r.json", "--again", "s.sqlite", "--store", "s.sqlite"], None),
+    ],
+)
+def test_neither_the_store_nor_what_the_model_is_made_of_is_written_over(
+    option: list[str], file: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LATPRUNE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    for name in ("s.sqlite", "w.safetensors", "nets.py", "kit.zip", "r.json", "cache/latency.sqlite"):
+        (tmp_path / name).write_text("the one before")
+    (tmp_path / "link").symlink_to("s.sqlite")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    output = [] if file is None else ["-o", file]
+    assert main(["measure", "--model", "nets.py:net", "--input", "1x3x24x24", *option, *output]) == 2
+    assert "itself, which would be lost" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that no one can write is needed")
 def test_an_output_that_cannot_be_written_is_found_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*MEASURE, "-o", "/proc/t.json"]) == 2

@@ -9,6 +9,7 @@ from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from latprune.methods import Uniform
 from latprune.pruning import lock
 from latprune.report.trade_off import TradeOff, plot_trade_offs, trade_off_text
 from latprune.sweeping import Cell, SweepRow, grid, read_sweep, summarise, sweep_with, write_parquet
+from latprune.train import Recipe
 from latprune.zoo import digits_resnet
 
 X = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -277,3 +279,103 @@ def test_a_budget_that_names_its_engine_is_run_on_it_unless_another_is_given(tmp
     )
     latprune.sweep(build, X, budgets=["60%@torch"], folder=tmp_path / "own")
     assert ran[-1] == (("60%@torch",), "torch")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"fit": Recipe(epochs=1, learning_rate=0.01)}, {"fit": Recipe(epochs=5, learning_rate=0.05)}, "fit was"),
+        ({"fit": Recipe(epochs=1, learning_rate=0.01)}, {}, "fit was"),
+        ({}, {"keep": ["stem"]}, "keep was None"),
+        ({"keep": ("stem",)}, {"keep": ["head"]}, "keep was"),
+        ({"min_widths": {"*": 4}}, {"min_widths": {"*": 8}}, "min_widths was"),
+        ({"recover": latprune.recovery.Refit()}, {"recover": latprune.recovery.Refit(sweeps=2)}, "recover was"),
+        ({"solver": latprune.solve.GroupKnapsack(units=1000)}, {"solver": latprune.solve.GroupKnapsack(units=2000)}, "solver was"),
+        ({"widths": latprune.WidthRules(multiple_of=8)}, {"widths": latprune.WidthRules(multiple_of=4)}, "widths was"),
+        ({"loss": build}, {"loss": counted}, "loss was"),
+    ],
+)
+def test_rows_of_other_recipes_rules_and_strategies_are_not_mixed(tmp_path, monkeypatch, first, second, words):
+    monkeypatch.setattr("latprune.sweeping.run.prune", lambda *_, **options: latprune.zoo.none)  # fails: the plan is what is asked for
+    axes = {"methods": ["uniform"], "budgets": ["flops=60%"]}
+    counted(tmp_path, **axes, **first)
+    assert [entry.answer for entry in counted(tmp_path, **axes, **first).rows] == ["failed"]
+    with pytest.raises(CheckpointError, match=words):
+        counted(tmp_path, **{**axes, "budgets": ["flops=60%", "flops=40%"]}, **second)
+
+
+def test_equal_options_are_one_setting_however_they_are_written(tmp_path, monkeypatch):
+    seen = []
+
+    def prune(*_, keep, fit, data, **options):
+        seen.append((list(keep), len(list(data))))
+        raise InvalidArgumentError("only its arguments are asked for")
+
+    monkeypatch.setattr("latprune.sweeping.run.prune", prune)
+    axes = {"methods": ["uniform"], "budgets": ["flops=60%", "flops=50%"], "fit": Recipe(epochs=1, learning_rate=0.01)}
+    counted(tmp_path, keep=(name for name in ("a", "b")), data=iter([(X, X)]), **axes)
+    counted(tmp_path, keep=["a", "b"], data=[(X, X)] * 2, slack=None, **axes)
+    assert seen == [(["a", "b"], 1)] * 2 + [(["a", "b"], 2)] * 2
+
+
+def test_a_plan_of_an_earlier_release_knows_plain_settings_alone(tmp_path):
+    axes = {"methods": ["uniform"], "budgets": ["flops=60%"]}
+    counted(tmp_path, slack=0.1, keep=["stem"], **axes)
+    plan = json.loads((tmp_path / "sweep.json").read_text())
+    assert plan["version"] == 2 and plan["settings"].pop("keep") == ["stem"]
+    (tmp_path / "sweep.json").write_text(json.dumps({**plan, "version": 1}))
+    with pytest.raises(CheckpointError, match="slack was 0.1"):
+        counted(tmp_path, keep=["stem"], **axes)
+    counted(tmp_path, slack=0.1, keep=["stem"], **axes)
+    with pytest.raises(CheckpointError, match="keep was"):
+        counted(tmp_path, slack=0.1, **axes)
+
+
+def test_axes_are_read_once_and_budgets_are_those_of_prune():
+    given = {
+        "budgets": iter(["flops=60%", 0.5, latprune.Budget.parse("8ms"), ["params=60%", "40%"]]),
+        "methods": (name for name in ["mdp"]),
+        "engines": iter(["torch"]),
+        "seeds": np.arange(2),
+    }
+    cells = grid(**given)
+    assert [cell.budget for cell in cells[:4]] == ["flops=60%", "50%", "8ms", "40%+params=60%"]
+    assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4 and type(cells[0].seed) is int
+    assert grid(budgets=["50%"], methods=["mdp"], engines=["torch"], seeds=list(np.arange(1)))[0].seed == 0
+
+
+@pytest.mark.parametrize(
+    ("axis", "words"),
+    [
+        ({"budgets": iter(())}, "budgets .* at least one value"),
+        ({"budgets": "50%"}, "budgets"),
+        ({"budgets": ["50%", 0.5]}, "budgets has 50% twice"),
+        ({"budgets": [1.5]}, "1.5"),
+        ({"seeds": 3}, r"seeds \(=3\)"),
+        ({"seeds": np.linspace(0, 1, 2)}, "seeds"),
+        ({"methods": "mdp"}, r"methods \(='mdp'\)"),
+        ({"targets": "torch"}, r"targets \(='torch'\)"),
+    ],
+)
+def test_axes_that_are_none_are_told_in_words(tmp_path, axis, words):
+    with pytest.raises(InvalidArgumentError, match=words):
+        counted(tmp_path / "sweep", **axis)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("targets", [None, ["torch"]])
+def test_a_budget_that_is_none_is_told_before_anything_runs(tmp_path, targets):
+    with pytest.raises(InvalidArgumentError, match="bogus"):
+        counted(tmp_path / "sweep", budgets=["flops=60%", "bogus"], targets=targets)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_that_failed_holds_nothing_and_may_be_left_out(tmp_path):
+    def job(cell: Cell, folder: Path):
+        return latprune.prune(build(), X, budget=cell.budgets, method=cell.method, folder=folder, measure_latency=False)
+
+    good, other, typo = (Cell(budget=budget, method="uniform", engine="openvino") for budget in ("flops=60%", "flops=50%", "bogus"))
+    assert [entry.answer for entry in sweep_with(job, [good, typo], folder=tmp_path).rows] == ["pruned", "failed"]
+    assert [entry.answer for entry in sweep_with(job, [good, other], folder=tmp_path).rows] == ["pruned", "pruned"]
+    with pytest.raises(CheckpointError, match="1 other runs"):
+        sweep_with(job, [good, typo], folder=tmp_path)

@@ -71,3 +71,14 @@ def test_the_losses_mix_by_weight() -> None:
         student, targets, label_smoothing=0.1, distillation=Distillation(temperature=2.0, weight=0.25), teacher_logits=teacher
     )
     assert mixed.item() == pytest.approx(0.75 * plain.item() + 0.25 * distillation_loss(student, teacher, 2.0).item(), rel=1e-5)
+
+
+def test_scores_that_are_no_numbers_are_no_answers() -> None:
+    logits = torch.eye(3)
+    logits[1, 2] = torch.nan
+    data = [(torch.eye(3), torch.arange(3)), (logits, torch.arange(3))]
+    with pytest.raises(InvalidArgumentError, match=r"Identity\) gave NaN for 1 of 3 labels in batch 1 of the data"):
+        evaluate(nn.Identity(), data)
+    assert evaluate(nn.Identity(), [(logits, torch.tensor([0, -1, 2]))]) == 1.0  # left out
+    ruled_out = torch.where(torch.eye(3) > 0, 0.0, -torch.inf)
+    assert evaluate(nn.Identity(), [(ruled_out, torch.arange(3))]) == 1.0

@@ -192,6 +192,95 @@ def test_a_run_of_another_kind_is_refused(tmp_path: Path) -> None:
         finetune(wider, loader(), RECIPE, checkpoint_dir=tmp_path)
 
 
+def frozen(*layers: int) -> nn.Sequential:
+    model = network()
+    for layer in layers:
+        model[layer].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "words"),
+    [
+        ((), (4,), "training of parameter '4.weight', which is not trained here"),
+        ((4,), (), "in which parameter '4.weight' was not trained, and here it is"),
+        ((0,), (4,), "training of parameter '4.weight', which is not trained here"),
+    ],
+)
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_training_of_other_parameters_is_refused(
+    tmp_path: Path, then: tuple[int, ...], now: tuple[int, ...], words: str, earlier: bool
+) -> None:
+    finetune(frozen(*then), loader(), RECIPE, checkpoint_dir=tmp_path, time_limit=1e-6)
+    record = json.loads((tmp_path / "train.json").read_text())
+    if earlier:  # releases that did not write the names tell the numbers of parameters apart
+        del record["trained"]
+        (tmp_path / "train.json").write_text(json.dumps(record))
+        words = r"train.json: optimizer.param_groups\[0\].params"
+    model = frozen(*now)
+    if earlier and len(then) == len(now):
+        return
+    with pytest.raises((CheckpointError, FileFormatError), match=words):
+        finetune(model, loader(), RECIPE, checkpoint_dir=tmp_path)
+    assert same(model, network())
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("optimizer", "param_groups"), [], "optimizer.param_groups: must be 1 groups"),
+        (("optimizer", "param_groups", 0), 5, r"optimizer.param_groups\[0\]"),
+        (("optimizer", "param_groups", 0, "params"), [0, 1], r"optimizer.param_groups\[0\].params"),
+        (("optimizer", "param_groups", 0, "momentum"), "x", r"optimizer.param_groups\[0\].momentum: \(='x'\) must be of the kind of"),
+        (("optimizer", "param_groups", 0, "nesterov"), 1.5, r"optimizer.param_groups\[0\].nesterov"),
+        (("optimizer", "state"), [], "optimizer.state"),
+        (("optimizer", "state"), {"99": {}}, "optimizer.state.99"),
+        (("optimizer", "state"), {"0": {"step": "x"}}, "optimizer.state.0"),
+        (("optimizer",), {}, "optimizer.state"),
+        (("random", "numpy"), [700, 0, 0.0], "random.numpy.0"),
+        (("random", "numpy"), [1, 0], "random.numpy"),
+        (("random", "numpy", 1), "x", "random.numpy.1"),
+        (("random",), {}, "random.numpy"),
+        (("random", "python_gauss"), "x", "random.python_gauss"),
+        (("scaler", "scale"), -1.0, "scaler.scale"),
+        (("scaler", "_growth_tracker"), None, "scaler._growth_tracker"),
+        (("scaler",), {}, "scaler.scale"),
+        (("average_updates",), -1, "average_updates"),
+        (("position", "epoch"), 10**9, "stands at epoch 1000000000"),
+        (("position", "batch"), 10**9, "batch 1000000000"),
+    ],
+)
+def test_a_damaged_record_of_a_training_is_told_with_its_place(
+    tmp_path: Path, place: tuple[str | int, ...], value: object, words: str
+) -> None:
+    recipe = replace(RECIPE, ema=0.9, precision="fp16")
+    finetune(network(), loader(), recipe, checkpoint_dir=tmp_path, time_limit=1e-6)
+    path = tmp_path / "train.json"
+    record = json.loads(path.read_text())
+    assert record["scaler"]["_growth_tracker"] == 1
+    held = record
+    for part in place[:-1]:
+        held = held[part]
+    held[place[-1]] = value
+    path.write_text(json.dumps(record))
+    model = network(seed=3)
+    with pytest.raises(FileFormatError, match=words) as caught:
+        finetune(model, loader(), recipe, checkpoint_dir=tmp_path)
+    assert "train.json" in str(caught.value) and same(model, network(seed=3))
+
+
+def test_a_batch_may_be_anything_that_the_loss_takes() -> None:
+    model = network()
+    points = NoisyPoints().points
+
+    def loss(model: nn.Module, batch: None) -> torch.Tensor:
+        return model(points).square().mean()
+
+    assert finetune(model, [None, None], RECIPE, loss=loss).steps == 2 * RECIPE.epochs
+    with pytest.raises(InvalidArgumentError, match="a batch is a NoneType; it must be a pair"):
+        finetune(model, [None], RECIPE)
+
+
 def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     train(tmp_path)
     (tensors,) = tmp_path.glob("state-*.safetensors")

@@ -84,3 +84,33 @@ def test_training_accuracy_is_of_the_labels_that_count() -> None:
     report = finetune(model, [(X, left_out), (X, NONE)], replace(PLAIN, learning_rate=1e-9))
     assert report.epochs[0].train_accuracy == 1.0
     assert finetune(model, [(X, NONE)], replace(PLAIN, learning_rate=1e-9)).epochs[0].train_accuracy is None
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"mixup": 1e-9}])
+def test_the_mean_loss_of_an_epoch_is_of_the_labels_that_count(options: dict[str, Any]) -> None:
+    labels = torch.arange(8) % 3
+    recipe = replace(PLAIN, learning_rate=1e-12, **options)
+    plain = finetune(linear(), [(X, labels)], recipe).epochs[0].loss
+    assert finetune(linear(), [(X, labels), (X, NONE), (X[:3], NONE[:3])], recipe).epochs[0].loss == pytest.approx(plain)
+    half = torch.where(torch.arange(8) < 2, labels, -1)
+    both = finetune(linear(), [(X, labels), (X, half)], recipe).epochs[0].loss
+    some = finetune(linear(), [(X, half)], recipe).epochs[0].loss
+    assert both == pytest.approx((8 * plain + 2 * some) / 10, rel=1e-5)
+
+
+def test_a_models_own_mean_counts_by_its_labels_too() -> None:
+    tokens = torch.zeros(2, 4, dtype=torch.long)
+    some, none = torch.ones(2, 4, dtype=torch.long), torch.full((2, 4), -100)
+    slow = replace(PLAIN, learning_rate=1e-12)
+    model = Sentences()
+    plain = finetune(model, [{"tokens": tokens, "labels": some}], slow).epochs[0].loss
+    both = finetune(model, [{"tokens": tokens, "labels": some}, {"tokens": tokens, "labels": none}], slow).epochs[0].loss
+    assert both == pytest.approx(plain)
+
+
+def test_a_teachers_answers_count_without_labels() -> None:
+    recipe = replace(PLAIN, learning_rate=1e-12, distillation=Distillation(weight=1.0))
+    torch.manual_seed(3)
+    teacher = nn.Linear(2, 3)
+    one = finetune(linear(), [(X, NONE)], recipe, teacher=teacher).epochs[0].loss
+    assert one > 0 and finetune(linear(), [(X, NONE)] * 2, recipe, teacher=teacher).epochs[0].loss == pytest.approx(one)

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
 
     from latprune.cli.loading import parse_arguments
     from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
-    from latprune.cli.option_rules import output_file, refuse_overwriting
+    from latprune.cli.option_rules import output_file, refuse_losing, refuse_overwriting
     from latprune.errors import InvalidArgumentError
     from latprune.pruning.exploration import Exploration
     from latprune.pruning.exploring import explore
@@ -98,6 +98,8 @@ def run(args: argparse.Namespace, *, shared: tuple[argparse.Action, ...]) -> int
     if page.suffix != ".html":
         raise InvalidArgumentError(f"--output (={args.output!r}) must end in .html")
     command = given_arguments(args, shared)
+    refuse_losing(args, page, argument="--output")
+    refuse_losing(args, page.with_suffix(".json"), argument="--output, whose networks go beside the page")
     for file in args.beside:
         refuse_overwriting(page.with_suffix(".json"), file, argument="--output, whose networks go beside the page")
     beside = [Exploration.load(file) for file in args.beside]

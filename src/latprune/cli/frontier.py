@@ -66,12 +66,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import sys
 
-    from latprune.cli.option_rules import refuse_overwriting
+    from latprune.cli.option_rules import refuse_losing
     from latprune.cli.solve import EXIT_CODES, INTERRUPTED, write_output
     from latprune.solve import FrontierInterrupted
 
-    refuse_overwriting(args.output, args.source, argument="--output")
-    refuse_overwriting(args.write_problem, args.source, argument="--write-problem")
+    for option in ("output", "write_problem", "plot"):
+        refuse_losing(args, getattr(args, option), argument=f"--{option.replace('_', '-')}")
     if args.plot is not None:  # told now rather than when all is solved
         from latprune.report import figure_kind
 

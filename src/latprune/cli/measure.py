@@ -135,7 +135,7 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse what would be ignored, and files that could not be written once all is measured."""
     from pathlib import Path
 
-    from latprune.cli.option_rules import check_numbers, output_file, refuse_ignored
+    from latprune.cli.option_rules import check_numbers, output_file, refuse_ignored, refuse_losing
     from latprune.errors import InvalidArgumentError
 
     modes = [name for name in ("ray", "plan", "context") if getattr(args, name) is not None]
@@ -161,6 +161,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     for name in ("output", "again") if args.results else ("output", "plan"):
         if getattr(args, name):
+            refuse_losing(args, getattr(args, name), argument=f"--{name}")
             output_file(getattr(args, name), argument=f"--{name}")
 
 

@@ -24,9 +24,15 @@ __all__ = [
     "output_file",
     "refuse_alone",
     "refuse_ignored",
+    "refuse_losing",
     "refuse_overwriting",
     "refuse_twice",
 ]
+
+_READ = ("file", "source", "weights", "tables", "predictor", "explore", "results")
+"""Destinations of options that name a file which a command reads."""
+_CODE = ("model", "data", "test_data", "evaluate", "fit")
+"""Destinations of options that name a callable, which may lie in a file of the user's."""
 
 
 def output_file(text: str, *, argument: str) -> Path:
@@ -61,9 +67,41 @@ def refuse_overwriting(path: str | Path | None, source: str | Path | None, *, ar
         return
     written = Path(path)
     if written.resolve() == Path(source).resolve() or (written.exists() and written.samefile(source)):
-        raise InvalidArgumentError(
-            f"{argument} (={str(path)!r}) is the file {str(source)!r} itself, which would be lost: name another file"
-        )
+        raise _lost(path, source, argument)
+
+
+def _lost(path: str | Path, source: str | Path, argument: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{argument} (={str(path)!r}) is the file {str(source)!r} itself, which would be lost: name another file")
+
+
+def refuse_losing(args: argparse.Namespace, path: str | Path | None, *, argument: str) -> None:
+    """Refuse to write ``path`` over any file that the command's options name: what it reads, its store, and the user's code.
+
+    Raises:
+        InvalidArgumentError: It is one of them, by another name or through a link too; or the store, which the command may yet make.
+    """
+    from latprune.latency.storing.store_file import default_store_path
+
+    if path is None:
+        return
+    for name in _READ:
+        refuse_overwriting(path, getattr(args, name, None), argument=argument)
+    for name in _CODE:
+        refuse_overwriting(path, _code_file(getattr(args, name, None)), argument=argument)
+    if hasattr(args, "store"):
+        store = default_store_path() if args.store is None else Path(args.store)
+        for file in (store, *(store.with_name(f"{store.name}-{part}") for part in ("wal", "shm"))):
+            if Path(path).resolve() == file.resolve():
+                raise _lost(path, file, argument)
+            refuse_overwriting(path, file, argument=argument)
+
+
+def _code_file(spec: str | None) -> Path | None:
+    """The file of ``path/to/file.py:callable``, or of ``package.module:callable`` in the current folder, which is searched first."""
+    place, separator, _ = (spec or "").rpartition(":")
+    if not separator:
+        return None
+    return Path(place) if place.endswith(".py") else Path(*place.split(".")).with_suffix(".py")
 
 
 def check_seed(seed: int) -> None:

@@ -60,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
     from latprune.latency import KernelPredictor, Store, train_predictor
 
     if args.action == "train":
-        from latprune.cli.option_rules import existing_store, output_file
+        from latprune.cli.option_rules import existing_store, output_file, refuse_losing
 
         _check(args)
+        refuse_losing(args, args.output, argument="--output")
         output = output_file(args.output, argument="--output")
         sweep = args.sweep is not None
         with Store(args.store) if sweep else Store(existing_store(args.store), reading=True) as store:

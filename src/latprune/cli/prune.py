@@ -136,7 +136,7 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     from latprune.cli.export import in_float32
     from latprune.cli.loading import parse_arguments
     from latprune.cli.model_files import model_and_batches, recorded_as, settle_inputs
-    from latprune.cli.option_rules import output_file, refuse_overwriting
+    from latprune.cli.option_rules import output_file, refuse_losing
     from latprune.errors import InvalidArgumentError
     from latprune.export import export_onnx
     from latprune.export.onnx import require_onnx, require_onnx_type
@@ -152,7 +152,7 @@ def prune_as_told(args: argparse.Namespace) -> Outcome:
     output = Path(args.output)
     if output.suffix == ".onnx" or args.onnx:
         file = output if output.suffix == ".onnx" else output / "result" / "model.onnx"
-        refuse_overwriting(file, args.file, argument="--output")
+        refuse_losing(args, file, argument="--output")
     pick = Exploration.load(args.explore).pick(args.pick) if args.explore else None
     settle_inputs(args)
     check_training(args)

@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from latprune.cli.option_rules import conditions, existing_store, output_file
+    from latprune.cli.option_rules import conditions, existing_store, output_file, refuse_overwriting
     from latprune.errors import InvalidArgumentError
     from latprune.latency import Store, export_samples
     from latprune.latency.samples import SWEEP
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
             chosen = [conditions(store, number) for number in args.context] if args.context else None
             if not args.file.endswith(".parquet"):
                 raise InvalidArgumentError(f"FILE (={args.file!r}) must end in .parquet: it is written as Parquet")
+            refuse_overwriting(args.file, store.path, argument="FILE")
             file = output_file(args.file, argument="FILE")
             print(f"{export_samples(store, file, contexts=chosen)} networks written to {file}")
         else:

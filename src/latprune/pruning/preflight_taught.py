@@ -61,8 +61,8 @@ def check_taught_step(pruner: Pruner, fit: RecipeFit, batch: Any) -> None:
                         return
                     teaching = Teaching(chosen, model, teacher, {})
                     with teaching.watched():
-                        own = losses.own(ready, number=0, step=0)[0] if teaching.needs_labels else losses.unlabelled(ready, number=0)[0]
-                    teaching.mixed(own)
+                        given = losses.own(ready, number=0, step=0) if teaching.needs_labels else losses.unlabelled(ready, number=0)
+                    teaching.mixed(given.loss)
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"recipe.distillation does not work on the first batch: {error}") from error
     finally:

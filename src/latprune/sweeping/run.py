@@ -22,15 +22,18 @@ from latprune.errors import (
 from latprune.latency import Target, get_engine
 from latprune.methods import Method, get_method
 from latprune.progress import Progress, listener_of, listening, speaker, stretch
+from latprune.pruning.budget import Budget
 from latprune.pruning.lock import locked
 from latprune.pruning.result import Result
 from latprune.pruning.run import prune
 from latprune.report.trade_off import TradeOff, trade_off_text
 from latprune.storage import write_atomic
-from latprune.sweeping.cells import Cell, grid
+from latprune.sweeping.cells import Cell, grid, listed
 from latprune.sweeping.rows import SweepRow, write_parquet
+from latprune.sweeping.settings import described, shared_settings
 from latprune.sweeping.summary import summarise
 from latprune.sweeping.turns import machine_turn
+from latprune.train.contracts import rereadable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,6 +47,15 @@ PLAN, ROW, TABLE = "sweep.json", "row.json", "results.parquet"
 
 # What the library says of a cell on purpose, and would say again.
 _REFUSALS = (BudgetInfeasibleError, SolverNotApplicableError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What a sweep's folder says of it: its cells, and what all of them share; whether that holds more than plain values (version 2)."""
+
+    cells: list[Cell]
+    settings: dict[str, Any]
+    objects: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +93,10 @@ def sweep(
     build: Callable[[], nn.Module],
     example_inputs: Any,
     *,
-    budgets: Sequence[str],
-    methods: Sequence[str] | Mapping[str, str | Method] = ("mdp",),
-    targets: Sequence[str] | Mapping[str, Target] | None = None,
-    seeds: Sequence[int] = (0,),
+    budgets: Iterable[str | float | Budget | Sequence[str | Budget]],
+    methods: Iterable[str] | Mapping[str, str | Method] = ("mdp",),
+    targets: Iterable[str] | Mapping[str, Target] | None = None,
+    seeds: Iterable[int] = (0,),
     folder: str | Path,
     ray_address: str | None = None,
     progress: Progress | None = None,
@@ -99,7 +111,7 @@ def sweep(
     Args:
         build: Returns the trained dense model, anew for each cell.
         example_inputs: As :func:`latprune.prune` takes them.
-        budgets: Budgets; ``"params=467K+flops=13.36M"`` is one cell that meets both.
+        budgets: Budgets, each as :func:`latprune.prune` takes one; ``"params=467K+flops=13.36M"`` is one cell that meets both.
         methods: Methods' names, or label -> name or method object.
         targets: Engines' names, or label -> target; None takes for each budget the engine that it names, else the default.
         seeds: Seeds of scoring, calibration and measuring; one row each, summed up as mean and spread.
@@ -113,8 +125,9 @@ def sweep(
         The rows; ``print(sweep)`` shows accuracy against measured latency.
 
     Raises:
-        InvalidArgumentError: An axis is empty or has a value twice, a seed is negative, or a method or an engine is not known.
-        CheckpointError: ``folder`` holds another sweep's cells, or another process works in it.
+        InvalidArgumentError: An axis is empty or has a value twice, a text is no budget, a seed is negative, or a method or an engine is
+            not known.
+        CheckpointError: ``folder`` holds another sweep's cells, or one of other options, or another process works in it.
         MissingExtraError: Ray is asked for and not installed.
 
     Example:
@@ -123,14 +136,19 @@ def sweep(
         ... )
         >>> print(found)  # doctest: +SKIP
     """
-    named = methods if isinstance(methods, Mapping) else {name: name for name in methods}
+    labels = listed("methods", methods)
+    named: Mapping[str, str | Method] = methods if isinstance(methods, Mapping) else {name: name for name in labels}
     known = {label: get_method(method) for label, method in named.items()}
-    cells = grid(budgets=budgets, methods=list(methods), engines=list(targets) if targets is not None else None, seeds=seeds)
+    cells = grid(budgets=budgets, methods=labels, engines=listed("targets", targets) if targets is not None else None, seeds=seeds)
     places = targets if isinstance(targets, Mapping) else {cell.engine: cell.engine for cell in cells}
     for target in places.values():
         get_engine(Target.of(target).engine)  # one that nobody knows is told before the first run
-    settings: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, (str, int, float, bool))}
-    settings |= {f"method {label}": {"name": method.name, **method.options()} for label, method in known.items()}
+    # Every run reads them, and an iterator is read once.
+    options = {name: tuple(value) if isinstance(value, Iterator) and name != "data" else value for name, value in options.items()}
+    if "data" in options:
+        options["data"] = rereadable(options["data"], options.get("importance_batches", 16))
+    settings = shared_settings(options)
+    settings |= {f"method {label}": {"name": method.name, **described(method.options())} for label, method in known.items()}
     settings |= {f"target {label}": target.to_dict() for label, target in places.items() if not isinstance(target, str)}
 
     def job(cell: Cell, place: Path) -> Result:
@@ -168,7 +186,8 @@ def sweep_with(
         progress: See :func:`sweep`.
 
     Raises:
-        CheckpointError: ``folder`` holds a sweep of other cells or settings, or another process works in it.
+        CheckpointError: ``folder`` holds a sweep of other cells or settings, or another process works in it. Cells that failed hold
+            nothing, and need not be among ``cells``.
     """
     progress = listener_of(progress)
     say = speaker(progress)
@@ -233,47 +252,59 @@ def read_sweep(folder: str | Path) -> Sweep:
     plan = _plan(place)
     if plan is None:
         raise FileFormatError(f"{place} holds no sweep: there is no {PLAN} in it")
-    rows = [row for cell in plan[0] if (row := _row_of(place, cell)) is not None]
-    return Sweep(folder=place, cells=tuple(plan[0]), rows=tuple(rows))
+    rows = [row for cell in plan.cells if (row := _row_of(place, cell)) is not None]
+    return Sweep(folder=place, cells=tuple(plan.cells), rows=tuple(rows))
 
 
-def _plan(folder: Path) -> tuple[list[Cell], dict[str, Any]] | None:
-    """The cells and settings of the sweep in ``folder``; None where there is none."""
+def _plan(folder: Path) -> _Plan | None:
+    """The plan of the sweep in ``folder``; None where there is none."""
     path = folder / PLAN
     if not path.exists():
         return None
     try:
         data = json.loads(path.read_bytes())
-        if data["format"] != "latprune/sweep" or data["version"] != 1:
-            raise ValueError(f"it is {data['format']!r}, version {data['version']!r}; expected 'latprune/sweep', version 1")
+        if data["format"] != "latprune/sweep" or data["version"] not in (1, 2):
+            raise ValueError(f"it is {data['format']!r}, version {data['version']!r}; expected 'latprune/sweep', version 1 or 2")
         cells = [
             Cell(budget=str(c["budget"]), method=str(c["method"]), engine=str(c["engine"]), seed=int(c["seed"])) for c in data["cells"]
         ]
-        return cells, dict(data["settings"])
+        return _Plan(cells=cells, settings=dict(data["settings"]), objects=data["version"] > 1)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         raise FileFormatError(f"{path} is no plan of a sweep: {error}") from error
 
 
 def _check_plan(folder: Path, cells: tuple[Cell, ...], settings: dict[str, Any]) -> None:
-    """Write the plan, or extend the one that is there: cells may be added to a sweep, not taken away, and not run by other settings."""
-    before, old = _plan(folder) or ([], {})
-    gone = [cell for cell in before if cell not in cells]
+    """Write the plan, or extend the one that is there: cells may be added to a sweep, not taken away unless they failed and so hold
+    nothing, and not run by other settings.
+    """
+    found = _plan(folder) or _Plan(cells=[], settings={}, objects=True)
+    before, old = found.cells, found.settings
+    gone = [cell for cell in before if cell not in cells and not _is_empty(folder, cell)]
     if gone:
         raise CheckpointError(
             f"folder '{folder}' holds a sweep with {len(gone)} other runs (the first: {gone[0]}); name them too, or choose another folder"
         )
-    labels = ("method ", "target ")  # of those that one of the two sweeps does not have, nothing can differ
-    changed = sorted(
-        name
-        for name in old.keys() | settings.keys()
-        if old.get(name) != settings.get(name) and not (name.startswith(labels) and (name not in old or name not in settings))
-    )
+
+    def comparable(name: str) -> bool:
+        if name in old and name in settings:
+            return True
+        if name.startswith(("method ", "target ")):  # of those that one of the two sweeps does not have, nothing can differ
+            return False
+        return found.objects or isinstance(settings.get(name), (str, int, float, bool, type(None)))  # version 1 has none but plain ones
+
+    changed = sorted(name for name in old.keys() | settings.keys() if old.get(name) != settings.get(name) and comparable(name))
     if before and changed:
         told = "; ".join(f"{name} was {old.get(name)!r}, is {settings.get(name)!r}" for name in changed)
         raise CheckpointError(f"folder '{folder}' holds a sweep with other settings ({told}); choose another folder")
     entries = [{"budget": c.budget, "method": c.method, "engine": c.engine, "seed": c.seed} for c in cells]
-    plan = {"format": "latprune/sweep", "version": 1, "settings": {**old, **settings}, "cells": entries}
+    plan = {"format": "latprune/sweep", "version": 2, "settings": {**old, **settings}, "cells": entries}
     write_atomic(folder / PLAN, json.dumps(plan, indent=1) + "\n")
+
+
+def _is_empty(folder: Path, cell: Cell) -> bool:
+    """Whether a cell failed and left no result, so that a sweep loses nothing without it."""
+    row = _row_of(folder, cell)
+    return row is not None and row.answer == "failed" and not (folder / cell.folder / "result").exists()
 
 
 def _row_of(folder: Path, cell: Cell) -> SweepRow | None:

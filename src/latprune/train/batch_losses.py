@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,7 +23,23 @@ from latprune.train.loss import classification_loss
 from latprune.train.mixing import mix
 from latprune.train.recipe import Recipe
 
-__all__ = ["BatchLosses"]
+__all__ = ["BatchLoss", "BatchLosses"]
+
+
+class BatchLoss(NamedTuple):
+    """What one batch gives.
+
+    Attributes:
+        loss: The network's own loss, a scalar; None where the teacher's is all that counts.
+        judged: Correct answers and labels, ``(2,)``; None where no one class is right.
+        examples: Examples of the batch.
+        weight: How much the loss is the mean of: labels that count, where it classifies them; examples otherwise.
+    """
+
+    loss: torch.Tensor | None
+    judged: torch.Tensor | None
+    examples: int
+    weight: torch.Tensor | float
 
 
 class BatchLosses:
@@ -60,24 +76,26 @@ class BatchLosses:
         self.judged = True
         """Whether every example so far had one right class, so that answers could be counted."""
 
-    def own(self, batch: Any, *, number: int, step: int) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
-        """The network's own loss; where it classifies, correct answers and labels, ``(2,)``; and the examples of the batch."""
+    def own(self, batch: Any, *, number: int, step: int) -> BatchLoss:
+        """The network's own loss."""
         if self._loss is None:
             return self._classify(batch, number, step)
         what = named(self._loss, "(model, batch)")
         with calling(what, batch=number, given=batch):
             value = self._loss(self._wrapped, batch)
-        return check_loss_value(value, what, batch=number), None, first_size(batch)
+        size = first_size(batch)
+        return BatchLoss(check_loss_value(value, what, batch=number), None, size, size)
 
-    def unlabelled(self, batch: Any, *, number: int) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+    def unlabelled(self, batch: Any, *, number: int) -> BatchLoss:
         """Run the network on the batch's inputs alone: the teacher's loss is all that counts."""
         self.judged = False
         inputs = inputs_of(batch, self._model)
         with calling(f"the model ({type(self._model).__name__})", batch=number, given=inputs):
             forward(self._wrapped, inputs)
-        return None, None, first_size(inputs)
+        size = first_size(inputs)
+        return BatchLoss(None, None, size, size)
 
-    def _classify(self, batch: Any, number: int, step: int) -> tuple[torch.Tensor, torch.Tensor | None, int]:
+    def _classify(self, batch: Any, number: int, step: int) -> BatchLoss:
         inputs, targets = split_batch(batch, self._model)
         mixed = mix(inputs, targets, self._recipe, step=step, rank=self._rank)
         if mixed is not None:
@@ -90,7 +108,8 @@ class BatchLosses:
             output = forward(self._wrapped, {**inputs, "labels": targets} if labelled else inputs)
         if labelled and (own := own_loss(output)) is not None and logits_of(output).ndim > 2:
             self.judged = False
-            return _without_labels(own, logits_of(output), targets), None, len(targets)
+            known = _unshifted(targets) >= 0
+            return BatchLoss(_without_labels(own, logits_of(output), known), None, len(targets), known.sum())
         logits, targets = check_targets(logits_of(output), targets, batch=number, turn=not takes_labels(self._model))
         taught = None
         if distillation is not None and self._teacher is not None:
@@ -105,18 +124,25 @@ class BatchLosses:
         loss = loss_for(targets)
         if mixed is not None:
             loss = mixed.share * loss + (1.0 - mixed.share) * loss_for(mixed.partners.long())
+        weight = _labels_in(targets) if distillation is None else len(targets)  # a teacher's answer counts without a label
         if mixed is not None or targets.is_floating_point():  # class probabilities: no one class is right
             self.judged = False
-            return loss, None, len(targets)
+            return BatchLoss(loss, None, len(targets), weight)
         known = targets >= 0
         right = (logits.detach().argmax(dim=1) == targets) & known
-        return loss, torch.stack([right.sum(), known.sum()]).to(self._exact), len(targets)
+        return BatchLoss(loss, torch.stack([right.sum(), known.sum()]).to(self._exact), len(targets), weight)
 
 
-def _without_labels(own: torch.Tensor, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """A model's own loss, 0 with a gradient of zero where no label counts and its mean is 0 / 0.
+def _labels_in(targets: torch.Tensor) -> torch.Tensor | float:
+    """How many labels count: class indices that are not negative, all examples of class probabilities."""
+    return len(targets) if targets.is_floating_point() else (targets >= 0).sum()
 
-    A label at the first position counts for nothing where the model shifts labels against its scores.
-    """
-    none = (targets[:, 1:] < 0).all() if targets.ndim > 1 else (targets < 0).all()
-    return torch.where(none & own.isnan(), scores.float().sum() * 0.0, own)
+
+def _unshifted(targets: torch.Tensor) -> torch.Tensor:
+    """Labels that a model which shifts them against its scores can count: a label at the first position counts for nothing."""
+    return targets[:, 1:] if targets.ndim > 1 else targets
+
+
+def _without_labels(own: torch.Tensor, scores: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """A model's own loss, 0 with a gradient of zero where no label is ``known`` and its mean is 0 / 0."""
+    return torch.where(~known.any() & own.isnan(), scores.float().sum() * 0.0, own)

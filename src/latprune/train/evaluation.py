@@ -33,7 +33,8 @@ def evaluate(model: nn.Module, data: Iterable[Any], *, precision: str = "fp32") 
         Accuracy in ``[0, 1]``.
 
     Raises:
-        InvalidArgumentError: The data holds no target, the model fails on a batch, or labels do not fit its scores; the batch is named.
+        InvalidArgumentError: The data holds no target, the model fails on a batch or gives NaN, or labels do not fit its scores; the batch
+            is named.
 
     Example:
         >>> evaluate(nn.Identity(), [(torch.eye(3), torch.tensor([0, 1, 1]))])
@@ -70,6 +71,11 @@ def _counts(model: nn.Module, data: Iterable[Any], precision: str) -> tuple[int,
             if targets.is_floating_point():
                 targets = targets.argmax(dim=1)
             known = targets >= 0
+            if lost := int((logits.isnan().any(dim=1) & known).sum()):
+                raise InvalidArgumentError(
+                    f"the model ({type(model).__name__}) gave NaN for {lost} of {int(known.sum())} labels in batch {index} of the data, "
+                    "where no class has the highest score; look for NaN in the inputs and the weights, or use precision='fp32'"
+                )
             correct += int(((logits.argmax(dim=1) == targets) & known).sum())
             total += int(known.sum())
     return correct, total

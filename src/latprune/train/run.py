@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 __all__ = ["Evaluate", "Hooks", "Loss", "Run", "Saving", "TrainReport"]
 
 
+_END = object()
+"""What stands for the end of the data, where a batch may be None."""
+
 _LOOK_EVERY = 50
 """Steps between looks at the loss on a GPU, where each look waits for the device; on a CPU every step is looked at."""
 
@@ -87,14 +90,13 @@ class Run:
         chosen, teacher = recipe.distillation, hooks.teacher
         beyond = chosen is not None and (chosen.loss is not None or bool(chosen.features))
         self.teaching = Teaching(chosen, model, teacher, hooks.kept) if beyond and chosen is not None and teacher is not None else None
-        # Sums since the last look, on the device: loss times examples, correct ones, those that have a label.
+        # Sums since the last look, on the device: loss times what it is the mean of, how much that is, correct answers, labels.
         exact = torch.float32 if accelerator.device.type == "mps" else torch.float64  # Apple's GPUs have no double precision
-        self.sums = torch.zeros(3, dtype=exact, device=accelerator.device)
+        self.sums = torch.zeros(4, dtype=exact, device=accelerator.device)
         self.losses = BatchLosses(
             model, self.wrapped, recipe, loss=hooks.loss, teacher=teacher, exact=exact, rank=accelerator.process_index
         )
         self.weights = ExampleWeights(accelerator.num_processes)
-        self.unseen = 0
         self.trained = 0
         self.told: Stretch | None = None
         self.started = self.last_look = self.last_save = time.monotonic()
@@ -134,7 +136,7 @@ class Run:
             self.saving.folder, record, model=self.model, optimizer=self.optimizer, driver=self._kept_driver(), average=self.average
         )
         if record.scaler is not None:
-            self.scaler.load_state_dict(record.scaler)
+            self.scaler.load_state_dict(record.scaler.model_dump(by_alias=True))
         if self.teaching is not None and record.variation is not None:
             self.teaching.variation.load_state(record.variation)
         self.position, self.history = record.position, record.history
@@ -142,7 +144,7 @@ class Run:
         if self.accelerator.is_main_process:
             random.restore()
         else:  # the main process has the sums of all, and its random state; the others begin with none, and a stream of their own
-            self.position = self.position.model_copy(update={"loss_sum": 0.0, "correct": 0.0, "counted": 0, "labelled": 0})
+            self.position = self.position.model_copy(update={"loss_sum": 0.0, "correct": 0.0, "counted": 0.0, "labelled": 0})
             RandomState.seed(self.recipe.seed, MODEL_STREAM, self.accelerator.process_index, self.step)
 
     def _require_seen_by_all(self, record: TrainRecord | None, folder: Path) -> None:
@@ -193,8 +195,8 @@ class Run:
         batches = batches_of_epoch(self.data, epoch=epoch, start=self.position.batch, seed=self.recipe.seed)
         try:
             while self.position.batch < self.steps_per_epoch:
-                batch = next(batches, None)
-                if batch is None:
+                batch = next(batches, _END)
+                if batch is _END:
                     raise InvalidArgumentError(
                         f"data ended after {self.position.batch} batches of epoch {epoch + 1}, but its length is {self.steps_per_epoch}"
                     )
@@ -245,28 +247,26 @@ class Run:
         with mixed_precision(device.type, recipe.precision):
             number, losses = self.position.batch, self.losses
             if self.teaching is None:
-                loss, judged, examples = losses.own(batch, number=number, step=self.step)
+                given = losses.own(batch, number=number, step=self.step)
+                loss, weight = given.loss, given.weight
             else:
                 with self.teaching.watched():
                     labelled = self.teaching.needs_labels
-                    own, judged, examples = (
-                        losses.own(batch, number=number, step=self.step) if labelled else losses.unlabelled(batch, number=number)
-                    )
-                loss = self.teaching.mixed(own)
+                    given = losses.own(batch, number=number, step=self.step) if labelled else losses.unlabelled(batch, number=number)
+                loss, weight = self.teaching.mixed(given.loss), given.examples  # every example has a teacher's answer
             assert loss is not None
         ends = self.position.batch + 1 == first + gathered
-        weight = self.weights.of(here=here, total=total)
+        share_here = self.weights.of(here=here, total=total)
         with nullcontext() if ends else self.accelerator.no_sync(self.wrapped):
-            self.accelerator.backward(self.scaler.scale(loss * weight / gathered))
+            self.accelerator.backward(self.scaler.scale(loss * share_here / gathered))
         if ends:
             self._update()
-        if here == 0:  # took part with examples of others
-            examples, judged = 0, None
-        self.sums[0] += loss.detach().to(self.sums.dtype) * examples
-        if judged is not None:
-            self.sums[1:] += judged
-        self.unseen += examples
-        self.trained += examples
+        if here:  # else it took part with examples of others
+            self.sums[0] += loss.detach().to(self.sums.dtype) * weight
+            self.sums[1] += weight
+            if given.judged is not None:
+                self.sums[2:] += given.judged
+            self.trained += given.examples
         self.position = self.position.model_copy(update={"batch": self.position.batch + 1})
 
     def _update(self) -> None:
@@ -291,20 +291,20 @@ class Run:
     def _look(self) -> None:
         """Bring the sums from the device into the position, check the loss, and tell the progress."""
         now = time.monotonic()
-        loss, correct, labelled = (float(value) for value in self.sums)
+        loss, counted, correct, labelled = (float(value) for value in self.sums)
         self.sums.zero_()
         position = self.position
         self.position = position.model_copy(
             update={
                 "loss_sum": position.loss_sum + loss,
                 "correct": position.correct + correct,
-                "counted": position.counted + self.unseen,
-                "labelled": round(labelled) + (position.counted if position.labelled is None else position.labelled),
+                "counted": position.counted + counted,
+                "labelled": round(labelled + (position.counted if position.labelled is None else position.labelled)),
                 "seconds": position.seconds + now - self.last_look,
                 "epoch_seconds": position.epoch_seconds + now - self.last_look,
             }
         )
-        self.unseen, self.last_look = 0, now
+        self.last_look = now
         rate = learning_rate(self.recipe, self.step - 1, self.steps_per_epoch)
         if not math.isfinite(self.position.loss_sum):
             raise TrainingError(
@@ -330,7 +330,7 @@ class Run:
             epochs=self.recipe.epochs,
             step=self.step,
             steps=self.steps,
-            loss=self.position.loss_sum / max(self.position.counted, 1),
+            loss=self.position.mean_loss,
             learning_rate=rate,
             examples_per_second=self.trained / elapsed,
             seconds_left=(self.steps - self.step) * elapsed / max(here, 1),
@@ -351,11 +351,11 @@ class Run:
         progress = self._progress(rate)
         accuracy = self._evaluate() if self.hooks.evaluate is not None else None
         done = self._position_of_all()
-        loss, counted, labelled = done.loss_sum, done.counted, done.labelled
+        loss, labelled = done.mean_loss, done.labelled
         self.history += (
             EpochRecord(
                 epoch=done.epoch,
-                loss=loss / counted,
+                loss=loss,
                 train_accuracy=done.correct / labelled if labelled and self.hooks.loss is None and self.losses.judged else None,
                 accuracy=accuracy,
                 learning_rate=rate,
@@ -368,7 +368,7 @@ class Run:
             self._save()
         if self.told is not None:
             shown = f", accuracy {accuracy:.2%}" if accuracy is not None else ""
-            say(f"epoch {done.epoch + 1} of {self.recipe.epochs}: loss {loss / counted:.4f}{shown}")
+            say(f"epoch {done.epoch + 1} of {self.recipe.epochs}: loss {loss:.4f}{shown}")
             if accuracy is not None and self.hooks.progress is not None:
                 self.hooks.progress(replace(progress, accuracy=accuracy))
 
@@ -380,7 +380,7 @@ class Run:
         mine = [here.loss_sum, here.correct, here.counted, here.labelled or 0]
         sums = torch.tensor(mine, dtype=self.sums.dtype, device=self.accelerator.device)
         loss, correct, counted, labelled = (float(value) for value in self.accelerator.reduce(sums, "sum"))
-        return here.model_copy(update={"loss_sum": loss, "correct": correct, "counted": round(counted), "labelled": round(labelled)})
+        return here.model_copy(update={"loss_sum": loss, "correct": correct, "counted": counted, "labelled": round(labelled)})
 
     def _judged_last(self) -> dict[str, float]:
         """The accuracy of the last epoch that was evaluated, by its name."""

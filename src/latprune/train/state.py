@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
 from torch import nn
 
 from latprune.errors import CheckpointError, FileFormatError
+from latprune.file_errors import naming
 from latprune.file_model import FileModel
 from latprune.states import load_stored, state_shapes, stored_shapes, stored_state
 from latprune.storage import decode_tensors, encode_tensors, sha256_hex, write_atomic
 from latprune.train.average import RunningAverage
 from latprune.train.driver import DriverState, ResumableDriver
+from latprune.train.optimizer_state import joined, require_same_parameters, split, trained_names
 from latprune.train.random_state import RandomState
 from latprune.train.recipe import Recipe
 
@@ -28,7 +29,9 @@ RECORD = "train.json"
 
 
 class EpochRecord(FileModel, allow_inf_nan=True):
-    """What one epoch gave: mean loss, training accuracy and evaluated accuracy where known, learning rate at its end, seconds."""
+    """What one epoch gave: mean loss and training accuracy over the labels that count, evaluated accuracy (both where known), learning rate
+    at its end, seconds.
+    """
 
     epoch: int
     loss: float
@@ -41,21 +44,46 @@ class EpochRecord(FileModel, allow_inf_nan=True):
 class Position(FileModel):
     """Where the run stands: the next batch to train on, and the sums of the epoch so far.
 
-    ``correct`` is counted among ``labelled`` labels; None in files of earlier releases, which counted among the examples.
+    ``loss_sum`` is of each batch's mean loss times what it is the mean of (labels that count, where classes are learned), ``counted`` the
+    sum of that. ``correct`` is counted among ``labelled`` labels; None in files of earlier releases, which counted among the examples.
     """
 
     epoch: int = Field(ge=0)
     batch: int = Field(ge=0)
     loss_sum: float = 0.0
     correct: float = 0.0
-    counted: int = 0
+    counted: float = 0.0
     labelled: int | None = None
     seconds: float = 0.0
     epoch_seconds: float = 0.0
 
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss of the epoch so far; 0 where nothing counted."""
+        return self.loss_sum / (self.counted or 1.0)
+
+
+class SavedRandom(FileModel):
+    """:meth:`RandomState.scalars`: NumPy's position in its keys, whether a number is left over, and that number; Python's left over."""
+
+    numpy: tuple[Annotated[int, Field(ge=0, le=624)], Annotated[int, Field(ge=0, le=1)], float]
+    python_gauss: float | None
+
+
+class SavedScaler(FileModel):
+    """The state of ``torch.amp.GradScaler``, under its own names."""
+
+    scale: float = Field(gt=0.0)
+    growth_factor: float = Field(gt=1.0)
+    backoff_factor: float = Field(gt=0.0, lt=1.0)
+    growth_interval: int = Field(ge=1)
+    growth_tracker: int = Field(ge=0, alias="_growth_tracker")
+
 
 class TrainRecord(FileModel):
-    """The JSON half of a training checkpoint."""
+    """The JSON half of a training checkpoint. ``trained`` are the names of the parameters that are trained, in the optimizer's order; None
+    in files of earlier releases.
+    """
 
     format: Literal["latprune/train"] = "latprune/train"
     version: Literal[1] = 1
@@ -65,41 +93,14 @@ class TrainRecord(FileModel):
     steps_per_epoch: int = Field(ge=1)
     position: Position
     history: tuple[EpochRecord, ...] = ()
+    trained: tuple[str, ...] | None = None
     optimizer: dict[str, Any]
-    random: dict[str, Any]
+    random: SavedRandom
     driver: dict[str, Any] | None = None
-    average_updates: int | None = None
-    scaler: dict[str, Any] | None = None
-    variation: dict[str, list[float]] | None = None
+    average_updates: int | None = Field(default=None, ge=0)
+    scaler: SavedScaler | None = None
+    variation: dict[str, Annotated[list[float], Field(min_length=4, max_length=4)]] | None = None
     finished: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """An optimizer's state split into tensors (by parameter index and key) and the rest."""
-
-    tensors: dict[str, torch.Tensor]
-    rest: dict[str, Any]
-
-
-def _split_optimizer(state: Mapping[str, Any]) -> _Parts:
-    tensors: dict[str, torch.Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                scalars.setdefault(str(index), {})[key] = value
-    return _Parts(tensors=tensors, rest={"param_groups": state["param_groups"], "state": scalars})
-
-
-def _join_optimizer(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in rest["state"].items()}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    return {"state": state, "param_groups": rest["param_groups"]}
 
 
 def save_state(
@@ -123,7 +124,7 @@ def save_state(
         OSError: The folder cannot be written or the disk is full; the last checkpoint is untouched.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = _split_optimizer(optimizer.state_dict())
+    parts = split(optimizer.state_dict())
     random = RandomState.capture()
     kept = driver.state() if driver is not None else DriverState(data={}, tensors={})
     tensors = dict(parts.tensors)
@@ -142,15 +143,16 @@ def save_state(
         steps_per_epoch=steps_per_epoch,
         position=position,
         history=history,
+        trained=tuple(trained_names(model, optimizer)),
         optimizer=parts.rest,
-        random=random.scalars(),
+        random=SavedRandom(**random.scalars()),
         driver=dict(kept.data) or None,
         average_updates=average.updates if average is not None else None,
-        scaler=dict(scaler) if scaler is not None else None,
+        scaler=SavedScaler(**scaler) if scaler is not None else None,
         variation=variation,
         finished=finished,
     )
-    write_atomic(folder / RECORD, record.model_dump_json(indent=1) + "\n")
+    write_atomic(folder / RECORD, record.model_dump_json(indent=1, by_alias=True) + "\n")
     for old in (*folder.glob("state-*.safetensors"), *folder.glob(".*.tmp")):
         if old.name != name:
             old.unlink(missing_ok=True)
@@ -167,7 +169,7 @@ def read_record(folder: Path) -> TrainRecord | None:
         return None
     try:
         return TrainRecord.model_validate(json.loads(path.read_bytes()))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{path} is not JSON: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -191,6 +193,12 @@ def require_same_run(folder: Path, record: TrainRecord, *, recipe: Recipe, steps
         raise CheckpointError(
             f"{folder} holds a run with {record.steps_per_epoch} batches per epoch, and the data has {steps_per_epoch}; {remedy}"
         )
+    if record.position.epoch > recipe.epochs or record.position.batch >= steps_per_epoch:
+        raise FileFormatError(
+            f"{folder / RECORD} stands at epoch {record.position.epoch}, batch {record.position.batch}, of {recipe.epochs} epochs of "
+            f"{steps_per_epoch} batches; {remedy}",
+            path="position",
+        )
 
 
 def load_state(
@@ -208,7 +216,8 @@ def load_state(
         The random generators' state, to be restored by the caller when training goes on.
 
     Raises:
-        CheckpointError: The tensors are missing, damaged, or of another model; or the driver is another.
+        CheckpointError: The tensors are missing, damaged, or of another model; other parameters were trained; or the driver is another.
+        FileFormatError: The optimizer's state is none of an optimizer over these parameters; names the place in ``train.json``.
     """
     path = folder / record.tensors
     try:
@@ -232,11 +241,15 @@ def load_state(
         raise CheckpointError(
             f"{folder} holds a training under masks, and there are none here; give another checkpoint_dir, or resume=False to start again"
         )
+    if record.trained is not None:
+        require_same_parameters(record.trained, trained_names(model, optimizer), folder=folder)
+    with naming(folder / RECORD):
+        state = joined(sections["optimizer"], record.optimizer, own=optimizer.state_dict())
     with driver.dense_values() if driver is not None else nullcontext():
         load_stored(model, sections["model"])
-    optimizer.load_state_dict(_join_optimizer(sections["optimizer"], record.optimizer))
+    optimizer.load_state_dict(state)
     if average is not None:
         average.load(sections["average"], record.average_updates or 0)
     if driver is not None:
         driver.load_state(DriverState(data=record.driver or {}, tensors=sections["driver"]))
-    return RandomState.load(sections["random"], record.random)
+    return RandomState.load(sections["random"], record.random.model_dump())

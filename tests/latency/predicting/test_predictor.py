@@ -125,6 +125,19 @@ def test_broken_files_are_refused(trained: KernelPredictor, tmp_path: Path) -> N
     np.savez(tmp_path / "nan.npz", **{**arrays, "0/forest.value": arrays["0/forest.value"] * np.nan})
     with pytest.raises(FileFormatError, match="inconsistent"):
         KernelPredictor.load(tmp_path / "nan.npz")
+    for name, value, words in (
+        ("0/forest.roots", arrays["0/forest.roots"][None], "roots must have one dimension"),
+        ("0/forest.roots", arrays["0/forest.roots"][0], "roots must have one dimension"),
+        ("0/forest.feature", arrays["0/forest.feature"] * np.nan, "feature .* must hold whole numbers"),
+        ("0/prices", arrays["0/prices"] * np.nan, "prices"),
+        ("0/prices", arrays["0/prices"] + np.inf, "prices"),
+        ("0/places", arrays["0/places"] * np.nan, "places"),
+        ("0/places", arrays["0/places"] + np.inf, "places"),
+    ):
+        np.savez(tmp_path / "wrong.npz", **{**arrays, name: value})
+        with pytest.raises(FileFormatError, match=words) as caught:
+            KernelPredictor.load(tmp_path / "wrong.npz")
+        assert "wrong.npz" in str(caught.value)
     arrays["0/forest.left"] = np.where(arrays["0/forest.left"] >= 0, 0, -1)
     np.savez(tmp_path / "cycle.npz", **arrays)
     with pytest.raises(FileFormatError, match="inconsistent"):

@@ -215,6 +215,7 @@ def test_results_of_another_kit_and_broken_ones_are_refused(kit: Path, results: 
         ({**good, "networks": [*good["networks"][:2], {**good["networks"][2], "steps": []}]}, "networks.2.steps: no step"),
         ({**good, "networks": [{**good["networks"][0], "ms": 1e300}]}, r"networks.0.ms"),
         ({**good, "networks": [{**good["networks"][0], "created": float("nan")}]}, r"networks.0.created"),
+        ({**good, "networks": [{**good["networks"][0], "runs": 10**30}]}, r"networks.0.runs"),
     ]
     with Store(tmp_path / "s.sqlite") as store:
         for content, message in cases:

@@ -36,7 +36,7 @@ def test_export_and_import_keep_every_value(tmp_path: Path) -> None:
         store.add(CONTEXT, networks(4))
         store.add(OTHER, networks(2, seed=1))
         assert export_samples(store, tmp_path / "all.parquet") == 6
-        assert export_samples(store, tmp_path / "one.parquet", contexts=[OTHER]) == 2
+        assert export_samples(store, tmp_path / "one.parquet", contexts=[OTHER, OTHER]) == 2  # each once
         expected = store.networks(CONTEXT)
     with Store(tmp_path / "b.sqlite") as store:
         assert import_samples(store, tmp_path / "one.parquet") == 2

@@ -39,6 +39,36 @@ def network(index: int = 0, fingerprint: str = "f") -> NetworkSample:
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("UPDATE network SET ms='x' WHERE id=2", r"network 2: ms \(='x'\) must be milliseconds, or nothing"),
+        ("UPDATE network SET ms=x'00ff' WHERE id=2", "network 2: ms"),
+        ("UPDATE network SET ms=9e999 WHERE id=2", "network 2: ms"),
+        ("UPDATE network SET reference_ms='x' WHERE id=2", "network 2: reference_ms"),
+        ("UPDATE network SET created='x' WHERE id=2", "network 2: created"),
+        ("UPDATE network SET runs=1.5 WHERE id=2", "network 2: runs"),
+        ("UPDATE network SET spread='x' WHERE id=2", "network 2: spread"),
+        ("UPDATE network SET extra=0 WHERE id=2", r"network 2: extra \(=0\) must be an object"),
+        ('UPDATE network SET widths=\'{"a": "b"}\' WHERE id=2', "network 2: widths"),
+        ("UPDATE network SET removed='[1]' WHERE id=2", "network 2: removed"),
+        ("UPDATE network SET widths='[1, 2]' WHERE id=2", "widths"),
+        ("UPDATE sample SET ms='x' WHERE network=2 AND kernel='pool'", r"network 2, kernel 'pool': ms \(='x'\) must be milliseconds"),
+        ("UPDATE sample SET ms=x'00' WHERE network=2", "network 2, kernel"),
+        ("UPDATE sample SET steps='x' WHERE network=2", "network 2, kernel"),
+    ],
+)
+def test_a_column_that_holds_something_else_is_damage_with_its_place(tmp_path: Path, change: str, words: str) -> None:
+    with Store(tmp_path / "s.sqlite") as store:
+        store.add(CONTEXT, [network(0), network(1)])
+    connection = sqlite3.connect(tmp_path / "s.sqlite")
+    connection.execute(change)
+    connection.commit()
+    connection.close()
+    with Store(tmp_path / "s.sqlite") as store, pytest.raises(FileFormatError, match=f"damaged .*{words}"):
+        store.networks(CONTEXT)
+
+
 def test_round_trip(tmp_path: Path) -> None:
     with Store(tmp_path / "s.sqlite") as store:
         assert store.add(CONTEXT, [network(0), network(1), network(2, "other")]) == 3

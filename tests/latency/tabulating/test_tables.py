@@ -163,6 +163,65 @@ def test_malformed_files_name_the_place(tables: LatencyTables) -> None:
             LatencyTables.from_dict({**good, **change})
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("entries", 0, "surface"), [1], r"entries\[0\].surface: .* must be a list of names"),
+        (("entries", 0, "name"), {}, r"entries\[0\].name"),
+        (("entries", 0, "traffic", "outputs"), "", r"entries\[0\].traffic.outputs: \(=''\) must be a finite number of at least 0"),
+        (("entries", 0, "traffic", "weights"), [], r"entries\[0\].traffic.weights"),
+        (("entries", 0, "blocks"), [[1]], r"entries\[0\].blocks"),
+        (("entries", 0, "blocks"), "ab", r"entries\[0\].blocks"),
+        (("entries", 0, "dense", 0), math.inf, r"entries\[0\].dense\[0\]"),
+        (("entries", 0, "dense", 0), 5, r"entries\[0\].dense: dense .* must be the kernel's sizes"),
+        (("entries", 0, "axes", 0, "constant"), -1, r"entries\[0\].axes\[0\].constant"),
+        (("entries", 0, "axes", 0, "pieces"), [[["a"], 0, []]], r"entries\[0\].axes\[0\].pieces\[0\]\[1\]"),
+        (("entries", 0, "neighbours"), [{"removed": [1], "factor": 1.0}], r"entries\[0\].neighbours\[0\].removed"),
+        (("entries", 0, "neighbours"), [{"removed": ["b"], "factor": "x"}], r"entries\[0\].neighbours\[0\].factor"),
+        (("widths", "a"), 1e308, "widths.a"),
+        (("widths", "a"), math.inf, "widths.a"),
+        (("widths", "a"), 10**30, "widths.a"),
+        (("widths", "a"), 64000, r"entries\[\d+\].dense: dense .* must be the kernel's sizes at the file's widths"),
+        (("min_widths", "a"), 0, "min_widths.a"),
+        (("stats", "priced"), 5, "malformed"),
+    ],
+)
+def test_values_that_tables_cannot_have_are_told_with_their_place(
+    tables: LatencyTables, place: tuple[str | int, ...], value: object, words: str
+) -> None:
+    data = json.loads(json.dumps(tables.to_dict()))
+    held = data
+    for part in place[:-1]:
+        held = held[part]
+    held[place[-1]] = value
+    with pytest.raises(FileFormatError, match=words):
+        LatencyTables.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("steps", lambda old: [0] * len(old), "at least 1 and above 0"),
+        ("steps", lambda old: [1e308] * len(old), "at least 1 and above 0"),
+        ("scale", lambda old: [0.0] * len(old), "at least 1 and above 0"),
+        ("points", lambda old: [[math.inf for _ in row] for row in old], "malformed"),
+        ("weights", lambda old: 1.0, "lists of numbers"),
+        ("coefficients", lambda old: 1.0, "lists of numbers"),
+    ],
+)
+def test_surfaces_that_cannot_be_are_told_with_their_name(tables: LatencyTables, name: str, value: object, words: str) -> None:
+    data = json.loads(json.dumps(tables.to_dict()))
+    key = next(key for key, surface in data["surfaces"].items() if surface["steps"] and surface["points"])
+    data["surfaces"][key][name] = value(data["surfaces"][key][name])  # type: ignore[operator]
+    with pytest.raises(FileFormatError, match=words) as caught:
+        LatencyTables.from_dict(data)
+    assert caught.value.path == f"surfaces[{key!r}]"
+    data = json.loads(json.dumps(tables.to_dict()))
+    data["surfaces"][key]["weights"][0] = 1e308
+    with pytest.raises(FileFormatError, match=r"entries\[\d+\].surface: .* ms of the dense kernel"):
+        LatencyTables.from_dict(data)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 128), st.integers(1, 96), st.booleans())
 def test_any_width_has_a_finite_positive_latency(tables: LatencyTables, stream: int, a: int, gone: bool) -> None:

@@ -96,10 +96,10 @@ class FamilyModel:
         """A model from its arrays; raises FileFormatError where they do not make one."""
         prices, places = np.asarray(arrays["prices"], dtype=np.float64), np.asarray(arrays["places"], dtype=np.float64)
         numbers = np.asarray(arrays["numbers"], dtype=np.float64)
-        if prices.shape != (PRICES,) or not (prices >= 0).all():
-            raise FileFormatError(f"the trunk must hold {PRICES} non-negative prices", path="prices")
-        if places.ndim != 2 or places.shape[1] != len(_PLACE) or not len(places):
-            raise FileFormatError(f"places must have {len(_PLACE)} columns", path="places")
+        if prices.shape != (PRICES,) or not np.isfinite(prices).all() or not (prices >= 0).all():
+            raise FileFormatError(f"the trunk must hold {PRICES} finite, non-negative prices", path="prices")
+        if places.ndim != 2 or places.shape[1] != len(_PLACE) or not len(places) or not np.isfinite(places).all():
+            raise FileFormatError(f"places must have {len(_PLACE)} columns of finite numbers", path="places")
         if numbers.shape != (4,) or np.isnan(numbers).any() or not (numbers >= 0).all():
             raise FileFormatError("a model needs four non-negative numbers", path="numbers")
         own = {

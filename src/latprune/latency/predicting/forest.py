@@ -60,6 +60,9 @@ class Forest:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]], features: int) -> Forest:
         """A forest from its arrays; raises FileFormatError where they do not make one over ``features`` features."""
+        for name in ("roots", "left", "right", "feature"):
+            if name in arrays and arrays[name].dtype.kind not in "iu":
+                raise FileFormatError(f"{name} (of {arrays[name].dtype}) must hold whole numbers", path=f"forest.{name}")
         try:
             forest = cls(
                 roots=np.asarray(arrays["roots"], dtype=np.int64),
@@ -71,6 +74,9 @@ class Forest:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"forest is malformed: {error!r}") from error
+        wrong = [name for name, array in forest.to_arrays().items() if array.ndim != 1]
+        if wrong:
+            raise FileFormatError(f"{wrong[0]} must have one dimension", path=f"forest.{wrong[0]}")
         nodes = len(forest.left)
         here = np.arange(nodes)
         inner = forest.left >= 0

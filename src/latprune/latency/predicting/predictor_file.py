@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latprune.errors import FileFormatError, InvalidArgumentError
+from latprune.file_errors import naming
 from latprune.latency.features import FEATURES
 from latprune.latency.predicting.family_model import FamilyModel
 from latprune.latency.predicting.predictor import KernelPredictor
@@ -123,5 +124,6 @@ def read_predictor(path: str | Path) -> KernelPredictor:
         return predictor
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         if isinstance(error, FileFormatError):
-            raise
+            with naming(path):
+                raise
         raise FileFormatError(f"{path} is malformed: {error!r}") from error

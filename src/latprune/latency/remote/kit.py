@@ -64,7 +64,7 @@ class _Network(FileModel):
     ms: float = Field(gt=0, lt=1e9, allow_inf_nan=False)
     reference_ms: float = Field(gt=0, lt=1e9, allow_inf_nan=False)
     spread: float = Field(ge=0, allow_inf_nan=False)
-    runs: int = Field(ge=1)
+    runs: int = Field(ge=1, lt=2**63)  # as the store keeps them
     created: float = Field(ge=0, allow_inf_nan=False)
     steps: tuple[_Step, ...]
     looks: int = Field(default=1, ge=1)

@@ -44,7 +44,7 @@ def export_samples(store: Store, path: str | Path, *, contexts: Iterable[Context
     and MissingExtraError without pyarrow.
     """
     pyarrow, parquet = _arrow()
-    chosen = [context for context, _ in store.contexts()] if contexts is None else list(contexts)
+    chosen = [context for context, _ in store.contexts()] if contexts is None else list(dict.fromkeys(contexts))
     rows = [_row(context, network) for context in chosen for network in store.networks(context)]
     if not rows:
         raise InvalidArgumentError(f"store {store.path} holds no networks to export; latprune measure fills it")

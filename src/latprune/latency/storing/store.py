@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -107,7 +108,9 @@ class Store(StoreFile):
         try:
             for row in samples:
                 sizes = tuple(int(size) for size in row[3].split(",")) if row[3] else ()
-                kernels[row[0]].append(KernelSample(kernel=row[1], signature=bodies[row[2]], sizes=sizes, ms=row[4], steps=row[5]))
+                sample = KernelSample(kernel=row[1], signature=bodies[row[2]], sizes=sizes, ms=row[4], steps=row[5])
+                _check_sample(sample, row[0])
+                kernels[row[0]].append(sample)
             return [_network(row, tuple(kernels[row[0]])) for row in rows]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"store {self.path} is damaged ({error}); move it away and measure again, or restore a copy") from error
@@ -188,8 +191,8 @@ class Store(StoreFile):
 
 
 def _network(row: tuple[Any, ...], kernels: tuple[KernelSample, ...]) -> NetworkSample:
-    """A row of ``_SELECT_NETWORKS``."""
-    return NetworkSample(
+    """A row of ``_SELECT_NETWORKS``; raises ValueError where a column holds something else than is written into it."""
+    network = NetworkSample(
         fingerprint=row[1],
         widths=json.loads(row[2]),
         removed=tuple(json.loads(row[3])),
@@ -201,6 +204,37 @@ def _network(row: tuple[Any, ...], kernels: tuple[KernelSample, ...]) -> Network
         extra=json.loads(row[9]),
         kernels=kernels,
     )
+    place = f"network {row[0]}"
+    widths, removed, extra = network.widths, network.removed, network.extra
+    for name, value, valid, rule in (
+        ("fingerprint", network.fingerprint, isinstance(network.fingerprint, str), "a text"),
+        ("widths", widths, isinstance(widths, dict) and all(type(width) is int for width in widths.values()), "an object of whole numbers"),
+        ("removed", removed, all(isinstance(block, str) for block in removed), "a list of names"),
+        ("ms", network.ms, network.ms is None or _is_time(network.ms), "milliseconds, or nothing"),
+        ("reference_ms", network.reference_ms, _is_time(network.reference_ms), "milliseconds"),
+        ("created", network.created, _is_time(network.created), "seconds"),
+        ("runs", network.runs, type(network.runs) is int, "a whole number"),
+        ("spread", network.spread, _is_time(network.spread), "a share"),
+        ("extra", extra, isinstance(extra, dict), "an object"),
+    ):
+        if not valid:
+            raise ValueError(f"{place}: {name} (={value!r}) must be {rule}")
+    return network
+
+
+def _check_sample(sample: KernelSample, network: int) -> None:
+    """Raise ValueError where a column of a kernel's row holds something else than is written into it."""
+    texts = isinstance(sample.kernel, str) and isinstance(sample.signature, str)
+    if not texts or not _is_time(sample.ms) or type(sample.steps) is not int:
+        raise ValueError(
+            f"network {network}, kernel {sample.kernel!r}: ms (={sample.ms!r}) must be milliseconds, and steps (={sample.steps!r}) a whole "
+            "number"
+        )
+
+
+def _is_time(value: Any) -> bool:
+    """A finite number that is not negative."""
+    return isinstance(value, (int, float)) and 0 <= value < math.inf
 
 
 def _context_key(context: ContextInfo) -> tuple[Any, ...]:

@@ -114,8 +114,12 @@ class SizeSurface:
                 weights=np.asarray(data["weights"], dtype=np.float64),
                 noise=float(data["noise"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise FileFormatError(f"surface is malformed: {error!r}") from error
+        if surface.weights.ndim != 1 or surface.coefficients.ndim != 1:
+            raise FileFormatError("surface must have lists of numbers as its weights and coefficients")
+        if any(not 1 <= step < 2**53 for step in steps) or any(not size > 0 for size in surface.scale):  # sizes are exact floats
+            raise FileFormatError(f"surface has steps {list(steps)} and scales {list(surface.scale)}, which must be at least 1 and above 0")
         if len(surface.scale) != len(steps) or surface.coefficients.shape != (2 ** len(steps),):
             raise FileFormatError(
                 f"surface has {len(steps)} axes, but {len(surface.scale)} scales and {len(surface.coefficients)} coefficients"

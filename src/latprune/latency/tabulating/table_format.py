@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from latprune.errors import FileFormatError
 from latprune.graph.types import Piece, WidthAxis
@@ -21,6 +23,8 @@ __all__ = ["tables_from_dict", "tables_to_dict"]
 
 _FORMAT = "latprune/latency-tables"
 _VERSION = 1
+_LARGEST = 2**53
+"""Sizes are below this one: from there on, floating-point numbers do not tell them apart."""
 
 
 def tables_to_dict(tables: LatencyTables) -> dict[str, Any]:
@@ -52,8 +56,9 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
     if data.get("version") != _VERSION:
         raise FileFormatError(f"version (={data.get('version')!r}) must be {_VERSION}", path="version")
     try:
-        surfaces = {key: SizeSurface.from_dict(value) for key, value in data["surfaces"].items()}
-        entries = [_entry_from_dict(item) for item in data["entries"]]
+        surfaces = {key: _surface_from_dict(value, f"surfaces[{key!r}]") for key, value in data["surfaces"].items()}
+        entries = [_entry_from_dict(item, f"entries[{index}]") for index, item in enumerate(data["entries"])]
+        widths, least = ({group: _whole(n, f"{key}.{group}", 1) for group, n in data[key].items()} for key in ("widths", "min_widths"))
         tables = LatencyTables(
             target=Target(**data["target"]),
             version=data["engine_version"],
@@ -61,8 +66,8 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
             fingerprint=data["fingerprint"],
             entries={entry.name: entry for entry in entries},
             surfaces=surfaces,
-            widths={key: int(value) for key, value in data["widths"].items()},
-            min_widths={key: int(value) for key, value in data["min_widths"].items()},
+            widths=widths,
+            min_widths=least,
             constant_ms=float(data["constant_ms"]),
             dense_ms=float(data["dense_ms"]),
             residual=Residual(**data["residual"]),
@@ -72,7 +77,7 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
         )
     except FileFormatError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise FileFormatError(f"latency tables are malformed: {error!r}") from error
     for name, value, valid in (
         ("constant_ms", tables.constant_ms, math.isfinite(tables.constant_ms)),
@@ -93,7 +98,47 @@ def tables_from_dict(data: Mapping[str, Any]) -> LatencyTables:
             raise FileFormatError(f"surface (={entry.surface!r}) is not in the file", path=f"entries[{index}].surface")
         if len(surfaces[entry.surface].steps) != len(entry.axes) or len(entry.dense) != len(entry.axes):
             raise FileFormatError(f"kernel {entry.name!r} and its surface differ in their number of axes", path=f"entries[{index}]")
+        dense = tuple(axis.size(tables.widths) for axis in entry.axes)
+        if dense != entry.dense:
+            raise FileFormatError(
+                f"dense (={list(entry.dense)}) must be the kernel's sizes at the file's widths, which are {list(dense)}",
+                path=f"entries[{index}].dense",
+            )
+        with np.errstate(all="ignore"):  # what overflows is told below
+            cost = float(surfaces[entry.surface].at([entry.dense])[0])
+        if not math.isfinite(cost):
+            raise FileFormatError(f"surface (={entry.surface!r}) says {cost} ms of the dense kernel", path=f"entries[{index}].surface")
     return tables
+
+
+def _surface_from_dict(data: Any, place: str) -> SizeSurface:
+    """A surface; what is wrong with it says in which."""
+    try:
+        return SizeSurface.from_dict(data)
+    except FileFormatError as error:
+        raise FileFormatError(str(error), path=place) from error
+
+
+def _whole(value: Any, place: str, least: int) -> int:
+    """A whole number of at least ``least`` that tables can compute with."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _LARGEST:
+        raise FileFormatError(f"(={value!r}) must be a whole number of at least {least}", path=place)
+    return value
+
+
+def _number(value: Any, place: str, least: float = -math.inf) -> float:
+    """A finite number of at least ``least``."""
+    number = not isinstance(value, bool) and isinstance(value, (int, float)) and abs(value) < math.inf
+    if not number or value < least:
+        raise FileFormatError(f"(={value!r}) must be a finite number{'' if least == -math.inf else f' of at least {least:g}'}", path=place)
+    return float(value)
+
+
+def _names(value: Any, place: str) -> tuple[str, ...]:
+    """A list of names."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(name, str) for name in value):
+        raise FileFormatError(f"(={value!r}) must be a list of names", path=place)
+    return tuple(value)
 
 
 def _cache_effect_from_dict(data: Mapping[str, Any]) -> CacheEffect:
@@ -132,30 +177,40 @@ def _entry_to_dict(entry: KernelTable) -> dict[str, Any]:
     }
 
 
-def _entry_from_dict(data: Mapping[str, Any]) -> KernelTable:
-    axes = tuple(
-        WidthAxis(
-            constant=int(axis["constant"]),
-            pieces=tuple(
-                Piece(groups=tuple(groups), factor=int(factor), blocks=tuple(blocks)) for groups, factor, blocks in axis["pieces"]
-            ),
-        )
-        for axis in data["axes"]
-    )
+def _entry_from_dict(data: Mapping[str, Any], place: str) -> KernelTable:
+    (name,) = _names([data["name"]], f"{place}.name")
+    (surface,) = _names([data["surface"]], f"{place}.surface")
+    traffic = {kind: _number(value, f"{place}.traffic.{kind}", 0.0) for kind, value in data.get("traffic", {}).items()}
     return KernelTable(
-        name=data["name"],
-        surface=data["surface"],
+        name=name,
+        surface=surface,
         factor=float(data["factor"]),
         overhead_ms=float(data["overhead_ms"]),
-        axes=axes,
-        blocks=tuple(data["blocks"]),
-        dense=tuple(int(size) for size in data["dense"]),
-        neighbours=tuple(_neighbour_from(item) for item in data.get("neighbours", ())),
-        traffic=Traffic(**data.get("traffic", {})),
+        axes=tuple(_axis_from(axis, f"{place}.axes[{index}]") for index, axis in enumerate(data["axes"])),
+        blocks=_names(data["blocks"], f"{place}.blocks"),
+        dense=tuple(_whole(size, f"{place}.dense[{index}]", 1) for index, size in enumerate(data["dense"])),
+        neighbours=tuple(_neighbour_from(item, f"{place}.neighbours[{index}]") for index, item in enumerate(data.get("neighbours", ()))),
+        traffic=Traffic(**traffic),
     )
 
 
-def _neighbour_from(data: Any) -> Neighbour:
+def _axis_from(data: Mapping[str, Any], place: str) -> WidthAxis:
+    pieces = tuple(
+        Piece(
+            groups=_names(groups, f"{place}.pieces[{index}][0]"),
+            factor=_whole(factor, f"{place}.pieces[{index}][1]", 1),
+            blocks=_names(blocks, f"{place}.pieces[{index}][2]"),
+        )
+        for index, (groups, factor, blocks) in enumerate(data["pieces"])
+    )
+    return WidthAxis(constant=_whole(data["constant"], f"{place}.constant", 0), pieces=pieces)
+
+
+def _neighbour_from(data: Any, place: str) -> Neighbour:
     """A neighbour; older files hold ``[removed, factor]``, and files from before they were known none."""
     item = dict(zip(("removed", "factor"), data, strict=True)) if isinstance(data, list) else data
-    return Neighbour(removed=tuple(item["removed"]), factor=float(item["factor"]), added_ms=float(item.get("added_ms", 0.0)))
+    return Neighbour(
+        removed=_names(item["removed"], f"{place}.removed"),
+        factor=_number(item["factor"], f"{place}.factor"),
+        added_ms=_number(item.get("added_ms", 0.0), f"{place}.added_ms"),
+    )
