@@ -66,12 +66,14 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import sys
 
-    from latprune.cli.option_rules import refuse_overwriting
+    from latprune.cli.option_rules import refuse_overwriting, refuse_shared
     from latprune.cli.solve import EXIT_CODES, INTERRUPTED, write_output
     from latprune.solve import FrontierInterrupted
 
     refuse_overwriting(args.output, args.source, argument="--output")
     refuse_overwriting(args.write_problem, args.source, argument="--write-problem")
+    refuse_overwriting(args.plot, args.source, argument="--plot")
+    refuse_shared({"--output": args.output, "--write-problem": args.write_problem, "--plot": args.plot})
     if args.plot is not None:  # told now rather than when all is solved
         from latprune.report import figure_kind
 

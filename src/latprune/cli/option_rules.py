@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "refuse_alone",
     "refuse_ignored",
     "refuse_overwriting",
+    "refuse_shared",
     "refuse_twice",
 ]
 
@@ -64,6 +65,17 @@ def refuse_overwriting(path: str | Path | None, source: str | Path | None, *, ar
         raise InvalidArgumentError(
             f"{argument} (={str(path)!r}) is the file {str(source)!r} itself, which would be lost: name another file"
         )
+
+
+def refuse_shared(files: Mapping[str, str | None]) -> None:
+    """Refuse files to write (option -> path, None where it was not given) of which two are one: the second would replace the first."""
+    written: dict[Path, str] = {}
+    for argument, text in files.items():
+        if text is None:
+            continue
+        other = written.setdefault(Path(text).resolve(), argument)
+        if other != argument:
+            raise InvalidArgumentError(f"{argument} (={text!r}) is the file of {other}, which would be lost: name another file")
 
 
 def check_seed(seed: int) -> None:
