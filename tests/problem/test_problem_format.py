@@ -177,6 +177,48 @@ def test_entries_that_mean_nothing_are_refused(gain: list, cost: list) -> None:
         )
 
 
+TERM = {"name": "a", "over": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("gains", "resource", "message"),
+    [
+        (
+            [{**TERM, "table": [1.5e308, 1.0]}] * 3,
+            {},
+            r"gains\[0\].table\[0\]: a table entry \(=1.5e\+308\) must lie between -1e\+100 and 1e",
+        ),
+        ([], {"terms": [{**TERM, "table": [1.0, -1e101]}]}, r"costs\[0\].terms\[0\].table\[1\]: a table entry \(=-1e\+101\) must lie"),
+        ([{**TERM, "product": {"coefficient": 1e300, "factors": [[1e300, 1]]}}], {}, r"gains\[0\].coefficient: coefficient \(=1e\+300\)"),
+        ([{**TERM, "product": {"coefficient": 1.0, "factors": [[1, -1e300]]}}], {}, r"gains\[0\].factors\[0\]: .* \(=-1e\+300\) must lie"),
+        ([{**TERM, "product": {"coefficient": 1e60, "factors": [[1e60, 1]]}}], {}, r"gains\[0\].factors: .* multiply to 1e\+120; .* unit"),
+        ([], {"constant": 1e200}, r"costs\[0\].constant: constant \(=1e\+200\) must lie"),
+        ([], {"limit": -1e200}, r"costs\[0\].limit: limit \(=-1e\+200\) must lie"),
+    ],
+)
+def test_numbers_whose_sums_would_overflow_are_refused(gains: list, resource: dict, message: str) -> None:
+    value = {
+        "format": "latprune/problem",
+        "version": 1,
+        "variables": [{"name": "a", "kind": "width", "choices": [1, 2]}],
+        "gains": gains,
+        "costs": [{"resource": "r", "limit": 1.0, "terms": [], **resource}],
+    }
+    with pytest.raises(FileFormatError, match=message):
+        Problem.from_json(json.dumps(value))
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path, document: dict) -> None:
+    text = json.dumps(document)
+    (tmp_path / "p.json").write_text(text, encoding="utf-8-sig")
+    for problem in (
+        Problem.read(tmp_path / "p.json"),
+        Problem.from_json((tmp_path / "p.json").read_bytes()),
+        Problem.from_json((tmp_path / "p.json").read_text(encoding="utf-8")),
+    ):
+        assert problem.to_dict() == document
+
+
 def test_numpy_integers_are_integers() -> None:
     variable = Variable(name="a", choices=tuple(np.arange(1, 4)))
     assert variable.choices == (1, 2, 3) and all(type(c) is int for c in variable.choices)

@@ -122,6 +122,11 @@ def check_several_limits(seed: int, widths: int, blocks: int, resources: int) ->
     check_against_brute_force(random_problem(seed, widths=widths, most=6, blocks=blocks, resources=resources, share=share))
 
 
+def test_a_bound_that_equals_the_window_of_the_next_box() -> None:
+    """A box is split with the bound at which its search stopped; by rounding that lay below the window of its half, which was closed."""
+    check_one_limit(496, widths=3, blocks=2, share=0.0, signs=True)
+
+
 @settings(max_examples=50, deadline=None)
 @_one_limit
 def test_one_limit_against_brute_force(seed: int, widths: int, blocks: int, share: float, signs: bool) -> None:

@@ -33,7 +33,7 @@ def all_pairs(count: int, choices: int) -> Problem:
 
 @pytest.mark.parametrize("calls", [1, 2, 3])
 def test_exact_keeps_what_it_has(calls: int) -> None:
-    problem = medium_problem(3)
+    problem = medium_problem(0)
     best = solve(problem)
     left = [calls]
 

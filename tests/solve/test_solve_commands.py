@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latprune.cli import main
-from latprune.problem import Problem, Solution
+from latprune.problem import Problem, Resource, Solution, Term, Variable
 from support.problems import medium_problem
 
 
@@ -36,6 +36,14 @@ def test_infeasible_is_3_with_the_floor(tmp_path: Path, problem: Problem, capsys
     assert main(["solve", str(tmp_path / "p.json"), "-o", str(tmp_path / "s.json")]) == 3
     assert Solution.read(tmp_path / "s.json").floor is not None
     assert "must be at least" in capsys.readouterr().err
+
+
+def test_a_resource_without_a_unit_is_told_without_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    terms = (Term(name="a", over="a", table=[2.0, 3.0]),)
+    problem = Problem(variables=(Variable(name="a", choices=(1, 2)),), gains=(), costs=(Resource(name="r", limit=1.0, terms=terms),))
+    problem.write(tmp_path / "p.json")
+    assert main(["solve", str(tmp_path / "p.json"), "-o", str(tmp_path / "s.json")]) == 3
+    assert "r (=1) must be at least 2, the lowest that any choice reaches" in capsys.readouterr().err
 
 
 def test_limit_is_4_with_a_file(tmp_path: Path, problem: Problem) -> None:
@@ -88,3 +96,28 @@ def test_frontier_command(tmp_path: Path, problem: Problem) -> None:
     value = json.loads((tmp_path / "f.json").read_text())
     assert len(value["solutions"]) == 5 and (tmp_path / "f.png").stat().st_size > 1000
     assert main(["frontier", str(tmp_path / "p.json"), "--resource", "none"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plot", "f.svg", "-o", "f.svg"], "--plot (='f.svg') is the file of --output, which would be lost"),
+        (["--plot", "f.svg", "-o", "./f.svg"], "is the file of --output"),
+        (["--plot", "link.svg", "-o", "f.svg"], "is the file of --output"),
+        (["--write-problem", "f.json", "-o", "f.json"], "--write-problem (='f.json') is the file of --output"),
+        (["--write-problem", "f.svg", "--plot", "f.svg"], "--plot (='f.svg') is the file of --write-problem"),
+    ],
+)
+def test_frontier_writes_each_file_once(
+    tmp_path: Path,
+    problem: Problem,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.svg").symlink_to("f.svg")
+    assert main(["frontier", "p.json", "--points", "2", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "f.svg").exists() and not (tmp_path / "f.json").exists()

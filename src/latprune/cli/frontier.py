@@ -66,12 +66,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import sys
 
-    from latprune.cli.option_rules import refuse_losing
+    from latprune.cli.option_rules import refuse_losing, refuse_shared
     from latprune.cli.solve import EXIT_CODES, INTERRUPTED, write_output
     from latprune.solve import FrontierInterrupted
 
     for option in ("output", "write_problem", "plot"):
         refuse_losing(args, getattr(args, option), argument=f"--{option.replace('_', '-')}")
+    refuse_shared({"--output": args.output, "--write-problem": args.write_problem, "--plot": args.plot})
     if args.plot is not None:  # told now rather than when all is solved
         from latprune.report import figure_kind
 

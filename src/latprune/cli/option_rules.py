@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "refuse_ignored",
     "refuse_losing",
     "refuse_overwriting",
+    "refuse_shared",
     "refuse_twice",
 ]
 
@@ -102,6 +103,17 @@ def _code_file(spec: str | None) -> Path | None:
     if not separator:
         return None
     return Path(place) if place.endswith(".py") else Path(*place.split(".")).with_suffix(".py")
+
+
+def refuse_shared(files: Mapping[str, str | None]) -> None:
+    """Refuse files to write (option -> path, None where it was not given) of which two are one: the second would replace the first."""
+    written: dict[Path, str] = {}
+    for argument, text in files.items():
+        if text is None:
+            continue
+        other = written.setdefault(Path(text).resolve(), argument)
+        if other != argument:
+            raise InvalidArgumentError(f"{argument} (={text!r}) is the file of {other}, which would be lost: name another file")
 
 
 def check_seed(seed: int) -> None:

@@ -155,6 +155,11 @@ class Evaluator:
             satisfied &= (costs[resource.name] <= highest) & np.isfinite(costs[resource.name])
         return BatchEvaluation(gain=gain.result(), costs=costs, satisfied=satisfied)
 
+    def read_gain(self, row: IntArray) -> float:
+        """Sum of the sizes of the gains that the ``(len(variables),)`` positions read: what a sum of them is rounded relative to."""
+        widths = [choices[row[i : i + 1]] for i, choices in enumerate(self._choices)]
+        return math.fsum(abs(float(term.values(row[None, :], widths)[0])) for term in self._gains)
+
     def one(self, assignment: Mapping[str, int]) -> Evaluation:
         """Evaluate one assignment by name."""
         batch = self.many(self.indices(assignment)[None, :])

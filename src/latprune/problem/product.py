@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from latprune.problem.rules import ProblemError
-from latprune.problem.types import FloatArray, IntArray, Sum, Term
+from latprune.problem.types import LARGEST_NUMBER, FloatArray, IntArray, Sum, Term, check_size
 
 __all__ = ["ProductTerm"]
 
@@ -46,6 +46,17 @@ class ProductTerm(Term):
             vector.setflags(write=False)
         if not math.isfinite(self.coefficient):
             raise ProblemError(f"coefficient (={self.coefficient}) must be finite", path="coefficient")
+        check_size(self.coefficient, "coefficient", "coefficient")
+        for i, vector in enumerate(factors):
+            check_size(float(vector[np.argmax(np.abs(vector))]), f"factors[{i}]", "the largest entry of a factor")
+        # Solvers multiply some of the factors first: what is below 1 need not come in between.
+        largest = math.prod(max(1.0, float(np.abs(v).max())) for v in (np.array(self.coefficient), *factors))
+        if largest > LARGEST_NUMBER:
+            raise ProblemError(
+                f"the largest entries of coefficient and factors multiply to {largest:g}; that must be at most {LARGEST_NUMBER:g}, so that "
+                "sums stay finite; choose another unit, or a smaller number where it stands for what is not wanted",
+                path="factors",
+            )
         if len(factors) != len(self.over):
             raise ProblemError(f"there are {len(factors)} factors; over names {len(self.over)} axes", path="factors")
         object.__setattr__(self, "factors", factors)
@@ -95,6 +106,11 @@ class ProductTerm(Term):
             ends = [end * float(edge) for end in (low, high) for edge in (vector.min(), vector.max())]
             low, high = min(ends), max(ends)
         return low, high
+
+    def step(self) -> float:
+        """The smallest entry that is not 0, without its sign; infinite where all are."""
+        least = [float(np.abs(vector[vector != 0.0]).min(initial=math.inf)) for vector in self.factors]
+        return abs(self.coefficient) * math.prod(least) if self.coefficient else math.inf
 
     def find(self, value: float) -> tuple[int, ...] | None:
         """Place of the first entry that equals ``value``, which no finite product does where it is infinite."""

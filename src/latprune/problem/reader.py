@@ -25,7 +25,7 @@ T = TypeVar("T")
 def read_text(path: str | Path) -> str:
     """The text of a file. Raises FileFormatError where it cannot be read or is not UTF-8."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except OSError as error:
         raise FileFormatError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -43,7 +43,8 @@ def parse_json(text: str | bytes) -> Any:
         return result
 
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        # Bytes may begin with a byte order mark by themselves.
+        return json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text, object_pairs_hook=pairs)
     except json.JSONDecodeError as error:
         raise FileFormatError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
     except UnicodeDecodeError as error:

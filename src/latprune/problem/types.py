@@ -16,7 +16,7 @@ from latprune.problem.rules import ProblemError
 if TYPE_CHECKING:
     from latprune.problem.evaluation import BatchEvaluation, Evaluation, Evaluator
 
-__all__ = ["Axis", "Problem", "Resource", "Sum", "SumMember", "Term", "Variable", "is_satisfied"]
+__all__ = ["Axis", "Problem", "Resource", "Sum", "SumMember", "Term", "Variable", "check_size", "is_satisfied", "smallest_step"]
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -28,12 +28,46 @@ LARGEST_WIDTH = 2**40
 LIMIT_TOLERANCE = 1e-9
 """A resource is satisfied up to this share of its limit; part of the file format."""
 
+LARGEST_NUMBER = 1e100
+"""Far above anything measured or counted; sums of such numbers, products of three and quotients stay far within floating point."""
+EQUAL = 1e-15
+"""Relative difference below which two entries differ by rounding alone."""
+
 
 def is_satisfied(cost: float, limit: float | None) -> bool:
     """Whether ``cost`` meets ``limit``: ``cost <= limit + 1e-9 * |limit|``; always true without a limit, unless the cost is infinite."""
     if limit is None:
         return cost < math.inf
     return cost <= limit + LIMIT_TOLERANCE * abs(limit) and cost < math.inf
+
+
+def smallest_step(table: FloatArray) -> float:
+    """The smallest number by which an entry of ``table`` decides anything in a sum; infinite where none does.
+
+    It is the smaller of the smallest entry that is not 0 and the distance from the highest entry to the next lower one; infinite entries,
+    and differences that are rounding alone, do not count.
+    """
+    finite = table[np.isfinite(table)]
+    if not finite.size:
+        return math.inf
+    highest = float(finite.max())
+    least = float(np.abs(finite[finite != 0.0]).min(initial=math.inf))
+    lower = float(finite[finite < highest - EQUAL * abs(highest)].max(initial=-math.inf))
+    return min(least, highest - lower)
+
+
+def check_size(value: float, path: str, what: str) -> None:
+    """Refuse a number so large that sums and products of its like overflow; an infinite one is another rule's.
+
+    Raises:
+        ProblemError: It is above ``LARGEST_NUMBER``, without its sign.
+    """
+    if LARGEST_NUMBER < abs(value) < math.inf:
+        raise ProblemError(
+            f"{what} (={value:g}) must lie between {-LARGEST_NUMBER:g} and {LARGEST_NUMBER:g}, so that sums stay finite; choose "
+            "another unit, or a smaller number where it stands for what is not wanted",
+            path=path,
+        )
 
 
 def _check_name(value: object, path: str) -> None:
@@ -171,6 +205,11 @@ class Term:
         if np.isnan(table).any():
             place = "".join(f"[{i}]" for i in np.argwhere(np.isnan(table))[0])
             raise ProblemError("a table entry must be a number, not NaN", path=f"table{place}")
+        low, high = self.extent()
+        for value in (low, high):
+            if abs(value) > LARGEST_NUMBER:
+                place = "".join(f"[{i}]" for i in np.argwhere(table == value)[0])
+                check_size(value, f"table{place}", "a table entry")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -193,6 +232,10 @@ class Term:
         """Lowest and highest finite entry; ``(0, 0)`` where there is none."""
         finite = self.table[np.isfinite(self.table)]
         return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+
+    def step(self) -> float:
+        """The smallest number by which an entry decides anything; see :func:`smallest_step`."""
+        return smallest_step(self.table)
 
     def find(self, value: float) -> tuple[int, ...] | None:
         """Place of the first entry that equals ``value``, or None."""
@@ -231,6 +274,9 @@ class Resource:
                 raise ProblemError(f"limit (={self.limit}) must be finite; use None for no limit", path="limit")
         if not math.isfinite(self.constant):
             raise ProblemError(f"constant (={self.constant}) must be finite", path="constant")
+        check_size(self.constant, "constant", "constant")
+        if self.limit is not None:
+            check_size(self.limit, "limit", "limit")
         _check_infinite(self.terms, "terms", forbidden=math.inf)
 
 

@@ -16,6 +16,7 @@ from latprune.problem.solution import OPTIMAL_GAP
 from latprune.problem.types import IntArray
 from latprune.registry import ClassRegistry
 from latprune.solve.canonical import canonical
+from latprune.solve.resolution import is_resolved
 
 __all__ = [
     "Control",
@@ -33,6 +34,8 @@ __all__ = [
 
 _ROUNDING = 1e-12
 """Share of all terms together that a sum of them, taken in another order, stays well within."""
+ROUNDING = 1e-14
+"""Share of all the gains together by which a solver that adds them up in another order may be off."""
 
 
 class SolverError(LatpruneError):
@@ -172,7 +175,8 @@ def answer(
     bound: float | None,
     proven: bool = True,
     notes: tuple[str, ...] = (),
-    rounding: float = 1e-14,
+    rounding: float = ROUNDING,
+    scale: float | None = None,
 ) -> Solution:
     """The solution at ``indices`` (positions into the choices of each variable), re-evaluated from the raw tables.
 
@@ -184,7 +188,10 @@ def answer(
         bound: Proven upper bound, or None.
         proven: False where the solver rounds, so that even a closed gap is only ``feasible``.
         notes: Remarks.
-        rounding: Share of all the gains together by which the bound may lie above the gain through rounding alone; it then is the gain.
+        rounding: Share of all the gains together by which the bound may lie above the gain through rounding alone. It then is the gain,
+            where so much more could not be another answer; otherwise it is raised by what rounding may hide.
+        scale: All the gains together, as far as an answer can read them (see :mod:`~latprune.solve.trimming`); by default those of the
+            tables.
 
     Raises:
         InvalidArgumentError: The assignment breaks a limit, and only by the rounding of its costs.
@@ -201,8 +208,12 @@ def answer(
         raise SolverError(f"solver {solver!r} returned an answer that breaks a limit: its costs are {costs}")
     if bound is not None:
         # The bound and the gain are sums of the same numbers in two orders.
-        scale = sum(max(map(abs, t.extent())) for t in problem.gains)
-        bound = gain if bound - gain <= rounding * scale else bound
+        error = rounding * (sum(max(map(abs, t.extent())) for t in problem.gains) if scale is None else scale)
+        if is_resolved(error, problem.evaluator.read_gain(row), lambda: min((t.step() for t in problem.gains), default=math.inf)):
+            bound = gain if bound - gain <= error else bound
+        else:
+            # A search adds up once per variable.
+            bound = max(bound, gain) + (1 + len(problem.variables)) * error
     gap = relative_gap(gain, bound)
     status = "optimal" if proven and gap is not None and gap <= OPTIMAL_GAP else "feasible"
     return Solution(

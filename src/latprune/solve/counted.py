@@ -109,7 +109,11 @@ class CountedSearch(BoxSearch):
             room = min(room, dual - self.gain + 1e-12 * (abs(self.gain) + abs(paid)))
             bound, kept = reaching_box(reached - room)
             if bound < dual - room:
-                return self.gain, []  # only where the answer itself is out of reach
+                if self.gain >= dual - room:
+                    return self.gain, []  # the answer itself is out of reach
+                # The box that this one was split from told that nothing lies so near the dual; what lies further off is still open.
+                room = math.inf
+                continue
             if not self._worth(bound) or self.control.expired():
                 return bound, []
             small, _ = lifted(graph, kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from latprune.argument_rules import check_whole
@@ -16,8 +16,10 @@ from latprune.solve.counted_several import SeveralCounted
 from latprune.solve.factors import FactorGraph, compile_problem
 from latprune.solve.floor import infeasible
 from latprune.solve.highs import MILP_ROUNDING
+from latprune.solve.reduction import graph_value
 from latprune.solve.several import SeveralResult, solve_several
 from latprune.solve.stepwise import long_sums, solve_in_steps
+from latprune.solve.trimming import SEARCH_ROUNDING, gain_scale, sharpened, trimmed
 
 __all__ = ["Exact"]
 
@@ -63,16 +65,20 @@ class Exact(Solver):
             return self._counted(problem, counted, control)
         if long_sums(problem):
             return solve_in_steps(problem, control, solver=self)
-        graph = compile_problem(problem)
+        graph = trimmed(compile_problem(problem))
         if len(graph.resources) > 1:
             return self._hand_over(problem, graph, control, f"{len(graph.resources)} resources have limits")
         search = BranchAndBound(graph=graph, control=control, max_table=self.max_table, label_cap=self.label_cap)
         try:
             search.run()
+            while (sharper := sharpened(search.graph, search.states)) is not None and not control.expired():
+                known = -math.inf if search.states is None else graph_value(sharper, search.states)[0]
+                search = replace(search, graph=sharper, incumbent=known, bound=math.inf, heap=[])
+                search.run()
         except KeyboardInterrupt:
             raise SolveInterrupted(self._solution(problem, search, control)) from None
         except TooDense:
-            return self._hand_over(problem, graph, control, "the group graph is too dense for elimination")
+            return self._hand_over(problem, search.graph, control, "the group graph is too dense for elimination")
         if search.infeasible:
             return infeasible(problem, solver=self.name, control=control)
         return self._solution(problem, search, control)
@@ -104,12 +110,20 @@ class Exact(Solver):
         notes = (f"{search.nodes} nodes, {search.searches} label searches, at most {search.most_labels} labels",)
         states = None if search.states is None else search.states[: search.graph.own]
         bound = search.bound if math.isfinite(search.bound) else None
-        return answer(problem, states, solver=self.name, control=control, bound=bound, notes=notes)
+        scale = gain_scale(search.graph)
+        return answer(problem, states, solver=self.name, control=control, bound=bound, notes=notes, scale=scale)
 
     def _hand_over(self, problem: Problem, graph: FactorGraph, control: Control, reason: str) -> Solution:
         result = SeveralResult()
         try:
             solve_several(problem, graph, control, max_table=self.max_table, result=result)
+            while not (result.interrupted or control.expired()):
+                sharper = sharpened(graph, result.states, rounding=MILP_ROUNDING)
+                if sharper is None:
+                    break
+                graph = sharper
+                result = SeveralResult(states=result.states, gain=result.gain)
+                solve_several(problem, graph, control, max_table=self.max_table, result=result)
         except KeyboardInterrupt:
             result.interrupted = True
         name = self.name
@@ -120,7 +134,10 @@ class Exact(Solver):
             return infeasible(problem, solver=name, control=control, notes=notes)
         states = None if result.states is None else result.states[: graph.own]
         bound = result.bound if math.isfinite(result.bound) else None
-        solution = answer(problem, states, solver=name, control=control, bound=bound, notes=notes, rounding=MILP_ROUNDING)
+        rounding = MILP_ROUNDING if result.rounds else SEARCH_ROUNDING
+        solution = answer(
+            problem, states, solver=name, control=control, bound=bound, notes=notes, rounding=rounding, scale=gain_scale(graph)
+        )
         if result.interrupted:
             raise SolveInterrupted(solution)
         return solution

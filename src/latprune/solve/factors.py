@@ -218,7 +218,8 @@ class _Compiler:
         gates = frozenset(self.problem.index_of(g) for g in term.gate)
         # A table over its own gate counts only at 1.
         for v in [v for v in scope if v in gates]:
-            table = np.take(table, 1, axis=scope.index(v))
+            # An array even without an axis left: entries are set in place below.
+            table = np.asarray(np.take(table, 1, axis=scope.index(v)))
             scope.remove(v)
         for v in scope:
             readers.setdefault(v, []).append(gates)
@@ -227,7 +228,7 @@ class _Compiler:
             self.tables[key] = (np.zeros(table.shape), np.zeros((len(self.names), *table.shape)))
         gain, cost = self.tables[key]
         if resource is None:
-            self.tables[key] = (gain + table, cost)
+            gain += table
             return
         forbidden = np.isinf(table)
         if resource.name in self.names:

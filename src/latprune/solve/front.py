@@ -66,10 +66,13 @@ def require_answer(problem: Problem, solution: Solution) -> Solution:
         said = "each limit can be met alone, all of them together cannot"
     else:
         said = "; ".join(
-            f"{r.name} (={r.limit:g} {r.unit}) must be at least {floor[r.name]:g} {r.unit}, the lowest that any choice reaches".replace(
-                " )", ")"
-            )
+            f"{r.name} (={_amount(r.limit, r.unit)}) must be at least {_amount(floor[r.name], r.unit)}, the lowest that any choice reaches"
             for r in problem.costs
             if r.limit is not None and floor[r.name] > r.limit
         )
     raise BudgetInfeasibleError(f"no choice of widths and blocks meets the limits: {said}", limit=limits, floor=floor)
+
+
+def _amount(value: float, unit: str) -> str:
+    """A number with its unit, which may be empty."""
+    return f"{value:g} {unit}".rstrip()

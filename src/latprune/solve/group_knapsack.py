@@ -11,10 +11,12 @@ from latprune.errors import InvalidArgumentError
 from latprune.problem import Problem, Solution
 from latprune.problem.types import IntArray
 from latprune.solve.base import Control, Solver, answer, register
+from latprune.solve.factors import FactorGraph
 from latprune.solve.floor import infeasible
-from latprune.solve.knapsack_classes import Classes, read_classes
+from latprune.solve.knapsack_classes import Classes, read_classes, read_graph
 from latprune.solve.knapsack_integer import Stage, by_items, by_options, integer_answer, integer_bound
 from latprune.solve.knapsack_labels import label_answer
+from latprune.solve.trimming import gain_scale, sharpened
 
 __all__ = ["GroupKnapsack", "Knapsack"]
 
@@ -23,11 +25,25 @@ def _least(classes: Classes) -> float:
     return math.fsum(b.least() for b in classes.bundles)
 
 
-def _solve_integer(problem: Problem, classes: Classes, units: int, stage: Stage, name: str, control: Control) -> Solution:
+def _solve_integer(problem: Problem, graph: FactorGraph, units: int, stage: Stage, name: str, control: Control) -> Solution:
+    classes = read_classes(problem, graph, name)
     states: IntArray | None = integer_answer(classes, units, stage, control)
+    while not control.expired() and (sharper := sharpened(graph, states)) is not None:
+        graph = sharper
+        classes = read_classes(problem, graph, name)
+        states = integer_answer(classes, units, stage, control)
     bound = integer_bound(classes, units, control)
     notes = (f"costs rounded up to 1/{units} of the room above the floor",)
-    return answer(problem, states, solver=name, control=control, bound=bound if math.isfinite(bound) else None, proven=False, notes=notes)
+    return answer(
+        problem,
+        states,
+        solver=name,
+        control=control,
+        bound=bound if math.isfinite(bound) else None,
+        proven=False,
+        notes=notes,
+        scale=gain_scale(graph),
+    )
 
 
 def _check_units(units: int) -> None:
@@ -62,13 +78,17 @@ class GroupKnapsack(Solver):
 
     def run(self, problem: Problem, control: Control) -> Solution:
         """Solve ``problem``."""
-        classes = read_classes(problem, self.name)
+        graph = read_graph(problem, self.name)
+        classes = read_classes(problem, graph, self.name)
         if _least(classes) > classes.budget or not math.isfinite(_least(classes)):
             return infeasible(problem, solver=self.name, control=control)
         if self.units is not None:
-            return _solve_integer(problem, classes, self.units, by_options, self.name, control)
+            return _solve_integer(problem, graph, self.units, by_options, self.name, control)
         found = label_answer(classes, control)
-        solution = answer(problem, found.states, solver=self.name, control=control, bound=found.bound)
+        while not control.expired() and (sharper := sharpened(graph, found.states)) is not None:
+            graph = sharper
+            found = label_answer(read_classes(problem, graph, self.name), control)
+        solution = answer(problem, found.states, solver=self.name, control=control, bound=found.bound, scale=gain_scale(graph))
         control.report(solution.gain, solution.bound)
         return solution
 
@@ -96,7 +116,8 @@ class Knapsack(Solver):
 
     def run(self, problem: Problem, control: Control) -> Solution:
         """Solve ``problem``."""
-        classes = read_classes(problem, self.name)
+        graph = read_graph(problem, self.name)
+        classes = read_classes(problem, graph, self.name)
         if _least(classes) > classes.budget or not math.isfinite(_least(classes)):
             return infeasible(problem, solver=self.name, control=control)
-        return _solve_integer(problem, classes, self.units, by_items, self.name, control)
+        return _solve_integer(problem, graph, self.units, by_items, self.name, control)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +15,8 @@ from latprune.solve.base import Control, SolveInterrupted, Solver, SolverError, 
 from latprune.solve.factors import FactorGraph, compile_problem
 from latprune.solve.floor import infeasible
 from latprune.solve.milp_model import MilpModel, build_milp
+from latprune.solve.reduction import graph_value
+from latprune.solve.trimming import gain_scale, sharpened, trimmed
 
 __all__ = ["Highs", "MilpResult", "solve_milp"]
 
@@ -189,14 +191,32 @@ class Highs(Solver):
 
     def run(self, problem: Problem, control: Control) -> Solution:
         """Solve ``problem``."""
-        graph = compile_problem(problem)
-        result = solve_milp(graph, control, accept=accepts(problem, graph))
+        graph = trimmed(compile_problem(problem))
+        accept = accepts(problem, graph)
+        result = solve_milp(graph, control, accept=accept)
+        while not (result.interrupted or control.expired()):
+            sharper = sharpened(graph, result.states, rounding=MILP_ROUNDING)
+            if sharper is None or result.states is None:
+                break
+            graph = sharper
+            again = solve_milp(graph, control, start=result.states, accept=accept)
+            # HiGHS may lose its start; what was found stays an answer.
+            if again.states is None:
+                again = replace(again, states=result.states, bound=max(again.bound, graph_value(graph, result.states)[0]), infeasible=False)
+            result = replace(again, nodes=result.nodes + again.nodes)
         if result.infeasible:
             return infeasible(problem, solver=self.name, control=control)
         bound = result.bound if math.isfinite(result.bound) else None
         states = None if result.states is None else result.states[: graph.own]
         solution = answer(
-            problem, states, solver=self.name, control=control, bound=bound, notes=(f"{result.nodes} nodes",), rounding=MILP_ROUNDING
+            problem,
+            states,
+            solver=self.name,
+            control=control,
+            bound=bound,
+            notes=(f"{result.nodes} nodes",),
+            rounding=MILP_ROUNDING,
+            scale=gain_scale(graph),
         )
         control.report(solution.gain, solution.bound)
         if result.interrupted:

@@ -10,9 +10,10 @@ import numpy as np
 from latprune.errors import SolverNotApplicableError
 from latprune.problem import Problem
 from latprune.problem.types import FloatArray, IntArray
-from latprune.solve.factors import compile_problem
+from latprune.solve.factors import FactorGraph, compile_problem
+from latprune.solve.trimming import trimmed
 
-__all__ = ["Bundle", "Classes", "read_classes"]
+__all__ = ["Bundle", "Classes", "read_classes", "read_graph"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,29 +59,35 @@ class Classes:
         return total
 
 
-def read_classes(problem: Problem, solver: str) -> Classes:
-    """``problem`` as classes.
+def read_graph(problem: Problem, solver: str) -> FactorGraph:
+    """``problem`` compiled, without what no answer within the limit can read; see :func:`read_classes`.
 
     Raises:
-        SolverNotApplicableError: A term reads more than one variable, a width is read from inside and outside a block, blocks are nested,
-        or more
-            than one resource has a limit.
+        SolverNotApplicableError: A term reads more than one variable, or more than one resource has a limit.
     """
-
-    def refuse(reason: str) -> SolverNotApplicableError:
-        return SolverNotApplicableError(f"solver {solver!r} takes one limit and terms over one variable each; {reason}; use solver 'exact'")
-
     limited = [r.name for r in problem.costs if r.limit is not None]
     if len(limited) > 1:
-        raise refuse(f"resources {', '.join(limited)} all have limits")
+        raise _refusal(solver, f"resources {', '.join(limited)} all have limits")
     for path, terms in [
         ("gains", problem.gains),
         *((f"costs[{i}].terms", r.terms) for i, r in enumerate(problem.costs) if r.limit is not None),
     ]:
         for i, term in enumerate(terms):
             if len(term.over) > 1:
-                raise refuse(f"{path}[{i}] ({term.name!r}) reads {len(term.over)} axes")
-    graph = compile_problem(problem, limited or [problem.costs[0].name])
+                raise _refusal(solver, f"{path}[{i}] ({term.name!r}) reads {len(term.over)} axes")
+    return trimmed(compile_problem(problem, limited or [problem.costs[0].name]))
+
+
+def _refusal(solver: str, reason: str) -> SolverNotApplicableError:
+    return SolverNotApplicableError(f"solver {solver!r} takes one limit and terms over one variable each; {reason}; use solver 'exact'")
+
+
+def read_classes(problem: Problem, graph: FactorGraph, solver: str) -> Classes:
+    """The graph of a ``problem`` (see :func:`read_graph`) as classes.
+
+    Raises:
+        SolverNotApplicableError: A sum reads more than one variable, a width is read from inside and outside a block, or blocks are nested.
+    """
     budget = float(graph.budgets[0])
     names = [v.name for v in problem.variables]
     tables: dict[int, tuple[frozenset[int], FloatArray, FloatArray]] = {}
@@ -89,21 +96,21 @@ def read_classes(problem: Problem, solver: str) -> Classes:
         cost = np.where(np.isneginf(factor.gain), math.inf, factor.cost[0])
         gain = np.where(np.isneginf(factor.gain), 0.0, factor.gain)
         if len(factor.scope) > 1 or (factor.scope and factor.scope[0] >= graph.own):
-            raise refuse("a sum of widths reads more than one variable")
+            raise _refusal(solver, "a sum of widths reads more than one variable")
         if len(factor.gates) > 1:
-            raise refuse(f"a term is gated by {len(factor.gates)} blocks")
+            raise _refusal(solver, f"a term is gated by {len(factor.gates)} blocks")
         if not factor.scope:
             (block,) = factor.gates
             present[block] = (float(cost), float(gain))
             continue
         (variable,) = factor.scope
         if variable in tables:
-            raise refuse(f"variable {names[variable]!r} is read with and without a gate, or behind two")
+            raise _refusal(solver, f"variable {names[variable]!r} is read with and without a gate, or behind two")
         tables[variable] = (factor.gates, gain, cost)
     blocks = {g for gates, _, _ in tables.values() for g in gates} | set(present)
     for variable, (gates, _, _) in tables.items():
         if variable in blocks and gates:
-            raise refuse(f"block {names[variable]!r} lies in another block")
+            raise _refusal(solver, f"block {names[variable]!r} lies in another block")
     bundles = []
     for block in sorted(blocks):
         inner = [v for v in sorted(tables) if block in tables[v][0]]

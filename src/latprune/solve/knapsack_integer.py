@@ -64,7 +64,11 @@ def _residuals(bundle: Bundle) -> tuple[float, float, list[FloatArray]]:
     least = bundle.least()
     inner = [float(c.min()) for c in bundle.costs]
     present = bundle.present[0] + math.fsum(inner) - least
-    return max(0.0, bundle.absent[0] - least), max(0.0, present), [c - m for c, m in zip(bundle.costs, inner, strict=True)]
+    return (
+        max(0.0, bundle.absent[0] - least),
+        max(0.0, present),
+        [np.where(np.isinf(c), math.inf, c) - (m if math.isfinite(m) else 0.0) for c, m in zip(bundle.costs, inner, strict=True)],
+    )
 
 
 def _run(

@@ -19,6 +19,7 @@ from latprune.solve.exact import Exact
 from latprune.solve.factors import compile_problem
 from latprune.solve.plan import Plan, make_plan
 from latprune.solve.reduction import Restricted, restrict
+from latprune.solve.trimming import gain_scale, sharpened, trimmed
 
 __all__ = ["ManyLimits"]
 
@@ -113,7 +114,9 @@ class ManyLimits:
         self.part_price = price
 
     def solve(self, problem: Problem, number: int, solver: Exact, control: Control) -> Solution | None:
-        """The answer at limit ``number``, which ``problem`` carries; None for one below the hull (infeasible, or close to it)."""
+        """The answer at limit ``number``, which ``problem`` carries; None for one below the hull (infeasible, or close to it),
+        and for one whose answer large entries may hide, which a search of its own can leave out.
+        """
         name = solver.name
         clock = Control(time_limit=None if math.isinf(control.deadline) else max(control.left, 1e-9), gap=control.gap)
         if clock.expired():
@@ -125,15 +128,17 @@ class ManyLimits:
         assert self.part is not None
         budget = self.budgets[number] + float(self.part.graph.budgets[0]) - float(self.whole.graph.budgets[0])
         search = BranchAndBound(
-            graph=replace(self.part.graph, budgets=np.array([budget])),
+            graph=trimmed(replace(self.part.graph, budgets=np.array([budget]))),
             control=clock,
             max_table=solver.max_table,
             label_cap=solver.label_cap,
             start=self.part_price if self.part_price > 0 else None,
         )
         search.run()
+        if sharpened(search.graph, search.states) is not None:
+            return None
         offset = self.whole.gain + self.part.gain
         bound = search.bound + offset if math.isfinite(search.bound) else None
         states: IntArray | None = None if search.states is None else self.whole.lift(self.part.lift(search.states))[: self.own]
         notes = (f"{search.nodes} nodes, {search.searches} label searches, at most {search.most_labels} labels",)
-        return answer(problem, states, solver=name, control=clock, bound=bound, notes=notes)
+        return answer(problem, states, solver=name, control=clock, bound=bound, notes=notes, scale=abs(offset) + gain_scale(search.graph))

@@ -192,14 +192,18 @@ class MeetingSearch(LabelSearch):
         unused = np.divide(left[:, None], prices, out=np.full(most.shape, np.inf), where=prices > 0)
         least = most - unused
         spread = np.ptp(second.cost, axis=0)
-        r = int(np.argmin(np.median(unused, axis=0) / np.maximum(spread, 1e-300)))
+        # Where labels hardly differ in a resource, what is left of it is infinitely many times that; the clip takes it to its end.
+        with np.errstate(over="ignore"):
+            r = int(np.argmin(np.median(unused, axis=0) / np.maximum(spread, 1e-300)))
         start, scale = float(second.cost[:, r].min()), max(float(spread[r]), 1e-300)
         order = np.lexsort((second.cost[:, r], second.at))
         # One increasing key: the state, and half of it the share of the range of costs.
         key = second.at[order] + 0.5 * (second.cost[order, r] - start) / scale
         slip = 1e-9
-        low = np.searchsorted(key, first.at + 0.5 * np.clip((least[:, r] - start) / scale, -0.5, 1.5) - slip, side="left")
-        high = np.searchsorted(key, first.at + 0.5 * np.clip((most[:, r] - start) / scale, -0.5, 1.5) + slip, side="right")
+        with np.errstate(over="ignore"):
+            from_, to = (np.clip((edge[:, r] - start) / scale, -0.5, 1.5) for edge in (least, most))
+        low = np.searchsorted(key, first.at + 0.5 * from_ - slip, side="left")
+        high = np.searchsorted(key, first.at + 0.5 * to + slip, side="right")
         self.most = max(self.most, len(first.at), len(second.at))
         best, found = -np.inf, None
         count = np.cumsum(np.maximum(high - low, 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,15 +23,17 @@ from latprune.solve.factors import FactorGraph, compile_problem
 from latprune.solve.highs import accepts, solve_milp
 from latprune.solve.plan import make_plan
 from latprune.solve.reduction import BoolArray, restrict
+from latprune.solve.trimming import gain_scale, sharpened, trimmed
 
 __all__ = ["second_best"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Part:
-    """A part of the problem with its best answer: as found, and in canonical form."""
+    """A part of the problem with its best answer: the graph's states as found, the variables' in order, and in canonical form."""
 
     alive: list[BoolArray]
+    states: IntArray
     row: IntArray
     key: tuple[int, ...]
     gain: float
@@ -66,20 +68,26 @@ def second_best(problem: Problem, *, gap: float = 1e-3, count: int = 10, time_li
             "looks for networks that differ in earnest, or offer fewer choices"
         )
     control = Control(time_limit=time_limit)
-    graph = compile_problem(problem)
+    graph = trimmed(compile_problem(problem))
     masks: list[BoolArray] = [np.ones(n, dtype=np.bool_) for n in graph.sizes]
     best = _best_of(problem, graph, masks, -math.inf, control)
+    sharp = graph
+    while best is not None and not control.expired() and (sharper := sharpened(sharp, best.states)) is not None:
+        sharp = sharper
+        again = _best_of(problem, sharp, masks, -math.inf, control)
+        best = best if again is None or again.gain < best.gain else again
     if best is None:
         return ()
     floor = best.gain - gap * abs(best.gain) - 1e-12 * abs(best.gain)
-    best = _Part(alive=_reaching(graph, floor, control), row=best.row, key=best.key, gain=best.gain)
+    graph = trimmed(graph, gain=floor)
+    best = replace(best, alive=_reaching(graph, floor, control))
     heap: list[tuple[float, int, _Part]] = [(-best.gain, 0, best)]
-    tick = 0
+    tick, scale = 0, gain_scale(graph)
     found: dict[tuple[int, ...], Solution] = {}
     while heap and len(found) < count:
         _, _, part = heapq.heappop(heap)
         if part.key not in found:
-            found[part.key] = answer(problem, part.row, solver="exact", control=control, bound=best.gain, proven=not found)
+            found[part.key] = answer(problem, part.row, solver="exact", control=control, bound=best.gain, proven=not found, scale=scale)
         for alive in _split(problem, part):
             if control.expired():
                 return tuple(found.values())
@@ -148,9 +156,10 @@ def _best_of(problem: Problem, graph: FactorGraph, alive: list[BoolArray], floor
         states = _by_highs(problem, graph, alive, control)
     if states is None:
         return None
-    row = small.lift(states)[: graph.own]
+    states = small.lift(states)
+    row = states[: graph.own]
     key = tuple(int(i) for i in canonical(problem, row))
-    return _Part(alive=alive, row=row, key=key, gain=float(problem.evaluate_many(row[None, :]).gain[0]))
+    return _Part(alive=alive, states=states, row=row, key=key, gain=float(problem.evaluate_many(row[None, :]).gain[0]))
 
 
 def _by_highs(problem: Problem, graph: FactorGraph, alive: list[BoolArray], control: Control) -> IntArray | None:
