@@ -84,3 +84,16 @@ def test_results_without_latency_or_groups_are_drawn_too(tmp_path: Path) -> None
     save_figure(plot_result(sample_record(groups=[])), tmp_path / "latency.svg")
     with pytest.raises(InvalidArgumentError, match="must end in"):
         save_figure(plot_result(sample_record()), tmp_path / "figure.bmp")
+
+
+def test_labels_of_points_that_lie_close_cover_neither_each_other_nor_dots() -> None:
+    figure = new_figure(6.4, 4.4)
+    axes = figure.subplots()
+    places = [("dense", 1.0, 0.9339), ("flops=70%", 1.02, 0.9317), ("flops=50%", 0.752, 0.9151), ("by tables", 0.658, 0.9123)]
+    plot_trade_off([TradeOffPoint(label=n, latency=x, accuracy=y, highlight=n == "by tables") for n, x, y in places], axes)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == len(places) and not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+    dots = [axes.transData.transform((100 * x, 100 * y)) for _, x, y in places]
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
+    inside = axes.get_window_extent()
+    assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes)

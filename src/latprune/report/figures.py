@@ -12,6 +12,7 @@ from latprune.errors import FileFormatError, InvalidArgumentError
 from latprune.export.record import ResultRecord
 from latprune.extras import importing
 from latprune.report.data import LatencyBars, WidthRow, compute_report
+from latprune.report.point_labels import PointLabel, label_points
 from latprune.storage import write_atomic
 
 if TYPE_CHECKING:
@@ -176,19 +177,6 @@ def plot_trade_off(points: Sequence[TradeOffPoint], axes: Axes, *, budget: float
         if point.low is not None and point.high is not None:
             axes.plot([100 * point.low, 100 * point.high], [100 * point.accuracy] * 2, color=colour, linewidth=1.4)
         axes.plot(100 * point.latency, 100 * point.accuracy, "o", color=colour, markersize=7 if point.highlight else 5.5)
-        right = point.latency < 0.8
-        axes.annotate(
-            f"{point.label}  {100 * point.accuracy:.2f} %",
-            (100 * point.latency, 100 * point.accuracy),
-            xytext=(9 if right else -9, 0),
-            textcoords="offset points",
-            ha="left" if right else "right",
-            va="center",
-            fontsize=8.5,
-            color=INK,
-            fontweight="bold" if point.highlight else "normal",
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0},
-        )
     if budget is not None:
         _budget(100 * budget, axes)
     axes.set_xlabel("measured latency, % of dense", fontsize=8)
@@ -196,6 +184,11 @@ def plot_trade_off(points: Sequence[TradeOffPoint], axes: Axes, *, budget: float
     axes.tick_params(axis="y", labelsize=8)
     axes.margins(y=0.18)
     _plain(axes)
+    labels = [
+        PointLabel(text=f"{point.label}  {100 * point.accuracy:.2f} %", x=100 * point.latency, y=100 * point.accuracy, bold=point.highlight)
+        for point in points
+    ]
+    label_points(labels, axes, colour=INK, size=8.5)
 
 
 def plot_frontier(curve: FrontierCurve, axes: Axes) -> None:
