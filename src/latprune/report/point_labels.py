@@ -45,7 +45,7 @@ def label_points(labels: Sequence[PointLabel], axes: Axes, *, colour: str, size:
         colour: Of the text.
         size: Of the text, points.
     """
-    axes.figure.draw_without_rendering()  # lays the figure out  # type: ignore[union-attr]
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]  # lays the figure out
     inside = axes.get_window_extent()
     dots = [axes.transData.transform((label.x, label.y)) for label in labels]
     taken: list[Any] = []
