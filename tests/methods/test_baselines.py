@@ -35,7 +35,7 @@ def test_by_random_scores_a_block_takes_its_share_with_it(share: float) -> None:
         model, torch.randn(1, 1, 16, 16), budget=f"flops={share:.0%}", method=MDP(score=RandomConfig()), measure_latency=False
     )
     assert 0.95 * share <= result.record.pruned.macs / result.record.dense.macs <= share
-    assert len(result.record.blocks_removed) < len([block for block in result.graph.blocks.values() if block.removable])
+    assert len(result.record.blocks_removed) < 8  # of nine, one may stay at the first of a stage
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.62, 0.9])

@@ -129,7 +129,7 @@ def rebuilt_tensors(model: nn.Module, record: ResultRecord, led_to: Mapping[str,
         for name, shape in found.items()
         if name in expected and tuple(expected[name]) != shape
     ]
-    return [*new, *resized, *(f"'{name}' is gone" for name in expected if name not in found)]
+    return [*new, *resized, *(f"'{name}' is gone" for name in sorted(expected) if name not in found)]  # files have no order
 
 
 def _without_norms(
