@@ -177,6 +177,7 @@ def test_a_predictor_is_read_in_place_of_tables(nets: str, tmp_path: Path) -> No
         (["--stages", "3", "--method-arg", "stages=5"], "--method-arg stages does nothing with --stages"),
         (["--schedule", "stages", "--schedule-arg", "stages=3", "--stages", "5"], "--stages does nothing with --schedule (='stages')"),
         (["--schedule", "stages", "--method-arg", "stages=4"], "--method-arg stages= does nothing with --schedule (='stages')"),
+        (["--schedule", "single_pass", "--method-arg", 'soft_masks={"every": 5}'], "--method-arg soft_masks= does nothing with --schedule"),
         (["--no-blocks", "--method-arg", "blocks=true"], "--method-arg blocks does nothing with --no-blocks"),
         (["--no-channels", "--method-arg", "channels=true"], "--method-arg channels does nothing with --no-channels"),
         (["--test-data", "nets:x", "--evaluate", "nets:accuracy"], "--test-data does nothing with --evaluate"),
@@ -188,6 +189,12 @@ def test_what_does_nothing_or_is_of_another_kind_is_refused_before_anything_is_d
 ) -> None:
     assert main(words(nets, tmp_path / "out", "--budget", "flops=70%", *given)) == 2
     assert told in capsys.readouterr().err and not list(tmp_path.rglob("*.json"))
+
+
+def test_a_schedule_leaves_the_method_its_other_options(nets: str, tmp_path: Path) -> None:
+    """What a network from scratch is structured by has a schedule of its own, and does more than that."""
+    given = ("--method", "from_scratch", "--method-arg", "structure=halp", "--method-arg", "score=l1", "--schedule", "single_pass")
+    assert main(words(nets, tmp_path / "out", "--budget", "flops=70%", "--predict-only", *given)) == 0
 
 
 def test_folding_for_good_and_for_a_while_exclude_each_other(nets: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,12 +30,11 @@ def context() -> StageContext:
 
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_by_random_scores_a_block_takes_its_share_with_it(share: float) -> None:
-    model = digits_resnet(blocks=3).eval()
-    result = latprune.prune(
-        model, torch.randn(1, 1, 16, 16), budget=f"flops={share:.0%}", method=MDP(score=RandomConfig()), measure_latency=False
-    )
+    model, x = digits_resnet(blocks=3).eval(), torch.randn(1, 1, 16, 16)
+    removable = [block for block in latprune.trace(model, x).blocks.values() if block.removable]
+    result = latprune.prune(model, x, budget=f"flops={share:.0%}", method=MDP(score=RandomConfig()), measure_latency=False)
     assert 0.95 * share <= result.record.pruned.macs / result.record.dense.macs <= share
-    assert len(result.record.blocks_removed) < 8  # of nine, one may stay at the first of a stage
+    assert len(result.record.blocks_removed) < len(removable)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.62, 0.9])

@@ -170,13 +170,15 @@ def method_of(args: argparse.Namespace) -> Method:
 
 def _refuse_unscheduled(method: str, options: dict[str, Any], *, schedule: str) -> None:
     """Refuse options that say how the method itself goes to its budget, where a schedule stands in for that."""
-    from latprune.errors import InvalidArgumentError
-    from latprune.methods import get_method
+    from dataclasses import fields
 
-    own = get_method(method, **options).schedule
+    from latprune.errors import InvalidArgumentError
+    from latprune.methods import Schedule, get_method
+
+    made = get_method(method, **options)
+    own = {entry.name for entry in fields(made.schedule)}
     for name in options:
-        without = get_method(method, **{other: value for other, value in options.items() if other != name})
-        if without.schedule != own:
+        if name in own or isinstance(getattr(made, name, None), Schedule):
             raise InvalidArgumentError(
                 f"--method-arg {name}= does nothing with --schedule (={schedule!r}), which goes to the budget in its own way; leave one of "
                 f"them out (--schedule-arg {name}=)"
