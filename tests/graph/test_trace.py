@@ -16,7 +16,7 @@ import latprune
 from latprune import zoo
 from latprune.errors import BudgetInfeasibleError, CaptureError, InvalidArgumentError
 from latprune.graph import ModelGraph, Role, register_rule, trace
-from latprune.graph.conditions import preserved_modes
+from latprune.modes import preserved_modes
 from support.equivalence import assert_pruned_equals_masked, random_widths, randomise
 
 

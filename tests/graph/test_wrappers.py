@@ -14,7 +14,7 @@ import latprune
 from latprune.errors import CaptureError, UnwrappedWarning
 from latprune.export import export_onnx, export_program
 from latprune.graph import Selection, trace, unwrapped
-from latprune.graph.wrappers import check_modes
+from latprune.modes import check_modes
 from latprune.surgery import prune as cut
 from latprune.train import evaluate
 

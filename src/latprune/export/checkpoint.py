@@ -289,7 +289,8 @@ def _apply(model: nn.Module | Callable[[], nn.Module] | None, saved: SavedResult
     if model is None:
         raise InvalidArgumentError(f"{saved.path} holds edits of a model's class: give the dense model, or what builds it")
 
-    from latprune.graph.wrappers import check_modes, unwrapped
+    from latprune.graph.wrappers import unwrapped
+    from latprune.modes import check_modes
     from latprune.surgery import ArchitectureEdits, replay
 
     built = model if isinstance(model, torch.nn.Module) else model()

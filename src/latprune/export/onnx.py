@@ -22,10 +22,11 @@ from latprune.export.open_dimensions import OpenDimensions, doubled, shapes_by_p
 from latprune.export.signature import FlatCall, Inputs, call, inputs_as_numpy, is_plain, named_inputs
 from latprune.extras import importing
 from latprune.graph.computed_types import computed_types
-from latprune.graph.conditions import check_runs, preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.conditions import check_runs, preserved_buffers, preserved_state
 from latprune.graph.example_inputs import as_call
 from latprune.graph.wrappers import scripted_parts
 from latprune.latency.engines.inputs import held_type
+from latprune.modes import preserved_modes
 from latprune.program.steps import FileNames
 from latprune.quiet import in_a_line, quiet_exporters
 from latprune.storage import write_atomic

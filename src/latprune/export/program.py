@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 from latprune.errors import EngineError
 from latprune.export.open_dimensions import OpenDimensions, doubled, shapes_by_parameter
 from latprune.export.signature import Inputs, call
-from latprune.graph.conditions import check_runs, preserved_modes
+from latprune.graph.conditions import check_runs
 from latprune.graph.example_inputs import as_call
+from latprune.modes import preserved_modes
 from latprune.quiet import in_a_line
 from latprune.storage import write_atomic
 

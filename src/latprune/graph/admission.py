@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from latprune.errors import CaptureError, InvalidArgumentError
 from latprune.graph.folding import folds_of
 from latprune.graph.tensors import flatten_tensors
-from latprune.graph.wrappers import check_modes
+from latprune.modes import check_modes
 from latprune.states import is_carried, stored_state
 
 __all__ = ["check_derived_weights", "check_inputs", "check_kind", "check_state", "derived_weights"]

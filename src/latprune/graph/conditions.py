@@ -16,7 +16,6 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError, LatpruneError
-from latprune.modes import preserved_modes
 
 __all__ = [
     "capture_conditions",
@@ -29,7 +28,6 @@ __all__ = [
     "folds_weights",
     "forget_cached",
     "preserved_buffers",
-    "preserved_modes",
     "preserved_state",
     "unfolded",
 ]

@@ -16,9 +16,9 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from latprune.copying import copied
 from latprune.errors import CaptureError
-from latprune.graph.conditions import preserved_modes
 from latprune.graph.example_inputs import ExampleInputs, call_with
 from latprune.graph.tensors import flatten_tensors
+from latprune.modes import preserved_modes
 
 __all__ = ["WEIGHT_NORMS", "Fold", "fold_in_place", "folded", "folds_of", "norms_in_place", "returning_norms"]
 

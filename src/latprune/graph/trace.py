@@ -35,7 +35,6 @@ from latprune.graph.conditions import (
     check_returned,
     forget_cached,
     preserved_buffers,
-    preserved_modes,
     preserved_state,
     unfolded,
 )
@@ -54,6 +53,7 @@ from latprune.graph.traced_builtins import traced_builtins
 from latprune.graph.training_only import TrainingReads, training_reads
 from latprune.graph.uncomputed import ValueRead
 from latprune.graph.wrappers import unwrapped
+from latprune.modes import preserved_modes
 
 __all__ = ["FORMS", "INPUT_WEIGHTS", "record", "trace"]
 

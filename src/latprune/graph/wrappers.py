@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from latprune.errors import UnwrappedWarning
-from latprune.modes import check_modes
 
-__all__ = ["check_modes", "scripted_parts", "unwrapped", "without_wrapper"]
+__all__ = ["scripted_parts", "unwrapped", "without_wrapper"]
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

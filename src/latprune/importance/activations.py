@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.captured import CapturedNetwork
-from latprune.graph.conditions import preserved_modes
 from latprune.graph.types import ChannelGroup, Kernel, Member, Role
 from latprune.importance.core import Blocks, GroupedModel
 from latprune.importance.tensors import check_finite, named_tensors, norm_after
+from latprune.modes import preserved_modes
 from latprune.progress import counted
 from latprune.train.batches import length_of
 from latprune.train.contracts import answer, inputs_of, numbered

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.graph.containers import rebuilt
 from latprune.importance.core import GroupedModel
 from latprune.importance.outputs import JUDGES, MEASURES, Measure, class_scores
+from latprune.modes import preserved_modes
 from latprune.train.contracts import answer
 
 __all__ = ["Compared", "compared_at", "moved_images"]

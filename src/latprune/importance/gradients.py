@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.graph.types import ChannelGroup, Member
 from latprune.importance.core import Blocks, GroupedModel, Importance, LossFunction, Scores, cross_entropy_loss
 from latprune.importance.processes import mean_over_processes
 from latprune.importance.tensors import along, check_finite, combine, named_tensors
+from latprune.modes import preserved_modes
 from latprune.progress import counted
 from latprune.train.batches import length_of
 from latprune.train.contracts import calling, check_loss_value, named, numbered, plain_loss

@@ -14,7 +14,8 @@ from latprune.collector import collector_resting
 from latprune.copying import copied
 from latprune.errors import CaptureError
 from latprune.graph.example_inputs import as_call, random_inputs
-from latprune.graph.wrappers import check_modes, unwrapped
+from latprune.graph.wrappers import unwrapped
+from latprune.modes import check_modes
 from latprune.program.batch import DiffersError, larger_batch, place_sizes, with_batch
 from latprune.program.canonical import canonical, renumbered
 from latprune.program.module import ProgramModule

@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latprune.errors import CaptureError
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_buffers, preserved_state
 from latprune.graph.tensors import flatten_tensors
+from latprune.modes import preserved_modes
 from latprune.program.steps import Device, Dtype, Held, Step, Training, Value, mapped
 from latprune.program.structure import describe_outputs
 from latprune.program.whole import WHOLE

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from latprune.errors import CaptureError, InvalidArgumentError, LatpruneError
-from latprune.graph.conditions import preserved_modes
 from latprune.graph.trace import trace
 from latprune.latency import Measurement, Target, get_engine, measure
 from latprune.latency.engines.inputs import check_network
 from latprune.latency.measuring.held_types import settled_target
+from latprune.modes import preserved_modes
 from latprune.train.contracts import accuracy_of
 
 __all__ = ["Compared", "compare"]

@@ -11,11 +11,12 @@ from torch import nn
 
 from latprune.argument_rules import check_whole
 from latprune.errors import BudgetInfeasibleError, InvalidArgumentError, SolverLimitError
-from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.importance import Importance, LossFunction, cross_entropy_loss, needs_data
 from latprune.importance.gradients import loss_of
 from latprune.latency import get_engine
 from latprune.methods import Limit, SoftMasks, StageContext
+from latprune.modes import preserved_modes
 from latprune.pruning.finetuning import RecipeFit, check_training_data
 from latprune.pruning.fitting import LoaderAccuracy
 from latprune.pruning.maskable import check_masks_move, trains_masked

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.graph.moved_buffers import preserved_shapes
+from latprune.modes import preserved_modes
 from latprune.recovery import stream_modules
 from latprune.train.batch_losses import BatchLosses
 from latprune.train.batches import move

@@ -14,11 +14,12 @@ from latprune.copying import copied
 from latprune.errors import InvalidArgumentError, UnwrappedWarning
 from latprune.graph import ModelGraph, trace
 from latprune.graph.admission import check_derived_weights, check_kind, check_state
-from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.graph.example_inputs import call_with, own_copy
 from latprune.graph.folding import Fold, folded
 from latprune.graph.tensors import tensors_in
 from latprune.graph.wrappers import without_wrapper
+from latprune.modes import preserved_modes
 from latprune.states import state_shapes, state_tensors
 
 if TYPE_CHECKING:

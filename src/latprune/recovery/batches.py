@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_buffers, preserved_modes, preserved_state
+from latprune.graph.conditions import preserved_buffers, preserved_state
 from latprune.graph.containers import like, rebuilt
+from latprune.modes import preserved_modes
 from latprune.program.module import ProgramModule
 from latprune.train.batches import forward, move
 from latprune.train.contracts import answer, check_batched, described, numbered

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from latprune.errors import CaptureError
 from latprune.graph import ModelGraph, Selection
-from latprune.graph.conditions import capture_conditions, forget_cached, preserved_modes, preserved_state
+from latprune.graph.conditions import capture_conditions, forget_cached, preserved_state
 from latprune.graph.containers import rebuilt
 from latprune.graph.example_inputs import as_call, own_copy
 from latprune.graph.tensors import tensors_in
+from latprune.modes import preserved_modes
 from latprune.surgery.masked import masked
 from latprune.surgery.verify import TOLERANCES, doubled, in_double
 

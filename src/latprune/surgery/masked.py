@@ -19,19 +19,12 @@ from torch import Tensor, nn
 
 from latprune.copying import laid_out_otherwise
 from latprune.errors import CaptureError, InvalidArgumentError
-from latprune.graph.conditions import (
-    capture_conditions,
-    during_calls,
-    forget_cached,
-    preserved_buffers,
-    preserved_modes,
-    preserved_state,
-    unfolded,
-)
+from latprune.graph.conditions import capture_conditions, during_calls, forget_cached, preserved_buffers, preserved_state, unfolded
 from latprune.graph.example_inputs import own_copy
 from latprune.graph.surgery_plan import SurgeryPlan
 from latprune.graph.tensors import tensors_in
 from latprune.graph.types import Call, ChannelGroup, Selection
+from latprune.modes import preserved_modes
 from latprune.surgery.masked_follower import Follower
 
 __all__ = ["MaskedModel", "MaskedRun", "RecordedModel", "keep_mask", "masked"]

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from latprune.copying import copied
 from latprune.errors import CaptureError, LatpruneError, SurgeryError
-from latprune.graph.conditions import failing_module, folds_weights, preserved_modes
+from latprune.graph.conditions import failing_module, folds_weights
 from latprune.graph.containers import rebuilt
 from latprune.graph.example_inputs import as_call, own_copy, random_inputs
 from latprune.graph.tensors import tensors_in
+from latprune.modes import preserved_modes
 from latprune.surgery.masked import MaskedModel
 
 __all__ = ["TOLERANCES", "EqualityReport", "check_equal", "compare", "doubled", "in_double"]

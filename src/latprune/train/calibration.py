@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from latprune.errors import InvalidArgumentError
 from latprune.graph.captured import CapturedNetwork
-from latprune.graph.conditions import preserved_modes
+from latprune.modes import preserved_modes
 from latprune.train.batches import move
 from latprune.train.contracts import answer, inputs_of, numbered
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from latprune.errors import InvalidArgumentError
-from latprune.graph.conditions import preserved_modes
+from latprune.modes import preserved_modes
 from latprune.progress import counted
 from latprune.train.batches import length_of, logits_of, move, split_batch
 from latprune.train.contracts import answer, check_targets, numbered, takes_labels

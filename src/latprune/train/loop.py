@@ -12,7 +12,7 @@ from torch import nn
 
 from latprune.errors import InvalidArgumentError
 from latprune.extras import importing
-from latprune.graph.conditions import preserved_modes
+from latprune.modes import preserved_modes
 from latprune.train.batches import Batches, length_of
 from latprune.train.driver import Driver
 from latprune.train.evaluation import evaluate as evaluate_accuracy
